@@ -1,0 +1,50 @@
+# One command to set up and run, one to test, one to lint. Needs Python 3.11 or newer, make and pip.
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help setup induction test lint format bench model wheel clean
+
+help:
+	@echo "make induction  the whole induction-head analysis of the shipped model, into results/"
+	@echo "make test       set up and run the tests"
+	@echo "make lint       ruff and mypy"
+	@echo "make bench      time interventions side by side with plain forward passes"
+	@echo "make model      train the shipped model again (about ten minutes)"
+
+# The stamp is newer than what it was made from, so setting up happens once and again when a requirement changes.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+setup: $(VENV)/.ready
+
+induction: setup
+	$(RUN) -m headwise induction --model words-2l --out results/induction-words-2l.nc
+
+test: setup
+	$(RUN) -m pytest
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: setup
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: setup
+	$(RUN) benchmarks/run.py
+
+model: setup
+	$(RUN) -m headwise.studies.training
+
+wheel: setup
+	$(RUN) -m build --wheel
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

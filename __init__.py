@@ -1,0 +1,61 @@
+"""headwise: declare interventions on a transformer, run them, and get labelled, stored, drawn results.
+
+``import headwise as hw`` costs nothing: names are resolved when they are first used (PEP 562).
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import DeclarationError, HeadwiseError, ModelError, ResultError, UnknownNameError
+    from .interventions.models import Model, load, shipped
+    from .studies.measurement import capture, measure
+    from .studies.results import effect, normalized, open_tree, write_netcdf
+
+_WHERE = {
+    "DeclarationError": ".errors",
+    "HeadwiseError": ".errors",
+    "ModelError": ".errors",
+    "ResultError": ".errors",
+    "UnknownNameError": ".errors",
+    "Model": ".interventions.models",
+    "load": ".interventions.models",
+    "shipped": ".interventions.models",
+    "capture": ".studies.measurement",
+    "measure": ".studies.measurement",
+    "effect": ".studies.results",
+    "normalized": ".studies.results",
+    "open_tree": ".studies.results",
+    "write_netcdf": ".studies.results",
+}
+
+__all__ = [
+    "DeclarationError",
+    "HeadwiseError",
+    "Model",
+    "ModelError",
+    "ResultError",
+    "UnknownNameError",
+    "capture",
+    "effect",
+    "load",
+    "measure",
+    "normalized",
+    "open_tree",
+    "write_netcdf",
+    "shipped",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module(".version", __name__).version()
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

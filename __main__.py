@@ -1,0 +1,7 @@
+"""``python -m headwise``: the command line."""
+
+import sys
+
+from .studies.cli import main
+
+sys.exit(main())

@@ -1,0 +1,74 @@
+"""Declarations to JSON and back, by an explicit table: nothing is looked up by name outside it, nothing pickled."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..errors import DeclarationError, UnknownNameError, choices
+from .edits import Compose, MeanAblate, Patch, ResampleAblate, ZeroAblate
+from .grid import Grid
+from .sites import Head, Layer, Site
+
+Table = Mapping[str, Callable[..., Any]]
+
+TABLE: Table = {
+    "Head": Head,
+    "Layer": Layer,
+    "Site": Site,
+    "ZeroAblate": ZeroAblate,
+    "MeanAblate": MeanAblate,
+    "ResampleAblate": ResampleAblate,
+    "Patch": Patch,
+    "Compose": lambda parts: Compose(*parts),
+    "Grid": Grid.of,
+}
+"""Type name to maker. Studies add their tasks and themselves."""
+
+
+def encode(value: object, table: Table = TABLE) -> Any:
+    """`value` as JSON-ready data: dataclasses of the table become objects with a ``type``; tuples become lists."""
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, tuple | list):
+        return [encode(item, table) for item in value]
+    if isinstance(value, Mapping):
+        return {"type": "mapping", "items": [[str(key), encode(item, table)] for key, item in value.items()]}
+    name = type(value).__name__
+    if name not in table or not dataclasses.is_dataclass(value):
+        raise DeclarationError(f"cannot store {value!r} as JSON: possible are {choices(table)}")
+    fields = {field.name: encode(getattr(value, field.name), table) for field in dataclasses.fields(value)}
+    return {"type": name} | fields
+
+
+def decode(data: Any, table: Table = TABLE) -> Any:
+    """The value that `encode` turned into `data`."""
+    if isinstance(data, list):
+        return tuple(decode(item, table) for item in data)
+    if not isinstance(data, dict):
+        return data
+    fields = dict(data)
+    name = fields.pop("type", None)
+    if name == "mapping":
+        return {key: decode(item, table) for key, item in fields["items"]}
+    if name not in table:
+        raise UnknownNameError(f"unknown type {name!r} in JSON: possible are {choices(table)}")
+    return table[name](**{key: decode(item, table) for key, item in fields.items()})
+
+
+def to_json(value: object, table: Table = TABLE) -> str:
+    """`value` as JSON text, keys in the order of the fields."""
+    return json.dumps(encode(value, table))
+
+
+def from_json(text: str, table: Table = TABLE) -> Any:
+    """The value that `to_json` wrote."""
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DeclarationError(f"this is not JSON: {error}") from None
+    return decode(data, table)

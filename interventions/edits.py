@@ -1,0 +1,168 @@
+"""What: interventions as frozen values, with fields only. Owns their structure; knows no model and no tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..errors import DeclarationError, choices
+from .sites import Component, Head, Site, as_site
+
+OVER = ("example", "position")
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """Base of everything that can be done to a forward pass. ``a + b`` does both in one pass."""
+
+    def edits(self) -> tuple[SiteEdit, ...]:
+        """The single-site edits it is made of, in forward order."""
+        raise NotImplementedError  # each kind says so itself
+
+    def __add__(self, other: Intervention) -> Compose:
+        if not isinstance(other, Intervention):
+            return NotImplemented
+        return Compose(self, other)
+
+
+@dataclass(frozen=True, init=False)
+class SiteEdit(Intervention):
+    """An intervention that replaces the value at one site."""
+
+    site: Site
+
+    def __init__(self, site: Site | Head | str) -> None:
+        object.__setattr__(self, "site", as_site(site))
+        if not self.site.component.writable:
+            writable = choices(component for component in Component if component.writable)
+            raise DeclarationError(f"{self.site.component} can be read but not replaced: possible are {writable}")
+
+    def edits(self) -> tuple[SiteEdit, ...]:
+        """Itself alone."""
+        return (self,)
+
+    @property
+    def run(self) -> str | None:
+        """The run of the evaluated prompts that the new value comes from, if it comes from one."""
+        return None
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether the new value comes from the reference draw of the task."""
+        return False
+
+
+@dataclass(frozen=True, init=False)
+class ZeroAblate(SiteEdit):
+    """Replace the site by zeros.
+
+    A head stands for its ``z``, so the value bias ``b_V``, which attention passes on whole, goes with the head, while
+    the output bias of the layer stays. Where biases are folded elsewhere (as some libraries do with ``b_V``), zero
+    ablation of the same head is a different intervention. Zeros may lie far from what later layers ever saw: compare
+    with `MeanAblate` and `ResampleAblate`.
+    """
+
+
+@dataclass(frozen=True, init=False)
+class MeanAblate(SiteEdit):
+    """Replace the site by its mean over a reference draw of the task.
+
+    Parameters
+    ----------
+    site : Site, Head or str
+    over : {"example", ("example", "position")}
+        What the mean is taken over: examples, giving one mean for each position (default), or examples and positions.
+        The hidden dimension is never averaged. The reference draw has its own seed, so the evaluated prompts are not
+        in it.
+    """
+
+    over: str | tuple[str, ...] = "example"
+
+    def __init__(self, site: Site | Head | str, over: str | Iterable[str] = "example") -> None:
+        super().__init__(site)
+        names = (over,) if isinstance(over, str) else tuple(sorted(over))
+        if names not in (OVER[:1], OVER):
+            raise DeclarationError(f"over={over!r}: possible are 'example' and ('example', 'position')")
+        object.__setattr__(self, "over", names[0] if len(names) == 1 else names)
+
+    @property
+    def uses_reference(self) -> bool:
+        """Always: the mean is taken over the reference draw."""
+        return True
+
+
+@dataclass(frozen=True, init=False)
+class ResampleAblate(SiteEdit):
+    """Replace the site by its value in another example of the reference draw (a seeded derangement of the examples).
+
+    Keeps the site's distribution, and breaks its link to the prompt; the gentlest of the three ablations.
+    """
+
+    seed: int = 0
+
+    def __init__(self, site: Site | Head | str, seed: int = 0) -> None:
+        super().__init__(site)
+        object.__setattr__(self, "seed", int(seed))
+
+    @property
+    def uses_reference(self) -> bool:
+        """Always: the value is taken from the reference draw."""
+        return True
+
+
+@dataclass(frozen=True, init=False)
+class Patch(SiteEdit):
+    """Replace the site by its value in another run of the same example (activation patching).
+
+    Noising is ``base="clean", source="corrupted"``: does breaking this site break the answer? Denoising is
+    ``base="corrupted", source="clean"``: does restoring it restore the answer? ``base`` belongs to the measurement.
+    """
+
+    source: str = "corrupted"
+
+    def __init__(self, site: Site | Head | str, source: str = "corrupted") -> None:
+        super().__init__(site)
+        object.__setattr__(self, "source", str(source))
+
+    @property
+    def run(self) -> str | None:
+        """The source run."""
+        return self.source
+
+
+@dataclass(frozen=True, init=False)
+class Compose(Intervention):
+    """Several interventions in one forward pass, in forward order whatever the order they were written in.
+
+    ``Compose(a, b) == Compose(b, a)``. Two edits of the same site, head and position are an error that names both.
+    """
+
+    parts: tuple[SiteEdit, ...]
+
+    def __init__(self, *parts: Intervention) -> None:
+        for part in parts:
+            if not isinstance(part, Intervention):
+                raise DeclarationError(f"Compose takes interventions, got {part!r}")
+        edits = sorted((edit for part in parts for edit in part.edits()), key=lambda edit: (edit.site.order, repr(edit)))
+        if not edits:
+            raise DeclarationError("Compose needs at least one intervention")
+        check_disjoint(edits)
+        object.__setattr__(self, "parts", tuple(edits))
+
+    def edits(self) -> tuple[SiteEdit, ...]:
+        """All of them, flattened."""
+        return self.parts
+
+    def __repr__(self) -> str:
+        return f"Compose({', '.join(map(repr, self.parts))})"
+
+
+def check_disjoint(edits: Iterable[SiteEdit]) -> None:
+    """Refuse two edits of one place; edits are compared within a layer and component only."""
+    seen: dict[tuple[int, Component], list[SiteEdit]] = {}
+    for edit in edits:
+        group = seen.setdefault((edit.site.layer, edit.site.component), [])
+        for other in group:
+            if edit.site.overlaps(other.site):
+                raise DeclarationError(f"two edits of one place: {other!r} and {edit!r}; keep one, or split positions")
+        group.append(edit)

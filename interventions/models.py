@@ -1,0 +1,216 @@
+"""Open a model: a shipped name, a Hub id, a local folder, or a module in memory. Owns the `Model` handle."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnsight.modeling.transformers import TransformersModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+
+from ..errors import DeclarationError, ModelError, choices
+from .architectures import Family, HeadWeights, family_of
+from .shape import Shape
+
+SHIPPED = Path(__file__).resolve().parent.parent / "models"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Model:
+    """A causal language model that headwise can intervene on. Made by `load`.
+
+    Attributes
+    ----------
+    name : str
+    revision : str
+        Hub revision; ``local`` for a folder, ``memory`` for a module, the package version for a shipped model.
+    family : Family
+    shape : Shape
+        Counts: ``layers heads d_model d_head vocabulary context``.
+    tokenizer : PreTrainedTokenizerFast
+    traced : nnsight model
+    """
+
+    name: str
+    revision: str
+    family: Family
+    shape: Shape
+    tokenizer: Any
+    traced: TransformersModel
+
+    @property
+    def layers(self) -> range:
+        """Indices of the layers."""
+        return range(self.shape.layers)
+
+    @property
+    def heads(self) -> range:
+        """Indices of the heads of a layer."""
+        return range(self.shape.heads)
+
+    @property
+    def module(self) -> PreTrainedModel:
+        """The Hugging Face module."""
+        return self.traced._module
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.module.parameters()).device
+
+    @property
+    def dtype(self) -> str:
+        """Number format of the weights, such as ``float32``."""
+        return str(next(self.module.parameters()).dtype).removeprefix("torch.")
+
+    @cached_property
+    def weight_hash(self) -> str:
+        """SHA-256 over names, shapes and bytes of all weights (first 16 hexadecimal digits)."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.module.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @cached_property
+    def tokenizer_hash(self) -> str:
+        """SHA-256 over the vocabulary (first 16 hexadecimal digits)."""
+        pairs = sorted(self.tokenizer.get_vocab().items(), key=lambda pair: pair[1])
+        return hashlib.sha256(repr(pairs).encode()).hexdigest()[:16]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, without special tokens."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def token_text(self, ids: Sequence[int]) -> list[str]:
+        """Each token as text, for labels."""
+        return [self.tokenizer.decode([int(token)]) for token in ids]
+
+    def head_weights(self, layer: int) -> HeadWeights:
+        """Weights of the heads of `layer`, for row vectors."""
+        return self.family.head_weights(self.module, layer, self.shape.heads)
+
+    def scaling(self, layer: int) -> float:
+        """Factor of the attention scores in `layer`."""
+        return self.family.scaling(self.module.config, layer)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Model {self.name} ({self.revision}): {self.family.name}, {self.shape.layers} layers of "
+            f"{self.shape.heads} heads, {self.dtype} on {self.device}, runs here>"
+        )
+
+
+def shipped() -> list[str]:
+    """Names of the models that ship with headwise."""
+    return sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
+
+
+def load(
+    source: str | Path | PreTrainedModel,
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
+    tokenizer: Any = None,
+) -> Model:
+    """Open a causal language model.
+
+    Parameters
+    ----------
+    source : str, Path or PreTrainedModel
+        A shipped name (``"words-2l"``), a Hugging Face Hub id (``"openai-community/gpt2"``), a folder with
+        ``config.json`` and weights, or a Hugging Face module in memory.
+    revision : str, optional
+        Branch, tag or commit on the Hub.
+    device : str
+        ``"auto"`` (the GPU where there is one, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
+    dtype : {"float32", "bfloat16", "float16"}
+    tokenizer : optional
+        Replaces the one in the folder; for a module in memory, token ids stand as words when it is left out.
+
+    Raises
+    ------
+    ModelError
+        The model cannot be found or read, or its family is not known.
+    """
+    target = _device(device)
+    if dtype not in DTYPES:
+        raise DeclarationError(f"dtype {dtype!r}: possible are {choices(DTYPES)}")
+    if isinstance(source, PreTrainedModel):
+        module, name, revision = source, source.config.name_or_path or type(source).__name__, "memory"
+        family = family_of(module.config, name)
+        tokenizer = tokenizer if tokenizer is not None else _id_tokenizer(module.config.vocab_size)
+    else:
+        name, where, revision = _locate(str(source), revision)
+        hub = {} if revision in ("local", "shipped") else {"revision": revision}
+        try:
+            family = family_of(AutoConfig.from_pretrained(where, **hub), name)
+            tokenizer = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(where, **hub)
+            module = AutoModelForCausalLM.from_pretrained(where, dtype=DTYPES[dtype], **hub)
+        except ModelError:
+            raise
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(_why(name, where, error)) from error
+    module = module.to(device=target, dtype=DTYPES[dtype]).eval()
+    traced = TransformersModel(module, task="text-generation", tokenizer=tokenizer)
+    return Model(name, revision or "main", family, Shape(**family.sizes(module.config)), tokenizer, traced)
+
+
+def _locate(source: str, revision: str | None) -> tuple[str, str, str | None]:
+    """Name, place to load from, and revision."""
+    if source in shipped():
+        return source, str(SHIPPED / source), "shipped"
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"{source} is a folder without config.json: a model folder holds config.json and weights")
+        return folder.resolve().name, str(folder), "local"
+    if folder.is_file():
+        raise ModelError(f"{source} is a file: give the folder that holds config.json and the weights")
+    if source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise ModelError(f"there is no folder {source}")
+    if "/" not in source:
+        raise ModelError(
+            f"no model is called {source!r}: shipped are {choices(shipped())}; a Hub id is written owner/name, "
+            "a folder is given by its path"
+        )
+    return source, source, revision
+
+
+def _why(name: str, where: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+    if Path(where).is_dir():
+        return f"cannot read the model in {where}: {reason}"
+    return (
+        f"cannot get {name} from the Hugging Face Hub: {reason}; without the Hub use a local folder or a shipped model "
+        f"({choices(shipped())})"
+    )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        found = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+        raise ModelError(f"device {name!r} cannot be used here: possible are auto, {choices(found)}") from error
+    return device
+
+
+def _id_tokenizer(size: int) -> PreTrainedTokenizerFast:
+    """A tokenizer whose words are the token ids, for modules that have none."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {str(token): token for token in range(size)} | {"<unk>": size}  # unknown words get an id no model has
+    table = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    table.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=table, unk_token="<unk>")

@@ -1,0 +1,87 @@
+"""Metrics of the logits at scored positions. Kernels are plain functions of tensors; imports `card` only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from .card import Array, Card, Metric, Run, need
+
+
+def _loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return -logits.float().log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+
+
+def _prob(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return logits.float().softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+
+
+def _accuracy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return (logits.argmax(-1) == targets).float()
+
+
+def _rank(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return (logits > logits.gather(-1, targets.unsqueeze(-1))).sum(-1).float()
+
+
+def _logit_diff(logits: torch.Tensor, targets: torch.Tensor, distractors: torch.Tensor) -> torch.Tensor:
+    both = logits.gather(-1, torch.stack([targets, distractors], dim=-1)).float()
+    return both[..., 0] - both[..., 1]
+
+
+def _kl(logits: torch.Tensor, base_logits: torch.Tensor) -> torch.Tensor:
+    base, other = base_logits.float().log_softmax(-1), logits.float().log_softmax(-1)
+    return (base.exp() * (base - other)).sum(-1)
+
+
+def _with_targets(name: str, distractors: bool = False) -> dict[str, str]:
+    answers = {"targets": "targets: give the task answers"}
+    return answers | ({"distractors": "distractors: give the task a wrong answer for each prompt"} if distractors else {})
+
+
+def _prepare(needs: dict[str, str], name: str, run: Run) -> Mapping[str, Array]:
+    return {field: need(getattr(run, field), name, why) for field, why in needs.items()}
+
+
+def _output(card: Card, kernel: object, *, distractors: bool = False, targets: bool = True) -> Metric:
+    needs = _with_targets(card.name, distractors) if targets else {}
+    return Metric(
+        card,
+        "logits",
+        kernel,  # type: ignore[arg-type]
+        lambda run: _prepare(needs, card.name, run),
+        needs_base=not targets,
+    )
+
+
+INF = float("inf")
+
+loss = _output(Card("loss", "next-token cross-entropy", "nat", (0.0, INF), "lower", "natural logarithm"), _loss)
+"""Next-token cross-entropy at the scored positions, in nats: ``-log p(target)``."""
+
+accuracy = _output(Card("accuracy", "next-token accuracy", "1", (0.0, 1.0), "higher", "argmax equals target"), _accuracy)
+"""Whether the target has the largest logit, 0 or 1 (of equal logits, the first token wins)."""
+
+rank = _output(Card("rank", "rank of the target", "1", (0.0, INF), "lower", "0 is best"), _rank)
+"""How many tokens have a larger logit than the target; 0 is best."""
+
+prob = _output(Card("prob", "probability of the target", "1", (0.0, 1.0), "higher"), _prob)
+"""Probability of the target token."""
+
+logit_diff = _output(
+    Card("logit_diff", "logit difference, target minus distractor", "logit", (-INF, INF), "higher"),
+    _logit_diff,
+    distractors=True,
+)
+"""``logit(target) - logit(distractor)``; for repeated tokens, the distractor stands in the corrupted first half where
+the target stands in the clean one."""
+
+kl = _output(
+    Card("kl", "KL divergence, base run from intervened run", "nat", (0.0, INF), "", "KL(base || intervened)"),
+    _kl,
+    targets=False,
+)
+"""``KL(base || intervened)`` at the scored positions, in nats; 0 where nothing changed."""
+
+OUTPUTS = (loss, accuracy, rank, prob, logit_diff, kl)

@@ -1,0 +1,142 @@
+"""How sure: intervals, nulls, multiplicity, control sets. Plain NumPy and SciPy; imports errors only."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from ..errors import DeclarationError
+
+Array = np.ndarray[Any, Any]
+HeadSet = tuple[tuple[int, int], ...]
+
+
+def bootstrap_interval(values: Array, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> tuple[Array, Array]:
+    """Percentile bootstrap interval of the mean over the last axis (examples).
+
+    Parameters
+    ----------
+    values : array (..., example)
+    level : float
+        Coverage, between 0 and 1.
+    resamples : int
+    seed : int
+
+    Returns
+    -------
+    low, high : arrays (...)
+        NaN where a value is missing or there are fewer than two examples.
+    """
+    if not 0 < level < 1:
+        raise DeclarationError(f"level={level}: a coverage lies between 0 and 1, such as 0.95")
+    values = np.asarray(values, dtype=np.float64)
+    examples = values.shape[-1]
+    if examples < 2:
+        missing = np.full(values.shape[:-1], np.nan)
+        return missing, missing
+    counts = np.random.default_rng(seed).multinomial(examples, np.full(examples, 1 / examples), size=resamples)
+    means = values @ (counts.T / examples)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=-1)
+    return low, high
+
+
+def null_p_value(observed: float, null: Array) -> float:
+    """One-sided p-value of a value against draws of a null, ``(1 + #{null >= observed}) / (1 + n)``.
+
+    NaN without draws. It cannot be smaller than ``1 / (1 + n)``.
+
+    References
+    ----------
+    Phipson and Smyth 2010, Permutation p-values should never be zero.
+    """
+    null = np.asarray(null, dtype=np.float64)
+    null = null[~np.isnan(null)]
+    if null.size == 0 or np.isnan(observed):
+        return float("nan")
+    return float((1 + np.count_nonzero(null >= observed)) / (1 + null.size))
+
+
+def benjamini_hochberg(p: Array) -> Array:
+    """Adjusted p-values (q) that control the false discovery rate over all tests in `p`; NaN stays NaN.
+
+    References
+    ----------
+    Benjamini and Hochberg 1995, Controlling the false discovery rate.
+    """
+    p = np.asarray(p, dtype=np.float64)
+    adjusted = np.full(p.shape, np.nan)
+    known = ~np.isnan(p)
+    if known.any():
+        adjusted[known] = stats.false_discovery_control(p[known], method="bh")
+    return adjusted
+
+
+def normalised(x: Array, clean: Array, corrupted: Array) -> Array:
+    """``(mean x - mean corrupted) / (mean clean - mean corrupted)`` over the last axis (examples).
+
+    0 is as bad as the corrupted run, 1 as good as the clean one. NaN where the denominator is within two standard
+    errors of 0 (paired over examples). Per-example ratios are not averaged.
+
+    Parameters
+    ----------
+    x : array (..., example)
+    clean, corrupted : array (example,) or (..., example)
+    """
+    clean, corrupted = (np.asarray(part, dtype=np.float64) for part in (clean, corrupted))
+    gap = np.nanmean(clean - corrupted, axis=-1)
+    spread = np.nanstd(clean - corrupted, axis=-1, ddof=1) if clean.shape[-1] > 1 else np.zeros_like(gap)
+    noise = 2 * spread / math.sqrt(clean.shape[-1])
+    safe = np.where((np.abs(gap) > noise) & (gap != 0), gap, np.nan)
+    ratio: Array = (np.nanmean(np.asarray(x, dtype=np.float64) - corrupted, axis=-1)) / safe
+    return ratio
+
+
+def control_sets(
+    chosen: Collection[tuple[int, int]],
+    layers: int,
+    heads: int,
+    draws: int = 50,
+    seed: int = 0,
+    matched: bool = True,
+) -> list[HeadSet]:
+    """Random sets of heads to compare a chosen set with: as many heads, none of them chosen, no set twice.
+
+    Parameters
+    ----------
+    chosen : collection of (layer, head)
+    layers, heads : int
+        Counts of the model.
+    draws : int
+        How many sets; all distinct sets where there are no more than that.
+    seed : int
+    matched : bool
+        The same number of heads in the same layers (default), or drawn over all layers.
+
+    Returns
+    -------
+    list of sets
+        Empty where the model has not enough other heads.
+    """
+    chosen = set(chosen)
+    everywhere = [(layer, head) for layer in range(layers) for head in range(heads)]
+    pools = []
+    for layer in sorted({layer for layer, _ in chosen}) if matched else [None]:
+        free = [place for place in everywhere if place not in chosen and layer in (None, place[0])]
+        pools.append((free, sum(layer in (None, place[0]) for place in chosen)))
+    possible = math.prod(math.comb(len(free), count) for free, count in pools)
+    if not chosen or possible == 0:
+        return []
+    if possible <= draws:
+        parts = itertools.product(*(itertools.combinations(free, count) for free, count in pools))
+        return [tuple(itertools.chain.from_iterable(part)) for part in parts]
+    random = np.random.RandomState(seed)  # a frozen stream: a seed means the same everywhere
+    found: dict[HeadSet, None] = {}
+    while len(found) < draws:
+        picks = ([free[i] for i in sorted(random.permutation(len(free))[:count])] for free, count in pools)
+        found[tuple(itertools.chain.from_iterable(picks))] = None
+    return list(found)

@@ -1,0 +1,110 @@
+"""Scores read off the weights alone: q-, k- and v-composition. Plain NumPy in float64; imports errors only.
+
+Row-vector convention, ``x @ W``. For the heads of one layer ``W_Q``, ``W_K``, ``W_V`` have shape
+``(head, d_model, d_head)`` and ``W_O`` has ``(head, d_head, d_model)``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import UnknownNameError, choices
+
+Array = np.ndarray[Any, Any]
+KINDS = ("q", "k", "v")
+
+
+class Factors(NamedTuple):
+    """Factors of all heads of a layer, float64."""
+
+    W_Q: Array
+    W_K: Array
+    W_V: Array
+    W_O: Array
+
+
+def factors(W_Q: Array, W_K: Array, W_V: Array, W_O: Array, gain: Array | None = None) -> Factors:
+    """Factors ready for composition; with `gain`, the LayerNorm around them is folded in.
+
+    Parameters
+    ----------
+    W_Q, W_K, W_V : array (head, d_model, d_head)
+    W_O : array (head, d_head, d_model)
+    gain : array (d_model,), optional
+        Gain of the LayerNorm that the layer reads through. It is multiplied into what reads; and since LayerNorm
+        removes the mean over ``d_model``, what reads and what writes is centred over ``d_model``, so that no score
+        counts a direction that cannot pass. (The defaults of TransformerLens do the same.) Left out: raw weights.
+    """
+    read = [np.asarray(weight, dtype=np.float64) for weight in (W_Q, W_K, W_V)]
+    write = np.asarray(W_O, dtype=np.float64)
+    if gain is not None:
+        read = [weight * np.asarray(gain, dtype=np.float64)[:, None] for weight in read]
+        read = [weight - weight.mean(axis=1, keepdims=True) for weight in read]
+        write = write - write.mean(axis=2, keepdims=True)
+    return Factors(*read, write)
+
+
+def composition(kind: str, first: Factors, second: Factors) -> Array:
+    """How much of what the heads of an earlier layer write is read by the heads of a later one.
+
+    With ``M_OV = W_V @ W_O`` and ``M_QK = W_Q @ W_K.T``, and Frobenius norms,
+
+    - ``q``: ``|M_OV1 @ M_QK2| / (|M_OV1| |M_QK2|)``
+    - ``k``: ``|M_OV1 @ M_QK2.T| / (|M_OV1| |M_QK2|)``
+    - ``v``: ``|M_OV1 @ M_OV2| / (|M_OV1| |M_OV2|)``
+
+    computed from the ``d_head``-sized factors, never from ``d_model x d_model`` products.
+
+    Returns
+    -------
+    array (first head, second head)
+        Between 0 and 1; NaN where one of the two heads has no weights. Shapes with a small ``d_model`` have a high
+        floor: compare with `random_composition`.
+
+    References
+    ----------
+    Elhage et al. 2021, A Mathematical Framework for Transformer Circuits.
+    """
+    if kind not in KINDS:
+        raise UnknownNameError(f"composition {kind!r}: possible are {choices(KINDS)}")
+    reader, rest = {
+        "q": (second.W_Q, _gram(second.W_K)),
+        "k": (second.W_K, _gram(second.W_Q)),
+        "v": (second.W_V, _gram(second.W_O.swapaxes(1, 2))),
+    }[kind]
+    between = np.einsum("aim,bmj->abij", first.W_O, reader)
+    squared = np.einsum("aki,abij,bjl,abkl->ab", _gram(first.W_V), between, rest, between, optimize=True)
+    writer_norm = _norm(_gram(first.W_V), _gram(first.W_O.swapaxes(1, 2)))
+    reader_norm = _norm(_gram(reader), rest)
+    scale = writer_norm[:, None] * reader_norm[None, :]
+    return np.sqrt(np.clip(squared, 0, None)) / np.where(scale > 0, scale, np.nan)
+
+
+def random_composition(d_model: int, d_head: int, draws: int = 200, seed: int = 0) -> dict[str, tuple[float, float]]:
+    """Mean and standard deviation of each score for random Gaussian factors of this shape: the floor."""
+    random = np.random.default_rng(seed)
+
+    def layer() -> Factors:
+        return Factors(*(random.standard_normal((draws, d_model, d_head)) for _ in range(3)), random.standard_normal((draws, d_head, d_model)))
+
+    first, second = layer(), layer()
+    floor = {}
+    for kind in KINDS:
+        pairs = [
+            composition(kind, Factors(*(w[i : i + 1] for w in first)), Factors(*(w[i : i + 1] for w in second)))[0, 0]
+            for i in range(draws)
+        ]
+        floor[kind] = (float(np.mean(pairs)), float(np.std(pairs, ddof=1)))
+    return floor
+
+
+def _gram(weight: Array) -> Array:
+    """``W.T @ W`` of each head."""
+    return weight.swapaxes(1, 2) @ weight
+
+
+def _norm(left: Array, right: Array) -> Array:
+    """``|A @ B|`` of each head from the Gram matrices of ``A`` and of ``B.T``."""
+    return np.sqrt(np.einsum("hij,hji->h", left, right))

@@ -1,0 +1,51 @@
+"""The questions: tasks, measurements and studies. Puts interventions and metrics together, labels, stores, draws.
+
+Names are resolved when they are first used, so that importing a task does not import torch or HoloViews.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import plots
+    from .induction import InductionStudy
+    from .measurement import capture, measure
+    from .results import effect, normalized, open_tree, write_netcdf
+    from .tasks import Batch, Prompts, RepeatedTokens
+
+_WHERE = {
+    "InductionStudy": ".induction",
+    "capture": ".measurement",
+    "measure": ".measurement",
+    "effect": ".results",
+    "normalized": ".results",
+    "open_tree": ".results",
+    "write_netcdf": ".results",
+    "Batch": ".tasks",
+    "Prompts": ".tasks",
+    "RepeatedTokens": ".tasks",
+}
+
+__all__ = [
+    "Batch",
+    "InductionStudy",
+    "Prompts",
+    "RepeatedTokens",
+    "capture",
+    "effect",
+    "measure",
+    "normalized",
+    "open_tree",
+    "plots",
+    "write_netcdf",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "plots":
+        return import_module(".plots", __name__)
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name], __name__), name)

@@ -1,0 +1,163 @@
+"""The command line. Imports models, studies and pictures only once a command needs them."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import HeadwiseError
+from ..version import version
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import xarray as xr
+
+EXAMPLES = """examples:
+  headwise induction                                     the model that ships with headwise
+  headwise induction --model openai-community/gpt2       GPT-2 from the Hugging Face Hub
+  headwise induction --model ./my-gpt2 --n 16            a local folder, fewer prompts
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status (0 done, 1 an error that was explained, 2 wrong usage, 130 stopped)."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help()
+        return 2
+    try:
+        return int(options.run(options))
+    except HeadwiseError as error:
+        print(f"headwise: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("headwise: stopped; nothing was written", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="headwise",
+        description="Declare interventions on a transformer, run them, and get labelled, stored, drawn results.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"headwise {version()}", help="print the version")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
+    induction = commands.add_parser(
+        "induction",
+        help="the whole induction-head analysis of a GPT-2-like model",
+        description=(
+            "Find previous-token and induction heads, ablate them against random controls, patch q, k and v, measure "
+            "composition, and say how sure the answer is. Writes a NetCDF file and an HTML report beside it."
+        ),
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    induction.add_argument("--model", default="words-2l", help="shipped name, Hub id or folder (default: %(default)s)")
+    induction.add_argument("--n", type=int, default=32, help="prompts of repeated random tokens (default: %(default)s)")
+    induction.add_argument("--length", type=int, default=25, help="tokens in the half that repeats (default: %(default)s)")
+    induction.add_argument("--seed", type=int, default=0, help="seed of prompts and random controls (default: %(default)s)")
+    induction.add_argument("--out", help="NetCDF file to write (default: results/induction-MODEL.nc)")
+    induction.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: %(default)s)")
+    induction.add_argument("--revision", help="branch, tag or commit on the Hub")
+    induction.set_defaults(run=_induction)
+    return parser
+
+
+def _induction(options: argparse.Namespace) -> int:
+    started = time.monotonic()
+    from .results import check_writable, write_netcdf
+
+    out = check_writable(options.out or f"results/induction-{_stem(options.model)}.nc")
+    with _stages() as say:
+        say("starting")
+        from ..interventions.models import load
+        from .induction import STAGES, InductionStudy
+
+        study = InductionStudy(n=options.n, length=options.length, seed=options.seed)
+        say(f"opening {options.model}")
+        _quiet_libraries()
+        model = load(options.model, revision=options.revision, device=options.device)
+        names = list(STAGES)
+        tree = study.run(model, lambda name: say(f"{names.index(name) + 1}/{len(names)} {STAGES[name]}"))
+        say("writing results")
+        write_netcdf(tree, out)
+        from .report import write_report
+
+        report = write_report(tree, out.with_suffix(".html"))
+    _summary(tree)
+    print(f"\n{_shown(out)}  results ({out.stat().st_size / 1e6:.1f} MB)")
+    print(f"{_shown(report)}  report ({report.stat().st_size / 1e6:.1f} MB)")
+    print(f"{time.monotonic() - started:.0f} s in all")
+    return 0
+
+
+@contextlib.contextmanager
+def _stages() -> Iterator[object]:
+    """Say what is being done: one line that changes in a terminal, one line each elsewhere; on standard error."""
+    if not sys.stderr.isatty():
+        yield lambda text: print(text, file=sys.stderr, flush=True)
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("") as status:
+        yield lambda text: status.update(text)
+
+
+def _summary(tree: xr.DataTree) -> None:
+    """Heads with a role as a table, then the conclusion."""
+    import json
+
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+    heads, ablation = tree["heads"].to_dataset(), tree["ablation"].to_dataset()
+    change = (ablation["loss"] - ablation["baseline_loss"].sel(run="clean")).mean("example")
+    scores = {"induction": "induction", "previous_token": "previous", "duplicate_token": "duplicate"}
+    table = Table(title=tree.attrs["title"], caption="scores 0 to 1; loss: nats added when the head alone is ablated", box=None)
+    for title in ("head", "role", *scores.values(), "loss, zero", "loss, mean"):
+        table.add_column(title, justify="left" if title in ("head", "role") else "right")
+    rows = []
+    for layer in heads["layer"].values:
+        for head in heads["head"].values:
+            here, lost = heads.sel(layer=layer, head=head), change.sel(layer=layer, head=head)
+            values = [float(here[name].mean()) for name in scores]
+            effects = [float(lost.sel(ablation=name)) for name in ("zero", "mean")]
+            rows.append((str(here["role"].values), f"L{layer}H{head}", values, effects))
+    named = [row for row in rows if row[0] != "other"] or rows
+    shown = sorted(named, key=lambda row: (row[0], -max(row[2])))[:24]
+    for role, name, values, effects in shown:
+        table.add_row(name, role, *(f"{value:.2f}" for value in values), *(f"{value:+.2f}" for value in effects))
+    console.print(table)
+    if len(shown) < len(rows):
+        console.print(f"{len(rows) - len(shown)} further heads are in the report.")
+    console.print()
+    for finding in json.loads(tree.attrs["conclusion"]):
+        console.print(f"- {finding['text']}", markup=False)
+
+
+def _stem(model: str) -> str:
+    return Path(model).name or "model"
+
+
+def _shown(path: Path) -> str:
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+def _quiet_libraries() -> None:
+    """Keep the loading bars and advice of the libraries off the terminal."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

@@ -1,0 +1,150 @@
+"""Do previous-token heads feed the keys of induction heads? Composition from the weights, and its causal check."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+from ..interventions.sites import Head
+from ..metrics.attention import induction
+from ..metrics.statistics import control_sets, null_p_value
+from ..metrics.weights import KINDS, Factors, composition, factors, random_composition
+from .ablation import METHODS, ablate
+from .measurement import measure
+from .tasks import Task
+
+if TYPE_CHECKING:
+    from ..interventions.models import Model
+
+VARIANTS = ("folded", "raw")
+PAIR = ("sender_layer", "sender_head", "receiver_layer", "receiver_head")
+
+
+def composition_scores(model: Model, *, draws: int = 200, seed: int = 0) -> xr.Dataset:
+    """Q-, K- and V-composition between every pair of heads of different layers.
+
+    Returns
+    -------
+    Dataset
+        ``composition(kind, variant, sender_layer, sender_head, receiver_layer, receiver_head)``, NaN unless the sender
+        is in an earlier layer; ``variant`` says whether LayerNorm is folded in. ``floor_mean(kind)`` and
+        ``floor_sd(kind)``: the same score for random Gaussian factors of the same shape.
+    """
+    shape = model.shape
+    table = np.full((len(KINDS), len(VARIANTS), *(shape.layers, shape.heads) * 2), np.nan)
+    for column, variant in enumerate(VARIANTS):
+        layers = [_factors(model, layer, variant == "folded") for layer in model.layers]
+        for later in model.layers:
+            for earlier in range(later):
+                for row, kind in enumerate(KINDS):
+                    table[row, column, earlier, :, later, :] = composition(kind, layers[earlier], layers[later])
+    floor = random_composition(shape.d_model, shape.d_head, draws, seed)
+    long = "composition score"
+    return xr.Dataset(
+        {
+            "composition": (("kind", "variant", *PAIR), table, {"long_name": long, "units": "1", "references": "Elhage et al. 2021"}),
+            "floor_mean": ("kind", [floor[kind][0] for kind in KINDS], {"long_name": f"{long} of random weights", "units": "1"}),
+            "floor_sd": ("kind", [floor[kind][1] for kind in KINDS], {"long_name": "its standard deviation", "units": "1"}),
+        },
+        coords={
+            "kind": np.asarray(KINDS, dtype=object),
+            "variant": np.asarray(VARIANTS, dtype=object),
+            "sender_layer": list(model.layers),
+            "sender_head": list(model.heads),
+            "receiver_layer": list(model.layers),
+            "receiver_head": list(model.heads),
+        },
+    )
+
+
+def pair_scores(scores: xr.Dataset, senders: Sequence[Head], receivers: Sequence[Head], variant: str = "folded") -> xr.Dataset:
+    """The scores of the pairs from `senders` to `receivers`, against all other pairs between the same layers.
+
+    Returns
+    -------
+    Dataset
+        ``pair_mean(kind)``; ``pair_z(kind)``, its distance from the random floor in deviations of the floor;
+        ``other_mean(kind)``; ``pair_above(kind)``, the share of the other pairs that score below the mean of these.
+    """
+    table = scores["composition"].sel(variant=variant)
+    own = np.zeros(table.isel(kind=0).shape, dtype=bool)
+    layers = np.zeros_like(own)
+    for sender in senders:
+        for receiver in receivers:
+            if sender.layer < receiver.layer:
+                own[sender.layer, sender.head, receiver.layer, receiver.head] = True
+                layers[sender.layer, :, receiver.layer, :] = True
+    found: dict[str, list[float]] = {"pair_mean": [], "pair_z": [], "other_mean": [], "pair_above": []}
+    for kind in KINDS:
+        values = table.sel(kind=kind).transpose(*PAIR).values
+        pairs, others = values[own], values[layers & ~own]
+        mean = float(np.nanmean(pairs)) if np.isfinite(pairs).any() else np.nan
+        others = others[np.isfinite(others)]
+        floor = scores.sel(kind=kind)
+        found["pair_mean"].append(mean)
+        found["pair_z"].append((mean - float(floor["floor_mean"])) / float(floor["floor_sd"]))
+        found["other_mean"].append(float(others.mean()) if len(others) else np.nan)
+        found["pair_above"].append(float((others < mean).mean()) if len(others) else np.nan)
+    words = {
+        "pair_mean": "mean score from previous-token to induction heads",
+        "pair_z": "its distance from the random floor, in deviations of the floor",
+        "other_mean": "mean score of the other pairs between those layers",
+        "pair_above": "share of the other pairs that score lower",
+    }
+    return xr.Dataset({name: ("kind", values, {"long_name": words[name], "units": "1"}) for name, values in found.items()})
+
+
+def causal_check(
+    model: Model, task: Task, senders: Sequence[Head], receivers: Sequence[Head], *, draws: int = 50, seed: int = 0
+) -> xr.Dataset:
+    """Ablate the senders and watch the induction score of the receivers; then as many random heads of the same layers.
+
+    Returns
+    -------
+    Dataset
+        ``receiver_induction(example)``, ``ablated_induction(ablation, example)``, ``control_induction(ablation, control_draw)``
+        and ``p_induction(ablation)``: how often random heads of the same layers lower the score as much.
+    """
+    places = [(head.layer, head.head) for head in senders]
+    taken = places + [(head.layer, head.head) for head in receivers]
+    others = [
+        one
+        for one in control_sets(places, model.shape.layers, model.shape.heads, draws, seed)
+        if not set(one) & set(taken)
+    ]
+    conditions = {f"{method}/{-1}": ablate(senders, method) for method in METHODS}
+    for number, one in enumerate(others):
+        conditions |= {f"{method}/{number}": ablate((Head(*place) for place in one), method) for method in METHODS}
+    measured = measure(model, task, conditions, [induction])
+    at = {
+        "read_layer": xr.DataArray([head.layer for head in receivers], dims="member"),
+        "read_head": xr.DataArray([head.head for head in receivers], dims="member"),
+    }
+    after = measured["induction"].sel(at).mean("member")
+    before = measured["baseline_induction"].sel(run="clean", drop=True).sel(at).mean("member")
+    methods = list(METHODS)
+    ablated = np.stack([after.sel(condition=f"{method}/-1").values for method in methods])
+    control = np.array(
+        [[float(after.sel(condition=f"{method}/{number}").mean()) for number in range(len(others))] for method in methods]
+    ).reshape(len(methods), len(others))
+    fall = float(before.mean()) - ablated.mean(axis=1)
+    p = [null_p_value(fall[row], float(before.mean()) - control[row]) for row in range(len(methods))]
+    words = "induction score of the induction heads"
+    return xr.Dataset(
+        {
+            "receiver_induction": ("example", before.values, {"long_name": words, "units": "1"}),
+            "ablated_induction": (("ablation", "example"), ablated, {"long_name": f"{words} without the previous-token heads", "units": "1"}),
+            "control_induction": (("ablation", "control_draw"), control, {"long_name": f"{words} without as many random heads", "units": "1"}),
+            "p_induction": ("ablation", p, {"long_name": "p: random sets that lower it as much", "units": "1"}),
+        },
+        coords={"ablation": np.asarray(methods, dtype=object)},
+    )
+
+
+def _factors(model: Model, layer: int, folded: bool) -> Factors:
+    weights = model.head_weights(layer)
+    arrays = [part.detach().double().cpu().numpy() for part in weights]
+    return factors(*arrays[:4], gain=arrays[4] if folded else None)

@@ -1,0 +1,174 @@
+"""The flagship study: the whole induction-head analysis of a model, from behaviour to circuit, as one result tree."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import xarray as xr
+
+from ..errors import DeclarationError
+from ..interventions import codec
+from ..interventions.sites import Head
+from . import ablation, behaviour, composition, heads, patching, words
+from .conclusion import conclude
+from .results import as_attrs, provenance
+from .tasks import RepeatedTokens
+
+if TYPE_CHECKING:
+    from ..interventions.models import Model
+
+STAGES = {
+    "behaviour": "loss and accuracy by position",
+    "heads": "attention scores of every head",
+    "patterns": "what the top heads attend to",
+    "ablation": "every head ablated",
+    "sets": "sets of heads against random sets",
+    "patching": "q, k and v of every head patched",
+    "composition": "composition between heads",
+    "words": "words in context",
+}
+TOP = 3
+
+
+@dataclass(frozen=True)
+class InductionStudy:
+    """The induction-head analysis of a GPT-2-like model.
+
+    Parameters
+    ----------
+    n, length, seed, bos
+        Of the repeated random tokens: prompts, half length, seed, BOS in front.
+    threshold : float
+        Attention score from which a head counts as a head of that kind.
+    draws : int
+        Random sets of heads of each control.
+    untrained : int
+        Models with random weights that scores are compared with.
+    """
+
+    n: int = 32
+    length: int = 25
+    seed: int = 0
+    bos: bool = False
+    threshold: float = 0.4
+    draws: int = 50
+    untrained: int = 20
+
+    def __post_init__(self) -> None:
+        _ = self.task  # checks n, length and seed
+        if not 0 < self.threshold < 1:
+            raise DeclarationError(f"threshold={self.threshold}: a score lies between 0 and 1")
+        for name in ("draws", "untrained"):
+            if getattr(self, name) < 1:
+                raise DeclarationError(f"{name}={getattr(self, name)}: at least one is needed")
+
+    @property
+    def task(self) -> RepeatedTokens:
+        """The repeated random tokens it measures on."""
+        return RepeatedTokens(self.n, self.length, self.seed, self.bos)
+
+    def run(self, model: Model, progress: Callable[[str], None] | None = None) -> xr.DataTree:
+        """Run the whole analysis.
+
+        Parameters
+        ----------
+        model : Model
+        progress : callable, optional
+            Called with the key of each stage (see `STAGES`) when it starts.
+
+        Returns
+        -------
+        DataTree
+            One group for each stage, and the conclusion as JSON text in the attributes.
+        """
+        task = self.task
+        task.draw(model)  # what does not fit the model is refused before any forward pass
+        started, seconds = time.monotonic(), {}
+        parts: dict[str, xr.Dataset] = {}
+
+        def stage(name: str, make: Callable[[], xr.Dataset]) -> None:
+            if progress is not None:
+                progress(name)
+            begun = time.monotonic()
+            parts[name] = make().assign_attrs(long_name=STAGES[name])
+            seconds[name] = round(time.monotonic() - begun, 3)
+
+        stage("behaviour", lambda: behaviour.by_position(model, task))
+        stage("heads", lambda: self._heads(model))
+        found = {
+            "induction": heads.heads_with(parts["heads"], "induction", "induction"),
+            "previous-token": heads.heads_with(parts["heads"], "previous-token", "previous_token"),
+        }
+        stage("patterns", lambda: behaviour.patterns(model, task, self._shown(parts["heads"])))
+        stage("ablation", lambda: ablation.every_head(model, task))
+        stage("sets", lambda: self._sets(model, found))
+        stage("patching", lambda: self._patching(model, found["induction"]))
+        stage("composition", lambda: self._composition(model, found["previous-token"], found["induction"]))
+        score = parts["heads"]["induction"].mean("example")
+        stage("words", lambda: words.words_in_context(model, found["induction"], score))
+
+        tree = xr.DataTree.from_dict({f"/{name}": part for name, part in parts.items()}, name="induction")
+        tree.attrs = provenance(model) | as_attrs(
+            {
+                "title": f"Induction heads of {model.name}",
+                "study": self.to_json(),
+                "task": codec.to_json(task, {**codec.TABLE, "RepeatedTokens": RepeatedTokens}),
+                "heads": json.dumps({role: [str(head) for head in members] for role, members in found.items()}),
+                "seconds": round(time.monotonic() - started, 3),
+                "seconds_by_stage": json.dumps(seconds),
+            }
+        )
+        tree.attrs["conclusion"] = json.dumps([asdict(finding) for finding in conclude(tree)])
+        return tree
+
+    def _heads(self, model: Model) -> xr.Dataset:
+        return heads.describe_heads(
+            model, self.task, threshold=self.threshold, untrained=self.untrained, seed=self.seed
+        )
+
+    def _shown(self, scores: xr.Dataset) -> list[tuple[Head, str]]:
+        shown: dict[Head, str] = {}
+        for kind in ("induction", "previous_token"):
+            for head, _ in heads.ranked(scores[kind].mean("example"), TOP):
+                shown.setdefault(head, kind)
+        return list(shown.items())
+
+    def _sets(self, model: Model, found: dict[str, list[Head]]) -> xr.Dataset:
+        sets = {f"{role} heads": members for role, members in found.items() if members}
+        if len(sets) > 1:
+            sets["both"] = [head for members in found.values() for head in members]
+        if not sets:
+            return xr.Dataset()
+        return ablation.sets_against_controls(model, self.task, sets, draws=self.draws, seed=self.seed)
+
+    def _patching(self, model: Model, induction: list[Head]) -> xr.Dataset:
+        every = patching.qkv_of_every_head(model, self.task)
+        if not induction:
+            return every
+        return every.merge(patching.qkv_of_set(model, self.task, induction), combine_attrs="override")
+
+    def _composition(self, model: Model, senders: list[Head], receivers: list[Head]) -> xr.Dataset:
+        scores = composition.composition_scores(model, seed=self.seed)
+        pairs = [(one, two) for one in senders for two in receivers if one.layer < two.layer]
+        if not pairs:
+            return scores
+        causal = composition.causal_check(model, self.task, senders, receivers, draws=self.draws, seed=self.seed)
+        return xr.merge(
+            [scores, composition.pair_scores(scores, senders, receivers), causal], combine_attrs="drop_conflicts"
+        )
+
+    def to_json(self) -> str:
+        """The study as JSON text."""
+        return codec.to_json(self, {"InductionStudy": InductionStudy})
+
+    @classmethod
+    def from_json(cls, text: str) -> InductionStudy:
+        """The study that `to_json` wrote."""
+        study = codec.from_json(text, {"InductionStudy": cls})
+        if not isinstance(study, cls):
+            raise DeclarationError("this JSON does not hold an InductionStudy")
+        return study

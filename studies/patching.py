@@ -1,0 +1,101 @@
+"""Which of q, k and v carries the pattern, and which the token: activation patching of every head, both directions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+from ..interventions.edits import Compose, Patch
+from ..interventions.grid import Grid
+from ..interventions.sites import Head
+from ..metrics.attention import induction
+from ..metrics.outputs import logit_diff
+from ..metrics.statistics import bootstrap_interval
+from .measurement import measure
+from .results import effect, normalized
+from .tasks import Task
+
+if TYPE_CHECKING:
+    from ..interventions.models import Model
+
+COMPONENTS = ("q", "k", "v")
+DIRECTIONS = {"noising": ("clean", "corrupted"), "denoising": ("corrupted", "clean")}
+"""Direction to (base, source)."""
+PREDICTION = {
+    "q": "changes nothing: the queries of the second half see the same tokens in both runs",
+    "k": "carries the pattern: with the corrupted keys no key follows a copy of the query, so attention misses the target",
+    "v": "carries the token: attention stays, and what is copied is the token that stood in the corrupted first half",
+}
+"""What the induction circuit says must happen when q, k or v of the induction heads is taken from the corrupted run."""
+
+
+def qkv_of_every_head(model: Model, task: Task) -> xr.Dataset:
+    """Patch q, k or v of every head, noising and denoising, by logit difference.
+
+    Returns
+    -------
+    Dataset
+        ``<direction>(component, layer, head, example)`` in logits, ``baseline_logit_diff(run, example)``,
+        ``<direction>_normalized(component, layer, head)`` (0 corrupted, 1 clean), and the 95% bootstrap interval of the
+        effect, ``<direction>_effect_low`` and ``_high``.
+    """
+    result = xr.Dataset()
+    where = ("component", "layer", "head")
+    for direction, (base, source) in DIRECTIONS.items():
+        grid = Grid(
+            lambda component, layer, head, source=source: Patch(Head(layer, head).site(component), source=source),
+            component=COMPONENTS,
+            layer=model.layers,
+            head=model.heads,
+        )
+        measured = measure(model, task, grid, [logit_diff], base=base)
+        change = effect(measured, "logit_diff")
+        low, high = bootstrap_interval(change.values)
+        words = f"{direction}, {source} into {base}"
+        result[direction] = measured["logit_diff"].assign_attrs(long_name=f"logit difference, {words}")
+        result[f"{direction}_normalized"] = normalized(measured, "logit_diff").assign_attrs(
+            long_name=f"normalised logit difference, {words}"
+        )
+        attrs = {"units": "logit"}
+        result[f"{direction}_effect_low"] = (where, low, attrs | {"long_name": "effect, lower end of 95% interval"})
+        result[f"{direction}_effect_high"] = (where, high, attrs | {"long_name": "effect, upper end of 95% interval"})
+        result["baseline_logit_diff"] = measured["baseline_logit_diff"]
+        result.attrs = measured.attrs | {"direction": "both", "base": "clean and corrupted"}
+    return result
+
+
+def qkv_of_set(model: Model, task: Task, heads: Sequence[Head]) -> xr.Dataset:
+    """Take q, k or v of all `heads` together from the corrupted run: what happens to pattern and to answer.
+
+    Returns
+    -------
+    Dataset
+        ``set_logit_diff(component, example)``, ``set_normalized(component)`` and
+        ``set_induction(component, example)``: the mean induction score of those heads; with their baselines on the
+        clean run, ``clean_logit_diff(example)`` and ``clean_induction(example)``.
+    """
+    grid = Grid(
+        lambda component: Compose(*(Patch(head.site(component)) for head in heads)),
+        component=COMPONENTS,
+    )
+    measured = measure(model, task, grid, [logit_diff, induction])
+    at = {
+        "read_layer": xr.DataArray([head.layer for head in heads], dims="member"),
+        "read_head": xr.DataArray([head.head for head in heads], dims="member"),
+    }
+    clean = measured.sel(run="clean", drop=True)
+    score = {"long_name": "induction score of the induction heads", "units": "1"}
+    result = xr.Dataset(
+        {
+            "set_logit_diff": measured["logit_diff"],
+            "set_normalized": normalized(measured, "logit_diff"),
+            "set_induction": measured["induction"].sel(at).mean("member").assign_attrs(score),
+            "clean_logit_diff": clean["baseline_logit_diff"],
+            "clean_induction": clean["baseline_induction"].sel(at).mean("member").assign_attrs(score),
+        }
+    )
+    result["prediction"] = ("component", np.asarray([PREDICTION[name] for name in COMPONENTS], dtype=object))
+    return result

@@ -1,0 +1,169 @@
+"""Results on disk: provenance, NetCDF written beside and renamed, effects derived from what was measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import socket
+import tempfile
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from ..errors import ResultError, UnknownNameError, choices
+from ..metrics.statistics import normalised
+from ..version import version
+
+if TYPE_CHECKING:
+    from ..interventions.models import Model
+    from ..metrics.card import Card
+
+SCHEMA = "1"
+LIBRARIES = ("torch", "transformers", "nnsight", "numpy", "xarray")
+
+
+def provenance(model: Model) -> dict[str, str]:
+    """What produced a result: model, versions, place and time. Text only, as NetCDF attributes want it."""
+    return {
+        "Conventions": "headwise",
+        "schema_version": SCHEMA,
+        "model": model.name,
+        "model_revision": model.revision,
+        "model_family": model.family.name,
+        "model_shape": json.dumps(vars(model.shape)),
+        "weight_hash": model.weight_hash,
+        "tokenizer_hash": model.tokenizer_hash,
+        "device": str(model.device),
+        "dtype": model.dtype,
+        "executed": "local",
+        "host": socket.gethostname(),
+        "platform": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "versions": _versions(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+@cache
+def _versions() -> str:
+    return json.dumps({"headwise": version()} | {name: metadata.version(name) for name in LIBRARIES})
+
+
+def card_attrs(card: Card, *, long_name: str | None = None) -> dict[str, str]:
+    """NetCDF attributes of a variable that a metric fills."""
+    attrs = {"long_name": long_name or card.long_name, "units": card.units, "metric": card.name}
+    return attrs | ({"references": card.reference} if card.reference else {})
+
+
+def effect(ds: xr.Dataset, name: str) -> xr.DataArray:
+    """What the interventions changed: ``ds[name]`` minus the base run without intervention.
+
+    Parameters
+    ----------
+    ds : Dataset
+        From `measure`.
+    name : str
+        A metric in it, such as ``"loss"``.
+
+    Returns
+    -------
+    DataArray
+        The dims of ``ds[name]``; units of the metric.
+    """
+    values, baseline = _measured(ds, name)
+    change: xr.DataArray = values - baseline.sel(run=ds.attrs["base"], drop=True)
+    change = change.transpose(*values.dims).rename(f"effect_{name}")
+    change.attrs = {**values.attrs, "long_name": f"change in {values.attrs.get('long_name', name)}"}
+    return change
+
+
+def normalized(ds: xr.Dataset, name: str) -> xr.DataArray:
+    """``(x - corrupted) / (clean - corrupted)`` as a ratio of means over examples: 0 is corrupted, 1 is clean.
+
+    NaN where clean and corrupted are within noise of each other. Needs a task with a corrupted run.
+    """
+    values, baseline = _measured(ds, name)
+    for run in ("clean", "corrupted"):
+        if run not in baseline["run"]:
+            raise UnknownNameError(f"normalized needs the run {run!r}: this task has {choices(baseline['run'].values)}")
+    ratio: xr.DataArray = xr.apply_ufunc(
+        normalised,
+        values,
+        baseline.sel(run="clean", drop=True),
+        baseline.sel(run="corrupted", drop=True),
+        input_core_dims=[["example"]] * 3,
+    )
+    ratio = ratio.rename(f"normalized_{name}")
+    ratio.attrs = {"long_name": f"normalised {values.attrs.get('long_name', name)}", "units": "1"}
+    return ratio
+
+
+def _measured(ds: xr.Dataset, name: str) -> tuple[xr.DataArray, xr.DataArray]:
+    if name not in ds or f"baseline_{name}" not in ds:
+        measured = [str(other) for other in ds.data_vars if f"baseline_{other}" in ds]
+        raise UnknownNameError(f"no intervention was measured by {name!r}: this dataset has {choices(measured) or 'none'}")
+    return ds[name], ds[f"baseline_{name}"]
+
+
+def check_writable(path: str | os.PathLike[str]) -> Path:
+    """`path` as a file that can be written, its folder made; or an error, before any work is done."""
+    target = Path(path).expanduser()
+    if target.is_dir():
+        raise ResultError(f"{target} is a folder: give the name of a file in it")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".writable-"):
+            pass
+    except OSError as error:
+        raise ResultError(f"cannot write {target}: {error.strerror or error}") from error
+    return target
+
+
+def write_netcdf(result: xr.Dataset | xr.DataTree, path: str | os.PathLike[str]) -> Path:
+    """Write a result as NetCDF: beside its final name, then renamed, so that no file is ever half-written."""
+    target = check_writable(path)
+    return write_beside(target, lambda beside: result.to_netcdf(beside, engine="netcdf4"))
+
+
+def write_beside(target: Path, write: Any) -> Path:
+    """Call ``write(path)`` on a name beside `target` and rename; what was there before stays until then."""
+    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        write(beside)
+        os.replace(beside, target)
+    except OSError as error:
+        raise ResultError(f"cannot write {target}: {error.strerror or error}") from error
+    finally:
+        beside.unlink(missing_ok=True)
+    return target
+
+
+def open_tree(path: str | os.PathLike[str]) -> xr.DataTree:
+    """Read a study's result whole into memory."""
+    source = Path(path).expanduser()
+    if not source.is_file():
+        raise ResultError(f"there is no file {source}")
+    try:
+        with xr.open_datatree(source, engine="netcdf4") as tree:
+            return tree.load()
+    except (OSError, ValueError) as error:
+        raise ResultError(f"{source} is no NetCDF file that can be read: {error}") from error
+
+
+def text_coord(values: object, **attrs: str) -> tuple[Any, dict[str, str]]:
+    """Text as an object array, which NetCDF stores as variable-length strings."""
+    return np.asarray(values, dtype=object), attrs
+
+
+def as_attrs(values: Mapping[str, object]) -> dict[str, str | int | float]:
+    """Attributes that NetCDF takes: numbers and text; the rest as JSON text."""
+    return {
+        key: value if isinstance(value, str | int | float) and not isinstance(value, bool) else json.dumps(value)
+        for key, value in values.items()
+    }

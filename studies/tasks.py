@@ -1,0 +1,302 @@
+"""Tasks: recipes for prompts and for what counts as right. Owns `RepeatedTokens`, `Prompts` and the `Batch` they draw."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from ..errors import DeclarationError, UnknownNameError, choices
+from ..interventions.shape import Group
+from ..metrics.card import Run
+
+if TYPE_CHECKING:
+    from ..interventions.models import Model
+
+Array = np.ndarray[Any, Any]
+REFERENCE_EXAMPLES = 32
+"""Fewest examples of the reference draw of a random task: a mean over a handful is mostly noise."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """The prompts that will be run, and what counts as right.
+
+    Attributes
+    ----------
+    runs : mapping of str to array (example, position)
+        Token ids of each run; beyond ``lengths`` they are filled with 0 and never used.
+    lengths : array (example,)
+        Tokens of each prompt.
+    scored : bool array (example, position)
+        Positions whose next token is judged.
+    targets : array (example, position)
+        The right next token, where scored.
+    distractors : array (example, position), optional
+        A wrong next token to compare it with, where scored.
+    period : int, optional
+        Half length of repeated sequences.
+    start : int
+        Tokens in front of the repeat.
+    """
+
+    runs: Mapping[str, Array]
+    lengths: Array
+    scored: Array
+    targets: Array
+    distractors: Array | None = None
+    period: int | None = None
+    start: int = 0
+
+    def groups(self) -> list[Group]:
+        """The examples by length; those of a group run together, so nothing is padded."""
+        groups = []
+        for length in sorted(set(self.lengths.tolist())):
+            examples = np.flatnonzero(self.lengths == length)
+            groups.append(Group(tuple(examples.tolist()), length, tuple(np.flatnonzero(self.scored[examples[0]]).tolist())))
+        return groups
+
+    def tokens(self, run: str, group: Group) -> Array:
+        """Token ids of a run for the examples of a group, ``(example, position)``."""
+        return self.runs[run][list(group.examples), : group.length]
+
+    def facts(self, run: str, group: Group) -> Run:
+        """What metrics may need to know about a run of a group."""
+        where = np.ix_(group.examples, group.scored)
+        distractors = None if self.distractors is None else self.distractors[where]
+        return Run(self.tokens(run, group), group.scored, self.targets[where], distractors, self.period, self.start)
+
+
+class Task(Protocol):
+    """What a task can do. Tasks are frozen dataclasses whose fields are JSON-ready."""
+
+    def draw(self, model: Model) -> Batch:
+        """The prompts; the same declaration gives the same prompts everywhere."""
+
+    def reference(self, model: Model) -> Batch:
+        """Prompts of the same kind, for mean and resample ablation."""
+
+
+@dataclass(frozen=True)
+class RepeatedTokens:
+    """Random distinct tokens, repeated once: ``t[i + L] = t[i]``.
+
+    The ``clean`` run is the repeat. The ``corrupted`` run has the same second half after a first half of other distinct
+    tokens, so that nothing in it repeats. The target at query ``i`` is the token at ``i + 1``; the distractor is the
+    token that stands in the corrupted run where the target stands in the first half of the clean one.
+
+    Parameters
+    ----------
+    n : int
+        Number of prompts.
+    length : int
+        Half length ``L``; a prompt has ``2L`` tokens.
+    seed : int
+        The same seed gives the same prompts everywhere (the random stream is a frozen one). The reference draw has a
+        seed of its own, derived from this one.
+    bos : bool
+        Put the model's BOS in front; every index shifts by one.
+    tokens : (int, int), optional
+        Draw from the token ids ``start`` up to, not including, ``stop``; the whole vocabulary when left out. Special
+        tokens are never drawn.
+    score : {"repeat", "all"}
+        Score the queries ``L .. 2L-2`` (default), or every query that has a next token.
+    """
+
+    n: int = 32
+    length: int = 25
+    seed: int = 0
+    bos: bool = False
+    tokens: tuple[int, int] | None = None
+    score: str = "repeat"
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise DeclarationError(f"n={self.n}: at least one prompt is needed")
+        if self.length < 2:
+            raise DeclarationError(f"length={self.length}: the half length must be at least 2")
+        if self.seed < 0:
+            raise DeclarationError(f"seed={self.seed}: seeds are 0 or more")
+        if self.score not in ("repeat", "all"):
+            raise DeclarationError(f"score={self.score!r}: possible are 'repeat' and 'all'")
+        if self.tokens is not None:
+            object.__setattr__(self, "tokens", tuple(int(token) for token in self.tokens))
+            if len(self.tokens) != 2 or not 0 <= self.tokens[0] < self.tokens[1]:
+                raise DeclarationError(f"tokens={self.tokens}: give a start and a larger stop, such as (2, 500)")
+
+    def draw(self, model: Model) -> Batch:
+        """The evaluated prompts."""
+        return self._draw(model, self.n, 0)
+
+    def reference(self, model: Model) -> Batch:
+        """As many prompts (32 at least) from another seed."""
+        return self._draw(model, max(self.n, REFERENCE_EXAMPLES), 1)
+
+    def _draw(self, model: Model, n: int, stream: int) -> Batch:
+        half, start = self.length, int(self.bos)
+        size = start + 2 * half
+        if size > model.shape.context:
+            raise DeclarationError(
+                f"length={half} makes prompts of {size} tokens: {model.name} reads at most {model.shape.context}, "
+                f"so length can be 2 to {(model.shape.context - start) // 2}"
+            )
+        pool = self._pool(model)
+        random = np.random.RandomState([self.seed, stream])
+        picked = np.stack([pool[random.permutation(len(pool))[: 2 * half]] for _ in range(n)])
+        first, other = picked[:, :half], picked[:, half:]
+        front = np.full((n, start), model.tokenizer.bos_token_id if self.bos else 0, dtype=np.int64)
+        runs = {
+            "clean": np.concatenate([front, first, first], axis=1),
+            "corrupted": np.concatenate([front, other, first], axis=1),
+        }
+        scored = np.zeros((n, size), dtype=bool)
+        scored[:, (0 if self.score == "all" else start + half) : size - 1] = True
+        targets, distractors = (np.zeros((n, size), dtype=np.int64) for _ in range(2))
+        targets[:, :-1] = runs["clean"][:, 1:]
+        distractors[:, start + half - 1 : size - 1] = other
+        distractors[:, : start + half - 1] = runs["corrupted"][:, 1 : start + half]
+        return Batch(runs, np.full(n, size), scored, targets, distractors, half, start)
+
+    def _pool(self, model: Model) -> Array:
+        if self.bos and model.tokenizer.bos_token_id is None:
+            raise DeclarationError(f"bos=True: the tokenizer of {model.name} has no BOS token")
+        low, high = self.tokens or (0, model.shape.vocabulary)
+        if high > model.shape.vocabulary:
+            raise DeclarationError(f"tokens={self.tokens}: {model.name} has the token ids 0 to {model.shape.vocabulary - 1}")
+        special = set(model.tokenizer.all_special_ids)
+        pool = np.array([token for token in range(low, high) if token not in special])
+        if len(pool) < 2 * self.length:
+            raise DeclarationError(
+                f"length={self.length} needs {2 * self.length} different tokens (a half and its corruption): "
+                f"there are {len(pool)}"
+            )
+        return pool
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Any text. Prompts of unequal length are grouped by length and never padded.
+
+    Parameters
+    ----------
+    prompts : sequence of str
+    answers : sequence of str, optional
+        One token for each prompt, the right continuation, scored at the last position. Left out: every position that
+        has a next token is scored on it.
+    distractors : sequence of str, optional
+        One token for each prompt, for `logit_diff`.
+    corrupted : sequence of str, optional
+        The run ``corrupted``: for each prompt, another one of as many tokens.
+    others : sequence of str, optional
+        Reference prompts for mean and resample ablation; the prompts themselves when left out.
+    bos : bool
+        Put the model's BOS in front of each.
+    """
+
+    prompts: tuple[str, ...]
+    answers: tuple[str, ...] | None = None
+    distractors: tuple[str, ...] | None = None
+    corrupted: tuple[str, ...] | None = None
+    others: tuple[str, ...] | None = None
+    bos: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        for name in ("prompts", "answers", "distractors", "corrupted", "others"):
+            object.__setattr__(self, name, _texts(name, getattr(self, name)))
+        if not self.prompts:
+            raise DeclarationError("Prompts needs at least one prompt")
+        for name in ("answers", "distractors", "corrupted"):
+            given = getattr(self, name)
+            if given is not None and len(given) != len(self.prompts):
+                raise DeclarationError(f"{len(given)} {name} for {len(self.prompts)} prompts: give one for each")
+        if self.distractors is not None and self.answers is None:
+            raise DeclarationError("distractors are compared with answers: give answers too")
+
+    def draw(self, model: Model) -> Batch:
+        """The prompts as tokens."""
+        texts = {"clean": self.prompts} | ({"corrupted": self.corrupted} if self.corrupted is not None else {})
+        ids = {run: [self._encode(model, text) for text in given] for run, given in texts.items()}
+        lengths = np.array([len(tokens) for tokens in ids["clean"]])
+        for clean, other, text in zip(ids["clean"], ids.get("corrupted", ids["clean"]), self.prompts, strict=True):
+            if len(clean) != len(other):
+                raise DeclarationError(f"prompt {text!r} has {len(clean)} tokens, its corrupted one {len(other)}: make them equal")
+        n, size = len(lengths), int(lengths.max())
+        scored, targets = np.zeros((n, size), dtype=bool), np.zeros((n, size), dtype=np.int64)
+        distractors = None if self.distractors is None else np.zeros((n, size), dtype=np.int64)
+        for row, tokens in enumerate(ids["clean"]):
+            last = len(tokens) - 1
+            if self.answers is None:
+                if last == 0:
+                    raise DeclarationError(f"prompt {self.prompts[row]!r} is one token: there is no next token to score")
+                scored[row, :last], targets[row, :last] = True, tokens[1:]
+                continue
+            scored[row, last], targets[row, last] = True, _one_token(model, self.answers[row], "answer")
+            if distractors is not None and self.distractors is not None:
+                distractors[row, last] = _one_token(model, self.distractors[row], "distractor")
+        return Batch({run: _fill(rows, size) for run, rows in ids.items()}, lengths, scored, targets, distractors)
+
+    def reference(self, model: Model) -> Batch:
+        """The other prompts where they were given, else these prompts."""
+        if self.others is None:
+            return self.draw(model)
+        return replace(self, prompts=self.others, answers=None, distractors=None, corrupted=None, others=None).draw(model)
+
+    def _encode(self, model: Model, text: str) -> list[int]:
+        tokens = model.encode(text)
+        unknown = model.tokenizer.unk_token_id
+        if unknown is not None and unknown in tokens:
+            words = [word for word in text.split() if unknown in model.encode(word)]
+            raise DeclarationError(f"{', '.join(map(repr, words)) or repr(text)} is not in the vocabulary of {model.name}")
+        if not tokens:
+            raise DeclarationError(f"prompt {text!r} is empty")
+        if self.bos:
+            if model.tokenizer.bos_token_id is None:
+                raise DeclarationError(f"bos=True: the tokenizer of {model.name} has no BOS token")
+            tokens = [model.tokenizer.bos_token_id, *tokens]
+        if len(tokens) > model.shape.context:
+            raise DeclarationError(f"prompt {text[:40]!r}... has {len(tokens)} tokens: {model.name} reads at most {model.shape.context}")
+        return tokens
+
+
+def reference_tokens(task: Task, model: Model, run: str, groups: Sequence[Group]) -> tuple[Array, ...]:
+    """Reference prompts of the length of each group, ``(example, position)``."""
+    batch = task.reference(model)
+    if run not in batch.runs:
+        raise UnknownNameError(f"the reference prompts have the runs {choices(batch.runs)}, not {run!r}")
+    found = {group.length: batch.tokens(run, group) for group in batch.groups()}
+    for group in groups:
+        if len(found.get(group.length, ())) < 2:
+            raise DeclarationError(
+                f"mean and resample ablation need at least two reference prompts of {group.length} tokens: "
+                "give Prompts(..., others=[...])"
+            )
+    return tuple(found[group.length] for group in groups)
+
+
+def _texts(name: str, given: Iterable[str] | None) -> tuple[str, ...] | None:
+    if given is None:
+        return None
+    if isinstance(given, str):
+        raise DeclarationError(f"{name} is a list of texts: write [{given!r}]")
+    texts = tuple(given)
+    for text in texts:
+        if not isinstance(text, str):
+            raise DeclarationError(f"{name} must be texts, got {text!r}")
+    return texts
+
+
+def _one_token(model: Model, text: str, what: str) -> int:
+    tokens = model.encode(text)
+    if len(tokens) != 1 or tokens[0] == model.tokenizer.unk_token_id:
+        parts = " ".join(map(repr, model.token_text(tokens)))
+        raise DeclarationError(f"{what} {text!r} is {len(tokens)} tokens for {model.name} ({parts}): it must be one it knows")
+    return tokens[0]
+
+
+def _fill(rows: Sequence[Sequence[int]], size: int) -> Array:
+    filled = np.zeros((len(rows), size), dtype=np.int64)
+    for row, tokens in enumerate(rows):
+        filled[row, : len(tokens)] = tokens
+    return filled

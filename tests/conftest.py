@@ -1,0 +1,60 @@
+"""Strict, seeded, offline; and the models that several test files share."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from planted import planted_model
+from raw_hooks import random_gpt2
+
+import headwise as hw
+
+settings.register_profile(
+    "headwise", deadline=None, derandomize=True, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("headwise")
+
+SHAPES = {
+    "two layers": {"layers": 2, "heads": 4, "d_head": 8, "vocab": 60, "context": 40},
+    "deep and narrow": {"layers": 4, "heads": 2, "d_head": 5, "vocab": 45, "context": 30},
+    "one wide layer": {"layers": 1, "heads": 3, "d_head": 16, "vocab": 97, "context": 24},
+    "three layers": {"layers": 3, "heads": 5, "d_head": 4, "vocab": 51, "context": 32},
+}
+"""Random GPT-2s whose layers, heads, head widths and vocabularies all differ."""
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    torch.set_num_threads(1)  # small tensors: a second thread costs more than it gives, and much more on a busy machine
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", params=SHAPES)
+def random_model(request):
+    """A model with random weights, large enough that a mistake shows."""
+    return hw.load(random_gpt2(**SHAPES[request.param]))
+
+
+@pytest.fixture(scope="session")
+def small_model():
+    return hw.load(random_gpt2(**SHAPES["two layers"]))
+
+
+@pytest.fixture(scope="session")
+def planted():
+    """The planted circuit."""
+    return hw.load(planted_model())
+
+
+@pytest.fixture(scope="session")
+def words_model():
+    """The shipped model."""
+    return hw.load("words-2l")

@@ -1,0 +1,181 @@
+"""Sites, interventions, grids and their JSON: plain values that say what is wrong with them."""
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headwise import DeclarationError, UnknownNameError
+from headwise.interventions import (
+    Component,
+    Compose,
+    Grid,
+    Head,
+    Layer,
+    MeanAblate,
+    Patch,
+    ResampleAblate,
+    Site,
+    ZeroAblate,
+)
+from headwise.interventions.codec import from_json, to_json
+
+NAMES = {
+    name: value
+    for name, value in globals().items()
+    if name in ("Head", "Layer", "Site", "ZeroAblate", "MeanAblate", "ResampleAblate", "Patch", "Compose")
+}
+
+positions = st.none() | st.sets(st.integers(-5, 40), min_size=1, max_size=4).map(lambda found: tuple(sorted(found)))
+per_head = st.sampled_from([component for component in Component if component.per_head and component.writable])
+whole = st.sampled_from([component for component in Component if not component.per_head])
+sites = st.one_of(
+    st.builds(Site, per_head, st.integers(0, 5), st.none() | st.integers(0, 5), positions),
+    st.builds(Site, whole, st.integers(0, 5), st.none(), positions),
+)
+edits = st.one_of(
+    st.builds(ZeroAblate, sites),
+    st.builds(MeanAblate, sites, st.sampled_from(["example", ("example", "position")])),
+    st.builds(ResampleAblate, sites, st.integers(0, 9)),
+    st.builds(Patch, sites, st.sampled_from(["clean", "corrupted"])),
+)
+
+
+@given(edits)
+def test_repr_is_the_call_that_makes_it(edit):
+    assert eval(repr(edit), dict(NAMES)) == edit
+
+
+@given(edits)
+def test_json_gives_back_an_equal_value(edit):
+    back = from_json(to_json(edit))
+    assert back == edit
+    assert hash(back) == hash(edit)
+
+
+@given(st.lists(edits, min_size=1, max_size=3))
+def test_compose_is_the_same_in_any_order_and_survives_json(parts):
+    try:
+        both = Compose(*parts)
+    except DeclarationError:
+        return  # they meet: see test_two_edits_of_one_place
+    assert both == Compose(*reversed(parts))
+    assert from_json(to_json(both)) == both
+    assert eval(repr(both), dict(NAMES)) == both
+
+
+def test_names_of_heads():
+    assert str(Head(5, 1)) == "L5H1"
+    assert repr(Head(5, 1)) == "Head(5, 1)"
+    assert Head.parse("5.1") == Head.parse("L5H1") == Head.parse(" l5h1 ") == Head(5, 1)
+    assert Head.parse("7.10") == Head(7, 10)
+    assert str(Head(1, 2).k.at([3, 1])) == "L1H2 k at 1, 3"
+    assert repr(Layer(3).mlp_out.at(range(2, 5))) == "Layer(3).mlp_out.at(range(2, 5))"
+
+
+def test_a_head_stands_for_its_z():
+    assert ZeroAblate(Head(0, 3)) == ZeroAblate(Head(0, 3).z) == ZeroAblate("0.3") == ZeroAblate("L0H3")
+    assert ZeroAblate(Head(0, 3)).site == Site("z", 0, 3)
+
+
+def test_interventions_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ZeroAblate(Head(0, 3)).site = Head(0, 1).z
+
+
+def test_plus_composes_and_flattens():
+    one, two, three = ZeroAblate(Head(0, 1)), Patch(Head(1, 0).k), MeanAblate(Layer(0).mlp_out)
+    assert (one + two) + three == three + (two + one) == Compose(one, two, three)
+    assert [edit.site.layer for edit in (two + one).edits()] == [0, 1]
+
+
+def test_components_are_in_forward_order():
+    order = "resid_pre q k v pattern z head_out attn_out resid_mid mlp_out resid_post".split()
+    assert [str(component) for component in Component] == order
+    assert [component.order for component in Component] == list(range(11))
+
+
+def test_grid_has_a_condition_for_each_combination():
+    grid = Grid(lambda layer, head: ZeroAblate(Head(layer, head)), layer=range(2), head=[0, 3])
+    assert len(grid) == 4
+    assert grid.shape == {"layer": 2, "head": 2}
+    assert grid.interventions[1] == ZeroAblate(Head(0, 3))
+    assert grid.interventions[2] == ZeroAblate(Head(1, 0))
+    assert from_json(to_json(grid)) == grid
+    assert repr(grid) == "Grid(layer=2, head=2)"
+
+
+def test_a_mapping_survives_json():
+    named = {"pair": ZeroAblate(Head(0, 3)) + Patch(Head(1, 2).k), "prev": MeanAblate(Head(0, 3))}
+    assert from_json(to_json(named)) == named
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Head(-1, 0), "a layer must be 0 or more, got -1"),
+        (lambda: Head(0.5, 0), "a layer must be a whole number, got 0.5"),
+        (lambda: Head.parse("five"), "cannot read 'five' as a head: write L5H1 or 5.1 (layer 5, head 1)"),
+        (lambda: Site("mlp_out", 0, 3), "mlp_out has no heads (head 3 given): heads have q, k, v, pattern, z and head_out"),
+        (lambda: Head(0, 1).site("mlp_out"), "mlp_out has no heads (head 1 given)"),
+        (lambda: Head(0, 0).z.at([]), "positions must name at least one position"),
+        (lambda: Head(0, 0).z.at([1, 1]), "positions must differ, got (1, 1)"),
+        (lambda: Head(0, 0).z.at([0.5]), "positions must be whole numbers"),
+        (lambda: ZeroAblate(3), "expected a site or a head, got 3: write Head(5, 1), Head(5, 1).k or Layer(3).mlp_out"),
+        (lambda: ZeroAblate(Head(0, 0).pattern), "pattern can be read but not replaced: possible are resid_pre, q, k"),
+        (lambda: MeanAblate(Head(0, 0), over="hidden"), "over='hidden': possible are 'example' and ('example', 'position')"),
+        (lambda: MeanAblate(Head(0, 0), over="position"), "over='position': possible are"),
+        (lambda: Compose(), "Compose needs at least one intervention"),
+        (lambda: Compose(Head(0, 0)), "Compose takes interventions, got Head(0, 0)"),
+        (lambda: Grid(lambda: ZeroAblate(Head(0, 0))), "a grid needs at least one axis, such as layer=model.layers"),
+        (lambda: Grid(lambda x: ZeroAblate(Head(0, 0)), x=[]), "axis 'x' of the grid is empty"),
+        (lambda: Grid(lambda x: ZeroAblate(Head(0, 0)), x=[1, 1]), "axis 'x' of the grid has equal values"),
+        (lambda: Grid(lambda x: ZeroAblate(Head(0, 0)), x=[0.5]), "takes whole numbers or text, got 0.5"),
+        (lambda: Grid(lambda run: ZeroAblate(Head(0, 0)), run=["a"]), "a grid axis cannot be called 'run'"),
+        (lambda: Grid(lambda method: ZeroAblate(Head(0, 0)), method=["a"]), "xarray's sel(method=...) means something else"),
+        (lambda: Grid(lambda x: Head(0, x), x=[1]), "a grid is made of interventions, got Head(0, 1)"),
+        (lambda: from_json("{"), "this is not JSON"),
+    ],
+)
+def test_wrong_declarations_say_what_is_possible(make, message):
+    with pytest.raises(DeclarationError) as caught:
+        make()
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_component_lists_the_known_ones():
+    with pytest.raises(UnknownNameError) as caught:
+        Head(0, 0).site("out")
+    assert str(caught.value) == (
+        "unknown component 'out': possible are resid_pre, q, k, v, pattern, z, head_out, attn_out, resid_mid, mlp_out "
+        "and resid_post"
+    )
+
+
+def test_unknown_type_in_json_is_refused():
+    with pytest.raises(UnknownNameError, match="unknown type 'system' in JSON"):
+        from_json('{"type": "system", "command": "true"}')
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (ZeroAblate(Head(1, 2)), MeanAblate(Head(1, 2))),
+        (ZeroAblate(Head(1, 2)), MeanAblate(Layer(1).z)),
+        (ZeroAblate(Head(1, 2).k.at([3, 4])), Patch(Head(1, 2).k.at([4, 5]))),
+        (ZeroAblate(Layer(0).resid_mid), Patch(Layer(0).resid_mid.at(3))),
+    ],
+)
+def test_two_edits_of_one_place_are_refused_and_both_named(first, second):
+    with pytest.raises(DeclarationError) as caught:
+        first + second
+    assert repr(first) in str(caught.value)
+    assert repr(second) in str(caught.value)
+
+
+def test_edits_that_do_not_meet_compose():
+    assert len((ZeroAblate(Head(1, 2).k) + ZeroAblate(Head(1, 2).v)).edits()) == 2
+    assert len((ZeroAblate(Head(1, 2).k.at(3)) + Patch(Head(1, 2).k.at(4))).edits()) == 2
+    assert len((ZeroAblate(Head(1, 2)) + ZeroAblate(Head(0, 2))).edits()) == 2
