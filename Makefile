@@ -31,7 +31,8 @@ test: setup
 lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
+	@mkdir -p build/types && ln -sfn ../.. build/types/headwise
+	MYPYPATH=build/types $(VENV)/bin/mypy
 
 format: setup
 	$(VENV)/bin/ruff check --fix .

@@ -44,8 +44,8 @@ __all__ = [
     "measure",
     "normalized",
     "open_tree",
-    "write_netcdf",
     "shipped",
+    "write_netcdf",
 ]
 
 

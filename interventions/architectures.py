@@ -1,4 +1,4 @@
-"""One table per model family: the only file that names Hugging Face modules. Imports torch and errors, nothing of ours."""
+"""One table per model family: the only file that names Hugging Face modules. A leaf: imports torch and errors."""
 
 from __future__ import annotations
 
@@ -86,7 +86,9 @@ def _gpt2_head_weights(model: Any, layer: int, heads: int) -> HeadWeights:
     q, k, v = (
         part.reshape(d_model, heads, -1).transpose(0, 1) for part in block.attn.c_attn.weight.detach().chunk(3, dim=1)
     )
-    return HeadWeights(q, k, v, block.attn.c_proj.weight.detach().reshape(heads, -1, d_model), block.ln_1.weight.detach())
+    return HeadWeights(
+        q, k, v, block.attn.c_proj.weight.detach().reshape(heads, -1, d_model), block.ln_1.weight.detach()
+    )
 
 
 GPT2 = Family(

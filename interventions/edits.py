@@ -143,7 +143,9 @@ class Compose(Intervention):
         for part in parts:
             if not isinstance(part, Intervention):
                 raise DeclarationError(f"Compose takes interventions, got {part!r}")
-        edits = sorted((edit for part in parts for edit in part.edits()), key=lambda edit: (edit.site.order, repr(edit)))
+        edits = sorted(
+            (edit for part in parts for edit in part.edits()), key=lambda edit: (edit.site.order, repr(edit))
+        )
         if not edits:
             raise DeclarationError("Compose needs at least one intervention")
         check_disjoint(edits)

@@ -18,7 +18,7 @@ from ..errors import DeclarationError
 from . import ops
 from .edits import SiteEdit
 from .models import Model
-from .plan import Plan, check_site, positions_in, rows_within, DEFAULT_BUDGET
+from .plan import DEFAULT_BUDGET, Plan, check_site, positions_in, rows_within
 from .shape import Group
 from .sites import Component, Site
 from .values import edit_value
@@ -118,7 +118,10 @@ def run_plan(
                     base_parts.setdefault((name, run), []).append(_numpy(value))
                 done += start == 0
                 _report(progress, done, total)
-            sources = {run: read_points(model, inputs.runs[run][number][start:stop], sites) for run, sites in plan.sources().items()}
+            sources = {
+                run: read_points(model, inputs.runs[run][number][start:stop], sites)
+                for run, sites in plan.sources().items()
+            }
             chunk: dict[str, list[Array]] = {reader.name: [] for reader in readers}
             for step in steps:
                 if step.examples != (start, stop):
@@ -128,7 +131,7 @@ def run_plan(
                 rows = tokens[plan.base].repeat(len(edits), 1)
                 values, _ = _forward(model, group, rows, writes, readers, arguments[plan.base], len(edits), base_logits)
                 for name, value in values.items():
-                    chunk[name].append(_numpy(value.unflatten(0, (len(edits), stop - start))))
+                    chunk[name].append(_numpy(value.reshape(len(edits), stop - start, *value.shape[1:])))
                 done += 1
                 _report(progress, done, total)
             for name, pieces in chunk.items():
@@ -138,16 +141,20 @@ def run_plan(
             if parts[reader.name]:
                 outcome.values[reader.name].append(np.concatenate([piece[0] for piece in parts[reader.name]], axis=1))
             for run in plan.runs:
-                outcome.baseline[reader.name].setdefault(run, []).append(np.concatenate(base_parts[reader.name, run], axis=0))
+                outcome.baseline[reader.name].setdefault(run, []).append(
+                    np.concatenate(base_parts[reader.name, run], axis=0)
+                )
     return outcome
 
 
 def read_points(model: Model, tokens: Array, sites: Iterable[Site]) -> Points:
-    """The tensors at the points of `sites`, ``(example, position, width)``, from a forward pass without intervention."""
+    """The tensors at the points of `sites`, ``(example, position, width)``, from a pass without intervention."""
     wanted = {(site.layer, ops.POINT_OF.get(site.component, str(site.component))) for site in sites}
     group = Group(tuple(range(len(tokens))), tokens.shape[1], ())
     rows = rows_within(DEFAULT_BUDGET, model.shape, group, False)
-    pieces = [_read(model, _tensor(model, tokens[start : start + rows]), wanted) for start in range(0, len(tokens), rows)]
+    pieces = [
+        _read(model, _tensor(model, tokens[start : start + rows]), wanted) for start in range(0, len(tokens), rows)
+    ]
     return {at: torch.cat([piece[at] for piece in pieces]) for at in wanted}
 
 
@@ -212,7 +219,9 @@ def _forward(
     repeated = [{name: _repeat(value, conditions) for name, value in given.items()} for given in arguments]
     pairs = list(zip(readers, repeated, strict=True))
     attend = [(reader.name, reader.kernel, given) for reader, given in pairs if reader.kind == "pattern"]
-    score = [(reader.name, reader.kernel, given, reader.needs_base) for reader, given in pairs if reader.kind == "logits"]
+    score = [
+        (reader.name, reader.kernel, given, reader.needs_base) for reader, given in pairs if reader.kind == "logits"
+    ]
     keep_logits = base_logits is None and any(needs_base for *_, needs_base in score)
     base = None if base_logits is None else _repeat(base_logits, conditions)
     blocks, points, shape = _blocks(model), _points(model), model.shape

@@ -56,9 +56,13 @@ class Grid:
         size = 1
         for name, values in axes:
             if name in RESERVED:
-                raise DeclarationError(f"a grid axis cannot be called {name!r}: results use {choices(RESERVED)} themselves")
+                raise DeclarationError(
+                    f"a grid axis cannot be called {name!r}: results use {choices(RESERVED)} themselves"
+                )
             if name in SELECTORS:
-                raise DeclarationError(f"a grid axis cannot be called {name!r}: xarray's sel({name}=...) means something else")
+                raise DeclarationError(
+                    f"a grid axis cannot be called {name!r}: xarray's sel({name}=...) means something else"
+                )
             if not values:
                 raise DeclarationError(f"axis {name!r} of the grid is empty")
             if len(set(values)) < len(values):

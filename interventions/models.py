@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from nnsight.modeling.transformers import TransformersModel
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from ..errors import DeclarationError, ModelError, choices
@@ -62,7 +63,7 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.module.parameters()).device
+        return torch.device(next(self.module.parameters()).device)
 
     @property
     def dtype(self) -> str:
@@ -156,7 +157,7 @@ def load(
             module = AutoModelForCausalLM.from_pretrained(where, dtype=DTYPES[dtype], **hub)
         except ModelError:
             raise
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise ModelError(_why(name, where, error)) from error
     module = module.to(device=target, dtype=DTYPES[dtype]).eval()
     traced = TransformersModel(module, task="text-generation", tokenizer=tokenizer)

@@ -1,4 +1,4 @@
-"""What runs inside a trace: plain functions of tensors, numbers, slices and nnsight handles. A leaf: imports torch only.
+"""What runs inside a trace: plain functions of tensors, numbers, slices and handles. A leaf: imports torch only.
 
 Nothing here may need this package where it runs: no classes of ours, no closures over them, no imports in functions.
 """
@@ -26,7 +26,7 @@ def columns(component: str, head: int | None, heads: int, d_head: int) -> slice:
 
 def split_heads(value: torch.Tensor, heads: int) -> torch.Tensor:
     """``(example, position, head * width)`` as ``(example, position, head, width)``."""
-    return value.unflatten(-1, (heads, -1))
+    return value.reshape(*value.shape[:-1], heads, -1)
 
 
 def attention_pattern(q: torch.Tensor, k: torch.Tensor, scaling: float) -> torch.Tensor:
@@ -57,8 +57,9 @@ def write(value: torch.Tensor, writes: list[Any]) -> torch.Tensor:
 def take(block: Any, path: str, side: str) -> torch.Tensor:
     """The value at a point of a block (the first, where a module returns several)."""
     place = operator.attrgetter(path)(block) if path else block
-    value = place.input if side == "input" else place.output
-    return value[0] if isinstance(value, tuple) else value
+    value: Any = place.input if side == "input" else place.output
+    whole: torch.Tensor = value[0] if isinstance(value, tuple) else value
+    return whole
 
 
 def put(block: Any, path: str, side: str, value: torch.Tensor) -> None:
@@ -105,20 +106,17 @@ def walk(
     attended : dict
         Kernel name to ``(row, layer, head)``.
     """
-    where = {name: (path, side) for name, path, side in points}
-    taken = {}
+    taken: dict[tuple[int, str], torch.Tensor] = {}
     attended: dict[str, list[torch.Tensor]] = {name: [] for name, _, _ in attend}
     for layer in range(layers):
         block = blocks[layer]
-        into_mid = None
+        sets_mid = (layer, "resid_mid") in writes
         for name, path, side in points:
             at = (layer, name)
-            mid = (layer, "resid_mid") in writes
-            if name == "resid_mid" and mid:
-                if at in reads:
-                    taken[at] = into_mid
-                continue
-            if not (at in writes or at in reads or (attend and name == "qkv") or (mid and name in ("resid_pre", "attn_out"))):
+            through = sets_mid and name in ("resid_pre", "attn_out")
+            if (name == "resid_mid" and sets_mid) or not (
+                at in writes or at in reads or through or (attend and name == "qkv")
+            ):
                 continue
             value = take(block, path, side)
             if at in writes:
@@ -126,14 +124,13 @@ def walk(
                 put(block, path, side, value)
             if at in reads:
                 taken[at] = value
-            if name == "qkv":
+            if name == "qkv" and attend:
+                pattern = pattern_at(value, heads, scalings[layer])
                 for kernel_name, kernel, arguments in attend:
-                    pattern = pattern_at(value, heads, scalings[layer])
                     attended[kernel_name].append(kernel(pattern, **arguments))
-            if mid and name == "resid_pre":
+            if sets_mid and name == "resid_pre":
                 entering = value
-            if mid and name == "attn_out":
+            if sets_mid and name == "attn_out":
                 # The stream between attention and MLP goes on past the MLP as well, so it is set through attn_out.
-                into_mid = write(entering + value, writes[(layer, "resid_mid")])
-                put(block, *where["attn_out"], into_mid - entering)
+                put(block, path, side, write(entering + value, writes[(layer, "resid_mid")]) - entering)
     return taken, {name: torch.stack(values, dim=1) for name, values in attended.items()}

@@ -188,7 +188,7 @@ class Head(_HasHeads):
         return cls(layer, head)
 
     def site(self, component: str) -> Site:
-        """This head's part of `component` (``q k v pattern z head_out``)."""
+        """The head's part of `component` (``q k v pattern z head_out``)."""
         return Site(as_component(component), self.layer, self.head)
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""The value that an edit puts in, from what was read of other runs. Owns the arithmetic of mean and resample ablation."""
+"""The value that an edit puts in, from what was read of other runs. Owns the sums of mean and resample ablation."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def _closeness(pattern: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 def _along(run: Run, queries: range, back: int) -> Array:
     """Weights that average ``A[i, i - back]`` over `queries`."""
     examples, size = run.tokens.shape
-    weights = np.zeros((examples, size, size), dtype=np.float32)
+    weights: Array = np.zeros((examples, size, size), dtype=np.float32)
     index = np.array(queries)
     weights[:, index, index - back] = 1 / len(index)
     return weights
@@ -52,13 +52,15 @@ def _second_half(run: Run, name: str) -> range:
 def _stripe(run: Run, name: str, bos: int) -> Array:
     half = _period(run, name)
     if run.start != bos:
-        raise DeclarationError(f"{name} is defined {'with' if bos else 'without'} a BOS: use RepeatedTokens(bos={bool(bos)})")
+        raise DeclarationError(
+            f"{name} is defined {'with' if bos else 'without'} a BOS: use RepeatedTokens(bos={bool(bos)})"
+        )
     return _along(run, range(half - 1, run.tokens.shape[1]), half - 1)
 
 
 def repeats_of(tokens: Array) -> Array:
     """``D[i, j] = 1`` where ``t[j] = t[i]`` and ``j < i``: the duplicate token. Shape ``(example, query, key)``."""
-    same = tokens[:, :, None] == tokens[:, None, :]
+    same: Array = tokens[:, :, None] == tokens[:, None, :]
     return np.tril(same, -1).astype(np.float32)
 
 
@@ -70,10 +72,11 @@ def after_repeats_of(tokens: Array) -> Array:
 
 
 def _prefix(run: Run) -> Array:
-    targets = after_repeats_of(run.tokens)
+    targets: Array = after_repeats_of(run.tokens)
     queries = targets.any(axis=-1).sum(axis=-1).astype(np.float32)
     queries[queries == 0] = np.nan  # nothing repeats: the score is missing, not 0
-    return targets / queries[:, None, None]
+    share: Array = targets / queries[:, None, None]
+    return share
 
 
 def _subdiagonal(tokens: Array) -> Array:
@@ -144,7 +147,7 @@ prefix_matching = _attention(
     _prefix,
     f"attention summed over the keys j <= i with t[j-1] = t[i], mean over queries that have one; {INDUCTION_PAPER}",
 )
-"""Mean, over the queries with at least one target, of the attention summed over the targets ``{j <= i : t[j-1] = t[i]}``.
+"""Mean over the queries with a target of the attention summed over their targets ``{j <= i : t[j-1] = t[i]}``.
 
 Works on any text. NaN for a prompt in which nothing repeats.
 """

@@ -37,7 +37,9 @@ def _kl(logits: torch.Tensor, base_logits: torch.Tensor) -> torch.Tensor:
 
 def _with_targets(name: str, distractors: bool = False) -> dict[str, str]:
     answers = {"targets": "targets: give the task answers"}
-    return answers | ({"distractors": "distractors: give the task a wrong answer for each prompt"} if distractors else {})
+    return answers | (
+        {"distractors": "distractors: give the task a wrong answer for each prompt"} if distractors else {}
+    )
 
 
 def _prepare(needs: dict[str, str], name: str, run: Run) -> Mapping[str, Array]:
@@ -60,7 +62,9 @@ INF = float("inf")
 loss = _output(Card("loss", "next-token cross-entropy", "nat", (0.0, INF), "lower", "natural logarithm"), _loss)
 """Next-token cross-entropy at the scored positions, in nats: ``-log p(target)``."""
 
-accuracy = _output(Card("accuracy", "next-token accuracy", "1", (0.0, 1.0), "higher", "argmax equals target"), _accuracy)
+accuracy = _output(
+    Card("accuracy", "next-token accuracy", "1", (0.0, 1.0), "higher", "argmax equals target"), _accuracy
+)
 """Whether the target has the largest logit, 0 or 1 (of equal logits, the first token wins)."""
 
 rank = _output(Card("rank", "rank of the target", "1", (0.0, INF), "lower", "0 is best"), _rank)

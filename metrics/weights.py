@@ -37,13 +37,12 @@ def factors(W_Q: Array, W_K: Array, W_V: Array, W_O: Array, gain: Array | None =
         removes the mean over ``d_model``, what reads and what writes is centred over ``d_model``, so that no score
         counts a direction that cannot pass. (The defaults of TransformerLens do the same.) Left out: raw weights.
     """
-    read = [np.asarray(weight, dtype=np.float64) for weight in (W_Q, W_K, W_V)]
-    write = np.asarray(W_O, dtype=np.float64)
+    q, k, v, o = (np.asarray(weight, dtype=np.float64) for weight in (W_Q, W_K, W_V, W_O))
     if gain is not None:
-        read = [weight * np.asarray(gain, dtype=np.float64)[:, None] for weight in read]
-        read = [weight - weight.mean(axis=1, keepdims=True) for weight in read]
-        write = write - write.mean(axis=2, keepdims=True)
-    return Factors(*read, write)
+        q, k, v = (weight * np.asarray(gain, dtype=np.float64)[:, None] for weight in (q, k, v))
+        q, k, v = (weight - weight.mean(axis=1, keepdims=True) for weight in (q, k, v))
+        o = o - o.mean(axis=2, keepdims=True)
+    return Factors(q, k, v, o)
 
 
 def composition(kind: str, first: Factors, second: Factors) -> Array:
@@ -79,32 +78,31 @@ def composition(kind: str, first: Factors, second: Factors) -> Array:
     writer_norm = _norm(_gram(first.W_V), _gram(first.W_O.swapaxes(1, 2)))
     reader_norm = _norm(_gram(reader), rest)
     scale = writer_norm[:, None] * reader_norm[None, :]
-    return np.sqrt(np.clip(squared, 0, None)) / np.where(scale > 0, scale, np.nan)
+    score: Array = np.sqrt(np.clip(squared, 0, None)) / np.where(scale > 0, scale, np.nan)
+    return score
 
 
 def random_composition(d_model: int, d_head: int, draws: int = 200, seed: int = 0) -> dict[str, tuple[float, float]]:
     """Mean and standard deviation of each score for random Gaussian factors of this shape: the floor."""
     random = np.random.default_rng(seed)
-
-    def layer() -> Factors:
-        return Factors(*(random.standard_normal((draws, d_model, d_head)) for _ in range(3)), random.standard_normal((draws, d_head, d_model)))
-
-    first, second = layer(), layer()
-    floor = {}
-    for kind in KINDS:
-        pairs = [
-            composition(kind, Factors(*(w[i : i + 1] for w in first)), Factors(*(w[i : i + 1] for w in second)))[0, 0]
-            for i in range(draws)
-        ]
-        floor[kind] = (float(np.mean(pairs)), float(np.std(pairs, ddof=1)))
-    return floor
+    found: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    for _ in range(draws):
+        first, second = (
+            Factors(*(random.standard_normal((1, *shape)) for shape in [(d_model, d_head)] * 3 + [(d_head, d_model)]))
+            for _ in range(2)
+        )
+        for kind in KINDS:
+            found[kind].append(float(composition(kind, first, second)[0, 0]))
+    return {kind: (float(np.mean(scores)), float(np.std(scores, ddof=1))) for kind, scores in found.items()}
 
 
 def _gram(weight: Array) -> Array:
     """``W.T @ W`` of each head."""
-    return weight.swapaxes(1, 2) @ weight
+    product: Array = weight.swapaxes(1, 2) @ weight
+    return product
 
 
 def _norm(left: Array, right: Array) -> Array:
     """``|A @ B|`` of each head from the Gram matrices of ``A`` and of ``B.T``."""
-    return np.sqrt(np.einsum("hij,hji->h", left, right))
+    norm: Array = np.sqrt(np.einsum("hij,hji->h", left, right))
+    return norm

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import plots
+    from .batch import Batch
     from .induction import InductionStudy
     from .measurement import capture, measure
     from .results import effect, normalized, open_tree, write_netcdf
-    from .tasks import Batch, Prompts, RepeatedTokens
+    from .tasks import Prompts, RepeatedTokens
 
 _WHERE = {
     "InductionStudy": ".induction",
@@ -23,7 +24,7 @@ _WHERE = {
     "normalized": ".results",
     "open_tree": ".results",
     "write_netcdf": ".results",
-    "Batch": ".tasks",
+    "Batch": ".batch",
     "Prompts": ".tasks",
     "RepeatedTokens": ".tasks",
 }

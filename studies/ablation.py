@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,9 +16,9 @@ from ..interventions.grid import Grid
 from ..interventions.sites import Head, Layer
 from ..metrics.card import Metric
 from ..metrics.outputs import accuracy, loss
-from ..metrics.statistics import benjamini_hochberg, bootstrap_interval, control_sets, null_p_value
+from ..metrics.statistics import benjamini_hochberg, control_sets, null_p_value
 from .measurement import capture, measure
-from .results import effect
+from .results import effect, effect_interval
 from .tasks import Task
 
 if TYPE_CHECKING:
@@ -41,9 +42,10 @@ def every_head(model: Model, task: Task, metrics: Sequence[Metric] = (loss, accu
     Returns
     -------
     Dataset
-        ``<metric>(ablation, layer, head, example)`` and its baseline; for the effect of each, ``<metric>_effect_low`` and
-        ``_high`` (95% bootstrap interval over examples) and ``<metric>_effect_q`` (t-test over examples,
-        Benjamini-Hochberg over heads and methods); ``constant_share(layer, head)``, see `constant_share`.
+        ``<metric>(ablation, layer, head, example)`` and its baseline; for the effect of each,
+        ``<metric>_effect_low`` and ``_high`` (95% bootstrap interval over examples) and ``<metric>_effect_q`` (t-test
+        over examples, Benjamini-Hochberg over heads and ablations); ``constant_share(layer, head)``, see
+        `constant_share`.
     """
     grid = Grid(
         lambda ablation, layer, head: METHODS[ablation](Head(layer, head)),
@@ -52,15 +54,11 @@ def every_head(model: Model, task: Task, metrics: Sequence[Metric] = (loss, accu
         head=model.heads,
     )
     measured = measure(model, task, grid, metrics)
-    where = ("ablation", "layer", "head")
     for metric in metrics:
-        change = effect(measured, metric.name)
-        low, high = bootstrap_interval(change.values)
-        attrs = {"units": metric.card.units}
-        measured[f"{metric.name}_effect_low"] = (where, low, attrs | {"long_name": "effect, lower end of 95% interval"})
-        measured[f"{metric.name}_effect_high"] = (where, high, attrs | {"long_name": "effect, upper end of 95% interval"})
-        q = benjamini_hochberg(_t_test(change.values))
-        measured[f"{metric.name}_effect_q"] = (where, q, {"long_name": "q of the effect", "units": "1"})
+        measured = measured.assign(effect_interval(measured, metric.name))
+        q = benjamini_hochberg(_t_test(effect(measured, metric.name).values))
+        attrs = {"long_name": f"q of the effect on {metric.name}", "units": "1"}
+        measured[f"{metric.name}_effect_q"] = (("ablation", "layer", "head"), q, attrs)
     measured["constant_share"] = constant_share(model, task)
     return measured
 
@@ -105,87 +103,90 @@ def sets_against_controls(
     Returns
     -------
     Dataset
-        ``<metric>(set, ablation, example)``; ``<metric>_effect_low`` and ``_high`` (95% bootstrap interval of the change);
-        ``control_<metric>(set, control, ablation, draw, example)``, NaN beyond the sets that exist;
+        ``<metric>(set, ablation, example)``; ``<metric>_effect_low`` and ``_high`` (95% interval of the change);
+        ``control_<metric>(set, control, draw, ablation, example)``, NaN beyond the sets that exist;
         ``control_heads(set, control, draw)`` as text; ``draws(set, control)``; ``exhaustive(set, control)``, 1 where
         every distinct set was used; ``p_<metric>(set, control, ablation)``, one-sided: how often a random set does at
         least as much damage. It cannot be below ``1 / (1 + draws)``.
     """
-    wanted = {name: tuple(heads) for name, heads in sets.items() if heads}
+    wanted = {name: tuple(sorted(heads)) for name, heads in sets.items() if heads}
     drawn = {
-        (name, control): control_sets(
-            [(head.layer, head.head) for head in heads],
-            model.shape.layers,
-            model.shape.heads,
-            draws,
-            seed,
-            matched,
-        )
+        (name, control): [
+            tuple(sorted(Head(*place) for place in one))
+            for one in control_sets(
+                [(head.layer, head.head) for head in heads], model.shape.layers, model.shape.heads, draws, seed, matched
+            )
+        ]
         for name, heads in wanted.items()
         for control, matched in CONTROLS.items()
     }
-    unique: dict[tuple[Head, ...], None] = {tuple(sorted(heads)): None for heads in wanted.values()}
-    for places in drawn.values():
-        unique |= {tuple(sorted(Head(*place) for place in picked)): None for picked in places}
-    numbers = {heads: number for number, heads in enumerate(unique)}
+    numbers = {
+        heads: number for number, heads in enumerate(dict.fromkeys(itertools.chain(wanted.values(), *drawn.values())))
+    }
     grid = Grid.of(
-        [("ablation", tuple(METHODS)), ("number", tuple(range(len(unique))))],
-        [ablate(heads, method) for method in METHODS for heads in unique],
+        [("ablation", tuple(METHODS)), ("number", tuple(range(len(numbers))))],
+        [ablate(heads, method) for method in METHODS for heads in numbers],
     )
     measured = measure(model, task, grid, metrics)
-
-    most = max((len(places) for places in drawn.values()), default=0)
-    result = xr.Dataset(
-        coords={
-            "set": np.asarray(list(wanted), dtype=object),
-            "ablation": np.asarray(list(METHODS), dtype=object),
-            "control": np.asarray(list(CONTROLS), dtype=object),
-            "draw": np.arange(most),
-            "example": measured["example"],
-            "run": measured["run"],
-        },
-        attrs=measured.attrs | {"sets": json.dumps({name: [str(head) for head in heads] for name, heads in wanted.items()})},
-    )
-    result["heads"] = ("set", np.asarray([" ".join(map(str, heads)) for heads in wanted.values()], dtype=object))
-    names = np.full((len(wanted), len(CONTROLS), most), "", dtype=object)
-    counts = np.zeros((len(wanted), len(CONTROLS)), dtype=np.int64)
-    for (row, heads), (column, control) in _pairs(wanted, CONTROLS):
-        picked = drawn[heads, control]
-        counts[row, column] = len(picked)
-        names[row, column, : len(picked)] = [" ".join(str(Head(*place)) for place in one) for one in picked]
-    result["control_heads"] = (("set", "control", "draw"), names)
-    result["draws"] = (("set", "control"), counts, {"long_name": "random sets drawn"})
-    every = (counts < draws).astype(np.int8)
-    result["exhaustive"] = (("set", "control"), every, {"long_name": "1 where these are all distinct sets there are"})
-
+    result = _drawn_sets(wanted, drawn, draws)
+    result.attrs = measured.attrs | {"sets": json.dumps({name: [*map(str, heads)] for name, heads in wanted.items()})}
     for metric in metrics:
-        name, values = metric.name, measured[metric.name].transpose("ablation", "number", "example")
-        chosen = values.isel(number=[numbers[tuple(sorted(heads))] for heads in wanted.values()])
-        result[name] = (("set", "ablation", "example"), chosen.values.swapaxes(0, 1), values.attrs)
+        name, values = metric.name, measured[metric.name]
+        own = values.isel(number=[numbers[heads] for heads in wanted.values()]).rename(number="set")
+        result[name] = own.assign_coords(set=result["set"]).transpose("set", "ablation", "example")
         result[f"baseline_{name}"] = measured[f"baseline_{name}"]
-        change = effect(result, name)
-        low, high = bootstrap_interval(change.values)
-        attrs = {"units": metric.card.units}
-        result[f"{name}_effect_low"] = (("set", "ablation"), low, attrs | {"long_name": "effect, lower end of 95% interval"})
-        result[f"{name}_effect_high"] = (("set", "ablation"), high, attrs | {"long_name": "effect, upper end of 95% interval"})
-        control = np.full((len(wanted), len(CONTROLS), len(METHODS), most, values.sizes["example"]), np.nan, dtype=np.float32)
-        p = np.full((len(wanted), len(CONTROLS), len(METHODS)), np.nan)
-        base = measured[f"baseline_{name}"].sel(run=measured.attrs["base"]).values
-        for (row, heads), (column, kind) in _pairs(wanted, CONTROLS):
-            picked = [numbers[tuple(sorted(Head(*place) for place in one))] for one in drawn[heads, kind]]
-            control[row, column, :, : len(picked)] = values.values[:, picked]
-            damage = WORSE[name] * (control[row, column, :, : len(picked)] - base).mean(-1)
-            own = WORSE[name] * change.values[row].mean(-1)
-            p[row, column] = [null_p_value(own[method], damage[method]) for method in range(len(METHODS))]
-        dims = ("set", "control", "ablation")
+        result = result.assign(effect_interval(result, name))
+        shape = (*result["control_heads"].shape, len(METHODS), values.sizes["example"])
+        control = np.full(shape, np.nan, dtype=np.float32)
+        for at, heads in np.ndenumerate(result["control_heads"].values):
+            if heads:
+                row = numbers[tuple(map(Head.parse, heads.split()))]
+                control[at] = values.isel(number=row).transpose("ablation", "example")
         long = f"{metric.card.long_name} without as many random heads"
-        result[f"control_{name}"] = ((*dims, "draw", "example"), control, {"long_name": long, **attrs})
-        result[f"p_{name}"] = (dims, p, {"long_name": "p: random sets that do at least as much damage", "units": "1"})
+        dims = ("set", "control", "draw", "ablation", "example")
+        result[f"control_{name}"] = (dims, control, {"long_name": long, "units": metric.card.units})
+        result[f"p_{name}"] = _p_values(result, name)
     return result
 
 
-def _pairs(left: Iterable[str], right: Iterable[str]) -> list[tuple[tuple[int, str], tuple[int, str]]]:
-    return [(row, column) for row in enumerate(left) for column in enumerate(right)]
+def _drawn_sets(
+    wanted: Mapping[str, tuple[Head, ...]], drawn: Mapping[tuple[str, str], list[tuple[Head, ...]]], draws: int
+) -> xr.Dataset:
+    """The sets and their controls by name."""
+    most = max(map(len, drawn.values()), default=0)
+    names = np.full((len(wanted), len(CONTROLS), most), "", dtype=object)
+    for row, name in enumerate(wanted):
+        for column, control in enumerate(CONTROLS):
+            found = drawn[name, control]
+            names[row, column, : len(found)] = [" ".join(map(str, heads)) for heads in found]
+    counts = (names != "").sum(axis=-1)
+    return xr.Dataset(
+        {
+            "heads": ("set", np.asarray([" ".join(map(str, heads)) for heads in wanted.values()], dtype=object)),
+            "control_heads": (("set", "control", "draw"), names),
+            "draws": (("set", "control"), counts, {"long_name": "random sets drawn"}),
+            "exhaustive": (
+                ("set", "control"),
+                (counts < draws).astype(np.int8),
+                {"long_name": "1 where these are all distinct sets there are"},
+            ),
+        },
+        coords={
+            "set": np.asarray(list(wanted), dtype=object),
+            "control": np.asarray(list(CONTROLS), dtype=object),
+            "draw": np.arange(most),
+        },
+    )
+
+
+def _p_values(result: xr.Dataset, name: str) -> xr.DataArray:
+    """For each set, control and ablation: how often a random set does at least as much damage."""
+    base = result[f"baseline_{name}"].sel(run=result.attrs["base"], drop=True)
+    own, control = (WORSE[name] * (result[part] - base).mean("example") for part in (name, f"control_{name}"))
+    p: xr.DataArray = xr.apply_ufunc(
+        null_p_value, own, control, input_core_dims=[[], ["draw"]], vectorize=True, join="exact"
+    ).transpose("set", "control", "ablation")
+    return p.assign_attrs(long_name="p: random sets that do at least as much damage", units="1")
 
 
 def _t_test(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

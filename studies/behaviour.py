@@ -28,8 +28,8 @@ def by_position(model: Model, task: RepeatedTokens) -> xr.Dataset:
     Returns
     -------
     Dataset
-        ``loss`` and ``accuracy`` ``(run, example, position)``; ``<metric>_before`` and ``_after`` ``(run, example)``, the
-        means over the queries ``0 .. L-2`` and ``L .. 2L-2``; for the mean over examples at each position
+        ``loss`` and ``accuracy`` ``(run, example, position)``; ``<metric>_before`` and ``_after`` ``(run, example)``,
+        the means over the queries ``0 .. L-2`` and ``L .. 2L-2``; for the mean over examples at each position
         ``<metric>_low`` and ``_high`` ``(run, position)``, a 95% bootstrap interval.
     """
     measured = measure(model, replace(task, score="all"), None, [loss, accuracy], per_position=True)
@@ -40,8 +40,8 @@ def by_position(model: Model, task: RepeatedTokens) -> xr.Dataset:
         spans = {"before": slice(start, start + half - 1), "after": slice(start + half, start + 2 * half - 1)}
         for name, span in spans.items():
             words = f"{metric.card.long_name} {name} the repeat"
-            result[f"{metric.name}_{name}"] = values.isel(position=span).mean("position").assign_attrs(
-                long_name=words, units=metric.card.units
+            result[f"{metric.name}_{name}"] = (
+                values.isel(position=span).mean("position").assign_attrs(long_name=words, units=metric.card.units)
             )
         low, high = bootstrap_interval(values.transpose("run", "position", "example").values)
         attrs = {"units": metric.card.units}
@@ -80,7 +80,7 @@ def patterns(model: Model, task: RepeatedTokens, heads: Sequence[tuple[Head, str
     return xr.Dataset(
         {
             "pattern": (("shown", "query", "key"), stacked, {"long_name": "attention", "units": "1"}),
-            "expected": (("shown", "query"), expected, {"long_name": "expected key"}),
+            "expected": (("shown", "query"), expected, {"long_name": "expected key (position)", "units": "1"}),
             "kind": ("shown", np.asarray([kind for _, kind in heads], dtype=object)),
         },
         coords={

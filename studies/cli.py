@@ -7,7 +7,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,7 @@ EXAMPLES = """examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status (0 done, 1 an error that was explained, 2 wrong usage, 130 stopped)."""
+    """Run the command line; returns its status: 0 done, 1 an error that was explained, 2 wrong usage, 130 stopped."""
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.command is None:
@@ -64,8 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     induction.add_argument("--model", default="words-2l", help="shipped name, Hub id or folder (default: %(default)s)")
     induction.add_argument("--n", type=int, default=32, help="prompts of repeated random tokens (default: %(default)s)")
-    induction.add_argument("--length", type=int, default=25, help="tokens in the half that repeats (default: %(default)s)")
-    induction.add_argument("--seed", type=int, default=0, help="seed of prompts and random controls (default: %(default)s)")
+    induction.add_argument(
+        "--length", type=int, default=25, help="tokens in the half that repeats (default: %(default)s)"
+    )
+    induction.add_argument(
+        "--seed", type=int, default=0, help="seed of prompts and random controls (default: %(default)s)"
+    )
     induction.add_argument("--out", help="NetCDF file to write (default: results/induction-MODEL.nc)")
     induction.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: %(default)s)")
     induction.add_argument("--revision", help="branch, tag or commit on the Hub")
@@ -102,7 +106,7 @@ def _induction(options: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _stages() -> Iterator[object]:
+def _stages() -> Iterator[Callable[[str], None]]:
     """Say what is being done: one line that changes in a terminal, one line each elsewhere; on standard error."""
     if not sys.stderr.isatty():
         yield lambda text: print(text, file=sys.stderr, flush=True)
@@ -124,7 +128,9 @@ def _summary(tree: xr.DataTree) -> None:
     heads, ablation = tree["heads"].to_dataset(), tree["ablation"].to_dataset()
     change = (ablation["loss"] - ablation["baseline_loss"].sel(run="clean")).mean("example")
     scores = {"induction": "induction", "previous_token": "previous", "duplicate_token": "duplicate"}
-    table = Table(title=tree.attrs["title"], caption="scores 0 to 1; loss: nats added when the head alone is ablated", box=None)
+    table = Table(
+        title=tree.attrs["title"], caption="scores 0 to 1; loss: nats added when the head alone is ablated", box=None
+    )
     for title in ("head", "role", *scores.values(), "loss, zero", "loss, mean"):
         table.add_column(title, justify="left" if title in ("head", "role") else "right")
     rows = []

@@ -45,9 +45,21 @@ def composition_scores(model: Model, *, draws: int = 200, seed: int = 0) -> xr.D
     long = "composition score"
     return xr.Dataset(
         {
-            "composition": (("kind", "variant", *PAIR), table, {"long_name": long, "units": "1", "references": "Elhage et al. 2021"}),
-            "floor_mean": ("kind", [floor[kind][0] for kind in KINDS], {"long_name": f"{long} of random weights", "units": "1"}),
-            "floor_sd": ("kind", [floor[kind][1] for kind in KINDS], {"long_name": "its standard deviation", "units": "1"}),
+            "composition": (
+                ("kind", "variant", *PAIR),
+                table,
+                {"long_name": long, "units": "1", "references": "Elhage et al. 2021"},
+            ),
+            "floor_mean": (
+                "kind",
+                [floor[kind][0] for kind in KINDS],
+                {"long_name": f"{long} of random weights", "units": "1"},
+            ),
+            "floor_sd": (
+                "kind",
+                [floor[kind][1] for kind in KINDS],
+                {"long_name": "its standard deviation", "units": "1"},
+            ),
         },
         coords={
             "kind": np.asarray(KINDS, dtype=object),
@@ -60,7 +72,9 @@ def composition_scores(model: Model, *, draws: int = 200, seed: int = 0) -> xr.D
     )
 
 
-def pair_scores(scores: xr.Dataset, senders: Sequence[Head], receivers: Sequence[Head], variant: str = "folded") -> xr.Dataset:
+def pair_scores(
+    scores: xr.Dataset, senders: Sequence[Head], receivers: Sequence[Head], variant: str = "folded"
+) -> xr.Dataset:
     """The scores of the pairs from `senders` to `receivers`, against all other pairs between the same layers.
 
     Returns
@@ -94,7 +108,10 @@ def pair_scores(scores: xr.Dataset, senders: Sequence[Head], receivers: Sequence
         "other_mean": "mean score of the other pairs between those layers",
         "pair_above": "share of the other pairs that score lower",
     }
-    return xr.Dataset({name: ("kind", values, {"long_name": words[name], "units": "1"}) for name, values in found.items()})
+    return xr.Dataset(
+        {name: ("kind", values, {"long_name": words[name], "units": "1"}) for name, values in found.items()},
+        coords={"kind": np.asarray(KINDS, dtype=object)},
+    )
 
 
 def causal_check(
@@ -105,8 +122,9 @@ def causal_check(
     Returns
     -------
     Dataset
-        ``receiver_induction(example)``, ``ablated_induction(ablation, example)``, ``control_induction(ablation, control_draw)``
-        and ``p_induction(ablation)``: how often random heads of the same layers lower the score as much.
+        ``receiver_induction(example)``, ``ablated_induction(ablation, example)``,
+        ``control_induction(ablation, control_draw)`` and ``p_induction(ablation)``: how often random heads of
+        the same layers lower the score as much.
     """
     places = [(head.layer, head.head) for head in senders]
     taken = places + [(head.layer, head.head) for head in receivers]
@@ -128,7 +146,10 @@ def causal_check(
     methods = list(METHODS)
     ablated = np.stack([after.sel(condition=f"{method}/-1").values for method in methods])
     control = np.array(
-        [[float(after.sel(condition=f"{method}/{number}").mean()) for number in range(len(others))] for method in methods]
+        [
+            [float(after.sel(condition=f"{method}/{number}").mean()) for number in range(len(others))]
+            for method in methods
+        ]
     ).reshape(len(methods), len(others))
     fall = float(before.mean()) - ablated.mean(axis=1)
     p = [null_p_value(fall[row], float(before.mean()) - control[row]) for row in range(len(methods))]
@@ -136,8 +157,16 @@ def causal_check(
     return xr.Dataset(
         {
             "receiver_induction": ("example", before.values, {"long_name": words, "units": "1"}),
-            "ablated_induction": (("ablation", "example"), ablated, {"long_name": f"{words} without the previous-token heads", "units": "1"}),
-            "control_induction": (("ablation", "control_draw"), control, {"long_name": f"{words} without as many random heads", "units": "1"}),
+            "ablated_induction": (
+                ("ablation", "example"),
+                ablated,
+                {"long_name": f"{words} without the previous-token heads", "units": "1"},
+            ),
+            "control_induction": (
+                ("ablation", "control_draw"),
+                control,
+                {"long_name": f"{words} without as many random heads", "units": "1"},
+            ),
             "p_induction": ("ablation", p, {"long_name": "p: random sets that lower it as much", "units": "1"}),
         },
         coords={"ablation": np.asarray(methods, dtype=object)},
@@ -146,5 +175,5 @@ def causal_check(
 
 def _factors(model: Model, layer: int, folded: bool) -> Factors:
     weights = model.head_weights(layer)
-    arrays = [part.detach().double().cpu().numpy() for part in weights]
-    return factors(*arrays[:4], gain=arrays[4] if folded else None)
+    W_Q, W_K, W_V, W_O, gain = (part.detach().double().cpu().numpy() for part in weights)
+    return factors(W_Q, W_K, W_V, W_O, gain if folded else None)

@@ -10,11 +10,18 @@ import xarray as xr
 
 from ..metrics.statistics import bootstrap_interval
 from .heads import ROLES
+from .phrases import article, count, listed, percent, points
+from .words import LISTS
+
+REAL = 0.05
+"""False discovery rate up to which an effect is taken for real."""
+CLEAR_NATS = 0.05
+"""Difference in loss between two ablations below which it is not worth a sentence."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A sentence, and the group of the result that it was written from."""
+    """A sentence or two, and the group of the result that they were written from."""
 
     group: str
     text: str
@@ -31,13 +38,17 @@ def conclude(tree: xr.DataTree) -> list[Finding]:
         "composition": _composition,
         "words": _words,
     }
-    findings = [
-        Finding(group, text) for group, write in writers.items() for text in write(tree[group].to_dataset(), tree)
-    ]
+    findings = [Finding(group, text) for group, write in writers.items() for text in write(tree[group].to_dataset())]
     return findings + [Finding("limits", text) for text in _limits(tree)]
 
 
-def _behaviour(ds: xr.Dataset, tree: xr.DataTree) -> list[str]:
+def heads_of(tree: xr.DataTree) -> dict[str, list[str]]:
+    """Role to names of heads, strongest first, from the attributes of a result."""
+    found: dict[str, list[str]] = json.loads(tree.attrs["heads"])
+    return found
+
+
+def _behaviour(ds: xr.Dataset) -> list[str]:
     clean = ds.sel(run="clean")
     before, after = (float(clean[f"accuracy_{when}"].mean()) for when in ("before", "after"))
     early, late = (float(clean[f"loss_{when}"].mean()) for when in ("before", "after"))
@@ -45,243 +56,235 @@ def _behaviour(ds: xr.Dataset, tree: xr.DataTree) -> list[str]:
     broken = float(ds["accuracy_after"].sel(run="corrupted").mean())
     gain = "The model repeats what it has seen" if after - before > 0.1 else "The model hardly uses the repeat"
     return [
-        f"{gain}: next-token accuracy is {_percent(before)} before the repeat and {_percent(after)} after it "
-        f"(95% interval {_percent(low)} to {_percent(high)}), and the loss goes from {early:.2f} to {late:.2f} nats.",
-        f"Where the first half is replaced so that nothing repeats, accuracy at the same positions is {_percent(broken)}.",
+        f"{gain}: next-token accuracy is {percent(before)} before the repeat and {percent(after)} after it "
+        f"(95% interval {percent(low)} to {percent(high)}), and the loss goes from {early:.2f} to {late:.2f} nats.",
+        f"Where the first half is replaced so that nothing repeats, accuracy at the same positions is "
+        f"{percent(broken)}.",
     ]
 
 
-def _heads(ds: xr.Dataset, tree: xr.DataTree) -> list[str]:
-    sentences = []
-    for score, role in ROLES.items():
-        mean = ds[score].mean("example")
-        chance = float(ds[f"chance_{score}"].mean())
-        best = float(ds[f"untrained_{score}"].max())
-        named = [
-            (value, f"L{layer}H{head}")
-            for (layer, head), value in np.ndenumerate(mean.values)
-            if ds["role"].values[layer, head] == role
-        ]
-        background = f"chance is {chance:.2f} and the best of {ds[f'untrained_{score}'].size} untrained heads has {best:.2f}"
-        if named:
-            listed = _listed([f"{name} ({value:.2f})" for value, name in sorted(named, reverse=True)])
-            sentences.append(f"{_count(len(named), f'{role} head')} of {mean.size}: {listed}; {background}.")
-        else:
-            sentences.append(
-                f"No head is {_article(role)} {role} head: the highest score is {float(mean.max()):.2f} "
-                f"(q = {float(ds[f'q_{score}'].values.flat[int(mean.values.argmax())]):.2f}), and a head needs "
-                f"{float(ds.attrs['threshold']):.2f} with q of at most {float(ds.attrs['alpha']):.2f}; {background}."
-            )
-    return sentences
+def _heads(ds: xr.Dataset) -> list[str]:
+    return [_role_words(ds, score, role) for score, role in ROLES.items()]
 
 
-def _sets(ds: xr.Dataset, tree: xr.DataTree) -> list[str]:
+def _role_words(ds: xr.Dataset, score: str, role: str) -> str:
+    mean = ds[score].mean("example").values
+    untrained = ds[f"untrained_{score}"]
+    background = (
+        f"chance is {float(ds[f'chance_{score}'].mean()):.2f} and the best of {untrained.size} untrained heads has "
+        f"{float(untrained.max()):.2f}"
+    )
+    named = sorted(
+        ((value, f"L{at[0]}H{at[1]}") for at, value in np.ndenumerate(mean) if ds["role"].values[at] == role),
+        reverse=True,
+    )
+    if named:
+        members = listed(f"{name} ({value:.2f})" for value, name in named)
+        return f"{count(len(named), f'{role} head')} of {mean.size}: {members}; {background}."
+    best_q = float(ds[f"q_{score}"].values.flat[int(mean.argmax())])
+    return (
+        f"No head is {article(role)} {role} head: the highest score is {mean.max():.2f} (q = {best_q:.2f}), and a "
+        f"head needs {float(ds.attrs['threshold']):.2f} with q of at most {float(ds.attrs['alpha']):.2f}; {background}."
+    )
+
+
+def _sets(ds: xr.Dataset) -> list[str]:
     if "set" not in ds.dims:
         return []
     base = float(ds["baseline_accuracy"].sel(run="clean").mean())
-    sentences = []
-    for name in ds["set"].values:
-        here = ds.sel(set=name)
-        drops = {method: base - float(here["accuracy"].sel(ablation=method).mean()) for method in ds["ablation"].values}
-        interval = _drop_interval(here, "zero")
-        listed = _listed([f"{_points(drop)} under {method} ablation" for method, drop in drops.items()])
-        text = f"Without {_the(str(name))} together, accuracy falls from {_percent(base)} by {listed} (zero: 95% interval {interval})."
-        sentences.append(text + " " + " ".join(_control_words(here, control, base) for control in ds["control"].values))
-    return sentences
+    return [_set_words(ds.sel(set=name), str(name), base) for name in ds["set"].values]
 
 
-def _drop_interval(here: xr.Dataset, method: str) -> str:
-    ends = (-float(here[f"accuracy_effect_{end}"].sel(ablation=method)) for end in ("high", "low"))
-    return " to ".join(_points(end).removesuffix(" points") for end in ends) + " points"
+def _set_words(here: xr.Dataset, name: str, base: float) -> str:
+    who = "induction and previous-token heads" if name == "both" else f"the {name}"
+    after = here["accuracy"].mean("example").to_series()
+    falls = listed(f"{percent(after[ablation])} under {ablation} ablation" for ablation in after.index)
+    low, high = (-float(here[f"accuracy_effect_{end}"].sel(ablation="zero")) for end in ("high", "low"))
+    text = (
+        f"Without {who} together, accuracy falls from {percent(base)} to {falls} (zero costs "
+        f"{points(base - after['zero'])}, "
+        f"95% interval {round(100 * low)} to {round(100 * high)})."
+    )
+    return " ".join([text, *(_control_words(here, str(control), base) for control in here["control"].values)])
 
 
 def _control_words(here: xr.Dataset, control: str, base: float) -> str:
-    count = int(here["draws"].sel(control=control))
+    number = int(here["draws"].sel(control=control))
     place = "of the same layers" if control == "same layers" else "from all layers"
-    if count == 0:
-        return f"There are not enough other heads for a control {place}."
-    kind = f"all {count} distinct sets" if int(here["exhaustive"].sel(control=control)) else f"{count} random sets"
-    drops = base - here["control_accuracy"].sel(control=control, ablation="zero").mean("example")
+    if number == 0:
+        return f"There are not enough other heads {place} for a control (0 sets)."
+    kind = f"all {number} distinct sets" if int(here["exhaustive"].sel(control=control)) else f"{number} random sets"
+    falls = base - here["control_accuracy"].sel(control=control, ablation="zero").mean("example")
     p = float(here["p_accuracy"].sel(control=control, ablation="zero"))
-    floor = f", the smallest that {count} sets can give" if np.isclose(p, 1 / (1 + count)) else ""
+    floor = f", the smallest that {number} sets can give" if np.isclose(p, 1 / (1 + number)) else ""
     return (
-        f"Zeroing as many other heads {place} ({kind}) costs {_points(float(drops.mean()))} on average and "
-        f"{_points(float(drops.max()))} at most (p = {p:.3f}{floor})."
+        f"Zeroing as many other heads {place} ({kind}) costs {points(falls.mean())} on average and "
+        f"{points(falls.max())} at most (p = {p:.3f}{floor})."
     )
 
 
-def _ablation(ds: xr.Dataset, tree: xr.DataTree) -> list[str]:
-    base = ds["baseline_loss"].sel(run="clean")
-    change = (ds["loss"] - base).mean("example")
-    share = ds["constant_share"]
-    real = (ds["loss_effect_q"] <= 0.05) & (change > 0)
-    zero, mean = (change.sel(ablation=method) for method in ("zero", "mean"))
-    worst = {method: _worst(change.sel(ablation=method)) for method in ds["ablation"].values}
-    sentences = [
-        "The single head that costs most is "
-        + _listed([f"{head} under {method} ablation (+{value:.2f} nats)" for method, (head, value) in worst.items()])
-        + "."
+def _ablation(ds: xr.Dataset) -> list[str]:
+    change = (ds["loss"] - ds["baseline_loss"].sel(run="clean")).mean("example").transpose("ablation", "layer", "head")
+    worst = []
+    for ablation in change["ablation"].values:
+        here = change.sel(ablation=ablation).values
+        layer, head = np.unravel_index(int(here.argmax()), here.shape)
+        worst.append(f"L{layer}H{head} under {ablation} ablation ({here.max():+.2f} nats)")
+    sentences = [f"The single head that costs most is {listed(worst)}."]
+    zero, mean = (change.sel(ablation=name).values for name in ("zero", "mean"))
+    changed = [*_only_under("zero", "mean", ds, zero, mean), *_only_under("mean", "zero", ds, mean, zero)]
+    if changed:
+        return sentences + changed
+    gap = np.abs(zero - mean)
+    layer, head = np.unravel_index(int(gap.argmax()), gap.shape)
+    sentences.append(
+        f"No head's verdict changes between zero and mean ablation: the two differ by at most {gap.max():.2f} nats "
+        f"(L{layer}H{head}, {percent(ds['constant_share'].values[layer, head])} of whose output is the same for "
+        f"every prompt)."
+    )
+    return sentences
+
+
+def _only_under(
+    first: str, second: str, ds: xr.Dataset, large: np.ndarray[tuple[int, int]], small: np.ndarray[tuple[int, int]]
+) -> list[str]:
+    """Heads that look needed under one ablation and not, or less than half as much, under the other; and why."""
+    real = (ds["loss_effect_q"].sel(ablation=first).values <= REAL) & (large - small > CLEAR_NATS)
+    found = np.argwhere(real & (large > 2 * np.maximum(small, 0)))
+    why = {
+        "zero": "zeroing takes that constant away from the layers that rely on it, and the mean leaves it",
+        "mean": "the mean puts in an output that is wrong for most prompts, where zero puts in none",
+    }[first]
+    return [
+        f"L{layer}H{head} looks needed under {first} ablation ({large[layer, head]:+.2f} nats) and less than half as "
+        f"much under {second} ablation ({small[layer, head]:+.2f}): "
+        f"{percent(ds['constant_share'].values[layer, head])} "
+        f"of its output is the same for every prompt; {why}."
+        for layer, head in sorted(map(tuple, found), key=lambda at: small[at] - large[at])
     ]
-    only_zero = (real.sel(ablation="zero") & (zero > 2 * np.maximum(mean, 0)) & (zero - mean > 0.05)).values
-    only_mean = (real.sel(ablation="mean") & (mean > 2 * np.maximum(zero, 0)) & (mean - zero > 0.05)).values
-    if not only_zero.any() and not only_mean.any():
-        gap = np.abs(zero - mean)
-        at = np.unravel_index(int(gap.values.argmax()), gap.shape)
-        sentences.append(
-            f"No head's verdict changes between zero and mean ablation: the two differ by at most {float(gap.max()):.2f} nats "
-            f"(L{at[0]}H{at[1]})."
-        )
-    for mask, first, second, small, large in ((only_zero, "zero", "mean", mean, zero), (only_mean, "mean", "zero", zero, mean)):
-        for layer, head in sorted(zip(*np.nonzero(mask), strict=True), key=lambda at: -float(abs(zero - mean)[at])):
-            part = float(share[layer, head])
-            why = (
-                "zeroing takes that constant away from the layers that rely on it, and the mean leaves it"
-                if first == "zero"
-                else "the mean adds an output that is wrong for most prompts, where zero adds none"
-            )
-            sentences.append(
-                f"L{layer}H{head} looks needed under {first} ablation (+{float(large[layer, head]):.2f} nats) and not, or far "
-                f"less, under {second} ablation ({float(small[layer, head]):+.2f}): {_percent(part)} of its output is the same "
-                f"for every prompt; {why}."
-            )
-    return sentences
 
 
-def _patching(ds: xr.Dataset, tree: xr.DataTree) -> list[str]:
+def _patching(ds: xr.Dataset) -> list[str]:
     sentences = []
-    for direction in ("noising", "denoising"):
-        best = ds[f"{direction}_normalized"]
-        sign = 1 if direction == "denoising" else -1
-        values = (sign * best).fillna(-np.inf)
-        at = np.unravel_index(int(values.values.argmax()), values.shape)
-        component, layer, head = str(ds["component"].values[at[0]]), at[1], at[2]
+    for direction, sign in (("noising", -1), ("denoising", 1)):
+        ratio = ds[f"{direction}_normalized"].transpose("component", "layer", "head").values
+        if np.isnan(ratio).all():
+            sentences.append(
+                f"By {direction}, nothing can be said: over {ds.sizes['example']} prompts, the clean and the "
+                "corrupted run do not differ in logit difference by more than noise."
+            )
+            continue
+        at = np.unravel_index(int(np.nanargmax(sign * ratio)), ratio.shape)
         sentences.append(
-            f"By {direction}, the single most telling patch is {component} of L{layer}H{head}: the normalised logit "
-            f"difference is {float(best[at]):.2f} (0 is the corrupted run, 1 the clean one)."
+            f"By {direction}, the most telling single patch is {ds['component'].values[at[0]]} of L{at[1]}H{at[2]}: "
+            f"the normalised logit difference becomes {ratio[at]:.2f} (0 is the corrupted run, 1 the clean one)."
         )
-    if "set_normalized" not in ds:
+    if "set_induction" not in ds:
         return sentences
-    clean_score, clean_diff = float(ds["clean_induction"].mean()), float(ds["clean_logit_diff"].mean())
-    for component, held in _predicted(ds).items():
-        score = float(ds["set_induction"].sel(component=component).mean())
-        answer = float(ds["set_logit_diff"].sel(component=component).mean())
+    score = ds["set_induction"].mean("example").to_series()
+    answer = ds["set_logit_diff"].mean("example").to_series()
+    clean_score, clean_answer = float(ds["clean_induction"].mean()), float(ds["clean_logit_diff"].mean())
+    for component, (held, verdict) in _verdicts(score / clean_score, answer / clean_answer).items():
         sentences.append(
-            f"Taking {component} of all induction heads from the corrupted run {_verdict(component, held)}: their induction "
-            f"score is {score:.2f} ({clean_score:.2f} before), the logit difference {answer:+.1f} ({clean_diff:+.1f} before)."
+            f"Taking {component} of all induction heads from the corrupted run {verdict[0] if held else verdict[1]}: "
+            f"their induction score goes from {clean_score:.2f} to {score[component]:.2f}, the logit difference from "
+            f"{clean_answer:+.1f} to {answer[component]:+.1f}."
         )
     return sentences
 
 
-def _predicted(ds: xr.Dataset) -> dict[str, bool]:
-    """Whether each of q, k, v did what the circuit predicts (see `patching.PREDICTION`)."""
-    score = (ds["set_induction"].mean("example") / ds["clean_induction"].mean()).to_series()
-    answer = (ds["set_logit_diff"].mean("example") / ds["clean_logit_diff"].mean()).to_series()
+def _verdicts(score: dict[str, float], answer: dict[str, float]) -> dict[str, tuple[bool, tuple[str, str]]]:
+    """For q, k and v: whether the prediction of the circuit held (`patching.PREDICTION`), and words for yes and no."""
     return {
-        "q": bool(score["q"] > 0.8 and answer["q"] > 0.8),
-        "k": bool(score["k"] < 0.5 and answer["k"] < 0.5),
-        "v": bool(score["v"] > 0.8 and answer["v"] < 0),
+        "q": (
+            score["q"] > 0.8 and answer["q"] > 0.8,
+            ("changes little, as predicted", "was predicted to change nothing, and did change something"),
+        ),
+        "k": (
+            score["k"] < 0.5 and answer["k"] < 0.5,
+            ("breaks the attention: as predicted, k carries the pattern", "does not break the attention as predicted"),
+        ),
+        "v": (
+            score["v"] > 0.8 and answer["v"] < 0,
+            (
+                "keeps the attention and swaps the answer for the distractor: as predicted, v carries the token",
+                "does not swap the answer as predicted",
+            ),
+        ),
     }
 
 
-def _verdict(component: str, held: bool) -> str:
-    if component == "q":
-        return "changes little, as predicted" if held else "was predicted to change nothing, and did change something"
-    carried = {"k": "pattern", "v": "token"}[component]
-    change = {"k": "breaks the attention", "v": "keeps the attention and swaps the answer for the distractor"}[component]
-    return f"{change}: as predicted, {component} carries the {carried}" if held else (
-        f"does not do what was predicted ({component} carrying the {carried})"
-    )
-
-
-def _composition(ds: xr.Dataset, tree: xr.DataTree) -> list[str]:
+def _composition(ds: xr.Dataset) -> list[str]:
     if "pair_mean" not in ds:
         return []
-    series = {name: ds[name].to_series() for name in ("pair_mean", "pair_z", "other_mean", "pair_above")}
-    floor = ds["floor_mean"].to_series()
-    strongest = str(series["pair_z"].idxmax())
-    listed = _listed([
-        f"{kind.upper()} {series['pair_mean'][kind]:.2f} ({series['pair_z'][kind]:+.0f} deviations from the random floor "
-        f"of {floor[kind]:.2f}; other pairs {series['other_mean'][kind]:.2f})"
-        for kind in ("q", "k", "v")
-    ])
-    verdict = (
-        "so previous-token heads feed the keys of induction heads"
-        if strongest == "k" and series["pair_z"]["k"] > 3
-        else "so the weights do not single out the keys"
+    pair = ds[["pair_mean", "pair_z", "other_mean", "pair_above", "floor_mean"]].to_dataframe()
+    strongest = str(pair["pair_z"].idxmax())
+    each = listed(
+        f"{kind.upper()} {row['pair_mean']:.2f} ({row['pair_z']:+.0f} deviations from the random floor of "
+        f"{row['floor_mean']:.2f}; other pairs {row['other_mean']:.2f})"
+        for kind, row in pair.iterrows()
     )
+    feeds = strongest == "k" and pair["pair_z"]["k"] > 3
+    verdict = "so they feed the keys" if feeds else "so the weights do not single out the keys"
     sentences = [
-        f"From previous-token to induction heads, composition is {listed}: {strongest.upper()} stands out most, {verdict}. "
-        f"{_percent(series['pair_above']['k'])} of the other pairs between those layers have less K-composition."
+        f"From previous-token to induction heads, composition is {each}. {strongest.upper()} stands out most, "
+        f"{verdict}: {percent(pair['pair_above']['k'])} of the other pairs between those layers have less "
+        f"K-composition."
     ]
     before = float(ds["receiver_induction"].mean())
-    after = _listed([f"{float(ds['ablated_induction'].sel(ablation=m).mean()):.2f} under {m} ablation" for m in ds["ablation"].values])
-    text = f"It is causal: " if before - float(ds["ablated_induction"].max("ablation").mean()) > 0.1 else "The causal check is weak: "
-    text += f"without the previous-token heads the score of the induction heads goes from {before:.2f} to {after}"
+    after = ds["ablated_induction"].mean("example").to_series()
+    causal = "It is causal" if before - after.max() > 0.1 else "The causal check is weak"
+    falls = listed(f"{after[ablation]:.2f} under {ablation} ablation" for ablation in after.index)
+    text = (
+        f"{causal}: without the previous-token heads the score of the induction heads goes from {before:.2f} to {falls}"
+    )
     if ds.sizes["control_draw"]:
-        low, high = float(ds["control_induction"].sel(ablation="zero").min()), float(ds["control_induction"].sel(ablation="zero").max())
-        p = float(ds["p_induction"].sel(ablation="zero"))
-        text += f"; zeroing as many other heads of those layers ({ds.sizes['control_draw']} sets) leaves it at {low:.2f} to {high:.2f} (p = {p:.3f})"
-    return [*sentences, text + "."]
+        control = ds["control_induction"].sel(ablation="zero")
+        text += (
+            f"; zeroing as many other heads of those layers ({ds.sizes['control_draw']} sets) leaves it at "
+            f"{float(control.min()):.2f} to {float(control.max()):.2f} (p = "
+            f"{float(ds['p_induction'].sel(ablation='zero')):.3f})"
+        )
+    return [*sentences, f"{text}."]
 
 
-def _words(ds: xr.Dataset, tree: xr.DataTree) -> list[str]:
+def _words(ds: xr.Dataset) -> list[str]:
     if "accuracy" not in ds:
-        return [f"Words in context were not run: none of the lists fits this tokenizer ({ds.attrs['left_out']})."]
-    right, total = int(ds["accuracy"].sum()), ds.sizes["example"]
-    agreement, p = float(ds["agreement"]), float(ds["agreement_p"])
-    text = f"On {total} short word lists such as “{ds['prompt'].values[0]}” the model gives the right next word {right} times"
-    text += f"; the heads' prefix-matching there agrees with their induction score at a rank correlation of {agreement:.2f} (p = {p:.1e})"
+        return [f"Words in context were not run: 0 of {len(LISTS)} lists fit this model's tokenizer."]
+    total = ds.sizes["example"]
+    text = (
+        f"On {total} short word lists such as “{ds['prompt'].values[0]}” the model gives the right next word "
+        f"{int(ds['accuracy'].sum())} times; where its heads look there agrees with their induction score at a rank "
+        f"correlation of {float(ds['agreement']):.2f} (p = {float(ds['agreement_p']):.1e})."
+    )
     if "ablated_accuracy" in ds:
-        left = _listed([f"{int(ds['ablated_accuracy'].sel(ablation=m).sum())} under {m} ablation" for m in ds["ablation"].values])
-        text += f". Without the induction heads {left} of the {total} are right"
-    return [text + "."]
+        right = ds["ablated_accuracy"].sum("example").to_series()
+        left = listed(f"{count(int(right[ablation]), 'time')} under {ablation} ablation" for ablation in right.index)
+        text += f" Without the induction heads it is right {left}."
+    return [text]
 
 
 def _limits(tree: xr.DataTree) -> list[str]:
-    ds, heads = tree["sets"].to_dataset(), tree["heads"].to_dataset()
+    sets, heads, weights = (tree[name].to_dataset() for name in ("sets", "heads", "composition"))
+    threshold = float(heads.attrs["threshold"])
+    near = (heads["induction"].mean("example") > threshold / 2) & (heads["role"] != "induction")
     limits = [
-        f"Not shown: that the K path alone carries the effect. Ablating the previous-token heads removes everything they "
-        f"write; path patching would isolate one path. ({tree['behaviour'].sizes['example']} prompts, one seed, one model.)",
-        f"Roles rest on a threshold of {heads.attrs['threshold']:.2f}; "
-        + f"{int(((heads['induction'].mean('example') > 0.5 * heads.attrs['threshold']) & (heads['role'] != 'induction')).sum())} "
-        "further heads have an induction score above half of it.",
+        f"One model and one seed of prompts ({tree['behaviour'].sizes['example']} of them): intervals are over "
+        "prompts, not over trained models.",
+        f"Roles rest on a threshold of {threshold:.2f}. Heads without the role whose induction score is above half of "
+        f"it: {int(near.sum())}.",
     ]
-    if "draws" in ds:
-        few = [f"{name} ({int(ds['draws'].sel(set=name, control='same layers'))})" for name in ds["set"].values]
-        limits.append(f"The control in the same layers has at most these many sets: {_listed(few)}; p cannot be below 1 / (1 + that).")
+    if "ablated_induction" in weights:
+        limits.append(
+            f"Through which path the previous-token heads ({len(heads_of(tree)['previous-token'])}) act: ablation "
+            "removes everything they write, and only path patching would isolate what the keys read."
+        )
+    if "draws" in sets:
+        few = listed(
+            f"{int(sets['draws'].sel(set=name, control='same layers'))} for {name}" for name in sets["set"].values
+        )
+        limits.append(
+            f"Small p-values where there are few other heads: sets of the same layers number {few}, and p cannot be "
+            "below 1 / (1 + that)."
+        )
     return limits
-
-
-def _worst(change: xr.DataArray) -> tuple[str, float]:
-    at = np.unravel_index(int(change.values.argmax()), change.shape)
-    return f"L{at[0]}H{at[1]}", float(change.values[at])
-
-
-def _percent(value: float) -> str:
-    return f"{100 * float(value):.0f}%"
-
-
-def _points(value: float) -> str:
-    return f"{100 * value:.0f} points"
-
-
-def _listed(items: list[str]) -> str:
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _article(word: str) -> str:
-    return "an" if word[0] in "aeiou" else "a"
-
-
-def _the(name: str) -> str:
-    return "induction and previous-token heads" if name == "both" else f"the {name}"
-
-
-def heads_of(tree: xr.DataTree) -> dict[str, list[str]]:
-    """Role to names of heads, from the attributes of a result."""
-    found: dict[str, list[str]] = json.loads(tree.attrs["heads"])
-    return found

@@ -99,7 +99,8 @@ def describe_heads(
         name, where = metric.name, ("layer", "head")
         mean = scores[name].mean("example")
         low, high = bootstrap_interval(scores[name].values)
-        p = np.vectorize(lambda value, draws=null[name].values.ravel(): null_p_value(value, draws))(mean.values)
+        draws = null[name].values.ravel()
+        p = np.array([[null_p_value(value, draws) for value in row] for row in mean.values])
         long = metric.card.long_name
         scores[f"{name}_low"] = (where, low, {"long_name": f"{long}, lower end of 95% interval", "units": "1"})
         scores[f"{name}_high"] = (where, high, {"long_name": f"{long}, upper end of 95% interval", "units": "1"})
@@ -132,7 +133,9 @@ def _roles(scores: xr.Dataset, threshold: float, alpha: float) -> Any:
 def heads_with(scores: xr.Dataset, role: str, score: str) -> list[Head]:
     """The heads of a role, strongest first."""
     mean = scores[score].mean("example")
-    found = [(float(mean[at]), Head(*map(int, at))) for at in zip(*np.nonzero((scores["role"] == role).values), strict=True)]
+    found = [
+        (float(mean[at]), Head(*map(int, at))) for at in zip(*np.nonzero((scores["role"] == role).values), strict=True)
+    ]
     return [head for _, head in sorted(found, key=lambda pair: (-pair[0], pair[1]))]
 
 

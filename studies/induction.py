@@ -111,7 +111,7 @@ class InductionStudy:
         score = parts["heads"]["induction"].mean("example")
         stage("words", lambda: words.words_in_context(model, found["induction"], score))
 
-        tree = xr.DataTree.from_dict({f"/{name}": part for name, part in parts.items()}, name="induction")
+        tree = xr.DataTree.from_dict({f"/{name}": part for name, part in parts.items()})
         tree.attrs = provenance(model) | as_attrs(
             {
                 "title": f"Induction heads of {model.name}",

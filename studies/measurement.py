@@ -18,10 +18,11 @@ from ..interventions.plan import make_plan
 from ..interventions.sites import Component, Site
 from ..metrics.card import Metric
 from ..metrics.outputs import loss
+from .batch import Batch
 from .progress import Progress
 from .results import card_attrs, provenance
 from .tables import TASKS
-from .tasks import Batch, Task, reference_tokens
+from .tasks import Task, reference_tokens
 
 if TYPE_CHECKING:
     from ..interventions.models import Model
@@ -223,9 +224,7 @@ def _conditions(what: What) -> tuple[list[tuple[str, tuple[Any, ...]]], list[Int
     return [("condition", tuple(map(str, what)))], list(what.values())
 
 
-def _layout(
-    metric: Metric, batch: Batch, per_position: bool
-) -> tuple[tuple[str, ...], Callable[[Array, int], Array]]:
+def _layout(metric: Metric, batch: Batch, per_position: bool) -> tuple[tuple[str, ...], Callable[[Array, int], Array]]:
     """Dims after the conditions, and how a group's ``(condition, example, ...)`` values are brought to them."""
     groups = batch.groups()
     if metric.kind == "pattern":

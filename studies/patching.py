@@ -13,9 +13,8 @@ from ..interventions.grid import Grid
 from ..interventions.sites import Head
 from ..metrics.attention import induction
 from ..metrics.outputs import logit_diff
-from ..metrics.statistics import bootstrap_interval
 from .measurement import measure
-from .results import effect, normalized
+from .results import effect_interval, normalized
 from .tasks import Task
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ DIRECTIONS = {"noising": ("clean", "corrupted"), "denoising": ("corrupted", "cle
 """Direction to (base, source)."""
 PREDICTION = {
     "q": "changes nothing: the queries of the second half see the same tokens in both runs",
-    "k": "carries the pattern: with the corrupted keys no key follows a copy of the query, so attention misses the target",
+    "k": "carries the pattern: among the corrupted keys none follows a copy of the query, so attention misses",
     "v": "carries the token: attention stays, and what is copied is the token that stood in the corrupted first half",
 }
 """What the induction circuit says must happen when q, k or v of the induction heads is taken from the corrupted run."""
@@ -43,7 +42,6 @@ def qkv_of_every_head(model: Model, task: Task) -> xr.Dataset:
         effect, ``<direction>_effect_low`` and ``_high``.
     """
     result = xr.Dataset()
-    where = ("component", "layer", "head")
     for direction, (base, source) in DIRECTIONS.items():
         grid = Grid(
             lambda component, layer, head, source=source: Patch(Head(layer, head).site(component), source=source),
@@ -52,16 +50,13 @@ def qkv_of_every_head(model: Model, task: Task) -> xr.Dataset:
             head=model.heads,
         )
         measured = measure(model, task, grid, [logit_diff], base=base)
-        change = effect(measured, "logit_diff")
-        low, high = bootstrap_interval(change.values)
         words = f"{direction}, {source} into {base}"
         result[direction] = measured["logit_diff"].assign_attrs(long_name=f"logit difference, {words}")
         result[f"{direction}_normalized"] = normalized(measured, "logit_diff").assign_attrs(
             long_name=f"normalised logit difference, {words}"
         )
-        attrs = {"units": "logit"}
-        result[f"{direction}_effect_low"] = (where, low, attrs | {"long_name": "effect, lower end of 95% interval"})
-        result[f"{direction}_effect_high"] = (where, high, attrs | {"long_name": "effect, upper end of 95% interval"})
+        for name, end in effect_interval(measured, "logit_diff").items():
+            result[name.replace("logit_diff", direction)] = end
         result["baseline_logit_diff"] = measured["baseline_logit_diff"]
         result.attrs = measured.attrs | {"direction": "both", "base": "clean and corrupted"}
     return result

@@ -1,4 +1,4 @@
-"""Progress in a terminal: nothing for quick work, a bar with the time left for the rest. Imports rich only when shown."""
+"""Progress in a terminal: nothing for quick work, a bar with the time left for the rest. Imports rich when shown."""
 
 from __future__ import annotations
 
@@ -52,6 +52,8 @@ class Progress:
         self.task = self.bar.add_task(self.label, total=total)
         self.bar.start()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.bar is not None:
             self.bar.stop()

@@ -18,7 +18,7 @@ import numpy as np
 import xarray as xr
 
 from ..errors import ResultError, UnknownNameError, choices
-from ..metrics.statistics import normalised
+from ..metrics.statistics import bootstrap_interval, normalised
 from ..version import version
 
 if TYPE_CHECKING:
@@ -83,6 +83,23 @@ def effect(ds: xr.Dataset, name: str) -> xr.DataArray:
     return change
 
 
+def effect_interval(ds: xr.Dataset, name: str) -> dict[str, xr.DataArray]:
+    """``<name>_effect_low`` and ``_high``: a 95% bootstrap interval over examples of the mean `effect`."""
+    change = effect(ds, name).transpose(..., "example")
+    ends = bootstrap_interval(change.values)
+    return {
+        f"{name}_effect_{end}": xr.DataArray(
+            values,
+            dims=change.dims[:-1],
+            attrs={
+                "units": change.attrs["units"],
+                "long_name": f"{change.attrs['long_name']}, 95% interval, {end} end",
+            },
+        )
+        for end, values in zip(("low", "high"), ends, strict=True)
+    }
+
+
 def normalized(ds: xr.Dataset, name: str) -> xr.DataArray:
     """``(x - corrupted) / (clean - corrupted)`` as a ratio of means over examples: 0 is corrupted, 1 is clean.
 
@@ -107,7 +124,9 @@ def normalized(ds: xr.Dataset, name: str) -> xr.DataArray:
 def _measured(ds: xr.Dataset, name: str) -> tuple[xr.DataArray, xr.DataArray]:
     if name not in ds or f"baseline_{name}" not in ds:
         measured = [str(other) for other in ds.data_vars if f"baseline_{other}" in ds]
-        raise UnknownNameError(f"no intervention was measured by {name!r}: this dataset has {choices(measured) or 'none'}")
+        raise UnknownNameError(
+            f"no intervention was measured by {name!r}: this dataset has {choices(measured) or 'none'}"
+        )
     return ds[name], ds[f"baseline_{name}"]
 
 

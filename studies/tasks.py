@@ -1,8 +1,8 @@
-"""Tasks: recipes for prompts and for what counts as right. Owns `RepeatedTokens`, `Prompts` and the `Batch` they draw."""
+"""Tasks: recipes for prompts and what counts as right. Owns `RepeatedTokens` and `Prompts`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import DeclarationError, UnknownNameError, choices
 from ..interventions.shape import Group
-from ..metrics.card import Run
+from .batch import Batch
 
 if TYPE_CHECKING:
     from ..interventions.models import Model
@@ -18,55 +18,6 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 REFERENCE_EXAMPLES = 32
 """Fewest examples of the reference draw of a random task: a mean over a handful is mostly noise."""
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """The prompts that will be run, and what counts as right.
-
-    Attributes
-    ----------
-    runs : mapping of str to array (example, position)
-        Token ids of each run; beyond ``lengths`` they are filled with 0 and never used.
-    lengths : array (example,)
-        Tokens of each prompt.
-    scored : bool array (example, position)
-        Positions whose next token is judged.
-    targets : array (example, position)
-        The right next token, where scored.
-    distractors : array (example, position), optional
-        A wrong next token to compare it with, where scored.
-    period : int, optional
-        Half length of repeated sequences.
-    start : int
-        Tokens in front of the repeat.
-    """
-
-    runs: Mapping[str, Array]
-    lengths: Array
-    scored: Array
-    targets: Array
-    distractors: Array | None = None
-    period: int | None = None
-    start: int = 0
-
-    def groups(self) -> list[Group]:
-        """The examples by length; those of a group run together, so nothing is padded."""
-        groups = []
-        for length in sorted(set(self.lengths.tolist())):
-            examples = np.flatnonzero(self.lengths == length)
-            groups.append(Group(tuple(examples.tolist()), length, tuple(np.flatnonzero(self.scored[examples[0]]).tolist())))
-        return groups
-
-    def tokens(self, run: str, group: Group) -> Array:
-        """Token ids of a run for the examples of a group, ``(example, position)``."""
-        return self.runs[run][list(group.examples), : group.length]
-
-    def facts(self, run: str, group: Group) -> Run:
-        """What metrics may need to know about a run of a group."""
-        where = np.ix_(group.examples, group.scored)
-        distractors = None if self.distractors is None else self.distractors[where]
-        return Run(self.tokens(run, group), group.scored, self.targets[where], distractors, self.period, self.start)
 
 
 class Task(Protocol):
@@ -164,7 +115,9 @@ class RepeatedTokens:
             raise DeclarationError(f"bos=True: the tokenizer of {model.name} has no BOS token")
         low, high = self.tokens or (0, model.shape.vocabulary)
         if high > model.shape.vocabulary:
-            raise DeclarationError(f"tokens={self.tokens}: {model.name} has the token ids 0 to {model.shape.vocabulary - 1}")
+            raise DeclarationError(
+                f"tokens={self.tokens}: {model.name} has the token ids 0 to {model.shape.vocabulary - 1}"
+            )
         special = set(model.tokenizer.all_special_ids)
         pool = np.array([token for token in range(low, high) if token not in special])
         if len(pool) < 2 * self.length:
@@ -221,7 +174,9 @@ class Prompts:
         lengths = np.array([len(tokens) for tokens in ids["clean"]])
         for clean, other, text in zip(ids["clean"], ids.get("corrupted", ids["clean"]), self.prompts, strict=True):
             if len(clean) != len(other):
-                raise DeclarationError(f"prompt {text!r} has {len(clean)} tokens, its corrupted one {len(other)}: make them equal")
+                raise DeclarationError(
+                    f"prompt {text!r} has {len(clean)} tokens, its corrupted one {len(other)}: make them equal"
+                )
         n, size = len(lengths), int(lengths.max())
         scored, targets = np.zeros((n, size), dtype=bool), np.zeros((n, size), dtype=np.int64)
         distractors = None if self.distractors is None else np.zeros((n, size), dtype=np.int64)
@@ -229,7 +184,9 @@ class Prompts:
             last = len(tokens) - 1
             if self.answers is None:
                 if last == 0:
-                    raise DeclarationError(f"prompt {self.prompts[row]!r} is one token: there is no next token to score")
+                    raise DeclarationError(
+                        f"prompt {self.prompts[row]!r} is one token: there is no next token to score"
+                    )
                 scored[row, :last], targets[row, :last] = True, tokens[1:]
                 continue
             scored[row, last], targets[row, last] = True, _one_token(model, self.answers[row], "answer")
@@ -241,14 +198,18 @@ class Prompts:
         """The other prompts where they were given, else these prompts."""
         if self.others is None:
             return self.draw(model)
-        return replace(self, prompts=self.others, answers=None, distractors=None, corrupted=None, others=None).draw(model)
+        return replace(self, prompts=self.others, answers=None, distractors=None, corrupted=None, others=None).draw(
+            model
+        )
 
     def _encode(self, model: Model, text: str) -> list[int]:
         tokens = model.encode(text)
         unknown = model.tokenizer.unk_token_id
         if unknown is not None and unknown in tokens:
             words = [word for word in text.split() if unknown in model.encode(word)]
-            raise DeclarationError(f"{', '.join(map(repr, words)) or repr(text)} is not in the vocabulary of {model.name}")
+            raise DeclarationError(
+                f"{', '.join(map(repr, words)) or repr(text)} is not in the vocabulary of {model.name}"
+            )
         if not tokens:
             raise DeclarationError(f"prompt {text!r} is empty")
         if self.bos:
@@ -256,7 +217,9 @@ class Prompts:
                 raise DeclarationError(f"bos=True: the tokenizer of {model.name} has no BOS token")
             tokens = [model.tokenizer.bos_token_id, *tokens]
         if len(tokens) > model.shape.context:
-            raise DeclarationError(f"prompt {text[:40]!r}... has {len(tokens)} tokens: {model.name} reads at most {model.shape.context}")
+            raise DeclarationError(
+                f"prompt {text[:40]!r}... has {len(tokens)} tokens: {model.name} reads at most {model.shape.context}"
+            )
         return tokens
 
 
@@ -291,7 +254,9 @@ def _one_token(model: Model, text: str, what: str) -> int:
     tokens = model.encode(text)
     if len(tokens) != 1 or tokens[0] == model.tokenizer.unk_token_id:
         parts = " ".join(map(repr, model.token_text(tokens)))
-        raise DeclarationError(f"{what} {text!r} is {len(tokens)} tokens for {model.name} ({parts}): it must be one it knows")
+        raise DeclarationError(
+            f"{what} {text!r} is {len(tokens)} tokens for {model.name} ({parts}): it must be one it knows"
+        )
     return tokens[0]
 
 

@@ -1,4 +1,4 @@
-"""Words in context: short lists of plain words in which one comes back. Do the same heads fire?"""
+"""Words in context: do the same heads fire on short lists of plain words in which one comes back."""
 
 from __future__ import annotations
 
@@ -35,13 +35,14 @@ LISTS = (
     ("lion tiger bear wolf lion", "tiger"),
     ("summer winter spring summer", "winter"),
     ("gold silver stone wood sand gold silver", "stone"),
+    ("book pen table chair lamp book pen", "table"),
 )
 """Prompt and the word that continues it. Every word is written with a space in front, so that tokenizers that care
 give its two occurrences the same token."""
 
 
 def words_in_context(model: Model, heads: Sequence[Head], score: xr.DataArray) -> xr.Dataset:
-    """Run the word lists: is the answer right, do the same heads fire, and are the induction heads needed?
+    """Run the word lists: whether the answer is right, the same heads fire, and the induction heads are needed.
 
     Parameters
     ----------
@@ -54,10 +55,11 @@ def words_in_context(model: Model, heads: Sequence[Head], score: xr.DataArray) -
     Returns
     -------
     Dataset
-        ``prob``, ``rank``, ``accuracy``, ``loss`` ``(example)``; ``ablated_<same>(ablation, example)`` where there are heads
-        to ablate; ``prefix_matching(layer, head, example)``; ``agreement``, Spearman's rank correlation of its mean with
-        `score` over heads, and ``agreement_p``; ``prompt``, ``answer``, ``guess`` ``(example)``. Lists that hold a word the
-        model does not know, or an answer that is not one token, are left out and named in the attribute ``left_out``.
+        ``prob``, ``rank``, ``accuracy``, ``loss`` ``(example)``; ``ablated_<same>(ablation, example)`` where there are
+        heads to ablate; ``prefix_matching(layer, head, example)``; ``agreement``, Spearman's rank correlation of its
+        mean with `score` over heads, and ``agreement_p``; ``prompt`` and ``answer`` ``(example)``. Lists that hold a
+        word the model does not know, or an answer that is not one token, are left out and named in the attribute
+        ``left_out``.
     """
     usable, left_out = [], []
     for prompt, answer in LISTS:
@@ -75,7 +77,9 @@ def words_in_context(model: Model, heads: Sequence[Head], score: xr.DataArray) -
     if what and not _enough_for_mean(model, task):
         what = {"zero": ablate(heads, "zero")}
     measured = measure(model, task, what, metrics)
-    result = xr.Dataset(coords={"example": measured["example"]}, attrs=measured.attrs | {"left_out": ", ".join(left_out)})
+    result = xr.Dataset(
+        coords={"example": measured["example"]}, attrs=measured.attrs | {"left_out": ", ".join(left_out)}
+    )
     for metric in metrics:
         result[metric.name] = measured[f"baseline_{metric.name}"].sel(run="clean", drop=True)
         if what:
@@ -86,7 +90,11 @@ def words_in_context(model: Model, heads: Sequence[Head], score: xr.DataArray) -
     pair = (score.transpose("layer", "head").values.ravel(), fired["prefix_matching"].mean("example").values.ravel())
     flat = any(np.ptp(side) == 0 for side in pair)
     agreement = (np.nan, np.nan) if flat else stats.spearmanr(*pair)
-    result["agreement"] = ((), float(agreement[0]), {"long_name": "rank correlation with repeated random tokens", "units": "1"})
+    result["agreement"] = (
+        (),
+        float(agreement[0]),
+        {"long_name": "rank correlation with repeated random tokens", "units": "1"},
+    )
     result["agreement_p"] = ((), float(agreement[1]), {"long_name": "p of the rank correlation", "units": "1"})
     result["prompt"] = ("example", np.asarray([prompt.strip() for prompt, _ in usable], dtype=object))
     result["answer"] = ("example", np.asarray([answer.strip() for _, answer in usable], dtype=object))

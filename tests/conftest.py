@@ -2,19 +2,23 @@
 
 import os
 
-os.environ["HF_HUB_OFFLINE"] = "1"
+if "HEADWISE_HUB" not in os.environ:  # the network stays off unless the tests marked hub are asked for
+    os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import headwise as hw
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from planted import planted_model
 from raw_hooks import random_gpt2
 
-import headwise as hw
-
 settings.register_profile(
-    "headwise", deadline=None, derandomize=True, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    "headwise",
+    deadline=None,
+    derandomize=True,
+    max_examples=15,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("headwise")
 

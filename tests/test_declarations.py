@@ -3,9 +3,6 @@
 import dataclasses
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from headwise import DeclarationError, UnknownNameError
 from headwise.interventions import (
     Component,
@@ -20,6 +17,8 @@ from headwise.interventions import (
     ZeroAblate,
 )
 from headwise.interventions.codec import from_json, to_json
+from hypothesis import given
+from hypothesis import strategies as st
 
 NAMES = {
     name: value
@@ -91,7 +90,7 @@ def test_plus_composes_and_flattens():
 
 
 def test_components_are_in_forward_order():
-    order = "resid_pre q k v pattern z head_out attn_out resid_mid mlp_out resid_post".split()
+    order = ["resid_pre", "q", "k", "v", "pattern", "z", "head_out", "attn_out", "resid_mid", "mlp_out", "resid_post"]
     assert [str(component) for component in Component] == order
     assert [component.order for component in Component] == list(range(11))
 
@@ -117,14 +116,20 @@ def test_a_mapping_survives_json():
         (lambda: Head(-1, 0), "a layer must be 0 or more, got -1"),
         (lambda: Head(0.5, 0), "a layer must be a whole number, got 0.5"),
         (lambda: Head.parse("five"), "cannot read 'five' as a head: write L5H1 or 5.1 (layer 5, head 1)"),
-        (lambda: Site("mlp_out", 0, 3), "mlp_out has no heads (head 3 given): heads have q, k, v, pattern, z and head_out"),
+        (
+            lambda: Site("mlp_out", 0, 3),
+            "mlp_out has no heads (head 3 given): heads have q, k, v, pattern, z and head_out",
+        ),
         (lambda: Head(0, 1).site("mlp_out"), "mlp_out has no heads (head 1 given)"),
         (lambda: Head(0, 0).z.at([]), "positions must name at least one position"),
         (lambda: Head(0, 0).z.at([1, 1]), "positions must differ, got (1, 1)"),
         (lambda: Head(0, 0).z.at([0.5]), "positions must be whole numbers"),
         (lambda: ZeroAblate(3), "expected a site or a head, got 3: write Head(5, 1), Head(5, 1).k or Layer(3).mlp_out"),
         (lambda: ZeroAblate(Head(0, 0).pattern), "pattern can be read but not replaced: possible are resid_pre, q, k"),
-        (lambda: MeanAblate(Head(0, 0), over="hidden"), "over='hidden': possible are 'example' and ('example', 'position')"),
+        (
+            lambda: MeanAblate(Head(0, 0), over="hidden"),
+            "over='hidden': possible are 'example' and ('example', 'position')",
+        ),
         (lambda: MeanAblate(Head(0, 0), over="position"), "over='position': possible are"),
         (lambda: Compose(), "Compose needs at least one intervention"),
         (lambda: Compose(Head(0, 0)), "Compose takes interventions, got Head(0, 0)"),
@@ -133,7 +138,10 @@ def test_a_mapping_survives_json():
         (lambda: Grid(lambda x: ZeroAblate(Head(0, 0)), x=[1, 1]), "axis 'x' of the grid has equal values"),
         (lambda: Grid(lambda x: ZeroAblate(Head(0, 0)), x=[0.5]), "takes whole numbers or text, got 0.5"),
         (lambda: Grid(lambda run: ZeroAblate(Head(0, 0)), run=["a"]), "a grid axis cannot be called 'run'"),
-        (lambda: Grid(lambda method: ZeroAblate(Head(0, 0)), method=["a"]), "xarray's sel(method=...) means something else"),
+        (
+            lambda: Grid(lambda method: ZeroAblate(Head(0, 0)), method=["a"]),
+            "xarray's sel(method=...) means something else",
+        ),
         (lambda: Grid(lambda x: Head(0, x), x=[1]), "a grid is made of interventions, got Head(0, 1)"),
         (lambda: from_json("{"), "this is not JSON"),
     ],

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import raw_hooks
 import torch
-
 from headwise.interventions import Component, Head, Layer, MeanAblate, Patch, ResampleAblate, Site, ZeroAblate
 from headwise.interventions.values import derangement
 from headwise.metrics import loss
@@ -47,7 +46,9 @@ def compare(model, interventions, oracle_edits, base="clean"):
         wanted = expected_loss(model, tokens_of(batch, base), targets, list(group.scored), edits)
         worst = max(worst, float(np.abs(measured[row] - wanted.numpy()).max()))
         plain = expected_loss(model, tokens_of(batch, base), targets, list(group.scored), [])
-        assert not np.allclose(plain, wanted, atol=1e-3), f"{interventions[row]!r} changes nothing here: it tests nothing"
+        assert not np.allclose(plain, wanted, atol=1e-3), (
+            f"{interventions[row]!r} changes nothing here: it tests nothing"
+        )
     assert worst < TOLERANCE
 
 
@@ -57,12 +58,14 @@ def arguments(site):
 
 def test_zero_ablation_equals_raw_hooks(random_model):
     sites = list(hook_sites(random_model))
-    compare(random_model, [ZeroAblate(site) for site in sites], [[raw_hooks.zero_edit(*arguments(site))] for site in sites])
+    compare(
+        random_model, [ZeroAblate(site) for site in sites], [[raw_hooks.zero_edit(*arguments(site))] for site in sites]
+    )
 
 
 @pytest.mark.parametrize(("base", "source"), [("clean", "corrupted"), ("corrupted", "clean")])
 def test_patching_equals_raw_hooks(random_model, base, source):
-    # q, k and v of the first layer at the second half are the same in both runs, so sites that cannot differ are left out
+    # sites that are the same in both runs, or hardly matter, are left out: they would test nothing
     sites = [site for site in hook_sites(random_model) if site.positions is None and str(site.component) != "q"]
     other = tokens_of(TASK.draw(random_model), source)
     edits = [
@@ -132,7 +135,9 @@ def test_capture_equals_raw_hooks(random_model, component):
     np.testing.assert_allclose(found.values, wanted.numpy(), atol=TOLERANCE)
     if component.per_head:
         one = capture(random_model, TASK, Head(layer, 1).site(component), run="corrupted")[f"L{layer}H1_{component}"]
-        np.testing.assert_allclose(one.values, wanted.numpy().take(1, axis=1 if component == "pattern" else 2), atol=TOLERANCE)
+        np.testing.assert_allclose(
+            one.values, wanted.numpy().take(1, axis=1 if component == "pattern" else 2), atol=TOLERANCE
+        )
 
 
 def test_capture_at_positions(small_model):
@@ -153,7 +158,9 @@ def test_prompts_of_unequal_length_give_what_each_alone_gives(small_model):
     for row, text in enumerate(texts):
         alone = measure(small_model, Prompts([text], others=others), what, [loss])
         np.testing.assert_allclose(together["loss"].values[:, row], alone["loss"].values[:, 0], atol=1e-6)
-        np.testing.assert_allclose(together["baseline_loss"].values[0, row], alone["baseline_loss"].values[0, 0], atol=1e-6)
+        np.testing.assert_allclose(
+            together["baseline_loss"].values[0, row], alone["baseline_loss"].values[0, 0], atol=1e-6
+        )
 
 
 def test_attention_implementation_does_not_matter():
@@ -178,4 +185,6 @@ def test_the_pattern_is_that_of_the_model_with_scaled_scores():
     module.config.scale_attn_by_inverse_layer_idx = True
     model, task = hw.load(module), RepeatedTokens(n=2, length=5)
     wanted = raw_hooks.activation(module, torch.as_tensor(task.draw(model).runs["clean"]), "pattern", 2)
-    np.testing.assert_allclose(capture(model, task, Layer(2).pattern)["L2_pattern"].values, wanted.numpy(), atol=TOLERANCE)
+    np.testing.assert_allclose(
+        capture(model, task, Layer(2).pattern)["L2_pattern"].values, wanted.numpy(), atol=TOLERANCE
+    )

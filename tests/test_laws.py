@@ -2,13 +2,12 @@
 
 import numpy as np
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-
 from headwise.interventions import Compose, Head, Layer, MeanAblate, Patch, ResampleAblate, ZeroAblate
 from headwise.interventions.values import derangement
 from headwise.metrics import kl, logit_diff, loss
 from headwise.studies import RepeatedTokens, measure
+from hypothesis import given
+from hypothesis import strategies as st
 
 TASK = RepeatedTokens(n=4, length=6, seed=1)
 STREAM = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
@@ -68,7 +67,9 @@ def test_an_ablation_of_a_layer_is_that_of_all_its_heads(small_model, site):
     each = [Head(site.layer, head).site(site.component) for head in range(4)]
     each = each if site.positions is None else [one.at(site.positions) for one in each]
     for kind in (ZeroAblate, MeanAblate, ResampleAblate, Patch):
-        np.testing.assert_allclose(losses(small_model, kind(whole)), losses(small_model, Compose(*map(kind, each))), atol=1e-5)
+        np.testing.assert_allclose(
+            losses(small_model, kind(whole)), losses(small_model, Compose(*map(kind, each))), atol=1e-5
+        )
 
 
 @given(sites())

@@ -5,13 +5,12 @@ import sys
 from collections import Counter
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from headwise import DeclarationError, HeadwiseError, UnknownNameError
 from headwise.interventions import Head, Layer, MeanAblate, Patch, ZeroAblate
 from headwise.interventions.plan import make_plan, positions_in, rows_within
 from headwise.interventions.shape import Group, Shape
+from hypothesis import given
+from hypothesis import strategies as st
 
 GPT2 = Shape(layers=12, heads=12, d_model=768, d_head=64, vocabulary=50257, context=1024)
 GROUP = Group(tuple(range(8)), 50, tuple(range(25, 49)))
@@ -19,7 +18,9 @@ GROUP = Group(tuple(range(8)), 50, tuple(range(25, 49)))
 
 def plan(*edits, groups=(GROUP,), runs=("clean", "corrupted"), base="clean", **options):
     conditions = [edit.edits() for edit in edits]
-    return make_plan(conditions, model="openai-community/gpt2", shape=GPT2, groups=groups, runs=runs, base=base, **options)
+    return make_plan(
+        conditions, model="openai-community/gpt2", shape=GPT2, groups=groups, runs=runs, base=base, **options
+    )
 
 
 def test_plan_imports_no_torch():
@@ -76,7 +77,10 @@ def test_positions_count_from_the_end():
             "L0H0 k at 50: position 50 does not exist in a prompt of 50 tokens (0 to 49, or -50 to -1 from the end)",
         ),
         (lambda: plan(ZeroAblate(Head(0, 0).k.at(-51))), "position -51 does not exist in a prompt of 50 tokens"),
-        (lambda: plan(ZeroAblate(Head(0, 0)), batch_size=0), 'batch_size=0: possible are "auto" and a whole number from 1'),
+        (
+            lambda: plan(ZeroAblate(Head(0, 0)), batch_size=0),
+            'batch_size=0: possible are "auto" and a whole number from 1',
+        ),
         (lambda: plan(ZeroAblate(Head(0, 0)), batch_size="big"), "batch_size='big': possible are"),
         (
             lambda: plan(groups=(Group((0,), 1025, (3,)),)),

@@ -1,0 +1,65 @@
+"""What a task draws: token ids of each run, and what counts as right. Owns `Batch`; knows no recipe and no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..interventions.shape import Group
+from ..metrics.card import Run
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """The prompts that will be run, and what counts as right.
+
+    Attributes
+    ----------
+    runs : mapping of str to array (example, position)
+        Token ids of each run; beyond ``lengths`` they are filled with 0 and never used.
+    lengths : array (example,)
+        Tokens of each prompt.
+    scored : bool array (example, position)
+        Positions whose next token is judged.
+    targets : array (example, position)
+        The right next token, where scored.
+    distractors : array (example, position), optional
+        A wrong next token to compare it with, where scored.
+    period : int, optional
+        Half length of repeated sequences.
+    start : int
+        Tokens in front of the repeat.
+    """
+
+    runs: Mapping[str, Array]
+    lengths: Array
+    scored: Array
+    targets: Array
+    distractors: Array | None = None
+    period: int | None = None
+    start: int = 0
+
+    def groups(self) -> list[Group]:
+        """The examples by length; those of a group run together, so nothing is padded."""
+        groups = []
+        for length in sorted(set(self.lengths.tolist())):
+            examples = np.flatnonzero(self.lengths == length)
+            groups.append(
+                Group(tuple(examples.tolist()), length, tuple(np.flatnonzero(self.scored[examples[0]]).tolist()))
+            )
+        return groups
+
+    def tokens(self, run: str, group: Group) -> Array:
+        """Token ids of a run for the examples of a group, ``(example, position)``."""
+        return self.runs[run][list(group.examples), : group.length]
+
+    def facts(self, run: str, group: Group) -> Run:
+        """What metrics may need to know about a run of a group."""
+        where = np.ix_(group.examples, group.scored)
+        distractors = None if self.distractors is None else self.distractors[where]
+        return Run(self.tokens(run, group), group.scored, self.targets[where], distractors, self.period, self.start)

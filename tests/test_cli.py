@@ -1,0 +1,78 @@
+"""The command line as a user runs it: one command, short output, errors in one line."""
+
+import json
+
+import headwise as hw
+import pytest
+from headwise.studies.cli import main
+
+SMALL = ["induction", "--n", "4", "--length", "8"]
+
+
+def test_induction_writes_result_and_report(tmp_path, capsys):
+    out = tmp_path / "new" / "run.nc"
+    assert main([*SMALL, "--seed", "3", "--out", str(out)]) == 0
+    tree = hw.open_tree(out)
+    assert tree.attrs["model"] == "words-2l"
+    assert {"n": 4, "length": 8, "seed": 3}.items() <= json.loads(tree.attrs["study"]).items()
+    report = out.with_suffix(".html").read_text()
+    printed = capsys.readouterr()
+    for finding in json.loads(tree.attrs["conclusion"]):
+        assert " ".join(finding["text"].split()) in " ".join(printed.out.replace("\n", " ").split())
+    assert "induction" in printed.out
+    assert "1/8 loss and accuracy by position" in printed.err
+    assert "Traceback" not in printed.out + printed.err
+    assert report.startswith("<!DOCTYPE html>")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["induction", "--model", "nothing"], "headwise: no model is called 'nothing': shipped are words-2l"),
+        (["induction", "--n", "0"], "headwise: n=0: at least one prompt is needed"),
+        (
+            ["induction", "--length", "999"],
+            "headwise: length=999 makes prompts of 1998 tokens: words-2l reads at most 128",
+        ),
+        (["induction", "--device", "tpu"], "headwise: device 'tpu' cannot be used here"),
+        (
+            ["induction", "--out", "/proc/none/x.nc"],
+            "headwise: cannot write /proc/none/x.nc: No such file or directory",
+        ),
+    ],
+)
+def test_errors_are_one_line_and_status_1(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith(message)
+    assert not list(tmp_path.rglob("*.nc"))
+
+
+def test_out_may_not_be_a_folder(tmp_path, capsys):
+    assert main(["induction", "--out", str(tmp_path)]) == 1
+    assert "is a folder: give the name of a file in it" in capsys.readouterr().err
+
+
+def test_without_a_command_it_helps(capsys):
+    assert main([]) == 2
+    assert "usage: headwise" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out.strip() == f"headwise {hw.__version__}"
+
+
+def test_ctrl_c_is_said_in_words(monkeypatch, capsys, tmp_path):
+    from headwise.studies.induction import InductionStudy
+
+    def stopped(self, model, progress=None):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(InductionStudy, "run", stopped)
+    assert main([*SMALL, "--out", str(tmp_path / "x.nc")]) == 130
+    assert capsys.readouterr().err.strip().endswith("headwise: stopped; nothing was written")
+    assert not list(tmp_path.iterdir())

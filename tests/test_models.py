@@ -1,0 +1,80 @@
+"""Opening models: a folder, a module, a shipped name; and what is said when there is none."""
+
+import headwise as hw
+import pytest
+import raw_hooks
+import torch
+from headwise import HeadwiseError, ModelError
+
+
+@pytest.fixture
+def folder(tmp_path, words_model):
+    """A local GPT-2 with a tokenizer, as the Hub would give it."""
+    raw_hooks.random_gpt2(2, 2, 8, words_model.shape.vocabulary, 20).save_pretrained(tmp_path / "mine")
+    words_model.tokenizer.save_pretrained(tmp_path / "mine")
+    return tmp_path / "mine"
+
+
+def test_a_local_folder_loads_as_it_was_saved(folder):
+    model = hw.load(folder)
+    assert (model.name, model.revision) == ("mine", "local")
+    assert (model.layers, model.heads) == (range(2), range(2))
+    original = raw_hooks.random_gpt2(2, 2, 8, model.shape.vocabulary, 20)
+    tokens = torch.arange(10)[None]
+    torch.testing.assert_close(model.module(tokens).logits, original(tokens).logits)
+    assert model.weight_hash == hw.load(original).weight_hash
+    assert repr(model) == "<Model mine (local): gpt2, 2 layers of 2 heads, float32 on cpu, runs here>"
+
+
+def test_weight_hash_sees_one_changed_weight(folder):
+    model = hw.load(folder)
+    other = hw.load(folder)
+    with torch.no_grad():
+        other.module.transformer.h[1].mlp.c_fc.bias[3] += 1e-3
+    assert model.weight_hash != other.weight_hash
+
+
+def test_shipped_model(words_model):
+    assert "words-2l" in hw.shipped()
+    assert (words_model.name, words_model.revision, words_model.family.name) == ("words-2l", "shipped", "gpt2")
+    assert words_model.token_text(words_model.encode("apple banana, cherry")) == ["apple", "banana", ",", "cherry"]
+
+
+def test_dtype_is_honoured(folder):
+    assert hw.load(folder, dtype="bfloat16").dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda tmp: hw.load(tmp), "is a folder without config.json: a model folder holds config.json and weights"),
+        (lambda tmp: hw.load(tmp / "none"), "there is no folder"),
+        (
+            lambda tmp: hw.load("gpt2-small"),
+            "no model is called 'gpt2-small': shipped are words-2l; a Hub id is written owner/name",
+        ),
+        (lambda tmp: hw.load("nobody/nothing"), "cannot get nobody/nothing from the Hugging Face Hub"),
+        (lambda tmp: hw.load("words-2l", device="tpu"), "device 'tpu' cannot be used here: possible are auto, cpu"),
+        (lambda tmp: hw.load("words-2l", dtype="int3"), "dtype 'int3': possible are float32, bfloat16 and float16"),
+    ],
+)
+def test_what_is_no_model_is_refused(tmp_path, make, message):
+    with pytest.raises(HeadwiseError) as caught:
+        make(tmp_path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_with_a_broken_model_is_refused(folder):
+    (folder / "model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(ModelError, match="cannot read the model in"):
+        hw.load(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ModelError, match="cannot read the model in"):
+        hw.load(folder)
+
+
+def test_an_unknown_family_lists_the_known_ones(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "opt", "hidden_size": 8}')
+    with pytest.raises(ModelError, match="is a opt model: headwise knows gpt2"):
+        hw.load(tmp_path)

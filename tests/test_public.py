@@ -1,0 +1,155 @@
+"""What a user meets first: imports that cost nothing, README's example, the wheel, the package's structure."""
+
+import ast
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import headwise as hw
+import pytest
+
+ROOT = Path(hw.__file__).parent
+
+
+def python(code, *arguments):
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("statement", "forbidden"),
+    [
+        ("import headwise", ("torch", "numpy", "xarray", "holoviews", "nnsight", "transformers")),
+        ("from headwise.interventions import Grid, Head, ZeroAblate", ("torch", "xarray", "holoviews", "nnsight")),
+        ("from headwise.studies import RepeatedTokens", ("nnsight", "transformers", "holoviews")),
+        ("from headwise.studies import measure, capture", ("holoviews", "bokeh", "nnsight")),
+        ("from headwise.studies import InductionStudy", ("holoviews", "bokeh", "nnsight", "lightning")),
+    ],
+)
+def test_imports_stay_lazy(statement, forbidden):
+    done = python(f"import sys; {statement}; print([name for name in {forbidden!r} if name in sys.modules])")
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_help_imports_neither_torch_nor_holoviews():
+    code = (
+        "import sys\nfrom headwise.studies.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print([name for name in ('torch', 'holoviews', 'xarray', 'numpy') if name in sys.modules])"
+    )
+    done = python(code)
+    assert done.stdout.strip().endswith("[]")
+    assert "headwise induction --model openai-community/gpt2" in done.stdout
+
+
+def test_every_public_name_resolves():
+    for name in hw.__all__:
+        assert getattr(hw, name) is not None
+    assert re.fullmatch(r"\d+\.\d+\.\d+", hw.__version__)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = hw.nothing
+    import headwise.studies as studies
+
+    for name in studies.__all__:
+        assert getattr(studies, name) is not None
+
+
+def example():
+    """The first Python block of README."""
+    return re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
+
+
+def test_the_readme_example_runs_as_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    space = {}
+    exec(compile(example(), "README.md", "exec"), space)
+    assert space["ds"]["loss"].dims == ("layer", "head", "example")
+    assert space["noised"]["logit_diff"].dims == ("component", "layer", "head", "example")
+    assert space["noised"].attrs["direction"] == "noising"
+    assert space["one"]["loss"].dims == ("condition", "example")
+    (pattern,) = space["patterns"].data_vars.values()
+    assert pattern.dims == ("example", "query", "key")
+    assert (tmp_path / "ablation.nc").stat().st_size > 1000
+
+
+def arrows():
+    """(importing package, imported package, file) of every import between packages."""
+    packages = ("interventions", "metrics", "studies")
+    for path in sorted(ROOT.rglob("*.py")):
+        part = path.relative_to(ROOT).parts
+        if part[0] not in packages:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                target = resolve(node, part)
+                if target in packages and target != part[0]:
+                    yield part[0], target, "/".join(part)
+            elif isinstance(node, ast.Import):
+                assert not any(name.name.startswith("headwise") for name in node.names), f"{path}: imports are relative"
+
+
+def resolve(node, part):
+    if node.level == 0:
+        assert not (node.module or "").startswith("headwise"), f"{part}: imports are relative"
+        return None
+    base = part[: len(part) - node.level]
+    full = [*base, *(node.module or "").split(".")] if node.module else [*base, node.names[0].name]
+    return full[0]
+
+
+def test_packages_import_in_one_direction_only():
+    found = list(arrows())
+    assert {(importer, imported) for importer, imported, _ in found} == {
+        ("studies", "interventions"),
+        ("studies", "metrics"),
+    }
+
+
+def test_inside_interventions_imports_go_one_way():
+    order = ["shape", "sites", "edits", "grid", "codec", "plan", "architectures", "ops", "models", "values", "engine"]
+    for name in order:
+        for node in ast.walk(ast.parse((ROOT / "interventions" / f"{name}.py").read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level == 1:
+                for target in [node.module] if node.module else [alias.name for alias in node.names]:
+                    assert order.index(target) < order.index(name), f"{name} imports {target}"
+
+
+def test_modules_stay_small():
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for path in [
+            *ROOT.glob("*.py"),
+            *(p for d in ("interventions", "metrics", "studies") for p in (ROOT / d).rglob("*.py")),
+        ]
+        if (lines := len(path.read_text().splitlines())) > 300
+    }
+    assert long == {}
+
+
+def test_computation_never_imports_plotting():
+    for path in [*(ROOT / "interventions").glob("*.py"), *(ROOT / "metrics").glob("*.py")]:
+        assert not re.search(
+            r"import (holoviews|bokeh|matplotlib)|from (holoviews|bokeh|matplotlib)", path.read_text()
+        ), path
+
+
+def test_the_wheel_holds_exactly_the_package_and_its_data(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    sources = {
+        f"headwise/{path.relative_to(ROOT)}"
+        for path in [
+            *ROOT.glob("*.py"),
+            *(p for d in ("interventions", "metrics", "studies") for p in (ROOT / d).rglob("*.py")),
+        ]
+    }
+    data = {f"headwise/{path.relative_to(ROOT)}" for path in (ROOT / "models" / "words-2l").iterdir() if path.is_file()}
+    assert names == sources | data | {"headwise/py.typed"}

@@ -1,0 +1,203 @@
+"""The flagship study: right on the planted circuit, silent where there is none, and stored whole."""
+
+import json
+import math
+
+import headwise as hw
+import numpy as np
+import pytest
+import xarray as xr
+from headwise import DeclarationError, ResultError
+from headwise.metrics import induction, previous_token
+from headwise.studies import InductionStudy, RepeatedTokens
+from headwise.studies.conclusion import conclude
+from headwise.studies.heads import describe_heads, untrained_scores
+from headwise.studies.induction import STAGES
+from planted import INDUCTION, LENGTH, PREVIOUS, VOCAB
+from raw_hooks import random_gpt2
+
+STUDY = InductionStudy(n=8, length=LENGTH, draws=20)
+
+
+@pytest.fixture(scope="module")
+def tree(planted):
+    return STUDY.run(planted)
+
+
+def name(place):
+    return f"L{place[0]}H{place[1]}"
+
+
+def test_it_finds_the_planted_heads_and_no_other(tree):
+    assert json.loads(tree.attrs["heads"]) == {"induction": [name(INDUCTION)], "previous-token": [name(PREVIOUS)]}
+    roles = tree["heads"]["role"].values
+    assert roles[INDUCTION] == "induction"
+    assert roles[PREVIOUS] == "previous-token"
+    assert int((tree["heads"]["q_induction"] <= 0.05).sum()) >= 1
+    assert float(tree["heads"]["p_induction"][INDUCTION]) == pytest.approx(1 / 401)
+
+
+def test_behaviour_before_and_after_the_repeat(tree):
+    behaviour = tree["behaviour"].to_dataset()
+    assert float(behaviour["accuracy_after"].sel(run="clean").mean()) == 1.0
+    assert float(behaviour["accuracy_before"].sel(run="clean").mean()) < 0.2
+    by_hand = behaviour["loss"].sel(run="clean").isel(position=slice(LENGTH, 2 * LENGTH - 1)).mean("position")
+    np.testing.assert_allclose(behaviour["loss_after"].sel(run="clean"), by_hand, atol=1e-6)
+    assert np.isnan(behaviour["loss"].isel(position=-1)).all()
+
+
+def test_sets_against_controls(tree):
+    sets = tree["sets"].to_dataset()
+    assert sets["set"].values.tolist() == ["induction heads", "previous-token heads", "both"]
+    assert sets["draws"].sel(control="same layers").values.tolist() == [9, 9, 20]
+    assert sets["exhaustive"].sel(control="same layers").values.tolist() == [1, 1, 0]
+    for row, heads in enumerate(sets["heads"].values):
+        for drawn in sets["control_heads"].values[row].ravel():
+            assert not set(heads.split()) & set(drawn.split())
+    matched = sets.sel(control="same layers")
+    np.testing.assert_allclose(matched["control_accuracy"].mean("example").fillna(1.0), 1.0)
+    np.testing.assert_allclose(matched["p_loss"].sel(set="induction heads"), 1 / 10)
+    np.testing.assert_allclose(matched["p_loss"].sel(set="both"), 1 / 21)
+
+
+def test_patching_says_what_carries_what(tree):
+    patching = tree["patching"].to_dataset()
+    clean = float(patching["clean_induction"].mean())
+    score, ratio = patching["set_induction"].mean("example"), patching["set_normalized"]
+    assert float(score.sel(component="q")) == pytest.approx(clean, abs=1e-4)
+    assert float(score.sel(component="k")) < 0.1
+    assert float(score.sel(component="v")) == pytest.approx(clean, abs=1e-4)
+    assert float(ratio.sel(component="q")) == pytest.approx(1, abs=1e-4)
+    assert float(ratio.sel(component="v")) < 0
+    assert int(np.nanargmin(patching["noising_normalized"].values)) == np.ravel_multi_index(
+        (2, *INDUCTION), patching["noising_normalized"].shape
+    )
+
+
+def test_causal_check(tree):
+    ds = tree["composition"].to_dataset()
+    assert float(ds["receiver_induction"].mean()) == pytest.approx(1, abs=1e-4)
+    assert float(ds["ablated_induction"].max()) < 0.2
+    np.testing.assert_allclose(ds["control_induction"], 1, atol=1e-4)
+    np.testing.assert_allclose(ds["p_induction"], 1 / 10)
+
+
+def test_every_sentence_holds_a_number_and_changes_with_it(tree):
+    findings = [(finding.group, finding.text) for finding in conclude(tree)]
+    assert [group for group, _ in findings] == [finding["group"] for finding in json.loads(tree.attrs["conclusion"])]
+    assert all(any(letter.isdigit() for letter in text) for _, text in findings)
+    assert any("as predicted, k carries the pattern" in text for _, text in findings)
+    broken = tree.copy(deep=True)
+    broken["patching"]["set_induction"].loc[{"component": "k"}] = 1.0
+    changed = [finding.text for finding in conclude(broken)]
+    assert any("does not break the attention as predicted" in text for text in changed)
+    assert not any("as predicted, k carries the pattern" in text for text in changed)
+
+
+def test_result_survives_netcdf_and_is_written_whole_or_not_at_all(tree, tmp_path, monkeypatch):
+    path = hw.write_netcdf(tree, tmp_path / "deep" / "result.nc")
+    xr.testing.assert_identical(hw.open_tree(path), tree)
+    before = path.read_bytes()
+
+    def fails(self, target, **options):
+        target.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(xr.DataTree, "to_netcdf", fails)
+    with pytest.raises(ResultError, match=r"cannot write .*result\.nc: No space left on device"):
+        hw.write_netcdf(tree, path)
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == ["result.nc"]
+
+
+def test_provenance_is_complete(tree):
+    attrs = tree.attrs
+    for key in (
+        "schema_version",
+        "model",
+        "model_revision",
+        "weight_hash",
+        "tokenizer_hash",
+        "device",
+        "dtype",
+        "created",
+    ):
+        assert attrs[key], key
+    assert InductionStudy.from_json(attrs["study"]) == STUDY
+    assert {"headwise", "torch", "transformers", "nnsight", "numpy", "xarray"} == set(json.loads(attrs["versions"]))
+    assert set(json.loads(attrs["seconds_by_stage"])) == set(STAGES)
+    assert all(isinstance(value, str | int | float) for node in tree.subtree for value in node.attrs.values())
+
+
+def test_every_variable_is_labelled(tree):
+    for node in tree.subtree:
+        for variable, array in node.data_vars.items():
+            if array.dtype.kind == "f":
+                assert array.attrs.get("units"), f"{node.path}/{variable} has no units"
+                assert array.attrs.get("long_name"), f"{node.path}/{variable} has no long_name"
+
+
+def test_reading_a_file_that_is_none(tmp_path):
+    with pytest.raises(ResultError, match="there is no file"):
+        hw.open_tree(tmp_path / "none.nc")
+    (tmp_path / "text.nc").write_text("hello")
+    with pytest.raises(ResultError, match=r"text\.nc is no NetCDF file that can be read"):
+        hw.open_tree(tmp_path / "text.nc")
+
+
+def test_a_model_without_the_circuit_gets_no_roles_and_says_so():
+    model = hw.load(random_gpt2(2, 3, 8, 60, 40, scale=0.02))
+    tree = InductionStudy(n=4, length=6, draws=5).run(model)
+    assert json.loads(tree.attrs["heads"]) == {"induction": [], "previous-token": []}
+    texts = [finding["text"] for finding in json.loads(tree.attrs["conclusion"])]
+    assert any(text.startswith("No head is an induction head: the highest score is 0.1") for text in texts)
+    assert not any("carries" in text or "causal" in text for text in texts)
+
+
+def test_untrained_models_are_flagged_no_more_often_than_stated():
+    """With the threshold out of the way, heads of untrained models pass the comparison with untrained heads at the rate
+    that the false discovery rate allows.
+    """
+    task = RepeatedTokens(n=4, length=8)
+    flagged = 0
+    for seed in range(12):
+        model = hw.load(type(random_gpt2(1, 1, 2, 8, 8))(random_gpt2(2, 4, 8, 60, 40).config))
+        described = describe_heads(model, task, threshold=1e-9, untrained=20, seed=100 + 20 * seed)
+        flagged += any((described[f"q_{name}"] <= 0.05).any() for name in ("induction",))
+    assert flagged <= 3  # 12 models at 5%: more than 3 has probability 0.002
+
+
+def test_untrained_scores_do_not_touch_the_models_own_randomness(small_model):
+    import torch
+
+    torch.manual_seed(5)
+    wanted = torch.rand(1)
+    torch.manual_seed(5)
+    first = untrained_scores(small_model, RepeatedTokens(n=2, length=5), [induction, previous_token], [1, 2])
+    assert torch.rand(1) == wanted
+    assert first["induction"].dims == ("seed", "layer", "head")
+    again = untrained_scores(small_model, RepeatedTokens(n=2, length=5), [induction, previous_token], [2])
+    np.testing.assert_array_equal(first["induction"].sel(seed=2), again["induction"].sel(seed=2))
+    assert not math.isclose(float(first["induction"][0, 0, 0]), float(first["induction"][1, 0, 0]), abs_tol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"n": 0}, "n=0: at least one prompt is needed"),
+        ({"threshold": 2}, "threshold=2: a score lies between 0 and 1"),
+        ({"draws": 0}, "draws=0: at least one is needed"),
+    ],
+)
+def test_wrong_studies_are_refused(fields, message):
+    with pytest.raises(DeclarationError, match=message):
+        InductionStudy(**fields)
+
+
+def test_a_study_too_long_for_the_model_is_refused_before_any_forward_pass(planted):
+    passes = []
+    handle = planted.module.register_forward_pre_hook(lambda *_: passes.append(1))
+    with pytest.raises(DeclarationError, match=f"GPT2LMHeadModel reads at most {VOCAB}, so length can be 2 to 12"):
+        InductionStudy(length=13).run(planted)
+    handle.remove()
+    assert passes == []
