@@ -1,8 +1,8 @@
 """Times interventions side by side in one run and prints ratios: ``make bench``. Writes ``benchmarks/results.json``.
 
 The yardstick is the usual way of doing it: one plain forward pass of the Hugging Face module for each condition, with
-nothing read and nothing changed. Rounds take turns (A B C, A B C, ...) so that a machine that slows down slows all
-alike; what is compared are medians. Same numbers first: a measurement that differs from its naive trace is no benchmark.
+nothing read and nothing changed. Rounds take turns (A B C, A B C, ...), so a machine that slows down slows all alike;
+what is compared are medians. Same numbers first: a measurement that differs from its naive trace is no benchmark.
 """
 
 from __future__ import annotations

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +14,6 @@ from ..errors import HeadwiseError
 from ..version import version
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import xarray as xr
 
 EXAMPLES = """examples:
@@ -82,22 +79,19 @@ def _induction(options: argparse.Namespace) -> int:
     from .results import check_writable, write_netcdf
 
     out = check_writable(options.out or f"results/induction-{_stem(options.model)}.nc")
-    with _stages() as say:
-        say("starting")
-        from ..interventions.models import load
-        from .induction import STAGES, InductionStudy
+    _say(f"opening {options.model}")
+    from ..interventions.models import load
+    from .induction import STAGES, InductionStudy
+    from .report import write_report
 
-        study = InductionStudy(n=options.n, length=options.length, seed=options.seed)
-        say(f"opening {options.model}")
-        _quiet_libraries()
-        model = load(options.model, revision=options.revision, device=options.device)
-        names = list(STAGES)
-        tree = study.run(model, lambda name: say(f"{names.index(name) + 1}/{len(names)} {STAGES[name]}"))
-        say("writing results")
-        write_netcdf(tree, out)
-        from .report import write_report
-
-        report = write_report(tree, out.with_suffix(".html"))
+    study = InductionStudy(n=options.n, length=options.length, seed=options.seed)
+    _quiet_libraries()
+    model = load(options.model, revision=options.revision, device=options.device)
+    names = list(STAGES)
+    tree = study.run(model, lambda name: _say(f"{names.index(name) + 1}/{len(names)} {STAGES[name]}"))
+    _say("writing the results and the report")
+    write_netcdf(tree, out)
+    report = write_report(tree, out.with_suffix(".html"))
     _summary(tree)
     print(f"\n{_shown(out)}  results ({out.stat().st_size / 1e6:.1f} MB)")
     print(f"{_shown(report)}  report ({report.stat().st_size / 1e6:.1f} MB)")
@@ -105,16 +99,9 @@ def _induction(options: argparse.Namespace) -> int:
     return 0
 
 
-@contextlib.contextmanager
-def _stages() -> Iterator[Callable[[str], None]]:
-    """Say what is being done: one line that changes in a terminal, one line each elsewhere; on standard error."""
-    if not sys.stderr.isatty():
-        yield lambda text: print(text, file=sys.stderr, flush=True)
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status("") as status:
-        yield lambda text: status.update(text)
+def _say(text: str) -> None:
+    """Say what is being done, on standard error. Long stages show a bar of their own below it (see `Progress`)."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def _summary(tree: xr.DataTree) -> None:

@@ -156,8 +156,8 @@ def _patching(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
 
 
 PATCHED = {
-    "noising": "Noising: q, k or v of one head is taken from the corrupted run, the rest stays clean. 1 is no change, 0 "
-    "the corrupted run's answer. Blue heads are needed.",
+    "noising": "Noising: q, k or v of one head is taken from the corrupted run, the rest stays clean. 1 is no change, "
+    "0 the corrupted run's answer. Blue heads are needed.",
     "denoising": "Denoising: q, k or v of one head is taken from the clean run, the rest stays corrupted. 0 is no "
     "change, 1 the clean run's answer. Orange heads restore it.",
 }

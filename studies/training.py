@@ -1,8 +1,8 @@
 """Trains the shipped model ``words-2l``: a GPT-2 of two layers that continues repeated words.
 
-Owns: the tokenizer, the training data, the recipe, the training loop and the checkpoint file of ``models/words-2l``.
-May import: ``headwise.errors``, NumPy, PyTorch, Lightning, Transformers, Tokenizers and safetensors; nothing else of
-the package, so that a model is never trained with the code that later measures it.
+Owns: the tokenizer, the training data, the recipe, and the training loop that makes the files of ``models/words-2l``.
+May import: ``headwise.errors``, the name of the checkpoint file, NumPy, PyTorch, Lightning, Transformers, Tokenizers and
+safetensors; nothing else of the package, so that a model is never trained with the code that later measures it.
 
 ``python -m headwise.studies.training`` makes the files again (seeded; some minutes on two cores); nothing is pickled.
 """
@@ -21,19 +21,18 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from transformers.utils import logging as hf_logging
 
-from ..errors import DeclarationError, ModelError, UnknownNameError
+from ..errors import DeclarationError
+from .checkpoints import CHECKPOINTS
 
 FOLDER = Path(__file__).parent.parent / "models" / "words-2l"
 SPECIAL = ("<bos>", "<unk>")
-CHECKPOINTS = "checkpoints.safetensors"
 KEPT_STEPS = (0, 8, 16, 32, 64, 128, 192, 256, 320, 384, 416, 432, 448, 464, 480, 496, 512, 544, 576, 640, 768, 1024)
 
 
@@ -263,26 +262,6 @@ def train(out_folder: Path = FOLDER, recipe: Recipe | None = None, progress: boo
             file.chmod(0o644)
             file.replace(out_folder / file.name)
     return measure(model)
-
-
-def checkpoint_steps(folder: Path = FOLDER) -> list[int]:
-    """Lists the steps whose weights the checkpoint file in `folder` holds, in ascending order."""
-    if not (folder / CHECKPOINTS).is_file():
-        raise ModelError(f"There is no {CHECKPOINTS} in {folder.name}. Make it by `make model`.")
-    with safe_open(folder / CHECKPOINTS, "pt") as file:
-        return [int(s) for s in json.loads(file.metadata()["steps"])]
-
-
-def load_checkpoint(folder: Path, step: int) -> GPT2LMHeadModel:
-    """Loads the model as it was after `step` optimiser steps (float32, eval mode, eager attention)."""
-    if step not in (steps := checkpoint_steps(folder)):
-        raise UnknownNameError(f"There is no checkpoint of step {step}. Choose one of {steps}.")
-    prefix = f"step{step:06d}/"
-    with safe_open(folder / CHECKPOINTS, "pt") as file:
-        weights = {k.removeprefix(prefix): file.get_tensor(k) for k in file.keys() if k.startswith(prefix)}  # noqa: SIM118
-    model = GPT2LMHeadModel(AutoConfig.from_pretrained(folder, attn_implementation="eager"))
-    model.load_state_dict(weights, strict=False)  # lm_head.weight is tied to the word embedding
-    return model.eval()
 
 
 def main(arguments: list[str] | None = None) -> None:

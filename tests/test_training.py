@@ -10,6 +10,7 @@ from headwise import ModelError, UnknownNameError
 from headwise.interventions.models import SHIPPED
 from headwise.metrics import accuracy
 from headwise.studies import RepeatedTokens, measure
+from headwise.studies.checkpoints import checkpoint_steps, load_checkpoint
 from headwise.studies.heads import head_scores
 from safetensors.torch import load_file
 
@@ -43,10 +44,10 @@ def test_what_it_writes_is_a_model_with_checkpoints(twice):
         "words.txt",
     }
     assert not [path for path in folder.iterdir() if path.is_dir()]
-    assert training.checkpoint_steps(folder) == [0, 8, 16, 20]
+    assert checkpoint_steps(folder) == [0, 8, 16, 20]
     model = hw.load(folder)
     tokens = torch.arange(2, 12)[None]
-    last = training.load_checkpoint(folder, 20)
+    last = load_checkpoint(folder, 20)
     torch.testing.assert_close(model.module(tokens).logits, last(tokens).logits, atol=1e-5, rtol=1e-5)
 
 
@@ -64,29 +65,29 @@ def test_batches_repeat_what_they_say_they_repeat():
 
 
 def test_shipped_checkpoints_end_in_the_shipped_weights_and_show_the_circuit_form(words_model):
-    steps = training.checkpoint_steps(WORDS)
+    steps = checkpoint_steps(WORDS)
     assert 15 <= len(steps) <= 25
     assert steps[0] == 0
     task = RepeatedTokens(n=16)
     found = {}
     for step in (steps[0], 256, 480, steps[-1]):
-        model = hw.load(training.load_checkpoint(WORDS, step), tokenizer=words_model.tokenizer)
+        model = hw.load(load_checkpoint(WORDS, step), tokenizer=words_model.tokenizer)
         scores = head_scores(model, task).mean("example")
         right = measure(model, task, None, [accuracy])["baseline_accuracy"].sel(run="clean")
         found[step] = (float(right.mean()), float(scores["induction"].max()), float(scores["previous_token"].max()))
     assert found[0][0] < 0.05
     assert found[256][1] < 0.2 < found[480][1] < found[steps[-1]][1]
     assert found[steps[-1]][0] > 0.95
-    final = training.load_checkpoint(WORDS, steps[-1]).state_dict()
+    final = load_checkpoint(WORDS, steps[-1]).state_dict()
     shipped = words_model.module.state_dict()
     assert all(torch.equal(final[name], shipped[name]) for name in shipped)
 
 
 def test_errors_of_checkpoints(tmp_path):
     with pytest.raises(ModelError, match=r"There is no checkpoints\.safetensors in"):
-        training.checkpoint_steps(tmp_path)
+        checkpoint_steps(tmp_path)
     with pytest.raises(UnknownNameError, match="There is no checkpoint of step 3"):
-        training.load_checkpoint(WORDS, 3)
+        load_checkpoint(WORDS, 3)
 
 
 def test_the_card_tells_the_configuration():

@@ -1,0 +1,33 @@
+"""Checkpoints of a model in training, all in one compact file. Owns reading them; needs no Lightning."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors import safe_open
+from transformers import AutoConfig, GPT2LMHeadModel
+
+from ..errors import ModelError, UnknownNameError
+
+CHECKPOINTS = "checkpoints.safetensors"
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Lists the steps whose weights the checkpoint file in `folder` holds, in ascending order."""
+    if not (folder / CHECKPOINTS).is_file():
+        raise ModelError(f"There is no {CHECKPOINTS} in {folder.name}. Make it by `make model`.")
+    with safe_open(folder / CHECKPOINTS, "pt") as file:
+        return [int(s) for s in json.loads(file.metadata()["steps"])]
+
+
+def load_checkpoint(folder: Path, step: int) -> GPT2LMHeadModel:
+    """Loads the model as it was after `step` optimiser steps (float32, eval mode, eager attention)."""
+    if step not in (steps := checkpoint_steps(folder)):
+        raise UnknownNameError(f"There is no checkpoint of step {step}. Choose one of {steps}.")
+    prefix = f"step{step:06d}/"
+    with safe_open(folder / CHECKPOINTS, "pt") as file:
+        weights = {k.removeprefix(prefix): file.get_tensor(k) for k in file.keys() if k.startswith(prefix)}  # noqa: SIM118
+    model = GPT2LMHeadModel(AutoConfig.from_pretrained(folder, attn_implementation="eager"))
+    model.load_state_dict(weights, strict=False)  # lm_head.weight is tied to the word embedding
+    return model.eval()
