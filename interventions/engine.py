@@ -5,7 +5,7 @@ Imports the model handle, the plan and ops; knows no metric (they come as kernel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
@@ -18,7 +18,7 @@ from ..errors import DeclarationError
 from . import ops
 from .edits import SiteEdit
 from .models import Model
-from .plan import DEFAULT_BUDGET, Plan, check_site, positions_in, rows_within
+from .plan import DEFAULT_BUDGET, Chunk, Plan, check_site, positions_in, rows_within
 from .shape import Group
 from .sites import Component, Site
 from .values import edit_value
@@ -68,14 +68,27 @@ class Inputs:
 
 @dataclass
 class Outcome:
-    """Values by reader, for each group: ``values[name][group]`` and ``baseline[name][run][group]``.
+    """Values by reader and group: ``values[name, group]`` and ``baseline[name, run, group]``.
 
     Arrays are ``(condition, example, scored)`` for logits readers, ``(condition, example, layer, head)`` for pattern
     readers; the baseline lacks ``condition``.
     """
 
-    values: dict[str, list[Array]] = field(default_factory=dict)
-    baseline: dict[str, dict[str, list[Array]]] = field(default_factory=dict)
+    values: dict[tuple[str, int], Array] = field(default_factory=dict)
+    baseline: dict[tuple[str, str, int], Array] = field(default_factory=dict)
+
+    def put(self, plan: Plan, chunk: Chunk, what: str | tuple[int, int], values: Mapping[str, torch.Tensor]) -> None:
+        """Put in what a pass gave: a run as it is (its name), or a span of conditions."""
+        size, examples = len(plan.groups[chunk.group].examples), slice(*chunk.examples)
+        for name, tensor in values.items():
+            value = tensor.float().cpu().numpy()
+            if isinstance(what, str):
+                empty = np.empty((size, *value.shape[1:]), dtype=np.float32)
+                self.baseline.setdefault((name, what, chunk.group), empty)[examples] = value
+            else:
+                empty = np.empty((len(plan.conditions), size, *value.shape[1:]), dtype=np.float32)
+                table = self.values.setdefault((name, chunk.group), empty)
+                table[slice(*what), examples] = value.reshape(what[1] - what[0], -1, *value.shape[1:])
 
 
 def run_plan(
@@ -85,7 +98,7 @@ def run_plan(
     inputs: Inputs,
     progress: Callable[[int, int], None] | None = None,
 ) -> Outcome:
-    """Measure the baseline of every run and every condition of `plan`.
+    """Measure every run as it is, and every condition of `plan`.
 
     Parameters
     ----------
@@ -96,60 +109,46 @@ def run_plan(
     progress : callable, optional
         Called with passes done and passes in all.
     """
-    outcome = Outcome({reader.name: [] for reader in readers}, {reader.name: {} for reader in readers})
-    done, total = 0, len(plan.passes) + len(plan.groups) * len(plan.runs)
-    for number, group in enumerate(plan.groups):
-        steps = [step for step in plan.passes if step.group == number]
-        chunks = sorted({step.examples for step in steps}) or [(0, len(group.examples))]
-        reference = read_points(model, inputs.reference[number], plan.reference_sites()) if plan.uses_reference else {}
-        parts: dict[str, list[list[Array]]] = {reader.name: [] for reader in readers}
-        base_parts: dict[tuple[str, str], list[Array]] = {}
-        for start, stop in chunks:
-            tokens = {run: _tensor(model, arrays[number][start:stop]) for run, arrays in inputs.runs.items()}
-            arguments = {
-                run: [_arguments(model, reader.arguments[run][number], start, stop) for reader in readers]
-                for run in plan.runs
-            }
-            base_logits = None
-            for run in sorted(plan.runs, key=lambda run: run != plan.base):  # the base run first: kl compares with it
-                values, logits = _forward(model, group, tokens[run], {}, readers, arguments[run], 1, base_logits)
-                base_logits = logits if run == plan.base else base_logits
-                for name, value in values.items():
-                    base_parts.setdefault((name, run), []).append(_numpy(value))
-                done += start == 0
-                _report(progress, done, total)
-            sources = {
-                run: read_points(model, inputs.runs[run][number][start:stop], sites)
-                for run, sites in plan.sources().items()
-            }
-            chunk: dict[str, list[Array]] = {reader.name: [] for reader in readers}
-            for step in steps:
-                if step.examples != (start, stop):
-                    continue
-                edits = plan.conditions[slice(*step.conditions)]
-                writes = _writes(model, edits, group.length, stop - start, start, sources, reference)
-                rows = tokens[plan.base].repeat(len(edits), 1)
-                values, _ = _forward(model, group, rows, writes, readers, arguments[plan.base], len(edits), base_logits)
-                for name, value in values.items():
-                    chunk[name].append(_numpy(value.reshape(len(edits), stop - start, *value.shape[1:])))
-                done += 1
-                _report(progress, done, total)
-            for name, pieces in chunk.items():
-                if pieces:
-                    parts[name].append([np.concatenate(pieces, axis=0)])
-        for reader in readers:
-            if parts[reader.name]:
-                outcome.values[reader.name].append(np.concatenate([piece[0] for piece in parts[reader.name]], axis=1))
-            for run in plan.runs:
-                outcome.baseline[reader.name].setdefault(run, []).append(
-                    np.concatenate(base_parts[reader.name, run], axis=0)
-                )
+    outcome, done = Outcome(), 0
+    reference: dict[int, Points] = {}
+    for chunk in plan.chunks:
+        if plan.uses_reference and chunk.group not in reference:
+            reference = {chunk.group: read_points(model, inputs.reference[chunk.group], plan.reference_sites())}
+        for what, values in run_chunk(model, plan, chunk, readers, inputs, reference.get(chunk.group, {})):
+            outcome.put(plan, chunk, what, values)
+            done += 1
+            if progress is not None:
+                progress(done, plan.steps)
     return outcome
+
+
+def run_chunk(
+    model: Model, plan: Plan, chunk: Chunk, readers: Sequence[Reader], inputs: Inputs, reference: Points
+) -> Iterator[tuple[str | tuple[int, int], dict[str, torch.Tensor]]]:
+    """The passes of a chunk, one by one: ``(run name or span of conditions, values by reader)``.
+
+    `reference` holds what was read of the reference draw for the chunk's group.
+    """
+    group, (start, stop) = plan.groups[chunk.group], chunk.examples
+    arrays = {run: inputs.runs[run][chunk.group][start:stop] for run in plan.runs}
+    tokens = {run: _tensor(model, array) for run, array in arrays.items()}
+    arguments = {run: [_arguments(model, reader, run, chunk) for reader in readers] for run in plan.runs}
+    base_logits = None
+    for run in sorted(plan.runs, key=lambda run: run != plan.base):  # the base run first: kl compares with it
+        values, logits = _forward(model, group, tokens[run], {}, readers, arguments[run], 1, base_logits)
+        base_logits = base_logits if logits is None else logits
+        yield run, values
+    sources = {run: read_points(model, arrays[run], sites) for run, sites in plan.sources().items()}
+    for span in chunk.conditions:
+        edits = plan.conditions[slice(*span)]
+        writes = _writes(model, edits, group.length, chunk.examples, sources, reference)
+        rows = tokens[plan.base].repeat(len(edits), 1)
+        yield span, _forward(model, group, rows, writes, readers, arguments[plan.base], len(edits), base_logits)[0]
 
 
 def read_points(model: Model, tokens: Array, sites: Iterable[Site]) -> Points:
     """The tensors at the points of `sites`, ``(example, position, width)``, from a pass without intervention."""
-    wanted = {(site.layer, ops.POINT_OF.get(site.component, str(site.component))) for site in sites}
+    wanted = {_point(site) for site in sites}
     group = Group(tuple(range(len(tokens))), tokens.shape[1], ())
     rows = rows_within(DEFAULT_BUDGET, model.shape, group, False)
     pieces = [
@@ -161,7 +160,7 @@ def read_points(model: Model, tokens: Array, sites: Iterable[Site]) -> Points:
 def capture_site(model: Model, points: Points, site: Site) -> torch.Tensor:
     """The value of `site` from the tensors of `read_points`, in the shape that `Component` states."""
     heads, d_head = model.shape.heads, model.shape.d_head
-    point = points[site.layer, ops.POINT_OF.get(site.component, str(site.component))]
+    point = points[_point(site)]
     if site.component is Component.pattern:
         pattern = ops.pattern_at(point, heads, model.scaling(site.layer))
         pattern = pattern if site.head is None else pattern[:, site.head]
@@ -249,24 +248,28 @@ def _writes(
     model: Model,
     conditions: Sequence[Sequence[SiteEdit]],
     length: int,
-    examples: int,
-    offset: int,
+    examples: tuple[int, int],
     sources: Mapping[str, Points],
     reference: Points,
 ) -> dict[tuple[int, str], list[Any]]:
-    """What `ops.write` puts in at each point: condition c owns rows ``c * examples`` onwards."""
+    """What `ops.write` puts in at each point; condition c owns the c-th run of as many rows as there are examples."""
     writes: dict[tuple[int, str], list[Any]] = {}
+    count = examples[1] - examples[0]
     for number, edits in enumerate(conditions):
-        rows = slice(number * examples, (number + 1) * examples)
+        rows = slice(number * count, (number + 1) * count)
         for edit in edits:
-            site = edit.site
-            at = (site.layer, ops.POINT_OF.get(site.component, str(site.component)))
-            cols = ops.columns(site.component, site.head, model.shape.heads, model.shape.d_head)
-            positions = positions_in(site, length)
+            at = _point(edit.site)
+            cols = ops.columns(edit.site.component, edit.site.head, model.shape.heads, model.shape.d_head)
+            positions = positions_in(edit.site, length)
             source = reference if edit.uses_reference else sources.get(edit.run or "", {})
-            value = edit_value(edit, source.get(at), cols, positions, offset, examples)
+            value = edit_value(edit, source.get(at), cols, positions, examples)
             writes.setdefault(at, []).append((rows, positions, cols, value))
     return writes
+
+
+def _point(site: Site) -> tuple[int, str]:
+    """Where the tensor that holds a site is found."""
+    return site.layer, ops.POINT_OF.get(site.component, str(site.component))
 
 
 def _repeat(value: torch.Tensor, times: int) -> torch.Tensor:
@@ -277,14 +280,6 @@ def _tensor(model: Model, array: Array) -> torch.Tensor:
     return torch.as_tensor(np.ascontiguousarray(array), device=model.device)
 
 
-def _arguments(model: Model, given: Mapping[str, Array], start: int, stop: int) -> dict[str, torch.Tensor]:
-    return {name: _tensor(model, value[start:stop]) for name, value in given.items()}
-
-
-def _numpy(value: torch.Tensor) -> Array:
-    return value.float().cpu().numpy()
-
-
-def _report(progress: Callable[[int, int], None] | None, done: int, total: int) -> None:
-    if progress is not None:
-        progress(done, total)
+def _arguments(model: Model, reader: Reader, run: str, chunk: Chunk) -> dict[str, torch.Tensor]:
+    given = reader.arguments[run][chunk.group]
+    return {name: _tensor(model, value[slice(*chunk.examples)]) for name, value in given.items()}

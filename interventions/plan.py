@@ -21,26 +21,27 @@ DEFAULT_BUDGET = 128 * 2**20
 
 
 @dataclass(frozen=True)
-class Pass:
-    """One forward pass: a run of conditions on a run of the examples of a group, as rows of one batch.
+class Chunk:
+    """Some examples of a group, with what runs on them: every run once as it is, then the conditions span by span.
 
     Attributes
     ----------
     group : int
     examples : tuple of int
         Start and stop among the examples of the group.
-    conditions : tuple of int
-        Start and stop among the conditions of the plan.
+    conditions : tuple of (int, int)
+        Start and stop of each span of conditions that goes through the model together, as rows of one batch.
     """
 
     group: int
     examples: tuple[int, int]
-    conditions: tuple[int, int]
+    conditions: tuple[tuple[int, int], ...]
 
     @property
-    def rows(self) -> int:
-        """Rows of the batch, conditions times examples."""
-        return (self.examples[1] - self.examples[0]) * (self.conditions[1] - self.conditions[0])
+    def rows(self) -> list[int]:
+        """Rows of each of its passes with interventions."""
+        examples = self.examples[1] - self.examples[0]
+        return [examples * (stop - start) for start, stop in self.conditions]
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,17 @@ class Plan:
     runs: tuple[str, ...]
     conditions: tuple[tuple[SiteEdit, ...], ...]
     groups: tuple[Group, ...]
-    passes: tuple[Pass, ...]
+    chunks: tuple[Chunk, ...]
+
+    @property
+    def passes(self) -> int:
+        """Forward passes with interventions."""
+        return sum(len(chunk.conditions) for chunk in self.chunks)
+
+    @property
+    def steps(self) -> int:
+        """All forward passes that yield numbers: those with interventions, and each run as it is."""
+        return self.passes + len(self.runs) * len(self.chunks)
 
     @property
     def uses_reference(self) -> bool:
@@ -75,11 +86,11 @@ class Plan:
 
     def __str__(self) -> str:
         examples = sum(len(group.examples) for group in self.groups)
-        rows = sum(step.rows for step in self.passes)
+        rows = [row for chunk in self.chunks for row in chunk.rows]
         return (
             f"{self.model}: {len(self.conditions)} conditions on {examples} examples of the {self.base} run, "
-            f"{len(self.passes)} passes, {rows} rows, at most {max((step.rows for step in self.passes), default=0)} "
-            f"rows together; before them the runs {choices(self.runs)} without any intervention"
+            f"{self.passes} passes, {sum(rows)} rows, at most {max(rows, default=0)} rows together; "
+            f"before them the runs {choices(self.runs)} without any intervention"
         )
 
 
@@ -133,21 +144,17 @@ def make_plan(
         for edit in edits:
             check_edit(edit, model, shape, groups, runs)
         check_negative_positions(edits, groups)
-    passes = []
+    chunks = []
     for number, group in enumerate(groups):
         rows = rows_within(DEFAULT_BUDGET, shape, group, reads_patterns) if batch_size == "auto" else int(batch_size)
         examples = min(len(group.examples), rows)
         together = max(1, rows // examples)
-        passes += [
-            Pass(
-                number,
-                (start, min(start + examples, len(group.examples))),
-                (first, min(first + together, len(ordered))),
-            )
+        spans = [(first, min(first + together, len(ordered))) for first in range(0, len(ordered), together)]
+        chunks += [
+            Chunk(number, (start, min(start + examples, len(group.examples))), tuple(spans))
             for start in range(0, len(group.examples), examples)
-            for first in range(0, len(ordered), together)
         ]
-    return Plan(model, shape, base, tuple(runs), ordered, tuple(groups), tuple(passes))
+    return Plan(model, shape, base, tuple(runs), ordered, tuple(groups), tuple(chunks))
 
 
 def rows_within(budget: int, shape: Shape, group: Group, reads_patterns: bool) -> int:

@@ -16,8 +16,7 @@ def edit_value(
     source: torch.Tensor | None,
     cols: slice,
     positions: list[int] | None,
-    offset: int,
-    examples: int,
+    examples: tuple[int, int],
 ) -> torch.Tensor | None:
     """What to put at the site, broadcastable to ``(example, position, column)``; None stands for zeros.
 
@@ -29,8 +28,8 @@ def edit_value(
     cols : slice
         Columns of the site at its point.
     positions : list of int, optional
-    offset, examples : int
-        Which examples of the group are being run; resampling pairs each with its own partner.
+    examples : tuple of int
+        Start and stop of the examples of the group that are being run; resampling pairs each with its own partner.
     """
     if isinstance(edit, ZeroAblate):
         return None
@@ -42,7 +41,7 @@ def edit_value(
         if value.shape[1] == 1:
             return value
     elif isinstance(edit, ResampleAblate):
-        partners = derangement(len(source), edit.seed)[offset : offset + examples]
+        partners = derangement(len(source), edit.seed)[np.arange(*examples) % len(source)]
         value = value[torch.as_tensor(partners, device=source.device)]
     elif not isinstance(edit, Patch):
         raise DeclarationError(f"{edit!r} is no intervention that the engine knows")

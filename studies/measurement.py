@@ -113,12 +113,12 @@ def measure(
     for metric in chosen:
         dims, place = _layout(metric, batch, per_position)
         if interventions:
-            pieces = [place(value, number) for number, value in enumerate(outcome.values[metric.name])]
+            pieces = [place(outcome.values[metric.name, number], number) for number in range(len(groups))]
             whole = _assemble(pieces, batch, groups)
             dataset[metric.name] = ((*names, *dims), whole.reshape(*shape, *whole.shape[1:]), card_attrs(metric.card))
         runs = []
         for run in batch.runs:
-            pieces = [place(value[None], number) for number, value in enumerate(outcome.baseline[metric.name][run])]
+            pieces = [place(outcome.baseline[metric.name, run, number][None], number) for number in range(len(groups))]
             runs.append(_assemble(pieces, batch, groups)[0])
         attrs = card_attrs(metric.card, long_name=f"{metric.card.long_name}, no intervention")
         dataset[f"baseline_{metric.name}"] = (("run", *dims), np.stack(runs), attrs)

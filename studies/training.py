@@ -1,8 +1,8 @@
 """Trains the shipped model ``words-2l``: a GPT-2 of two layers that continues repeated words.
 
 Owns: the tokenizer, the training data, the recipe, and the training loop that makes the files of ``models/words-2l``.
-May import: ``headwise.errors``, the name of the checkpoint file, NumPy, PyTorch, Lightning, Transformers, Tokenizers and
-safetensors; nothing else of the package, so that a model is never trained with the code that later measures it.
+May import: ``headwise.errors``, the name of the checkpoint file, NumPy, PyTorch, Lightning, Transformers, Tokenizers
+and safetensors; nothing else of the package, so that a model is never trained with the code that later measures it.
 
 ``python -m headwise.studies.training`` makes the files again (seeded; some minutes on two cores); nothing is pickled.
 """

@@ -163,6 +163,17 @@ def test_prompts_of_unequal_length_give_what_each_alone_gives(small_model):
         )
 
 
+def test_resampling_from_fewer_reference_prompts_than_there_are_prompts(small_model):
+    texts, others = ["1 2 3", "4 5 6", "7 8 9"], ["10 11 12", "13 14 15"]
+    found = measure(small_model, Prompts(texts, others=others), ResampleAblate(Layer(1).resid_pre), [loss])["loss"].values
+    reference = torch.tensor([[int(token) for token in text.split()] for text in others])
+    tokens = torch.tensor([[int(token) for token in text.split()] for text in texts])
+    stream = raw_hooks.activation(small_model.module, reference, "resid_pre", 1)
+    edit = raw_hooks.resample_edit(stream, [1, 0, 1], "resid_pre", 1, None, None)
+    wanted = expected_loss(small_model, tokens, tokens[:, 1:], [0, 1], [edit])
+    np.testing.assert_allclose(found, wanted.numpy(), atol=TOLERANCE)
+
+
 def test_attention_implementation_does_not_matter():
     eager, sdpa = (raw_hooks.random_gpt2(2, 3, 6, 40, 20) for _ in range(2))
     eager.set_attn_implementation("eager")

@@ -33,14 +33,21 @@ def test_every_condition_meets_every_example_once(conditions, first, second, bat
     groups = (Group(tuple(range(first)), 10, (3,)), Group(tuple(range(first, first + second)), 12, (3,)))
     made = plan(*[ZeroAblate(Head(0, 0))] * conditions, groups=groups, batch_size=batch_size)
     met = Counter(
-        (step.group, condition, groups[step.group].examples[example])
-        for step in made.passes
-        for condition in range(*step.conditions)
-        for example in range(*step.examples)
+        (chunk.group, condition, groups[chunk.group].examples[example])
+        for chunk in made.chunks
+        for span in chunk.conditions
+        for condition in range(*span)
+        for example in range(*chunk.examples)
     )
     assert set(met.values()) == {1}
     assert len(met) == conditions * (first + second)
-    assert max(step.rows for step in made.passes) <= batch_size
+    assert max(max(chunk.rows) for chunk in made.chunks) <= batch_size
+
+
+def test_the_baseline_alone_keeps_to_the_batch_size():
+    made = plan(batch_size=3)
+    assert [chunk.examples for chunk in made.chunks] == [(0, 3), (3, 6), (6, 8)]
+    assert (made.passes, made.steps) == (0, 6)
 
 
 def test_edits_run_in_forward_order():
