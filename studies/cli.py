@@ -135,8 +135,13 @@ def _summary(tree: xr.DataTree) -> None:
     if len(shown) < len(rows):
         console.print(f"{len(rows) - len(shown)} further heads are in the report.")
     console.print()
-    for finding in json.loads(tree.attrs["conclusion"]):
-        console.print(f"- {finding['text']}", markup=False)
+    findings = json.loads(tree.attrs["conclusion"])
+    for finding in findings:
+        if finding["group"] == "summary":
+            console.print(f"- {finding['text']}", markup=False)
+    rest = sum(finding["group"] not in ("summary", "limits") for finding in findings)
+    limits = sum(finding["group"] == "limits" for finding in findings)
+    console.print(f"\nThe report has {rest} findings in full, and {limits} things that were not shown.")
 
 
 def _stem(model: str) -> str:

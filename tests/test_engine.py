@@ -165,7 +165,8 @@ def test_prompts_of_unequal_length_give_what_each_alone_gives(small_model):
 
 def test_resampling_from_fewer_reference_prompts_than_there_are_prompts(small_model):
     texts, others = ["1 2 3", "4 5 6", "7 8 9"], ["10 11 12", "13 14 15"]
-    found = measure(small_model, Prompts(texts, others=others), ResampleAblate(Layer(1).resid_pre), [loss])["loss"].values
+    task = Prompts(texts, others=others)
+    found = measure(small_model, task, ResampleAblate(Layer(1).resid_pre), [loss])["loss"].values
     reference = torch.tensor([[int(token) for token in text.split()] for text in others])
     tokens = torch.tensor([[int(token) for token in text.split()] for text in texts])
     stream = raw_hooks.activation(small_model.module, reference, "resid_pre", 1)
