@@ -13,6 +13,7 @@ from ..interventions.sites import Head
 from ..metrics.outputs import accuracy, loss
 from ..metrics.statistics import bootstrap_interval
 from .measurement import capture, measure
+from .results import card_attrs
 from .tasks import RepeatedTokens
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def by_position(model: Model, task: RepeatedTokens) -> xr.Dataset:
     result = measured.rename({f"baseline_{name}": name for name in ("loss", "accuracy")})
     for metric in (loss, accuracy):
         values = result[metric.name]
+        values.attrs |= card_attrs(metric.card)
         spans = {"before": slice(start, start + half - 1), "after": slice(start + half, start + 2 * half - 1)}
         for name, span in spans.items():
             words = f"{metric.card.long_name} {name} the repeat"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
+from ..errors import DeclarationError
 from ..interventions.sites import Head
 from ..metrics.attention import SCORES, chance
 from ..metrics.card import Metric
@@ -92,6 +94,7 @@ def describe_heads(
         over examples), ``untrained_<score>(seed, layer, head)``, ``p_<score>`` (one-sided against all untrained heads),
         ``q_<score>`` (Benjamini-Hochberg over the heads), and ``role(layer, head)`` as text.
     """
+    check_untrained(untrained, alpha)
     scores = head_scores(model, task)
     measured = [metric for metric in SCORES if metric.name in ROLES]
     null = untrained_scores(model, task, measured, range(seed, seed + untrained))
@@ -110,6 +113,15 @@ def describe_heads(
     scores["role"] = (("layer", "head"), _roles(scores, threshold, alpha), {"long_name": "role of the head"})
     scores.attrs |= {"threshold": threshold, "alpha": alpha}
     return scores
+
+
+def check_untrained(untrained: int, alpha: float) -> None:
+    """Refuse so few untrained models that a single head could never stand out from them."""
+    if untrained * alpha < 1:
+        raise DeclarationError(
+            f"untrained={untrained}: with so few, no single head can stand out at {alpha}; "
+            f"at least {math.ceil(1 / alpha)} are needed"
+        )
 
 
 def _roles(scores: xr.Dataset, threshold: float, alpha: float) -> Any:

@@ -32,6 +32,9 @@ STAGES = {
     "words": "words in context",
 }
 TOP = 3
+"""Heads of each kind whose patterns are kept."""
+ALPHA = 0.05
+"""False discovery rate for standing out from untrained heads."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class InductionStudy:
     draws : int
         Random sets of heads of each control.
     untrained : int
-        Models with random weights that scores are compared with.
+        Models with random weights that scores are compared with, 20 at least.
     """
 
     n: int = 32
@@ -62,9 +65,9 @@ class InductionStudy:
         _ = self.task  # checks n, length and seed
         if not 0 < self.threshold < 1:
             raise DeclarationError(f"threshold={self.threshold}: a score lies between 0 and 1")
-        for name in ("draws", "untrained"):
-            if getattr(self, name) < 1:
-                raise DeclarationError(f"{name}={getattr(self, name)}: at least one is needed")
+        if self.draws < 1:
+            raise DeclarationError(f"draws={self.draws}: at least one is needed")
+        heads.check_untrained(self.untrained, ALPHA)
 
     @property
     def task(self) -> RepeatedTokens:
@@ -127,7 +130,7 @@ class InductionStudy:
 
     def _heads(self, model: Model) -> xr.Dataset:
         return heads.describe_heads(
-            model, self.task, threshold=self.threshold, untrained=self.untrained, seed=self.seed
+            model, self.task, threshold=self.threshold, alpha=ALPHA, untrained=self.untrained, seed=self.seed
         )
 
     def _shown(self, scores: xr.Dataset) -> list[tuple[Head, str]]:

@@ -193,9 +193,9 @@ def _words(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
     if "prob" not in ds:
         return
     page.figure(
-        plots.words_grid(ds, title="the right word, with and without"),
-        "Probability of the right next word for each list, with all heads (blue) and without the induction heads. A "
-        "long grey line is an answer that needs them.",
+        plots.words_grid(ds, title="the right word"),
+        "Probability of the right next word for each list, with all heads (blue) and with the induction heads ablated. "
+        "A long grey line is an answer that needs them.",
     )
     page.figure(
         plots.words_agreement(ds, tree["heads"].to_dataset(), title="words against random tokens"),

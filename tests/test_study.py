@@ -187,6 +187,7 @@ def test_untrained_scores_do_not_touch_the_models_own_randomness(small_model):
         ({"n": 0}, "n=0: at least one prompt is needed"),
         ({"threshold": 2}, "threshold=2: a score lies between 0 and 1"),
         ({"draws": 0}, "draws=0: at least one is needed"),
+        ({"untrained": 5}, "untrained=5: with so few, no single head can stand out at 0.05; at least 20 are needed"),
     ],
 )
 def test_wrong_studies_are_refused(fields, message):

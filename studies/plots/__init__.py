@@ -1,0 +1,32 @@
+"""Pictures of results: each takes a Dataset or DataArray and returns a HoloViews element of the Bokeh backend.
+
+Labels and units are read from attributes, so a dataset that was built by hand draws as well as one that was measured.
+Elements combine with ``+`` and ``*`` and take ``.opts``; ``hv.save(element, "name.html", backend="bokeh")`` writes one.
+Layer 0 is at the bottom of every head grid.
+"""
+
+from .ablation import ablation_grids, sets_against_null, zero_against_mean
+from .composition import causal_check, composition_matrix, composition_strip
+from .heads import head_grid, ranked_heads
+from .patching import qkv_grids, qkv_of_set
+from .sequence import attention, attention_row, by_position
+from .words import words_agreement, words_grid, words_table
+
+__all__ = [
+    "ablation_grids",
+    "attention",
+    "attention_row",
+    "by_position",
+    "causal_check",
+    "composition_matrix",
+    "composition_strip",
+    "head_grid",
+    "qkv_grids",
+    "qkv_of_set",
+    "ranked_heads",
+    "sets_against_null",
+    "words_agreement",
+    "words_grid",
+    "words_table",
+    "zero_against_mean",
+]

@@ -1,0 +1,186 @@
+"""What ablation costs: every head by three methods, zero against mean, and sets of heads against random sets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import holoviews as hv
+import numpy as np
+import xarray as xr
+
+from ..results import effect
+from .base import (
+    BLUE,
+    GREY,
+    ORANGE,
+    SEQUENTIAL,
+    SKY,
+    bar,
+    dimension,
+    head_name,
+    hover,
+    need,
+    numbers_of,
+    overlay,
+    per_head,
+    scale_for,
+    styled,
+    unit_of,
+)
+from .heads import head_grid
+from .rows import PLAIN, dots, intervals, names_at, row_chart, rows_of, spread, stand_out
+
+CONTROLS = {"same layers": (GREY, "circle"), "all layers": (SKY, "square")}
+
+
+def ablation_grids(ds: xr.Dataset, metric: str) -> Any:
+    """What every head's ablation changes, a head grid for each method, all on one colour scale.
+
+    Parameters
+    ----------
+    ds : Dataset
+        ``<metric>(ablation, layer, head, example)`` and ``baseline_<metric>``, as `measure` gives them.
+    metric : str
+
+    Returns
+    -------
+    holoviews.Layout
+        A `head_grid` for each method; blue is below the run without intervention, orange above it.
+    """
+    change = effect(ds, metric).mean("example", keep_attrs=True)
+    scale = scale_for(change.values, centre=0.0)
+    methods = [str(method) for method in ds["ablation"].values]
+    panels = []
+    for method in methods:
+        here, last = change.sel(ablation=method, drop=True), method == methods[-1]
+        title = f"{method} ablation"
+        panels.append(head_grid(here, limits=(scale.low, scale.high), centre=0.0, title=title, colorbar=last))
+    return hv.Layout(panels).cols(3)
+
+
+def zero_against_mean(ds: xr.Dataset, metric: str, *, title: str = "") -> Any:
+    """Each head's effect under zero ablation against its effect under mean ablation.
+
+    Parameters
+    ----------
+    ds : Dataset
+        As for `ablation_grids`, with the methods ``zero`` and ``mean``; ``constant_share(layer, head)``, where it is
+        there, colours the dots.
+    metric : str
+    title : str
+        By default what the two axes measure.
+
+    Returns
+    -------
+    holoviews.Overlay
+        A ``Curve`` (equal effects), ``Points`` (``zero``, ``mean``; name, share) and ``Labels`` of heads that stand
+        out.
+    """
+    change = effect(ds, metric)
+    zero, mean = (per_head(change.sel(ablation=method, drop=True), "zero_against_mean") for method in ("zero", "mean"))
+    names = [head_name(layer, head) for layer in numbers_of(zero, "layer") for head in numbers_of(zero, "head")]
+    x, y = (np.asarray(one.values, dtype=float).ravel() for one in (zero, mean))
+    both = np.concatenate([x, y])
+    pad = 0.08 * (float(np.nanmax(both) - np.nanmin(both)) or 1.0)
+    ends = (float(np.nanmin(both)) - pad, float(np.nanmax(both)) + pad)
+    axes = [dimension(name, change, f"under {name} ablation") for name in ("zero", "mean")]
+    equal = styled(hv.Curve((ends, ends), *axes[:2], label="equal"), color=GREY, line_dash="dashed", line_width=1)
+
+    table: dict[str, Any] = {"zero": x, "mean": y, "name": names}
+    tips = [("head", "@name"), ("zero ablation", "@zero{+0.000}"), ("mean ablation", "@mean{+0.000}")]
+    look: dict[str, Any] = {}
+    if "constant_share" in ds:
+        share = per_head(ds["constant_share"], "zero_against_mean")
+        table["share"] = np.asarray(share.values, dtype=float).ravel()
+        axes.append(dimension("share", share))
+        tips.append(("constant share", "@share{0.00}"))
+        look = {"color": "share", "cmap": SEQUENTIAL, "clim": (0.0, 1.0), "colorbar": True}
+        look |= bar(axes[-1].pprint_label, 240)
+    tips.append(("unit", unit_of(change) or "pure number"))
+    points = dots(table, axes, "heads", (BLUE, "circle"), 9, tools=["hover"], hover_tooltips=tips, **look)
+    labels = names_at(x, y, names, stand_out(x, y, names))
+    title = title or str(change.attrs["long_name"])
+    axis_labels = {"xlabel": axes[0].pprint_label, "ylabel": axes[1].pprint_label}
+    size = {"width": 470, "height": 500, "show_legend": False, "xticks": 6, "xformatter": PLAIN, "yformatter": PLAIN}
+    return overlay([equal, points, *labels], title=title, xlim=ends, ylim=ends, **axis_labels, **size)
+
+
+def sets_against_null(ds: xr.Dataset, metric: str) -> Any:
+    """What sets of heads cost when they are ablated together, against random sets of as many other heads.
+
+    Parameters
+    ----------
+    ds : Dataset
+        From `sets_against_controls`: ``<metric>(set, ablation, example)`` and its baseline,
+        ``control_<metric>(set, control, ablation, draw, example)``; where there are any, ``<metric>_effect_low`` and
+        ``_high``, ``control_heads`` and ``p_<metric>``.
+    metric : str
+
+    Returns
+    -------
+    holoviews.Layout
+        For each set an ``Overlay`` of ``Points``: a dot for each random set, a diamond for the set itself, with its
+        interval.
+    """
+    need(ds, "sets_against_null", metric, f"control_{metric}", f"baseline_{metric}")
+    own = effect(ds, metric).mean("example", keep_attrs=True)
+    base = float(ds[f"baseline_{metric}"].sel(run=ds.attrs["base"]).mean())
+    control = ds[f"control_{metric}"].mean("example") - base
+    both = np.concatenate([own.values.ravel(), control.values.ravel(), [0.0]])
+    pad = 0.08 * (float(np.nanmax(both) - np.nanmin(both)) or 1.0)
+    limits = (float(np.nanmin(both)) - pad, float(np.nanmax(both)) + pad)
+    panels = [
+        _set_panel(ds.sel(set=name), metric, own.sel(set=name), control.sel(set=name), limits)
+        for name in ds["set"].values
+    ]
+    return hv.Layout(panels).cols(3)
+
+
+def _set_panel(
+    ds: xr.Dataset, metric: str, own: xr.DataArray, control: xr.DataArray, limits: tuple[float, float]
+) -> Any:
+    """One set: a row for each method, the set itself above its controls."""
+    methods = [str(method) for method in ds["ablation"].values]
+    kinds = [str(kind) for kind in ds["control"].values]
+    shown = dimension("change", own)
+    axes = [shown, "row"]
+    parts = [styled(hv.VLine(0.0), color=GREY, line_width=1)]
+    for column, kind in enumerate(kinds):
+        drawn = _control_dots(ds, control.sel(control=kind), kind, methods, 0.2 * (column + 1))
+        tips = hover(shown, "@change{+0.000}", ("random heads", "@heads"), ("ablation", "@method"))
+        look = CONTROLS.get(kind, (BLUE, "triangle"))
+        parts.append(dots(drawn, axes, f"random heads, {kind}", look, 5, alpha=0.7, line_color=None, **tips))
+    rows = rows_of(methods)
+    values = np.asarray(own.sel(ablation=methods).values, dtype=float)
+    ends = (f"{metric}_effect_{end}" for end in ("low", "high"))
+    low, high = (np.asarray(ds[end].sel(ablation=methods).values) if end in ds else values for end in ends)
+    table: dict[str, Any] = {"change": values, "row": rows, "method": methods, "low": low, "high": high}
+    p_rows = []
+    if f"p_{metric}" in ds:
+        for column, kind in enumerate(kinds):
+            table[f"p_{column}"] = ds[f"p_{metric}"].sel(control=kind, ablation=methods).values
+            p_rows.append((f"p, {kind}", f"@p_{column}{{0.000}}"))
+    name = str(ds["set"].values)
+    who = ("heads", str(ds["heads"].values) if "heads" in ds else name)
+    value = "@change{+0.000} (95%: @low{+0.000} to @high{+0.000})"
+    parts.append(intervals(low, rows, high))
+    tips = hover(shown, value, who, ("ablation", "@method"), *p_rows)
+    parts.append(dots(table, axes, "these heads", (ORANGE, "diamond"), 13, **tips))
+    shape = {"width": 354, "height": 340, "xlim": limits, "ylim": (float(rows[-1]) - 0.65, 0.35), "legend_cols": 1}
+    return row_chart(parts, shown, methods, middle=-0.2, title=name, **shape)
+
+
+def _control_dots(
+    ds: xr.Dataset, values: xr.DataArray, kind: str, methods: list[str], below: float
+) -> dict[str, list[Any]]:
+    """The change each random set makes, in its method's row; sets that were not drawn are left out."""
+    table: dict[str, list[Any]] = {"change": [], "row": [], "heads": [], "method": []}
+    names = ds["control_heads"].sel(control=kind).values if "control_heads" in ds else None
+    for row, method in enumerate(methods):
+        here = np.asarray(values.sel(ablation=method).values, dtype=float)
+        drawn = np.flatnonzero(np.isfinite(here))
+        table["change"] += list(here[drawn])
+        table["row"] += list(-row - below + spread(len(drawn), 0.13))
+        table["heads"] += [f"draw {draw}" if names is None else str(names[draw]) for draw in drawn]
+        table["method"] += [method] * len(drawn)
+    return table

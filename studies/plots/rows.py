@@ -1,0 +1,97 @@
+"""Dots with intervals: charts of one row for each name, and scatters whose outstanding points are named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import holoviews as hv
+import numpy as np
+
+from .base import INK, Array, overlay, styled
+
+PLAIN = "%.3g"
+"""How numbers along an axis are written: short, and never ``1.000e-3``."""
+
+
+def dots(
+    table: Mapping[str, Any], axes: Sequence[Any], label: str, look: tuple[str, str], size: float, **options: Any
+) -> Any:
+    """Points at the columns `axes` of `table`; `look` is colour and marker.
+
+    All other columns are kept for hover, under their name or the dimension that `axes` gives them after the first two.
+    """
+    known = {getattr(axis, "name", axis): axis for axis in axes}
+    others = [known.get(name, name) for name in table if name not in list(known)[:2]]
+    points = hv.Points(table, list(axes[:2]), others, label=label)
+    colour, marker = look
+    return styled(points, **{"color": colour, "marker": marker, "size": size, "line_color": INK} | options)
+
+
+def intervals(low: Array, rows: Array, high: Array) -> Any:
+    """A horizontal line from `low` to `high` in each row."""
+    return styled(hv.Segments((low, rows, high, rows), ["low", "row", "high", "row_high"]), color=INK, line_width=2)
+
+
+def reference(at: float, name: str, rows: Array, shown: Any, colour: str, dash: str) -> Any:
+    """A vertical line through all rows, with its value in the legend."""
+    ends = [float(rows.min()) - 0.5, 0.5]
+    line = hv.Curve(([at, at], ends), shown, "row", label=f"{name}, {at:.2f}")
+    return styled(line, color=colour, line_dash=dash, line_width=1.5)
+
+
+def rows_of(names: Sequence[str]) -> Array:
+    """Places of rows along the vertical axis, the first at the top."""
+    return -np.arange(len(names), dtype=float)
+
+
+def row_chart(parts: Sequence[Any], shown: Any, names: Sequence[str], *, middle: float = 0.0, **options: Any) -> Any:
+    """One figure of `parts` with a row for each of `names`; `middle` is where a row's name stands within it."""
+    rows = rows_of(names)
+    axes = {
+        "xlabel": shown.pprint_label,
+        "ylabel": "",
+        "xformatter": PLAIN,
+        "ylim": (float(rows[-1]) - 0.55, 0.55),
+        "yticks": [(float(row) + middle, name) for row, name in zip(rows, names, strict=True)],
+    }
+    return overlay(parts, **axes | options)
+
+
+def spread(count: int, width: float) -> Array:
+    """Offsets that keep dots of one row apart: even, within `width`, the same every time."""
+    return ((np.arange(count) * 0.6180339887 + 0.5) % 1.0 - 0.5) * width
+
+
+def stand_out(x: Array, y: Array, names: Sequence[str], most: int = 8) -> list[int]:
+    """Which points to write a name at: the farthest from where most are, none in a crowd or on top of another."""
+    spans = [float(np.nanmax(axis) - np.nanmin(axis)) or 1.0 for axis in (x, y)]
+    away = np.hypot((x - np.nanmedian(x)) / spans[0], (y - np.nanmedian(y)) / spans[1])
+    kept: list[int] = []
+    for index in np.argsort(-np.nan_to_num(away), kind="stable"):
+        apart = all(abs(x[index] - x[k]) > 0.14 * spans[0] or abs(y[index] - y[k]) > 0.07 * spans[1] for k in kept)
+        crowd = np.count_nonzero(np.hypot((x - x[index]) / spans[0], (y - y[index]) / spans[1]) < 0.05) - 1
+        if away[index] > 0.12 and crowd <= 2 and apart and len(kept) < min(most, len(names)):
+            kept.append(int(index))
+    return kept
+
+
+def names_at(x: Array, y: Array, names: Sequence[str], kept: Sequence[int]) -> Any:
+    """The names of the points `kept`, to their upper left where the right edge is near."""
+    high = float(np.nanmax(x)) - 0.2 * (float(np.nanmax(x) - np.nanmin(x)) or 1.0)
+    parts = []
+    for align, offset, side in (
+        ("left", 6, [k for k in kept if x[k] <= high]),
+        ("right", -6, [k for k in kept if x[k] > high]),
+    ):
+        labels = hv.Labels((x[side], y[side], [names[k] for k in side]), ["x", "y"], "name")
+        options = {"text_align": align, "text_baseline": "bottom", "text_font_size": "11px", "text_color": INK}
+        parts.append(styled(labels, **options, hooks=[_shift(offset)]))
+    return parts
+
+
+def _shift(pixels: int) -> Any:
+    def hook(plot: Any, element: Any) -> None:
+        plot.handles["glyph"].update(x_offset=pixels, y_offset=-3)
+
+    return hook
