@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .errors import DeclarationError, HeadwiseError, ModelError, ResultError, UnknownNameError
     from .interventions.models import Model, load, shipped
-    from .studies.measurement import capture, measure
+    from .studies.activations import capture
+    from .studies.measurement import measure
     from .studies.results import effect, normalized, open_tree, write_netcdf
 
 _WHERE = {
@@ -23,7 +24,7 @@ _WHERE = {
     "Model": ".interventions.models",
     "load": ".interventions.models",
     "shipped": ".interventions.models",
-    "capture": ".studies.measurement",
+    "capture": ".studies.activations",
     "measure": ".studies.measurement",
     "effect": ".studies.results",
     "normalized": ".studies.results",

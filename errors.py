@@ -1,6 +1,8 @@
-"""The errors headwise raises: one family, each also the built-in that fits. Imports nothing."""
+"""The errors headwise raises: one family, each also the built-in that fits. Imports nothing of ours."""
 
 from __future__ import annotations
+
+import operator
 
 
 class HeadwiseError(Exception):
@@ -21,6 +23,23 @@ class ModelError(HeadwiseError, OSError):
 
 class ResultError(HeadwiseError, OSError):
     """A result file or folder that cannot be read or written."""
+
+
+def whole(value: object, what: str, low: int = 0, high: int | None = None) -> int:
+    """`value` as a whole number within bounds, or an error that says what was given and what is possible."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]  # int and NumPy integers, not floats or text
+    except TypeError:
+        raise DeclarationError(f"{what} must be a whole number, got {value!r}") from None
+    if number < low:
+        raise DeclarationError(f"{what} must be {low} or more, got {number}")
+    if high is not None and number > high:
+        raise DeclarationError(f"{what} must be at most {high}, got {number}")
+    return number
+
+
+LARGEST_SEED = 2**32 - 1
+"""Seeds of frozen random streams are 32-bit."""
 
 
 def choices(names: object) -> str:

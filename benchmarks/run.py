@@ -12,10 +12,11 @@ import statistics
 import time
 from pathlib import Path
 
-import headwise as hw
 import nnsight
 import numpy as np
 import torch
+
+import headwise as hw
 from headwise.interventions import Grid, Head, ZeroAblate
 from headwise.metrics import loss
 from headwise.studies import RepeatedTokens, measure

@@ -57,7 +57,13 @@ def decode(data: Any, table: Table = TABLE) -> Any:
         return {key: decode(item, table) for key, item in fields["items"]}
     if name not in table:
         raise UnknownNameError(f"unknown type {name!r} in JSON: possible are {choices(table)}")
-    return table[name](**{key: decode(item, table) for key, item in fields.items()})
+    given = {key: decode(item, table) for key, item in fields.items()}
+    try:
+        return table[name](**given)
+    except TypeError as error:
+        raise DeclarationError(
+            f"JSON of a {name} has missing or unknown fields ({', '.join(given)}): {error}"
+        ) from None
 
 
 def to_json(value: object, table: Table = TABLE) -> str:
@@ -69,6 +75,6 @@ def from_json(text: str, table: Table = TABLE) -> Any:
     """The value that `to_json` wrote."""
     try:
         data = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, TypeError) as error:
         raise DeclarationError(f"this is not JSON: {error}") from None
     return decode(data, table)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..errors import DeclarationError, choices
+from ..errors import LARGEST_SEED, DeclarationError, choices, whole
 from .sites import Component, Head, Site, as_site
 
 OVER = ("example", "position")
@@ -72,15 +72,16 @@ class MeanAblate(SiteEdit):
     site : Site, Head or str
     over : {"example", ("example", "position")}
         What the mean is taken over: examples, giving one mean for each position (default), or examples and positions.
-        The hidden dimension is never averaged. The reference draw has its own seed, so the evaluated prompts are not
-        in it.
+        The hidden dimension is never averaged. The reference draw of a random task has its own seed, so the evaluated
+        prompts are not in it; that of `Prompts` is its ``others``, or the prompts themselves where none are given.
     """
 
     over: str | tuple[str, ...] = "example"
 
     def __init__(self, site: Site | Head | str, over: str | Iterable[str] = "example") -> None:
         super().__init__(site)
-        names = (over,) if isinstance(over, str) else tuple(sorted(over))
+        names = (over,) if isinstance(over, str) else tuple(over) if isinstance(over, Iterable) else ()
+        names = tuple(sorted(map(str, names)))
         if names not in (OVER[:1], OVER):
             raise DeclarationError(f"over={over!r}: possible are 'example' and ('example', 'position')")
         object.__setattr__(self, "over", names[0] if len(names) == 1 else names)
@@ -102,7 +103,7 @@ class ResampleAblate(SiteEdit):
 
     def __init__(self, site: Site | Head | str, seed: int = 0) -> None:
         super().__init__(site)
-        object.__setattr__(self, "seed", int(seed))
+        object.__setattr__(self, "seed", whole(seed, "a seed", high=LARGEST_SEED))
 
     @property
     def uses_reference(self) -> bool:
@@ -122,7 +123,9 @@ class Patch(SiteEdit):
 
     def __init__(self, site: Site | Head | str, source: str = "corrupted") -> None:
         super().__init__(site)
-        object.__setattr__(self, "source", str(source))
+        if not isinstance(source, str):
+            raise DeclarationError(f"source={source!r}: give the name of a run, such as 'corrupted'")
+        object.__setattr__(self, "source", source)
 
     @property
     def run(self) -> str | None:
@@ -159,12 +162,12 @@ class Compose(Intervention):
         return f"Compose({', '.join(map(repr, self.parts))})"
 
 
-def check_disjoint(edits: Iterable[SiteEdit]) -> None:
-    """Refuse two edits of one place; edits are compared within a layer and component only."""
-    seen: dict[tuple[int, Component], list[SiteEdit]] = {}
-    for edit in edits:
-        group = seen.setdefault((edit.site.layer, edit.site.component), [])
-        for other in group:
-            if edit.site.overlaps(other.site):
+def check_disjoint(edits: Sequence[SiteEdit], sites: Sequence[Site] | None = None) -> None:
+    """Refuse two edits of one place. `sites` stand for those of the edits, with positions counted out."""
+    seen: dict[tuple[int, Component], list[tuple[SiteEdit, Site]]] = {}
+    for edit, site in zip(edits, sites or [edit.site for edit in edits], strict=True):
+        group = seen.setdefault((site.layer, site.component), [])
+        for other, place in group:
+            if site.overlaps(place):
                 raise DeclarationError(f"two edits of one place: {other!r} and {edit!r}; keep one, or split positions")
-        group.append(edit)
+        group.append((edit, site))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -37,9 +38,11 @@ class Grid:
     interventions: tuple[Intervention, ...]
 
     def __init__(self, make: Callable[..., Intervention], **axes: Iterable[Label]) -> None:
-        values = {name: tuple(_label(name, value) for value in axis) for name, axis in axes.items()}
-        if not values:
+        if not callable(make):
+            raise DeclarationError(f"a grid takes a function of its axes, such as a lambda, got {make!r}")
+        if not axes:
             raise DeclarationError("a grid needs at least one axis, such as layer=model.layers")
+        values = {name: _labels(name, axis) for name, axis in axes.items()}
         made = tuple(
             make(**dict(zip(values, combination, strict=True))) for combination in itertools.product(*values.values())
         )
@@ -88,10 +91,14 @@ class Grid:
         return f"Grid({', '.join(f'{name}={size}' for name, size in self.shape.items())})"
 
 
-def _label(axis: str, value: object) -> Label:
-    if isinstance(value, str):
-        return str(value)
+def _labels(axis: str, values: Iterable[object]) -> tuple[Label, ...]:
+    """The labels of an axis: all whole numbers, or all text."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise DeclarationError(f"axis {axis!r} of the grid needs several values, got {values!r}")
+    given = tuple(values)
+    if all(isinstance(value, str) for value in given):
+        return tuple(map(str, given))
     try:
-        return int(value.__index__())  # type: ignore[attr-defined]  # int and NumPy integers, not floats
-    except AttributeError:
-        raise DeclarationError(f"axis {axis!r} of the grid takes whole numbers or text, got {value!r}") from None
+        return tuple(map(operator.index, given))  # type: ignore[arg-type]  # int and NumPy integers, not floats
+    except TypeError:
+        raise DeclarationError(f"axis {axis!r} of the grid takes whole numbers, or text, got {given}") from None

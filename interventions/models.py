@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from nnsight.modeling.transformers import TransformersModel
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from ..errors import DeclarationError, ModelError, choices
@@ -30,7 +29,7 @@ class Model:
     ----------
     name : str
     revision : str
-        Hub revision; ``local`` for a folder, ``memory`` for a module, the package version for a shipped model.
+        Hub revision; ``local`` for a folder, ``memory`` for a module, ``shipped`` for a model of the package.
     family : Family
     shape : Shape
         Counts: ``layers heads d_model d_head vocabulary context``.
@@ -118,7 +117,7 @@ def load(
     *,
     revision: str | None = None,
     device: str = "auto",
-    dtype: str = "float32",
+    dtype: str | None = None,
     tokenizer: Any = None,
 ) -> Model:
     """Open a causal language model.
@@ -127,45 +126,65 @@ def load(
     ----------
     source : str, Path or PreTrainedModel
         A shipped name (``"words-2l"``), a Hugging Face Hub id (``"openai-community/gpt2"``), a folder with
-        ``config.json`` and weights, or a Hugging Face module in memory.
+        ``config.json``, weights and tokenizer, or a Hugging Face module in memory (it is used as it is, and put into
+        evaluation mode).
     revision : str, optional
-        Branch, tag or commit on the Hub.
+        Branch, tag or commit on the Hub; only for a Hub id.
     device : str
         ``"auto"`` (the GPU where there is one, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
-    dtype : {"float32", "bfloat16", "float16"}
+    dtype : {"float32", "bfloat16", "float16"}, optional
+        float32 when left out; a module in memory keeps its own.
     tokenizer : optional
         Replaces the one in the folder; for a module in memory, token ids stand as words when it is left out.
 
     Raises
     ------
     ModelError
-        The model cannot be found or read, or its family is not known.
+        The model cannot be found or read whole, or its family is not known.
     """
     target = _device(device)
-    if dtype not in DTYPES:
+    if dtype is not None and dtype not in DTYPES:
         raise DeclarationError(f"dtype {dtype!r}: possible are {choices(DTYPES)}")
     if isinstance(source, PreTrainedModel):
-        module, name, revision = source, source.config.name_or_path or type(source).__name__, "memory"
+        module, name, place = source, source.config.name_or_path or type(source).__name__, "memory"
         family = family_of(module.config, name)
         tokenizer = tokenizer if tokenizer is not None else _id_tokenizer(module.config.vocab_size)
+        module = module if dtype is None else module.to(DTYPES[dtype])
     else:
-        name, where, revision = _locate(str(source), revision)
-        hub = {} if revision in ("local", "shipped") else {"revision": revision}
-        try:
-            family = family_of(AutoConfig.from_pretrained(where, **hub), name)
-            tokenizer = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(where, **hub)
-            module = AutoModelForCausalLM.from_pretrained(where, dtype=DTYPES[dtype], **hub)
-        except ModelError:
-            raise
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise ModelError(_why(name, where, error)) from error
-    module = module.to(device=target, dtype=DTYPES[dtype]).eval()
-    traced = TransformersModel(module, task="text-generation", tokenizer=tokenizer)
-    return Model(name, revision or "main", family, Shape(**family.sizes(module.config)), tokenizer, traced)
+        name, where, place = _locate(str(source))
+        if revision is not None and place != "main":
+            raise DeclarationError(f"revision={revision!r} is for a Hub id: {name} is {place}")
+        place = revision or place
+        family, module, tokenizer = _read(name, where, revision, DTYPES[dtype or "float32"], tokenizer)
+    traced = TransformersModel(module.to(target).eval(), task="text-generation", tokenizer=tokenizer)
+    return Model(name, place, family, Shape(**family.sizes(module.config)), tokenizer, traced)
 
 
-def _locate(source: str, revision: str | None) -> tuple[str, str, str | None]:
-    """Name, place to load from, and revision."""
+def _read(
+    name: str, where: str, revision: str | None, dtype: torch.dtype, tokenizer: Any
+) -> tuple[Family, PreTrainedModel, Any]:
+    """Family, module and tokenizer of a folder or Hub id, or one line that says why not."""
+    hub = {} if revision is None else {"revision": revision}
+    try:
+        family = family_of(AutoConfig.from_pretrained(where, **hub), name)
+        tokenizer = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(where, **hub)
+        module, report = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, output_loading_info=True, **hub)
+    except ModelError:
+        raise
+    except Exception as error:  # whatever a broken file makes the loaders raise, the user gets one line
+        raise ModelError(_why(name, where, error)) from error
+    for what, words in (("missing_keys", "lack"), ("unexpected_keys", "have, beyond the configuration,")):
+        if report[what]:
+            some = ", ".join(sorted(map(str, report[what]))[:3])
+            raise ModelError(f"the weights of {name} {words} {len(report[what])} tensors ({some}): is it whole?")
+    if len(tokenizer) < 2:
+        raise ModelError(f"{name} has no tokenizer: save one beside the weights, or give tokenizer=")
+    module.config.pad_token_id = None  # prompts are never padded, so no token stands for padding
+    return family, module, tokenizer
+
+
+def _locate(source: str) -> tuple[str, str, str]:
+    """Name, where to load from, and what kind of place that is (``main`` for the Hub)."""
     if source in shipped():
         return source, str(SHIPPED / source), "shipped"
     folder = Path(source).expanduser()
@@ -182,7 +201,7 @@ def _locate(source: str, revision: str | None) -> tuple[str, str, str | None]:
             f"no model is called {source!r}: shipped are {choices(shipped())}; a Hub id is written owner/name, "
             "a folder is given by its path"
         )
-    return source, source, revision
+    return source, source, "main"
 
 
 def _why(name: str, where: str, error: Exception) -> str:
@@ -200,8 +219,8 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.empty(1, device=device).item()
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         found = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
         raise ModelError(f"device {name!r} cannot be used here: possible are auto, {choices(found)}") from error
     return device

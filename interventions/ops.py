@@ -54,6 +54,15 @@ def write(value: torch.Tensor, writes: list[Any]) -> torch.Tensor:
     return changed
 
 
+def less(value: torch.Tensor, writes: list[Any]) -> list[Any]:
+    """The writes that make a sum with `value` what `writes` say, in the same places and nowhere else."""
+    left = []
+    for rows, positions, cols, new in writes:
+        there = value[rows, slice(None) if positions is None else positions, cols]
+        left.append((rows, positions, cols, -there if new is None else new - there))
+    return left
+
+
 def take(block: Any, path: str, side: str) -> torch.Tensor:
     """The value at a point of a block (the first, where a module returns several)."""
     place = operator.attrgetter(path)(block) if path else block
@@ -132,5 +141,5 @@ def walk(
                 entering = value
             if sets_mid and name == "attn_out":
                 # The stream between attention and MLP goes on past the MLP as well, so it is set through attn_out.
-                put(block, path, side, write(entering + value, writes[(layer, "resid_mid")]) - entering)
+                put(block, path, side, write(value, less(entering, writes[(layer, "resid_mid")])))
     return taken, {name: torch.stack(values, dim=1) for name, values in attended.items()}

@@ -132,10 +132,8 @@ def make_plan(
     """
     if base not in runs:
         raise UnknownNameError(f"base={base!r}: the task has the runs {choices(runs)}")
-    if isinstance(batch_size, str) and batch_size != "auto":
+    if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
         raise DeclarationError(f'batch_size={batch_size!r}: possible are "auto" and a whole number from 1')
-    if isinstance(batch_size, int) and batch_size < 1:
-        raise DeclarationError(f'batch_size={batch_size}: possible are "auto" and a whole number from 1')
     for group in groups:
         if group.length > shape.context:
             raise DeclarationError(f"a prompt has {group.length} tokens: {model} reads at most {shape.context}")
@@ -191,7 +189,7 @@ def check_negative_positions(edits: Sequence[SiteEdit], groups: Sequence[Group])
     """Refuse edits that meet only once positions from the end are counted out."""
     if any(position < 0 for edit in edits for position in edit.site.positions or ()):
         for group in groups:
-            check_disjoint([_counted_out(edit, group.length) for edit in edits])
+            check_disjoint(edits, [_counted_out(edit.site, group.length) for edit in edits])
 
 
 def positions_in(site: Site, length: int) -> list[int] | None:
@@ -201,6 +199,6 @@ def positions_in(site: Site, length: int) -> list[int] | None:
     return [position % length for position in site.positions]
 
 
-def _counted_out(edit: SiteEdit, length: int) -> SiteEdit:
-    positions = positions_in(edit.site, length)
-    return edit if positions is None else type(edit)(edit.site.at(positions))
+def _counted_out(site: Site, length: int) -> Site:
+    positions = positions_in(site, length)
+    return site if positions is None else site.at(positions)

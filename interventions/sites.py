@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from ..errors import DeclarationError, UnknownNameError, choices
+from ..errors import DeclarationError, UnknownNameError, choices, whole
 
 
 class Component(StrEnum):
@@ -71,16 +71,6 @@ def as_component(name: str) -> Component:
         raise UnknownNameError(f"unknown component {name!r}: possible are {choices(Component)}") from None
 
 
-def _index(value: object, what: str) -> int:
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]  # int and NumPy integers, not floats
-    except TypeError:
-        raise DeclarationError(f"{what} must be a whole number, got {value!r}") from None
-    if number < 0:
-        raise DeclarationError(f"{what} must be 0 or more, got {number}")
-    return number
-
-
 class _HasHeads:
     """The sites that a layer and a head both have."""
 
@@ -126,7 +116,7 @@ class Layer(_HasHeads):
     layer: int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layer", _index(self.layer, "a layer"))
+        object.__setattr__(self, "layer", whole(self.layer, "a layer"))
 
     def site(self, component: str) -> Site:
         """The whole of `component` in this layer (every head of it, where it has heads)."""
@@ -175,13 +165,13 @@ class Head(_HasHeads):
     head: int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layer", _index(self.layer, "a layer"))
-        object.__setattr__(self, "head", _index(self.head, "a head"))
+        object.__setattr__(self, "layer", whole(self.layer, "a layer"))
+        object.__setattr__(self, "head", whole(self.head, "a head"))
 
     @classmethod
     def parse(cls, text: str) -> Head:
         """Read ``L5H1`` or ``5.1``."""
-        match = _HEAD_TEXT.fullmatch(text)
+        match = _HEAD_TEXT.fullmatch(text) if isinstance(text, str) else None
         if match is None:
             raise DeclarationError(f"cannot read {text!r} as a head: write L5H1 or 5.1 (layer 5, head 1)")
         layer, head = (int(group) for group in match.groups() if group is not None)
@@ -219,9 +209,9 @@ class Site:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "component", as_component(self.component))
-        object.__setattr__(self, "layer", _index(self.layer, "a layer"))
+        object.__setattr__(self, "layer", whole(self.layer, "a layer"))
         if self.head is not None:
-            object.__setattr__(self, "head", _index(self.head, "a head"))
+            object.__setattr__(self, "head", whole(self.head, "a head"))
             if not self.component.per_head:
                 per_head = choices(component for component in Component if component.per_head)
                 raise DeclarationError(f"{self.component} has no heads (head {self.head} given): heads have {per_head}")
@@ -230,7 +220,8 @@ class Site:
 
     def at(self, positions: int | Iterable[int]) -> Site:
         """The same site at `positions` only (one, or several, such as ``range(25, 50)``)."""
-        return replace(self, positions=(positions,) if isinstance(positions, int) else tuple(positions))
+        several = positions if isinstance(positions, Iterable) else (positions,)
+        return replace(self, positions=tuple(several))
 
     @property
     def order(self) -> tuple[int, int, int]:

@@ -4,6 +4,20 @@ With ``A[i, j]`` the attention from query ``i`` to key ``j`` (0-based), ``L`` th
 ``S`` the length of the prompt, each score below is stated for a prompt without BOS; a BOS in front shifts every index
 of the repeat by one. A score is the mean over the queries it names, so it lies between 0 and 1, and its chance level is
 the score of uniform causal attention, ``A[i, j] = 1 / (i + 1)``.
+
+=====================  =========================================================================================
+score                  definition
+=====================  =========================================================================================
+``induction``          mean of ``A[i, i-L+1]``, ``i = L..2L-1``: the token after the earlier copy of the query
+``previous_token``     mean of ``A[i, i-1]``, ``i = 1..S-1``
+``duplicate_token``    mean of ``A[i, i-L]``, ``i = L..2L-1``: the earlier copy itself
+``first_token``        mean of ``A[i, 0]``, ``i = 1..S-1``
+``self_attention``     mean of ``A[i, i]``, ``i = 0..S-1`` (in results: ``self``)
+``prefix_matching``    sum of ``A[i, j]`` over ``{j <= i : t[j-1] = t[i]}``, mean over the queries that have one
+``induction_stripe``   mean of the diagonal ``1-L`` of ``A``, all ``L+1`` entries
+``induction_bos``      BOS in front: mean of the diagonal ``-L+1`` of ``A``, all ``L+2`` entries
+``*_mul``, ``*_abs``   ``sum(A * D) / sum(A)`` and ``1 - S * mean|A - D|`` for the pattern ``D`` of that kind of head
+=====================  =========================================================================================
 """
 
 from __future__ import annotations
@@ -33,8 +47,10 @@ def _along(run: Run, queries: range, back: int) -> Array:
     """Weights that average ``A[i, i - back]`` over `queries`."""
     examples, size = run.tokens.shape
     weights: Array = np.zeros((examples, size, size), dtype=np.float32)
-    index = np.array(queries)
-    weights[:, index, index - back] = 1 / len(index)
+    index = np.array(queries, dtype=int)
+    weights[:, index, index - back] = 1 / max(len(index), 1)
+    if len(index) == 0:
+        weights[:] = np.nan  # no such query: the score is missing, not 0
     return weights
 
 
@@ -182,7 +198,7 @@ def _detector(head: str, words: str, mask: Callable[[Array], Array]) -> tuple[Me
             lambda run: mask(run.tokens),
             f"1 - S * mean|A - D|, not rounded; {LENS}, abs",
             _closeness,
-            (-1.0, 1.0),
+            (-np.inf, 1.0),
         ),
     )
 

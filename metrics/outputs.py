@@ -35,7 +35,8 @@ def _kl(logits: torch.Tensor, base_logits: torch.Tensor) -> torch.Tensor:
     return (base.exp() * (base - other)).sum(-1)
 
 
-def _with_targets(name: str, distractors: bool = False) -> dict[str, str]:
+def _with_targets(distractors: bool) -> dict[str, str]:
+    """What a metric needs of a run, and what is said where that is missing."""
     answers = {"targets": "targets: give the task answers"}
     return answers | (
         {"distractors": "distractors: give the task a wrong answer for each prompt"} if distractors else {}
@@ -47,7 +48,7 @@ def _prepare(needs: dict[str, str], name: str, run: Run) -> Mapping[str, Array]:
 
 
 def _output(card: Card, kernel: object, *, distractors: bool = False, targets: bool = True) -> Metric:
-    needs = _with_targets(card.name, distractors) if targets else {}
+    needs = _with_targets(distractors) if targets else {}
     return Metric(
         card,
         "logits",

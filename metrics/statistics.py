@@ -90,7 +90,7 @@ def normalised(x: Array, clean: Array, corrupted: Array) -> Array:
     clean, corrupted = (np.asarray(part, dtype=np.float64) for part in (clean, corrupted))
     gap = np.nanmean(clean - corrupted, axis=-1)
     spread = np.nanstd(clean - corrupted, axis=-1, ddof=1) if clean.shape[-1] > 1 else np.zeros_like(gap)
-    noise = 2 * spread / math.sqrt(clean.shape[-1])
+    noise = 2 * spread / np.sqrt(np.maximum(np.isfinite(clean - corrupted).sum(axis=-1), 1))
     safe = np.where((np.abs(gap) > noise) & (gap != 0), gap, np.nan)
     ratio: Array = (np.nanmean(np.asarray(x, dtype=np.float64) - corrupted, axis=-1)) / safe
     return ratio
@@ -103,6 +103,7 @@ def control_sets(
     draws: int = 50,
     seed: int = 0,
     matched: bool = True,
+    excluded: Collection[tuple[int, int]] = (),
 ) -> list[HeadSet]:
     """Random sets of heads to compare a chosen set with: as many heads, none of them chosen, no set twice.
 
@@ -112,22 +113,19 @@ def control_sets(
     layers, heads : int
         Counts of the model.
     draws : int
-        How many sets; all distinct sets where there are no more than that.
+        How many sets; all distinct sets where there are no more than that (see `possible_control_sets`).
     seed : int
     matched : bool
         The same number of heads in the same layers (default), or drawn over all layers.
+    excluded : collection of (layer, head)
+        Heads that are left out as well.
 
     Returns
     -------
     list of sets
         Empty where the model has not enough other heads.
     """
-    chosen = set(chosen)
-    everywhere = [(layer, head) for layer in range(layers) for head in range(heads)]
-    pools = []
-    for layer in sorted({layer for layer, _ in chosen}) if matched else [None]:
-        free = [place for place in everywhere if place not in chosen and layer in (None, place[0])]
-        pools.append((free, sum(layer in (None, place[0]) for place in chosen)))
+    pools = _pools(chosen, layers, heads, matched, excluded)
     possible = math.prod(math.comb(len(free), count) for free, count in pools)
     if not chosen or possible == 0:
         return []
@@ -140,3 +138,30 @@ def control_sets(
         picks = ([free[i] for i in sorted(random.permutation(len(free))[:count])] for free, count in pools)
         found[tuple(itertools.chain.from_iterable(picks))] = None
     return list(found)
+
+
+def possible_control_sets(
+    chosen: Collection[tuple[int, int]],
+    layers: int,
+    heads: int,
+    matched: bool = True,
+    excluded: Collection[tuple[int, int]] = (),
+) -> int:
+    """How many distinct sets `control_sets` can draw from."""
+    if not chosen:
+        return 0
+    return math.prod(math.comb(len(free), count) for free, count in _pools(chosen, layers, heads, matched, excluded))
+
+
+def _pools(
+    chosen: Collection[tuple[int, int]], layers: int, heads: int, matched: bool, excluded: Collection[tuple[int, int]]
+) -> list[tuple[list[tuple[int, int]], int]]:
+    """For each layer of the chosen set (or for all together): the heads to draw from, and how many."""
+    taken = {*chosen, *excluded}
+    free = [place for place in itertools.product(range(layers), range(heads)) if place not in taken]
+    if not matched:
+        return [(free, len(set(chosen)))]
+    return [
+        ([place for place in free if place[0] == layer], sum(place[0] == layer for place in set(chosen)))
+        for layer in sorted({layer for layer, _ in chosen})
+    ]

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import plots
+    from .activations import capture
     from .batch import Batch
     from .induction import InductionStudy
-    from .measurement import capture, measure
+    from .measurement import measure
     from .results import effect, normalized, open_tree, write_netcdf
     from .tasks import Prompts, RepeatedTokens
 
 _WHERE = {
     "InductionStudy": ".induction",
-    "capture": ".measurement",
+    "capture": ".activations",
     "measure": ".measurement",
     "effect": ".results",
     "normalized": ".results",

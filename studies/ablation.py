@@ -16,8 +16,9 @@ from ..interventions.grid import Grid
 from ..interventions.sites import Head, Layer
 from ..metrics.card import Metric
 from ..metrics.outputs import accuracy, loss
-from ..metrics.statistics import benjamini_hochberg, control_sets, null_p_value
-from .measurement import capture, measure
+from ..metrics.statistics import benjamini_hochberg, control_sets, null_p_value, possible_control_sets
+from .activations import capture
+from .measurement import measure
 from .results import effect, effect_interval
 from .tasks import Task
 
@@ -107,15 +108,14 @@ def sets_against_controls(
         ``control_<metric>(set, control, draw, ablation, example)``, NaN beyond the sets that exist;
         ``control_heads(set, control, draw)`` as text; ``draws(set, control)``; ``exhaustive(set, control)``, 1 where
         every distinct set was used; ``p_<metric>(set, control, ablation)``, one-sided: how often a random set does at
-        least as much damage. It cannot be below ``1 / (1 + draws)``.
+        least as much damage; it cannot be below ``1 / (1 + draws)``; and ``q_<metric>``, the same after
+        Benjamini-Hochberg.
     """
     wanted = {name: tuple(sorted(heads)) for name, heads in sets.items() if heads}
     drawn = {
         (name, control): [
             tuple(sorted(Head(*place) for place in one))
-            for one in control_sets(
-                [(head.layer, head.head) for head in heads], model.shape.layers, model.shape.heads, draws, seed, matched
-            )
+            for one in control_sets([(head.layer, head.head) for head in heads], *_size(model), draws, seed, matched)
         ]
         for name, heads in wanted.items()
         for control, matched in CONTROLS.items()
@@ -128,7 +128,7 @@ def sets_against_controls(
         [ablate(heads, method) for method in METHODS for heads in numbers],
     )
     measured = measure(model, task, grid, metrics)
-    result = _drawn_sets(wanted, drawn, draws)
+    result = _drawn_sets(model, wanted, drawn)
     result.attrs = measured.attrs | {"sets": json.dumps({name: [*map(str, heads)] for name, heads in wanted.items()})}
     for metric in metrics:
         name, values = metric.name, measured[metric.name]
@@ -146,11 +146,13 @@ def sets_against_controls(
         dims = ("set", "control", "draw", "ablation", "example")
         result[f"control_{name}"] = (dims, control, {"long_name": long, "units": metric.card.units})
         result[f"p_{name}"] = _p_values(result, name)
+        attrs = {"long_name": "q: p over all sets, controls and ablations", "units": "1"}
+        result[f"q_{name}"] = (("set", "control", "ablation"), benjamini_hochberg(result[f"p_{name}"].values), attrs)
     return result
 
 
 def _drawn_sets(
-    wanted: Mapping[str, tuple[Head, ...]], drawn: Mapping[tuple[str, str], list[tuple[Head, ...]]], draws: int
+    model: Model, wanted: Mapping[str, tuple[Head, ...]], drawn: Mapping[tuple[str, str], list[tuple[Head, ...]]]
 ) -> xr.Dataset:
     """The sets and their controls by name."""
     most = max(map(len, drawn.values()), default=0)
@@ -160,6 +162,13 @@ def _drawn_sets(
             found = drawn[name, control]
             names[row, column, : len(found)] = [" ".join(map(str, heads)) for heads in found]
     counts = (names != "").sum(axis=-1)
+    possible = [
+        [
+            possible_control_sets([(head.layer, head.head) for head in heads], *_size(model), matched)
+            for matched in CONTROLS.values()
+        ]
+        for heads in wanted.values()
+    ]
     return xr.Dataset(
         {
             "heads": ("set", np.asarray([" ".join(map(str, heads)) for heads in wanted.values()], dtype=object)),
@@ -167,7 +176,7 @@ def _drawn_sets(
             "draws": (("set", "control"), counts, {"long_name": "random sets drawn"}),
             "exhaustive": (
                 ("set", "control"),
-                (counts < draws).astype(np.int8),
+                (counts == np.array(possible)).astype(np.int8),
                 {"long_name": "1 where these are all distinct sets there are"},
             ),
         },
@@ -177,6 +186,10 @@ def _drawn_sets(
             "draw": np.arange(most),
         },
     )
+
+
+def _size(model: Model) -> tuple[int, int]:
+    return model.shape.layers, model.shape.heads
 
 
 def _p_values(result: xr.Dataset, name: str) -> xr.DataArray:
@@ -190,7 +203,10 @@ def _p_values(result: xr.Dataset, name: str) -> xr.DataArray:
 
 
 def _t_test(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Two-sided p that the mean over the last axis is 0; 1 where every value is exactly 0."""
+    """Two-sided p that the mean over the last axis is 0; 1 where every value is exactly 0.
+
+    No smaller than that of a sign-flip test, ``2 ** (1 - n)``, also where all values are the same.
+    """
     if values.shape[-1] < 2:
         return np.full(values.shape[:-1], np.nan)
     spread = values.std(axis=-1, ddof=1)
@@ -198,5 +214,7 @@ def _t_test(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     with np.errstate(divide="ignore", invalid="ignore"):
         t = values.mean(axis=-1) / (spread / np.sqrt(values.shape[-1]))
     p = 2 * stats.t.sf(np.abs(t), values.shape[-1] - 1)
-    result: np.ndarray[Any, Any] = np.where(flat, np.where(values.mean(axis=-1) == 0, 1.0, 0.0), p)
+    result: np.ndarray[Any, Any] = np.where(
+        flat & (values.mean(axis=-1) == 0), 1.0, np.maximum(np.where(flat, 0.0, p), 2.0 ** (1 - values.shape[-1]))
+    )
     return result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,8 @@ class Batch:
         Positions whose next token is judged.
     targets : array (example, position)
         The right next token, where scored.
+    own_targets : mapping of str to array (example, position)
+        Runs that are judged on next tokens of their own.
     distractors : array (example, position), optional
         A wrong next token to compare it with, where scored.
     period : int, optional
@@ -43,6 +45,7 @@ class Batch:
     distractors: Array | None = None
     period: int | None = None
     start: int = 0
+    own_targets: Mapping[str, Array] = field(default_factory=dict)
 
     def groups(self) -> list[Group]:
         """The examples by length; those of a group run together, so nothing is padded."""
@@ -61,5 +64,6 @@ class Batch:
     def facts(self, run: str, group: Group) -> Run:
         """What metrics may need to know about a run of a group."""
         where = np.ix_(group.examples, group.scored)
+        targets = self.own_targets.get(run, self.targets)[where]
         distractors = None if self.distractors is None else self.distractors[where]
-        return Run(self.tokens(run, group), group.scored, self.targets[where], distractors, self.period, self.start)
+        return Run(self.tokens(run, group), group.scored, targets, distractors, self.period, self.start)

@@ -12,7 +12,8 @@ import xarray as xr
 from ..interventions.sites import Head
 from ..metrics.outputs import accuracy, loss
 from ..metrics.statistics import bootstrap_interval
-from .measurement import capture, measure
+from .activations import capture
+from .measurement import measure
 from .results import card_attrs
 from .tasks import RepeatedTokens
 

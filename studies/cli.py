@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import HeadwiseError
+from ..errors import DeclarationError, HeadwiseError
 from ..version import version
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"headwise: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("headwise: stopped; nothing was written", file=sys.stderr)
+        print("headwise: stopped; no file was left half-written", file=sys.stderr)
         return 130
 
 
@@ -76,15 +76,19 @@ def _parser() -> argparse.ArgumentParser:
 
 def _induction(options: argparse.Namespace) -> int:
     started = time.monotonic()
+    from .induction import STAGES, InductionStudy
     from .results import check_writable, write_netcdf
 
-    out = check_writable(options.out or f"results/induction-{_stem(options.model)}.nc")
+    study = InductionStudy(n=options.n, length=options.length, seed=options.seed)
+    out = Path(options.out or f"results/induction-{_stem(options.model)}.nc")
+    if out.suffix == ".html":
+        raise DeclarationError(f"--out {out}: that name is for the report, which is written beside it; end it in .nc")
+    out = check_writable(out)
+    check_writable(out.with_suffix(".html"))
     _say(f"opening {options.model}")
     from ..interventions.models import load
-    from .induction import STAGES, InductionStudy
     from .report import write_report
 
-    study = InductionStudy(n=options.n, length=options.length, seed=options.seed)
     _quiet_libraries()
     model = load(options.model, revision=options.revision, device=options.device)
     names = list(STAGES)

@@ -19,7 +19,7 @@ from .tasks import Task
 if TYPE_CHECKING:
     from ..interventions.models import Model
 
-VARIANTS = ("folded", "raw")
+FOLDING = ("folded", "raw")
 PAIR = ("sender_layer", "sender_head", "receiver_layer", "receiver_head")
 
 
@@ -34,8 +34,8 @@ def composition_scores(model: Model, *, draws: int = 200, seed: int = 0) -> xr.D
         ``floor_sd(kind)``: the same score for random Gaussian factors of the same shape.
     """
     shape = model.shape
-    table = np.full((len(KINDS), len(VARIANTS), *(shape.layers, shape.heads) * 2), np.nan)
-    for column, variant in enumerate(VARIANTS):
+    table = np.full((len(KINDS), len(FOLDING), *(shape.layers, shape.heads) * 2), np.nan)
+    for column, variant in enumerate(FOLDING):
         layers = [_factors(model, layer, variant == "folded") for layer in model.layers]
         for later in model.layers:
             for earlier in range(later):
@@ -63,7 +63,7 @@ def composition_scores(model: Model, *, draws: int = 200, seed: int = 0) -> xr.D
         },
         coords={
             "kind": np.asarray(KINDS, dtype=object),
-            "variant": np.asarray(VARIANTS, dtype=object),
+            "variant": np.asarray(FOLDING, dtype=object),
             "sender_layer": list(model.layers),
             "sender_head": list(model.heads),
             "receiver_layer": list(model.layers),
@@ -126,13 +126,8 @@ def causal_check(
         ``control_induction(ablation, control_draw)`` and ``p_induction(ablation)``: how often random heads of
         the same layers lower the score as much.
     """
-    places = [(head.layer, head.head) for head in senders]
-    taken = places + [(head.layer, head.head) for head in receivers]
-    others = [
-        one
-        for one in control_sets(places, model.shape.layers, model.shape.heads, draws, seed)
-        if not set(one) & set(taken)
-    ]
+    places, readers = ([(head.layer, head.head) for head in heads] for heads in (senders, receivers))
+    others = control_sets(places, model.shape.layers, model.shape.heads, draws, seed, excluded=readers)
     conditions = {f"{method}/{-1}": ablate(senders, method) for method in METHODS}
     for number, one in enumerate(others):
         conditions |= {f"{method}/{number}": ablate((Head(*place) for place in one), method) for method in METHODS}

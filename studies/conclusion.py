@@ -48,16 +48,22 @@ def _summary(tree: xr.DataTree) -> Iterator[str]:
         f"{heads.attrs['threshold']:.2f} or more."
     )
     if not names["induction"]:
-        score = float(heads["induction"].mean("example").max())
-        yield f"The highest induction score is {score:.2f}, so there is no induction circuit here to take apart."
+        score = heads["induction"].mean("example").values
+        q = float(heads["q_induction"].values.flat[int(score.argmax())])
+        yield (
+            f"No head passes both tests of an induction head: the highest score is {score.max():.2f}, and its q "
+            f"against untrained heads is {q:.2f}. So there is no circuit to take apart."
+        )
         return
     yield _needed(tree["sets"].to_dataset().sel(set="induction heads"))
-    failed = [name for name, (held, _) in verdicts(tree["patching"].to_dataset()).items() if not held]
-    yield (
-        f"Patching disagrees with the circuit in {len(failed)} of q, k and v: {listed(failed)}."
-        if failed
-        else "Patching agrees with the circuit in all 3 of q, k and v: keys carry the pattern, values the token."
-    )
+    held = {name: held for name, (held, _) in verdicts(tree["patching"].to_dataset()).items()}
+    failed = [name for name, right in held.items() if right is False]
+    if None in held.values():
+        yield "Patching gives 0 verdicts on q, k and v: the clean run has no clear answer to begin with."
+    elif failed:
+        yield f"Patching disagrees with the circuit in {len(failed)} of q, k and v: {listed(failed)}."
+    else:
+        yield "Patching agrees with the circuit in all 3 of q, k and v: keys carry the pattern, values the token."
     weights = tree["composition"].to_dataset()
     if "pair_z" in weights:
         before = float(weights["receiver_induction"].mean())

@@ -59,6 +59,52 @@ def _role_words(ds: xr.Dataset, score: str, role: str) -> str:
     )
 
 
+def _ablation(ds: xr.Dataset) -> list[str]:
+    change = (ds["loss"] - ds["baseline_loss"].sel(run="clean")).mean("example").transpose("ablation", "layer", "head")
+    real = (ds["loss_effect_q"].transpose(*change.dims) <= REAL).values
+    worst = []
+    for ablation, here, sure in zip(change["ablation"].values, change.values, real, strict=True):
+        layer, head = np.unravel_index(int(here.argmax()), here.shape)
+        if here.max() > 0 and sure[layer, head]:
+            worst.append(f"L{layer}H{head} under {ablation} ablation ({here.max():+.2f} nats)")
+        else:
+            worst.append(f"none beyond noise under {ablation} ablation (largest {here.max():+.2f} nats)")
+    sentences = [f"The single head that costs most: {listed(worst)}."]
+    kinds = list(change["ablation"].values)
+    zero, mean = (change.values[kinds.index(name)] for name in ("zero", "mean"))
+    share = ds["constant_share"].transpose("layer", "head").values
+    signs = np.where(real & (np.abs(change.values) > CLEAR_NATS), np.sign(change.values), 0).astype(int)
+    of_zero, of_mean = (signs[kinds.index(name)] for name in ("zero", "mean"))
+    changed = np.argwhere((of_zero != of_mean) & (np.abs(zero - mean) > CLEAR_NATS))
+    sentences += [
+        f"What L{at[0]}H{at[1]} does depends on the ablation: {VERDICT[of_zero[at]]} under zero "
+        f"({zero[at]:+.2f} nats), {VERDICT[of_mean[at]]} under mean ({mean[at]:+.2f}). "
+        f"{_why(zero[at], mean[at], share[at])}"
+        for at in sorted(map(tuple, changed), key=lambda at: -abs(zero[at] - mean[at]))
+    ]
+    if len(changed) == 0:
+        at = np.unravel_index(int(np.abs(zero - mean).argmax()), zero.shape)
+        sentences.append(
+            "No head's verdict (needed, harmful, or neither) changes between zero and mean ablation: the two differ by "
+            f"at most {abs(zero[at] - mean[at]):.2f} nats (L{at[0]}H{at[1]}, {percent(share[at])} of whose output is "
+            "the same for every prompt)."
+        )
+    return sentences
+
+
+VERDICT = {1: "needed", 0: "not needed", -1: "harmful"}
+
+
+def _why(zero: float, mean: float, share: float) -> str:
+    """Why zero and mean ablation differ, as far as the constant part of the head's output says."""
+    constant = f"{percent(share)} of its output is the same for every prompt"
+    if abs(zero) > abs(mean) and share >= 0.5:
+        return f"{constant}: zeroing takes that constant away from the layers that rely on it, and the mean leaves it."
+    if abs(mean) > abs(zero) and share < 0.5:
+        return f"Only {constant}: the mean is an output that fits few prompts, where zero puts in none."
+    return f"{constant}, which does not explain the difference."
+
+
 def _sets(ds: xr.Dataset) -> list[str]:
     if "set" not in ds.dims:
         return []
@@ -67,13 +113,13 @@ def _sets(ds: xr.Dataset) -> list[str]:
 
 
 def _set_words(here: xr.Dataset, name: str, base: float) -> str:
-    who = "induction and previous-token heads" if name == "both" else f"the {name}"
+    kind = "induction and previous-token" if name == "both" else name.removesuffix(" heads")
+    who = count(len(str(here["heads"].values).split()), f"{kind} head")
     after = here["accuracy"].mean("example").to_series()
-    falls = listed(f"{percent(after[ablation])} under {ablation} ablation" for ablation in after.index)
+    ends = listed(f"{percent(after[ablation])} under {ablation} ablation" for ablation in after.index)
     low, high = (-float(here[f"accuracy_effect_{end}"].sel(ablation="zero")) for end in ("high", "low"))
     text = (
-        f"Without {who} together, accuracy falls from {percent(base)} to {falls} (zero costs "
-        f"{points(base - after['zero'])}, "
+        f"Without the {who}, accuracy goes from {percent(base)} to {ends} (zero costs {points(base - after['zero'])}, "
         f"95% interval {round(100 * low)} to {round(100 * high)})."
     )
     return " ".join([text, *(_control_words(here, str(control), base) for control in here["control"].values)])
@@ -84,55 +130,18 @@ def _control_words(here: xr.Dataset, control: str, base: float) -> str:
     place = "of the same layers" if control == "same layers" else "from all layers"
     if number == 0:
         return f"There are not enough other heads {place} for a control (0 sets)."
-    kind = f"all {number} distinct sets" if int(here["exhaustive"].sel(control=control)) else f"{number} random sets"
-    falls = base - here["control_accuracy"].sel(control=control, ablation="zero").mean("example")
+    every = int(here["exhaustive"].sel(control=control))
+    kind = (
+        f"all {count(number, 'set')} there {'is' if number == 1 else 'are'}" if every else count(number, "random set")
+    )
+    costs = base - here["control_accuracy"].sel(control=control, ablation="zero").mean("example").dropna("draw").values
+    low, high = np.quantile(costs, [0.025, 0.975])
     p = float(here["p_accuracy"].sel(control=control, ablation="zero"))
-    floor = f", the smallest that {number} sets can give" if np.isclose(p, 1 / (1 + number)) else ""
+    floor = f", the smallest that {count(number, 'set')} can give" if np.isclose(p, 1 / (1 + number)) else ""
     return (
-        f"Zeroing as many other heads {place} ({kind}) costs {points(falls.mean())} on average and "
-        f"{points(falls.max())} at most (p = {p:.3f}{floor})."
+        f"Zeroing as many other heads {place} ({kind}) costs {points(costs.mean())} on average, 95% of them "
+        f"{round(100 * low)} to {round(100 * high)}, at most {round(100 * costs.max())} (p = {p:.3f}{floor})."
     )
-
-
-def _ablation(ds: xr.Dataset) -> list[str]:
-    change = (ds["loss"] - ds["baseline_loss"].sel(run="clean")).mean("example").transpose("ablation", "layer", "head")
-    worst = []
-    for ablation in change["ablation"].values:
-        here = change.sel(ablation=ablation).values
-        layer, head = np.unravel_index(int(here.argmax()), here.shape)
-        worst.append(f"L{layer}H{head} under {ablation} ablation ({here.max():+.2f} nats)")
-    sentences = [f"The single head that costs most is {listed(worst)}."]
-    zero, mean = (change.sel(ablation=name).values for name in ("zero", "mean"))
-    changed = [*_only_under("zero", "mean", ds, zero, mean), *_only_under("mean", "zero", ds, mean, zero)]
-    if changed:
-        return sentences + changed
-    gap = np.abs(zero - mean)
-    layer, head = np.unravel_index(int(gap.argmax()), gap.shape)
-    sentences.append(
-        f"No head's verdict changes between zero and mean ablation: the two differ by at most {gap.max():.2f} nats "
-        f"(L{layer}H{head}, {percent(ds['constant_share'].values[layer, head])} of whose output is the same for "
-        f"every prompt)."
-    )
-    return sentences
-
-
-def _only_under(
-    first: str, second: str, ds: xr.Dataset, large: np.ndarray[tuple[int, int]], small: np.ndarray[tuple[int, int]]
-) -> list[str]:
-    """Heads that look needed under one ablation and not, or less than half as much, under the other; and why."""
-    real = (ds["loss_effect_q"].sel(ablation=first).values <= REAL) & (large - small > CLEAR_NATS)
-    found = np.argwhere(real & (large > 2 * np.maximum(small, 0)))
-    why = {
-        "zero": "zeroing takes that constant away from the layers that rely on it, and the mean leaves it",
-        "mean": "the mean puts in an output that is wrong for most prompts, where zero puts in none",
-    }[first]
-    return [
-        f"L{layer}H{head} looks needed under {first} ablation ({large[layer, head]:+.2f} nats) and less than half as "
-        f"much under {second} ablation ({small[layer, head]:+.2f}): "
-        f"{percent(ds['constant_share'].values[layer, head])} "
-        f"of its output is the same for every prompt; {why}."
-        for layer, head in sorted(map(tuple, found), key=lambda at: small[at] - large[at])
-    ]
 
 
 def _patching(ds: xr.Dataset) -> list[str]:
@@ -154,12 +163,17 @@ def _patching(ds: xr.Dataset) -> list[str]:
         )
     if "set_induction" not in ds:
         return sentences
+    clean_score, clean_answer = float(ds["clean_induction"].mean()), float(ds["clean_logit_diff"].mean())
     for component, (held, change) in verdicts(ds).items():
-        yes, no = WORDS[component]
+        words = {
+            True: WORDS[component][0],
+            False: WORDS[component][1],
+            None: "cannot be judged (no clear answer before)",
+        }
         sentences.append(
-            f"Taking {component} of all induction heads from the corrupted run {yes if held else no}: their induction "
-            f"score goes from {float(ds['clean_induction'].mean()):.2f} to {change['score']:.2f}, the logit difference "
-            f"from {float(ds['clean_logit_diff'].mean()):+.1f} to {change['answer']:+.1f}."
+            f"Taking {component} of all induction heads from the corrupted run {words[held]}: their induction score "
+            f"goes from {clean_score:.2f} to {change['score']:.2f}, the logit difference from {clean_answer:+.1f} to "
+            f"{change['answer']:+.1f}."
         )
     return sentences
 
@@ -178,55 +192,68 @@ WORDS = {
 """What is said of q, k and v where the prediction of the circuit (`patching.PREDICTION`) held, and where it did not."""
 
 
-def verdicts(ds: xr.Dataset) -> dict[str, tuple[bool, pd.Series]]:
-    """For q, k and v: whether the prediction of the circuit held, and the induction score and logit difference."""
+def verdicts(ds: xr.Dataset) -> dict[str, tuple[bool | None, pd.Series]]:
+    """For q, k and v: whether the prediction of the circuit held, and the induction score and logit difference.
+
+    None instead of a verdict where the clean run has no clear answer: a logit difference within noise of 0, or below.
+    """
     table = pd.DataFrame(
         {
             "score": ds["set_induction"].mean("example").to_series(),
             "answer": ds["set_logit_diff"].mean("example").to_series(),
         }
     )
-    share = table / [float(ds["clean_induction"].mean()), float(ds["clean_logit_diff"].mean())]
+    clean = ds["clean_logit_diff"].values
+    share = table / [float(ds["clean_induction"].mean()), float(clean.mean())]
     held = {
         "q": share["score"]["q"] > 0.8 and share["answer"]["q"] > 0.8,
         "k": share["score"]["k"] < 0.5 and share["answer"]["k"] < 0.5,
         "v": share["score"]["v"] > 0.8 and share["answer"]["v"] < 0,
     }
-    return {component: (bool(held[component]), table.loc[component]) for component in ("q", "k", "v")}
+    clear = clean.mean() > 2 * clean.std(ddof=1) / np.sqrt(len(clean))
+    return {name: (bool(held[name]) if clear else None, table.loc[name]) for name in ("q", "k", "v")}
 
 
 def _composition(ds: xr.Dataset) -> list[str]:
     if "pair_mean" not in ds:
-        return []
+        return ["Composition has no answer: 0 pairs of a previous-token head and an induction head in a later layer."]
     pair = ds[["pair_mean", "pair_z", "other_mean", "pair_above", "floor_mean"]].to_dataframe()
+    others = bool(np.isfinite(pair["other_mean"]).all())
     strongest = str(pair["pair_z"].idxmax())
-    each = listed(
-        f"{kind.upper()} {row['pair_mean']:.2f} ({row['pair_z']:+.0f} deviations from the random floor of "
-        f"{row['floor_mean']:.2f}; other pairs {row['other_mean']:.2f})"
-        for kind, row in pair.iterrows()
+    each = []
+    for kind, row in pair.iterrows():
+        beside = f"; other pairs {row['other_mean']:.2f}" if others else ""
+        each.append(
+            f"{str(kind).upper()} {row['pair_mean']:.2f} ({row['pair_z']:+.0f} deviations from the random floor of "
+            f"{row['floor_mean']:.2f}{beside})"
+        )
+    above = pair["pair_above"]["k"]
+    feeds = strongest == "k" and pair["pair_z"]["k"] > 3 and (above > 0.9 or not others)
+    verdict = "so they feed the keys" if feeds else "so the weights alone do not show that they feed the keys"
+    text = (
+        f"From previous-token to induction heads, composition is {listed(each)}. {strongest.upper()} stands out most, "
     )
-    feeds = strongest == "k" and pair["pair_z"]["k"] > 3
-    verdict = "so they feed the keys" if feeds else "so the weights do not single out the keys"
-    sentences = [
-        f"From previous-token to induction heads, composition is {each}. {strongest.upper()} stands out most, "
-        f"{verdict}: {percent(pair['pair_above']['k'])} of the other pairs between those layers have less "
-        f"K-composition."
-    ]
+    text += verdict
+    text += f": {percent(above)} of the other pairs between those layers have less K-composition." if others else "."
+    return [text, _causal_words(ds)]
+
+
+def _causal_words(ds: xr.Dataset) -> str:
     before = float(ds["receiver_induction"].mean())
     after = ds["ablated_induction"].mean("example").to_series()
-    causal = "It is causal" if before - after.max() > 0.1 else "The causal check is weak"
     falls = listed(f"{after[ablation]:.2f} under {ablation} ablation" for ablation in after.index)
-    text = (
-        f"{causal}: without the previous-token heads the score of the induction heads goes from {before:.2f} to {falls}"
+    text = f"without the previous-token heads the score of the induction heads goes from {before:.2f} to {falls}"
+    clear, number = before - after.max() > 0.1, ds.sizes["control_draw"]
+    if number == 0:
+        start = "It is causal, though without a control" if clear else "Not shown to be causal"
+        return f"{start}: {text} (there are 0 sets of other heads to compare with)."
+    control = ds["control_induction"].sel(ablation="zero")
+    start = "It is causal" if clear and after["zero"] < float(control.min()) else "Not shown to be causal"
+    return (
+        f"{start}: {text}; zeroing as many other heads of those layers ({count(number, 'set')}) leaves it at "
+        f"{float(control.min()):.2f} to {float(control.max()):.2f} "
+        f"(p = {float(ds['p_induction'].sel(ablation='zero')):.3f})."
     )
-    if ds.sizes["control_draw"]:
-        control = ds["control_induction"].sel(ablation="zero")
-        text += (
-            f"; zeroing as many other heads of those layers ({ds.sizes['control_draw']} sets) leaves it at "
-            f"{float(control.min()):.2f} to {float(control.max()):.2f} (p = "
-            f"{float(ds['p_induction'].sel(ablation='zero')):.3f})"
-        )
-    return [*sentences, f"{text}."]
 
 
 def _words(ds: xr.Dataset) -> list[str]:
@@ -234,10 +261,16 @@ def _words(ds: xr.Dataset) -> list[str]:
         return [f"Words in context were not run: 0 of {len(LISTS)} lists fit this model's tokenizer."]
     total = ds.sizes["example"]
     text = (
-        f"On {total} short word lists such as “{ds['prompt'].values[0]}” the model gives the right next word "
-        f"{int(ds['accuracy'].sum())} times; where its heads look there agrees with their induction score at a rank "
-        f"correlation of {float(ds['agreement']):.2f} (p = {float(ds['agreement_p']):.1e})."
+        f"On {count(total, 'short word list')} such as “{ds['prompt'].values[0]}” the model gives the right next word "
+        f"{count(int(ds['accuracy'].sum()), 'time')}."
     )
+    if total < len(LISTS):
+        text += f" ({len(LISTS) - total} lists do not fit its tokenizer.)"
+    if np.isfinite(float(ds["agreement"])):
+        text += (
+            " Over heads, the rank correlation of how much they look at the right word there with their induction "
+            f"score is {float(ds['agreement']):.2f} (p = {float(ds['agreement_p']):.1e})."
+        )
     if "ablated_accuracy" in ds:
         right = ds["ablated_accuracy"].sum("example").to_series()
         left = listed(f"{count(int(right[ablation]), 'time')} under {ablation} ablation" for ablation in right.index)

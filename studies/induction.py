@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 import xarray as xr
 
-from ..errors import DeclarationError
+from ..errors import DeclarationError, whole
 from ..interventions import codec
 from ..interventions.sites import Head
 from . import ablation, behaviour, composition, heads, patching, words
 from .conclusion import conclude
 from .results import as_attrs, provenance
+from .tables import TASKS
 from .tasks import RepeatedTokens
 
 if TYPE_CHECKING:
@@ -62,11 +63,13 @@ class InductionStudy:
     untrained: int = 20
 
     def __post_init__(self) -> None:
-        _ = self.task  # checks n, length and seed
-        if not 0 < self.threshold < 1:
+        whole(self.n, "n, the number of prompts,", low=2)  # one prompt has no interval
+        for name in ("n", "length", "seed", "bos"):
+            object.__setattr__(self, name, getattr(self.task, name))
+        object.__setattr__(self, "draws", whole(self.draws, "draws", low=1))
+        object.__setattr__(self, "untrained", whole(self.untrained, "untrained"))
+        if not isinstance(self.threshold, float | int) or not 0 < self.threshold < 1:
             raise DeclarationError(f"threshold={self.threshold}: a score lies between 0 and 1")
-        if self.draws < 1:
-            raise DeclarationError(f"draws={self.draws}: at least one is needed")
         heads.check_untrained(self.untrained, ALPHA)
 
     @property
@@ -119,7 +122,7 @@ class InductionStudy:
             {
                 "title": f"Induction heads of {model.name}",
                 "study": self.to_json(),
-                "task": codec.to_json(task, {**codec.TABLE, "RepeatedTokens": RepeatedTokens}),
+                "task": codec.to_json(task, TASKS),
                 "heads": json.dumps({role: [str(head) for head in members] for role, members in found.items()}),
                 "seconds": round(time.monotonic() - started, 3),
                 "seconds_by_stage": json.dumps(seconds),

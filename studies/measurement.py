@@ -1,10 +1,10 @@
-"""measure and capture: a task, interventions and metrics in; a labelled dataset out. Joins the other two packages."""
+"""measure: a task, interventions and metrics in; a labelled dataset out. Joins the other two packages."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,10 +15,10 @@ from ..interventions.codec import encode
 from ..interventions.edits import Intervention
 from ..interventions.grid import Grid
 from ..interventions.plan import make_plan
-from ..interventions.sites import Component, Site
 from ..metrics.card import Metric
 from ..metrics.outputs import loss
 from .batch import Batch
+from .labels import check_axes, coordinates, labelled, number_dims, task_json
 from .progress import Progress
 from .results import card_attrs, provenance
 from .tables import TASKS
@@ -79,8 +79,11 @@ def measure(
     started = time.monotonic()
     chosen = _metrics(metrics)
     axes, interventions = _conditions(what)
+    check_axes(axes, chosen, per_position)
+    declared = {"task": task_json(task), "interventions": json.dumps(encode(what, TASKS))}
     batch = task.draw(model)
     groups = batch.groups()
+    dataset = labelled(coordinates(model, batch, base), axes) if base in batch.runs else xr.Dataset()
     plan = make_plan(
         [intervention.edits() for intervention in interventions],
         model=model.name,
@@ -108,7 +111,6 @@ def measure(
     with Progress("measuring", progress) as bar:
         outcome = engine.run_plan(model, plan, readers, inputs, bar.update)
 
-    dataset = xr.Dataset(coords=_coordinates(model, batch, base) | {name: list(values) for name, values in axes})
     shape, names = tuple(len(values) for _, values in axes), tuple(name for name, _ in axes)
     for metric in chosen:
         dims, place = _layout(metric, batch, per_position)
@@ -122,80 +124,20 @@ def measure(
             runs.append(_assemble(pieces, batch, groups)[0])
         attrs = card_attrs(metric.card, long_name=f"{metric.card.long_name}, no intervention")
         dataset[f"baseline_{metric.name}"] = (("run", *dims), np.stack(runs), attrs)
-    dataset = _number_dims(dataset)
+    dataset = number_dims(dataset)
     direction = {"clean": "noising", "corrupted": "denoising"}.get(base, base) if plan.sources() else "none"
     dataset.attrs = provenance(model) | {
         "base": base,
         "direction": direction,
-        "task": json.dumps(encode(task, TASKS)),
-        "interventions": json.dumps(encode(what, TASKS)),
+        **declared,
         "metrics": json.dumps([metric.name for metric in chosen]),
         "seconds": f"{time.monotonic() - started:.3f}",
     }
     return dataset
 
 
-def capture(model: Model, task: Task, sites: Site | Sequence[Site], *, run: str = "clean") -> xr.Dataset:
-    """Read activations and attention patterns, without any intervention.
-
-    Parameters
-    ----------
-    model : Model
-    task : Task
-    sites : Site or sequence of Site
-        Such as ``Head(1, 2).pattern`` or ``Layer(0).resid_post``.
-    run : str
-
-    Returns
-    -------
-    Dataset
-        One variable for each site, named like ``L1H2_pattern``: dims ``example``, then ``query key`` for patterns,
-        ``position`` and ``d_head`` or ``d_model`` for the rest, with ``head`` before them where the site names a whole
-        layer. NaN beyond the end of shorter prompts.
-    """
-    from ..interventions import engine
-
-    wanted = [sites] if isinstance(sites, Site) else list(dict.fromkeys(sites))
-    batch = task.draw(model)
-    groups = batch.groups()
-    make_plan([], model=model.name, shape=model.shape, groups=groups, runs=list(batch.runs), base=run)
-    engine.check_sites(model, wanted, groups)
-    dataset = xr.Dataset(coords=_coordinates(model, batch, run))
-    found: dict[Site, list[Array]] = {site: [] for site in wanted}
-    for group in groups:
-        points = engine.read_points(model, batch.tokens(run, group), wanted)
-        for site in wanted:
-            found[site].append(engine.capture_site(model, points, site).float().cpu().numpy())
-    for site, pieces in found.items():
-        dims = _site_dims(site)
-        size = [max(piece.shape[axis] for piece in pieces) for axis in range(len(dims))]
-        whole = np.full((len(batch.lengths), *size[1:]), np.nan, dtype=np.float32)
-        for group, piece in zip(groups, pieces, strict=True):
-            whole[np.ix_(group.examples, *(range(width) for width in piece.shape[1:]))] = piece
-        array = xr.DataArray(whole, dims=dims, attrs={"long_name": str(site), "units": "1", "site": repr(site)})
-        name = str(site).replace(" ", "_").replace(",", "").replace("-", "m")
-        if site.positions is not None:  # a dimension of its own, since it holds some positions only
-            own = f"{name}_{'query' if 'query' in dims else 'position'}"
-            array = array.rename({own.rsplit("_", 1)[1]: own}).assign_coords({own: list(site.positions)})
-        dataset[name] = array
-    dataset = _number_dims(dataset)
-    dataset.attrs = provenance(model) | {
-        "run": run,
-        "task": json.dumps(encode(task, TASKS)),
-        "sites": json.dumps(encode(tuple(wanted), TASKS)),
-    }
-    return dataset
-
-
-def _number_dims(dataset: xr.Dataset) -> xr.Dataset:
-    """Give the dims that count from 0 (heads, layers, positions) their coordinate."""
-    counted = ("read_layer", "read_head", "head", "query", "key")
-    bare = {dim: np.arange(size) for dim, size in dataset.sizes.items() if dim in counted and dim not in dataset.coords}
-    return dataset.assign_coords(bare)
-
-
 def _metrics(given: Metric | Sequence[Metric]) -> list[Metric]:
-    chosen = [given] if isinstance(given, Metric) else list(given)
+    chosen = [given] if isinstance(given, Metric) else list(given) if isinstance(given, Iterable) else [given]
     for metric in chosen:
         if not isinstance(metric, Metric):
             raise DeclarationError(f"{metric!r} is no metric: import one from headwise.metrics, such as loss")
@@ -221,7 +163,10 @@ def _conditions(what: What) -> tuple[list[tuple[str, tuple[Any, ...]]], list[Int
             raise DeclarationError(f"{name!r} is {intervention!r}: each condition must be an intervention")
     if not what:
         raise DeclarationError("the mapping of conditions is empty; leave it out to measure the baseline alone")
-    return [("condition", tuple(map(str, what)))], list(what.values())
+    names = tuple(map(str, what))
+    if len(set(names)) < len(names):
+        raise DeclarationError(f"the names of the conditions must differ as text, got {names}")
+    return [("condition", names)], list(what.values())
 
 
 def _layout(metric: Metric, batch: Batch, per_position: bool) -> tuple[tuple[str, ...], Callable[[Array, int], Array]]:
@@ -247,27 +192,3 @@ def _assemble(pieces: list[Array], batch: Batch, groups: Sequence[Any]) -> Array
     for group, piece in zip(groups, pieces, strict=True):
         whole[:, list(group.examples)] = piece
     return whole
-
-
-def _coordinates(model: Model, batch: Batch, run: str) -> dict[str, Any]:
-    ids = batch.runs[run].astype(np.float64)
-    ids[np.arange(ids.shape[1]) >= batch.lengths[:, None]] = np.nan
-    known = np.unique(batch.runs[run])
-    words = dict(zip(known.tolist(), model.token_text(known.tolist()), strict=True))
-    text = [["" if np.isnan(token) else words[int(token)] for token in row] for row in ids]
-    return {
-        "run": ("run", np.asarray(list(batch.runs), dtype=object)),
-        "example": np.arange(ids.shape[0]),
-        "position": np.arange(ids.shape[1]),
-        "token": (("example", "position"), np.asarray(text, dtype=object), {"long_name": f"token of the {run} run"}),
-        "token_id": (("example", "position"), ids, {"long_name": f"token id of the {run} run"}),
-    }
-
-
-def _site_dims(site: Site) -> tuple[str, ...]:
-    head = () if site.head is not None else ("head",)
-    if site.component is Component.pattern:
-        return ("example", *head, "query", "key")
-    if not site.component.per_head:
-        return ("example", "position", "d_model")
-    return ("example", "position", *head, "d_model" if site.component is Component.head_out else "d_head")

@@ -14,7 +14,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import xarray as xr
 
 from ..errors import ResultError, UnknownNameError, choices
@@ -173,11 +172,6 @@ def open_tree(path: str | os.PathLike[str]) -> xr.DataTree:
             return tree.load()
     except (OSError, ValueError) as error:
         raise ResultError(f"{source} is no NetCDF file that can be read: {error}") from error
-
-
-def text_coord(values: object, **attrs: str) -> tuple[Any, dict[str, str]]:
-    """Text as an object array, which NetCDF stores as variable-length strings."""
-    return np.asarray(values, dtype=object), attrs
 
 
 def as_attrs(values: Mapping[str, object]) -> dict[str, str | int | float]:

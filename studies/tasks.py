@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ..errors import DeclarationError, UnknownNameError, choices
+from ..errors import LARGEST_SEED, DeclarationError, UnknownNameError, choices, whole
 from ..interventions.shape import Group
 from .batch import Batch
 
@@ -36,7 +36,8 @@ class RepeatedTokens:
 
     The ``clean`` run is the repeat. The ``corrupted`` run has the same second half after a first half of other distinct
     tokens, so that nothing in it repeats. The target at query ``i`` is the token at ``i + 1``; the distractor is the
-    token that stands in the corrupted run where the target stands in the first half of the clean one.
+    token that stands in the corrupted run where the target stands in the first half of the clean one. Where the first
+    half is scored too, each run is judged on next tokens of its own.
 
     Parameters
     ----------
@@ -64,18 +65,17 @@ class RepeatedTokens:
     score: str = "repeat"
 
     def __post_init__(self) -> None:
-        if self.n < 1:
-            raise DeclarationError(f"n={self.n}: at least one prompt is needed")
-        if self.length < 2:
-            raise DeclarationError(f"length={self.length}: the half length must be at least 2")
-        if self.seed < 0:
-            raise DeclarationError(f"seed={self.seed}: seeds are 0 or more")
+        object.__setattr__(self, "n", whole(self.n, "n, the number of prompts,", low=1))
+        object.__setattr__(self, "length", whole(self.length, "length, the half length,", low=2))
+        object.__setattr__(self, "seed", whole(self.seed, "a seed", high=LARGEST_SEED))
+        object.__setattr__(self, "bos", bool(self.bos))
         if self.score not in ("repeat", "all"):
             raise DeclarationError(f"score={self.score!r}: possible are 'repeat' and 'all'")
         if self.tokens is not None:
-            object.__setattr__(self, "tokens", tuple(int(token) for token in self.tokens))
-            if len(self.tokens) != 2 or not 0 <= self.tokens[0] < self.tokens[1]:
+            span = tuple(self.tokens) if isinstance(self.tokens, Iterable) else ()
+            if len(span) != 2 or not all(isinstance(token, int) for token in span) or not 0 <= span[0] < span[1]:
                 raise DeclarationError(f"tokens={self.tokens}: give a start and a larger stop, such as (2, 500)")
+            object.__setattr__(self, "tokens", span)
 
     def draw(self, model: Model) -> Batch:
         """The evaluated prompts."""
@@ -108,7 +108,9 @@ class RepeatedTokens:
         targets[:, :-1] = runs["clean"][:, 1:]
         distractors[:, start + half - 1 : size - 1] = other
         distractors[:, : start + half - 1] = runs["corrupted"][:, 1 : start + half]
-        return Batch(runs, np.full(n, size), scored, targets, distractors, half, start)
+        own = targets.copy()  # differs from the targets of the clean run before the repeat only
+        own[:, :-1] = runs["corrupted"][:, 1:]
+        return Batch(runs, np.full(n, size), scored, targets, distractors, half, start, {"corrupted": own})
 
     def _pool(self, model: Model) -> Array:
         if self.bos and model.tokenizer.bos_token_id is None:
@@ -241,7 +243,7 @@ def reference_tokens(task: Task, model: Model, run: str, groups: Sequence[Group]
 def _texts(name: str, given: Iterable[str] | None) -> tuple[str, ...] | None:
     if given is None:
         return None
-    if isinstance(given, str):
+    if isinstance(given, str) or not isinstance(given, Iterable):
         raise DeclarationError(f"{name} is a list of texts: write [{given!r}]")
     texts = tuple(given)
     for text in texts:

@@ -71,7 +71,8 @@ def words_in_context(model: Model, heads: Sequence[Head], score: xr.DataArray) -
             left_out.append(prompt)
     if not usable:
         return xr.Dataset(attrs={"left_out": ", ".join(left_out)})
-    task = Prompts(tuple(prompt for prompt, _ in usable), tuple(answer for _, answer in usable))
+    prompts = tuple(prompt for prompt, _ in usable)
+    task = Prompts(prompts, tuple(answer for _, answer in usable), others=tuple(map(_turned, prompts)))
     metrics = (prob, rank, accuracy, loss)
     what = {method: ablate(heads, method) for method in METHODS if method != "resample"} if heads else None
     if what and not _enough_for_mean(model, task):
@@ -99,6 +100,14 @@ def words_in_context(model: Model, heads: Sequence[Head], score: xr.DataArray) -
     result["prompt"] = ("example", np.asarray([prompt.strip() for prompt, _ in usable], dtype=object))
     result["answer"] = ("example", np.asarray([answer.strip() for _, answer in usable], dtype=object))
     return result
+
+
+def _turned(prompt: str) -> str:
+    """A list of the same form that is not evaluated: its different words in the opposite order."""
+    words = prompt.split()
+    different = list(dict.fromkeys(words))
+    turned = dict(zip(different, reversed(different), strict=True))
+    return " " + " ".join(turned[word] for word in words)
 
 
 def _enough_for_mean(model: Model, task: Prompts) -> bool:

@@ -6,12 +6,13 @@ if "HEADWISE_HUB" not in os.environ:  # the network stays off unless the tests m
     os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-import headwise as hw
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from planted import planted_model
 from raw_hooks import random_gpt2
+
+import headwise as hw
 
 settings.register_profile(
     "headwise",

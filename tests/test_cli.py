@@ -2,8 +2,9 @@
 
 import json
 
-import headwise as hw
 import pytest
+
+import headwise as hw
 from headwise.studies.cli import main
 
 SMALL = ["induction", "--n", "4", "--length", "8"]
@@ -30,11 +31,14 @@ def test_induction_writes_result_and_report(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["induction", "--model", "nothing"], "headwise: no model is called 'nothing': shipped are words-2l"),
-        (["induction", "--n", "0"], "headwise: n=0: at least one prompt is needed"),
+        (["induction", "--n", "0"], "headwise: n, the number of prompts, must be 2 or more, got 0"),
         (
             ["induction", "--length", "999"],
             "headwise: length=999 makes prompts of 1998 tokens: words-2l reads at most 128",
         ),
+        (["induction", "--n", "1"], "headwise: n, the number of prompts, must be 2 or more, got 1"),
+        (["induction", "--seed", "8589934592"], "headwise: a seed must be at most 4294967295, got 8589934592"),
+        (["induction", "--out", "x.html"], "headwise: --out x.html: that name is for the report"),
         (["induction", "--device", "tpu"], "headwise: device 'tpu' cannot be used here"),
         (
             ["induction", "--out", "/proc/none/x.nc"],
@@ -75,5 +79,5 @@ def test_ctrl_c_is_said_in_words(monkeypatch, capsys, tmp_path):
 
     monkeypatch.setattr(InductionStudy, "run", stopped)
     assert main([*SMALL, "--out", str(tmp_path / "x.nc")]) == 130
-    assert capsys.readouterr().err.strip().endswith("headwise: stopped; nothing was written")
+    assert capsys.readouterr().err.strip().endswith("headwise: stopped; no file was left half-written")
     assert not list(tmp_path.iterdir())

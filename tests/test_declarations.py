@@ -3,6 +3,9 @@
 import dataclasses
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from headwise import DeclarationError, UnknownNameError
 from headwise.interventions import (
     Component,
@@ -17,8 +20,6 @@ from headwise.interventions import (
     ZeroAblate,
 )
 from headwise.interventions.codec import from_json, to_json
-from hypothesis import given
-from hypothesis import strategies as st
 
 NAMES = {
     name: value
@@ -71,6 +72,13 @@ def test_names_of_heads():
     assert Head.parse("7.10") == Head(7, 10)
     assert str(Head(1, 2).k.at([3, 1])) == "L1H2 k at 1, 3"
     assert repr(Layer(3).mlp_out.at(range(2, 5))) == "Layer(3).mlp_out.at(range(2, 5))"
+
+
+def test_numpy_numbers_are_numbers():
+    import numpy as np
+
+    assert Head(np.int64(1), np.int32(2)).z.at(np.int64(3)) == Head(1, 2).z.at(3)
+    assert Grid(lambda head: ZeroAblate(Head(0, head)), head=np.arange(3)).axes == (("head", (0, 1, 2)),)
 
 
 def test_a_head_stands_for_its_z():
@@ -136,7 +144,7 @@ def test_a_mapping_survives_json():
         (lambda: Grid(lambda: ZeroAblate(Head(0, 0))), "a grid needs at least one axis, such as layer=model.layers"),
         (lambda: Grid(lambda x: ZeroAblate(Head(0, 0)), x=[]), "axis 'x' of the grid is empty"),
         (lambda: Grid(lambda x: ZeroAblate(Head(0, 0)), x=[1, 1]), "axis 'x' of the grid has equal values"),
-        (lambda: Grid(lambda x: ZeroAblate(Head(0, 0)), x=[0.5]), "takes whole numbers or text, got 0.5"),
+        (lambda: Grid(lambda x: ZeroAblate(Head(0, 0)), x=[0.5]), "takes whole numbers, or text, got (0.5,)"),
         (lambda: Grid(lambda run: ZeroAblate(Head(0, 0)), run=["a"]), "a grid axis cannot be called 'run'"),
         (
             lambda: Grid(lambda method: ZeroAblate(Head(0, 0)), method=["a"]),
@@ -144,6 +152,17 @@ def test_a_mapping_survives_json():
         ),
         (lambda: Grid(lambda x: Head(0, x), x=[1]), "a grid is made of interventions, got Head(0, 1)"),
         (lambda: from_json("{"), "this is not JSON"),
+        (lambda: from_json(None), "this is not JSON"),
+        (lambda: from_json('{"type": "Head", "layer": 1}'), "JSON of a Head has missing or unknown fields (layer)"),
+        (lambda: Head.parse(5), "cannot read 5 as a head"),
+        (lambda: Head(0, 0).z.at(2.0), "positions must be whole numbers"),
+        (lambda: MeanAblate(Head(0, 0), over=3), "over=3: possible are"),
+        (lambda: ResampleAblate(Head(0, 0), seed=-1), "a seed must be 0 or more, got -1"),
+        (lambda: ResampleAblate(Head(0, 0), seed=1.7), "a seed must be a whole number, got 1.7"),
+        (lambda: Patch(Head(0, 0), source=None), "source=None: give the name of a run, such as 'corrupted'"),
+        (lambda: Grid(3, layer=[0]), "a grid takes a function of its axes, such as a lambda, got 3"),
+        (lambda: Grid(lambda x: ZeroAblate(Head(0, 0)), x=3), "axis 'x' of the grid needs several values, got 3"),
+        (lambda: Grid(lambda x: ZeroAblate(Head(0, 0)), x=[0, "a"]), "takes whole numbers, or text, got (0, 'a')"),
     ],
 )
 def test_wrong_declarations_say_what_is_possible(make, message):

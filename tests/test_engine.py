@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import raw_hooks
 import torch
+
 from headwise.interventions import Component, Head, Layer, MeanAblate, Patch, ResampleAblate, Site, ZeroAblate
 from headwise.interventions.values import derangement
 from headwise.metrics import loss

@@ -2,8 +2,9 @@
 
 import os
 
-import headwise as hw
 import pytest
+
+import headwise as hw
 from headwise.interventions import Head
 from headwise.studies import RepeatedTokens
 from headwise.studies.heads import head_scores, ranked

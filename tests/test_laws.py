@@ -1,13 +1,16 @@
 """Laws that hold for every model and every intervention."""
 
 import numpy as np
+import raw_hooks
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headwise import DeclarationError
 from headwise.interventions import Compose, Head, Layer, MeanAblate, Patch, ResampleAblate, ZeroAblate
 from headwise.interventions.values import derangement
 from headwise.metrics import kl, logit_diff, loss
 from headwise.studies import RepeatedTokens, measure
-from hypothesis import given
-from hypothesis import strategies as st
 
 TASK = RepeatedTokens(n=4, length=6, seed=1)
 STREAM = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
@@ -79,6 +82,43 @@ def test_an_ablation_again_downstream_of_itself_is_once(small_model, site):
     places = site.positions or tuple(range(2 * TASK.length))
     again = Compose(*(ZeroAblate(site.at(place)) for place in places))
     np.testing.assert_allclose(once, losses(small_model, again), atol=1e-6)
+
+
+@given(st.lists(edits, min_size=1, max_size=4), st.sampled_from(["clean", "corrupted"]), st.booleans())
+def test_any_composition_equals_raw_hooks(small_model, several, base, zeroed):
+    """Random compositions over layers and sites, both base runs, alone and beside another condition."""
+    try:
+        whole = Compose(*several)
+    except DeclarationError:
+        return  # they meet
+    batch, reference = TASK.draw(small_model), TASK.reference(small_model)
+    partners = derangement(len(reference.lengths), 0)[: TASK.n].tolist()
+    runs = {run: torch.as_tensor(batch.runs[run]) for run in batch.runs}
+    drawn = torch.as_tensor(reference.runs[base])
+
+    def oracle(edit):
+        place = (str(edit.site.component), edit.site.layer, edit.site.head, edit.site.positions)
+        if isinstance(edit, ZeroAblate):
+            return raw_hooks.zero_edit(*place)
+        source = runs["corrupted"] if isinstance(edit, Patch) else drawn
+        value = raw_hooks.activation(small_model.module, source, *place[:2])
+        if isinstance(edit, Patch):
+            return raw_hooks.patch_edit(value, *place)
+        if isinstance(edit, MeanAblate):
+            return raw_hooks.mean_edit(value, *place)
+        return raw_hooks.resample_edit(value, partners, *place)
+
+    logits = raw_hooks.run(small_model.module, runs[base], [oracle(edit) for edit in whole.edits()])
+    (group,) = batch.groups()
+    facts = batch.facts(base, group)
+    scored = logits[:, list(group.scored)]
+    wanted = -scored.log_softmax(-1).gather(-1, torch.as_tensor(facts.targets)[..., None])[..., 0].mean(-1)
+    plain = raw_hooks.run(small_model.module, runs[base])[:, list(group.scored)].log_softmax(-1)
+    divergence = (plain.exp() * (plain - scored.log_softmax(-1))).sum(-1).mean(-1)
+    what = {"it": whole, "beside": ZeroAblate(Layer(0).resid_mid)} if zeroed else {"it": whole}
+    measured = measure(small_model, TASK, what, [loss, kl], base=base).sel(condition="it")
+    np.testing.assert_allclose(measured["loss"], wanted.numpy(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(measured["kl"], divergence.numpy(), rtol=1e-4, atol=1e-4)
 
 
 def test_without_heads_and_mlps_only_embeddings_and_biases_are_left(random_model):

@@ -1,10 +1,11 @@
 """measure, effect, normalized: labels, units, and numbers derived from what was measured."""
 
-import headwise as hw
 import numpy as np
 import pytest
 import torch
 import xarray as xr
+
+import headwise as hw
 from headwise import DeclarationError, UnknownNameError
 from headwise.interventions import Grid, Head, Layer, MeanAblate, Patch, ZeroAblate
 from headwise.metrics import accuracy, induction, kl, logit_diff, loss, previous_token
@@ -30,6 +31,33 @@ def test_a_grid_becomes_dims(small_model):
     named = measure(small_model, TASK, {"it": Patch(Head(1, 3).v), "not": ZeroAblate(Head(0, 0))}, [loss])
     assert named["loss"].dims == ("condition", "example")
     np.testing.assert_allclose(named["loss"].sel(condition="it"), one["loss"], atol=1e-5)
+
+
+def test_positions_can_be_swept(small_model):
+    grid = Grid(
+        lambda layer, position: ZeroAblate(Layer(layer).resid_pre.at(position)), layer=[0, 1], position=[2, 8, 9]
+    )
+    ds = measure(small_model, TASK, grid, [loss])
+    assert ds["loss"].dims == ("layer", "position", "example")
+    one = measure(small_model, TASK, ZeroAblate(Layer(1).resid_pre.at(9)), [loss])["loss"]
+    np.testing.assert_allclose(ds["loss"].sel(layer=1, position=9), one, atol=1e-5)
+    tokens = measure(small_model, TASK, None, [loss])["token"]
+    assert (ds["token"].values == tokens.sel(position=[2, 8, 9]).values).all()
+
+
+def test_a_task_of_ones_own_is_measured_and_named(small_model):
+    class Mine:
+        def draw(self, model):
+            return TASK.draw(model)
+
+        reference = draw
+
+        def __repr__(self):
+            return "Mine()"
+
+    ds = measure(small_model, Mine(), ZeroAblate(Head(0, 0)), [loss])
+    np.testing.assert_array_equal(ds["loss"], measure(small_model, TASK, ZeroAblate(Head(0, 0)), [loss])["loss"])
+    assert ds.attrs["task"] == '{"repr": "Mine()"}'
 
 
 def test_variables_say_what_they_are(small_model):
@@ -120,6 +148,11 @@ def test_progress_counts_every_pass(small_model):
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
+def test_a_bare_head_captures_its_z(small_model):
+    found = capture(small_model, TASK, Head(1, 2))
+    np.testing.assert_array_equal(found["L1H2_z"], capture(small_model, TASK, [Head(1, 2).z])["L1H2_z"])
+
+
 def test_capture_labels(small_model):
     ds = capture(small_model, TASK, [Head(1, 2).pattern, Layer(0).mlp_out])
     assert ds["L1H2_pattern"].dims == ("example", "query", "key")
@@ -151,6 +184,27 @@ def test_a_measurement_is_plain_xarray_and_survives_netcdf(small_model, tmp_path
             lambda m: measure(m, TASK, "zero"),
             DeclarationError,
             "cannot measure 'zero': give an intervention, a mapping",
+        ),
+        (lambda m: measure(m, "abc"), DeclarationError, "'abc' is no task: give RepeatedTokens(...) or Prompts([...])"),
+        (
+            lambda m: measure(m, TASK, None, None),
+            DeclarationError,
+            "None is no metric: import one",
+        ),
+        (
+            lambda m: measure(m, TASK, {1: ZeroAblate(Head(0, 0)), "1": ZeroAblate(Head(0, 1))}),
+            DeclarationError,
+            "the names of the conditions must differ as text, got ('1', '1')",
+        ),
+        (
+            lambda m: measure(m, TASK, Grid(lambda loss: ZeroAblate(Head(0, loss)), loss=range(2)), [loss]),
+            DeclarationError,
+            "a grid axis cannot be called 'loss' here",
+        ),
+        (
+            lambda m: measure(m, TASK, Grid(lambda position: ZeroAblate(Head(0, 0)), position=[99]), [loss]),
+            DeclarationError,
+            "axis 'position' takes positions of the prompts, 0 to 13",
         ),
         (lambda m: measure(m, TASK, {}), DeclarationError, "the mapping of conditions is empty"),
         (lambda m: measure(m, TASK, {"a": Head(0, 0)}), DeclarationError, "'a' is Head(0, 0): each condition must be"),

@@ -4,6 +4,9 @@ import naive
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
 from headwise import DeclarationError, HeadwiseError
 from headwise.metrics import (
     OUTPUTS,
@@ -32,8 +35,6 @@ from headwise.metrics import (
     rank,
     self_attention,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 L = 6
 
@@ -142,6 +143,12 @@ def test_prefix_matching_is_missing_where_nothing_repeats():
     found = apply(prefix_matching, patterns(2, 1, 4, 0), run)
     assert np.isnan(found[0]).all()
     assert np.isfinite(found[1]).all()
+
+
+def test_scores_without_a_query_are_missing():
+    one_token = Run(np.array([[3]]))
+    assert np.isnan(apply(previous_token, np.ones((1, 2, 1, 1)), one_token)).all()
+    assert (apply(self_attention, np.ones((1, 2, 1, 1)), one_token) == 1).all()
 
 
 @given(st.integers(0, 1000))

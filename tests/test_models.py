@@ -1,9 +1,12 @@
 """Opening models: a folder, a module, a shipped name; and what is said when there is none."""
 
-import headwise as hw
+import json
+
 import pytest
 import raw_hooks
 import torch
+
+import headwise as hw
 from headwise import HeadwiseError, ModelError
 
 
@@ -55,6 +58,9 @@ def test_dtype_is_honoured(folder):
         ),
         (lambda tmp: hw.load("nobody/nothing"), "cannot get nobody/nothing from the Hugging Face Hub"),
         (lambda tmp: hw.load("words-2l", device="tpu"), "device 'tpu' cannot be used here: possible are auto, cpu"),
+        (lambda tmp: hw.load("words-2l", device=None), "device None cannot be used here"),
+        (lambda tmp: hw.load("words-2l", device="meta"), "device 'meta' cannot be used here"),
+        (lambda tmp: hw.load("words-2l", revision="v2"), "revision='v2' is for a Hub id: words-2l is shipped"),
         (lambda tmp: hw.load("words-2l", dtype="int3"), "dtype 'int3': possible are float32, bfloat16 and float16"),
     ],
 )
@@ -72,6 +78,54 @@ def test_a_folder_with_a_broken_model_is_refused(folder):
     (folder / "config.json").write_text("{")
     with pytest.raises(ModelError, match="cannot read the model in"):
         hw.load(folder)
+
+
+def edited(folder, change):
+    """The folder after `change` of its tensors."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def test_a_folder_that_lacks_weights_is_refused_not_filled_with_random_ones(folder):
+    def lose(tensors):
+        for name in [name for name in tensors if ".h.1." in name]:
+            del tensors[name]
+
+    with pytest.raises(ModelError, match=r"the weights of mine lack 12 tensors \(transformer\.h\.1\.attn"):
+        hw.load(edited(folder, lose))
+
+
+def test_a_folder_with_more_layers_than_it_says_is_refused(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"n_layer": 1}))
+    with pytest.raises(ModelError, match="the weights of mine have, beyond the configuration, 11 tensors"):
+        hw.load(folder)
+
+
+@pytest.mark.parametrize("broken", [{"n_head": 0}, {"n_layer": "two"}, {"n_embd": 24}])
+def test_a_folder_whose_configuration_cannot_be_is_refused(folder, broken):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | broken))
+    with pytest.raises(ModelError, match="cannot read the model in") as caught:
+        hw.load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_a_tokenizer_is_refused(folder):
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(ModelError, match="mine has no tokenizer"):
+        hw.load(folder)
+
+
+def test_a_module_in_memory_keeps_its_own_dtype():
+    module = raw_hooks.random_gpt2(1, 2, 4, 20, 10).to(torch.bfloat16)
+    assert hw.load(module).dtype == "bfloat16"
+    assert hw.load(module, dtype="float32").dtype == "float32"
 
 
 def test_an_unknown_family_lists_the_known_ones(tmp_path):

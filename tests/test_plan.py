@@ -5,12 +5,13 @@ import sys
 from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from headwise import DeclarationError, HeadwiseError, UnknownNameError
 from headwise.interventions import Head, Layer, MeanAblate, Patch, ZeroAblate
 from headwise.interventions.plan import make_plan, positions_in, rows_within
 from headwise.interventions.shape import Group, Shape
-from hypothesis import given
-from hypothesis import strategies as st
 
 GPT2 = Shape(layers=12, heads=12, d_model=768, d_head=64, vocabulary=50257, context=1024)
 GROUP = Group(tuple(range(8)), 50, tuple(range(25, 49)))
@@ -89,13 +90,15 @@ def test_positions_count_from_the_end():
             'batch_size=0: possible are "auto" and a whole number from 1',
         ),
         (lambda: plan(ZeroAblate(Head(0, 0)), batch_size="big"), "batch_size='big': possible are"),
+        (lambda: plan(ZeroAblate(Head(0, 0)), batch_size=2.5), "batch_size=2.5: possible are"),
+        (lambda: plan(ZeroAblate(Head(0, 0)), batch_size=None), "batch_size=None: possible are"),
         (
             lambda: plan(groups=(Group((0,), 1025, (3,)),)),
             "a prompt has 1025 tokens: openai-community/gpt2 reads at most 1024",
         ),
         (
             lambda: plan(ZeroAblate(Head(0, 0).k.at(49)) + MeanAblate(Head(0, 0).k.at(-1))),
-            "two edits of one place",
+            "(site=Head(0, 0).k.at(-1), over='example') and ZeroAblate(site=Head(0, 0).k.at(49)); keep one",
         ),
     ],
 )

@@ -2,13 +2,8 @@
 
 import math
 
-import headwise as hw
 import numpy as np
 import pytest
-from headwise.interventions import Grid, Head, MeanAblate, Patch, ResampleAblate, ZeroAblate
-from headwise.metrics import SCORES, accuracy, logit_diff, loss
-from headwise.studies import RepeatedTokens, measure
-from headwise.studies.heads import head_scores
 from planted import (
     INDUCTION,
     LENGTH,
@@ -23,6 +18,12 @@ from planted import (
     predicted_loss_clean,
     predicted_scores,
 )
+
+import headwise as hw
+from headwise.interventions import Grid, Head, MeanAblate, Patch, ResampleAblate, ZeroAblate
+from headwise.metrics import SCORES, accuracy, logit_diff, loss
+from headwise.studies import RepeatedTokens, measure
+from headwise.studies.heads import head_scores
 
 # Token 23 is the planted model's BOS; it stays out of the prompts, as in the derivations.
 TASK = RepeatedTokens(n=16, length=LENGTH, tokens=(0, VOCAB - 1))

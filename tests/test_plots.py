@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from bokeh.core.validation import check_integrity
+
 from headwise.errors import DeclarationError, UnknownNameError
 from headwise.studies import plots
 

@@ -7,8 +7,9 @@ import sys
 import zipfile
 from pathlib import Path
 
-import headwise as hw
 import pytest
+
+import headwise as hw
 
 ROOT = Path(hw.__file__).parent
 
@@ -71,6 +72,19 @@ def test_the_readme_example_runs_as_written(tmp_path, monkeypatch):
     (pattern,) = space["patterns"].data_vars.values()
     assert pattern.dims == ("example", "query", "key")
     assert (tmp_path / "ablation.nc").stat().st_size > 1000
+
+
+def test_the_readme_reads_a_study_back(tmp_path, monkeypatch, words_model):
+    from headwise.studies import InductionStudy
+
+    monkeypatch.chdir(tmp_path)
+    hw.write_netcdf(InductionStudy(n=4, length=8, draws=3).run(words_model), "results/induction-words-2l.nc")
+    block = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    space = {}
+    exec(compile(block, "README.md", "exec"), space)
+    assert space["tree"]["heads"]["induction"].dims == ("layer", "head", "example")
+    groups = re.search(r"# groups: ([a-z ]+)", block).group(1).split()
+    assert set(groups) <= set(space["tree"].children)
 
 
 def arrows():

@@ -14,15 +14,16 @@ import time
 from html.parser import HTMLParser
 from pathlib import Path
 
-import headwise as hw
 import numpy as np
 import pytest
 import xarray as xr
+from planted import planted_model
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import headwise as hw
 from headwise.errors import ResultError
 from headwise.studies import InductionStudy
 from headwise.studies.report import write_report
-from planted import planted_model
-from transformers import GPT2Config, GPT2LMHeadModel
 
 QUESTIONS = [
     "The answer",
@@ -159,7 +160,7 @@ def test_a_model_without_induction_heads_is_reported_too(tmp_path):
     tokenizer = hw.load(planted_model()).tokenizer
     config = GPT2Config(vocab_size=24, n_positions=24, n_embd=16, n_layer=1, n_head=2, bos_token_id=23, eos_token_id=23)
     model = hw.load(GPT2LMHeadModel(config).eval(), tokenizer=tokenizer)
-    result = InductionStudy(n=4, length=6, draws=2, untrained=1).run(model)
+    result = InductionStudy(n=4, length=6, draws=2).run(model)
     assert "set" not in result["sets"].dims
     text = write_report(result, tmp_path / "none.html").read_text()
     assert [name for name in Outline(text).headings if name in QUESTIONS] == QUESTIONS

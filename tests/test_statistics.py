@@ -5,10 +5,12 @@ import math
 import naive
 import numpy as np
 import pytest
-from headwise import DeclarationError
-from headwise.metrics import benjamini_hochberg, bootstrap_interval, control_sets, normalised, null_p_value
 from hypothesis import given
 from hypothesis import strategies as st
+
+from headwise import DeclarationError
+from headwise.metrics import benjamini_hochberg, bootstrap_interval, control_sets, normalised, null_p_value
+from headwise.metrics.statistics import possible_control_sets
 
 
 def test_bootstrap_interval_covers_the_mean_as_often_as_it_says():
@@ -108,6 +110,17 @@ def test_control_sets_differ_by_seed_and_cover_the_free_heads():
     one, two = (control_sets(chosen, 2, 30, draws=50, seed=seed) for seed in (0, 1))
     assert one != two
     assert {place for found in one for place in found} >= set(free_of(chosen | {(0, h) for h in range(30)}, 2, 30)[:5])
+
+
+@given(
+    st.sets(st.tuples(st.integers(0, 2), st.integers(0, 4)), min_size=1, max_size=4),
+    st.sets(st.tuples(st.integers(0, 2), st.integers(0, 4)), max_size=6),
+    st.booleans(),
+)
+def test_excluded_heads_are_never_drawn_and_the_rest_is_counted(chosen, excluded, matched):
+    found = control_sets(chosen, 3, 5, draws=10**6, matched=matched, excluded=excluded)
+    assert len(found) == possible_control_sets(chosen, 3, 5, matched, excluded)
+    assert not {place for one in found for place in one} & (chosen | excluded)
 
 
 def test_no_control_where_there_are_not_enough_heads():

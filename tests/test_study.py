@@ -3,18 +3,19 @@
 import json
 import math
 
-import headwise as hw
 import numpy as np
 import pytest
 import xarray as xr
+from planted import INDUCTION, LENGTH, PREVIOUS, VOCAB
+from raw_hooks import random_gpt2
+
+import headwise as hw
 from headwise import DeclarationError, ResultError
 from headwise.metrics import induction, previous_token
 from headwise.studies import InductionStudy, RepeatedTokens
 from headwise.studies.conclusion import conclude
 from headwise.studies.heads import describe_heads, untrained_scores
 from headwise.studies.induction import STAGES
-from planted import INDUCTION, LENGTH, PREVIOUS, VOCAB
-from raw_hooks import random_gpt2
 
 STUDY = InductionStudy(n=8, length=LENGTH, draws=20)
 
@@ -92,6 +93,44 @@ def test_every_sentence_holds_a_number_and_changes_with_it(tree):
     changed = [finding.text for finding in conclude(broken)]
     assert any("does not break the attention as predicted" in text for text in changed)
     assert not any("as predicted, k carries the pattern" in text for text in changed)
+
+
+def test_conclusions_need_what_they_say(tree):
+    """Each claim goes when the number it rests on goes."""
+
+    def says(change):
+        other = tree.copy(deep=True)
+        change(other)
+        return " ".join(finding.text for finding in conclude(other))
+
+    assert "It is causal" in says(lambda t: None)
+    assert "so they feed the keys" in says(lambda t: None)
+
+    def controls_fall_as_much(t):
+        t["composition"]["control_induction"][:] = 0.0
+
+    def other_pairs_are_stronger(t):
+        t["composition"]["pair_above"][:] = 0.2
+
+    def no_clear_answer(t):
+        t["patching"]["clean_logit_diff"][:] = -1.0
+
+    def nothing_costs(t):
+        t["ablation"]["loss"][:] = t["ablation"]["baseline_loss"].sel(run="clean", drop=True).values - 0.5
+
+    def zero_hurts_and_mean_does_not(t):
+        base = t["ablation"]["baseline_loss"].sel(run="clean", drop=True).values
+        t["ablation"]["loss"].loc[{"layer": 0, "head": 0, "ablation": "zero"}] = base + 2
+        t["ablation"]["loss_effect_q"].loc[{"layer": 0, "head": 0, "ablation": "zero"}] = 1e-6
+        t["ablation"]["constant_share"].loc[{"layer": 0, "head": 0}] = 0.97
+
+    assert "Not shown to be causal" in says(controls_fall_as_much)
+    assert "the weights alone do not show that they feed the keys" in says(other_pairs_are_stronger)
+    assert "cannot be judged (no clear answer before)" in says(no_clear_answer)
+    assert "none beyond noise under zero ablation" in says(nothing_costs)
+    changed = says(zero_hurts_and_mean_does_not)
+    assert "What L0H0 does depends on the ablation: needed under zero (+2.00 nats), not needed under mean" in changed
+    assert "97% of its output is the same for every prompt: zeroing takes that constant away" in changed
 
 
 def test_result_survives_netcdf_and_is_written_whole_or_not_at_all(tree, tmp_path, monkeypatch):
@@ -184,9 +223,9 @@ def test_untrained_scores_do_not_touch_the_models_own_randomness(small_model):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"n": 0}, "n=0: at least one prompt is needed"),
+        ({"n": 1}, "n, the number of prompts, must be 2 or more, got 1"),
         ({"threshold": 2}, "threshold=2: a score lies between 0 and 1"),
-        ({"draws": 0}, "draws=0: at least one is needed"),
+        ({"draws": 0}, "draws must be 1 or more, got 0"),
         ({"untrained": 5}, "untrained=5: with so few, no single head can stand out at 0.05; at least 20 are needed"),
     ],
 )

@@ -1,8 +1,9 @@
 """Tasks: exactly the prompts that are meant, the same everywhere, or a clear refusal."""
 
-import headwise as hw
 import numpy as np
 import pytest
+
+import headwise as hw
 from headwise import DeclarationError
 from headwise.interventions import Head, MeanAblate
 from headwise.interventions.codec import from_json, to_json
@@ -33,11 +34,12 @@ def test_targets_and_distractors_by_hand(small_model):
     assert (facts.period, facts.start) == (4, 0)
 
 
-def test_scoring_everything(small_model):
+def test_scoring_everything_judges_each_run_on_its_own_next_tokens(small_model):
     batch = RepeatedTokens(n=2, length=4, score="all").draw(small_model)
     (group,) = batch.groups()
     assert group.scored == tuple(range(7))
-    np.testing.assert_array_equal(batch.facts("clean", group).targets, batch.runs["clean"][:, 1:])
+    for run in ("clean", "corrupted"):
+        np.testing.assert_array_equal(batch.facts(run, group).targets, batch.runs[run][:, 1:])
 
 
 def test_bos_shifts_every_index():
@@ -118,9 +120,9 @@ def test_tasks_survive_json(task):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda model: RepeatedTokens(n=0), "n=0: at least one prompt is needed"),
-        (lambda model: RepeatedTokens(length=1), "length=1: the half length must be at least 2"),
-        (lambda model: RepeatedTokens(seed=-1), "seed=-1: seeds are 0 or more"),
+        (lambda model: RepeatedTokens(n=0), "n, the number of prompts, must be 1 or more, got 0"),
+        (lambda model: RepeatedTokens(length=1), "length, the half length, must be 2 or more, got 1"),
+        (lambda model: RepeatedTokens(seed=-1), "a seed must be 0 or more, got -1"),
         (lambda model: RepeatedTokens(score="some"), "score='some': possible are 'repeat' and 'all'"),
         (lambda model: RepeatedTokens(tokens=(9, 3)), "tokens=(9, 3): give a start and a larger stop"),
         (
@@ -132,6 +134,12 @@ def test_tasks_survive_json(task):
             "length=25 needs 50 different tokens (a half and its",
         ),
         (lambda model: RepeatedTokens(tokens=(2, 9999)).draw(model), "words-2l has the token ids 0 to"),
+        (lambda model: RepeatedTokens(n="3"), "n, the number of prompts, must be a whole number, got '3'"),
+        (lambda model: RepeatedTokens(length=4.0), "length, the half length, must be a whole number, got 4.0"),
+        (lambda model: RepeatedTokens(seed=2**32), "a seed must be at most 4294967295"),
+        (lambda model: RepeatedTokens(tokens=5), "tokens=5: give a start and a larger stop"),
+        (lambda model: RepeatedTokens(tokens=("a", "b")), "tokens=('a', 'b'): give a start and a larger stop"),
+        (lambda model: Prompts(5), "prompts is a list of texts: write [5]"),
         (lambda model: Prompts([]), "Prompts needs at least one prompt"),
         (lambda model: Prompts("apple"), "prompts is a list of texts: write ['apple']"),
         (lambda model: Prompts(["apple", 3]), "prompts must be texts, got 3"),

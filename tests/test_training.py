@@ -2,17 +2,18 @@
 
 import json
 
-import headwise as hw
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+
+import headwise as hw
 from headwise import ModelError, UnknownNameError
 from headwise.interventions.models import SHIPPED
 from headwise.metrics import accuracy
 from headwise.studies import RepeatedTokens, measure
 from headwise.studies.checkpoints import checkpoint_steps, load_checkpoint
 from headwise.studies.heads import head_scores
-from safetensors.torch import load_file
 
 training = pytest.importorskip("headwise.studies.training", reason="needs the extra train", exc_type=ImportError)
 WORDS = SHIPPED / "words-2l"

@@ -3,11 +3,12 @@
 import naive
 import numpy as np
 import pytest
+from planted import INDUCTION, PREVIOUS, SELF, predicted_k_composition
+
 from headwise import UnknownNameError
 from headwise.metrics import composition, factors, random_composition
 from headwise.metrics.weights import KINDS, Factors
 from headwise.studies.composition import composition_scores, pair_scores
-from planted import INDUCTION, PREVIOUS, SELF, predicted_k_composition
 
 
 @pytest.mark.parametrize("variant", ["folded", "raw"])

@@ -1,12 +1,15 @@
 """The shipped model: it does what its card says, and the causal story holds on it."""
 
 import json
+import re
 
-import headwise as hw
 import numpy as np
 import pytest
+
+from headwise.interventions.models import SHIPPED
 from headwise.metrics import accuracy
 from headwise.studies import InductionStudy, Prompts, RepeatedTokens, measure
+from headwise.studies.heads import head_scores
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +76,17 @@ def test_the_same_heads_fire_on_words(tree):
 
 
 def test_the_card_is_true(words_model):
-    card = (hw.interventions.models.SHIPPED / "words-2l" / "README.md").read_text()
-    assert f"{words_model.shape.layers} layers" in card
-    assert "MIT" in card
+    """The table of the card: previous-token, induction, duplicate, self and first score of every head."""
+    card = (SHIPPED / "words-2l" / "README.md").read_text()
+    rows = re.findall(r"^\| (\d) \| (\d) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", card, re.M)
+    assert len(rows) == 16
+    scores = head_scores(words_model, RepeatedTokens(n=64, seed=7)).mean("example")
+    for layer, head, *values in rows:
+        for name, value in zip(
+            ("previous_token", "induction", "duplicate_token", "self", "first_token"), values, strict=True
+        ):
+            assert float(scores[name][int(layer), int(head)]) == pytest.approx(float(value), abs=0.05), (
+                layer,
+                head,
+                name,
+            )

@@ -1,0 +1,85 @@
+"""capture: activations and attention patterns of a task's prompts, labelled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from ..interventions.codec import encode
+from ..interventions.plan import make_plan
+from ..interventions.sites import Component, Head, Site, as_site
+from .labels import coordinates, number_dims, task_json
+from .results import provenance
+from .tables import TASKS
+from .tasks import Task
+
+if TYPE_CHECKING:
+    from ..interventions.models import Model
+
+Array = np.ndarray[Any, Any]
+
+
+def capture(model: Model, task: Task, sites: Site | Head | Sequence[Site | Head], *, run: str = "clean") -> xr.Dataset:
+    """Read activations and attention patterns, without any intervention.
+
+    Parameters
+    ----------
+    model : Model
+    task : Task
+    sites : Site or sequence of Site
+        Such as ``Head(1, 2).pattern`` or ``Layer(0).resid_post``; a bare head stands for its ``z``.
+    run : str
+
+    Returns
+    -------
+    Dataset
+        One variable for each site, named like ``L1H2_pattern``: dims ``example``, then ``query key`` for patterns,
+        ``position`` and ``d_head`` or ``d_model`` for the rest, with ``head`` before them where the site names a whole
+        layer. NaN beyond the end of shorter prompts.
+    """
+    from ..interventions import engine
+
+    given = [sites] if isinstance(sites, Site | Head | str) else sites
+    wanted = list(dict.fromkeys(as_site(site) for site in given))
+    batch = task.draw(model)
+    groups = batch.groups()
+    make_plan([], model=model.name, shape=model.shape, groups=groups, runs=list(batch.runs), base=run)
+    engine.check_sites(model, wanted, groups)
+    dataset = xr.Dataset(coords=coordinates(model, batch, run))
+    found: dict[Site, list[Array]] = {site: [] for site in wanted}
+    for group in groups:
+        points = engine.read_points(model, batch.tokens(run, group), wanted)
+        for site in wanted:
+            found[site].append(engine.capture_site(model, points, site).float().cpu().numpy())
+    for site, pieces in found.items():
+        dims = _site_dims(site)
+        size = [max(piece.shape[axis] for piece in pieces) for axis in range(len(dims))]
+        whole = np.full((len(batch.lengths), *size[1:]), np.nan, dtype=np.float32)
+        for group, piece in zip(groups, pieces, strict=True):
+            whole[np.ix_(group.examples, *(range(width) for width in piece.shape[1:]))] = piece
+        array = xr.DataArray(whole, dims=dims, attrs={"long_name": str(site), "units": "1", "site": repr(site)})
+        name = str(site).replace(" ", "_").replace(",", "").replace("-", "m")
+        if site.positions is not None:  # a dimension of its own, since it holds some positions only
+            own = f"{name}_{'query' if 'query' in dims else 'position'}"
+            array = array.rename({own.rsplit("_", 1)[1]: own}).assign_coords({own: list(site.positions)})
+        dataset[name] = array
+    dataset = number_dims(dataset)
+    dataset.attrs = provenance(model) | {
+        "run": run,
+        "task": task_json(task),
+        "sites": json.dumps(encode(tuple(wanted), TASKS)),
+    }
+    return dataset
+
+
+def _site_dims(site: Site) -> tuple[str, ...]:
+    head = () if site.head is not None else ("head",)
+    if site.component is Component.pattern:
+        return ("example", *head, "query", "key")
+    if not site.component.per_head:
+        return ("example", "position", "d_model")
+    return ("example", "position", *head, "d_model" if site.component is Component.head_out else "d_head")

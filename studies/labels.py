@@ -1,0 +1,76 @@
+"""Labels of results: the coordinates that prompts, positions and grid axes give, and declarations as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from ..errors import DeclarationError
+from ..interventions.codec import encode
+from ..metrics.card import Metric
+from .batch import Batch
+from .tables import TASKS
+from .tasks import Task
+
+if TYPE_CHECKING:
+    from ..interventions.models import Model
+
+
+def coordinates(model: Model, batch: Batch, run: str) -> dict[str, Any]:
+    """Runs, examples, positions, and the tokens of `run` as text and id (empty and NaN beyond a prompt's end)."""
+    ids = batch.runs[run].astype(np.float64)
+    ids[np.arange(ids.shape[1]) >= batch.lengths[:, None]] = np.nan
+    known = np.unique(batch.runs[run])
+    words = dict(zip(known.tolist(), model.token_text(known.tolist()), strict=True))
+    text = [["" if np.isnan(token) else words[int(token)] for token in row] for row in ids]
+    return {
+        "run": ("run", np.asarray(list(batch.runs), dtype=object)),
+        "example": np.arange(ids.shape[0]),
+        "position": np.arange(ids.shape[1]),
+        "token": (("example", "position"), np.asarray(text, dtype=object), {"long_name": f"token of the {run} run"}),
+        "token_id": (("example", "position"), ids, {"long_name": f"token id of the {run} run"}),
+    }
+
+
+def labelled(coords: dict[str, Any], axes: Sequence[tuple[str, tuple[Any, ...]]]) -> xr.Dataset:
+    """An empty dataset with the coordinates of the prompts and of the axes.
+
+    An axis called ``position`` sweeps positions of the prompts: the tokens are then those at its positions.
+    """
+    dataset = xr.Dataset(coords=coords)
+    for name, values in axes:
+        if name == "position":
+            known = dataset["position"].values
+            if not set(values) <= set(known.tolist()):
+                raise DeclarationError(f"axis 'position' takes positions of the prompts, {known[0]} to {known[-1]}")
+            dataset = dataset.sel(position=list(values))
+        dataset = dataset.assign_coords({name: list(values)})
+    return dataset
+
+
+def number_dims(dataset: xr.Dataset) -> xr.Dataset:
+    """Give the dims that count from 0 (heads, layers, positions) their coordinate."""
+    counted = ("read_layer", "read_head", "head", "query", "key")
+    bare = {dim: np.arange(size) for dim, size in dataset.sizes.items() if dim in counted and dim not in dataset.coords}
+    return dataset.assign_coords(bare)
+
+
+def check_axes(axes: Sequence[tuple[str, tuple[Any, ...]]], metrics: Sequence[Metric], per_position: bool) -> None:
+    """Refuse axes whose names the results need for something else."""
+    taken = {metric.name for metric in metrics} | {f"baseline_{metric.name}" for metric in metrics}
+    for name, _ in axes:
+        if name in taken or (name == "position" and per_position):
+            raise DeclarationError(f"a grid axis cannot be called {name!r} here: a variable or dim of the result is")
+
+
+def task_json(task: Task) -> str:
+    """The declaration of a task; of one that headwise does not know, its repr."""
+    if type(task).__name__ in TASKS:
+        return json.dumps(encode(task, TASKS))
+    if not hasattr(task, "draw"):
+        raise DeclarationError(f"{task!r} is no task: give RepeatedTokens(...) or Prompts([...])")
+    return json.dumps({"repr": repr(task)})
