@@ -132,7 +132,7 @@ def _summary(tree: xr.DataTree) -> None:
             effects = [float(lost.sel(ablation=name)) for name in ("zero", "mean")]
             rows.append((str(here["role"].values), f"L{layer}H{head}", values, effects))
     named = [row for row in rows if row[0] != "other"] or rows
-    shown = sorted(named, key=lambda row: (row[0], -max(row[2])))[:24]
+    shown = sorted(named, key=lambda row: (row[0], -max(row[2])))[: 24 if named is not rows else 8]
     for role, name, values, effects in shown:
         table.add_row(name, role, *(f"{value:.2f}" for value in values), *(f"{value:+.2f}" for value in effects))
     console.print(table)

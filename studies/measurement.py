@@ -25,6 +25,7 @@ from .tables import TASKS
 from .tasks import Task, reference_tokens
 
 if TYPE_CHECKING:
+    from ..interventions.engine import Outcome
     from ..interventions.models import Model
 
 Array = np.ndarray[Any, Any]
@@ -83,7 +84,6 @@ def measure(
     declared = {"task": task_json(task), "interventions": json.dumps(encode(what, TASKS))}
     batch = task.draw(model)
     groups = batch.groups()
-    dataset = labelled(coordinates(model, batch, base), axes) if base in batch.runs else xr.Dataset()
     plan = make_plan(
         [intervention.edits() for intervention in interventions],
         model=model.name,
@@ -94,6 +94,7 @@ def measure(
         batch_size=batch_size,
         reads_patterns=any(metric.kind == "pattern" for metric in chosen),
     )
+    dataset = labelled(coordinates(model, batch, base), axes)
     readers = [
         engine.Reader(
             metric.name,
@@ -110,20 +111,8 @@ def measure(
     )
     with Progress("measuring", progress) as bar:
         outcome = engine.run_plan(model, plan, readers, inputs, bar.update)
-
-    shape, names = tuple(len(values) for _, values in axes), tuple(name for name, _ in axes)
     for metric in chosen:
-        dims, place = _layout(metric, batch, per_position)
-        if interventions:
-            pieces = [place(outcome.values[metric.name, number], number) for number in range(len(groups))]
-            whole = _assemble(pieces, batch, groups)
-            dataset[metric.name] = ((*names, *dims), whole.reshape(*shape, *whole.shape[1:]), card_attrs(metric.card))
-        runs = []
-        for run in batch.runs:
-            pieces = [place(outcome.baseline[metric.name, run, number][None], number) for number in range(len(groups))]
-            runs.append(_assemble(pieces, batch, groups)[0])
-        attrs = card_attrs(metric.card, long_name=f"{metric.card.long_name}, no intervention")
-        dataset[f"baseline_{metric.name}"] = (("run", *dims), np.stack(runs), attrs)
+        dataset = dataset.assign(_variables(metric, outcome, batch, axes, per_position))
     dataset = number_dims(dataset)
     direction = {"clean": "noising", "corrupted": "denoising"}.get(base, base) if plan.sources() else "none"
     dataset.attrs = provenance(model) | {
@@ -134,6 +123,27 @@ def measure(
         "seconds": f"{time.monotonic() - started:.3f}",
     }
     return dataset
+
+
+def _variables(
+    metric: Metric, outcome: Outcome, batch: Batch, axes: Sequence[tuple[str, tuple[Any, ...]]], per_position: bool
+) -> dict[str, xr.Variable]:
+    """``<metric>``, with the axes as its first dims, and ``baseline_<metric>``, with ``run``."""
+    groups = batch.groups()
+    dims, place = _layout(metric, batch, per_position)
+    runs = [
+        _assemble(
+            [place(outcome.baseline[metric.name, run, at][None], at) for at in range(len(groups))], batch, groups
+        )[0]
+        for run in batch.runs
+    ]
+    attrs = card_attrs(metric.card, long_name=f"{metric.card.long_name}, no intervention")
+    found = {f"baseline_{metric.name}": xr.Variable(("run", *dims), np.stack(runs), attrs)}
+    if (metric.name, 0) in outcome.values:
+        whole = _assemble([place(outcome.values[metric.name, at], at) for at in range(len(groups))], batch, groups)
+        whole = whole.reshape(*(len(values) for _, values in axes), *whole.shape[1:])
+        found[metric.name] = xr.Variable((*(name for name, _ in axes), *dims), whole, card_attrs(metric.card))
+    return dict(reversed(found.items()))
 
 
 def _metrics(given: Metric | Sequence[Metric]) -> list[Metric]:

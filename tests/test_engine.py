@@ -35,7 +35,7 @@ def tokens_of(batch, run):
     return torch.as_tensor(batch.runs[run])
 
 
-def compare(model, interventions, oracle_edits, base="clean"):
+def check_losses(model, interventions, oracle_edits, base="clean"):
     """Per-example loss of each condition equals that of the raw hooks."""
     batch = TASK.draw(model)
     (group,) = batch.groups()
@@ -59,7 +59,7 @@ def arguments(site):
 
 def test_zero_ablation_equals_raw_hooks(random_model):
     sites = list(hook_sites(random_model))
-    compare(
+    check_losses(
         random_model, [ZeroAblate(site) for site in sites], [[raw_hooks.zero_edit(*arguments(site))] for site in sites]
     )
 
@@ -73,7 +73,7 @@ def test_patching_equals_raw_hooks(random_model, base, source):
         [raw_hooks.patch_edit(raw_hooks.activation(random_model.module, other, *arguments(site)[:2]), *arguments(site))]
         for site in sites
     ]
-    compare(random_model, [Patch(site, source=source) for site in sites], edits, base=base)
+    check_losses(random_model, [Patch(site, source=source) for site in sites], edits, base=base)
 
 
 @pytest.mark.parametrize("over", [("example",), ("example", "position")])
@@ -89,7 +89,7 @@ def test_mean_ablation_equals_raw_hooks(random_model, over):
         for site in sites
     ]
     given = over if len(over) > 1 else over[0]
-    compare(random_model, [MeanAblate(site, over=given) for site in sites], edits)
+    check_losses(random_model, [MeanAblate(site, over=given) for site in sites], edits)
 
 
 def test_resample_ablation_equals_raw_hooks(random_model):
@@ -104,7 +104,7 @@ def test_resample_ablation_equals_raw_hooks(random_model):
         ]
         for site in sites
     ]
-    compare(random_model, [ResampleAblate(site, seed=4) for site in sites], edits)
+    check_losses(random_model, [ResampleAblate(site, seed=4) for site in sites], edits)
 
 
 def test_composition_equals_raw_hooks(random_model):
@@ -123,7 +123,7 @@ def test_composition_equals_raw_hooks(random_model):
         + ZeroAblate(Head(0, 0).z.at([3, 4]))
         + ZeroAblate(Layer(last).resid_mid.at(1))
     )
-    compare(random_model, [whole], [edits])
+    check_losses(random_model, [whole], [edits])
 
 
 @pytest.mark.parametrize("component", list(Component))
