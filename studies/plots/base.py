@@ -14,6 +14,7 @@ from typing import Any
 import holoviews as hv
 import numpy as np
 import xarray as xr
+from bokeh.palettes import Blues9, Viridis256, interp_palette
 
 from ...errors import DeclarationError, UnknownNameError, choices
 
@@ -34,20 +35,9 @@ ROLES = {
 TOOLS = ["save", "box_zoom", "reset"]
 """No drag or wheel tool is on from the start, so that a page with pictures scrolls."""
 
-_VIRIDIS = ("#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30", "#fde725")
-_BLUES = ("#ffffff", "#d6e6f4", "#abcfe6", "#6aaed6", "#3787c0", "#105ba4", "#08306b")
-_DIVERGING = ("#0b3c73", "#2f76b5", "#8fbfe0", "#f7f7f7", "#f5b878", "#d9731a", "#8a3a05")
-
-
-def _ramp(anchors: Sequence[str], size: int = 255) -> list[str]:
-    """`size` colours that run evenly through `anchors`."""
-    rgb = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in anchors], dtype=float)
-    at = np.linspace(0, len(anchors) - 1, size)
-    mixed = np.stack([np.interp(at, range(len(anchors)), channel) for channel in rgb.T], axis=1)
-    return [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in mixed.round().astype(int)]
-
-
-SEQUENTIAL, WEIGHTS, DIVERGING = _ramp(_VIRIDIS), _ramp(_BLUES), _ramp(_DIVERGING)
+SEQUENTIAL = list(Viridis256)
+WEIGHTS = list(interp_palette(("#ffffff", *reversed(Blues9)), 255))
+DIVERGING = list(interp_palette(("#0b3c73", "#2f76b5", "#8fbfe0", "#f7f7f7", "#f5b878", "#d9731a", "#8a3a05"), 255))
 """Viridis; white to blue; blue, white, orange. All keep their order in grey and for colour-blind readers."""
 
 
