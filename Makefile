@@ -12,7 +12,7 @@ help:
 	@echo "make test       set up and run the tests"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      time interventions side by side with plain forward passes"
-	@echo "make model      train the shipped model again (about ten minutes)"
+	@echo "make model      train the shipped model again (some minutes)"
 
 # The stamp is newer than what it was made from, so setting up happens once and again when a requirement changes.
 $(VENV)/.ready: pyproject.toml constraints.txt

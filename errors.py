@@ -17,6 +17,10 @@ class UnknownNameError(HeadwiseError, LookupError):
     """A name (component, metric, run, model, variable) that is not known; the text lists those that are."""
 
 
+class MissingPartError(HeadwiseError, AttributeError):
+    """A part that a head or a layer does not have; the text lists those it has."""
+
+
 class ModelError(HeadwiseError, OSError):
     """A model that cannot be found, read, or used."""
 

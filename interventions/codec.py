@@ -55,6 +55,8 @@ def decode(data: Any, table: Table = TABLE) -> Any:
     name = fields.pop("type", None)
     if name == "mapping":
         return {key: decode(item, table) for key, item in fields["items"]}
+    if name is None:
+        raise DeclarationError(f'this JSON has no "type": possible are {choices(table)}')
     if name not in table:
         raise UnknownNameError(f"unknown type {name!r} in JSON: possible are {choices(table)}")
     given = {key: decode(item, table) for key, item in fields.items()}

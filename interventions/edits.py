@@ -19,6 +19,9 @@ class Intervention:
         """The single-site edits it is made of, in forward order."""
         raise NotImplementedError  # each kind says so itself
 
+    def __radd__(self, other: object) -> Intervention:
+        return self if other == 0 else NotImplemented  # so that sum([...]) composes
+
     def __add__(self, other: Intervention) -> Compose:
         if not isinstance(other, Intervention):
             return NotImplemented
@@ -145,7 +148,7 @@ class Compose(Intervention):
     def __init__(self, *parts: Intervention) -> None:
         for part in parts:
             if not isinstance(part, Intervention):
-                raise DeclarationError(f"Compose takes interventions, got {part!r}")
+                raise DeclarationError(f"Compose takes interventions, got {part!r}; of a list, write Compose(*list)")
         edits = sorted(
             (edit for part in parts for edit in part.edits()), key=lambda edit: (edit.site.order, repr(edit))
         )

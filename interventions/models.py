@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from nnsight.modeling.transformers import TransformersModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 from ..errors import DeclarationError, ModelError, choices
 from .architectures import Family, HeadWeights, family_of
@@ -168,7 +170,8 @@ def _read(
     try:
         family = family_of(AutoConfig.from_pretrained(where, **hub), name)
         tokenizer = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(where, **hub)
-        module, report = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, output_loading_info=True, **hub)
+        with _no_bar():
+            module, report = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, output_loading_info=True, **hub)
     except ModelError:
         raise
     except Exception as error:  # whatever a broken file makes the loaders raise, the user gets one line
@@ -181,6 +184,18 @@ def _read(
         raise ModelError(f"{name} has no tokenizer: save one beside the weights, or give tokenizer=")
     module.config.pad_token_id = None  # prompts are never padded, so no token stands for padding
     return family, module, tokenizer
+
+
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    """Without the bar that transformers draws while it puts weights in place."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _locate(source: str) -> tuple[str, str, str]:
@@ -199,7 +214,7 @@ def _locate(source: str) -> tuple[str, str, str]:
     if "/" not in source:
         raise ModelError(
             f"no model is called {source!r}: shipped are {choices(shipped())}; a Hub id is written owner/name, "
-            "a folder is given by its path"
+            "such as openai-community/gpt2; a folder is given by its path"
         )
     return source, source, "main"
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from ..errors import DeclarationError, UnknownNameError, choices, whole
+from ..errors import DeclarationError, MissingPartError, UnknownNameError, choices, whole
 
 
 class Component(StrEnum):
@@ -77,6 +77,12 @@ class _HasHeads:
     def site(self, component: str) -> Site:
         """The site of `component` here."""
         raise NotImplementedError  # Layer and Head say what it is
+
+    def __getattr__(self, name: str) -> Site:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        known = [str(one) for one in Component if hasattr(type(self), one)]
+        raise MissingPartError(f"{self!r} has no {name}: possible are {choices(known)}")
 
     @property
     def q(self) -> Site:
@@ -181,6 +187,10 @@ class Head(_HasHeads):
         """The head's part of `component` (``q k v pattern z head_out``)."""
         return Site(as_component(component), self.layer, self.head)
 
+    def at(self, positions: int | Iterable[int]) -> Site:
+        """The head's ``z`` at `positions` only."""
+        return self.z.at(positions)
+
     def __str__(self) -> str:
         return f"L{self.layer}H{self.head}"
 
@@ -251,7 +261,7 @@ def _positions(given: Iterable[int]) -> tuple[int, ...]:
     try:
         positions = tuple(operator.index(position) for position in given)
     except TypeError:
-        raise DeclarationError(f"positions must be whole numbers, got {given!r}") from None
+        raise DeclarationError(f"positions must be whole numbers, such as range(25, 50), got {given!r}") from None
     if not positions:
         raise DeclarationError("positions must name at least one position; leave them out for all")
     if len(set(positions)) < len(positions):

@@ -1,6 +1,16 @@
 """The questions: tasks, measurements and studies. Puts interventions and metrics together, labels, stores, draws.
 
-Names are resolved when they are first used, so that importing a task does not import torch or HoloViews.
+- ``RepeatedTokens``, ``Prompts``: tasks, that is which prompts and what counts as right
+- ``measure(model, task, what, metrics)``: what interventions do
+- ``capture(model, task, sites)``: activations and patterns
+- ``effect(ds, name)``, ``normalized(ds, name)``: changes, derived from a measurement
+- ``composition_scores(model)``: q-, k- and v-composition between every pair of heads
+- ``InductionStudy(...).run(model)``: the whole induction-head analysis; ``describe_heads(model, task)``: its first part
+- ``write_netcdf(result, path)``, ``open_tree(path)``: results on disk
+- ``plots``: pictures of all of these
+
+Names are resolved when they are first used, so that importing a task does not import torch or HoloViews;
+``help(measure)`` says the rest.
 """
 
 from __future__ import annotations
@@ -12,6 +22,8 @@ if TYPE_CHECKING:
     from . import plots
     from .activations import capture
     from .batch import Batch
+    from .composition import composition_scores
+    from .heads import describe_heads
     from .induction import InductionStudy
     from .measurement import measure
     from .results import effect, normalized, open_tree, write_netcdf
@@ -26,6 +38,8 @@ _WHERE = {
     "open_tree": ".results",
     "write_netcdf": ".results",
     "Batch": ".batch",
+    "composition_scores": ".composition",
+    "describe_heads": ".heads",
     "Prompts": ".tasks",
     "RepeatedTokens": ".tasks",
 }
@@ -36,6 +50,8 @@ __all__ = [
     "Prompts",
     "RepeatedTokens",
     "capture",
+    "composition_scores",
+    "describe_heads",
     "effect",
     "measure",
     "normalized",

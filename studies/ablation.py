@@ -199,7 +199,7 @@ def _p_values(result: xr.Dataset, name: str) -> xr.DataArray:
     p: xr.DataArray = xr.apply_ufunc(
         null_p_value, own, control, input_core_dims=[[], ["draw"]], vectorize=True, join="exact"
     ).transpose("set", "control", "ablation")
-    return p.assign_attrs(long_name="p: random sets that do at least as much damage", units="1")
+    return p.assign_attrs(long_name="p: (1 + random sets that do at least as much damage) / (1 + sets)", units="1")
 
 
 def _t_test(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from ..errors import UnknownNameError, choices
 from ..interventions.codec import encode
 from ..interventions.plan import make_plan
 from ..interventions.sites import Component, Head, Site, as_site
-from .labels import coordinates, number_dims, task_json
+from .labels import check_model, coordinates, number_dims, task_json
 from .results import provenance
 from .tables import TASKS
 from .tasks import Task
@@ -43,10 +44,13 @@ def capture(model: Model, task: Task, sites: Site | Head | Sequence[Site | Head]
     """
     from ..interventions import engine
 
+    check_model(model)
     given = [sites] if isinstance(sites, Site | Head | str) else sites
     wanted = list(dict.fromkeys(as_site(site) for site in given))
     batch = task.draw(model)
     groups = batch.groups()
+    if run not in batch.runs:
+        raise UnknownNameError(f"run={run!r}: the task has the runs {choices(batch.runs)}")
     make_plan([], model=model.name, shape=model.shape, groups=groups, runs=list(batch.runs), base=run)
     engine.check_sites(model, wanted, groups)
     dataset = xr.Dataset(coords=coordinates(model, batch, run))

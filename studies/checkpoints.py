@@ -13,18 +13,20 @@ from ..errors import ModelError, UnknownNameError
 CHECKPOINTS = "checkpoints.safetensors"
 
 
-def checkpoint_steps(folder: Path) -> list[int]:
-    """Lists the steps whose weights the checkpoint file in `folder` holds, in ascending order."""
+def checkpoint_steps(folder: str | Path) -> list[int]:
+    """The steps whose weights the checkpoint file in `folder` holds, in ascending order."""
+    folder = Path(folder)
     if not (folder / CHECKPOINTS).is_file():
-        raise ModelError(f"There is no {CHECKPOINTS} in {folder.name}. Make it by `make model`.")
+        raise ModelError(f"there is no {CHECKPOINTS} in {folder.name}: `make model` writes one")
     with safe_open(folder / CHECKPOINTS, "pt") as file:
         return [int(s) for s in json.loads(file.metadata()["steps"])]
 
 
-def load_checkpoint(folder: Path, step: int) -> GPT2LMHeadModel:
-    """Loads the model as it was after `step` optimiser steps (float32, eval mode, eager attention)."""
+def load_checkpoint(folder: str | Path, step: int) -> GPT2LMHeadModel:
+    """The model as it was after `step` optimiser steps (float32, evaluation mode, eager attention)."""
+    folder = Path(folder)
     if step not in (steps := checkpoint_steps(folder)):
-        raise UnknownNameError(f"There is no checkpoint of step {step}. Choose one of {steps}.")
+        raise UnknownNameError(f"there is no checkpoint of step {step}: there are {steps}")
     prefix = f"step{step:06d}/"
     with safe_open(folder / CHECKPOINTS, "pt") as file:
         weights = {k.removeprefix(prefix): file.get_tensor(k) for k in file.keys() if k.startswith(prefix)}  # noqa: SIM118

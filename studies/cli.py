@@ -43,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="headwise",
+        allow_abbrev=False,
         description="Declare interventions on a transformer, run them, and get labelled, stored, drawn results.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -52,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     induction = commands.add_parser(
         "induction",
         help="the whole induction-head analysis of a GPT-2-like model",
+        allow_abbrev=False,
         description=(
             "Find previous-token and induction heads, ablate them against random controls, patch q, k and v, measure "
             "composition, and say how sure the answer is. Writes a NetCDF file and an HTML report beside it."
@@ -81,8 +83,8 @@ def _induction(options: argparse.Namespace) -> int:
 
     study = InductionStudy(n=options.n, length=options.length, seed=options.seed)
     out = Path(options.out or f"results/induction-{_stem(options.model)}.nc")
-    if out.suffix == ".html":
-        raise DeclarationError(f"--out {out}: that name is for the report, which is written beside it; end it in .nc")
+    if out.suffix != ".nc":
+        raise DeclarationError(f"--out {out}: end it in .nc; the report beside it gets the same name in .html")
     out = check_writable(out)
     check_writable(out.with_suffix(".html"))
     _say(f"opening {options.model}")
@@ -115,6 +117,8 @@ def _summary(tree: xr.DataTree) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from .heads import ROLES
+
     console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
     heads, ablation = tree["heads"].to_dataset(), tree["ablation"].to_dataset()
     change = (ablation["loss"] - ablation["baseline_loss"].sel(run="clean")).mean("example")
@@ -131,9 +135,12 @@ def _summary(tree: xr.DataTree) -> None:
             values = [float(here[name].mean()) for name in scores]
             effects = [float(lost.sel(ablation=name)) for name in ("zero", "mean")]
             rows.append((str(here["role"].values), f"L{layer}H{head}", values, effects))
-    named = [row for row in rows if row[0] != "other"] or rows
-    shown = sorted(named, key=lambda row: (row[0], -max(row[2])))[: 24 if named is not rows else 8]
+    order = list(ROLES.values())
+    named = [row for row in rows if row[0] in order]
+    by_role = sorted(named, key=lambda row: (order.index(row[0]), -max(row[2])))
+    shown = by_role[:24] or sorted(rows, key=lambda row: -max(row[2]))[:5]
     for role, name, values, effects in shown:
+        effects = [round(value, 2) + 0.0 for value in effects]  # no -0.00
         table.add_row(name, role, *(f"{value:.2f}" for value in values), *(f"{value:+.2f}" for value in effects))
     console.print(table)
     if len(shown) < len(rows):
@@ -145,7 +152,7 @@ def _summary(tree: xr.DataTree) -> None:
             console.print(f"- {finding['text']}", markup=False)
     rest = sum(finding["group"] not in ("summary", "limits") for finding in findings)
     limits = sum(finding["group"] == "limits" for finding in findings)
-    console.print(f"\nThe report has {rest} findings in full, and {limits} things that were not shown.")
+    console.print(f"\nThe report has {rest} findings in full, and {limits} limits of what was shown.")
 
 
 def _stem(model: str) -> str:

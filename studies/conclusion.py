@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import xarray as xr
 
-from .findings import WRITERS, verdicts
+from .findings import WRITERS
+from .patching import verdicts
 from .phrases import count, listed, percent
 
 

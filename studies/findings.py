@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 
 from ..metrics.statistics import bootstrap_interval
 from .heads import ROLES
+from .patching import verdicts
 from .phrases import article, count, listed, percent, points
 from .words import LISTS
 
@@ -192,28 +192,6 @@ WORDS = {
 """What is said of q, k and v where the prediction of the circuit (`patching.PREDICTION`) held, and where it did not."""
 
 
-def verdicts(ds: xr.Dataset) -> dict[str, tuple[bool | None, pd.Series]]:
-    """For q, k and v: whether the prediction of the circuit held, and the induction score and logit difference.
-
-    None instead of a verdict where the clean run has no clear answer: a logit difference within noise of 0, or below.
-    """
-    table = pd.DataFrame(
-        {
-            "score": ds["set_induction"].mean("example").to_series(),
-            "answer": ds["set_logit_diff"].mean("example").to_series(),
-        }
-    )
-    clean = ds["clean_logit_diff"].values
-    share = table / [float(ds["clean_induction"].mean()), float(clean.mean())]
-    held = {
-        "q": share["score"]["q"] > 0.8 and share["answer"]["q"] > 0.8,
-        "k": share["score"]["k"] < 0.5 and share["answer"]["k"] < 0.5,
-        "v": share["score"]["v"] > 0.8 and share["answer"]["v"] < 0,
-    }
-    clear = clean.mean() > 2 * clean.std(ddof=1) / np.sqrt(len(clean))
-    return {name: (bool(held[name]) if clear else None, table.loc[name]) for name in ("q", "k", "v")}
-
-
 def _composition(ds: xr.Dataset) -> list[str]:
     if "pair_mean" not in ds:
         return ["Composition has no answer: 0 pairs of a previous-token head and an induction head in a later layer."]
@@ -235,7 +213,18 @@ def _composition(ds: xr.Dataset) -> list[str]:
     )
     text += verdict
     text += f": {percent(above)} of the other pairs between those layers have less K-composition." if others else "."
-    return [text, _causal_words(ds)]
+    return [text, _strongest(ds), _causal_words(ds)]
+
+
+def _strongest(ds: xr.Dataset) -> str:
+    """The strongest single pair of each kind, whatever the heads' roles."""
+    found = []
+    for kind in ds["kind"].values:
+        here = ds["composition"].sel(kind=kind, variant="folded")
+        table = here.transpose("sender_layer", "sender_head", "receiver_layer", "receiver_head").values
+        at = np.unravel_index(int(np.nanargmax(table)), table.shape)
+        found.append(f"{str(kind).upper()} L{at[0]}H{at[1]} to L{at[2]}H{at[3]} ({table[at]:.2f})")
+    return f"The strongest pair of all, by kind: {listed(found)}."
 
 
 def _causal_words(ds: xr.Dataset) -> str:

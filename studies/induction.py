@@ -33,7 +33,7 @@ STAGES = {
     "words": "words in context",
 }
 TOP = 3
-"""Heads of each kind whose patterns are kept."""
+"""Heads of each kind whose patterns are kept: those with the role, or the best one where none has it."""
 ALPHA = 0.05
 """False discovery rate for standing out from untrained heads."""
 
@@ -138,8 +138,9 @@ class InductionStudy:
 
     def _shown(self, scores: xr.Dataset) -> list[tuple[Head, str]]:
         shown: dict[Head, str] = {}
-        for kind in ("induction", "previous_token"):
-            for head, _ in heads.ranked(scores[kind].mean("example"), TOP):
+        for kind, role in (("induction", "induction"), ("previous_token", "previous-token")):
+            best = heads.heads_with(scores, role, kind)[:TOP]
+            for head in best or [head for head, _ in heads.ranked(scores[kind].mean("example"), 1)]:
                 shown.setdefault(head, kind)
         return list(shown.items())
 

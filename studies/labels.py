@@ -27,6 +27,7 @@ def coordinates(model: Model, batch: Batch, run: str) -> dict[str, Any]:
     known = np.unique(batch.runs[run])
     words = dict(zip(known.tolist(), model.token_text(known.tolist()), strict=True))
     text = [["" if np.isnan(token) else words[int(token)] for token in row] for row in ids]
+    ids = ids if np.isnan(ids).any() else ids.astype(np.int64)  # missing is NaN, which whole numbers cannot hold
     return {
         "run": ("run", np.asarray(list(batch.runs), dtype=object)),
         "example": np.arange(ids.shape[0]),
@@ -65,6 +66,12 @@ def check_axes(axes: Sequence[tuple[str, tuple[Any, ...]]], metrics: Sequence[Me
     for name, _ in axes:
         if name in taken or (name == "position" and per_position):
             raise DeclarationError(f"a grid axis cannot be called {name!r} here: a variable or dim of the result is")
+
+
+def check_model(model: object) -> None:
+    """Refuse what is no opened model."""
+    if not hasattr(model, "shape") or not hasattr(model, "traced"):
+        raise DeclarationError(f"{model!r} is no model: open one with headwise.load, such as load('words-2l')")
 
 
 def task_json(task: Task) -> str:

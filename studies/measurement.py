@@ -18,7 +18,7 @@ from ..interventions.plan import make_plan
 from ..metrics.card import Metric
 from ..metrics.outputs import loss
 from .batch import Batch
-from .labels import check_axes, coordinates, labelled, number_dims, task_json
+from .labels import check_axes, check_model, coordinates, labelled, number_dims, task_json
 from .progress import Progress
 from .results import card_attrs, provenance
 from .tables import TASKS
@@ -78,6 +78,7 @@ def measure(
     from ..interventions import engine
 
     started = time.monotonic()
+    check_model(model)
     chosen = _metrics(metrics)
     axes, interventions = _conditions(what)
     check_axes(axes, chosen, per_position)
@@ -147,7 +148,8 @@ def _variables(
 
 
 def _metrics(given: Metric | Sequence[Metric]) -> list[Metric]:
-    chosen = [given] if isinstance(given, Metric) else list(given) if isinstance(given, Iterable) else [given]
+    several = isinstance(given, Iterable) and not isinstance(given, str)
+    chosen: list[Any] = list(given) if several else [given]  # type: ignore[arg-type]
     for metric in chosen:
         if not isinstance(metric, Metric):
             raise DeclarationError(f"{metric!r} is no metric: import one from headwise.metrics, such as loss")

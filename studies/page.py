@@ -129,6 +129,8 @@ class Page:
         for panel in panels:
             place = f"plot{len(self.models)}"
             self.models[place] = model = hv.render(panel, backend="bokeh")
+            if getattr(model, "frame_width", None):
+                model.sizing_mode = None  # its size follows from that of its frame
             places.append(_place(place, model))
         self.add(
             f'<figure><div class="plots" role="img" aria-label="{escape(caption)}">{"".join(places)}</div>',

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from ..interventions.edits import Compose, Patch
@@ -58,7 +59,8 @@ def qkv_of_every_head(model: Model, task: Task) -> xr.Dataset:
         for name, end in effect_interval(measured, "logit_diff").items():
             result[name.replace("logit_diff", direction)] = end
         result["baseline_logit_diff"] = measured["baseline_logit_diff"]
-        result.attrs = measured.attrs | {"direction": "both", "base": "clean and corrupted"}
+        result.attrs = {name: value for name, value in measured.attrs.items() if name not in ("base", "interventions")}
+        result.attrs["direction"] = "noising and denoising"
     return result
 
 
@@ -94,3 +96,25 @@ def qkv_of_set(model: Model, task: Task, heads: Sequence[Head]) -> xr.Dataset:
     )
     result["prediction"] = ("component", np.asarray([PREDICTION[name] for name in COMPONENTS], dtype=object))
     return result
+
+
+def verdicts(ds: xr.Dataset) -> dict[str, tuple[bool | None, pd.Series]]:
+    """For q, k and v: whether the prediction of the circuit held, and the induction score and logit difference.
+
+    None instead of a verdict where the clean run has no clear answer: a logit difference within noise of 0, or below.
+    """
+    table = pd.DataFrame(
+        {
+            "score": ds["set_induction"].mean("example").to_series(),
+            "answer": ds["set_logit_diff"].mean("example").to_series(),
+        }
+    )
+    clean = ds["clean_logit_diff"].values
+    share = table / [float(ds["clean_induction"].mean()), float(clean.mean())]
+    held = {
+        "q": share["score"]["q"] > 0.8 and share["answer"]["q"] > 0.8,
+        "k": share["score"]["k"] < 0.5 and share["answer"]["k"] < 0.5,
+        "v": share["score"]["v"] > 0.8 and share["answer"]["v"] < 0,
+    }
+    clear = clean.mean() > 2 * clean.std(ddof=1) / np.sqrt(len(clean))
+    return {name: (bool(held[name]) if clear else None, table.loc[name]) for name in ("q", "k", "v")}

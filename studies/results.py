@@ -144,7 +144,10 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
 
 
 def write_netcdf(result: xr.Dataset | xr.DataTree, path: str | os.PathLike[str]) -> Path:
-    """Write a result as NetCDF: beside its final name, then renamed, so that no file is ever half-written."""
+    """Write a result as NetCDF: beside its final name, then renamed, so that no file is ever half-written.
+
+    Folders that are missing are made.
+    """
     target = check_writable(path)
     return write_beside(target, lambda beside: result.to_netcdf(beside, engine="netcdf4"))
 

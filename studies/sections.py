@@ -136,7 +136,7 @@ def _sets_table(ds: xr.Dataset) -> str:
             ]
             value = number(float(change.sel(set=name, ablation=method)), "+.3f")
             rows.append([name, here["heads"].item(), method, value, f"{ends[0]:+.3f} to {ends[1]:+.3f}", *p])
-    note = "p: share of random sets that cost at least as much; in brackets how many sets were drawn, which bounds p."
+    note = "p: (1 + random sets that cost at least as much) / (1 + random sets); how many were drawn is in brackets."
     return table(head, rows, caption=note, long=(1,))
 
 
@@ -159,7 +159,8 @@ PATCHED = {
     "noising": "Noising: q, k or v of one head is taken from the corrupted run, the rest stays clean. 1 is no change, "
     "0 the corrupted run's answer. Blue heads are needed.",
     "denoising": "Denoising: q, k or v of one head is taken from the clean run, the rest stays corrupted. 0 is no "
-    "change, 1 the clean run's answer. Orange heads restore it.",
+    "change, 1 the clean run's answer. Orange heads restore it: a single one seldom can, as the first half holds other "
+    "tokens.",
 }
 
 

@@ -254,11 +254,11 @@ def _texts(name: str, given: Iterable[str] | None) -> tuple[str, ...] | None:
 
 def _one_token(model: Model, text: str, what: str) -> int:
     tokens = model.encode(text)
-    if len(tokens) != 1 or tokens[0] == model.tokenizer.unk_token_id:
+    if model.tokenizer.unk_token_id is not None and model.tokenizer.unk_token_id in tokens:
+        raise DeclarationError(f"{what} {text!r} is not in the vocabulary of {model.name}")
+    if len(tokens) != 1:
         parts = " ".join(map(repr, model.token_text(tokens)))
-        raise DeclarationError(
-            f"{what} {text!r} is {len(tokens)} tokens for {model.name} ({parts}): it must be one it knows"
-        )
+        raise DeclarationError(f"{what} {text!r} is {len(tokens)} tokens for {model.name} ({parts}): it must be one")
     return tokens[0]
 
 

@@ -38,7 +38,7 @@ def test_induction_writes_result_and_report(tmp_path, capsys):
         ),
         (["induction", "--n", "1"], "headwise: n, the number of prompts, must be 2 or more, got 1"),
         (["induction", "--seed", "8589934592"], "headwise: a seed must be at most 4294967295, got 8589934592"),
-        (["induction", "--out", "x.html"], "headwise: --out x.html: that name is for the report"),
+        (["induction", "--out", "x.html"], "headwise: --out x.html: end it in .nc; the report beside it gets"),
         (["induction", "--device", "tpu"], "headwise: device 'tpu' cannot be used here"),
         (
             ["induction", "--out", "/proc/none/x.nc"],
@@ -55,7 +55,8 @@ def test_errors_are_one_line_and_status_1(arguments, message, capsys, tmp_path, 
 
 
 def test_out_may_not_be_a_folder(tmp_path, capsys):
-    assert main(["induction", "--out", str(tmp_path)]) == 1
+    (tmp_path / "results.nc").mkdir()
+    assert main(["induction", "--out", str(tmp_path / "results.nc")]) == 1
     assert "is a folder: give the name of a file in it" in capsys.readouterr().err
 
 

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headwise import DeclarationError, UnknownNameError
+from headwise.errors import MissingPartError
 from headwise.interventions import (
     Component,
     Compose,
@@ -72,6 +73,33 @@ def test_names_of_heads():
     assert Head.parse("7.10") == Head(7, 10)
     assert str(Head(1, 2).k.at([3, 1])) == "L1H2 k at 1, 3"
     assert repr(Layer(3).mlp_out.at(range(2, 5))) == "Layer(3).mlp_out.at(range(2, 5))"
+
+
+def test_a_list_of_interventions_is_summed():
+    mlps = [ZeroAblate(Layer(layer).mlp_out) for layer in range(3)]
+    assert sum(mlps) == Compose(*mlps)
+
+
+def test_a_bare_head_at_positions():
+    assert Head(1, 2).at([3, 4]) == Head(1, 2).z.at([3, 4])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Head(1, 2).mlp_out, "Head(1, 2) has no mlp_out: possible are q, k, v, pattern, z and head_out"),
+        (
+            lambda: Layer(1).resid,
+            "Layer(1) has no resid: possible are resid_pre, q, k, v, pattern, z, head_out, attn_out",
+        ),
+    ],
+)
+def test_missing_parts_list_those_there_are(make, message):
+    with pytest.raises(MissingPartError) as caught:
+        make()
+    assert message in str(caught.value)
+    assert isinstance(caught.value, AttributeError)
+    assert not hasattr(Head(0, 0), "mlp_out")
 
 
 def test_numpy_numbers_are_numbers():
@@ -153,6 +181,9 @@ def test_a_mapping_survives_json():
         (lambda: Grid(lambda x: Head(0, x), x=[1]), "a grid is made of interventions, got Head(0, 1)"),
         (lambda: from_json("{"), "this is not JSON"),
         (lambda: from_json(None), "this is not JSON"),
+        (lambda: from_json("{}"), 'this JSON has no "type"'),
+        (lambda: Head(0, 0).z.at(slice(2, 5)), "positions must be whole numbers, such as range(25, 50)"),
+        (lambda: Compose([ZeroAblate(Head(0, 0))]), "of a list, write Compose(*list)"),
         (lambda: from_json('{"type": "Head", "layer": 1}'), "JSON of a Head has missing or unknown fields (layer)"),
         (lambda: Head.parse(5), "cannot read 5 as a head"),
         (lambda: Head(0, 0).z.at(2.0), "positions must be whole numbers"),

@@ -186,6 +186,10 @@ def test_a_measurement_is_plain_xarray_and_survives_netcdf(small_model, tmp_path
             "cannot measure 'zero': give an intervention, a mapping",
         ),
         (lambda m: measure(m, "abc"), DeclarationError, "'abc' is no task: give RepeatedTokens(...) or Prompts([...])"),
+        (lambda m: measure("words-2l", TASK), DeclarationError, "'words-2l' is no model: open one with headwise.load"),
+        (lambda m: capture("words-2l", TASK, Head(0, 0)), DeclarationError, "'words-2l' is no model"),
+        (lambda m: measure(m, TASK, None, "los"), DeclarationError, "'los' is no metric: import one"),
+        (lambda m: capture(m, TASK, Head(0, 0), run="dirt"), UnknownNameError, "run='dirt': the task has the runs"),
         (
             lambda m: measure(m, TASK, None, None),
             DeclarationError,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -12,7 +13,9 @@ import xarray as xr
 from bokeh.core.validation import check_integrity
 
 from headwise.errors import DeclarationError, UnknownNameError
-from headwise.studies import plots
+from headwise.interventions import Head
+from headwise.studies import RepeatedTokens, capture, plots
+from headwise.studies.page import Page
 
 LAYERS, HEADS = 2, 4
 METHODS = ["zero", "mean", "resample"]
@@ -92,21 +95,25 @@ def test_head_grid_marks_missing_and_writes_only_where_there_is_room(values):
     grid = plots.head_grid(values.where(values != 0.3))
     assert np.isnan(grid["value"]).sum() == 1
     assert "" in grid["text"]
-    assert len(option(grid, "hooks")) == 2
+    assert len(option(grid, "hooks")) == 1
     large = xr.DataArray(np.zeros((12, 12)), dims=("layer", "head"))
-    assert len(option(plots.head_grid(large), "hooks")) == 1
+    assert not option(plots.head_grid(large), "hooks")
 
 
 def test_head_grid_names_the_dimension_it_cannot_draw(values):
     with pytest.raises(DeclarationError, match="select one ablation first"):
         plots.head_grid(values.expand_dims(ablation=METHODS))
-    with pytest.raises(DeclarationError, match="both are needed"):
+    with pytest.raises(DeclarationError, match=r"draw others with hv\.HeatMap"):
         plots.head_grid(values.isel(layer=0))
 
 
 def test_figures_with_a_fixed_frame_are_valid(values):
+    page = Page("figures")
     for element in (plots.head_grid(values), plots.attention(attention_dataset(), "L0H3")):
-        issues = check_integrity(hv.render(element, backend="bokeh").references())
+        page.figure(element, "a figure")
+    assert len(page.models) == 2
+    for model in page.models.values():
+        issues = check_integrity(model.references())
         assert not issues.error + issues.warning
 
 
@@ -395,3 +402,28 @@ def test_what_is_missing_is_named(values):
 def test_importing_pictures_registers_no_backend():
     code = "import headwise.studies.plots, holoviews as hv; assert not hv.Store.loaded_backends()"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_saved_pictures_load_nothing_and_keep_their_size(tmp_path):
+    values = xr.DataArray(np.arange(16.0).reshape(2, 8), dims=("layer", "head"), name="score")
+    path = plots.save(plots.head_grid(values), tmp_path / "grid.html")
+    text = path.read_text()
+    assert not re.findall(r'<(?:link|img)[^>]*(?:src|href)="https?:', text)
+    assert "default-src 'none'" in text  # the page forbids itself to load anything
+    assert "<title>grid</title>" in text
+    with pytest.raises(DeclarationError, match=r"grid\.png: pictures are saved as \.html"):
+        plots.save(plots.head_grid(values), tmp_path / "grid.png")
+
+
+def test_attention_draws_what_was_captured(planted):
+    captured = capture(planted, RepeatedTokens(n=2, length=5), [Head(1, 2).pattern])
+    drawn = plots.attention(captured, "L1H2").HeatMap.I
+    wanted = captured["L1H2_pattern"].isel(example=0).values
+    found = {
+        (q, k): w
+        for k, q, w in zip(*(drawn.dimension_values(name) for name in ("key", "query", "weight")), strict=True)
+    }
+    for (query, key), value in np.ndenumerate(wanted):
+        if key <= query:
+            assert found[query, key] == pytest.approx(value, abs=1e-6)
+    assert len(found) == 100

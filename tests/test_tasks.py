@@ -151,10 +151,14 @@ def test_tasks_survive_json(task):
         (lambda model: Prompts([""]).draw(model), "prompt '' is empty"),
         (lambda model: Prompts(["apple"]).draw(model), "prompt 'apple' is one token: there is no next token to score"),
         (lambda model: Prompts(["apple bananna"]).draw(model), "'bananna' is not in the vocabulary of words-2l"),
+        (
+            lambda model: Prompts(["apple"], answers=["Zyx"]).draw(model),
+            "answer 'Zyx' is not in the vocabulary of words-2l",
+        ),
         (lambda model: Prompts(["apple pear " * 70]).draw(model), "has 140 tokens: words-2l reads at most 128"),
         (
             lambda model: Prompts(["apple banana apple"], answers=["banana cherry"]).draw(model),
-            "answer 'banana cherry' is 2 tokens for words-2l ('banana' 'cherry'): it must be one it knows",
+            "answer 'banana cherry' is 2 tokens for words-2l ('banana' 'cherry'): it must be one",
         ),
         (
             lambda model: Prompts(["apple pear"], corrupted=["apple"]).draw(model),

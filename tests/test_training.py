@@ -85,9 +85,9 @@ def test_shipped_checkpoints_end_in_the_shipped_weights_and_show_the_circuit_for
 
 
 def test_errors_of_checkpoints(tmp_path):
-    with pytest.raises(ModelError, match=r"There is no checkpoints\.safetensors in"):
+    with pytest.raises(ModelError, match=r"there is no checkpoints\.safetensors in"):
         checkpoint_steps(tmp_path)
-    with pytest.raises(UnknownNameError, match="There is no checkpoint of step 3"):
+    with pytest.raises(UnknownNameError, match="there is no checkpoint of step 3"):
         load_checkpoint(WORDS, 3)
 
 

@@ -1,11 +1,12 @@
 """Pictures of results: each takes a Dataset or DataArray and returns a HoloViews element of the Bokeh backend.
 
 Labels and units are read from attributes, so a dataset that was built by hand draws as well as one that was measured.
-Elements combine with ``+`` and ``*`` and take ``.opts``; ``hv.save(element, "name.html", backend="bokeh")`` writes one.
+Elements combine with ``+`` and ``*`` and take ``.opts``; `save` writes one as HTML that opens without a network.
 Layer 0 is at the bottom of every head grid.
 """
 
 from .ablation import ablation_grids, sets_against_null, zero_against_mean
+from .base import save
 from .composition import causal_check, composition_matrix, composition_strip
 from .heads import head_grid, ranked_heads
 from .patching import qkv_grids, qkv_of_set
@@ -24,6 +25,7 @@ __all__ = [
     "qkv_grids",
     "qkv_of_set",
     "ranked_heads",
+    "save",
     "sets_against_null",
     "words_agreement",
     "words_grid",

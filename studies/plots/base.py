@@ -6,9 +6,11 @@ still says ``hv.extension("bokeh")`` itself.
 
 from __future__ import annotations
 
+import os
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import holoviews as hv
@@ -17,6 +19,8 @@ import xarray as xr
 from bokeh.palettes import Blues9, Viridis256, interp_palette
 
 from ...errors import DeclarationError, UnknownNameError, choices
+from ..page import Page
+from ..results import check_writable, write_beside
 
 Array = np.ndarray[Any, Any]
 
@@ -153,7 +157,9 @@ def per_head(values: xr.DataArray, what: str) -> xr.DataArray:
         values = values.mean("example", keep_attrs=True)
     if set(values.dims) != {"layer", "head"}:
         extra = [str(dim) for dim in values.dims if dim not in ("layer", "head")]
-        advice = f"select one {extra[0]} first" if extra else "both are needed"
+        advice = (
+            f"select one {extra[0]} first" if set(values.dims) > {"layer", "head"} else "draw others with hv.HeatMap"
+        )
         raise DeclarationError(
             f"{what} draws (layer, head), and this has {choices(values.dims) or 'no dims'}: {advice}"
         )
@@ -170,3 +176,22 @@ def need(ds: xr.Dataset, what: str, *names: str) -> None:
     missing = [name for name in names if name not in ds]
     if missing:
         raise UnknownNameError(f"{what} needs {choices(names)}: this dataset has no {choices(missing)}")
+
+
+def save(element: Any, path: str | os.PathLike[str]) -> Path:
+    """Write a picture as one HTML file that opens without a network.
+
+    Parameters
+    ----------
+    element : HoloViews element, overlay or layout
+    path : str or path
+        Ends in ``.html``.
+    """
+    target = check_writable(path)
+    if target.suffix != ".html":
+        raise DeclarationError(f"{target.name}: pictures are saved as .html")
+    page = Page(target.stem)
+    page.add("<main>")
+    page.figure(element, target.stem)
+    page.add("</main>")
+    return write_beside(target, lambda beside: Path(beside).write_text(page.html(), encoding="utf-8"))

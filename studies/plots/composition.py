@@ -12,7 +12,7 @@ import xarray as xr
 from ...errors import UnknownNameError, choices
 from ...metrics.statistics import bootstrap_interval
 from .base import BLUE, GREY, ORANGE, PALE, dimension, head_name, hover, need, scale_for, styled
-from .heads import cells, fit_frame
+from .heads import cells
 from .rows import dots, intervals, reference, row_chart, rows_of, spread
 
 PAIR = ("sender_layer", "sender_head", "receiver_layer", "receiver_head")
@@ -76,7 +76,6 @@ def composition_matrix(
         **cells(scale, len(senders) * cell, len(receivers) * cell, shown.pprint_label),
         **hover(shown, "@value{0.00}", ("from", "@sender"), ("into", "@receiver"), ("score", "@score{0.000}")),
         title=title,
-        hooks=[fit_frame],
         xticks=[(place, name) for name, place in senders.items()],
         yticks=[(place, name) for name, place in receivers.items()],
         xrotation=90,

@@ -93,7 +93,7 @@ def head_grid(
         title=title,
         xticks=[(int(at), str(at)) for at in heads],
         yticks=[(int(at), str(at)) for at in layers],
-        hooks=[fit_frame, *([_write_in_cells(11 if cell > 32 else 10)] if written else [])],
+        hooks=[_write_in_cells(11 if cell > 32 else 10)] if written else [],
     )
 
 
@@ -111,11 +111,6 @@ def cells(scale: Scale, width: int, height: int, label: str, colorbar: bool = Tr
         "line_width": 1,
         "padding": 0,
     }
-
-
-def fit_frame(plot: Any, element: Any) -> None:
-    """Bokeh hook: let the size of a figure follow from that of its frame, without a warning that it has none."""
-    plot.state.sizing_mode = None
 
 
 def _write_in_cells(pixels: int) -> Callable[[Any, Any], None]:

@@ -10,7 +10,7 @@ import xarray as xr
 
 from ...errors import UnknownNameError, choices
 from .base import BLUE, GREY, INK, ORANGE, WEIGHTS, Scale, dimension, hover, need, numbers_of, overlay, styled
-from .heads import cells, fit_frame
+from .heads import cells
 
 LONGEST = 12
 """Characters of a token that an axis shows; hover shows all."""
@@ -74,6 +74,8 @@ def attention(ds: xr.Dataset, shown: str, *, colorbar: bool = True) -> Any:
     ds : Dataset
         ``pattern(shown, query, key)``, ``token(position)``; where there are any, ``expected(shown, query)``, the key
         that each query should attend to (NaN for none), and ``kind(shown)``.
+        Or the result of `headwise.capture`, of which the first example is drawn: select another with
+        ``.isel(example=[3])``.
     shown : str
         Name of the head, such as ``"L1H2"``.
     colorbar : bool
@@ -84,6 +86,7 @@ def attention(ds: xr.Dataset, shown: str, *, colorbar: bool = True) -> Any:
         A ``HeatMap`` (``key``, ``query``; weight and tokens) and ``Rectangles`` around the expected keys. The
         weight of a key after the query is NaN: nothing can attend to it.
     """
+    ds = _from_capture(ds, shown)
     need(ds, "attention", "pattern", "token")
     names = [str(name) for name in ds["shown"].values]
     if shown not in names:
@@ -117,13 +120,27 @@ def attention(ds: xr.Dataset, shown: str, *, colorbar: bool = True) -> Any:
         frame_width=side,
         frame_height=side,
         invert_yaxis=True,
-        hooks=[fit_frame],
         xrotation=90,
         xlabel="key token",
         ylabel="query token",
         xlim=edges,
         ylim=edges,
         title=f"{shown}{_in_boxes(ds, row)}",
+    )
+
+
+def _from_capture(ds: xr.Dataset, shown: str) -> xr.Dataset:
+    """A captured pattern ``<shown>_pattern(example, query, key)`` of the first example, in the form drawn here."""
+    name = f"{shown}_pattern"
+    if "pattern" in ds or name not in ds or set(ds[name].dims) != {"example", "query", "key"}:
+        return ds
+    first = ds.isel(example=0)
+    size = int(first[name].notnull().any("key").sum())
+    span = {"query": slice(size), "key": slice(size)}
+    pattern = first[name].isel(span).expand_dims(shown=[shown])
+    return xr.Dataset(
+        {"pattern": pattern.assign_attrs(long_name="attention")},
+        coords={"token": ("position", first["token"].values[:size])},
     )
 
 
