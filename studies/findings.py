@@ -59,6 +59,17 @@ def _role_words(ds: xr.Dataset, score: str, role: str) -> str:
     )
 
 
+def _patterns(ds: xr.Dataset) -> list[str]:
+    shares = []
+    for row, name in enumerate(ds["shown"].values):
+        expected = ds["expected"].values[row]
+        queries = np.flatnonzero(np.isfinite(expected))
+        share = ds["pattern"].values[row, queries, expected[queries].astype(int)].mean()
+        wanted = "the token after the earlier copy" if ds["kind"].values[row] == "induction" else "the token before"
+        shares.append(f"{name} puts {percent(share)} of its attention on {wanted}")
+    return [f"On one short prompt of {ds.sizes['query']} tokens, {listed(shares)}."]
+
+
 def _ablation(ds: xr.Dataset) -> list[str]:
     change = (ds["loss"] - ds["baseline_loss"].sel(run="clean")).mean("example").transpose("ablation", "layer", "head")
     real = (ds["loss_effect_q"].transpose(*change.dims) <= REAL).values
@@ -270,6 +281,7 @@ def _words(ds: xr.Dataset) -> list[str]:
 WRITERS: Mapping[str, Callable[[xr.Dataset], list[str]]] = {
     "behaviour": _behaviour,
     "heads": _heads,
+    "patterns": _patterns,
     "ablation": _ablation,
     "sets": _sets,
     "patching": _patching,

@@ -70,21 +70,28 @@ def stand_out(x: Array, y: Array, names: Sequence[str], most: int = 8) -> list[i
     kept: list[int] = []
     for index in np.argsort(-np.nan_to_num(away), kind="stable"):
         apart = all(abs(x[index] - x[k]) > 0.14 * spans[0] or abs(y[index] - y[k]) > 0.07 * spans[1] for k in kept)
-        crowd = np.count_nonzero(np.hypot((x - x[index]) / spans[0], (y - y[index]) / spans[1]) < 0.05) - 1
-        if away[index] > 0.12 and crowd <= 2 and apart and len(kept) < min(most, len(names)):
+        if away[index] > 0.12 and len(_near(x, y, index)) <= 3 and apart and len(kept) < min(most, len(names)):
             kept.append(int(index))
     return kept
 
 
+def _near(x: Array, y: Array, index: int) -> list[int]:
+    """The points so close to one of them, itself included, that a name beside it could mean any."""
+    spans = [float(np.nanmax(axis) - np.nanmin(axis)) or 1.0 for axis in (x, y)]
+    return np.flatnonzero(np.hypot((x - x[index]) / spans[0], (y - y[index]) / spans[1]) < 0.05).tolist()
+
+
 def names_at(x: Array, y: Array, names: Sequence[str], kept: Sequence[int]) -> Any:
-    """The names of the points `kept`, to their upper left where the right edge is near."""
+    """The names of the points `kept`, with those of the points on top of them; to the left where the edge is near."""
     high = float(np.nanmax(x)) - 0.2 * (float(np.nanmax(x) - np.nanmin(x)) or 1.0)
     parts = []
     for align, offset, side in (
         ("left", 6, [k for k in kept if x[k] <= high]),
         ("right", -6, [k for k in kept if x[k] > high]),
     ):
-        labels = hv.Labels((x[side], y[side], [names[k] for k in side]), ["x", "y"], "name")
+        labels = hv.Labels(
+            (x[side], y[side], [", ".join(names[one] for one in _near(x, y, k)) for k in side]), ["x", "y"], "name"
+        )
         options = {"text_align": align, "text_baseline": "bottom", "text_font_size": "11px", "text_color": INK}
         parts.append(styled(labels, **options, hooks=[_shift(offset)]))
     return parts
