@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import DeclarationError
+from ..errors import DeclarationError, choices
 
 Array = np.ndarray[Any, Any]
 Kernel = Callable[..., torch.Tensor]
+KINDS = ("logits", "pattern")
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,10 @@ class Metric:
     kernel: Kernel = field(repr=False)
     prepare: Callable[[Run], Mapping[str, Array]] = field(repr=False)
     needs_base: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise DeclarationError(f"{self.card.name} reads {self.kind!r}: a metric reads {choices(KINDS)}")
 
     @property
     def name(self) -> str:

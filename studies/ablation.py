@@ -37,6 +37,14 @@ def ablate(heads: Iterable[Head], method: str = "zero") -> Intervention:
     return Compose(*(METHODS[method](head) for head in heads))
 
 
+def ablation_grid(sets: Sequence[Iterable[Head]]) -> Grid:
+    """Each set of heads ablated together in each way; axes ``ablation`` and ``number``, the place in `sets`."""
+    return Grid.of(
+        [("ablation", tuple(METHODS)), ("number", tuple(range(len(sets))))],
+        [ablate(heads, method) for method in METHODS for heads in sets],
+    )
+
+
 def every_head(model: Model, task: Task, metrics: Sequence[Metric] = (loss, accuracy)) -> xr.Dataset:
     """Zero, mean and resample ablation of every head.
 
@@ -123,11 +131,7 @@ def sets_against_controls(
     numbers = {
         heads: number for number, heads in enumerate(dict.fromkeys(itertools.chain(wanted.values(), *drawn.values())))
     }
-    grid = Grid.of(
-        [("ablation", tuple(METHODS)), ("number", tuple(range(len(numbers))))],
-        [ablate(heads, method) for method in METHODS for heads in numbers],
-    )
-    measured = measure(model, task, grid, metrics)
+    measured = measure(model, task, ablation_grid(list(numbers)), metrics)
     result = _drawn_sets(model, wanted, drawn)
     result.attrs = measured.attrs | {"sets": json.dumps({name: [*map(str, heads)] for name, heads in wanted.items()})}
     for metric in metrics:

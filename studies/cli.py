@@ -165,8 +165,7 @@ def _shown(path: Path) -> str:
 
 
 def _quiet_libraries() -> None:
-    """Keep the loading bars and advice of the libraries off the terminal."""
+    """Keep the advice of transformers off the terminal; `load` draws no bar."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    logging.disable_progress_bar()

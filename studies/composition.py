@@ -12,7 +12,8 @@ from ..interventions.sites import Head
 from ..metrics.attention import induction
 from ..metrics.statistics import control_sets, null_p_value
 from ..metrics.weights import KINDS, Factors, composition, factors, random_composition
-from .ablation import METHODS, ablate
+from .ablation import METHODS, ablation_grid
+from .heads import mean_of_heads
 from .measurement import measure
 from .tasks import Task
 
@@ -128,26 +129,13 @@ def causal_check(
     """
     places, readers = ([(head.layer, head.head) for head in heads] for heads in (senders, receivers))
     others = control_sets(places, model.shape.layers, model.shape.heads, draws, seed, excluded=readers)
-    conditions = {f"{method}/{-1}": ablate(senders, method) for method in METHODS}
-    for number, one in enumerate(others):
-        conditions |= {f"{method}/{number}": ablate((Head(*place) for place in one), method) for method in METHODS}
-    measured = measure(model, task, conditions, [induction])
-    at = {
-        "read_layer": xr.DataArray([head.layer for head in receivers], dims="member"),
-        "read_head": xr.DataArray([head.head for head in receivers], dims="member"),
-    }
-    after = measured["induction"].sel(at).mean("member")
-    before = measured["baseline_induction"].sel(run="clean", drop=True).sel(at).mean("member")
-    methods = list(METHODS)
-    ablated = np.stack([after.sel(condition=f"{method}/-1").values for method in methods])
-    control = np.array(
-        [
-            [float(after.sel(condition=f"{method}/{number}").mean()) for number in range(len(others))]
-            for method in methods
-        ]
-    ).reshape(len(methods), len(others))
-    fall = float(before.mean()) - ablated.mean(axis=1)
-    p = [null_p_value(fall[row], float(before.mean()) - control[row]) for row in range(len(methods))]
+    controls = [[Head(*place) for place in one] for one in others]
+    measured = measure(model, task, ablation_grid([senders, *controls]), [induction])
+    after = mean_of_heads(measured["induction"], receivers).transpose("ablation", "number", "example")
+    before = mean_of_heads(measured["baseline_induction"].sel(run="clean", drop=True), receivers)
+    ablated, control = after.values[:, 0], after.values[:, 1:].mean(axis=-1)
+    fall = float(before.mean()) - ablated.mean(axis=-1)
+    p = [null_p_value(own, float(before.mean()) - drawn) for own, drawn in zip(fall, control, strict=True)]
     words = "induction score of the induction heads"
     return xr.Dataset(
         {
@@ -164,7 +152,7 @@ def causal_check(
             ),
             "p_induction": ("ablation", p, {"long_name": "p: random sets that lower it as much", "units": "1"}),
         },
-        coords={"ablation": np.asarray(methods, dtype=object)},
+        coords={"ablation": np.asarray(list(METHODS), dtype=object)},
     )
 
 

@@ -151,6 +151,15 @@ def heads_with(scores: xr.Dataset, role: str, score: str) -> list[Head]:
     return [head for _, head in sorted(found, key=lambda pair: (-pair[0], pair[1]))]
 
 
+def mean_of_heads(values: xr.DataArray, heads: Sequence[Head]) -> xr.DataArray:
+    """Mean of an attention metric over some of the heads it was read at (``read_layer``, ``read_head``)."""
+    places = {
+        "read_layer": xr.DataArray([head.layer for head in heads], dims="member"),
+        "read_head": xr.DataArray([head.head for head in heads], dims="member"),
+    }
+    return values.sel(places).mean("member").drop_vars(["read_layer", "read_head"], errors="ignore")
+
+
 def ranked(values: xr.DataArray, top: int | None = None) -> list[tuple[Head, float]]:
     """Heads of a ``(layer, head)`` array by value, largest first."""
     pairs = [(Head(*at), float(value)) for at, value in np.ndenumerate(values.transpose("layer", "head").values)]

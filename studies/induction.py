@@ -64,8 +64,9 @@ class InductionStudy:
 
     def __post_init__(self) -> None:
         whole(self.n, "n, the number of prompts,", low=2)  # one prompt has no interval
-        for name in ("n", "length", "seed", "bos"):
-            object.__setattr__(self, name, getattr(self.task, name))
+        for name, value in vars(self.task).items():
+            if name in ("n", "length", "seed", "bos"):
+                object.__setattr__(self, name, value)
         object.__setattr__(self, "draws", whole(self.draws, "draws", low=1))
         object.__setattr__(self, "untrained", whole(self.untrained, "untrained"))
         if not isinstance(self.threshold, float | int) or not 0 < self.threshold < 1:

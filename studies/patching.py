@@ -14,6 +14,7 @@ from ..interventions.grid import Grid
 from ..interventions.sites import Head
 from ..metrics.attention import induction
 from ..metrics.outputs import logit_diff
+from .heads import mean_of_heads
 from .measurement import measure
 from .results import effect_interval, normalized
 from .tasks import Task
@@ -79,19 +80,15 @@ def qkv_of_set(model: Model, task: Task, heads: Sequence[Head]) -> xr.Dataset:
         component=COMPONENTS,
     )
     measured = measure(model, task, grid, [logit_diff, induction])
-    at = {
-        "read_layer": xr.DataArray([head.layer for head in heads], dims="member"),
-        "read_head": xr.DataArray([head.head for head in heads], dims="member"),
-    }
     clean = measured.sel(run="clean", drop=True)
     score = {"long_name": "induction score of the induction heads", "units": "1"}
     result = xr.Dataset(
         {
             "set_logit_diff": measured["logit_diff"],
             "set_normalized": normalized(measured, "logit_diff"),
-            "set_induction": measured["induction"].sel(at).mean("member").assign_attrs(score),
+            "set_induction": mean_of_heads(measured["induction"], heads).assign_attrs(score),
             "clean_logit_diff": clean["baseline_logit_diff"],
-            "clean_induction": clean["baseline_induction"].sel(at).mean("member").assign_attrs(score),
+            "clean_induction": mean_of_heads(clean["baseline_induction"], heads).assign_attrs(score),
         }
     )
     result["prediction"] = ("component", np.asarray([PREDICTION[name] for name in COMPONENTS], dtype=object))

@@ -12,6 +12,8 @@ from headwise.metrics import (
     OUTPUTS,
     SCORES,
     VARIANTS,
+    Card,
+    Metric,
     Run,
     accuracy,
     chance,
@@ -174,6 +176,11 @@ def test_kl_is_that_of_the_base_run():
     """KL(base || other) of two known distributions, in nats; it is not symmetric."""
     base, other = torch.log(torch.tensor([[[0.5, 0.5]]])), torch.log(torch.tensor([[[0.9, 0.1]]]))
     assert kl(other, base).item() == pytest.approx(0.5 * np.log(0.5 / 0.9) + 0.5 * np.log(0.5 / 0.1), abs=1e-6)
+
+
+def test_a_metric_reads_logits_or_patterns():
+    with pytest.raises(DeclarationError, match="mine reads 'gradient': a metric reads logits and pattern"):
+        Metric(Card("mine", "mine", "1", (0.0, 1.0)), "gradient", lambda logits: logits, lambda run: {})
 
 
 def test_cards_are_complete_and_names_differ():
