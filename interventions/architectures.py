@@ -48,11 +48,19 @@ class Family:
         ``resid_pre qkv z attn_out resid_mid mlp_out resid_post`` to a `Point`, in forward order. ``qkv`` holds q, k
         and v of all heads side by side, ``z`` all heads side by side.
     sizes : callable
-        ``config -> dict`` with layers, heads, d_model, d_head, vocabulary, context.
+        ``config -> dict`` with layers, heads, d_model, d_head, d_mlp, vocabulary, context.
     scaling : callable
         ``(config, layer) -> float``, the factor of the attention scores.
     head_weights : callable
         ``(model, layer, heads) -> HeadWeights``.
+    embeddings : mapping
+        ``embed`` and, where the model adds one, ``pos_embed``, to the path of its module from the model.
+    modules : mapping
+        What a planned pass calls, to its path: ``norm_1 qkv out norm_2 mlp`` of a block, ``norm unembed`` of the model.
+    project : callable
+        ``(block, normed, columns) -> Tensor``: these columns of q, k and v side by side. It runs inside a trace.
+    combine : callable
+        ``(block, z, columns) -> Tensor``: what these columns of ``z`` write, without bias. It runs inside a trace.
     """
 
     name: str
@@ -62,6 +70,10 @@ class Family:
     sizes: Callable[[Any], dict[str, int]]
     scaling: Callable[[Any, int], float]
     head_weights: Callable[[Any, int, int], HeadWeights]
+    embeddings: Mapping[str, str]
+    modules: Mapping[str, str]
+    project: Callable[[Any, torch.Tensor, slice], torch.Tensor]
+    combine: Callable[[Any, torch.Tensor, slice], torch.Tensor]
 
 
 def _gpt2_sizes(config: Any) -> dict[str, int]:
@@ -70,6 +82,7 @@ def _gpt2_sizes(config: Any) -> dict[str, int]:
         "heads": config.n_head,
         "d_model": config.n_embd,
         "d_head": config.n_embd // config.n_head,
+        "d_mlp": config.n_inner or 4 * config.n_embd,
         "vocabulary": config.vocab_size,
         "context": config.n_positions,
     }
@@ -91,6 +104,17 @@ def _gpt2_head_weights(model: Any, layer: int, heads: int) -> HeadWeights:
     )
 
 
+def _gpt2_project(block: Any, normed: torch.Tensor, columns: slice) -> torch.Tensor:
+    linear = block.attn.c_attn
+    sides: torch.Tensor = normed @ linear.weight[:, columns] + linear.bias[columns]
+    return sides
+
+
+def _gpt2_combine(block: Any, z: torch.Tensor, columns: slice) -> torch.Tensor:
+    written: torch.Tensor = z @ block.attn.c_proj.weight[columns]
+    return written
+
+
 GPT2 = Family(
     name="gpt2",
     model_types=("gpt2",),
@@ -107,6 +131,18 @@ GPT2 = Family(
     sizes=_gpt2_sizes,
     scaling=_gpt2_scaling,
     head_weights=_gpt2_head_weights,
+    embeddings={"embed": "transformer.wte", "pos_embed": "transformer.wpe"},
+    modules={
+        "norm_1": "ln_1",
+        "qkv": "attn.c_attn",
+        "out": "attn.c_proj",
+        "norm_2": "ln_2",
+        "mlp": "mlp",
+        "norm": "transformer.ln_f",
+        "unembed": "lm_head",
+    },
+    project=_gpt2_project,
+    combine=_gpt2_combine,
 )
 
 FAMILIES = (GPT2,)

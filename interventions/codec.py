@@ -10,7 +10,9 @@ from typing import Any
 from ..errors import DeclarationError, UnknownNameError, choices
 from .edits import Compose, MeanAblate, Patch, ResampleAblate, ZeroAblate
 from .grid import Grid
+from .paths import PathPatch
 from .sites import Head, Layer, Site
+from .steering import Add, Knockout, Scale
 
 Table = Mapping[str, Callable[..., Any]]
 
@@ -22,6 +24,10 @@ TABLE: Table = {
     "MeanAblate": MeanAblate,
     "ResampleAblate": ResampleAblate,
     "Patch": Patch,
+    "Add": Add,
+    "Scale": Scale,
+    "Knockout": lambda site, key: Knockout(site, site.positions, key),
+    "PathPatch": PathPatch,
     "Compose": lambda parts: Compose(*parts),
     "Grid": Grid.of,
 }

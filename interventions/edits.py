@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ..errors import LARGEST_SEED, DeclarationError, choices, whole
-from .sites import Component, Head, Site, as_site
+from ..errors import LARGEST_SEED, DeclarationError, whole
+from .components import Component
+from .sites import Head, Site, as_site
 
 OVER = ("example", "position")
 
@@ -15,7 +17,7 @@ OVER = ("example", "position")
 class Intervention:
     """Base of everything that can be done to a forward pass. ``a + b`` does both in one pass."""
 
-    def edits(self) -> tuple[SiteEdit, ...]:
+    def edits(self) -> tuple[Edit, ...]:
         """The single-site edits it is made of, in forward order."""
         raise NotImplementedError  # each kind says so itself
 
@@ -28,21 +30,15 @@ class Intervention:
         return Compose(self, other)
 
 
-@dataclass(frozen=True, init=False)
-class SiteEdit(Intervention):
-    """An intervention that replaces the value at one site."""
+@dataclass(frozen=True)
+class Edit(Intervention):
+    """An intervention that changes one site, its ``site``."""
 
-    site: Site
+    if TYPE_CHECKING:  # a field of some kinds, a property of others
 
-    def __init__(self, site: Site | Head | str) -> None:
-        object.__setattr__(self, "site", as_site(site))
-        if not self.site.component.writable:
-            writable = choices(component for component in Component if component.writable)
-            raise DeclarationError(f"{self.site.component} can be read but not replaced: possible are {writable}")
-
-    def edits(self) -> tuple[SiteEdit, ...]:
-        """Itself alone."""
-        return (self,)
+        @property
+        def site(self) -> Site:
+            """Where."""
 
     @property
     def run(self) -> str | None:
@@ -53,6 +49,24 @@ class SiteEdit(Intervention):
     def uses_reference(self) -> bool:
         """Whether the new value comes from the reference draw of the task."""
         return False
+
+    def edits(self) -> tuple[Edit, ...]:
+        """Itself alone."""
+        return (self,)
+
+    def clashes(self, other: Edit, site: Site, other_site: Site) -> bool:
+        """Whether both change one place; the sites are theirs, with positions counted from the same end."""
+        return site.overlaps(other_site)
+
+
+@dataclass(frozen=True, init=False)
+class SiteEdit(Edit):
+    """An edit of a site that is given as such."""
+
+    site: Site
+
+    def __init__(self, site: Site | Head | str) -> None:
+        object.__setattr__(self, "site", as_site(site))
 
 
 @dataclass(frozen=True, init=False)
@@ -87,6 +101,10 @@ class MeanAblate(SiteEdit):
         names = tuple(sorted(map(str, names)))
         if names not in (OVER[:1], OVER):
             raise DeclarationError(f"over={over!r}: possible are 'example' and ('example', 'position')")
+        if names == OVER and self.site.component is Component.pattern:
+            raise DeclarationError(
+                f"{self.site}: the mean of a pattern over positions is no pattern; over='example' is"
+            )
         object.__setattr__(self, "over", names[0] if len(names) == 1 else names)
 
     @property
@@ -143,7 +161,7 @@ class Compose(Intervention):
     ``Compose(a, b) == Compose(b, a)``. Two edits of the same site, head and position are an error that names both.
     """
 
-    parts: tuple[SiteEdit, ...]
+    parts: tuple[Edit, ...]
 
     def __init__(self, *parts: Intervention) -> None:
         for part in parts:
@@ -157,7 +175,7 @@ class Compose(Intervention):
         check_disjoint(edits)
         object.__setattr__(self, "parts", tuple(edits))
 
-    def edits(self) -> tuple[SiteEdit, ...]:
+    def edits(self) -> tuple[Edit, ...]:
         """All of them, flattened."""
         return self.parts
 
@@ -165,12 +183,12 @@ class Compose(Intervention):
         return f"Compose({', '.join(map(repr, self.parts))})"
 
 
-def check_disjoint(edits: Sequence[SiteEdit], sites: Sequence[Site] | None = None) -> None:
+def check_disjoint(edits: Sequence[Edit], sites: Sequence[Site] | None = None) -> None:
     """Refuse two edits of one place. `sites` stand for those of the edits, with positions counted out."""
-    seen: dict[tuple[int, Component], list[tuple[SiteEdit, Site]]] = {}
+    seen: dict[tuple[int, Component], list[tuple[Edit, Site]]] = {}
     for edit, site in zip(edits, sites or [edit.site for edit in edits], strict=True):
         group = seen.setdefault((site.layer, site.component), [])
         for other, place in group:
-            if site.overlaps(place):
+            if edit.clashes(other, site, place):
                 raise DeclarationError(f"two edits of one place: {other!r} and {edit!r}; keep one, or split positions")
         group.append((edit, site))

@@ -1,54 +1,30 @@
-"""Engine: runs a plan inside nnsight tracing contexts and returns arrays. Owns every trace of the package.
+"""Engine: runs a plan inside nnsight tracing contexts and returns arrays.
 
-Imports the model handle, the plan and ops; knows no metric (they come as kernels), no labels, no files.
+Imports the plan, its jobs and the traces; knows no metric (they come as kernels), no labels, no files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from operator import attrgetter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import nnsight
 import numpy as np
 import torch
 
-from ..errors import DeclarationError
-from . import ops
-from .edits import SiteEdit
+from ..errors import DeclarationError, ModelError
+from . import forward
+from .jobs import Job, base_of, handles
+from .known import Known, Points, Reader
+from .memory import is_out_of_memory
 from .models import Model
-from .plan import DEFAULT_BUDGET, Chunk, Plan, check_site, positions_in, rows_within
-from .shape import Group
-from .sites import Component, Site
-from .values import edit_value
+from .native import as_tensor, native_point, nothing, point_of, read_points, run_as_it_is
+from .packing import Chunk, Pass
+from .plan import Plan
+from .score import comparing
 
 Array = np.ndarray[Any, Any]
-Points = dict[tuple[int, str], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Reader:
-    """A metric as the engine sees it.
-
-    Attributes
-    ----------
-    name : str
-    kind : {"logits", "pattern"}
-    kernel : callable
-        ``kernel(logits, **arguments) -> (row, scored)`` with logits ``(row, scored, vocabulary)``, or
-        ``kernel(pattern, **arguments) -> (row, head)`` with pattern ``(row, head, query, key)``, once for each layer.
-    arguments : mapping of run name to a tuple of mappings
-        For each group, argument name to an array whose first axis is the example.
-    needs_base : bool
-        Whether the kernel also takes ``base_logits`` of the same rows, without any intervention.
-    """
-
-    name: str
-    kind: str
-    kernel: Callable[..., torch.Tensor]
-    arguments: Mapping[str, tuple[Mapping[str, Array], ...]]
-    needs_base: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,18 +53,53 @@ class Outcome:
     values: dict[tuple[str, int], Array] = field(default_factory=dict)
     baseline: dict[tuple[str, str, int], Array] = field(default_factory=dict)
 
-    def put(self, plan: Plan, chunk: Chunk, what: str | tuple[int, int], values: Mapping[str, torch.Tensor]) -> None:
-        """Put in what a pass gave: a run as it is (its name), or a span of conditions."""
+    def put_run(self, plan: Plan, chunk: Chunk, run: str, values: Mapping[str, torch.Tensor]) -> None:
+        """Put in what a run gave as it is; of the base run, as what conditions start from."""
         size, examples = len(plan.groups[chunk.group].examples), slice(*chunk.examples)
         for name, tensor in values.items():
             value = tensor.float().cpu().numpy()
-            if isinstance(what, str):
-                empty = np.empty((size, *value.shape[1:]), dtype=np.float32)
-                self.baseline.setdefault((name, what, chunk.group), empty)[examples] = value
-            else:
+            empty = np.empty((size, *value.shape[1:]), dtype=np.float32)
+            self.baseline.setdefault((name, run, chunk.group), empty)[examples] = value
+            if run == plan.base and plan.conditions:
                 empty = np.empty((len(plan.conditions), size, *value.shape[1:]), dtype=np.float32)
-                table = self.values.setdefault((name, chunk.group), empty)
-                table[slice(*what), examples] = value.reshape(what[1] - what[0], -1, *value.shape[1:])
+                self.values.setdefault((name, chunk.group), empty)[:, examples] = value
+
+    def put(self, plan: Plan, chunk: Chunk, part: Part, values: Mapping[str, torch.Tensor]) -> None:
+        """Put in what a pass gave."""
+        first = chunk.examples[0]
+        examples = slice(first + part.examples[0], first + part.examples[1])
+        for name, tensor in values.items():
+            value = tensor.float().cpu().numpy()
+            value = value.reshape(len(part.one.conditions), -1, *value.shape[1:])
+            table = self.values[name, chunk.group]
+            if value.ndim == 3:  # scored positions before the first one computed keep the values of the base run
+                table = table[..., table.shape[-1] - value.shape[-1] :]
+            table[list(part.one.conditions), examples] = value
+
+
+@dataclass(frozen=True)
+class Part:
+    """A pass on some of the examples of its chunk; smaller than planned after running out of memory."""
+
+    one: Pass
+    examples: tuple[int, int]
+
+    @property
+    def rows(self) -> int:
+        """Rows that go through the model."""
+        return len(self.one.conditions) * (self.examples[1] - self.examples[0])
+
+    def halves(self) -> list[Part]:
+        """Two smaller parts; none where it is a single row."""
+        count, (start, stop) = len(self.one.conditions), self.examples
+        if count > 1:
+            sides = (slice(0, count // 2), slice(count // 2, count))
+            return [
+                replace(self, one=Pass(self.one.conditions[side], self.one.entries[side], self.one.start))
+                for side in sides
+            ]
+        middle = (start + stop) // 2
+        return [] if stop - start < 2 else [replace(self, examples=span) for span in ((start, middle), (middle, stop))]
 
 
 def run_plan(
@@ -100,6 +111,8 @@ def run_plan(
 ) -> Outcome:
     """Measure every run as it is, and every condition of `plan`.
 
+    A pass that runs out of memory is done again in halves, and later passes are kept as small.
+
     Parameters
     ----------
     model : Model
@@ -108,178 +121,166 @@ def run_plan(
     inputs : Inputs
     progress : callable, optional
         Called with passes done and passes in all.
+
+    Raises
+    ------
+    DeclarationError
+        A reader's arguments do not fit the scored positions.
+    ModelError
+        Even a single row needs more memory than there is.
     """
-    outcome, done = Outcome(), 0
+    check_readers(plan, readers)
+    outcome, done, most = Outcome(), 0, None
     reference: dict[int, Points] = {}
-    for chunk in plan.chunks:
+    waiting = list(plan.chunks)
+    while waiting:
+        chunk = waiting.pop(0)
         if plan.uses_reference and chunk.group not in reference:
             reference = {chunk.group: read_points(model, inputs.reference[chunk.group], plan.reference_sites())}
-        for what, values in run_chunk(model, plan, chunk, readers, inputs, reference.get(chunk.group, {})):
-            outcome.put(plan, chunk, what, values)
-            done += 1
-            if progress is not None:
-                progress(done, plan.steps)
+        try:
+            known, runs = look(model, plan, chunk, readers, inputs, reference.get(chunk.group, {}))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            waiting = _halved(chunk, error) + waiting
+            continue
+        for run, values in runs.items():
+            outcome.put_run(plan, chunk, run, values)
+            done = _say(progress, done + 1, plan.steps)
+        for one in chunk.passes:
+            for part, values in run_pass(model, plan, chunk, one, known, most):
+                outcome.put(plan, chunk, part, values)
+                most = part.rows if part.rows < chunk.size * len(one.conditions) else most
+            done = _say(progress, done + 1, plan.steps)
     return outcome
 
 
-def run_chunk(
+def look(
     model: Model, plan: Plan, chunk: Chunk, readers: Sequence[Reader], inputs: Inputs, reference: Points
-) -> Iterator[tuple[str | tuple[int, int], dict[str, torch.Tensor]]]:
-    """The passes of a chunk, one by one: ``(run name or span of conditions, values by reader)``.
-
-    `reference` holds what was read of the reference draw for the chunk's group.
-    """
-    group, (start, stop) = plan.groups[chunk.group], chunk.examples
-    arrays = {run: inputs.runs[run][chunk.group][start:stop] for run in plan.runs}
-    tokens = {run: _tensor(model, array) for run, array in arrays.items()}
-    arguments = {run: [_arguments(model, reader, run, chunk) for reader in readers] for run in plan.runs}
-    base_logits = None
+) -> tuple[Known, dict[str, dict[str, torch.Tensor]]]:
+    """Every run as it is: what the passes of a chunk need to know, and the readers' values by run."""
+    group, span = plan.groups[chunk.group], slice(*chunk.examples)
+    layers = model.shape.layers
+    wanted = {run: {point_of(site) for site in sites} for run, sites in plan.sources().items()}
+    base_points = {native_point(layer, name, layers) for layer, name in plan.base_points(chunk)}
+    wanted[plan.base] = wanted.get(plan.base, set()) | base_points
+    known, found, logits = Known(reference=reference), {}, None
+    compare = [reader.name for reader in readers if reader.needs_base]
     for run in sorted(plan.runs, key=lambda run: run != plan.base):  # the base run first: kl compares with it
-        values, logits = _forward(model, group, tokens[run], {}, readers, arguments[run], 1, base_logits)
-        base_logits = base_logits if logits is None else logits
-        yield run, values
-    sources = {run: read_points(model, arrays[run], sites) for run, sites in plan.sources().items()}
-    for span in chunk.conditions:
-        edits = plan.conditions[slice(*span)]
-        writes = _writes(model, edits, group.length, chunk.examples, sources, reference)
-        rows = tokens[plan.base].repeat(len(edits), 1)
-        yield span, _forward(model, group, rows, writes, readers, arguments[plan.base], len(edits), base_logits)[0]
+        attend, score = _kernels(model, plan, readers, run, chunk, compare)
+        if logits is not None:
+            score = comparing(score, {"logits": logits})
+        tokens = as_tensor(model, inputs.runs[run][chunk.group][span])
+        points, values, made = run_as_it_is(
+            model, tokens, group.scored, wanted.get(run, set()), attend, score, bool(compare) and logits is None
+        )
+        logits = made if logits is None else logits
+        found[run] = values
+        known.sources[run] = points
+        if run == plan.base:
+            known.base = points
+            known.attend = attend
+            known.score = score if logits is None else comparing(score, {"logits": logits})
+            known.base_attended = {name: values[name] for name, _, _ in attend}
+    return known, {run: found[run] for run in plan.runs}
 
 
-def read_points(model: Model, tokens: Array, sites: Iterable[Site]) -> Points:
-    """The tensors at the points of `sites`, ``(example, position, width)``, from a pass without intervention."""
-    wanted = {_point(site) for site in sites}
-    group = Group(tuple(range(len(tokens))), tokens.shape[1], ())
-    rows = rows_within(DEFAULT_BUDGET, model.shape, group, False)
-    pieces = [
-        _read(model, _tensor(model, tokens[start : start + rows]), wanted) for start in range(0, len(tokens), rows)
-    ]
-    return {at: torch.cat([piece[at] for piece in pieces]) for at in wanted}
+def run_pass(
+    model: Model, plan: Plan, chunk: Chunk, one: Pass, known: Known, most: int | None
+) -> Iterator[tuple[Part, dict[str, torch.Tensor]]]:
+    """A pass: ``(part, values)``, one part unless it needs more memory, or more rows, than there are to have."""
+    waiting = [Part(one, (0, chunk.size))]
+    while waiting:
+        part = waiting.pop(0)
+        if most is not None and part.rows > most and part.halves():
+            waiting = part.halves() + waiting
+            continue
+        try:
+            values = run_part(model, plan, chunk, part, known)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            if not part.halves():
+                raise ModelError(
+                    f"one row of {plan.groups[chunk.group].length} tokens of {model.name} needs more memory than "
+                    f"{model.device} has left"
+                ) from error
+            most = max(1, part.rows // 2)
+            waiting = [part, *waiting]
+            continue
+        yield part, values
 
 
-def capture_site(model: Model, points: Points, site: Site) -> torch.Tensor:
-    """The value of `site` from the tensors of `read_points`, in the shape that `Component` states."""
-    heads, d_head = model.shape.heads, model.shape.d_head
-    point = points[_point(site)]
-    if site.component is Component.pattern:
-        pattern = ops.pattern_at(point, heads, model.scaling(site.layer))
-        pattern = pattern if site.head is None else pattern[:, site.head]
-        queries = positions_in(site, point.shape[1])
-        return pattern if queries is None else pattern[..., queries, :]
-    value = point
-    if site.component is Component.head_out:
-        z = ops.split_heads(point, heads)
-        value = torch.einsum("ephd,hdm->ephm", z, model.head_weights(site.layer).W_O)
-        value = value if site.head is None else value[:, :, site.head]
-    elif site.component.per_head:
-        value = point[..., ops.columns(site.component, site.head, heads, d_head)]
-        value = ops.split_heads(value, heads) if site.head is None else value
-    at = positions_in(site, point.shape[1])
-    return value if at is None else value[:, at]
+def run_part(model: Model, plan: Plan, chunk: Chunk, part: Part, known: Known) -> dict[str, torch.Tensor]:
+    """One trace: the values of the rows of a part, by reader name."""
+    first = chunk.examples[0]
+    some = known if part.examples == (0, chunk.size) else known.part(slice(*part.examples))
+    examples = (first + part.examples[0], first + part.examples[1])
+    job = Job(model, plan, chunk, part.one, some, examples).make()
+    return traced(model, base_of(model, plan, chunk, part.one, some.base), job)
 
 
-def check_sites(model: Model, sites: Sequence[Site], groups: Sequence[Group]) -> None:
-    """Refuse sites that the model or the prompts do not have."""
-    if not sites:
-        raise DeclarationError("nothing to capture: name at least one site, such as Head(1, 2).pattern")
-    for site in sites:
-        check_site(site, model.name, model.shape, groups)
-
-
-def _blocks(model: Model) -> Any:
-    return attrgetter(model.family.blocks)(model.traced)
-
-
-def _points(model: Model) -> list[tuple[str, str, str]]:
-    return [(name, point.path, point.side) for name, point in model.family.points.items()]
-
-
-def _read(model: Model, tokens: torch.Tensor, wanted: set[tuple[int, str]]) -> Points:
-    blocks, points = _blocks(model), _points(model)
-    layers = 1 + max(layer for layer, _ in wanted)
-    with torch.no_grad(), model.traced.trace(tokens, use_cache=False) as tracer:
-        taken, _ = ops.walk(blocks, points, layers, {}, wanted, [], model.shape.heads, [])
-        nnsight.save(taken)
-        tracer.stop()
-    return dict(taken)
-
-
-def _forward(
-    model: Model,
-    group: Group,
-    tokens: torch.Tensor,
-    writes: dict[tuple[int, str], list[Any]],
-    readers: Sequence[Reader],
-    arguments: Sequence[Mapping[str, torch.Tensor]],
-    conditions: int,
-    base_logits: torch.Tensor | None,
-) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
-    """One trace: values by reader name, and the logits at the scored positions if a reader compares with them."""
-    repeated = [{name: _repeat(value, conditions) for name, value in given.items()} for given in arguments]
-    pairs = list(zip(readers, repeated, strict=True))
-    attend = [(reader.name, reader.kernel, given) for reader, given in pairs if reader.kind == "pattern"]
-    score = [
-        (reader.name, reader.kernel, given, reader.needs_base) for reader, given in pairs if reader.kind == "logits"
-    ]
-    keep_logits = base_logits is None and any(needs_base for *_, needs_base in score)
-    base = None if base_logits is None else _repeat(base_logits, conditions)
-    blocks, points, shape = _blocks(model), _points(model), model.shape
-    scalings = [model.scaling(layer) for layer in range(shape.layers)]
-    scored = torch.tensor(group.scored, device=tokens.device)
-    with torch.no_grad(), model.traced.trace(tokens, use_cache=False, logits_to_keep=scored) as tracer:
-        values: dict[str, Any] = {}
-        kept: dict[str, Any] = {}
-        _, attended = ops.walk(blocks, points, shape.layers, writes, set(), attend, shape.heads, scalings)
-        values.update(attended)
-        if score:
-            logits = model.traced.output.logits
-            for name, kernel, given, needs_base in score:
-                extra = {"base_logits": logits if base is None else base} if needs_base else {}
-                values[name] = kernel(logits, **given, **extra)
-            if keep_logits:
-                kept["logits"] = logits
+def traced(model: Model, base: Points, job: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Run a job of `forward.run` inside a trace that never goes through the model itself."""
+    parts = handles(model)
+    with torch.no_grad(), model.traced.trace(nothing(model), use_cache=False) as tracer:
+        values = forward.run(parts, base, job, {})
         nnsight.save(values)
-        nnsight.save(kept)
         tracer.stop()
-    return dict(values), kept.get("logits")
+    return dict(values)
 
 
-def _writes(
-    model: Model,
-    conditions: Sequence[Sequence[SiteEdit]],
-    length: int,
-    examples: tuple[int, int],
-    sources: Mapping[str, Points],
-    reference: Points,
-) -> dict[tuple[int, str], list[Any]]:
-    """What `ops.write` puts in at each point; condition c owns the c-th run of as many rows as there are examples."""
-    writes: dict[tuple[int, str], list[Any]] = {}
-    count = examples[1] - examples[0]
-    for number, edits in enumerate(conditions):
-        rows = slice(number * count, (number + 1) * count)
-        for edit in edits:
-            at = _point(edit.site)
-            cols = ops.columns(edit.site.component, edit.site.head, model.shape.heads, model.shape.d_head)
-            positions = positions_in(edit.site, length)
-            source = reference if edit.uses_reference else sources.get(edit.run or "", {})
-            value = edit_value(edit, source.get(at), cols, positions, examples)
-            writes.setdefault(at, []).append((rows, positions, cols, value))
-    return writes
+def check_readers(plan: Plan, readers: Sequence[Reader]) -> None:
+    """Refuse arguments of logits kernels that are not ``(example, scored, ...)``."""
+    for reader in readers:
+        for given in reader.arguments.values() if reader.kind == "logits" else ():
+            for group, arrays in zip(plan.groups, given, strict=True):
+                wanted = (len(group.examples), len(group.scored))
+                for name, array in arrays.items():
+                    if np.shape(array)[:2] != wanted:
+                        raise DeclarationError(
+                            f"{reader.name}: its argument {name} has shape {np.shape(array)}: the first two axes of "
+                            f"what a metric of logits prepares are example and scored position, here {wanted}"
+                        )
 
 
-def _point(site: Site) -> tuple[int, str]:
-    """Where the tensor that holds a site is found."""
-    return site.layer, ops.POINT_OF.get(site.component, str(site.component))
+def _kernels(
+    model: Model, plan: Plan, readers: Sequence[Reader], run: str, chunk: Chunk, compare: list[str]
+) -> tuple[list[Any], dict[str, Any]]:
+    """Readers of patterns, and the job of `forward.score`, for the examples of a chunk."""
+    span = slice(*chunk.examples)
+    given = {
+        reader.name: {name: as_tensor(model, value[span]) for name, value in reader.arguments[run][chunk.group].items()}
+        for reader in readers
+    }
+    attend = [(reader.name, reader.kernel, given[reader.name]) for reader in readers if reader.kind == "pattern"]
+    scoring = [reader for reader in readers if reader.kind == "logits"]
+    tokens, columns = None, 0
+    if scoring and all(reader.tokens for reader in scoring):
+        parts = []
+        for reader in scoring:
+            for name in reader.tokens:
+                ids = given[reader.name][name]
+                parts.append(ids.flatten(2) if ids.dim() > 2 else ids.unsqueeze(-1))
+                places = torch.arange(columns, columns + parts[-1].shape[-1], device=ids.device)
+                given[reader.name][name] = places.reshape(ids.shape[2:]).expand(ids.shape).contiguous()
+                columns += parts[-1].shape[-1]
+        tokens = torch.cat(parts, dim=-1)
+    kernels = [(reader.name, reader.kernel, given[reader.name]) for reader in scoring]
+    extent = plan.extent(chunk)
+    rows = max(1, plan.budget // (12 * max(1, extent.scored) * max(1, extent.columns)))
+    return attend, {"kernels": kernels, "tokens": tokens, "compare": compare, "rows": rows}
 
 
-def _repeat(value: torch.Tensor, times: int) -> torch.Tensor:
-    return value if times == 1 else value.repeat(times, *[1] * (value.dim() - 1))
+def _halved(chunk: Chunk, error: Exception) -> list[Chunk]:
+    start, stop = chunk.examples
+    if stop - start < 2:
+        raise ModelError("the runs of a single example need more memory than there is") from error
+    middle = (start + stop) // 2
+    return [replace(chunk, examples=span) for span in ((start, middle), (middle, stop))]
 
 
-def _tensor(model: Model, array: Array) -> torch.Tensor:
-    return torch.as_tensor(np.ascontiguousarray(array), device=model.device)
-
-
-def _arguments(model: Model, reader: Reader, run: str, chunk: Chunk) -> dict[str, torch.Tensor]:
-    given = reader.arguments[run][chunk.group]
-    return {name: _tensor(model, value[slice(*chunk.examples)]) for name, value in given.items()}
+def _say(progress: Callable[[int, int], None] | None, done: int, steps: int) -> int:
+    if progress is not None:
+        progress(min(done, steps), steps)
+    return done

@@ -1,65 +1,69 @@
-"""Plan: which conditions run together, on which examples, in what order. Pure: imports no torch, touches no model.
+"""Plan: which conditions run together, where each joins, on which examples, in what order. Pure: imports no torch.
 
-This planner runs whole forward passes with conditions as rows. It checks everything that can be checked before the
-first pass; the engine executes what it says.
+A pass walks through the layers once. Its rows are conditions times examples, and a condition joins it at the first
+place that it changes, from what the base run had there; nothing before that place, and no position before the first
+one changed, is computed again. It checks everything that can be checked before the first pass.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from ..errors import DeclarationError, UnknownNameError, choices
-from .edits import SiteEdit, check_disjoint
+from .checks import check_edit, check_together
+from .cost import DEFAULT_BUDGET, OVERHEAD, Extent
+from .edits import Edit
+from .explain import explain
+from .lowering import Write, lower
+from .packing import AT_STAGE, Chunk, Packer, Pass
+from .paths import PathPatch
 from .shape import Group, Shape
 from .sites import Site
 
-BYTES = 4
-DEFAULT_BUDGET = 128 * 2**20
-"""Bytes of the largest tensors of one pass. The shipped model takes 0.77 of the time that it takes with 512 MiB."""
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Some examples of a group, with what runs on them: every run once as it is, then the conditions span by span.
-
-    Attributes
-    ----------
-    group : int
-    examples : tuple of int
-        Start and stop among the examples of the group.
-    conditions : tuple of (int, int)
-        Start and stop of each span of conditions that goes through the model together, as rows of one batch.
-    """
-
-    group: int
-    examples: tuple[int, int]
-    conditions: tuple[tuple[int, int], ...]
-
-    @property
-    def rows(self) -> list[int]:
-        """Rows of each of its passes with interventions."""
-        examples = self.examples[1] - self.examples[0]
-        return [examples * (stop - start) for start, stop in self.conditions]
+Point = tuple[int, str]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What will run, in order. ``print(plan)`` says how much it is."""
+    """What will run, in order. ``print(plan)`` explains it.
+
+    Attributes
+    ----------
+    model : str
+    shape : Shape
+    base : str
+    runs : tuple of str
+    conditions : tuple of tuples of Edit
+    groups : tuple of Group
+    chunks : tuple of Chunk
+    columns : int
+        Logits that are computed at each scored position: the vocabulary, the few the metrics look at, or 0.
+    patterns : bool
+        Whether attention patterns are read in every pass.
+    budget : int
+        Bytes that the tensors of a pass may take.
+    speed : float, optional
+        Operations a second, where that was measured; gives the estimate of time.
+    """
 
     model: str
     shape: Shape
     base: str
     runs: tuple[str, ...]
-    conditions: tuple[tuple[SiteEdit, ...], ...]
+    conditions: tuple[tuple[Edit, ...], ...]
     groups: tuple[Group, ...]
     chunks: tuple[Chunk, ...]
+    columns: int
+    patterns: bool
+    budget: int
+    speed: float | None = None
 
     @property
     def passes(self) -> int:
         """Forward passes with interventions."""
-        return sum(len(chunk.conditions) for chunk in self.chunks)
+        return sum(len(chunk.passes) for chunk in self.chunks)
 
     @property
     def steps(self) -> int:
@@ -71,31 +75,68 @@ class Plan:
         """Whether any edit takes its value from the reference draw."""
         return any(edit.uses_reference for edits in self.conditions for edit in edits)
 
+    @cached_property
+    def writes(self) -> tuple[tuple[tuple[Write, ...], ...], ...]:
+        """For each group and condition, what is written; nothing where no number depends on it."""
+        return tuple(
+            tuple(lower(edits, self.shape, group, self.patterns) for edits in self.conditions) for group in self.groups
+        )
+
     def sources(self) -> dict[str, list[Site]]:
         """Run name to the sites that patches take from it."""
         wanted: dict[str, list[Site]] = {}
         for edits in self.conditions:
             for edit in edits:
                 if edit.run is not None:
-                    wanted.setdefault(edit.run, []).append(edit.site)
+                    site = edit.sender if isinstance(edit, PathPatch) else edit.site
+                    wanted.setdefault(edit.run, []).append(site)
         return wanted
 
     def reference_sites(self) -> list[Site]:
         """Sites read from the reference draw."""
         return [edit.site for edits in self.conditions for edit in edits if edit.uses_reference]
 
+    def scored(self, group: int, start: int) -> list[int]:
+        """Positions from `start` on whose logits are read."""
+        return [position for position in self.groups[group].scored if position >= start]
+
+    def extent(self, chunk: Chunk, start: int = 0) -> Extent:
+        """How much a pass of `chunk` computes."""
+        packer = Packer(self.shape, self.columns, self.patterns, self.budget, 0.0)
+        return packer.extent(self.groups[chunk.group], chunk.size, start)
+
+    def base_points(self, chunk: Chunk) -> set[Point]:
+        """What is kept of the base run of `chunk`."""
+        return {point for one in chunk.passes for point in self.points_of(chunk, one)}
+
+    def points_of(self, chunk: Chunk, one: Pass) -> set[Point]:
+        """What a pass takes from the base run: ``(layer, point)``."""
+        wanted: set[Point] = set()
+        for number, (layer, stage) in zip(one.conditions, one.entries, strict=True):
+            wanted |= {(layer, name) for name in AT_STAGE[stage]}
+            if one.start:  # keys and values of the positions that are not computed
+                wanted |= {(later, "qkv") for later in range(layer + (stage > 0), self.shape.layers)}
+            for write in self.writes[chunk.group][number]:
+                if write.how == "shift":
+                    wanted.add((0, str(write.edit.site.component)))
+                if isinstance(write.edit, PathPatch):
+                    wanted |= _points_of_path(write.edit, write.layer)
+        return wanted
+
     def __str__(self) -> str:
-        examples = sum(len(group.examples) for group in self.groups)
-        rows = [row for chunk in self.chunks for row in chunk.rows]
-        return (
-            f"{self.model}: {len(self.conditions)} conditions on {examples} examples of the {self.base} run, "
-            f"{self.passes} passes, {sum(rows)} rows, at most {max(rows, default=0)} rows together; "
-            f"before them the runs {choices(self.runs)} without any intervention"
-        )
+        return explain(self)
+
+
+def _points_of_path(edit: PathPatch, end: int) -> set[Point]:
+    start = edit.sender.layer
+    wanted = {(start, str(edit.sender.component))}
+    for layer in range(start, end):
+        wanted |= {(layer, "resid_mid"), (layer + 1, "stream")}
+    return wanted
 
 
 def make_plan(
-    conditions: Sequence[Sequence[SiteEdit]],
+    conditions: Sequence[Sequence[Edit]],
     *,
     model: str,
     shape: Shape,
@@ -104,6 +145,9 @@ def make_plan(
     base: str,
     batch_size: int | str = "auto",
     reads_patterns: bool = False,
+    columns: int | None = None,
+    budget: int = DEFAULT_BUDGET,
+    overhead: float = OVERHEAD,
 ) -> Plan:
     """Check the conditions against the model and the prompts, and lay them out in passes.
 
@@ -121,9 +165,15 @@ def make_plan(
     base : str
         The run that is intervened on.
     batch_size : int or "auto"
-        Rows of one pass; ``"auto"`` sizes it from a memory budget. It never changes a number.
+        Rows of one pass; ``"auto"`` sizes it from `budget`. It never changes a number.
     reads_patterns : bool
-        Whether attention patterns are read in every pass (they need memory).
+        Whether attention patterns are read in every pass.
+    columns : int, optional
+        Logits that the metrics look at, at each scored position; the whole vocabulary when left out.
+    budget : int
+        Bytes that the tensors of a pass may take.
+    overhead : float
+        Operations that a layer of a pass costs beside its work.
 
     Raises
     ------
@@ -141,64 +191,11 @@ def make_plan(
     for edits in ordered:
         for edit in edits:
             check_edit(edit, model, shape, groups, runs)
-        check_negative_positions(edits, groups)
-    chunks = []
-    for number, group in enumerate(groups):
-        rows = rows_within(DEFAULT_BUDGET, shape, group, reads_patterns) if batch_size == "auto" else int(batch_size)
-        examples = min(len(group.examples), rows)
-        together = max(1, rows // examples)
-        spans = [(first, min(first + together, len(ordered))) for first in range(0, len(ordered), together)]
-        chunks += [
-            Chunk(number, (start, min(start + examples, len(group.examples))), tuple(spans))
-            for start in range(0, len(group.examples), examples)
-        ]
-    return Plan(model, shape, base, tuple(runs), ordered, tuple(groups), tuple(chunks))
-
-
-def rows_within(budget: int, shape: Shape, group: Group, reads_patterns: bool) -> int:
-    """Rows of a forward pass whose largest tensors fit in `budget` bytes (float32), at least one."""
-    residual = group.length * shape.d_model * 16
-    attention = group.length**2 * shape.heads * (3 if reads_patterns else 1)
-    logits = len(group.scored) * shape.vocabulary * 4
-    return max(1, math.floor(budget / (BYTES * (residual + attention + logits))))
-
-
-def check_site(site: Site, model: str, shape: Shape, groups: Sequence[Group]) -> None:
-    """Refuse a layer, head or position that the model or the prompts do not have."""
-    if site.layer >= shape.layers:
-        raise DeclarationError(f"{site}: {model} has layers 0 to {shape.layers - 1}")
-    if site.head is not None and site.head >= shape.heads:
-        raise DeclarationError(f"{site}: {model} has heads 0 to {shape.heads - 1}")
-    for group in groups:
-        for position in site.positions or ():
-            if not -group.length <= position < group.length:
-                raise DeclarationError(
-                    f"{site}: position {position} does not exist in a prompt of {group.length} tokens "
-                    f"(0 to {group.length - 1}, or -{group.length} to -1 from the end)"
-                )
-
-
-def check_edit(edit: SiteEdit, model: str, shape: Shape, groups: Sequence[Group], runs: Sequence[str]) -> None:
-    """Refuse an edit whose site or source run does not exist."""
-    check_site(edit.site, model, shape, groups)
-    if edit.run is not None and edit.run not in runs:
-        raise UnknownNameError(f"{edit!r}: the task has the runs {choices(runs)}")
-
-
-def check_negative_positions(edits: Sequence[SiteEdit], groups: Sequence[Group]) -> None:
-    """Refuse edits that meet only once positions from the end are counted out."""
-    if any(position < 0 for edit in edits for position in edit.site.positions or ()):
-        for group in groups:
-            check_disjoint(edits, [_counted_out(edit.site, group.length) for edit in edits])
-
-
-def positions_in(site: Site, length: int) -> list[int] | None:
-    """The positions of a site in a prompt of `length` tokens, counted from 0; None for all."""
-    if site.positions is None:
-        return None
-    return [position % length for position in site.positions]
-
-
-def _counted_out(site: Site, length: int) -> Site:
-    positions = positions_in(site, length)
-    return site if positions is None else site.at(positions)
+        check_together(edits, groups)
+    columns = shape.vocabulary if columns is None else columns
+    packer = Packer(shape, columns, reads_patterns, budget, overhead, None if batch_size == "auto" else int(batch_size))
+    writes = [[lower(edits, shape, group, reads_patterns) for edits in ordered] for group in groups]
+    chunks = tuple(
+        chunk for number, group in enumerate(groups) for chunk in packer.chunks(number, group, writes[number])
+    )
+    return Plan(model, shape, base, tuple(runs), ordered, tuple(groups), chunks, columns, reads_patterns, budget)

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Shape:
-    """Counts of a model: layers, heads (of a layer), d_model, d_head, vocabulary, context (positions)."""
+    """Counts of a model: layers, heads (of a layer), d_model, d_head, d_mlp, vocabulary, context (positions)."""
 
     layers: int
     heads: int
     d_model: int
     d_head: int
+    d_mlp: int
     vocabulary: int
     context: int
 

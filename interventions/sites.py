@@ -1,4 +1,4 @@
-"""Where: components, heads, layers and sites. Owns the words for a place in a transformer; imports only errors."""
+"""Where: heads, layers and sites. Owns the words for a place in a transformer; imports components and errors."""
 
 from __future__ import annotations
 
@@ -6,69 +6,11 @@ import operator
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from enum import StrEnum
 
-from ..errors import DeclarationError, MissingPartError, UnknownNameError, choices, whole
+from ..errors import DeclarationError, MissingPartError, choices, whole
+from .components import Component, as_component
 
-
-class Component(StrEnum):
-    """The parts of a layer, in the order in which a forward pass makes them.
-
-    Shapes are for one layer; ``head`` is dropped when a site names one head.
-
-    ==============  =============================================  =====================================
-    component       what it is                                     shape
-    ==============  =============================================  =====================================
-    ``resid_pre``   residual stream that enters the layer          ``(example, position, d_model)``
-    ``q k v``       what the projections write, before the split   ``(example, position, head, d_head)``
-    ``pattern``     attention weights after the softmax            ``(example, head, query, key)``
-    ``z``           head output before ``W_O``                     ``(example, position, head, d_head)``
-    ``head_out``    ``z @ W_O``, the head's write, without bias    ``(example, position, head, d_model)``
-    ``attn_out``    what attention adds to the residual stream     ``(example, position, d_model)``
-    ``resid_mid``   residual stream between attention and MLP      ``(example, position, d_model)``
-    ``mlp_out``     what the MLP adds to the residual stream       ``(example, position, d_model)``
-    ``resid_post``  residual stream that leaves the layer          ``(example, position, d_model)``
-    ==============  =============================================  =====================================
-    """
-
-    resid_pre = "resid_pre"
-    q = "q"
-    k = "k"
-    v = "v"
-    pattern = "pattern"
-    z = "z"
-    head_out = "head_out"
-    attn_out = "attn_out"
-    resid_mid = "resid_mid"
-    mlp_out = "mlp_out"
-    resid_post = "resid_post"
-
-    @property
-    def per_head(self) -> bool:
-        """Whether the component is split by head."""
-        return self in _PER_HEAD
-
-    @property
-    def writable(self) -> bool:
-        """Whether an intervention can replace it; the others are read with ``capture``."""
-        return self not in (Component.pattern, Component.head_out)
-
-    @property
-    def order(self) -> int:
-        """Place in the forward order within a layer."""
-        return list(Component).index(self)
-
-
-_PER_HEAD = frozenset({Component.q, Component.k, Component.v, Component.pattern, Component.z, Component.head_out})
 _HEAD_TEXT = re.compile(r"\s*(?:[Ll](\d+)[Hh](\d+)|(\d+)\.(\d+))\s*")
-
-
-def as_component(name: str) -> Component:
-    """`name` as a `Component`, or an error that lists them."""
-    try:
-        return Component(name)
-    except ValueError:
-        raise UnknownNameError(f"unknown component {name!r}: possible are {choices(Component)}") from None
 
 
 class _HasHeads:
@@ -153,6 +95,16 @@ class Layer(_HasHeads):
         """What the MLP adds to the residual stream."""
         return self.site("mlp_out")
 
+    @property
+    def embed(self) -> Site:
+        """The token embedding (of layer 0: it enters there)."""
+        return self.site("embed")
+
+    @property
+    def pos_embed(self) -> Site:
+        """The position embedding (of layer 0: it enters there)."""
+        return self.site("pos_embed")
+
     def __str__(self) -> str:
         return f"L{self.layer}"
 
@@ -220,6 +172,10 @@ class Site:
     def __post_init__(self) -> None:
         object.__setattr__(self, "component", as_component(self.component))
         object.__setattr__(self, "layer", whole(self.layer, "a layer"))
+        if self.component.embedding and self.layer:
+            raise DeclarationError(
+                f"{self.component} enters before layer 0, not layer {self.layer}: write Layer(0).{self.component}"
+            )
         if self.head is not None:
             object.__setattr__(self, "head", whole(self.head, "a head"))
             if not self.component.per_head:

@@ -8,44 +8,50 @@ import numpy as np
 import torch
 
 from ..errors import DeclarationError
-from .edits import MeanAblate, Patch, ResampleAblate, SiteEdit, ZeroAblate
+from .edits import Edit, MeanAblate, Patch, ResampleAblate, ZeroAblate
+from .steering import Add, Scale
 
 
 def edit_value(
-    edit: SiteEdit,
+    edit: Edit,
     source: torch.Tensor | None,
-    cols: slice,
-    positions: list[int] | None,
+    positions: Any,
     examples: tuple[int, int],
-) -> torch.Tensor | None:
+    like: torch.Tensor,
+) -> Any:
     """What to put at the site, broadcastable to ``(example, position, column)``; None stands for zeros.
 
     Parameters
     ----------
-    edit : SiteEdit
-    source : Tensor (example, position, width), optional
-        The point of the site in the source run (for those same examples) or in the whole reference draw.
-    cols : slice
-        Columns of the site at its point.
-    positions : list of int, optional
+    edit : Edit
+    source : Tensor (example, position, column), optional
+        The site in the source run (for the examples of the group that are being run) or in the whole reference draw.
+        For a pattern, ``(example, query, head, key)``.
+    positions : slice or list of int
+        Those that are wanted.
     examples : tuple of int
         Start and stop of the examples of the group that are being run; resampling pairs each with its own partner.
+    like : Tensor
+        Gives device and number format.
     """
     if isinstance(edit, ZeroAblate):
         return None
+    if isinstance(edit, Add):
+        return torch.tensor(edit.vector, dtype=like.dtype, device=like.device)
+    if isinstance(edit, Scale):
+        return edit.factor
     if source is None:
         raise DeclarationError(f"{edit!r}: nothing was read for it")
-    value = source[:, :, cols]
     if isinstance(edit, MeanAblate):
-        value = value.mean(dim=0, keepdim=True) if edit.over == "example" else value.mean(dim=(0, 1), keepdim=True)
-        if value.shape[1] == 1:
-            return value
-    elif isinstance(edit, ResampleAblate):
+        if edit.over == "example":
+            return source[:, positions].mean(dim=0, keepdim=True)
+        return source.mean(dim=(0, 1), keepdim=True)
+    if isinstance(edit, ResampleAblate):
         partners = derangement(len(source), edit.seed)[np.arange(*examples) % len(source)]
-        value = value[torch.as_tensor(partners, device=source.device)]
-    elif not isinstance(edit, Patch):
-        raise DeclarationError(f"{edit!r} is no intervention that the engine knows")
-    return value if positions is None else value[:, positions]
+        return source[torch.as_tensor(partners, device=source.device)][:, positions]
+    if isinstance(edit, Patch):
+        return source[:, positions]
+    raise DeclarationError(f"{edit!r} is no intervention that the engine knows")
 
 
 def derangement(size: int, seed: int) -> np.ndarray[Any, Any]:

@@ -85,9 +85,15 @@ class Metric:
         A plain function of tensors: ``(logits, **arguments) -> (row, scored)`` or
         ``(pattern, **arguments) -> (row, head)``. It may run on a server that does not have this package.
     prepare : callable
-        ``Run -> arguments`` for the kernel, arrays whose first axis is the example.
+        ``Run -> arguments`` for the kernel, arrays whose first axis is the example and, for logits, whose second is the
+        scored position; the kernel judges each scored position by itself.
     needs_base : bool
         Whether the kernel also takes ``base_logits``, those of the same prompts without any intervention.
+    tokens : tuple of str
+        Arguments that hold token ids ``(example, scored)``, where the kernel looks at the logits of these tokens only.
+        Then no other logit is computed: the kernel gets theirs side by side, and their places there as arguments.
+    differentiable : bool
+        Whether a gradient says how it changes; not so for a count.
     """
 
     card: Card
@@ -95,6 +101,8 @@ class Metric:
     kernel: Kernel = field(repr=False)
     prepare: Callable[[Run], Mapping[str, Array]] = field(repr=False)
     needs_base: bool = False
+    tokens: tuple[str, ...] = ()
+    differentiable: bool = True
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

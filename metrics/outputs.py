@@ -47,7 +47,9 @@ def _prepare(needs: dict[str, str], name: str, run: Run) -> Mapping[str, Array]:
     return {field: need(getattr(run, field), name, why) for field, why in needs.items()}
 
 
-def _output(card: Card, kernel: object, *, distractors: bool = False, targets: bool = True) -> Metric:
+def _output(
+    card: Card, kernel: object, *, distractors: bool = False, targets: bool = True, counts: bool = False
+) -> Metric:
     needs = _with_targets(distractors) if targets else {}
     return Metric(
         card,
@@ -55,6 +57,8 @@ def _output(card: Card, kernel: object, *, distractors: bool = False, targets: b
         kernel,  # type: ignore[arg-type]
         lambda run: _prepare(needs, card.name, run),
         needs_base=not targets,
+        tokens=tuple(needs) if distractors else (),
+        differentiable=not counts,
     )
 
 
@@ -64,11 +68,11 @@ loss = _output(Card("loss", "next-token cross-entropy", "nat", (0.0, INF), "lowe
 """Next-token cross-entropy at the scored positions, in nats: ``-log p(target)``."""
 
 accuracy = _output(
-    Card("accuracy", "next-token accuracy", "1", (0.0, 1.0), "higher", "argmax equals target"), _accuracy
+    Card("accuracy", "next-token accuracy", "1", (0.0, 1.0), "higher", "argmax equals target"), _accuracy, counts=True
 )
 """Whether the target has the largest logit, 0 or 1 (of equal logits, the first token wins)."""
 
-rank = _output(Card("rank", "rank of the target", "1", (0.0, INF), "lower", "0 is best"), _rank)
+rank = _output(Card("rank", "rank of the target", "1", (0.0, INF), "lower", "0 is best"), _rank, counts=True)
 """How many tokens have a larger logit than the target; 0 is best."""
 
 prob = _output(Card("prob", "probability of the target", "1", (0.0, 1.0), "higher"), _prob)

@@ -2,6 +2,7 @@
 
 - ``RepeatedTokens``, ``Prompts``: tasks, that is which prompts and what counts as right
 - ``measure(model, task, what, metrics)``: what interventions do
+- ``plan(model, task, what, metrics)``: what that would cost, explained before it runs
 - ``capture(model, task, sites)``: activations and patterns
 - ``effect(ds, name)``, ``normalized(ds, name)``: changes, derived from a measurement
 - ``composition_scores(model)``: q-, k- and v-composition between every pair of heads
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from .composition import composition_scores
     from .heads import describe_heads
     from .induction import InductionStudy
-    from .measurement import measure
+    from .measurement import measure, plan
     from .results import effect, normalized, open_tree, write_netcdf
     from .tasks import Prompts, RepeatedTokens
 
@@ -33,6 +34,7 @@ _WHERE = {
     "InductionStudy": ".induction",
     "capture": ".activations",
     "measure": ".measurement",
+    "plan": ".measurement",
     "effect": ".results",
     "normalized": ".results",
     "open_tree": ".results",
@@ -56,6 +58,7 @@ __all__ = [
     "measure",
     "normalized",
     "open_tree",
+    "plan",
     "plots",
     "write_netcdf",
 ]

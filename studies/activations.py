@@ -11,8 +11,9 @@ import xarray as xr
 
 from ..errors import UnknownNameError, choices
 from ..interventions.codec import encode
+from ..interventions.components import Component
 from ..interventions.plan import make_plan
-from ..interventions.sites import Component, Head, Site, as_site
+from ..interventions.sites import Head, Site, as_site
 from .labels import check_model, coordinates, number_dims, task_json
 from .results import provenance
 from .tables import TASKS
@@ -42,7 +43,7 @@ def capture(model: Model, task: Task, sites: Site | Head | Sequence[Site | Head]
         ``position`` and ``d_head`` or ``d_model`` for the rest, with ``head`` before them where the site names a whole
         layer. NaN beyond the end of shorter prompts.
     """
-    from ..interventions import engine
+    from ..interventions import native
 
     check_model(model)
     given = [sites] if isinstance(sites, Site | Head | str) else sites
@@ -52,13 +53,13 @@ def capture(model: Model, task: Task, sites: Site | Head | Sequence[Site | Head]
     if run not in batch.runs:
         raise UnknownNameError(f"run={run!r}: the task has the runs {choices(batch.runs)}")
     make_plan([], model=model.name, shape=model.shape, groups=groups, runs=list(batch.runs), base=run)
-    engine.check_sites(model, wanted, groups)
+    native.check_sites(model, wanted, groups)
     dataset = xr.Dataset(coords=coordinates(model, batch, run))
     found: dict[Site, list[Array]] = {site: [] for site in wanted}
     for group in groups:
-        points = engine.read_points(model, batch.tokens(run, group), wanted)
+        points = native.read_points(model, batch.tokens(run, group), wanted)
         for site in wanted:
-            found[site].append(engine.capture_site(model, points, site).float().cpu().numpy())
+            found[site].append(native.capture_site(model, points, site).float().cpu().numpy())
     for site, pieces in found.items():
         dims = _site_dims(site)
         size = [max(piece.shape[axis] for piece in pieces) for axis in range(len(dims))]

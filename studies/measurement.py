@@ -4,32 +4,30 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
-from ..errors import DeclarationError
 from ..interventions.codec import encode
-from ..interventions.edits import Intervention
-from ..interventions.grid import Grid
-from ..interventions.plan import make_plan
+from ..interventions.plan import Plan
 from ..metrics.card import Metric
 from ..metrics.outputs import loss
 from .batch import Batch
-from .labels import check_axes, check_model, coordinates, labelled, number_dims, task_json
+from .labels import coordinates, labelled, number_dims
 from .progress import Progress
 from .results import card_attrs, provenance
+from .setup import What, check_estimable, set_up
 from .tables import TASKS
-from .tasks import Task, reference_tokens
+from .tasks import Task
 
 if TYPE_CHECKING:
     from ..interventions.engine import Outcome
     from ..interventions.models import Model
 
 Array = np.ndarray[Any, Any]
-What = Intervention | Mapping[str, Intervention] | Grid | None
 
 
 def measure(
@@ -41,6 +39,9 @@ def measure(
     base: str = "clean",
     per_position: bool = False,
     batch_size: int | str = "auto",
+    estimator: str = "exact",
+    steps: int = 8,
+    check: bool = True,
     progress: Callable[[int, int], None] | bool | None = None,
 ) -> xr.Dataset:
     """Measure what interventions do to a model on a task.
@@ -58,7 +59,16 @@ def measure(
     per_position : bool
         Keep the values of the logits metrics at each scored position (NaN elsewhere) instead of their mean.
     batch_size : int or "auto"
-        Rows of one forward pass; never changes a number.
+        Rows of one forward pass; ``"auto"`` takes as many as fit the memory. It never changes a number, and a pass that
+        runs out of memory is done again in halves.
+    estimator : {"exact", "gradient", "integrated"}
+        ``"gradient"`` and ``"integrated"`` estimate every condition from a few passes, see
+        `headwise.interventions.gradients`: ``base + (new - old) * slope``. The runs as they are stay exact.
+    steps : int
+        Steps of the integrated estimate.
+    check : bool
+        Before the first sweep on a model, see on one short prompt that planned passes give what its own forward pass
+        gives (see `headwise.interventions.selfcheck`).
     progress : callable or bool, optional
         Called with passes done and in all; True and False force a bar on or off; by default a bar is shown in a
         terminal once the work has taken two seconds.
@@ -74,56 +84,79 @@ def measure(
     ------
     DeclarationError, UnknownNameError
         Something that was asked for does not exist or cannot be; raised before any forward pass.
+    ModelError
+        A self-check failed, or a single prompt needs more memory than there is.
     """
-    from ..interventions import engine
+    from ..interventions import engine, gradients, selfcheck
+    from ..interventions.deviation import against_float32
 
     started = time.monotonic()
-    check_model(model)
-    chosen = _metrics(metrics)
-    axes, interventions = _conditions(what)
-    check_axes(axes, chosen, per_position)
-    declared = {"task": task_json(task), "interventions": json.dumps(encode(what, TASKS))}
-    batch = task.draw(model)
-    groups = batch.groups()
-    plan = make_plan(
-        [intervention.edits() for intervention in interventions],
-        model=model.name,
-        shape=model.shape,
-        groups=groups,
-        runs=list(batch.runs),
-        base=base,
-        batch_size=batch_size,
-        reads_patterns=any(metric.kind == "pattern" for metric in chosen),
-    )
+    setup = set_up(model, task, what, metrics, base=base, per_position=per_position, batch_size=batch_size)
+    check_estimable(setup.metrics, estimator, steps, per_position)
+    planned, batch, axes = setup.plan, setup.batch, setup.axes
+    if estimator != "exact":
+        gradients.check_estimable(planned)
+    declared = json.dumps(encode(what, TASKS))
     dataset = labelled(coordinates(model, batch, base), axes)
-    readers = [
-        engine.Reader(
-            metric.name,
-            metric.kind,
-            metric.kernel,
-            {run: tuple(metric.prepare(batch.facts(run, group)) for group in groups) for run in batch.runs},
-            metric.needs_base,
-        )
-        for metric in chosen
-    ]
-    inputs = engine.Inputs(
-        {run: tuple(batch.tokens(run, group) for group in groups) for run in batch.runs},
-        reference_tokens(task, model, base, groups) if plan.uses_reference else (),
-    )
+    readers, inputs = setup.readers(), setup.inputs(task, model)
+    engine.check_readers(planned, readers)
+    if check and planned.conditions:
+        selfcheck.check_model(model, inputs.runs[base][0][0])
     with Progress("measuring", progress) as bar:
-        outcome = engine.run_plan(model, plan, readers, inputs, bar.update)
-    for metric in chosen:
+        if estimator == "exact":
+            outcome = engine.run_plan(model, planned, readers, inputs, bar.update)
+        else:
+            count = steps if estimator == "integrated" else None
+            outcome = gradients.run_estimate(model, planned, readers, inputs, count, bar.update)
+    for metric in setup.metrics:
         dataset = dataset.assign(_variables(metric, outcome, batch, axes, per_position))
     dataset = number_dims(dataset)
-    direction = {"clean": "noising", "corrupted": "denoising"}.get(base, base) if plan.sources() else "none"
+    direction = {"clean": "noising", "corrupted": "denoising"}.get(base, base) if planned.sources() else "none"
     dataset.attrs = provenance(model) | {
         "base": base,
         "direction": direction,
-        **declared,
-        "metrics": json.dumps([metric.name for metric in chosen]),
+        "task": setup.task,
+        "interventions": declared,
+        "metrics": json.dumps([metric.name for metric in setup.metrics]),
+        "estimator": estimator if estimator != "integrated" else f"integrated, {steps} steps",
         "seconds": f"{time.monotonic() - started:.3f}",
     }
+    deviation = against_float32(model, planned, readers, inputs)
+    if deviation:
+        dataset.attrs["float32_deviation"] = json.dumps(deviation)
     return dataset
+
+
+def plan(
+    model: Model,
+    task: Task,
+    what: What = None,
+    metrics: Metric | Sequence[Metric] = (loss,),
+    *,
+    base: str = "clean",
+    batch_size: int | str = "auto",
+    timed: bool = True,
+) -> Plan:
+    """What `measure` would do with the same arguments, without doing it: ``print(plan(...))`` explains the cost.
+
+    Parameters
+    ----------
+    model, task, what, metrics, base, batch_size
+        As for `measure`.
+    timed : bool
+        Run a few plain forward passes to estimate the time.
+
+    Returns
+    -------
+    Plan
+        ``headwise.interventions.explain.cost(plan)`` gives the figures.
+    """
+    setup = set_up(model, task, what, metrics, base=base, per_position=False, batch_size=batch_size)
+    if not timed:
+        return setup.plan
+    from ..interventions.deviation import speed
+
+    return replace(setup.plan, speed=speed(model, setup.plan, setup.inputs(task, model)))
 
 
 def _variables(
@@ -145,40 +178,6 @@ def _variables(
         whole = whole.reshape(*(len(values) for _, values in axes), *whole.shape[1:])
         found[metric.name] = xr.Variable((*(name for name, _ in axes), *dims), whole, card_attrs(metric.card))
     return dict(reversed(found.items()))
-
-
-def _metrics(given: Metric | Sequence[Metric]) -> list[Metric]:
-    several = isinstance(given, Iterable) and not isinstance(given, str)
-    chosen: list[Any] = list(given) if several else [given]  # type: ignore[arg-type]
-    for metric in chosen:
-        if not isinstance(metric, Metric):
-            raise DeclarationError(f"{metric!r} is no metric: import one from headwise.metrics, such as loss")
-    if not chosen:
-        raise DeclarationError("nothing to measure: name at least one metric, such as loss")
-    if len({metric.name for metric in chosen}) < len(chosen):
-        raise DeclarationError(f"metrics must differ, got {chosen}")
-    return chosen
-
-
-def _conditions(what: What) -> tuple[list[tuple[str, tuple[Any, ...]]], list[Intervention]]:
-    """Axes (name and coordinates) and interventions in the order of their product."""
-    if what is None:
-        return [], []
-    if isinstance(what, Intervention):
-        return [], [what]
-    if isinstance(what, Grid):
-        return list(what.axes), list(what.interventions)
-    if not isinstance(what, Mapping):
-        raise DeclarationError(f"cannot measure {what!r}: give an intervention, a mapping of names to them, or a Grid")
-    for name, intervention in what.items():
-        if not isinstance(intervention, Intervention):
-            raise DeclarationError(f"{name!r} is {intervention!r}: each condition must be an intervention")
-    if not what:
-        raise DeclarationError("the mapping of conditions is empty; leave it out to measure the baseline alone")
-    names = tuple(map(str, what))
-    if len(set(names)) < len(names):
-        raise DeclarationError(f"the names of the conditions must differ as text, got {names}")
-    return [("condition", names)], list(what.values())
 
 
 def _layout(metric: Metric, batch: Batch, per_position: bool) -> tuple[tuple[str, ...], Callable[[Array, int], Array]]:

@@ -9,14 +9,18 @@ from hypothesis import strategies as st
 from headwise import DeclarationError, UnknownNameError
 from headwise.errors import MissingPartError
 from headwise.interventions import (
+    Add,
     Component,
     Compose,
     Grid,
     Head,
+    Knockout,
     Layer,
     MeanAblate,
     Patch,
+    PathPatch,
     ResampleAblate,
+    Scale,
     Site,
     ZeroAblate,
 )
@@ -25,22 +29,35 @@ from headwise.interventions.codec import from_json, to_json
 NAMES = {
     name: value
     for name, value in globals().items()
-    if name in ("Head", "Layer", "Site", "ZeroAblate", "MeanAblate", "ResampleAblate", "Patch", "Compose")
+    if isinstance(value, type) and value.__module__.startswith("headwise.interventions")
 }
 
 positions = st.none() | st.sets(st.integers(-5, 40), min_size=1, max_size=4).map(lambda found: tuple(sorted(found)))
-per_head = st.sampled_from([component for component in Component if component.per_head and component.writable])
-whole = st.sampled_from([component for component in Component if not component.per_head])
+per_head = st.sampled_from([component for component in Component if component.per_head])
+whole = st.sampled_from([one for one in Component if not one.per_head and not one.embedding])
 sites = st.one_of(
     st.builds(Site, per_head, st.integers(0, 5), st.none() | st.integers(0, 5), positions),
     st.builds(Site, whole, st.integers(0, 5), st.none(), positions),
+    st.builds(Site, st.sampled_from(["embed", "pos_embed"]), st.just(0), st.none(), positions),
 )
+numbers = st.floats(-9, 9)
+receivers = st.builds(Site, st.sampled_from("qkv"), st.integers(3, 5), st.integers(0, 5), positions)
 edits = st.one_of(
     st.builds(ZeroAblate, sites),
-    st.builds(MeanAblate, sites, st.sampled_from(["example", ("example", "position")])),
+    st.builds(MeanAblate, sites),
+    st.builds(MeanAblate, sites.filter(lambda site: site.component != "pattern"), st.just(("example", "position"))),
+    st.builds(Add, st.builds(Head, st.integers(0, 5), st.integers(0, 5)), st.lists(numbers, min_size=1, max_size=5)),
+    st.builds(Scale, sites, numbers),
+    st.builds(Knockout, st.builds(Head, st.integers(0, 5), st.integers(0, 5)), positions, positions),
+    st.builds(Knockout, st.builds(Layer, st.integers(0, 5)), positions, positions),
+    st.builds(PathPatch, st.builds(Head, st.integers(0, 2), st.integers(0, 5)), receivers | st.just("logits")),
     st.builds(ResampleAblate, sites, st.integers(0, 9)),
     st.builds(Patch, sites, st.sampled_from(["clean", "corrupted"])),
 )
+
+
+def test_a_long_vector_is_not_written_out():
+    assert repr(Add(Layer(3).mlp_out, [0.5] * 16)) == "Add(site=Layer(3).mlp_out, vector=<16 numbers of norm 2>)"
 
 
 @given(edits)
@@ -90,7 +107,7 @@ def test_a_bare_head_at_positions():
         (lambda: Head(1, 2).mlp_out, "Head(1, 2) has no mlp_out: possible are q, k, v, pattern, z and head_out"),
         (
             lambda: Layer(1).resid,
-            "Layer(1) has no resid: possible are resid_pre, q, k, v, pattern, z, head_out, attn_out",
+            "Layer(1) has no resid: possible are embed, pos_embed, resid_pre, q, k, v, pattern, z, head_out, attn_out",
         ),
     ],
 )
@@ -126,9 +143,23 @@ def test_plus_composes_and_flattens():
 
 
 def test_components_are_in_forward_order():
-    order = ["resid_pre", "q", "k", "v", "pattern", "z", "head_out", "attn_out", "resid_mid", "mlp_out", "resid_post"]
+    order = [
+        "embed",
+        "pos_embed",
+        "resid_pre",
+        "q",
+        "k",
+        "v",
+        "pattern",
+        "z",
+        "head_out",
+        "attn_out",
+        "resid_mid",
+        "mlp_out",
+        "resid_post",
+    ]
     assert [str(component) for component in Component] == order
-    assert [component.order for component in Component] == list(range(11))
+    assert [component.order for component in Component] == list(range(13))
 
 
 def test_grid_has_a_condition_for_each_combination():
@@ -161,7 +192,6 @@ def test_a_mapping_survives_json():
         (lambda: Head(0, 0).z.at([1, 1]), "positions must differ, got (1, 1)"),
         (lambda: Head(0, 0).z.at([0.5]), "positions must be whole numbers"),
         (lambda: ZeroAblate(3), "expected a site or a head, got 3: write Head(5, 1), Head(5, 1).k or Layer(3).mlp_out"),
-        (lambda: ZeroAblate(Head(0, 0).pattern), "pattern can be read but not replaced: possible are resid_pre, q, k"),
         (
             lambda: MeanAblate(Head(0, 0), over="hidden"),
             "over='hidden': possible are 'example' and ('example', 'position')",
@@ -207,8 +237,8 @@ def test_unknown_component_lists_the_known_ones():
     with pytest.raises(UnknownNameError) as caught:
         Head(0, 0).site("out")
     assert str(caught.value) == (
-        "unknown component 'out': possible are resid_pre, q, k, v, pattern, z, head_out, attn_out, resid_mid, mlp_out "
-        "and resid_post"
+        "unknown component 'out': possible are embed, pos_embed, resid_pre, q, k, v, pattern, z, head_out, attn_out, "
+        "resid_mid, mlp_out and resid_post"
     )
 
 

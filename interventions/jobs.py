@@ -1,0 +1,233 @@
+"""From a pass of a plan to the tensors that `forward.run` takes. Owns where in a tensor each write goes."""
+
+from __future__ import annotations
+
+from operator import attrgetter
+from typing import Any
+
+import torch
+
+from . import ops
+from .components import Component
+from .known import Known, Points
+from .lowering import BY_QUERY, STAGES, Write, keys_in
+from .models import Model
+from .native import native_point, pattern_of, point_of
+from .packing import Chunk, Pass, heads_redone
+from .paths import PathPatch
+from .plan import Plan
+from .sites import Site
+from .steering import Knockout
+from .values import edit_value
+
+
+def handles(model: Model) -> dict[str, Any]:
+    """What `forward.run` has to know of a model."""
+    family, get = model.family, attrgetter
+    return {
+        "blocks": get(family.blocks)(model.traced),
+        "norm": get(family.modules["norm"])(model.traced),
+        "unembed": get(family.modules["unembed"])(model.traced),
+        "paths": dict(family.modules),
+        "project": family.project,
+        "combine": family.combine,
+        "heads": model.shape.heads,
+        "d_head": model.shape.d_head,
+        "scalings": [model.scaling(layer) for layer in model.layers],
+    }
+
+
+def base_of(model: Model, plan: Plan, chunk: Chunk, one: Pass, base: Points) -> Points:
+    """What a pass takes from the base run, by the names of `forward`."""
+    layers = model.shape.layers
+    return {
+        (layer, name): base[native_point(layer, name, layers)]
+        for layer, name in plan.points_of(chunk, one)
+        if name not in ("embed", "pos_embed")
+    }
+
+
+class Job:
+    """Makes the job of one pass on some examples of a chunk.
+
+    Parameters
+    ----------
+    model : Model
+    plan : Plan
+    chunk : Chunk
+    one : Pass
+    known : Known
+        Of these examples only.
+    examples : tuple of int
+        Start and stop of the examples in their group.
+    """
+
+    def __init__(
+        self, model: Model, plan: Plan, chunk: Chunk, one: Pass, known: Known, examples: tuple[int, int]
+    ) -> None:
+        self.model, self.plan, self.chunk, self.one, self.known = model, plan, chunk, one, known
+        self.span, self.examples = examples, examples[1] - examples[0]
+        self.group = plan.groups[chunk.group]
+        extent = plan.extent(chunk, one.start)
+        self.start, self.stop = extent.start, extent.stop
+        self.out = plan.scored(chunk.group, one.start)
+        self.writes: dict[tuple[int, str], list[Any]] = {}
+        self.pair_writes: dict[tuple[int, str], list[Any]] = {}
+        self.pairs: dict[int, tuple[list[int], list[int]]] = {}
+        self.senders: list[Any] = []
+
+    def make(self) -> dict[str, Any]:
+        """The dict that `forward.run` takes."""
+        for local, (number, entry) in enumerate(zip(self.one.conditions, self.one.entries, strict=True)):
+            writes = self.plan.writes[self.chunk.group][number]
+            redone = heads_redone(writes, entry, self.model.shape.heads)
+            conditions, heads = self.pairs.setdefault(entry[0], ([], [])) if redone else ([], [])
+            first = len(heads)
+            conditions += [local] * len(redone)
+            heads += redone
+            for write in writes:
+                value = self._path(local, write) if isinstance(write.edit, PathPatch) else None
+                if redone and (write.layer, STAGES[write.place]) == entry:
+                    for pair, head in enumerate(redone, start=first):
+                        if write.head in (None, head):
+                            self._write(self.pair_writes, write, pair, head, value, True)
+                else:
+                    self._write(self.writes, write, local, write.head, value, False)
+        return self.frame()
+
+    def frame(self) -> dict[str, Any]:
+        """The dict without any writes, unless `make` has put them in."""
+        joins: dict[tuple[int, int], int] = {}
+        ahead: dict[int, int] = {}
+        for number, (layer, stage) in enumerate(self.one.entries):
+            joins[(layer, stage)] = joins.get((layer, stage), 0) + 1
+            if stage == 1:
+                ahead.setdefault(layer, number)
+        known, device = self.known, self.model.device
+        rows = self.examples * len(self.one.conditions)
+        return {
+            "examples": self.examples,
+            "layers": self.model.shape.layers,
+            "first": self.one.entries[0][0],
+            "start": self.start,
+            "stop": self.stop,
+            "out": torch.tensor(self.out, device=device, dtype=torch.long),
+            "joins": joins,
+            "ahead": ahead,
+            "writes": self.writes,
+            "pairs": self.pairs,
+            "pair_writes": self.pair_writes,
+            "senders": self.senders,
+            "attend": known.attend,
+            "base_attended": {
+                name: value.repeat(rows // self.examples, 1, 1) for name, value in known.base_attended.items()
+            },
+            "score": self._score(),
+        }
+
+    def _score(self) -> dict[str, Any]:
+        """The readers of logits, for the scored positions of this pass (the last ones of the group)."""
+        skip = len(self.group.scored) - len(self.out)
+        score = dict(self.known.score)
+        score["kernels"] = [
+            (name, kernel, {key: value[:, skip:] for key, value in given.items()})
+            for name, kernel, given in score["kernels"]
+        ]
+        score["tokens"] = None if score["tokens"] is None else score["tokens"][:, skip:]
+        return score
+
+    def _write(
+        self,
+        table: dict[tuple[int, str], list[Any]],
+        write: Write,
+        unit: int,
+        head: int | None,
+        value: Any,
+        alone: bool,
+    ) -> None:
+        """Put a write into `table`; `unit` counts conditions or pairs, and a pair has its head alone."""
+        axis = self._axis(write, alone)
+        wanted = axis if write.positions is None else [at for at in write.positions if at in {*axis}]
+        if not wanted:
+            return
+        rows = slice(unit * self.examples, (unit + 1) * self.examples)
+        where = _index([axis.index(at) for at in wanted] if len(wanted) < len(axis) else None)
+        some = slice(0, 1) if alone else slice(None) if head is None else slice(head, head + 1)
+        entries = table.setdefault((write.layer, write.place), [])
+        if write.how == "mask":
+            assert isinstance(write.edit, Knockout)
+            keys = [key for key in keys_in(write.edit, self.group.length) if key < self.stop]
+            queries = torch.arange(len(axis), device=self.model.device)[where]
+            entries.append((rows, queries, some, torch.tensor(keys, device=self.model.device)))
+            return
+        if value is not None:
+            value = (value, _index([at - self.start for at in wanted]))
+        else:
+            value = self._value(write, head, wanted)
+        if write.place == "pattern":
+            entries.append((rows, where, some, write.how, value))
+            return
+        width = self.model.shape.d_head
+        per_head = write.place in ("q", "k", "v", "z") and head is not None and not alone
+        cols = slice(head * width, (head + 1) * width) if per_head and head is not None else slice(None)
+        entries.append((rows, where, cols, write.how, value))
+
+    def _axis(self, write: Write, alone: bool) -> list[int]:
+        """The positions along the tensor at a place."""
+        layers = self.model.shape.layers
+        if write.layer == layers:
+            return self.out
+        if write.layer == layers - 1 and write.place in BY_QUERY:
+            whole = self.known.attend and write.place in ("q", "scores", "pattern")
+            if not whole:
+                return self.out
+        return list(range(0 if alone and write.place in ("k", "v") else self.start, self.stop))
+
+    def _value(self, write: Write, head: int | None, wanted: list[int]) -> Any:
+        """What the edit of a write puts in at the wanted positions."""
+        edit, at = write.edit, point_of(write.edit.site)
+        shape, site = self.model.shape, write.edit.site
+        held = self.known.reference if edit.uses_reference else self.known.sources.get(edit.run or "", {})
+        source = held.get(at)
+        like = next(iter(self.known.base.values()))
+        if source is not None and site.component is Component.pattern:
+            source = pattern_of(self.model, source, Site(Component.pattern, site.layer, head)).transpose(1, 2)
+        elif source is not None:
+            source = source[..., ops.columns(site.component, head, shape.heads, shape.d_head)]
+        value = edit_value(edit, source, _index(wanted), self.span, like)
+        if site.component is Component.pattern and isinstance(value, torch.Tensor):
+            value = value.transpose(1, 2)[..., : self.stop]
+        if write.how == "shift":
+            base = self.known.base[at][:, wanted]
+            value = (0 if value is None else base * value if isinstance(value, float) else value) - base
+        return value
+
+    def _path(self, local: int, write: Write) -> Any:
+        """Register the path of a write, and give the key under which its receiver will find it."""
+        edit = write.edit
+        assert isinstance(edit, PathPatch)
+        shape, sender = self.model.shape, edit.sender
+        columns = ops.columns(sender.component, sender.head, shape.heads, shape.d_head)
+        at = point_of(sender)
+        change = (self.known.sources[edit.source][at] - self.known.base[at])[:, self.start : self.stop, columns]
+        if sender.positions is not None:
+            sent = torch.zeros(self.stop, device=change.device, dtype=torch.bool)
+            positions = [position % self.group.length for position in sender.positions]
+            sent[[position for position in positions if position < self.stop]] = True
+            change = change * sent[self.start :, None]
+        part = None
+        if write.head is not None:
+            part = ops.columns(write.place, write.head, shape.heads, shape.d_head)
+        key = (local, write.layer, write.place, write.head)
+        kind = str(sender.component)
+        self.senders.append((sender.layer, kind, columns, change, edit.through_mlps, [(key, write.layer, part)]))
+        return key
+
+
+def _index(positions: list[int] | None) -> Any:
+    """A slice where positions follow each other, else the list; None is all."""
+    if positions is None:
+        return slice(None)
+    if positions[-1] - positions[0] + 1 == len(positions):
+        return slice(positions[0], positions[-1] + 1)
+    return positions

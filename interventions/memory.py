@@ -1,0 +1,53 @@
+"""How much memory a pass may take, and what running out of it looks like. Imports torch."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from .cost import DEFAULT_BUDGET, OVERHEAD
+
+SHARE = 8
+"""The tensors of a pass take at most one part in this many of the free memory."""
+ACCELERATOR_OVERHEAD = 300 * OVERHEAD
+"""An accelerator does more work in the time in which a pass is set up."""
+
+
+def budget(device: torch.device) -> int:
+    """Bytes for the tensors of a pass.
+
+    Half of the free memory of a GPU. On a CPU a share of the free memory, and no more than is of use: passes that fit
+    into few caches are the faster ones.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] // 2)
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()) // 2
+    return max(1, min(DEFAULT_BUDGET, free_memory() // SHARE))
+
+
+def overhead(device: torch.device) -> float:
+    """Operations that a layer of a pass costs beside its work."""
+    return OVERHEAD if device.type == "cpu" else ACCELERATOR_OVERHEAD
+
+
+def free_memory() -> int:
+    """Bytes of main memory that are free; where the system does not say, enough for the default."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return SHARE * DEFAULT_BUDGET
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, or what caused it, says that memory ran out."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, torch.OutOfMemoryError | MemoryError):
+            return True
+        text = str(seen).lower()
+        if isinstance(seen, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text):
+            return True
+        seen = seen.__cause__
+    return False

@@ -1,0 +1,149 @@
+"""The model's own forward pass, traced: what the engine reads of the runs as they are. Owns those traces.
+
+Imports the model handle and ops; knows no plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from operator import attrgetter
+from typing import Any
+
+import nnsight
+import numpy as np
+import torch
+
+from ..errors import DeclarationError
+from . import ops
+from .checks import check_site
+from .components import Component
+from .known import Points
+from .lowering import positions_in
+from .models import Model
+from .score import comparing
+from .score import score as score_logits
+from .shape import Group
+from .sites import Site
+
+Array = np.ndarray[Any, Any]
+AT_ONCE = 64
+"""Prompts that are read together."""
+
+
+def point_of(site: Site) -> tuple[int, str]:
+    """Where the tensor that holds a site is found."""
+    return site.layer, ops.POINT_OF.get(site.component, str(site.component))
+
+
+def native_point(layer: int, name: str, layers: int) -> tuple[int, str]:
+    """The point of the model's own forward pass that holds what a planned pass calls ``stream``."""
+    if name != "stream":
+        return layer, name
+    return (layer, "resid_pre") if layer < layers else (layers - 1, "resid_post")
+
+
+def as_tensor(model: Model, array: Array) -> torch.Tensor:
+    """An array where the model is."""
+    return torch.as_tensor(np.ascontiguousarray(array), device=model.device)
+
+
+def nothing(model: Model) -> torch.Tensor:
+    """Tokens for a trace that never goes through the model itself."""
+    return torch.zeros((1, 1), dtype=torch.long, device=model.device)
+
+
+def read_points(model: Model, tokens: Array, sites: Iterable[Site]) -> Points:
+    """The tensors at the points of `sites`, ``(example, position, width)``, from passes without intervention."""
+    wanted = {point_of(site) for site in sites}
+    pieces = [
+        _read(model, as_tensor(model, tokens[start : start + AT_ONCE]), wanted)
+        for start in range(0, len(tokens), AT_ONCE)
+    ]
+    return {at: torch.cat([piece[at] for piece in pieces]) for at in wanted}
+
+
+def _read(model: Model, tokens: torch.Tensor, wanted: set[tuple[int, str]]) -> Points:
+    root, arguments = model.traced, walk_arguments(model)
+    layers = 1 + max(layer for layer, _ in wanted)
+    with torch.no_grad(), model.traced.trace(tokens, use_cache=False) as tracer:
+        taken, _ = ops.walk(root, *arguments, layers, wanted, [], 0, [], {})
+        nnsight.save(taken)
+        tracer.stop()
+    return {at: value.expand(len(tokens), *value.shape[1:]) for at, value in taken.items()}
+
+
+def run_as_it_is(
+    model: Model,
+    tokens: torch.Tensor,
+    scored: Sequence[int],
+    wanted: set[tuple[int, str]],
+    attend: list[Any],
+    score: dict[str, Any],
+    keep_logits: bool,
+) -> tuple[Points, dict[str, torch.Tensor], torch.Tensor | None]:
+    """One pass of the model's own: what is at the wanted points, the readers' values, and the scored logits if kept.
+
+    `attend` and `score` are as in `forward`; kernels in ``score["compare"]`` also take ``base_logits``, which are those
+    of this very pass where `keep_logits` is set.
+    """
+    root, arguments, shape = model.traced, walk_arguments(model), model.shape
+    norm, unembed = (attrgetter(model.family.modules[name])(root) for name in ("norm", "unembed"))
+    scalings = [model.scaling(layer) for layer in range(shape.layers)]
+    at = torch.tensor(scored, device=tokens.device)
+    with torch.no_grad(), model.traced.trace(tokens, use_cache=False) as tracer:
+        found: dict[str, Any] = {}
+        taken, values = ops.walk(root, *arguments, shape.layers, wanted, attend, shape.heads, scalings, {})
+        if score["kernels"]:
+            normed = norm.output[:, at]
+            if keep_logits:
+                found["logits"] = unembed(normed)
+            values.update(score_logits(normed, unembed, comparing(score, found), len(tokens)))
+        nnsight.save(taken)
+        nnsight.save(values)
+        nnsight.save(found)
+        tracer.stop()
+    points = {point: value.expand(len(tokens), *value.shape[1:]) for point, value in taken.items()}
+    return points, dict(values), found.get("logits")
+
+
+def walk_arguments(model: Model) -> tuple[Any, list[tuple[str, str]], list[tuple[str, str, str]]]:
+    """What `ops.walk` takes first after the model: blocks, embeddings, points."""
+    family = model.family
+    points: list[tuple[str, str, str]] = [(name, point.path, point.side) for name, point in family.points.items()]
+    return attrgetter(family.blocks)(model.traced), list(family.embeddings.items()), points
+
+
+def capture_site(model: Model, points: Points, site: Site) -> torch.Tensor:
+    """The value of `site` from the tensors of `read_points`, in the shape that `Component` states."""
+    heads, d_head = model.shape.heads, model.shape.d_head
+    point = points[point_of(site)]
+    at = positions_in(site, point.shape[1])
+    if site.component is Component.pattern:
+        pattern = pattern_of(model, point, site)
+        pattern = pattern if site.head is None else pattern[:, 0]
+        return pattern if at is None else pattern[..., at, :]
+    value = point
+    if site.component is Component.head_out:
+        z = ops.split_heads(point, heads)
+        value = torch.einsum("ephd,hdm->ephm", z, model.head_weights(site.layer).W_O)
+        value = value if site.head is None else value[:, :, site.head]
+    elif site.component.per_head:
+        value = point[..., ops.columns(site.component, site.head, heads, d_head)]
+        value = ops.split_heads(value, heads) if site.head is None else value
+    return value if at is None else value[:, at]
+
+
+def pattern_of(model: Model, qkv: torch.Tensor, site: Site) -> torch.Tensor:
+    """Attention weights ``(example, head, query, key)`` of the head of `site`, or of all."""
+    heads, d_head = model.shape.heads, model.shape.d_head
+    q, k = (qkv[..., ops.columns(side, site.head, heads, d_head)] for side in "qk")
+    count = heads if site.head is None else 1
+    return ops.attention_pattern(ops.split_heads(q, count), ops.split_heads(k, count), model.scaling(site.layer))
+
+
+def check_sites(model: Model, sites: Sequence[Site], groups: Sequence[Group]) -> None:
+    """Refuse sites that the model or the prompts do not have."""
+    if not sites:
+        raise DeclarationError("nothing to capture: name at least one site, such as Head(1, 2).pattern")
+    for site in sites:
+        check_site(site, model.name, model.shape, groups)

@@ -1,0 +1,177 @@
+"""Packing: which conditions share a pass, and how many examples. Pure: imports no torch.
+
+Conditions that first change a late position are kept apart from those that change an early one, since a pass computes
+every position from its first one on; within a pass they stand in the order in which they join.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from .cost import Extent, block_flops, cache_bytes, logits_bytes, row_bytes
+from .lowering import STAGES, Write, last_position
+from .shape import Group, Shape
+
+Entry = tuple[int, int, int]
+"""Layer, stage and first position at which a condition joins."""
+
+AT_STAGE = (
+    ("stream",),
+    ("stream", "qkv", "z"),
+    ("stream", "z"),
+    ("stream", "attn_out"),
+    ("resid_mid",),
+    ("resid_mid", "mlp_out"),
+)
+"""What a condition that joins at a stage takes from the base run."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Conditions that go through the model together.
+
+    Attributes
+    ----------
+    conditions : tuple of int
+        In the order in which they join.
+    entries : tuple of (layer, stage)
+        Where each joins, see `lowering.STAGES`.
+    start : int
+        The first position that is computed.
+    """
+
+    conditions: tuple[int, ...]
+    entries: tuple[tuple[int, int], ...]
+    start: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some examples of a group, with what runs on them: every run once as it is, then the passes.
+
+    Attributes
+    ----------
+    group : int
+    examples : tuple of int
+        Start and stop among the examples of the group.
+    passes : tuple of Pass
+    """
+
+    group: int
+    examples: tuple[int, int]
+    passes: tuple[Pass, ...]
+
+    @property
+    def size(self) -> int:
+        """How many examples."""
+        return self.examples[1] - self.examples[0]
+
+
+@dataclass(frozen=True)
+class Packer:
+    """What packing depends on.
+
+    Attributes
+    ----------
+    shape : Shape
+    columns : int
+        Logits that are computed at each scored position.
+    patterns : bool
+        Whether attention patterns are read.
+    budget : int
+        Bytes that the tensors of a pass may take.
+    overhead : float
+        Operations that a layer of a pass costs beside its work.
+    limit : int, optional
+        Rows of a pass, where they were asked for.
+    """
+
+    shape: Shape
+    columns: int
+    patterns: bool
+    budget: int
+    overhead: float
+    limit: int | None = None
+
+    def extent(self, group: Group, examples: int, start: int = 0) -> Extent:
+        """How much of a pass from position `start` is computed."""
+        scored = sum(position >= start for position in group.scored)
+        stop = last_position(group, self.patterns)
+        return Extent(examples, start, stop, scored, self.columns, self.patterns)
+
+    def chunks(self, number: int, group: Group, conditions: Sequence[Sequence[Write]]) -> list[Chunk]:
+        """The examples of a group in pieces, each with its passes."""
+        entries = {at: entry for at, writes in enumerate(conditions) if (entry := self._entry(writes)) is not None}
+        size, rows = len(group.examples), self.limit
+        if rows is None:
+            rows = min(rows_within(self.budget, self.shape, self.extent(group, 1)), self._examples(group, entries))
+        pieces = -(-size // min(size, rows))
+        bounds = [size * piece // pieces for piece in range(pieces + 1)]
+        return [
+            Chunk(number, (start, stop), tuple(self._passes(group, stop - start, entries)))
+            for start, stop in pairwise(bounds)
+        ]
+
+    def _entry(self, writes: Sequence[Write]) -> Entry | None:
+        """Where a condition joins; None where it changes nothing that is read."""
+        if not writes:
+            return None
+        layer, stage = min((write.layer, STAGES[write.place]) for write in writes)
+        if self.patterns and stage == 1:
+            stage = 0  # the patterns of all heads of the layer are read, not only of those that change
+        return layer, stage, 0 if self.patterns else min(write.first for write in writes)
+
+    def _examples(self, group: Group, entries: Mapping[int, Entry]) -> int:
+        """Examples whose base run can be kept in twice the budget."""
+        points = {(layer, name) for layer, stage, _ in entries.values() for name in AT_STAGE[stage]}
+        if any(start for *_, start in entries.values()):
+            points |= {(layer, "qkv") for layer in range(self.shape.layers)}
+        logits = logits_bytes(self.shape, self.extent(group, 1))
+        held = cache_bytes(self.shape, group.length, tuple(points)) + logits
+        return max(1, 2 * self.budget // held)
+
+    def _passes(self, group: Group, examples: int, entries: Mapping[int, Entry]) -> list[Pass]:
+        made = []
+        for start, numbers in self._by_start(group, examples, entries):
+            rows = self.limit or rows_within(self.budget, self.shape, self.extent(group, examples, start))
+            together = max(1, rows // examples)
+            ordered = sorted(numbers, key=lambda number: (entries[number][:2], number))
+            pieces = -(-len(ordered) // together)
+            for piece in range(pieces):
+                part = ordered[len(ordered) * piece // pieces : len(ordered) * (piece + 1) // pieces]
+                made.append(Pass(tuple(part), tuple(entries[number][:2] for number in part), start))
+        return made
+
+    def _by_start(self, group: Group, examples: int, entries: Mapping[int, Entry]) -> list[tuple[int, list[int]]]:
+        """Conditions by the first position computed; neighbours join where a pass of their own would cost more."""
+        position = block_flops(self.shape, examples, 1, last_position(group, self.patterns))
+        buckets: list[tuple[int, list[int]]] = []
+        wasted = 0.0
+        by_start: dict[int, list[int]] = {}
+        for number, entry in entries.items():
+            by_start.setdefault(entry[2], []).append(number)
+        for start, numbers in sorted(by_start.items()):
+            layers = [self.shape.layers - entries[number][0] for number in numbers]
+            extra = (start - buckets[-1][0]) * position * sum(layers) if buckets else 0.0
+            if buckets and wasted + extra <= self.overhead * max(1, *layers):
+                buckets[-1][1].extend(numbers)
+                wasted += extra
+            else:
+                buckets.append((start, numbers))
+                wasted = 0.0
+        return buckets
+
+
+def rows_within(budget: int, shape: Shape, extent: Extent) -> int:
+    """Rows of a pass whose tensors fit in `budget` bytes (float32), at least one."""
+    return max(1, budget // row_bytes(shape, extent))
+
+
+def heads_redone(writes: Sequence[Write], entry: tuple[int, int], heads: int) -> list[int]:
+    """Heads whose attention is redone for a condition that joins at ``q k v pattern``."""
+    if entry[1] != 1:
+        return []
+    touched = {write.head for write in writes if (write.layer, STAGES[write.place]) == entry}
+    return list(range(heads)) if None in touched else sorted(head for head in touched if head is not None)

@@ -1,0 +1,76 @@
+"""Self-checks: silent on models that are read right, and each names itself where a model is not what it seems."""
+
+import numpy as np
+import pytest
+import raw_hooks
+import torch
+
+import headwise as hw
+from headwise.errors import ModelError
+from headwise.interventions import Head, ZeroAblate, selfcheck
+from headwise.metrics import loss
+from headwise.studies import RepeatedTokens, measure
+
+TASK = RepeatedTokens(n=2, length=5)
+TOKENS = np.arange(3, 13)
+
+
+def module():
+    return raw_hooks.random_gpt2(3, 2, 6, 40, 20)
+
+
+@pytest.mark.parametrize("length", [1, 2, 8])
+def test_nothing_fails_on_models_that_are_read_right(random_model, length):
+    assert selfcheck.failures(random_model, TOKENS[None, :length]) == []
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_rounding_is_no_failure(dtype):
+    assert selfcheck.failures(hw.load(module(), dtype=dtype), TOKENS[None, :8]) == []
+
+
+def test_scores_scaled_behind_the_configuration_are_found():
+    strange = module()
+    for block in strange.transformer.h:
+        block.attn.scaling *= 3
+    with pytest.raises(ModelError) as caught:
+        measure(hw.load(strange), TASK, ZeroAblate(Head(0, 1)), [loss])
+    message = str(caught.value)
+    assert message.startswith("self-check of GPT2LMHeadModel failed: identity (a pass that changes nothing moves")
+    assert "seen (a write to q of layer 0 moves them elsewhere" in message
+    assert "check=False measures all the same" in message
+
+
+def test_a_block_that_keeps_something_to_itself_is_found():
+    strange = module()
+    strange.transformer.h[1].register_forward_hook(lambda block, given, made: made * 1.5)
+    assert any(one.startswith("identity") for one in selfcheck.failures(hw.load(strange), TOKENS[None, :8]))
+
+
+class Deaf(torch.nn.Module):
+    """An MLP of which the model uses nothing."""
+
+    def forward(self, value):
+        return torch.zeros_like(value)
+
+
+def test_a_write_that_moves_nothing_is_found():
+    strange = module()
+    for block in strange.transformer.h:
+        block.register_forward_hook(lambda block, given, made: given[0])
+    failed = selfcheck.failures(hw.load(strange), TOKENS[None, :8])
+    assert "moved (no write to mlp_out moves the logits)" in failed
+    assert "moved (no write to attn_out moves the logits)" in failed
+
+
+def test_a_model_is_checked_once_and_only_before_interventions(monkeypatch):
+    calls = []
+    monkeypatch.setattr(selfcheck, "failures", lambda model, tokens: calls.append(tokens.shape) or [])
+    model = hw.load(module())
+    measure(model, TASK, None, [loss])
+    assert calls == []
+    measure(model, TASK, ZeroAblate(Head(0, 1)), [loss], check=False)
+    assert calls == []
+    for _ in range(2):
+        measure(model, TASK, ZeroAblate(Head(0, 1)), [loss])
+    assert calls == [(1, 8)]
