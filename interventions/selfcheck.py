@@ -78,7 +78,7 @@ def failures(model: Model, tokens: Array) -> list[str]:
             )
     for name in ADDED:
         moves = [_most(row - own[0]) for (_, part), row in zip(parts, own[1:], strict=True) if part == name]
-        if moves and not max(moves) > allowed:
+        if moves and not max(moves) > allowed / 100:  # both from one pass of the model, so rounded alike
             failed.append(f"moved (no write to {name} moves the logits)")
     return failed
 

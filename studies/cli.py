@@ -20,6 +20,7 @@ EXAMPLES = """examples:
   headwise induction                                     the model that ships with headwise
   headwise induction --model openai-community/gpt2       GPT-2 from the Hugging Face Hub
   headwise induction --model ./my-gpt2 --n 16            a local folder, fewer prompts
+  headwise plan --what qkv --metric logit_diff           what patching q, k, v of every head would cost
 """
 
 
@@ -35,8 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except HeadwiseError as error:
         print(f"headwise: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("headwise: stopped; no file was left half-written", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"headwise: {str(error) or 'stopped'}; no file was left half-written", file=sys.stderr)
         return 130
 
 
@@ -73,6 +74,33 @@ def _parser() -> argparse.ArgumentParser:
     induction.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: %(default)s)")
     induction.add_argument("--revision", help="branch, tag or commit on the Hub")
     induction.set_defaults(run=_induction)
+    planning = commands.add_parser(
+        "plan",
+        help="what a sweep would cost, before it runs",
+        allow_abbrev=False,
+        description=(
+            "Explain the plan of a sweep on repeated random tokens: passes, rows, work against one forward pass for "
+            "each condition, memory, and an estimate of the time. In Python: print(headwise.studies.plan(...))."
+        ),
+    )
+    planning.add_argument("--model", default="words-2l", help="shipped name, Hub id or folder (default: %(default)s)")
+    planning.add_argument(
+        "--what",
+        default="heads",
+        help=(
+            "heads (zero ablation of each), qkv (patching q, k and v of each), resid (patching the residual stream at "
+            "each layer and position), or a JSON file with interventions (default: %(default)s)"
+        ),
+    )
+    planning.add_argument("--metric", action="append", help="loss, logit_diff, ...; may be given again (default: loss)")
+    planning.add_argument("--n", type=int, default=32, help="prompts (default: %(default)s)")
+    planning.add_argument(
+        "--length", type=int, default=25, help="tokens in the half that repeats (default: %(default)s)"
+    )
+    planning.add_argument("--batch-size", default="auto", help="rows of a pass (default: %(default)s)")
+    planning.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: %(default)s)")
+    planning.add_argument("--json", action="store_true", help="print the figures as JSON")
+    planning.set_defaults(run=_plan)
     return parser
 
 
@@ -102,6 +130,25 @@ def _induction(options: argparse.Namespace) -> int:
     print(f"\n{_shown(out)}  results ({out.stat().st_size / 1e6:.1f} MB)")
     print(f"{_shown(report)}  report ({report.stat().st_size / 1e6:.1f} MB)")
     print(f"{time.monotonic() - started:.0f} s in all")
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from ..interventions.models import load
+    from .planning import figures, sweep
+
+    _quiet_libraries()
+    model = load(options.model, device=options.device)
+    size = options.batch_size
+    plan = sweep(
+        model,
+        options.what,
+        options.metric or ["loss"],
+        n=options.n,
+        length=options.length,
+        batch_size=int(size) if size.isdigit() else size,
+    )
+    print(figures(plan) if options.json else plan)
     return 0
 
 

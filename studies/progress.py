@@ -1,37 +1,61 @@
-"""Progress in a terminal: nothing for quick work, a bar with the time left for the rest. Imports rich when shown."""
+"""Progress in a terminal: nothing for quick work, a bar with rate and time left for the rest; and a clean Ctrl-C.
+
+Imports rich when the bar is shown.
+"""
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 QUIET_SECONDS = 2.0
 
 
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C, taken at the end of a pass; its text says how far the work had come."""
+
+
 class Progress:
     """A bar that appears once the work has taken two seconds, if standard error is a terminal.
+
+    Ctrl-C lets the pass that runs come to its end, so that nothing is left half done, and then raises `Stopped`; a
+    second Ctrl-C interrupts at once.
 
     Parameters
     ----------
     label : str
     show : callable or bool, optional
         A callable gets ``(done, total)`` instead of any bar; True shows the bar at once; False never.
+    unit : str
+        What is counted.
     """
 
-    def __init__(self, label: str, show: Callable[[int, int], None] | bool | None = None) -> None:
-        self.label = label
+    def __init__(self, label: str, show: Callable[[int, int], None] | bool | None = None, unit: str = "passes") -> None:
+        self.label, self.unit = label, unit
         self.callback = show if callable(show) else None
         self.wanted = sys.stderr.isatty() if show is None else show is True
         self.patience = 0.0 if show is True else QUIET_SECONDS
         self.started = time.monotonic()
         self.bar: Any = None
         self.task: Any = None
+        self.asked = False
+        self.before: Any = None
 
     def __enter__(self) -> Progress:
+        ours = threading.current_thread() is threading.main_thread()
+        if ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self.before = signal.signal(signal.SIGINT, self._ask)
         return self
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
 
     def update(self, done: int, total: int) -> None:
         """Say that `done` of `total` passes are done."""
@@ -40,16 +64,26 @@ class Progress:
         elif self.wanted and time.monotonic() - self.started >= self.patience:
             if self.bar is None:
                 self._open(total)
-            self.bar.update(self.task, completed=done, total=total)
+            seconds = time.monotonic() - self.started
+            self.bar.update(self.task, completed=done, total=total, rate=f"{done / seconds:.3g} {self.unit}/s")
+        if self.asked:
+            raise Stopped(f"stopped after {done} of {total} {self.unit}; nothing of this measurement is kept")
 
     def _open(self, total: int) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+        )
         self.bar = Bar(*columns, console=Console(stderr=True), transient=True)
-        self.task = self.bar.add_task(self.label, total=total)
+        self.task = self.bar.add_task(self.label, total=total, rate="")
         self.bar.start()
 
     def __exit__(
@@ -57,3 +91,7 @@ class Progress:
     ) -> None:
         if self.bar is not None:
             self.bar.stop()
+        if self.before is not None:
+            signal.signal(signal.SIGINT, self.before)
+        if self.asked and kind is None:  # asked for during the very last pass: the work is done, the wish is not lost
+            raise Stopped(f"stopped after the last of the {self.unit}")

@@ -39,6 +39,9 @@ def test_induction_writes_result_and_report(tmp_path, capsys):
         (["induction", "--n", "1"], "headwise: n, the number of prompts, must be 2 or more, got 1"),
         (["induction", "--seed", "8589934592"], "headwise: a seed must be at most 4294967295, got 8589934592"),
         (["induction", "--out", "x.html"], "headwise: --out x.html: end it in .nc; the report beside it gets"),
+        (["plan", "--what", "all"], "headwise: --what all: possible are heads, qkv and resid, and a JSON file with"),
+        (["plan", "--metric", "los"], "headwise: --metric los: possible are accuracy, duplicate_token"),
+        (["plan", "--batch-size", "big"], "headwise: batch_size='big': possible are"),
         (["induction", "--device", "tpu"], "headwise: device 'tpu' cannot be used here"),
         (
             ["induction", "--out", "/proc/none/x.nc"],
@@ -52,6 +55,25 @@ def test_errors_are_one_line_and_status_1(arguments, message, capsys, tmp_path, 
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith(message)
     assert not list(tmp_path.rglob("*.nc"))
+
+
+def test_plan_explains_without_measuring(capsys, tmp_path):
+    from headwise.interventions import Head, Knockout
+    from headwise.interventions.codec import to_json
+
+    assert main(["plan", "--what", "qkv", "--metric", "logit_diff", "--n", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "words-2l: 48 conditions on 2 examples of the clean run"
+    assert any(line.startswith("work        0.2") for line in lines)
+    assert any(line.startswith("time ") for line in lines)
+    assert main(["plan", "--what", "resid", "--metric", "loss", "--metric", "kl", "--n", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["conditions"] == 100
+    assert found["share"] == (found["base"] + found["passes"]) / found["naive"]
+    mine = tmp_path / "mine.json"
+    mine.write_text(to_json({"out": Knockout(Head(1, 0), 30, 6)}))
+    assert main(["plan", "--what", str(mine), "--n", "2"]) == 0
+    assert "1 condition on 2 examples" in capsys.readouterr().out
 
 
 def test_out_may_not_be_a_folder(tmp_path, capsys):
