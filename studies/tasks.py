@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -146,6 +146,8 @@ class Prompts:
         The run ``corrupted``: for each prompt, another one of as many tokens.
     others : sequence of str, optional
         Reference prompts for mean and resample ablation; the prompts themselves when left out.
+    runs : mapping of name to a sequence of str, optional
+        Further runs to patch from: for each prompt, another one of as many tokens.
     bos : bool
         Put the model's BOS in front of each.
     """
@@ -155,6 +157,7 @@ class Prompts:
     distractors: tuple[str, ...] | None = None
     corrupted: tuple[str, ...] | None = None
     others: tuple[str, ...] | None = None
+    runs: tuple[tuple[str, tuple[str, ...]], ...] = field(default=(), kw_only=True)
     bos: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -162,8 +165,9 @@ class Prompts:
             object.__setattr__(self, name, _texts(name, getattr(self, name)))
         if not self.prompts:
             raise DeclarationError("Prompts needs at least one prompt")
-        for name in ("answers", "distractors", "corrupted"):
-            given = getattr(self, name)
+        object.__setattr__(self, "runs", _runs(self.runs))
+        each = {name: getattr(self, name) for name in ("answers", "distractors", "corrupted")}
+        for name, given in (each | {f"prompts of the run {name}": texts for name, texts in self.runs}).items():
             if given is not None and len(given) != len(self.prompts):
                 raise DeclarationError(f"{len(given)} {name} for {len(self.prompts)} prompts: give one for each")
         if self.distractors is not None and self.answers is None:
@@ -172,13 +176,15 @@ class Prompts:
     def draw(self, model: Model) -> Batch:
         """The prompts as tokens."""
         texts = {"clean": self.prompts} | ({"corrupted": self.corrupted} if self.corrupted is not None else {})
+        texts |= dict(self.runs)
         ids = {run: [self._encode(model, text) for text in given] for run, given in texts.items()}
         lengths = np.array([len(tokens) for tokens in ids["clean"]])
-        for clean, other, text in zip(ids["clean"], ids.get("corrupted", ids["clean"]), self.prompts, strict=True):
-            if len(clean) != len(other):
-                raise DeclarationError(
-                    f"prompt {text!r} has {len(clean)} tokens, its corrupted one {len(other)}: make them equal"
-                )
+        for run, rows in ids.items():
+            for clean, other, text in zip(ids["clean"], rows, self.prompts, strict=True):
+                if len(clean) != len(other):
+                    raise DeclarationError(
+                        f"prompt {text!r} has {len(clean)} tokens, its {run} one {len(other)}: make them equal"
+                    )
         n, size = len(lengths), int(lengths.max())
         scored, targets = np.zeros((n, size), dtype=bool), np.zeros((n, size), dtype=np.int64)
         distractors = None if self.distractors is None else np.zeros((n, size), dtype=np.int64)
@@ -200,9 +206,9 @@ class Prompts:
         """The other prompts where they were given, else these prompts."""
         if self.others is None:
             return self.draw(model)
-        return replace(self, prompts=self.others, answers=None, distractors=None, corrupted=None, others=None).draw(
-            model
-        )
+        return replace(
+            self, prompts=self.others, answers=None, distractors=None, corrupted=None, others=None, runs=()
+        ).draw(model)
 
     def _encode(self, model: Model, text: str) -> list[int]:
         tokens = model.encode(text)
@@ -250,6 +256,20 @@ def _texts(name: str, given: Iterable[str] | None) -> tuple[str, ...] | None:
         if not isinstance(text, str):
             raise DeclarationError(f"{name} must be texts, got {text!r}")
     return texts
+
+
+def _runs(given: object) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    pairs = given.items() if isinstance(given, Mapping) else given
+    try:
+        runs = tuple((str(name), _texts(f"the run {name}", texts) or ()) for name, texts in pairs)  # type: ignore
+    except DeclarationError:
+        raise
+    except (TypeError, ValueError):
+        raise DeclarationError(f"runs={given!r}: give a mapping of names to lists of texts") from None
+    names = [name for name, _ in runs]
+    if {"clean", "corrupted"} & {*names} or len({*names}) < len(names):
+        raise DeclarationError(f"runs are called {choices(names)}: names must differ, from clean and corrupted too")
+    return runs
 
 
 def _one_token(model: Model, text: str, what: str) -> int:

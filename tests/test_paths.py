@@ -23,9 +23,11 @@ from headwise.interventions import (
     Scale,
     ZeroAblate,
 )
+from headwise.interventions.codec import from_json, to_json
 from headwise.interventions.values import derangement
 from headwise.metrics import loss
-from headwise.studies import RepeatedTokens, measure
+from headwise.studies import Prompts, RepeatedTokens, measure
+from headwise.studies.tables import TASKS
 
 TASK = RepeatedTokens(n=3, length=7, seed=2, score="all")
 PER_HEAD = ("q", "k", "v", "z", "head_out")
@@ -291,3 +293,48 @@ def test_composing_several_heads_of_every_component_counts_each_once(small_model
         each = Compose(*(Patch(Head(1, head).site(component)) for head in range(4)))
         found = measure(small_model, TASK, {"each": each, "whole": Patch(Layer(1).site(component))}, [loss])["loss"]
         np.testing.assert_allclose(found[0], found[1], atol=1e-6)
+
+
+def test_patches_from_runs_of_one_s_own(small_model):
+    """Two counterfactual prompts for each prompt, patched from in one condition and in two."""
+    prompts = ["3 4 5 6", "7 8 9 10"]
+    runs = {"names": ["3 14 5 6", "7 18 9 10"], "places": ["3 4 25 6", "7 8 29 10"]}
+    task = Prompts(prompts, answers=["1", "2"], runs=runs)
+    what = {
+        "names": Patch(Layer(0).resid_post.at(1), source="names"),
+        "both": Patch(Layer(0).resid_post.at(1), source="names") + Patch(Head(1, 0).v, source="places"),
+    }
+    found = measure(small_model, task, what, [loss])["loss"].values
+    tokens = {
+        name: torch.tensor([[int(one) for one in text.split()] for text in texts]) for name, texts in runs.items()
+    }
+    clean = torch.tensor([[int(one) for one in text.split()] for text in prompts])
+    stream, value = Place(0, "resid_post", None, (1,)), Place(1, "v", 0, None)
+    names = raw_paths.read(small_model.module, tokens["names"], stream)
+    places = raw_paths.read(small_model.module, tokens["places"], value)
+    changes = [(stream, lambda old: names), (value, lambda old: places)]
+    for row, count in zip(found, (1, 2), strict=True):
+        logits = raw_paths.run(small_model.module, clean, changes[:count])[:, -1]
+        wanted = -logits.log_softmax(-1)[[0, 1], [1, 2]]
+        np.testing.assert_allclose(row, wanted.numpy(), atol=TOLERANCE)
+    assert from_json(to_json(task, TASKS), TASKS) == task
+
+
+@pytest.mark.parametrize(
+    ("runs", "message"),
+    [
+        ({"clean": ["1 2"]}, "names must differ, from clean and corrupted too"),
+        ({"other": ["1 2", "3 4"]}, "2 prompts of the run other for 1 prompts: give one for each"),
+        ({"other": "1 2"}, "the run other is a list of texts"),
+        (3, "runs=3: give a mapping of names to lists of texts"),
+    ],
+)
+def test_runs_that_cannot_be_are_refused(runs, message):
+    with pytest.raises(DeclarationError) as caught:
+        Prompts(["1 2"], runs=runs)
+    assert message in str(caught.value)
+
+
+def test_runs_of_another_length_are_refused(small_model):
+    with pytest.raises(DeclarationError, match="has 2 tokens, its other one 3: make them equal"):
+        measure(small_model, Prompts(["1 2"], runs={"other": ["1 2 3"]}), None, [loss])

@@ -20,7 +20,7 @@ from planted import (
 )
 
 import headwise as hw
-from headwise.interventions import Grid, Head, MeanAblate, Patch, ResampleAblate, ZeroAblate
+from headwise.interventions import Grid, Head, Knockout, MeanAblate, Patch, PathPatch, ResampleAblate, ZeroAblate
 from headwise.metrics import SCORES, accuracy, logit_diff, loss
 from headwise.studies import RepeatedTokens, measure
 from headwise.studies.heads import head_scores
@@ -107,3 +107,50 @@ def test_the_effect_of_the_previous_token_head_passes_through_k(planted):
 def test_the_bystander_writes_but_nobody_reads(planted):
     ds = measure(planted, TASK, {"self": ZeroAblate(Head(*SELF))}, [accuracy])
     np.testing.assert_array_equal(ds["accuracy"], 1.0)
+
+
+def test_the_whole_effect_takes_the_path_into_k(planted):
+    """From the previous-token head to k of the induction head; q, v, other heads and the logits carry nothing."""
+    sender, head = Head(*PREVIOUS), Head(*INDUCTION)
+    others = [Head(INDUCTION[0], other) for other in planted.heads if other != INDUCTION[1]]
+    what = {
+        "k": PathPatch(sender, head.k),
+        "k, frozen": PathPatch(sender, head.k, through_mlps=False),
+        "q": PathPatch(sender, head.q),
+        "v": PathPatch(sender, head.v),
+        "logits": PathPatch(sender, "logits"),
+        "others": PathPatch(sender, [other.site(part) for other in others for part in "qkv"]),
+        "from another": PathPatch(Head(*SELF), head.k),
+        "whole": Patch(sender),
+    }
+    ds = measure(planted, TASK, what, [logit_diff], per_position=True)["logit_diff"]
+    scored = range(LENGTH, 2 * LENGTH - 1)
+    for name in ("k", "k, frozen", "whole"):
+        for query in scored:
+            wanted = predicted_logit_diff_k_noised(query)
+            np.testing.assert_allclose(ds.sel(condition=name).isel(position=query), wanted, atol=1e-4)
+    for name in ("q", "v", "logits", "others", "from another"):
+        found = ds.sel(condition=name).isel(position=scored)
+        np.testing.assert_allclose(found, predicted_logit_diff_clean(), atol=1e-4, err_msg=name)
+
+
+def test_knocking_out_the_attention_to_the_target(planted):
+    """Without key ``i - L + 1`` the scores left are equal but for key 0, so attention is uniform over ``i - 1`` keys.
+
+    Those hold the target 0 times, the ``m = i - L`` tokens before it twice and the other tokens of the half once, each
+    worth ``20 / (i - 1) * sqrt(10 / (8 + 2 squares))`` of logit. Other queries see nothing of it.
+    """
+    query = LENGTH + 4
+    out = Knockout(Head(*INDUCTION), query, query - LENGTH + 1)
+    ds = measure(planted, TASK, {"one": out}, [loss, logit_diff], per_position=True).sel(condition="one")
+    squares = (3 * query - 2 * LENGTH - 1) / (query - 1) ** 2
+    once = 20 / (query - 1) * math.sqrt(10 / (8 + 2 * squares))
+    twice, single = 4, LENGTH - 5
+    total = twice * math.exp(2 * once) + single * math.exp(once) + VOCAB - twice - single
+    np.testing.assert_allclose(ds["logit_diff"].isel(position=query), 0, atol=1e-4)
+    np.testing.assert_allclose(ds["loss"].isel(position=query), math.log(total), atol=1e-4)
+    rest = [position for position in range(LENGTH, 2 * LENGTH - 1) if position != query]
+    np.testing.assert_allclose(ds["logit_diff"].isel(position=rest), predicted_logit_diff_clean(), atol=1e-4)
+    diagonal = sum(Knockout(Head(*INDUCTION), i, i - LENGTH + 1) for i in range(LENGTH, 2 * LENGTH - 1))
+    everywhere = measure(planted, TASK, diagonal, [accuracy])
+    np.testing.assert_array_equal(everywhere["accuracy"], 0.0)
