@@ -56,15 +56,15 @@ def test_every_public_name_resolves():
         assert getattr(studies, name) is not None
 
 
-def example():
-    """The first Python block of README."""
-    return re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
+def blocks():
+    """The Python blocks of README."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
 
 def test_the_readme_example_runs_as_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     space = {}
-    exec(compile(example(), "README.md", "exec"), space)
+    exec(compile(blocks()[0], "README.md", "exec"), space)
     assert space["ds"]["loss"].dims == ("layer", "head", "example")
     assert space["noised"]["logit_diff"].dims == ("component", "layer", "head", "example")
     assert space["noised"].attrs["direction"] == "noising"
@@ -74,12 +74,28 @@ def test_the_readme_example_runs_as_written(tmp_path, monkeypatch):
     assert (tmp_path / "ablation.nc").stat().st_size > 1000
 
 
+def test_the_readme_explains_a_plan_as_it_is(monkeypatch, capsys):
+    from headwise.interventions import memory
+
+    monkeypatch.setattr(memory, "budget", lambda device: memory.DEFAULT_BUDGET)
+    space = {}
+    exec(compile(blocks()[1], "README.md", "exec"), space)
+    assert set(space["ds"]["condition"].values) == {"steer", "half", "blind", "pattern", "path", "direct"}
+    assert space["fast"]["logit_diff"].dims == ("layer", "position", "example")
+    printed = capsys.readouterr().out.strip().splitlines()
+    shown = re.search(r"```\n(words-2l: .*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1).splitlines()
+    timed = [line.startswith("time ") for line in shown]
+    assert timed == [line.startswith("time ") for line in printed]
+    untimed = [[line for line, skip in zip(lines, timed, strict=True) if not skip] for lines in (printed, shown)]
+    assert untimed[0] == untimed[1]
+
+
 def test_the_readme_reads_a_study_back(tmp_path, monkeypatch, words_model):
     from headwise.studies import InductionStudy
 
     monkeypatch.chdir(tmp_path)
     hw.write_netcdf(InductionStudy(n=4, length=8, draws=3).run(words_model), "results/induction-words-2l.nc")
-    block = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    block = blocks()[2]
     space = {}
     exec(compile(block, "README.md", "exec"), space)
     assert space["tree"]["heads"]["induction"].dims == ("layer", "head", "example")
