@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ..errors import DeclarationError, UnknownNameError, choices
 from .components import Component
 from .edits import Edit, check_disjoint
-from .lowering import keys_in, positions_in
+from .lowering import keys_in, positions_in, queries_in
 from .paths import AFTER, PathPatch
 from .shape import Group, Shape
 from .sites import Site
@@ -36,7 +36,7 @@ def check_position(position: int, what: str, length: int) -> None:
 
 def check_edit(edit: Edit, model: str, shape: Shape, groups: Sequence[Group], runs: Sequence[str]) -> None:
     """Refuse an edit whose site, source run or value does not fit."""
-    if edit.site.layer != AFTER:
+    if not (isinstance(edit, PathPatch) and edit.site.layer == AFTER):
         check_site(edit.site, model, shape, groups)
     if edit.run is not None and edit.run not in runs:
         raise UnknownNameError(f"{edit!r}: the task has the runs {choices(runs)}")
@@ -67,11 +67,11 @@ def check_together(edits: Sequence[Edit], groups: Sequence[Group]) -> None:
 def _check_keys_left(knockouts: Sequence[Knockout], length: int) -> None:
     gone: dict[tuple[int, int | None, int], set[int]] = {}
     for edit in sorted(knockouts, key=lambda edit: edit.site.head is not None):  # those of all heads first
-        layer, head, queries = edit.site.layer, edit.site.head, positions_in(edit.site, length)
-        for query in range(length) if queries is None else queries:
+        layer, head, keys = edit.site.layer, edit.site.head, keys_in(edit, length)
+        for query in queries_in(edit, length):
             forbidden = gone.setdefault((layer, head, query), set(gone.get((layer, None, query), ())))
-            forbidden.update(keys_in(edit, length))
-            if forbidden >= {*range(query + 1)}:
+            forbidden.update(keys)
+            if len(forbidden) > query and forbidden.issuperset(range(query + 1)):
                 raise DeclarationError(
                     f"{edit!r}: query {query} is left without any key to attend to; a query needs one of 0 to {query}"
                 )

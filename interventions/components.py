@@ -54,12 +54,19 @@ class Component(StrEnum):
         return self in (Component.embed, Component.pos_embed)
 
     @property
+    def point(self) -> str:
+        """The point of a layer whose tensor holds it: ``qkv`` for ``q k v pattern``, ``z`` for ``head_out``."""
+        return _FOUND_AT.get(self, str(self))
+
+    @property
     def order(self) -> int:
         """Place in the forward order within a layer."""
         return list(Component).index(self)
 
 
 _PER_HEAD = frozenset({Component.q, Component.k, Component.v, Component.pattern, Component.z, Component.head_out})
+
+_FOUND_AT = {"q": "qkv", "k": "qkv", "v": "qkv", "pattern": "qkv", "head_out": "z"}
 
 
 def as_component(name: str) -> Component:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from .shape import Shape
 
-DEFAULT_BUDGET = 128 * 2**20
-"""Bytes of the tensors of one pass on a CPU; more is not faster there."""
+DEFAULT_BUDGET = 512 * 2**20
+"""Bytes for all tensors on a CPU, a quarter of them for a pass; more is not faster there."""
 OVERHEAD = 3e7
 """Operations that a layer of a pass costs beside its work, in a pass of its own; measured on a CPU."""
 BYTES = 4
@@ -106,12 +106,12 @@ def pass_flops(shape: Shape, extent: Extent, entries: Sequence[tuple[int, int]],
     return total + logits_flops(shape, n * len(entries), extent.scored, extent.columns)
 
 
-def row_bytes(shape: Shape, extent: Extent) -> int:
-    """Bytes that a row holds at once in a planned pass (float32), the logits aside."""
+def row_bytes(shape: Shape, extent: Extent, explicit: bool = False) -> int:
+    """Bytes that a row holds at once in a planned pass (float32), its logits aside; `explicit`: with patterns made."""
     window = extent.stop - extent.start
     held = window * (RESIDENT * shape.d_model + 2 * shape.d_mlp)
     keys = 2 * extent.start * shape.heads * shape.d_head
-    patterns = 3 * shape.heads * window * extent.stop if extent.patterns else 0
+    patterns = 3 * shape.heads * window * extent.stop if extent.patterns or explicit else 0
     return BYTES * (held + keys + patterns)
 
 

@@ -12,6 +12,7 @@ import torch
 from .cost import forward_flops
 from .engine import Inputs, look
 from .known import Reader
+from .memory import is_out_of_memory
 from .models import Model, load
 from .native import as_tensor
 from .plan import Plan
@@ -22,21 +23,24 @@ LEAST_SECONDS = 0.05
 """A forward pass is timed for so long at least."""
 
 
-def against_float32(model: Model, plan: Plan, readers: Sequence[Reader], inputs: Inputs) -> dict[str, float]:
+def against_float32(model: Model, plan: Plan, readers: Sequence[Reader], inputs: Inputs) -> dict[str, float | None]:
     """The largest difference from a float32 copy of the model, by reader, over runs and prompts; none in float32.
 
     It is that of the values of runs as they are, averaged over scored positions, in the metric's own units. The copy
-    starts from the weights as they stand, so what rounding them lost before is not in it.
+    starts from the weights as they stand, so what rounding them lost before is not in it. None where there is no
+    memory for a copy.
     """
     if model.dtype == "float32" or not plan.chunks:
         return {}
-    exact = load(copy.deepcopy(model.module), device=str(model.device), dtype="float32", tokenizer=model.tokenizer)
+    try:
+        exact = load(copy.deepcopy(model.module), device=str(model.device), dtype="float32", tokenizer=model.tokenizer)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return {reader.name: None for reader in readers}
     first = plan.chunks[0]
     chunk = replace(first, examples=(0, min(PROMPTS, first.size)), passes=())
-    found = []
-    for one in (model, exact):
-        _, runs = look(one, replace(plan, conditions=()), chunk, readers, inputs, {})
-        found.append(runs)
+    found = [look(one, replace(plan, conditions=()), chunk, readers, inputs, {})[1] for one in (model, exact)]
     return {
         reader.name: max(
             float((_mean(found[0][run][reader.name]) - _mean(found[1][run][reader.name])).abs().max())

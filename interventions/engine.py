@@ -13,8 +13,9 @@ import nnsight
 import numpy as np
 import torch
 
-from ..errors import DeclarationError, ModelError
+from ..errors import DeclarationError, ModelError, choices
 from . import forward
+from .cost import logits_bytes
 from .jobs import Job, base_of, handles
 from .known import Known, Points, Reader
 from .memory import is_out_of_memory
@@ -57,7 +58,7 @@ class Outcome:
         """Put in what a run gave as it is; of the base run, as what conditions start from."""
         size, examples = len(plan.groups[chunk.group].examples), slice(*chunk.examples)
         for name, tensor in values.items():
-            value = tensor.float().cpu().numpy()
+            value = tensor.detach().float().cpu().numpy()
             empty = np.empty((size, *value.shape[1:]), dtype=np.float32)
             self.baseline.setdefault((name, run, chunk.group), empty)[examples] = value
             if run == plan.base and plan.conditions:
@@ -69,7 +70,7 @@ class Outcome:
         first = chunk.examples[0]
         examples = slice(first + part.examples[0], first + part.examples[1])
         for name, tensor in values.items():
-            value = tensor.float().cpu().numpy()
+            value = tensor.detach().float().cpu().numpy()
             value = value.reshape(len(part.one.conditions), -1, *value.shape[1:])
             table = self.values[name, chunk.group]
             if value.ndim == 3:  # scored positions before the first one computed keep the values of the base run
@@ -102,6 +103,13 @@ class Part:
         return [] if stop - start < 2 else [replace(self, examples=span) for span in ((start, middle), (middle, stop))]
 
 
+@dataclass
+class Room:
+    """How many rows fit at most, once memory has run out."""
+
+    rows: int | None = None
+
+
 def run_plan(
     model: Model,
     plan: Plan,
@@ -127,31 +135,32 @@ def run_plan(
     DeclarationError
         A reader's arguments do not fit the scored positions.
     ModelError
-        Even a single row needs more memory than there is.
+        Even a single prompt needs more memory than there is.
     """
     check_readers(plan, readers)
-    outcome, done, most = Outcome(), 0, None
+    outcome, done, room, known = Outcome(), 0, Room(), Known()
     reference: dict[int, Points] = {}
     waiting = list(plan.chunks)
     while waiting:
         chunk = waiting.pop(0)
-        if plan.uses_reference and chunk.group not in reference:
-            reference = {chunk.group: read_points(model, inputs.reference[chunk.group], plan.reference_sites())}
+        left = list(chunk.passes)
         try:
+            if plan.uses_reference and chunk.group not in reference:
+                reference = {chunk.group: read_points(model, inputs.reference[chunk.group], plan.reference_sites())}
             known, runs = look(model, plan, chunk, readers, inputs, reference.get(chunk.group, {}))
+            for run, values in runs.items():
+                outcome.put_run(plan, chunk, run, values)
+                done = _say(progress, done + 1, plan.steps)
+            while left:
+                for part, values in run_pass(model, plan, chunk, left[0], known, room):
+                    outcome.put(plan, chunk, part, values)
+                done = _say(progress, done + 1, plan.steps)
+                del left[0]
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            waiting = _halved(chunk, error) + waiting
-            continue
-        for run, values in runs.items():
-            outcome.put_run(plan, chunk, run, values)
-            done = _say(progress, done + 1, plan.steps)
-        for one in chunk.passes:
-            for part, values in run_pass(model, plan, chunk, one, known, most):
-                outcome.put(plan, chunk, part, values)
-                most = part.rows if part.rows < chunk.size * len(one.conditions) else most
-            done = _say(progress, done + 1, plan.steps)
+            waiting = halves_of(model, replace(chunk, passes=tuple(left)), error) + waiting
+        known = Known()  # let go of what was read before the next is
     return outcome
 
 
@@ -167,45 +176,44 @@ def look(
     known, found, logits = Known(reference=reference), {}, None
     compare = [reader.name for reader in readers if reader.needs_base]
     for run in sorted(plan.runs, key=lambda run: run != plan.base):  # the base run first: kl compares with it
-        attend, score = _kernels(model, plan, readers, run, chunk, compare)
+        watch, score = _kernels(model, plan, readers, run, chunk, compare)
         if logits is not None:
             score = comparing(score, {"logits": logits})
         tokens = as_tensor(model, inputs.runs[run][chunk.group][span])
         points, values, made = run_as_it_is(
-            model, tokens, group.scored, wanted.get(run, set()), attend, score, bool(compare) and logits is None
+            model, tokens, group.scored, wanted.get(run, set()), watch, score, bool(compare) and logits is None
         )
         logits = made if logits is None else logits
+        check_values(plan, chunk, readers, values)
         found[run] = values
         known.sources[run] = points
         if run == plan.base:
             known.base = points
-            known.attend = attend
+            known.watch = watch
             known.score = score if logits is None else comparing(score, {"logits": logits})
-            known.base_attended = {name: values[name] for name, _, _ in attend}
+            known.base_attended = {name: values[name] for name, _, _ in watch}
     return known, {run: found[run] for run in plan.runs}
 
 
 def run_pass(
-    model: Model, plan: Plan, chunk: Chunk, one: Pass, known: Known, most: int | None
+    model: Model, plan: Plan, chunk: Chunk, one: Pass, known: Known, room: Room
 ) -> Iterator[tuple[Part, dict[str, torch.Tensor]]]:
-    """A pass: ``(part, values)``, one part unless it needs more memory, or more rows, than there are to have."""
+    """A pass: ``(part, values)``, one part unless it needs more memory, or more rows, than there are to have.
+
+    Raises what running out of memory raised where a single row did.
+    """
     waiting = [Part(one, (0, chunk.size))]
     while waiting:
         part = waiting.pop(0)
-        if most is not None and part.rows > most and part.halves():
+        if room.rows is not None and part.rows > room.rows and part.halves():
             waiting = part.halves() + waiting
             continue
         try:
             values = run_part(model, plan, chunk, part, known)
         except Exception as error:
-            if not is_out_of_memory(error):
+            if not (is_out_of_memory(error) and part.halves()):
                 raise
-            if not part.halves():
-                raise ModelError(
-                    f"one row of {plan.groups[chunk.group].length} tokens of {model.name} needs more memory than "
-                    f"{model.device} has left"
-                ) from error
-            most = max(1, part.rows // 2)
+            room.rows = max(1, part.rows // 2)
             waiting = [part, *waiting]
             continue
         yield part, values
@@ -224,7 +232,7 @@ def traced(model: Model, base: Points, job: dict[str, Any]) -> dict[str, torch.T
     """Run a job of `forward.run` inside a trace that never goes through the model itself."""
     parts = handles(model)
     with torch.no_grad(), model.traced.trace(nothing(model), use_cache=False) as tracer:
-        values = forward.run(parts, base, job, {})
+        values = forward.measured(parts, base, job)
         nnsight.save(values)
         tracer.stop()
     return dict(values)
@@ -242,6 +250,23 @@ def check_readers(plan: Plan, readers: Sequence[Reader]) -> None:
                             f"{reader.name}: its argument {name} has shape {np.shape(array)}: the first two axes of "
                             f"what a metric of logits prepares are example and scored position, here {wanted}"
                         )
+                for name in reader.tokens:
+                    if name not in arrays:
+                        raise DeclarationError(
+                            f"{reader.name}: tokens names {name!r}, which it does not prepare: possible are "
+                            f"{choices(arrays) or 'none'}"
+                        )
+
+
+def check_values(plan: Plan, chunk: Chunk, readers: Sequence[Reader], values: Mapping[str, torch.Tensor]) -> None:
+    """Refuse a kernel whose values are not one for each row and scored position, or row, layer and head."""
+    scored = len(plan.groups[chunk.group].scored)
+    for reader in readers:
+        rest = (scored,) if reader.kind == "logits" else (plan.shape.layers, plan.shape.heads)
+        found, wanted = tuple(values[reader.name].shape), (chunk.size, *rest)
+        if found != wanted:
+            axes = "(row, scored)" if reader.kind == "logits" else "(row, layer, head)"
+            raise DeclarationError(f"{reader.name}: its kernel gives {found}, where {axes} is {wanted}")
 
 
 def _kernels(
@@ -253,7 +278,7 @@ def _kernels(
         reader.name: {name: as_tensor(model, value[span]) for name, value in reader.arguments[run][chunk.group].items()}
         for reader in readers
     }
-    attend = [(reader.name, reader.kernel, given[reader.name]) for reader in readers if reader.kind == "pattern"]
+    watch = [(reader.name, reader.kernel, given[reader.name]) for reader in readers if reader.kind == "pattern"]
     scoring = [reader for reader in readers if reader.kind == "logits"]
     tokens, columns = None, 0
     if scoring and all(reader.tokens for reader in scoring):
@@ -268,14 +293,17 @@ def _kernels(
         tokens = torch.cat(parts, dim=-1)
     kernels = [(reader.name, reader.kernel, given[reader.name]) for reader in scoring]
     extent = plan.extent(chunk)
-    rows = max(1, plan.budget // (12 * max(1, extent.scored) * max(1, extent.columns)))
-    return attend, {"kernels": kernels, "tokens": tokens, "compare": compare, "rows": rows}
+    rows = max(1, plan.budget // 4 // logits_bytes(plan.shape, extent))
+    return watch, {"kernels": kernels, "tokens": tokens, "compare": compare, "rows": rows}
 
 
-def _halved(chunk: Chunk, error: Exception) -> list[Chunk]:
+def halves_of(model: Model, chunk: Chunk, error: Exception) -> list[Chunk]:
+    """The examples of a chunk in two chunks; an error where there is only one."""
     start, stop = chunk.examples
     if stop - start < 2:
-        raise ModelError("the runs of a single example need more memory than there is") from error
+        raise ModelError(
+            f"a single prompt needs more memory on {model.name} than {model.device} has left: {error}"
+        ) from error
     middle = (start + stop) // 2
     return [replace(chunk, examples=span) for span in ((start, middle), (middle, stop))]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import choices
-from .cost import OVERHEAD, cache_bytes, forward_flops, logits_bytes, mlp_flops, pass_flops, row_bytes
+from .cost import cache_bytes, forward_flops, logits_bytes, mlp_flops, pass_flops, row_bytes
 from .lowering import STAGES
 from .packing import Chunk, Pass, heads_redone
 from .paths import PathPatch
@@ -72,7 +72,8 @@ def cost(plan: Plan) -> Cost:
         plain = forward_flops(shape, chunk.size, group.length)
         prompts += plain
         naive += len(plan.conditions) * plain
-        kept = chunk.size * cache_bytes(shape, group.length, tuple(plan.base_points(chunk)))
+        read = [(site.layer, site.component.point) for sites in plan.sources().values() for site in {*sites}]
+        kept = chunk.size * cache_bytes(shape, group.length, (*plan.base_points(chunk), *{*read}))
         memory = max(memory, kept + chunk.size * logits_bytes(shape, extent))
         for one in chunk.passes:
             now = plan.extent(chunk, one.start)
@@ -82,11 +83,11 @@ def cost(plan: Plan) -> Cost:
                 for number, entry in zip(one.conditions, one.entries, strict=True)
             )
             passes += pass_flops(shape, now, one.entries, heads) + path_flops(plan, chunk, one)
-            logits = min(count * logits_bytes(shape, now), max(plan.budget, logits_bytes(shape, now)))
+            logits = min(count * logits_bytes(shape, now), max(plan.budget // 4, logits_bytes(shape, now)))
             rows, positions = max(rows, count), max(positions, now.stop - now.start)
             memory = max(memory, kept + count * row_bytes(shape, now) + logits)
     examples = sum(chunk.size for chunk in plan.chunks)
-    overhead = plan.passes * shape.layers * OVERHEAD
+    overhead = plan.passes * shape.layers * plan.overhead
     seconds = None if plan.speed is None else (base + passes + overhead) / plan.speed
     return Cost(base, passes, naive, prompts / max(1, examples), rows, positions, memory, seconds)
 

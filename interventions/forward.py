@@ -18,7 +18,7 @@ combine heads d_head scalings``). ``job`` says what this pass does:
 ``pairs``         layer to ``(condition, head)`` lists, of conditions that join at ``q k v pattern``
 ``pair_writes``   as ``writes``, for the rows of pairs
 ``senders``       of paths, see `path_values`
-``attend``        kernels of patterns, ``(name, kernel, arguments)``; ``base_attended``, name to values
+``watch``         kernels of patterns, ``(name, kernel, arguments)``; ``base_attended``, name to values
 ``score``         kernels of logits, see `score`
 ================  ===================================================================================
 """
@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-from .attend import attention, redone
+from .attention import attention, redone
 from .rows import Base, behind, called, changed, together
 from .score import score
 
@@ -124,13 +124,20 @@ def path_values(model: dict[str, Any], base: Base, job: dict[str, Any]) -> dict[
 
 
 def fill_paths(job: dict[str, Any], values: dict[Any, torch.Tensor]) -> None:
-    """Put what paths bring into the writes that wait for it: a value ``(key, positions)`` of the window."""
+    """Turn the writes that wait for what a path brings, ``("path", (key, positions))``, into writes of it."""
     for table in (job["writes"], job["pair_writes"]) if values else ():
         for writes in table.values():
             for number, entry in enumerate(writes):
-                if isinstance(entry[-1], tuple):
+                if entry[-2] == "path":
                     key, positions = entry[-1]
-                    writes[number] = (*entry[:-1], values[key] if positions is None else values[key][:, positions])
+                    how = "add" if key[2] == "stream" else "set"  # the logits, which have other paths too
+                    writes[number] = (*entry[:-2], how, values[key][:, positions])
+
+
+def measured(model: dict[str, Any], base: Base, job: dict[str, Any]) -> dict[str, Any]:
+    """`run` without gradients."""
+    with torch.no_grad():
+        return run(model, base, job, {})
 
 
 def slopes(

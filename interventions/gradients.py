@@ -3,13 +3,15 @@
 The estimate of ``metric(changed) - metric(base)`` is the sum over an edit's positions and columns of
 ``(new - old) * d metric / d value``: positive where the metric grows. ``"gradient"`` takes the derivative at the base
 run (attribution patching). ``"integrated"`` takes its mean on the straight line from old to new, at the middles of
-equal steps, with all sites of one layer and component on their lines together.
+equal steps, with the edits of one kind, layer and component on their lines together (all heads of a layer, say), so an
+estimate depends on which others are asked for beside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations, islice
 from typing import Any
 
 import nnsight
@@ -17,17 +19,22 @@ import torch
 
 from ..errors import DeclarationError
 from . import forward
-from .engine import Inputs, Outcome, check_readers, look
+from .cost import row_bytes
+from .engine import Inputs, Outcome, check_readers, halves_of, look
 from .jobs import Job, handles
 from .known import Known, Points, Reader
+from .lowering import Write
+from .memory import is_out_of_memory
 from .models import Model
 from .native import native_point, nothing, read_points
-from .packing import Chunk, Pass, rows_within
+from .packing import Chunk, Pass
 from .paths import PathPatch
 from .plan import Plan
 from .steering import Knockout
 
 Place = tuple[int, str]
+AT_ONCE = 32
+"""Conditions whose new values are held together."""
 
 
 @dataclass(frozen=True)
@@ -84,29 +91,39 @@ def run_estimate(
     steps : int, optional
         Of the integrated estimate; left out, the gradient at the base run.
     progress : callable, optional
-        Called with chunks of examples done and in all.
+        Called with examples done and in all.
     """
-    check_estimable(plan)
+    check_estimable(plan, readers, steps)
     check_readers(plan, readers)
-    outcome = Outcome()
+    outcome, done = Outcome(), 0
     reference: dict[int, Points] = {}
-    chunks = list(_chunks(plan, steps or 1))
-    for number, chunk in enumerate(chunks, start=1):
-        if plan.uses_reference and chunk.group not in reference:
-            reference = {chunk.group: read_points(model, inputs.reference[chunk.group], plan.reference_sites())}
-        known, runs = look(model, plan, chunk, readers, inputs, reference.get(chunk.group, {}))
+    waiting = list(_chunks(plan, steps or 1))
+    total = sum(chunk.size for chunk in waiting)
+    while waiting:
+        chunk = waiting.pop(0)
+        try:
+            if plan.uses_reference and chunk.group not in reference:
+                reference = {chunk.group: read_points(model, inputs.reference[chunk.group], plan.reference_sites())}
+            known, runs = look(model, plan, chunk, readers, inputs, reference.get(chunk.group, {}))
+            found = _estimates(model, plan, chunk, known, [reader.name for reader in readers], steps)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            waiting = halves_of(model, chunk, error) + waiting
+            continue
         for run, values in runs.items():
             outcome.put_run(plan, chunk, run, values)
-        for name, estimate in _estimates(model, plan, chunk, known, [reader.name for reader in readers], steps).items():
+        for name, estimate in found.items():
             table = outcome.values[name, chunk.group]
             table[:, slice(*chunk.examples)] += estimate.float().cpu().numpy()[..., None]
+        done += chunk.size
         if progress is not None:
-            progress(number, len(chunks))
+            progress(done, total)
     return outcome
 
 
-def check_estimable(plan: Plan) -> None:
-    """Refuse interventions that are no change of a value."""
+def check_estimable(plan: Plan, readers: Sequence[Reader], steps: int | None) -> None:
+    """Refuse what has no estimate: knocked-out attention, paths, values written twice, slopes that must be 0."""
     for edits in plan.conditions:
         for edit in edits:
             if isinstance(edit, Knockout | PathPatch):
@@ -114,18 +131,36 @@ def check_estimable(plan: Plan) -> None:
                     f"{edit!r} has no gradient estimate: possible are ablations, Patch, Add and Scale; measure it with "
                     "estimator='exact'"
                 )
+    for group in plan.writes:
+        for writes in group:
+            for one, other in combinations(writes, 2):
+                if _meet(one, other):
+                    raise DeclarationError(
+                        f"{one.edit!r} and {other.edit!r} write to one place one after the other, which has no "
+                        "gradient estimate; measure it with estimator='exact'"
+                    )
+    for reader in readers:
+        if reader.needs_base and steps is None:
+            raise DeclarationError(
+                f"{reader.name} is least at the base run, where its slope is 0 whatever is done: use "
+                "estimator='integrated' or 'exact'"
+            )
+
+
+def _meet(one: Write, other: Write) -> bool:
+    same_head = one.head is None or other.head is None or one.head == other.head
+    shared = one.positions is None or other.positions is None or bool({*one.positions} & {*other.positions})
+    return (one.layer, one.place) == (other.layer, other.place) and same_head and shared
 
 
 def _chunks(plan: Plan, steps: int) -> Iterator[Chunk]:
     """Examples in pieces whose whole forward pass can be kept for the way back."""
     for chunk in plan.chunks:
-        held = max(1, rows_within(plan.budget, plan.shape, plan.extent(chunk)) // (plan.shape.layers * steps))
-        from_layers = {
-            (write.layer, number) for number, writes in enumerate(plan.writes[chunk.group]) for write in writes
-        }
-        passes = tuple(Pass((number,), ((layer, 0),), 0) for layer, number in sorted(from_layers))
-        for start in range(*chunk.examples, held):
-            yield Chunk(chunk.group, (start, min(start + held, chunk.examples[1])), passes)
+        held = plan.budget // 4 // (row_bytes(plan.shape, plan.extent(chunk), True) * plan.shape.layers * steps)
+        layers = sorted({(write.layer, at) for at, writes in enumerate(plan.writes[chunk.group]) for write in writes})
+        passes = tuple(Pass((number,), ((layer, 0),), 0) for layer, number in layers)
+        for start in range(*chunk.examples, max(1, held)):
+            yield Chunk(chunk.group, (start, min(start + max(1, held), chunk.examples[1])), passes)
 
 
 def _estimates(
@@ -133,50 +168,70 @@ def _estimates(
 ) -> dict[str, torch.Tensor]:
     """Reader name to ``(condition, example)``."""
     found = {name: torch.zeros(len(plan.conditions), chunk.size, device=model.device) for name in names}
-    changes = _changes(model, plan, chunk, known)
-    if not changes:
+    together: dict[Any, list[tuple[int, Write]]] = {}
+    for number, writes in enumerate(plan.writes[chunk.group]):
+        for write in writes:
+            together.setdefault((write.layer, write.place, _kind(write) if steps else ""), []).append((number, write))
+    places = sorted({place[:2] for place in together})
+    if not places:
         return found
-    places = sorted({change.place for change in changes})
     values, slopes = _slopes(model, plan, chunk, known, places, names, {}, 1)
-    if steps is None:
-        for change in changes:
-            for name in names:
-                found[name][change.condition] += _along(change, values[change.place], slopes[name][change.place])
-        return found
-    for together in _apart(changes, values):
-        place = together[0].place
-        writes = {place: list(_on_the_way(together, values[place], steps, chunk.size))}
-        _, slopes = _slopes(model, plan, chunk, known, [place], names, writes, steps)
-        for name in names:
-            slope = slopes[name][place].reshape(steps, chunk.size, *values[place].shape[1:]).mean(0)
-            for change in together:
-                found[name][change.condition] += _along(change, values[place], slope)
+    for (*layer_place, _), members in sorted(together.items(), key=lambda item: str(item[0])):
+        place = (layer_place[0], layer_place[1])
+        for piece in pieces(members) if steps is None else [members]:
+            changes = _changes(model, plan, chunk, known, piece)
+            for apart in [changes] if steps is None else _apart(changes, values[place]):
+                here = {name: slopes[name][place] for name in names}
+                if steps is not None:
+                    on_the_way = {place: list(_on_the_way(apart, values[place], steps, chunk.size))}
+                    _, there = _slopes(model, plan, chunk, known, [place], names, on_the_way, steps)
+                    shape = (steps, chunk.size, *values[place].shape[1:])
+                    here = {name: there[name][place].reshape(shape).mean(0) for name in names}
+                for change in apart:
+                    for name in names:
+                        found[name][change.condition] += _along(change, values[place], here[name])
     return found
+
+
+def pieces(members: Sequence[tuple[int, Write]]) -> Iterator[list[tuple[int, Write]]]:
+    """Few enough at a time that their new values take little memory."""
+    rest = iter(members)
+    while piece := list(islice(rest, AT_ONCE)):
+        yield piece
+
+
+def _kind(write: Write) -> str:
+    """What edits have in common that move together in the integrated estimate: all but where they are."""
+    fields = {name: value for name, value in vars(write.edit).items() if name != "site"}
+    return f"{type(write.edit).__name__} {fields}"
 
 
 def _along(change: Change, old: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
     return (change.delta(old) * change.cut(slope)).flatten(1).sum(1)
 
 
-def _changes(model: Model, plan: Plan, chunk: Chunk, known: Known) -> list[Change]:
-    """The writes of all conditions, as the engine makes them."""
-    numbers = tuple(number for number, writes in enumerate(plan.writes[chunk.group]) if writes)
-    one = Pass(numbers, ((0, 0),) * len(numbers), 0)
-    job = Job(model, plan, chunk, one, known, chunk.examples).make()
-    changes = []
-    for place, writes in job["writes"].items():
-        for rows, where, columns, how, new in writes:
-            changes.append(Change(numbers[rows.start // chunk.size], place, where, columns, how, new))
-    return changes
+def _changes(
+    model: Model, plan: Plan, chunk: Chunk, known: Known, members: Sequence[tuple[int, Write]]
+) -> list[Change]:
+    """Writes of conditions as the engine makes them."""
+    one = Pass(tuple(number for number, _ in members), ((0, 0),) * len(members), 0)
+    job = Job(model, plan, chunk, one, known, chunk.examples)
+    for unit, (_, write) in enumerate(members):
+        job.write(write, unit)
+    return [
+        Change(members[rows.start // chunk.size][0], place, where, columns, how, new)
+        for place, writes in job.writes.items()
+        for rows, where, columns, how, new in writes
+    ]
 
 
-def _apart(changes: Sequence[Change], values: Mapping[Place, torch.Tensor]) -> list[list[Change]]:
-    """Changes of one place each, in sets whose members touch different numbers."""
+def _apart(changes: Sequence[Change], old: torch.Tensor) -> list[list[Change]]:
+    """Changes of one place in sets whose members touch different numbers."""
     sets: list[tuple[list[Change], torch.Tensor]] = []
     for change in changes:
-        touched = change.touched(values[change.place])
+        touched = change.touched(old)
         for members, marks in sets:
-            if members[0].place == change.place and not (marks & touched).any():
+            if not (marks & touched).any():
                 members.append(change)
                 marks |= touched
                 break

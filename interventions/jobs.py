@@ -10,7 +10,7 @@ import torch
 from . import ops
 from .components import Component
 from .known import Known, Points
-from .lowering import BY_QUERY, STAGES, Write, keys_in
+from .lowering import BY_QUERY, STAGES, Write, keys_in, positions_in
 from .models import Model
 from .native import native_point, pattern_of, point_of
 from .packing import Chunk, Pass, heads_redone
@@ -74,7 +74,7 @@ class Job:
         self.writes: dict[tuple[int, str], list[Any]] = {}
         self.pair_writes: dict[tuple[int, str], list[Any]] = {}
         self.pairs: dict[int, tuple[list[int], list[int]]] = {}
-        self.senders: list[Any] = []
+        self.senders: dict[Any, list[Any]] = {}
 
     def make(self) -> dict[str, Any]:
         """The dict that `forward.run` takes."""
@@ -86,7 +86,7 @@ class Job:
             conditions += [local] * len(redone)
             heads += redone
             for write in writes:
-                value = self._path(local, write) if isinstance(write.edit, PathPatch) else None
+                value = self._path(write) if isinstance(write.edit, PathPatch) else None
                 if redone and (write.layer, STAGES[write.place]) == entry:
                     for pair, head in enumerate(redone, start=first):
                         if write.head in (None, head):
@@ -94,6 +94,10 @@ class Job:
                 else:
                     self._write(self.writes, write, local, write.head, value, False)
         return self.frame()
+
+    def write(self, write: Write, unit: int) -> None:
+        """Put in one write, for the rows of the `unit`-th condition of the pass."""
+        self._write(self.writes, write, unit, write.head, None, False)
 
     def frame(self) -> dict[str, Any]:
         """The dict without any writes, unless `make` has put them in."""
@@ -117,8 +121,8 @@ class Job:
             "writes": self.writes,
             "pairs": self.pairs,
             "pair_writes": self.pair_writes,
-            "senders": self.senders,
-            "attend": known.attend,
+            "senders": list(self.senders.values()),
+            "watch": known.watch,
             "base_attended": {
                 name: value.repeat(rows // self.examples, 1, 1) for name, value in known.base_attended.items()
             },
@@ -147,7 +151,8 @@ class Job:
     ) -> None:
         """Put a write into `table`; `unit` counts conditions or pairs, and a pair has its head alone."""
         axis = self._axis(write, alone)
-        wanted = axis if write.positions is None else [at for at in write.positions if at in {*axis}]
+        there = {*axis}
+        wanted = axis if write.positions is None else [at for at in write.positions if at in there]
         if not wanted:
             return
         rows = slice(unit * self.examples, (unit + 1) * self.examples)
@@ -158,7 +163,7 @@ class Job:
             assert isinstance(write.edit, Knockout)
             keys = [key for key in keys_in(write.edit, self.group.length) if key < self.stop]
             queries = torch.arange(len(axis), device=self.model.device)[where]
-            entries.append((rows, queries, some, torch.tensor(keys, device=self.model.device)))
+            entries.append((rows, queries, some, torch.tensor(keys, device=self.model.device, dtype=torch.long)))
             return
         if value is not None:
             value = (value, _index([at - self.start for at in wanted]))
@@ -178,7 +183,7 @@ class Job:
         if write.layer == layers:
             return self.out
         if write.layer == layers - 1 and write.place in BY_QUERY:
-            whole = self.known.attend and write.place in ("q", "scores", "pattern")
+            whole = self.known.watch and write.place in ("q", "scores", "pattern")
             if not whole:
                 return self.out
         return list(range(0 if alone and write.place in ("k", "v") else self.start, self.stop))
@@ -202,25 +207,28 @@ class Job:
             value = (0 if value is None else base * value if isinstance(value, float) else value) - base
         return value
 
-    def _path(self, local: int, write: Write) -> Any:
-        """Register the path of a write, and give the key under which its receiver will find it."""
+    def _path(self, write: Write) -> Any:
+        """Register the path of a write, and give the key under which its receiver will find what it brings."""
         edit = write.edit
         assert isinstance(edit, PathPatch)
         shape, sender = self.model.shape, edit.sender
         columns = ops.columns(sender.component, sender.head, shape.heads, shape.d_head)
-        at = point_of(sender)
-        change = (self.known.sources[edit.source][at] - self.known.base[at])[:, self.start : self.stop, columns]
-        if sender.positions is not None:
-            sent = torch.zeros(self.stop, device=change.device, dtype=torch.bool)
-            positions = [position % self.group.length for position in sender.positions]
-            sent[[position for position in positions if position < self.stop]] = True
-            change = change * sent[self.start :, None]
+        chain = (sender, edit.source, edit.through_mlps)
+        if chain not in self.senders:
+            at = point_of(sender)
+            change = (self.known.sources[edit.source][at] - self.known.base[at])[:, self.start : self.stop, columns]
+            if sender.positions is not None:
+                sent = torch.zeros(self.group.length, device=change.device, dtype=torch.bool)
+                sent[list(positions_in(sender, self.group.length) or ())] = True
+                change = change * sent[self.start : self.stop, None]
+            self.senders[chain] = [sender.layer, str(sender.component), columns, change, edit.through_mlps, []]
+        receivers = self.senders[chain][-1]
         part = None
         if write.head is not None:
             part = ops.columns(write.place, write.head, shape.heads, shape.d_head)
-        key = (local, write.layer, write.place, write.head)
-        kind = str(sender.component)
-        self.senders.append((sender.layer, kind, columns, change, edit.through_mlps, [(key, write.layer, part)]))
+        key = (list(self.senders).index(chain), write.layer, write.place, write.head)
+        if all(key != known for known, *_ in receivers):
+            receivers.append((key, write.layer, part))
         return key
 
 

@@ -54,7 +54,7 @@ class Known:
         Run name to the same for that run.
     reference : dict
         The same for the whole reference draw.
-    attend, score : as in `forward`, for the base run
+    watch, score : as in `forward`, for the base run
     base_attended : dict
         Reader name to the values of the base run, ``(example, layer, head)``.
     """
@@ -62,7 +62,7 @@ class Known:
     base: Points = field(default_factory=dict)
     sources: dict[str, Points] = field(default_factory=dict)
     reference: Points = field(default_factory=dict)
-    attend: list[Any] = field(default_factory=list)
+    watch: list[Any] = field(default_factory=list)
     score: dict[str, Any] = field(default_factory=dict)
     base_attended: dict[str, torch.Tensor] = field(default_factory=dict)
 
@@ -82,7 +82,7 @@ class Known:
             points(self.base),
             {run: points(source) for run, source in self.sources.items()},
             self.reference,
-            [(name, kernel, cut(given)) for name, kernel, given in self.attend],
+            [(name, kernel, cut(given)) for name, kernel, given in self.watch],
             score,
             cut(self.base_attended),
         )

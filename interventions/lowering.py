@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from .components import Component
 from .edits import Edit
-from .paths import AFTER, PathPatch
+from .paths import PathPatch
 from .shape import Group, Shape
 from .sites import Site
 from .steering import Add, Knockout, Scale
@@ -43,6 +43,9 @@ STAGES = {
 BY_QUERY = ("q", "scores", "pattern", "z", "attn_out", "mid", "mlp_out")
 """Places of the last layer that matter at scored positions only."""
 
+HOW: dict[type[Edit], str] = {Add: "add", Scale: "scale", Knockout: "mask", PathPatch: "path"}
+"""Kind of edit to how it is written; the others set a value."""
+
 Positions = tuple[int, ...] | None
 
 
@@ -59,8 +62,8 @@ class Write:
     head : int, optional
     positions : tuple of int, optional
         Counted from 0; those that no number depends on are left out. None for all.
-    how : {"set", "add", "scale", "shift", "mask"}
-        ``shift`` adds the difference between the edit's value and the base value.
+    how : {"set", "add", "scale", "shift", "mask", "path"}
+        ``shift`` adds the difference between the edit's value and the base value, ``path`` is what a path brings.
     edit : Edit
         Where the value comes from.
     """
@@ -90,6 +93,15 @@ def keys_in(edit: Knockout, length: int) -> list[int]:
     return list(range(length)) if edit.key is None else [key % length for key in edit.key]
 
 
+def queries_in(edit: Knockout, length: int) -> list[int]:
+    """The queries that a knockout works on: those named, or all that keep a key."""
+    named = positions_in(edit.site, length)
+    if named is not None:
+        return sorted(named)
+    keys = {*keys_in(edit, length)}
+    return [query for query in range(length) if not keys.issuperset(range(query + 1))]
+
+
 def last_position(group: Group, reads_patterns: bool) -> int:
     """One past the last position that any number depends on."""
     return group.length if reads_patterns or not group.scored else max(group.scored) + 1
@@ -99,7 +111,11 @@ def lower(edits: Sequence[Edit], shape: Shape, group: Group, reads_patterns: boo
     """The writes of a condition in forward order; none where no number depends on it."""
     made = []
     for edit in sorted(edits, key=lambda edit: edit.site.order):
-        write = _place(edit, shape, positions_in(edit.site, group.length))
+        if isinstance(edit, Knockout):
+            positions: list[int] | None = queries_in(edit, group.length)
+        else:
+            positions = positions_in(edit.site, group.length)
+        write = _place(edit, shape, positions)
         if isinstance(edit, PathPatch):
             write = _on_path(write, edit, group.length)
         kept = _that_matter(write, shape, group, reads_patterns)
@@ -111,21 +127,20 @@ def lower(edits: Sequence[Edit], shape: Shape, group: Group, reads_patterns: boo
 def _place(edit: Edit, shape: Shape, positions: list[int] | None) -> Write:
     site = edit.site
     where = None if positions is None else tuple(sorted(positions))
-    how = "add" if isinstance(edit, Add) else "scale" if isinstance(edit, Scale) else "set"
+    how = HOW.get(type(edit), "set")
     component, layer, place = site.component, site.layer, str(site.component)
     if component.embedding:
         place, how = "stream", "add" if how == "add" else "shift"
     elif component is Component.resid_pre:
         place = "stream"
     elif component is Component.resid_post:
-        how = "add" if layer == AFTER else how
         place, layer = "stream", min(layer + 1, shape.layers)
     elif component is Component.resid_mid:
         place = "mid"
     elif component is Component.head_out:
         place = "attn_out" if how == "add" else "z"
-    elif isinstance(edit, Knockout):
-        place, how = "scores", "mask"
+    elif how == "mask":
+        place = "scores"
     return Write(layer, place, None if place == "attn_out" else site.head, where, how, edit)
 
 

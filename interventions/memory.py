@@ -8,8 +8,8 @@ import torch
 
 from .cost import DEFAULT_BUDGET, OVERHEAD
 
-SHARE = 8
-"""The tensors of a pass take at most one part in this many of the free memory."""
+SHARE = 4
+"""All tensors together take at most one part in this many of the free memory."""
 ACCELERATOR_OVERHEAD = 300 * OVERHEAD
 """An accelerator does more work in the time in which a pass is set up."""
 
@@ -17,11 +17,12 @@ ACCELERATOR_OVERHEAD = 300 * OVERHEAD
 def budget(device: torch.device) -> int:
     """Bytes for the tensors of a pass.
 
-    Half of the free memory of a GPU. On a CPU a share of the free memory, and no more than is of use: passes that fit
-    into few caches are the faster ones.
+    Half of the free memory of a GPU. On a CPU a share of the free memory, and no more than is of use: small passes are
+    the faster ones there.
     """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] // 2)
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for us
+        return int((torch.cuda.mem_get_info(device)[0] + kept) // 2)
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()) // 2
     return max(1, min(DEFAULT_BUDGET, free_memory() // SHARE))

@@ -32,7 +32,7 @@ AT_ONCE = 64
 
 def point_of(site: Site) -> tuple[int, str]:
     """Where the tensor that holds a site is found."""
-    return site.layer, ops.POINT_OF.get(site.component, str(site.component))
+    return site.layer, site.component.point
 
 
 def native_point(layer: int, name: str, layers: int) -> tuple[int, str]:
@@ -77,13 +77,13 @@ def run_as_it_is(
     tokens: torch.Tensor,
     scored: Sequence[int],
     wanted: set[tuple[int, str]],
-    attend: list[Any],
+    watch: list[Any],
     score: dict[str, Any],
     keep_logits: bool,
 ) -> tuple[Points, dict[str, torch.Tensor], torch.Tensor | None]:
     """One pass of the model's own: what is at the wanted points, the readers' values, and the scored logits if kept.
 
-    `attend` and `score` are as in `forward`; kernels in ``score["compare"]`` also take ``base_logits``, which are those
+    `watch` and `score` are as in `forward`; kernels in ``score["compare"]`` also take ``base_logits``, which are those
     of this very pass where `keep_logits` is set.
     """
     root, arguments, shape = model.traced, walk_arguments(model), model.shape
@@ -92,7 +92,7 @@ def run_as_it_is(
     at = torch.tensor(scored, device=tokens.device)
     with torch.no_grad(), model.traced.trace(tokens, use_cache=False) as tracer:
         found: dict[str, Any] = {}
-        taken, values = ops.walk(root, *arguments, shape.layers, wanted, attend, shape.heads, scalings, {})
+        taken, values = ops.walk(root, *arguments, shape.layers, wanted, watch, shape.heads, scalings, {})
         if score["kernels"]:
             normed = norm.output[:, at]
             if keep_logits:

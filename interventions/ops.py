@@ -10,9 +10,6 @@ from typing import Any
 
 import torch
 
-POINT_OF = {"q": "qkv", "k": "qkv", "v": "qkv", "pattern": "qkv", "head_out": "z"}
-"""Component to the point where it is found; the others are points themselves."""
-
 
 def columns(component: str, head: int | None, heads: int, d_head: int) -> slice:
     """Columns of a component (of one head, or of all) in the last axis of the tensor at its point."""
@@ -53,7 +50,7 @@ def take(root: Any, path: str, side: str) -> torch.Tensor:
     return whole
 
 
-def put(root: Any, path: str, side: str, value: torch.Tensor) -> None:
+def replace(root: Any, path: str, side: str, value: torch.Tensor) -> None:
     """Replace the value at a side of a module."""
     place = operator.attrgetter(path)(root) if path else root
     if side == "input":
@@ -78,7 +75,7 @@ def walk(
     points: list[tuple[str, str, str]],
     layers: int,
     reads: set[tuple[int, str]],
-    attend: list[Any],
+    watch: list[Any],
     heads: int,
     scalings: list[float],
     writes: dict[tuple[int, str], list[tuple[int, torch.Tensor]]],
@@ -95,7 +92,7 @@ def walk(
         Of a block, in forward order.
     layers : int
     reads : set of (layer, point)
-    attend : list of (name, kernel, arguments)
+    watch : list of (name, kernel, arguments)
         Kernels of attention patterns: ``kernel(pattern, **arguments) -> (row, head)``.
     heads : int
     scalings : list of float
@@ -111,23 +108,23 @@ def walk(
         Kernel name to ``(row, layer, head)``.
     """
     taken: dict[tuple[int, str], torch.Tensor] = {}
-    attended: dict[str, list[torch.Tensor]] = {name: [] for name, _, _ in attend}
+    attended: dict[str, list[torch.Tensor]] = {name: [] for name, _, _ in watch}
     for name, path in embeddings:
         if (0, name) in reads:
             taken[(0, name)] = take(root, path, "output")
     for layer in range(layers):
         for name, path, side in points:
             at = (layer, name)
-            if not (at in writes or at in reads or (attend and name == "qkv")):
+            if not (at in writes or at in reads or (watch and name == "qkv")):
                 continue
             value = take(blocks[layer], path, side)
             if at in writes:
                 value = added(value, writes[at])
-                put(blocks[layer], path, side, value)
+                replace(blocks[layer], path, side, value)
             if at in reads:
                 taken[at] = value
-            if name == "qkv" and attend:
+            if name == "qkv" and watch:
                 pattern = pattern_at(value, heads, scalings[layer])
-                for kernel_name, kernel, arguments in attend:
+                for kernel_name, kernel, arguments in watch:
                     attended[kernel_name].append(kernel(pattern, **arguments))
     return taken, {name: torch.stack(values, dim=1) for name, values in attended.items()}

@@ -81,11 +81,15 @@ class Packer:
     patterns : bool
         Whether attention patterns are read.
     budget : int
-        Bytes that the tensors of a pass may take.
+        Bytes for all tensors: half for what is read of the runs, a quarter for a pass, a quarter for its logits.
     overhead : float
         Operations that a layer of a pass costs beside its work.
     limit : int, optional
         Rows of a pass, where they were asked for.
+    sources : tuple of (layer, point)
+        What is read of runs for patches, each as often as there are runs that it is read of.
+    explicit : bool
+        Whether some attention is made through its pattern, which takes memory.
     """
 
     shape: Shape
@@ -94,19 +98,23 @@ class Packer:
     budget: int
     overhead: float
     limit: int | None = None
+    sources: tuple[tuple[int, str], ...] = ()
+    explicit: bool = False
 
     def extent(self, group: Group, examples: int, start: int = 0) -> Extent:
         """How much of a pass from position `start` is computed."""
-        scored = sum(position >= start for position in group.scored)
-        stop = last_position(group, self.patterns)
-        return Extent(examples, start, stop, scored, self.columns, self.patterns)
+        return extent_of(group, examples, start, self.columns, self.patterns)
+
+    def rows(self, group: Group, start: int = 0) -> int:
+        """Rows of a pass whose tensors fit in a quarter of the budget; at least one."""
+        return max(1, self.budget // 4 // row_bytes(self.shape, self.extent(group, 1, start), self.explicit))
 
     def chunks(self, number: int, group: Group, conditions: Sequence[Sequence[Write]]) -> list[Chunk]:
         """The examples of a group in pieces, each with its passes."""
         entries = {at: entry for at, writes in enumerate(conditions) if (entry := self._entry(writes)) is not None}
         size, rows = len(group.examples), self.limit
         if rows is None:
-            rows = min(rows_within(self.budget, self.shape, self.extent(group, 1)), self._examples(group, entries))
+            rows = min(self.rows(group), self._examples(group, entries))
         pieces = -(-size // min(size, rows))
         bounds = [size * piece // pieces for piece in range(pieces + 1)]
         return [
@@ -124,18 +132,18 @@ class Packer:
         return layer, stage, 0 if self.patterns else min(write.first for write in writes)
 
     def _examples(self, group: Group, entries: Mapping[int, Entry]) -> int:
-        """Examples whose base run can be kept in twice the budget."""
+        """Examples of which half of the budget keeps what is read of the runs."""
         points = {(layer, name) for layer, stage, _ in entries.values() for name in AT_STAGE[stage]}
         if any(start for *_, start in entries.values()):
             points |= {(layer, "qkv") for layer in range(self.shape.layers)}
         logits = logits_bytes(self.shape, self.extent(group, 1))
-        held = cache_bytes(self.shape, group.length, tuple(points)) + logits
-        return max(1, 2 * self.budget // held)
+        held = cache_bytes(self.shape, group.length, (*points, *self.sources)) + logits
+        return max(1, self.budget // 2 // held)
 
     def _passes(self, group: Group, examples: int, entries: Mapping[int, Entry]) -> list[Pass]:
         made = []
         for start, numbers in self._by_start(group, examples, entries):
-            rows = self.limit or rows_within(self.budget, self.shape, self.extent(group, examples, start))
+            rows = self.limit or self.rows(group, start)
             together = max(1, rows // examples)
             ordered = sorted(numbers, key=lambda number: (entries[number][:2], number))
             pieces = -(-len(ordered) // together)
@@ -164,9 +172,10 @@ class Packer:
         return buckets
 
 
-def rows_within(budget: int, shape: Shape, extent: Extent) -> int:
-    """Rows of a pass whose tensors fit in `budget` bytes (float32), at least one."""
-    return max(1, budget // row_bytes(shape, extent))
+def extent_of(group: Group, examples: int, start: int, columns: int, patterns: bool) -> Extent:
+    """How much of a pass from position `start` is computed."""
+    scored = sum(position >= start for position in group.scored)
+    return Extent(examples, start, last_position(group, patterns), scored, columns, patterns)
 
 
 def heads_redone(writes: Sequence[Write], entry: tuple[int, int], heads: int) -> list[int]:

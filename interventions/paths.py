@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..errors import DeclarationError, choices
@@ -21,9 +21,10 @@ RECEIVERS = (Component.q, Component.k, Component.v)
 class PathPatch(Edit):
     """Patch only the direct paths from a sender to receivers; everything between stays as in the base run.
 
-    The sender takes its value from the run `source`. Every attention head on the way keeps its base value; each
-    receiver then gets the input that this makes, and what comes after the receivers runs freely. A receiver's value
-    does not depend on the other receivers.
+    The sender takes its value from the run `source`. Every attention head on the way keeps its base value; a receiver
+    is set to what this makes of it, and what comes after the receivers runs freely. So a receiver does not depend on
+    the other receivers, nor on other interventions before it that the path is composed with: those it does not feel. To
+    the logits, a path adds what it brings.
 
     Parameters
     ----------
@@ -51,7 +52,7 @@ class PathPatch(Edit):
     def __init__(
         self,
         sender: Site | Head | str,
-        receivers: Site | str | Iterable[Site | str],
+        receivers: Site | str | Sequence[Site | str],
         source: str = "corrupted",
         through_mlps: bool = True,
     ) -> None:
@@ -60,17 +61,19 @@ class PathPatch(Edit):
             raise DeclarationError(
                 f"{start} cannot send: possible are a head such as Head(0, 3), Layer(0).attn_out, Layer(0).mlp_out"
             )
-        several = (receivers,) if isinstance(receivers, Site | str) else tuple(receivers)
+        several = tuple(receivers) if isinstance(receivers, list | tuple | set) else (receivers,)
         for end in several:
             _check_receiver(start, end)
         if not several or len(set(several)) < len(several):
             raise DeclarationError(f"a path needs receivers that differ, got {several}")
         if not isinstance(source, str):
             raise DeclarationError(f"source={source!r}: give the name of a run, such as 'corrupted'")
+        if not isinstance(through_mlps, bool):
+            raise DeclarationError(f"through_mlps={through_mlps!r}: possible are True and False")
         object.__setattr__(self, "sender", start)
         object.__setattr__(self, "receivers", several)
         object.__setattr__(self, "source", source)
-        object.__setattr__(self, "through_mlps", bool(through_mlps))
+        object.__setattr__(self, "through_mlps", through_mlps)
 
     @property
     def site(self) -> Site:

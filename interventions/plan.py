@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
-from ..errors import DeclarationError, UnknownNameError, choices
+from ..errors import DeclarationError, UnknownNameError, choices, whole
 from .checks import check_edit, check_together
 from .cost import DEFAULT_BUDGET, OVERHEAD, Extent
 from .edits import Edit
 from .explain import explain
 from .lowering import Write, lower
-from .packing import AT_STAGE, Chunk, Packer, Pass
+from .packing import AT_STAGE, Chunk, Packer, Pass, extent_of
 from .paths import PathPatch
 from .shape import Group, Shape
 from .sites import Site
@@ -37,13 +36,18 @@ class Plan:
     runs : tuple of str
     conditions : tuple of tuples of Edit
     groups : tuple of Group
+    writes : tuple of tuples of tuples of Write
+        For each group and condition, what is written; nothing where no number depends on it.
     chunks : tuple of Chunk
     columns : int
         Logits that are computed at each scored position: the vocabulary, the few the metrics look at, or 0.
     patterns : bool
         Whether attention patterns are read in every pass.
     budget : int
-        Bytes that the tensors of a pass may take.
+        Bytes for all tensors, beside the weights: half for what is read of the runs, a quarter for a pass, a quarter
+        for its logits.
+    overhead : float
+        Operations that a layer of a pass costs beside its work.
     speed : float, optional
         Operations a second, where that was measured; gives the estimate of time.
     """
@@ -54,10 +58,12 @@ class Plan:
     runs: tuple[str, ...]
     conditions: tuple[tuple[Edit, ...], ...]
     groups: tuple[Group, ...]
+    writes: tuple[tuple[tuple[Write, ...], ...], ...]
     chunks: tuple[Chunk, ...]
     columns: int
     patterns: bool
     budget: int
+    overhead: float
     speed: float | None = None
 
     @property
@@ -75,22 +81,9 @@ class Plan:
         """Whether any edit takes its value from the reference draw."""
         return any(edit.uses_reference for edits in self.conditions for edit in edits)
 
-    @cached_property
-    def writes(self) -> tuple[tuple[tuple[Write, ...], ...], ...]:
-        """For each group and condition, what is written; nothing where no number depends on it."""
-        return tuple(
-            tuple(lower(edits, self.shape, group, self.patterns) for edits in self.conditions) for group in self.groups
-        )
-
     def sources(self) -> dict[str, list[Site]]:
         """Run name to the sites that patches take from it."""
-        wanted: dict[str, list[Site]] = {}
-        for edits in self.conditions:
-            for edit in edits:
-                if edit.run is not None:
-                    site = edit.sender if isinstance(edit, PathPatch) else edit.site
-                    wanted.setdefault(edit.run, []).append(site)
-        return wanted
+        return sources(self.conditions)
 
     def reference_sites(self) -> list[Site]:
         """Sites read from the reference draw."""
@@ -102,8 +95,7 @@ class Plan:
 
     def extent(self, chunk: Chunk, start: int = 0) -> Extent:
         """How much a pass of `chunk` computes."""
-        packer = Packer(self.shape, self.columns, self.patterns, self.budget, 0.0)
-        return packer.extent(self.groups[chunk.group], chunk.size, start)
+        return extent_of(self.groups[chunk.group], chunk.size, start, self.columns, self.patterns)
 
     def base_points(self, chunk: Chunk) -> set[Point]:
         """What is kept of the base run of `chunk`."""
@@ -171,7 +163,7 @@ def make_plan(
     columns : int, optional
         Logits that the metrics look at, at each scored position; the whole vocabulary when left out.
     budget : int
-        Bytes that the tensors of a pass may take.
+        Bytes for all tensors, beside the weights.
     overhead : float
         Operations that a layer of a pass costs beside its work.
 
@@ -182,9 +174,12 @@ def make_plan(
     """
     if base not in runs:
         raise UnknownNameError(f"base={base!r}: the task has the runs {choices(runs)}")
-    if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
-        raise DeclarationError(f'batch_size={batch_size!r}: possible are "auto" and a whole number from 1')
+    limit = _limit(batch_size)
     for group in groups:
+        if not group.scored and columns != 0:
+            raise DeclarationError(
+                f"a prompt of {group.length} tokens has no scored position: metrics of logits need one"
+            )
         if group.length > shape.context:
             raise DeclarationError(f"a prompt has {group.length} tokens: {model} reads at most {shape.context}")
     ordered = tuple(tuple(sorted(edits, key=lambda edit: edit.site.order)) for edits in conditions)
@@ -193,9 +188,43 @@ def make_plan(
             check_edit(edit, model, shape, groups, runs)
         check_together(edits, groups)
     columns = shape.vocabulary if columns is None else columns
-    packer = Packer(shape, columns, reads_patterns, budget, overhead, None if batch_size == "auto" else int(batch_size))
-    writes = [[lower(edits, shape, group, reads_patterns) for edits in ordered] for group in groups]
+    writes = tuple(tuple(lower(edits, shape, group, reads_patterns) for edits in ordered) for group in groups)
+    packer = Packer(
+        shape,
+        columns,
+        reads_patterns,
+        budget,
+        overhead,
+        limit,
+        tuple(
+            point
+            for sites in sources(ordered).values()
+            for point in {(one.layer, one.component.point) for one in sites}
+        ),
+        any(write.place in ("scores", "pattern") for group in writes for each in group for write in each),
+    )
     chunks = tuple(
         chunk for number, group in enumerate(groups) for chunk in packer.chunks(number, group, writes[number])
     )
-    return Plan(model, shape, base, tuple(runs), ordered, tuple(groups), chunks, columns, reads_patterns, budget)
+    names = (model, shape, base, tuple(runs), ordered, tuple(groups))
+    return Plan(*names, writes, chunks, columns, reads_patterns, budget, overhead)
+
+
+def sources(conditions: Sequence[Sequence[Edit]]) -> dict[str, list[Site]]:
+    """Run name to the sites that patches take from it."""
+    wanted: dict[str, list[Site]] = {}
+    for edits in conditions:
+        for edit in edits:
+            if edit.run is not None:
+                wanted.setdefault(edit.run, []).append(edit.sender if isinstance(edit, PathPatch) else edit.site)
+    return wanted
+
+
+def _limit(batch_size: int | str) -> int | None:
+    if batch_size == "auto":
+        return None
+    try:
+        return whole(batch_size, "batch_size", low=1)
+    except DeclarationError:
+        message = f'batch_size={batch_size!r}: possible are "auto" and a whole number from 1'
+        raise DeclarationError(message) from None

@@ -29,13 +29,13 @@ def changed(value: Any, layer: int, place: str, job: dict[str, Any], keep: dict[
     """`value` (None where no row is at work) after what is written at a place; kept where that is asked for."""
     writes = job["writes"].get((layer, place), [])
     if value is not None and writes:
-        value = put(value.clone() if torch.is_grad_enabled() else value, writes)
+        value = write_into(value.clone() if torch.is_grad_enabled() else value, writes)
     if (layer, place) in keep and value is not None:
         keep[(layer, place)] = value
     return value
 
 
-def put(value: torch.Tensor, writes: Writes) -> torch.Tensor:
+def write_into(value: torch.Tensor, writes: Writes) -> torch.Tensor:
     """Write into `value`, in place: ``(rows, positions, columns, how, new)``; a new value of None is zeros."""
     for rows, positions, columns, how, new in writes:
         if how == "set":

@@ -82,7 +82,8 @@ class Knockout(SiteEdit):
     head : Head, Layer, Site or str
         A layer stands for all of its heads.
     query, key : int or iterable of int, optional
-        Positions, negative ones from the end; all when left out. A query must keep a key that it may attend to.
+        Positions, negative ones from the end. Left out, they are all keys, or all queries that keep a key (the first
+        token can attend to itself alone); a query that is named must keep one.
 
     References
     ----------
@@ -100,6 +101,8 @@ class Knockout(SiteEdit):
         if isinstance(head, Site) and head.component is not Component.pattern:
             raise DeclarationError(f"{head}: attention is knocked out of a head or a layer, such as Head(5, 1)")
         site = head if isinstance(head, Site) else head.pattern if isinstance(head, Layer) else _pattern(head)
+        if query is None and key is None and site.positions is None:
+            raise DeclarationError(f"{site}: name the queries or the keys that are knocked out")
         super().__init__(site if query is None else site.at(query))
         object.__setattr__(self, "key", None if key is None else _keys(self.site, key))
 

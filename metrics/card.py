@@ -107,6 +107,10 @@ class Metric:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise DeclarationError(f"{self.card.name} reads {self.kind!r}: a metric reads {choices(KINDS)}")
+        if self.needs_base and self.tokens:
+            raise DeclarationError(
+                f"{self.card.name} compares with all base logits (needs_base), so it cannot read those of tokens only"
+            )
 
     @property
     def name(self) -> str:

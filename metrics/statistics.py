@@ -76,6 +76,52 @@ def benjamini_hochberg(p: Array) -> Array:
     return adjusted
 
 
+def t_test(values: Array) -> Array:
+    """Two-sided p that the mean over the last axis (examples) is 0; 1 where every value is exactly 0.
+
+    No smaller than that of a sign-flip test, ``2 ** (1 - n)``, also where all values are the same. NaN where there are
+    fewer than two examples.
+    """
+    values = np.asarray(values)
+    if values.shape[-1] < 2:
+        return np.full(values.shape[:-1], np.nan)
+    spread = values.std(axis=-1, ddof=1)
+    flat = spread == 0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = values.mean(axis=-1) / (spread / np.sqrt(values.shape[-1]))
+    p = 2 * stats.t.sf(np.abs(t), values.shape[-1] - 1)
+    result: Array = np.where(
+        flat & (values.mean(axis=-1) == 0), 1.0, np.maximum(np.where(flat, 0.0, p), 2.0 ** (1 - values.shape[-1]))
+    )
+    return result
+
+
+def rank_correlation(one: Array, other: Array) -> float:
+    """Spearman's rank correlation of two arrays of one shape, over the places where neither is missing.
+
+    NaN where one of them is constant, or fewer than two places are left.
+    """
+    pair = np.stack([np.ravel(one), np.ravel(other)]).astype(np.float64)
+    pair = pair[:, ~np.isnan(pair).any(axis=0)]
+    if pair.shape[1] < 2 or (np.ptp(pair, axis=1) == 0).any():
+        return float("nan")
+    return float(stats.spearmanr(*pair).statistic)
+
+
+def strongest_shared(one: Array, other: Array, most: int = 5) -> float:
+    """Of the `most` values of `one` that are farthest from 0, the share that is also among those of `other`.
+
+    What is 0 is not among them. NaN where all of `one` is 0, or a value is missing.
+    """
+    sizes = [np.abs(np.ravel(values)) for values in (one, other)]
+    if any(np.isnan(values).any() for values in sizes):
+        return float("nan")
+    first, second = (
+        {int(at) for at in np.argsort(-values, kind="stable")[:most] if values[at] > 0} for values in sizes
+    )
+    return len(first & second) / len(first) if first else float("nan")
+
+
 def normalised(x: Array, clean: Array, corrupted: Array) -> Array:
     """``(mean x - mean corrupted) / (mean clean - mean corrupted)`` over the last axis (examples).
 

@@ -5,6 +5,7 @@
 - ``plan(model, task, what, metrics)``: what that would cost, explained before it runs
 - ``capture(model, task, sites)``: activations and patterns
 - ``effect(ds, name)``, ``normalized(ds, name)``: changes, derived from a measurement
+- ``compare_estimates(model, task, what, metric)``: how near estimates from gradients come to what is exact
 - ``composition_scores(model)``: q-, k- and v-composition between every pair of heads
 - ``InductionStudy(...).run(model)``: the whole induction-head analysis; ``describe_heads(model, task)``: its first part
 - ``write_netcdf(result, path)``, ``open_tree(path)``: results on disk
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .activations import capture
     from .batch import Batch
     from .composition import composition_scores
+    from .estimates import compare_estimates
     from .heads import describe_heads
     from .induction import InductionStudy
     from .measurement import measure, plan
@@ -40,6 +42,7 @@ _WHERE = {
     "open_tree": ".results",
     "write_netcdf": ".results",
     "Batch": ".batch",
+    "compare_estimates": ".estimates",
     "composition_scores": ".composition",
     "describe_heads": ".heads",
     "Prompts": ".tasks",
@@ -52,6 +55,7 @@ __all__ = [
     "Prompts",
     "RepeatedTokens",
     "capture",
+    "compare_estimates",
     "composition_scores",
     "describe_heads",
     "effect",

@@ -5,19 +5,19 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
-from scipy import stats
 
 from ..interventions.edits import Compose, Intervention, MeanAblate, ResampleAblate, ZeroAblate
 from ..interventions.grid import Grid
 from ..interventions.sites import Head, Layer
 from ..metrics.card import Metric
 from ..metrics.outputs import accuracy, loss
-from ..metrics.statistics import benjamini_hochberg, control_sets, null_p_value, possible_control_sets
+from ..metrics.statistics import benjamini_hochberg, control_sets, null_p_value, possible_control_sets, t_test
 from .activations import capture
+from .estimates import compare_estimates
 from .measurement import measure
 from .results import effect, effect_interval
 from .tasks import Task
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from ..interventions.models import Model
 
 METHODS = {"zero": ZeroAblate, "mean": MeanAblate, "resample": ResampleAblate}
+ESTIMATED = ("zero", "mean")
+"""Ablations whose estimates are compared with the exact ones."""
 CONTROLS = {"same layers": True, "all layers": False}
 """Control drawn in the same layers as the set, and over all layers."""
 WORSE = {"loss": 1, "accuracy": -1}
@@ -56,20 +58,47 @@ def every_head(model: Model, task: Task, metrics: Sequence[Metric] = (loss, accu
         over examples, Benjamini-Hochberg over heads and ablations); ``constant_share(layer, head)``, see
         `constant_share`.
     """
-    grid = Grid(
-        lambda ablation, layer, head: METHODS[ablation](Head(layer, head)),
-        ablation=METHODS,
-        layer=model.layers,
-        head=model.heads,
-    )
-    measured = measure(model, task, grid, metrics)
+    measured = measure(model, task, _each_head(model, METHODS), metrics)
     for metric in metrics:
         measured = measured.assign(effect_interval(measured, metric.name))
-        q = benjamini_hochberg(_t_test(effect(measured, metric.name).values))
+        q = benjamini_hochberg(t_test(effect(measured, metric.name).values))
         attrs = {"long_name": f"q of the effect on {metric.name}", "units": "1"}
         measured[f"{metric.name}_effect_q"] = (("ablation", "layer", "head"), q, attrs)
     measured["constant_share"] = constant_share(model, task)
     return measured
+
+
+def _each_head(model: Model, methods: Iterable[str]) -> Grid:
+    return Grid(
+        lambda ablation, layer, head: METHODS[ablation](Head(layer, head)),
+        ablation=methods,
+        layer=model.layers,
+        head=model.heads,
+    )
+
+
+def estimates_of_every_head(model: Model, task: Task, exact: xr.Dataset, steps: int) -> xr.Dataset:
+    """Zero and mean ablation of every head, estimated, beside the exact effects on the loss.
+
+    Parameters
+    ----------
+    model : Model
+    task : Task
+    exact : Dataset
+        From `every_head` with the same model and task.
+    steps : int
+        Of the integrated estimates.
+
+    Returns
+    -------
+    Dataset
+        As of `compare_estimates`; axes ``ablation``, ``layer``, ``head``.
+    """
+    grid = _each_head(model, ESTIMATED)
+    measured = exact.sel(ablation=list(ESTIMATED))
+    return compare_estimates(model, task, grid, loss, steps=steps, exact=measured).assign_attrs(
+        long_name="zero and mean ablation of every head, by loss"
+    )
 
 
 def constant_share(model: Model, task: Task) -> xr.DataArray:
@@ -204,21 +233,3 @@ def _p_values(result: xr.Dataset, name: str) -> xr.DataArray:
         null_p_value, own, control, input_core_dims=[[], ["draw"]], vectorize=True, join="exact"
     ).transpose("set", "control", "ablation")
     return p.assign_attrs(long_name="p: (1 + random sets that do at least as much damage) / (1 + sets)", units="1")
-
-
-def _t_test(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Two-sided p that the mean over the last axis is 0; 1 where every value is exactly 0.
-
-    No smaller than that of a sign-flip test, ``2 ** (1 - n)``, also where all values are the same.
-    """
-    if values.shape[-1] < 2:
-        return np.full(values.shape[:-1], np.nan)
-    spread = values.std(axis=-1, ddof=1)
-    flat = spread == 0
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = values.mean(axis=-1) / (spread / np.sqrt(values.shape[-1]))
-    p = 2 * stats.t.sf(np.abs(t), values.shape[-1] - 1)
-    result: np.ndarray[Any, Any] = np.where(
-        flat & (values.mean(axis=-1) == 0), 1.0, np.maximum(np.where(flat, 0.0, p), 2.0 ** (1 - values.shape[-1]))
-    )
-    return result

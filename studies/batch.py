@@ -48,14 +48,12 @@ class Batch:
     own_targets: Mapping[str, Array] = field(default_factory=dict)
 
     def groups(self) -> list[Group]:
-        """The examples by length; those of a group run together, so nothing is padded."""
-        groups = []
-        for length in sorted(set(self.lengths.tolist())):
-            examples = np.flatnonzero(self.lengths == length)
-            groups.append(
-                Group(tuple(examples.tolist()), length, tuple(np.flatnonzero(self.scored[examples[0]]).tolist()))
-            )
-        return groups
+        """The examples by length and scored positions; those of a group run together, so nothing is padded."""
+        together: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+        for example, length in enumerate(self.lengths.tolist()):
+            scored = tuple(np.flatnonzero(self.scored[example]).tolist())
+            together.setdefault((length, scored), []).append(example)
+        return [Group(tuple(examples), length, scored) for (length, scored), examples in sorted(together.items())]
 
     def tokens(self, run: str, group: Group) -> Array:
         """Token ids of a run for the examples of a group, ``(example, position)``."""

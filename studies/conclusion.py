@@ -15,7 +15,7 @@ from .phrases import count, listed, percent
 
 @dataclass(frozen=True)
 class Finding:
-    """A sentence or two, and the group of the result that they were written from (or ``summary``, or ``limits``)."""
+    """A sentence or two, and the stage that they were written from (or ``summary``, or ``limits``)."""
 
     group: str
     text: str
@@ -25,7 +25,7 @@ def conclude(tree: xr.DataTree) -> list[Finding]:
     """What the result of an `InductionStudy` says. Every sentence is written from numbers; none stands without one."""
     groups = {group: write(tree[group].to_dataset()) for group, write in WRITERS.items()}
     return [
-        Finding(group, text)
+        Finding(group.partition("/")[0], text)
         for group, texts in {"summary": list(_summary(tree)), **groups, "limits": _limits(tree)}.items()
         for text in texts
     ]

@@ -11,6 +11,7 @@ from ..metrics.statistics import bootstrap_interval
 from .heads import ROLES
 from .patching import verdicts
 from .phrases import article, count, listed, percent, points
+from .trust import on_estimates
 from .words import LISTS
 
 REAL = 0.05
@@ -287,5 +288,7 @@ WRITERS: Mapping[str, Callable[[xr.Dataset], list[str]]] = {
     "patching": _patching,
     "composition": _composition,
     "words": _words,
+    "estimates/ablation": on_estimates,
+    "estimates/patching": on_estimates,
 }
 """Group of the result to what writes about it."""

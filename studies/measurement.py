@@ -59,11 +59,12 @@ def measure(
     per_position : bool
         Keep the values of the logits metrics at each scored position (NaN elsewhere) instead of their mean.
     batch_size : int or "auto"
-        Rows of one forward pass; ``"auto"`` takes as many as fit the memory. It never changes a number, and a pass that
-        runs out of memory is done again in halves.
+        Rows of one forward pass; ``"auto"`` takes as many as fit the memory, and a pass that runs out of it is done
+        again in halves. No number changes by more than rounding.
     estimator : {"exact", "gradient", "integrated"}
         ``"gradient"`` and ``"integrated"`` estimate every condition from a few passes, see
-        `headwise.interventions.gradients`: ``base + (new - old) * slope``. The runs as they are stay exact.
+        `headwise.interventions.gradients`: ``base + (new - old) * slope``. The runs as they are stay exact. The
+        integrated estimate moves the edits of one kind, layer and component together, as all heads of a layer.
     steps : int
         Steps of the integrated estimate.
     check : bool
@@ -94,14 +95,15 @@ def measure(
     setup = set_up(model, task, what, metrics, base=base, per_position=per_position, batch_size=batch_size)
     check_estimable(setup.metrics, estimator, steps, per_position)
     planned, batch, axes = setup.plan, setup.batch, setup.axes
-    if estimator != "exact":
-        gradients.check_estimable(planned)
     declared = json.dumps(encode(what, TASKS))
     dataset = labelled(coordinates(model, batch, base), axes)
     readers, inputs = setup.readers(), setup.inputs(task, model)
     engine.check_readers(planned, readers)
+    if estimator != "exact":
+        gradients.check_estimable(planned, readers, steps if estimator == "integrated" else None)
+    deviation = against_float32(model, planned, readers, inputs)
     if check and planned.conditions:
-        selfcheck.check_model(model, inputs.runs[base][0][0])
+        selfcheck.check_model(model)
     with Progress("measuring", progress) as bar:
         if estimator == "exact":
             outcome = engine.run_plan(model, planned, readers, inputs, bar.update)
@@ -121,7 +123,6 @@ def measure(
         "estimator": estimator if estimator != "integrated" else f"integrated, {steps} steps",
         "seconds": f"{time.monotonic() - started:.3f}",
     }
-    deviation = against_float32(model, planned, readers, inputs)
     if deviation:
         dataset.attrs["float32_deviation"] = json.dumps(deviation)
     return dataset
@@ -152,6 +153,7 @@ def plan(
         ``headwise.interventions.explain.cost(plan)`` gives the figures.
     """
     setup = set_up(model, task, what, metrics, base=base, per_position=False, batch_size=batch_size)
+    setup.readers()  # refuses metrics that the task cannot have, as `measure` does
     if not timed:
         return setup.plan
     from ..interventions.deviation import speed

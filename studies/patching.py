@@ -14,6 +14,7 @@ from ..interventions.grid import Grid
 from ..interventions.sites import Head
 from ..metrics.attention import induction
 from ..metrics.outputs import logit_diff
+from .estimates import compare_estimates
 from .heads import mean_of_heads
 from .measurement import measure
 from .results import effect_interval, normalized
@@ -45,13 +46,7 @@ def qkv_of_every_head(model: Model, task: Task) -> xr.Dataset:
     """
     result = xr.Dataset()
     for direction, (base, source) in DIRECTIONS.items():
-        grid = Grid(
-            lambda component, layer, head, source=source: Patch(Head(layer, head).site(component), source=source),
-            component=COMPONENTS,
-            layer=model.layers,
-            head=model.heads,
-        )
-        measured = measure(model, task, grid, [logit_diff], base=base)
+        measured = measure(model, task, _each_head(model, source), [logit_diff], base=base)
         words = f"{direction}, {source} into {base}"
         result[direction] = measured["logit_diff"].assign_attrs(long_name=f"logit difference, {words}")
         result[f"{direction}_normalized"] = normalized(measured, "logit_diff").assign_attrs(
@@ -63,6 +58,40 @@ def qkv_of_every_head(model: Model, task: Task) -> xr.Dataset:
         result.attrs = {name: value for name, value in measured.attrs.items() if name not in ("base", "interventions")}
         result.attrs["direction"] = "noising and denoising"
     return result
+
+
+def _each_head(model: Model, source: str) -> Grid:
+    return Grid(
+        lambda component, layer, head: Patch(Head(layer, head).site(component), source=source),
+        component=COMPONENTS,
+        layer=model.layers,
+        head=model.heads,
+    )
+
+
+def estimates_of_every_head(model: Model, task: Task, exact: xr.Dataset, steps: int) -> xr.Dataset:
+    """Noising of q, k and v of every head, estimated, beside the exact effects on the logit difference.
+
+    Parameters
+    ----------
+    model : Model
+    task : Task
+    exact : Dataset
+        From `qkv_of_every_head` with the same model and task.
+    steps : int
+        Of the integrated estimates.
+
+    Returns
+    -------
+    Dataset
+        As of `compare_estimates`; axes ``component``, ``layer``, ``head``.
+    """
+    base, source = DIRECTIONS["noising"]
+    measured = exact[["baseline_logit_diff"]].assign(logit_diff=exact["noising"]).assign_attrs(base=base)
+    grid = _each_head(model, source)
+    return compare_estimates(model, task, grid, logit_diff, steps=steps, base=base, exact=measured).assign_attrs(
+        long_name="noising of q, k and v of every head, by logit difference"
+    )
 
 
 def qkv_of_set(model: Model, task: Task, heads: Sequence[Head]) -> xr.Dataset:

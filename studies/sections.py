@@ -212,6 +212,36 @@ def _words(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
     page.add(table(names, list(zip(*columns, strict=True)), caption=note))
 
 
+def _estimates(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
+    sweeps = {name: node.to_dataset() for name, node in tree["estimates"].children.items()}
+    rows = []
+    for name, sweep in sweeps.items():
+        page.figure(plots.estimate_against_exact(sweep), COMPARED.get(name, str(sweep.attrs.get("long_name", name))))
+        unit = str(sweep["exact"].attrs.get("units", ""))
+        for estimator in sweep["estimator"].values:
+            here = sweep.sel(estimator=estimator)
+            rows.append([name, str(estimator)])
+            rows[-1] += [
+                number(float(here[fact])) for fact in ("rank_correlation", "sign_agreement", "strongest_found")
+            ]
+            rows[-1] += [number(float(here["largest_miss"])), unit, ", ".join(map(str, here["worst"].values[:3]))]
+    head = ["sweep", "estimator", "rank correlation", "signs right", "strongest found", "largest miss", "unit", "worst"]
+    note = (
+        "How well each estimator does. Signs: share of the effects beyond noise; strongest: share of the strongest "
+        "effects that are among as many strongest estimates."
+    )
+    page.add(table(head, rows, caption=note))
+
+
+COMPARED = {
+    "ablation": "Every head zero- and mean-ablated: change of the loss as estimated from gradients (up) and as "
+    "measured (right). On the dashed line the estimate is right; on the horizontal line through 0 it sees nothing. "
+    "gradient: slope at the run itself. integrated: mean slope on the way, on which all heads of a layer move "
+    "together, so that it shares out what they do jointly. The worst misses are named.",
+    "patching": "q, k or v of every head taken from the corrupted run: change of the logit difference, as above.",
+}
+
+
 SECTIONS = (
     Section("behaviour", "Repeating", "How well does the model do on repeated sequences?", _behaviour),
     Section("heads", "Heads", "Which heads are which?", _heads),
@@ -223,4 +253,5 @@ SECTIONS = (
     ),
     Section("composition", "Composition", "Do previous-token heads feed the induction heads?", _composition),
     Section("words", "Words", "Do the same heads fire on words?", _words),
+    Section("estimates", "Estimates", "Would gradients have told the same?", _estimates),
 )

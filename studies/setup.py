@@ -159,7 +159,7 @@ def check_estimable(metrics: Sequence[Metric], estimator: str, steps: int, per_p
         if metric.kind != "logits" or not metric.differentiable:
             raise DeclarationError(
                 f"{metric.name} has no gradient estimate: possible are metrics of logits that change smoothly, such as "
-                "loss, logit_diff, prob and kl"
+                "loss, logit_diff and prob"
             )
     if per_position:
         raise DeclarationError(f"per_position=True: estimator={estimator!r} gives the mean over scored positions only")

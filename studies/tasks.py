@@ -236,14 +236,16 @@ def reference_tokens(task: Task, model: Model, run: str, groups: Sequence[Group]
     batch = task.reference(model)
     if run not in batch.runs:
         raise UnknownNameError(f"the reference prompts have the runs {choices(batch.runs)}, not {run!r}")
-    found = {group.length: batch.tokens(run, group) for group in batch.groups()}
+    found: dict[int, list[Array]] = {}
+    for group in batch.groups():
+        found.setdefault(group.length, []).append(batch.tokens(run, group))
     for group in groups:
-        if len(found.get(group.length, ())) < 2:
+        if sum(map(len, found.get(group.length, ()))) < 2:
             raise DeclarationError(
                 f"mean and resample ablation need at least two reference prompts of {group.length} tokens: "
                 "give Prompts(..., others=[...])"
             )
-    return tuple(found[group.length] for group in groups)
+    return tuple(np.concatenate(found[group.length]) for group in groups)
 
 
 def _texts(name: str, given: Iterable[str] | None) -> tuple[str, ...] | None:

@@ -42,7 +42,7 @@ def test_the_plan_counts_what_runs(random_model, metrics):
         alone = counted(lambda: measure(random_model, TASK, None, metrics, check=False))
         found = counted(lambda grid=grid: measure(random_model, TASK, grid, metrics, check=False)) - alone
         sources = forward_flops(random_model.shape, 2, 14)
-        assert found == pytest.approx(made.passes, rel=0.03, abs=0.02 * sources), grid
+        assert found == pytest.approx(made.passes, rel=0.05, abs=0.02 * sources), grid
 
 
 def test_a_plain_forward_pass_is_counted_right(random_model):

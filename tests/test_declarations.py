@@ -32,7 +32,8 @@ NAMES = {
     if isinstance(value, type) and value.__module__.startswith("headwise.interventions")
 }
 
-positions = st.none() | st.sets(st.integers(-5, 40), min_size=1, max_size=4).map(lambda found: tuple(sorted(found)))
+some = st.sets(st.integers(-5, 40), min_size=1, max_size=4).map(lambda found: tuple(sorted(found)))
+positions = st.none() | some
 per_head = st.sampled_from([component for component in Component if component.per_head])
 whole = st.sampled_from([one for one in Component if not one.per_head and not one.embedding])
 sites = st.one_of(
@@ -48,8 +49,8 @@ edits = st.one_of(
     st.builds(MeanAblate, sites.filter(lambda site: site.component != "pattern"), st.just(("example", "position"))),
     st.builds(Add, st.builds(Head, st.integers(0, 5), st.integers(0, 5)), st.lists(numbers, min_size=1, max_size=5)),
     st.builds(Scale, sites, numbers),
-    st.builds(Knockout, st.builds(Head, st.integers(0, 5), st.integers(0, 5)), positions, positions),
-    st.builds(Knockout, st.builds(Layer, st.integers(0, 5)), positions, positions),
+    st.builds(Knockout, st.builds(Head, st.integers(0, 5), st.integers(0, 5)), positions, some),
+    st.builds(Knockout, st.builds(Layer, st.integers(0, 5)), some, positions),
     st.builds(PathPatch, st.builds(Head, st.integers(0, 2), st.integers(0, 5)), receivers | st.just("logits")),
     st.builds(ResampleAblate, sites, st.integers(0, 9)),
     st.builds(Patch, sites, st.sampled_from(["clean", "corrupted"])),

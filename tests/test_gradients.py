@@ -22,7 +22,7 @@ from headwise.interventions import (
     Scale,
     ZeroAblate,
 )
-from headwise.metrics import accuracy, induction, logit_diff, loss, prob
+from headwise.metrics import accuracy, induction, kl, logit_diff, loss, prob
 from headwise.studies import Prompts, RepeatedTokens, measure
 
 TASK = RepeatedTokens(n=3, length=6, seed=3)
@@ -163,6 +163,29 @@ def test_sites_that_meet_move_apart(small_model):
         np.testing.assert_allclose(row, alone, atol=1e-5)
 
 
+def test_edits_of_another_kind_do_not_change_an_integrated_estimate(small_model):
+    zero = {f"zero {head}": ZeroAblate(Head(0, head)) for head in range(4)}
+    patch = {f"patch {head}": Patch(Head(0, head)) for head in range(4)}
+    mixed = {name: (zero | patch)[name] for pair in zip(patch, zero, strict=True) for name in pair}
+    alone = estimated(small_model, zero, [loss], "integrated", steps=3)["loss"]
+    beside = estimated(small_model, mixed, [loss], "integrated", steps=3)["loss"].sel(condition=list(zero))
+    np.testing.assert_allclose(beside, alone, atol=1e-5)
+
+
+def test_conditions_that_change_nothing_are_the_baseline(small_model):
+    for estimator in ("gradient", "integrated"):
+        found = estimated(small_model, Patch(Layer(1).mlp_out.at(0)), [loss], estimator)
+        np.testing.assert_array_equal(found["loss"], found["baseline_loss"].sel(run="clean"))
+
+
+def test_more_conditions_than_are_held_at_once(small_model):
+    what = {str(n): Patch(Head(n % 2, n % 4).at([n % 12])) for n in range(70)}
+    found = estimated(small_model, what, [loss])["loss"]
+    for name in ("0", "33", "69"):
+        alone = estimated(small_model, what[name], [loss])["loss"]
+        np.testing.assert_allclose(found.sel(condition=name), alone, atol=1e-5)
+
+
 def test_estimates_of_a_composition_add_up(small_model):
     one, two = ZeroAblate(Head(0, 1)), Patch(Layer(1).mlp_out.at([7, 8]))
     effects = [hw.effect(estimated(small_model, what, [prob]), "prob").values for what in (one, two, one + two)]
@@ -192,6 +215,12 @@ def test_estimates_do_not_depend_on_the_batch_size_and_baselines_are_exact(small
         (ZeroAblate(Head(0, 1)), {"metrics": [induction]}, "induction has no gradient estimate"),
         (ZeroAblate(Head(0, 1)), {"per_position": True}, "per_position=True: estimator='gradient' gives the mean"),
         (Knockout(Head(0, 1), 5, 2), {}, "Knockout(Head(0, 1), query=5, key=2) has no gradient estimate"),
+        (ZeroAblate(Head(0, 1)), {"metrics": [kl]}, "kl is least at the base run, where its slope is 0"),
+        (
+            ZeroAblate(Layer(0).resid_post) + ZeroAblate(Layer(1).resid_pre),
+            {},
+            "write to one place one after the other, which has no gradient estimate",
+        ),
         (PathPatch(Head(0, 1), "logits"), {}, "has no gradient estimate: possible are ablations, Patch, Add and Scale"),
     ],
 )

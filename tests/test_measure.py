@@ -279,3 +279,37 @@ def test_bad_input_is_refused_before_any_forward_pass(small_model, what):
     finally:
         handle.remove()
     assert passes == []
+
+
+def test_metrics_that_do_not_fit_are_refused(small_model):
+    from headwise.metrics import Card, Metric, kl
+
+    card = Card("mine", "", "1", (0, 1))
+    with pytest.raises(DeclarationError, match="compares with all base logits"):
+        Metric(card, "logits", kl.kernel, kl.prepare, needs_base=True, tokens=("targets",))
+    unknown = Metric(card, "logits", loss.kernel, loss.prepare, tokens=("target",))
+    with pytest.raises(
+        DeclarationError, match="tokens names 'target', which it does not prepare: possible are targets"
+    ):
+        measure(small_model, RepeatedTokens(n=2, length=5), None, [unknown])
+    flat = Metric(card, "logits", lambda logits, targets: logits.sum((-1, -2)), loss.prepare)
+    with pytest.raises(DeclarationError, match=r"its kernel gives \(2,\), where \(row, scored\) is \(2, 4\)"):
+        measure(small_model, RepeatedTokens(n=2, length=5), None, [flat])
+    other = Metric(card, "logits", loss.kernel, lambda run: {"targets": run.tokens})
+    with pytest.raises(DeclarationError, match="its argument targets has shape"):
+        measure(small_model, RepeatedTokens(n=2, length=5), None, [other])
+
+
+def test_prompts_of_one_length_scored_at_different_positions(small_model):
+    """Each row is judged where it is scored."""
+    from headwise.studies import Batch
+
+    tokens = np.array([[3, 4, 5, 6, 7], [8, 9, 10, 11, 12]])
+    scored = np.array([[False, False, True, False, False], [False, False, False, True, False]])
+
+    class Mine:
+        def draw(self, model):
+            return Batch({"clean": tokens}, np.array([5, 5]), scored, np.roll(tokens, -1, 1))
+
+    found = measure(small_model, Mine(), ZeroAblate(Head(0, 1)), [loss], per_position=True)["loss"].values
+    assert np.isfinite(found).tolist() == scored.tolist()

@@ -66,7 +66,7 @@ def test_a_pass_that_runs_out_of_memory_is_done_in_halves(small_model, monkeypat
 
 
 def test_later_passes_are_kept_as_small(small_model, monkeypatch):
-    monkeypatch.setattr(memory, "budget", lambda device: 300_000)
+    monkeypatch.setattr(memory, "budget", lambda device: 1_200_000)
     planned = [hw.studies.plan(small_model, TASK, grid(), [loss], timed=False)]
     assert planned[0].passes > 2
     seen = refusing(monkeypatch, "run_part", 5, ERRORS[0])
@@ -88,7 +88,7 @@ def test_runs_that_are_too_large_are_read_in_halves(small_model, monkeypatch):
 @pytest.mark.parametrize("name", ["run_part", "look"])
 def test_a_single_row_that_does_not_fit_is_said(small_model, monkeypatch, name):
     refusing(monkeypatch, name, 0, ERRORS[0])
-    with pytest.raises(ModelError, match="more memory than"):
+    with pytest.raises(ModelError, match="more memory"):
         measure(small_model, TASK, grid(), [loss])
 
 
@@ -105,7 +105,7 @@ def test_an_error_inside_a_trace_is_recognised(small_model):
     from headwise.metrics import Card, Metric
 
     metric = Metric(Card("hungry", "", "1", (0, 1)), "logits", hungry, loss.prepare)
-    with pytest.raises(ModelError, match="more memory than"):
+    with pytest.raises(ModelError, match="more memory"):
         measure(small_model, TASK, grid(), [metric])
 
 
@@ -122,13 +122,12 @@ def test_results_do_not_depend_on_the_budget(small_model, monkeypatch, budget):
 def test_memory_is_flat_in_the_number_of_conditions(monkeypatch):
     """The largest set of live tensors in a trace, for one grid and for eight times as many conditions."""
     model = hw.load(raw_hooks.random_gpt2(2, 4, 8, 60, 40))
-    monkeypatch.setattr(memory, "budget", lambda device: 2**20)
+    monkeypatch.setattr(memory, "budget", lambda device: 2**24)
     peaks = []
     real = engine.traced
 
     def watched(*arguments):
         values = real(*arguments)
-        gc.collect()
         tensors = {id(one.untyped_storage()): one.untyped_storage().nbytes() for one in _tensors()}
         peaks[-1] = max(peaks[-1], sum(tensors.values()))
         return values
@@ -136,8 +135,9 @@ def test_memory_is_flat_in_the_number_of_conditions(monkeypatch):
     monkeypatch.setattr(engine, "traced", watched)
     for times in (1, 8):
         peaks.append(0)
-        what = {f"{number} {head}": Patch(Head(1, head)) for number in range(6 * times) for head in range(4)}
+        what = {f"{number} {head}": Patch(Head(1, head)) for number in range(12 * times) for head in range(4)}
         measure(model, TASK, what, [loss])
+    assert len(peaks) == 2
     assert peaks[1] < 1.1 * peaks[0]
 
 
@@ -156,6 +156,6 @@ def test_weights_are_hashed_without_a_copy(words_model):
 
 def test_the_budget_is_a_share_of_free_memory(monkeypatch):
     monkeypatch.setattr(memory, "free_memory", lambda: 80 * 2**20)
-    assert memory.budget(torch.device("cpu")) == 10 * 2**20
+    assert memory.budget(torch.device("cpu")) == 20 * 2**20
     monkeypatch.setattr(memory, "free_memory", lambda: 2**40)
     assert memory.budget(torch.device("cpu")) == memory.DEFAULT_BUDGET

@@ -217,6 +217,45 @@ def test_pattern_patches_do_not_depend_on_the_attention_implementation(implement
     np.testing.assert_allclose(found, wanted, atol=TOLERANCE)
 
 
+def test_two_paths_into_one_head_at_different_positions(random_model):
+    """Each brings its own sender's change; together they are what either brings alone, at its positions."""
+    if len(random_model.layers) == 1:
+        pytest.skip("one layer: no head receives")
+    tokens, other = runs(random_model)
+    module = random_model.module
+    two = PathPatch(Head(0, 0), Head(1, 0).q.at([8])) + PathPatch(Head(0, 1), Head(1, 0).q.at([9, 10]))
+    changes = []
+    for head, positions in ((0, (8,)), (1, (9, 10))):
+        place = Place(1, "q", 0, positions)
+        start = Place(0, "z", head, None)
+        sent = raw_paths.read(module, other, start)
+        value = _after(module, tokens, start, sent, place)
+        changes.append((place, lambda old, value=value: value))
+    check(random_model, [two], [raw_paths.run(module, tokens, changes)])
+
+
+def _after(module, tokens, start, sent, place):
+    """What is at a place once `start` is set."""
+    found = []
+
+    def note(old):
+        found.append(old.clone())
+        return old
+
+    raw_paths.run(module, tokens, [(start, lambda old: sent), (place, note)])
+    return found[0]
+
+
+def test_a_key_is_knocked_out_for_all_that_can_do_without(small_model):
+    """The first token attends to itself alone, and goes on doing so."""
+    tokens, _ = runs(small_model)
+    cells = [(query, 0) for query in range(1, 14)]
+    check(small_model, [Knockout(Head(1, 1), key=0)], [raw_paths.knockout(small_model.module, tokens, 1, [1], cells)])
+    late = Knockout(Head(1, 1), query=5, key=13)  # nobody attends to what comes later
+    found = measure(small_model, TASK, {"late": late, "seen": Knockout(Head(1, 1), 5, 2)}, [loss])
+    np.testing.assert_allclose(found["loss"][0], found["baseline_loss"].sel(run="clean"), atol=1e-5)
+
+
 def test_several_source_runs_meet_in_one_pass(small_model):
     """A patch from each run, and one condition with both: the second brings the base back where it is written."""
     both = Patch(Layer(0).mlp_out, source="corrupted") + Patch(Head(1, 2).v, source="clean")
@@ -246,6 +285,10 @@ def test_several_source_runs_meet_in_one_pass(small_model):
         (lambda: PathPatch(Head(0, 1).q, Head(1, 0).q), "L0H1 q cannot send: possible are a head"),
         (lambda: PathPatch(Head(0, 1), Head(1, 0).z), "cannot receive: possible are q, k and v of a head"),
         (lambda: PathPatch(Head(1, 1), Head(1, 0).q), "no direct path from L1H1 z to L1H0 q"),
+        (lambda: PathPatch(Head(0, 1), Head(1, 2)), "Head(1, 2) cannot receive: possible are q, k and v of a head"),
+        (lambda: PathPatch(Head(0, 1), None), "None cannot receive"),
+        (lambda: PathPatch(Head(0, 1), "logits", through_mlps="no"), "through_mlps='no': possible are True and False"),
+        (lambda: Knockout(Head(0, 1)), "L0H1 pattern: name the queries or the keys that are knocked out"),
         (lambda: PathPatch(Head(0, 1), []), "a path needs receivers that differ"),
         (lambda: MeanAblate(Head(0, 1).pattern, over=("example", "position")), "the mean of a pattern over positions"),
         (lambda: Layer(1).embed, "embed enters before layer 0, not layer 1: write Layer(0).embed"),
@@ -277,6 +320,7 @@ def test_what_cannot_be_meant_is_refused(make, message):
         (Knockout(Head(0, 1), 3, 14), "L0H1 pattern at 3: position 14 does not exist in a prompt of 14 tokens"),
         (Knockout(Head(0, 1), 0, 0), "query 0 is left without any key to attend to"),
         (Knockout(Head(0, 1), 2, [0, 1]) + Knockout(Layer(0), 2, 2), "query 2 is left without any key"),
+        (ZeroAblate(Layer(2**31).mlp_out), "two layers has layers 0 to 1"),
         (PathPatch(Head(0, 9), Head(1, 0).q), "L0H9 z: two layers has heads 0 to 3"),
         (PathPatch(Head(0, 1), Head(2, 0).q), "L2H0 q: two layers has layers 0 to 1"),
     ],

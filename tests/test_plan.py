@@ -13,7 +13,7 @@ from headwise.interventions import Add, Head, Knockout, Layer, MeanAblate, Patch
 from headwise.interventions.cost import Extent, row_bytes
 from headwise.interventions.explain import cost
 from headwise.interventions.lowering import STAGES, lower, positions_in
-from headwise.interventions.packing import rows_within
+from headwise.interventions.packing import Packer
 from headwise.interventions.plan import make_plan
 from headwise.interventions.shape import Group, Shape
 
@@ -82,9 +82,9 @@ def test_plan_names_conditions_that_change_nothing():
 
 def test_budget_holds_the_tensors_of_a_pass():
     extent = Extent(8, 0, 49, 24, 50257)
-    assert rows_within(2**30, GPT2, extent) == 2**30 // row_bytes(GPT2, extent)
-    assert rows_within(1, GPT2, extent) == 1
-    small, large = (plan(*HEADS, budget=budget) for budget in (2**26, 2**29))
+    assert Packer(GPT2, 50257, False, 2**30, 0.0).rows(GROUP) == 2**28 // row_bytes(GPT2, extent)
+    assert Packer(GPT2, 50257, False, 1, 0.0).rows(GROUP) == 1
+    small, large = (plan(*HEADS, budget=budget) for budget in (2**28, 2**31))
     assert small.passes > large.passes
     assert cost(small).memory < cost(large).memory
     assert cost(small).passes == cost(large).passes, "the same work, whatever the budget"
@@ -151,8 +151,8 @@ def test_the_yardstick_of_the_design():
         (Scale(Head(3, 1).head_out, 2.0), 3, "z", "scale"),
         (Add(Head(3, 1).head_out, [1.0] * 768), 3, "attn_out", "add"),
         (Knockout(Head(3, 1), 4, 2), 3, "scores", "mask"),
-        (PathPatch(Head(3, 1), "logits"), 12, "stream", "add"),
-        (PathPatch(Head(3, 1), Head(5, 0).k), 5, "k", "set"),
+        (PathPatch(Head(3, 1), "logits"), 12, "stream", "path"),
+        (PathPatch(Head(3, 1), Head(5, 0).k), 5, "k", "path"),
     ],
 )
 def test_where_an_edit_takes_hold(edit, layer, place, how):

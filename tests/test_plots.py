@@ -16,6 +16,7 @@ from headwise.errors import DeclarationError, UnknownNameError
 from headwise.interventions import Head
 from headwise.studies import RepeatedTokens, capture, plots
 from headwise.studies.page import Page
+from headwise.studies.plots import rows
 
 LAYERS, HEADS = 2, 4
 METHODS = ["zero", "mean", "resample"]
@@ -390,6 +391,72 @@ def test_words_agreement_pairs_the_two_scores_of_a_head(values):
     points = labelled(drawn, "other")
     assert list(points["random"]) == list(points["words"])
     assert points.kdims[1].label == "induction score, words"
+
+
+def compared(**changes):
+    """Exact effects 0, 1, 2, ... logits of (component, layer, head); the estimate of L1H2 k has the opposite sign."""
+    exact = np.arange(16.0).reshape(2, LAYERS, HEADS)
+    off = exact.copy()
+    off[0, 1, 2] = -6.0
+    attrs = {"units": "logit", "metric": "logit_diff"}
+    dims = ("component", "layer", "head")
+    return xr.Dataset(
+        {
+            "exact": (dims, exact, attrs | {"long_name": "change in logit difference, exact"}),
+            "estimate": (("estimator", *dims), np.stack([off, exact]), attrs | {"long_name": "change, estimated"}),
+        },
+        coords={"estimator": ["gradient", "integrated"], "component": ["k", "v"], "head": range(HEADS)},
+    ).assign(**changes)
+
+
+def test_estimate_against_exact_names_the_worst_miss_and_says_the_correlation():
+    gradient, integrated = plots.estimate_against_exact(compared())
+    rho = 1 - 6 * (6**2 + 6 * 1**2) / (16 * (16**2 - 1))  # by hand: L1H2 k falls from rank 7 to 1, six rise by one
+    assert option(gradient, "title") == f"gradient: rank correlation {rho:.2f}"
+    assert option(integrated, "title") == "integrated: rank correlation 1.00"
+    assert [name for part in of_type(gradient, hv.Labels) for name in part["name"]] == ["L1H2 k"]
+    assert not of_type(integrated, hv.Labels)
+    points = labelled(gradient, "k")
+    at = list(points["name"]).index("L1H2 k")
+    held = tuple(points[name][at] for name in ("exact", "estimate", "miss", "layer", "head"))
+    assert held == (6.0, -6.0, -12.0, 1, 2)
+    assert len(points) == len(labelled(gradient, "v")) == 8
+    x, y = labelled(gradient, "equal").array().T
+    assert list(x) == list(y)
+    assert option(gradient, "xlim") == option(gradient, "ylim") == option(integrated, "ylim")
+    assert option(gradient, "xlabel") == "change in logit difference, exact (logit)"
+    tips = dict(option(points, "hover_tooltips"))
+    assert {"layer", "head", "component", "exact", "estimate", "unit"} <= set(tips)
+    assert tips["unit"] == "logit"
+    hv.render(gradient, backend="bokeh")
+
+
+def test_estimate_against_exact_draws_other_axes_and_what_is_stored():
+    stored = compared(rank_correlation=("estimator", [0.123, np.nan]))
+    titles = [option(panel, "title") for panel in plots.estimate_against_exact(stored)]
+    assert titles == ["gradient: rank correlation 0.12", "integrated: rank correlation none"]
+    flat = xr.Dataset(
+        {"exact": ("condition", [1.0, -2.0]), "estimate": (("estimator", "condition"), [[1.0, np.nan]])},
+        coords={"condition": ["pair", "prev"], "estimator": ["gradient"]},
+    )
+    (panel,) = plots.estimate_against_exact(flat)
+    assert list(labelled(panel, "conditions")["name"]) == ["pair", "prev"]
+    (panel,) = plots.estimate_against_exact(flat.isel(condition=0, drop=True))
+    assert list(labelled(panel, "conditions")["exact"]) == [1.0]
+    with pytest.raises(UnknownNameError, match="no estimate"):
+        plots.estimate_against_exact(compared().drop_vars("estimate"))
+
+
+def test_names_beside_points_hide_no_other_name():
+    x, y = np.array([0.5, 0.5, 0.5, 0.52, 0.99, 0.0]), np.array([0.5, 0.5, 0.52, 0.5, 0.98, 0.0])
+    names = ["one", "same place", "above", "right", "corner", "far"]
+    parts = rows.names_beside(x, y, names, [0, 1, 2, 3, 4], (0.0, 1.0))
+    found = {name: option(part, "text_align", "style") for part in parts for name in part["name"]}
+    assert "one\nsame place" in found
+    assert found["corner"] == "right"
+    assert "far" not in found
+    places = [(option(part, "text_align", "style"), option(part, "text_baseline", "style")) for part in parts]
+    assert len(set(places)) == len(places) > 1
 
 
 def test_what_is_missing_is_named(values):

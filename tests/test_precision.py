@@ -44,6 +44,26 @@ def test_half_precision_gives_near_numbers_and_says_how_near(dtype):
     assert "float32_deviation" not in exact.attrs
 
 
+def test_a_neighbour_does_not_change_how_attention_is_rounded():
+    """A knocked-out condition in the same pass sends no other row through another kernel."""
+    model, one = hw.load(module(), dtype="bfloat16"), ZeroAblate(Layer(0).resid_pre.at(2))
+    out = Knockout(Head(1, 1), 8, 2)
+    alone, beside = (measure(model, TASK, {"one": one, "two": two}, [loss])["loss"] for two in (one, one + out))
+    np.testing.assert_array_equal(alone.sel(condition="one"), beside.sel(condition="one"))
+    assert (alone.sel(condition="two") != beside.sel(condition="two")).any()
+
+
+def test_no_memory_for_a_float32_copy_loses_nothing(monkeypatch):
+    from headwise.interventions import deviation
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model = hw.load(module(), dtype="bfloat16")
+    monkeypatch.setattr(deviation, "load", full)
+    assert json.loads(measure(model, TASK, WHAT, [loss]).attrs["float32_deviation"]) == {"loss": None}
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_estimates_in_half_precision(dtype):
     grid = Grid(lambda layer, head: ZeroAblate(Head(layer, head)), layer=range(2), head=range(4))

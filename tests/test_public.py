@@ -139,7 +139,7 @@ def test_packages_import_in_one_direction_only():
 def test_inside_interventions_imports_go_one_way():
     declared = ["components", "sites", "edits", "steering", "paths", "grid", "codec", "estimators"]
     planned = ["shape", "lowering", "checks", "cost", "packing", "explain", "plan"]
-    inside = ["rows", "attend", "score", "forward", "ops"]
+    inside = ["rows", "attention", "score", "forward", "ops"]
     run = ["architectures", "models", "known", "native", "values", "jobs", "memory", "engine"]
     order = [*declared, *planned, *inside, *run, "gradients", "selfcheck", "deviation"]
     assert {path.stem for path in (ROOT / "interventions").glob("[!_]*.py")} == set(order)

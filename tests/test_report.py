@@ -35,6 +35,7 @@ QUESTIONS = [
     "Which of q, k, v carries the pattern, which the token?",
     "Do previous-token heads feed the induction heads?",
     "Do the same heads fire on words?",
+    "Would gradients have told the same?",
     "What was run, and how to run it again",
 ]
 EVIL = '</script><script>window.pwned=1</script><img src=x onerror="window.pwned=1">'
@@ -65,7 +66,7 @@ def with_words(tree):
         },
         coords={"ablation": ["zero"]},
     )
-    parts = {name: part.to_dataset() for name, part in tree.children.items()} | {"words": words}
+    parts = {node.path: node.to_dataset() for node in tree.descendants} | {"/words": words}
     joined = xr.DataTree.from_dict(parts)
     joined.attrs = dict(tree.attrs)
     return joined
@@ -142,6 +143,11 @@ def test_tables_hold_the_numbers(tree, report):
     sets = tree["sets"].to_dataset().sel(set="induction heads", ablation="zero")
     p = f"{float(sets['p_accuracy'].sel(control='same layers')):.3f} ({int(sets['draws'].sel(control='same layers'))})"
     assert p in text
+    estimates = tree["estimates/patching"].to_dataset().sel(estimator="gradient")
+    rho, miss = (f"{float(estimates[fact]):.2f}" for fact in ("rank_correlation", "largest_miss"))
+    row = re.search(r'<th scope="row">patching</th><td>gradient</td><td class="n">([-\d.]+)</td>(.*?)</tr>', text)
+    assert row[1] == rho
+    assert f'<td class="n">{miss}</td><td>logit</td><td>{", ".join(estimates["worst"].values[:3])}</td>' in row[2]
     assert "<td>moon</td>" in text
 
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from headwise import DeclarationError
 from headwise.metrics import benjamini_hochberg, bootstrap_interval, control_sets, normalised, null_p_value
-from headwise.metrics.statistics import possible_control_sets
+from headwise.metrics.statistics import possible_control_sets, rank_correlation, strongest_shared, t_test
 
 
 def test_bootstrap_interval_covers_the_mean_as_often_as_it_says():
@@ -126,3 +127,34 @@ def test_excluded_heads_are_never_drawn_and_the_rest_is_counted(chosen, excluded
 def test_no_control_where_there_are_not_enough_heads():
     assert control_sets({(0, 0), (0, 1), (0, 2)}, 1, 4) == []
     assert control_sets(set(), 2, 4) == []
+
+
+def test_t_test_equals_scipy_down_to_the_floor_of_a_sign_flip_test():
+    values = np.random.default_rng(0).normal(0.3, 1.0, size=(5, 12))
+    np.testing.assert_allclose(t_test(values), stats.ttest_1samp(values, 0, axis=-1).pvalue)
+    np.testing.assert_allclose(t_test(np.array([[1.0] * 6, [0.0] * 6])), [2.0**-5, 1.0])
+    assert np.isnan(t_test(np.array([[1.0]]))).all()
+
+
+def test_rank_correlation_equals_scipy_and_leaves_out_what_is_missing():
+    random = np.random.default_rng(0)
+    one, other = random.normal(size=(3, 4)), random.normal(size=(3, 4))
+    other[0, 0] = other[0, 1]  # a tie
+    assert rank_correlation(one, other) == pytest.approx(stats.spearmanr(one, other, axis=None).statistic)
+    holed = one.copy()
+    holed[2, 3] = np.nan
+    kept = ~np.isnan(holed)
+    assert rank_correlation(holed, other) == pytest.approx(stats.spearmanr(one[kept], other[kept]).statistic)
+    assert rank_correlation(one, one**3) == pytest.approx(1.0)
+    assert rank_correlation(np.array([1.0, 2.0]), np.array([5.0, 3.0])) == pytest.approx(-1.0)
+    assert math.isnan(rank_correlation(one, np.zeros((3, 4))))
+    assert math.isnan(rank_correlation(np.array(1.0), np.array(2.0)))
+
+
+def test_strongest_shared_by_hand():
+    one = np.array([[5.0, -4.0], [0.1, 3.0]])
+    assert strongest_shared(one, np.array([[-9.0, 0.0], [2.0, 3.0]]), 2) == 0.5
+    assert strongest_shared(one, -one, 3) == 1.0
+    assert strongest_shared(one, np.zeros((2, 2)), 3) == 0.0
+    assert math.isnan(strongest_shared(np.zeros((2, 2)), one, 3))
+    assert math.isnan(strongest_shared(one, one * np.nan, 3))

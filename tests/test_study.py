@@ -83,6 +83,21 @@ def test_causal_check(tree):
     np.testing.assert_allclose(ds["p_induction"], 1 / 10)
 
 
+def test_estimates_stand_beside_what_was_measured(tree):
+    ablation, patching = (tree[f"estimates/{name}"].to_dataset() for name in ("ablation", "patching"))
+    assert ablation["ablation"].values.tolist() == ["zero", "mean"]
+    measured = hw.effect(tree["ablation"].to_dataset(), "loss").sel(ablation=["zero", "mean"]).mean("example")
+    np.testing.assert_allclose(ablation["exact"], measured, atol=1e-6)
+    clean = tree["patching"]["baseline_logit_diff"].sel(run="clean")
+    np.testing.assert_allclose(patching["exact"], (tree["patching"]["noising"] - clean).mean("example"), atol=1e-6)
+    assert (ablation["exact"].attrs["units"], patching["exact"].attrs["units"]) == ("nat", "logit")
+    needed = f"{name(PREVIOUS)} mean"
+    assert ablation["worst"].sel(estimator="gradient", place=1) == needed  # all attention is saturated: no slope
+    assert float(np.abs(ablation["estimate"].sel(estimator="gradient")).max()) < 1e-3
+    texts = [finding.text for finding in conclude(tree) if finding.group == "estimates"]
+    assert any(f"{name(PREVIOUS)} under mean ablation missed most: -0.00 nats" in text for text in texts)
+
+
 def test_every_sentence_holds_a_number_and_changes_with_it(tree):
     findings = [(finding.group, finding.text) for finding in conclude(tree)]
     assert [group for group, _ in findings] == [finding["group"] for finding in json.loads(tree.attrs["conclusion"])]

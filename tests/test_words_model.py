@@ -6,10 +6,13 @@ import re
 import numpy as np
 import pytest
 
+import headwise as hw
+from headwise.interventions import Head, Scale
 from headwise.interventions.models import SHIPPED
-from headwise.metrics import accuracy
+from headwise.metrics import accuracy, loss
 from headwise.studies import InductionStudy, Prompts, RepeatedTokens, measure
 from headwise.studies.heads import head_scores
+from headwise.studies.trust import verdict
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +62,25 @@ def test_the_causal_story_holds(tree):
     before, after = float(causal["receiver_induction"].mean()), causal["ablated_induction"].mean("example")
     assert (after < before - 0.3).all()
     assert float(causal["pair_z"].sel(kind="k")) > 3
+
+
+def test_what_estimates_miss(tree, words_model):
+    """The slope does not see the head that costs most, whose half can be taken away at no cost; the way does."""
+    ablation, patching = (tree[f"estimates/{name}"].to_dataset() for name in ("ablation", "patching"))
+    for ds, units in ((ablation, 8.0), (patching, 12.0)):
+        place = {"layer": 0, "head": 3} | ({"component": "v"} if "component" in ds.dims else {"ablation": "zero"})
+        exact = float(ds["exact"].sel(place))
+        slope, way = (float(ds["estimate"].sel({"estimator": name, **place})) for name in ("gradient", "integrated"))
+        assert abs(exact) > 0.9 * units
+        assert slope * exact < 0  # even the sign is wrong
+        assert abs(slope) < 0.1 * abs(exact)
+        assert way == pytest.approx(exact, rel=0.3)
+        gradient, integrated = ds["rank_correlation"].values
+        assert gradient < 0.8 <= integrated
+        assert verdict(ds.sel(estimator="gradient")) == "nothing"
+        assert verdict(ds.sel(estimator="integrated")) in ("all", "large")
+    half = measure(words_model, RepeatedTokens(n=16), Scale(Head(0, 3), 0.5), [loss])
+    assert abs(float(hw.effect(half, "loss").mean())) < 0.05
 
 
 def test_the_same_heads_fire_on_words(tree):

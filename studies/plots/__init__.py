@@ -8,6 +8,7 @@ Layer 0 is at the bottom of every head grid.
 from .ablation import ablation_grids, sets_against_null, zero_against_mean
 from .base import save
 from .composition import causal_check, composition_matrix, composition_strip
+from .estimates import estimate_against_exact
 from .heads import head_grid, ranked_heads
 from .patching import qkv_grids, qkv_of_set
 from .sequence import attention, attention_row, by_position
@@ -21,6 +22,7 @@ __all__ = [
     "causal_check",
     "composition_matrix",
     "composition_strip",
+    "estimate_against_exact",
     "head_grid",
     "qkv_grids",
     "qkv_of_set",

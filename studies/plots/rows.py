@@ -97,8 +97,53 @@ def names_at(x: Array, y: Array, names: Sequence[str], kept: Sequence[int]) -> A
     return parts
 
 
-def _shift(pixels: int) -> Any:
+def _shift(across: int, down: int = -3) -> Any:
     def hook(plot: Any, element: Any) -> None:
-        plot.handles["glyph"].update(x_offset=pixels, y_offset=-3)
+        plot.handles["glyph"].update(x_offset=across, y_offset=down)
 
     return hook
+
+
+LETTER, LINE, DOT = 0.021, 0.045, 0.015
+"""Width of a letter, height of a line and radius of a point, as shares of a figure that a narrow screen shows."""
+SIDES = (("left", "bottom"), ("right", "bottom"), ("left", "top"), ("right", "top"))
+
+
+def names_beside(x: Array, y: Array, names: Sequence[str], kept: Sequence[int], ends: tuple[float, float]) -> list[Any]:
+    """The names of the points `kept`, the first the most important: each where it hides no other name.
+
+    Points on top of each other share a label of several lines. Both axes reach from one of `ends` to the other. A side
+    where no point is hidden, and none could be meant, is taken first; a label for which no side is free is left out.
+    """
+    across, up = ((axis - ends[0]) / (ends[1] - ends[0]) for axis in (x, y))
+    texts: dict[int, str] = {}
+    for index in kept:
+        (first, *_) = [*(k for k in texts if np.hypot(across[index] - across[k], up[index] - up[k]) < DOT), index]
+        texts[first] = f"{texts[first]}\n{names[index]}" if first in texts else names[index]
+    taken: list[tuple[float, float, float, float]] = []
+    sides: dict[tuple[str, str], list[int]] = {}
+    for index, text in texts.items():
+        free: list[tuple[int, int, tuple[float, float, float, float], tuple[str, str]]] = []
+        for align, baseline in SIDES:
+            lines = text.split("\n")
+            wide, high = LETTER * max(map(len, lines)), LINE * len(lines)
+            left = across[index] + (DOT if align == "left" else -DOT - wide)
+            low = up[index] - (0 if baseline == "bottom" else high)
+            box = (left, low, left + wide, low + high)
+            apart = all(box[2] < one[0] or box[0] > one[2] or box[3] < one[1] or box[1] > one[3] for one in taken)
+            if apart and min(box) > 0 and max(box) < 1:
+                beside = (across > box[0] - 2 * DOT) & (across < box[2] + DOT)  # it reads as the name of what is left
+                near = beside & (up > box[1] - DOT) & (up < box[3] + DOT)
+                hidden = int(np.count_nonzero(np.delete(near, index)))
+                free.append((hidden, len(free), box, (align, baseline)))
+        if free:
+            _, _, box, chosen = min(free)
+            taken.append(box)
+            sides.setdefault(chosen, []).append(index)
+    parts = []
+    for (align, baseline), side in sides.items():
+        labels = hv.Labels((x[side], y[side], [texts[at] for at in side]), ["x", "y"], "name")
+        options = {"text_align": align, "text_baseline": baseline, "text_font_size": "11px", "text_color": INK}
+        shift = _shift(6 if align == "left" else -6, -3 if baseline == "bottom" else 3)
+        parts.append(styled(labels, **options, hooks=[shift]))
+    return parts

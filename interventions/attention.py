@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from .rows import Base, Writes, called, changed, put
+from .rows import Base, Writes, called, changed, write_into
 
 
 def attention(
@@ -23,7 +23,7 @@ def attention(
     module, heads, start, stop = model["blocks"][layer], model["heads"], job["start"], job["stop"]
     normed = called(module, model["paths"]["norm_1"], hidden)
     width = heads * model["d_head"]
-    some = layer == job["layers"] - 1 and not job["attend"] and len(job["out"]) < stop - start
+    some = layer == job["layers"] - 1 and not job["watch"] and len(job["out"]) < stop - start
     if some:
         q = model["project"](module, normed[:, job["out"] - start], slice(0, width))
         k, v = model["project"](module, normed, slice(width, 3 * width)).chunk(2, -1)
@@ -38,21 +38,21 @@ def attention(
     place = (layer, "pattern")
     pattern: Any
     z, pattern = attend(
-        split_heads(q, heads),
-        split_heads(k, heads),
-        split_heads(v, heads),
+        by_head(q, heads),
+        by_head(k, heads),
+        by_head(v, heads),
         queries,
         model["scalings"][layer],
         job["writes"].get((layer, "scores"), []),
         job["writes"].get(place, []),
-        bool(job["attend"]) or place in keep,
+        bool(job["watch"]) or place in keep,
     )
     if place in keep:
         keep[place] = pattern
-    for name, kernel, given in job["attend"]:
+    for name, kernel, given in job["watch"]:
         rows = torch.arange(pattern.shape[0], device=pattern.device) % job["examples"]
         attended[name][: pattern.shape[0], layer] = kernel(pattern, **{key: one[rows] for key, one in given.items()})
-    if job["attend"] and layer == job["layers"] - 1 and job["score"]["kernels"]:
+    if job["watch"] and layer == job["layers"] - 1 and job["score"]["kernels"]:
         z = z[:, :, job["out"] - start]
     return joined_heads(z)
 
@@ -72,7 +72,7 @@ def redone(model: dict[str, Any], base: Base, job: dict[str, Any], layer: int, a
     )
     writes = job["pair_writes"]
     for part, name in ((q, "q"), (k, "k"), (v, "v")):
-        put(part, writes.get((layer, name), []))
+        write_into(part, writes.get((layer, name), []))
     z, _ = attend(
         q.unsqueeze(1),
         k.unsqueeze(1),
@@ -101,16 +101,39 @@ def attend(
     writes: Writes,
     needs_pattern: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Causal attention, ``(row, head, query, d_head)`` from q and from k, v of keys 0, 1, ...; and the pattern.
+    """Causal attention, ``(row, head, query, d_head)`` from q and from k, v of keys 0, 1, ..., and its pattern.
 
-    The pattern is made only where it is read or changed, so that it never depends on the model's own implementation.
+    A pattern is made only where it is read or changed; other rows never notice.
     """
-    if not (masks or writes or needs_pattern):
-        if q.shape[2] == k.shape[2]:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling), None
+    if needs_pattern:
+        return through_pattern(q, k, v, queries, scaling, masks, writes)
+    if q.shape[2] == k.shape[2]:
+        z = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
+    else:
         allowed = torch.arange(k.shape[2], device=q.device) <= queries[:, None]
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, scale=scaling), None
-    scores = (q.float() @ k.float().transpose(-1, -2)) * scaling
+        z = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, scale=scaling)
+    if not (masks or writes):
+        return z, None
+    starts = sorted({entry[0].start for entry in (*masks, *writes)})
+    size = (masks or writes)[0][0].stop - (masks or writes)[0][0].start
+    rows = torch.cat([torch.arange(start, start + size, device=q.device) for start in starts])
+    here = {start: slice(place * size, (place + 1) * size) for place, start in enumerate(starts)}
+    moved = [[(here[entry[0].start], *entry[1:]) for entry in entries] for entries in (masks, writes)]
+    z[rows] = through_pattern(q[rows], k[rows], v[rows], queries, scaling, *moved)[0]
+    return z, None
+
+
+def through_pattern(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    queries: torch.Tensor,
+    scaling: float,
+    masks: Writes,
+    writes: Writes,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`attend` step by step, whatever implementation the model itself uses: scores, softmax, pattern, sum of values."""
+    scores = (wide(q) @ wide(k).transpose(-1, -2)) * scaling
     future = torch.arange(k.shape[2], device=q.device) > queries[:, None]
     scores = scores.masked_fill(future, float("-inf"))
     for rows, where, some, keys in masks:
@@ -124,7 +147,12 @@ def attend(
     return pattern.to(v.dtype) @ v, pattern
 
 
-def split_heads(value: torch.Tensor, heads: int) -> torch.Tensor:
+def wide(value: torch.Tensor) -> torch.Tensor:
+    """At least float32."""
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+
+
+def by_head(value: torch.Tensor, heads: int) -> torch.Tensor:
     """``(row, position, head * d_head)`` as ``(row, head, position, d_head)``."""
     return value.reshape(*value.shape[:-1], heads, -1).transpose(1, 2)
 
