@@ -42,7 +42,7 @@ def run(model: dict[str, Any], base: Base, job: dict[str, Any], keep: dict[Any, 
     fill_paths(job, path_values(model, base, job) if job["senders"] else {})
     hidden, attended = None, {name: values.clone() for name, values in job["base_attended"].items()}
     last = job["layers"] - 1
-    for layer in range(job["first"], job["layers"] + 1):
+    for layer in range(job["first"], job["layers"] + bool(job["score"]["kernels"])):
         at = job["out"] if layer > last else slice(job["start"], job["stop"])
         hidden = behind(hidden, base, (layer, "stream"), at, job, (layer, 0))
         hidden = changed(hidden, layer, "stream", job, keep)

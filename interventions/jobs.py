@@ -10,15 +10,18 @@ import torch
 from . import ops
 from .components import Component
 from .known import Known, Points
-from .lowering import BY_QUERY, STAGES, Write, keys_in, positions_in
+from .lowering import BY_QUERY, HOW, STAGES, Write, keys_in, positions_in
 from .models import Model
 from .native import native_point, pattern_of, point_of
 from .packing import Chunk, Pass, heads_redone
 from .paths import PathPatch
 from .plan import Plan
+from .rows import write_into
 from .sites import Site
 from .steering import Knockout
 from .values import edit_value
+
+EMBEDDINGS = ("embed", "pos_embed")
 
 
 def handles(model: Model) -> dict[str, Any]:
@@ -85,7 +88,10 @@ class Job:
             first = len(heads)
             conditions += [local] * len(redone)
             heads += redone
-            for write in writes:
+            embedded = [write for write in writes if write.how == "embed"]
+            if embedded:
+                self._embed(embedded, local)
+            for write in writes[len(embedded) :]:
                 value = self._path(write) if isinstance(write.edit, PathPatch) else None
                 if redone and (write.layer, STAGES[write.place]) == entry:
                     for pair, head in enumerate(redone, start=first):
@@ -97,7 +103,10 @@ class Job:
 
     def write(self, write: Write, unit: int) -> None:
         """Put in one write, for the rows of the `unit`-th condition of the pass."""
-        self._write(self.writes, write, unit, write.head, None, False)
+        if write.how == "embed":
+            self._embed([write], unit)
+        else:
+            self._write(self.writes, write, unit, write.head, None, False)
 
     def frame(self) -> dict[str, Any]:
         """The dict without any writes, unless `make` has put them in."""
@@ -202,10 +211,23 @@ class Job:
         value = edit_value(edit, source, _index(wanted), self.span, like)
         if site.component is Component.pattern and isinstance(value, torch.Tensor):
             value = value.transpose(1, 2)[..., : self.stop]
-        if write.how == "shift":
-            base = self.known.base[at][:, wanted]
-            value = (0 if value is None else base * value if isinstance(value, float) else value) - base
         return value
+
+    def _embed(self, writes: list[Write], unit: int) -> None:
+        """The stream before layer 0 as the sum of its embeddings, some of them changed; exact where it is near 0."""
+        parts = {name: self.known.base[(0, name)].clone() for name in EMBEDDINGS if (0, name) in self.known.base}
+        changed: set[int] = set()
+        for write in writes:
+            wanted = [at for at in (write.positions or range(self.stop)) if at < self.stop]
+            changed.update(wanted)
+            value, part = self._value(write, None, wanted), parts[str(write.edit.site.component)]
+            how = HOW.get(type(write.edit), "set")
+            write_into(part, [(slice(None), _index(wanted), slice(None), how, value)])
+        wanted = sorted(changed)
+        where, whole = _index([at - self.start for at in wanted]), torch.stack(list(parts.values())).sum(0)
+        rows = slice(unit * self.examples, (unit + 1) * self.examples)
+        entry = (rows, where, slice(None), "set", whole[:, _index(wanted)])
+        self.writes.setdefault((0, "stream"), []).append(entry)
 
     def _path(self, write: Write) -> Any:
         """Register the path of a write, and give the key under which its receiver will find what it brings."""

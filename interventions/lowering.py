@@ -5,7 +5,7 @@ The planned pass knows fewer places than there are components, because some are 
 ==============  ==========================================================
 component       written as
 ==============  ==========================================================
-``embed``       a shift of ``stream`` in layer 0 (so is ``pos_embed``)
+``embed``       ``stream`` of layer 0, as the sum of both embeddings (so is ``pos_embed``)
 ``resid_pre``   ``stream`` of its layer
 ``resid_post``  ``stream`` of the next layer; of layer ``layers`` at last
 ``head_out``    ``z``, through which it is linear; an added vector joins ``attn_out``
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from .components import Component
 from .edits import Edit
-from .paths import PathPatch
+from .paths import AFTER, PathPatch
 from .shape import Group, Shape
 from .sites import Site
 from .steering import Add, Knockout, Scale
@@ -62,8 +62,8 @@ class Write:
     head : int, optional
     positions : tuple of int, optional
         Counted from 0; those that no number depends on are left out. None for all.
-    how : {"set", "add", "scale", "shift", "mask", "path"}
-        ``shift`` adds the difference between the edit's value and the base value, ``path`` is what a path brings.
+    how : {"set", "add", "scale", "mask", "path", "embed"}
+        ``path`` is what a path brings; ``embed`` changes one of the embeddings that the stream starts as the sum of.
     edit : Edit
         Where the value comes from.
     """
@@ -116,7 +116,7 @@ def lower(edits: Sequence[Edit], shape: Shape, group: Group, reads_patterns: boo
         else:
             positions = positions_in(edit.site, group.length)
         write = _place(edit, shape, positions)
-        if isinstance(edit, PathPatch):
+        if isinstance(edit, PathPatch) and (len(edits) == 1 or edit.site.layer == AFTER):
             write = _on_path(write, edit, group.length)
         kept = _that_matter(write, shape, group, reads_patterns)
         if kept is not None:
@@ -130,7 +130,7 @@ def _place(edit: Edit, shape: Shape, positions: list[int] | None) -> Write:
     how = HOW.get(type(edit), "set")
     component, layer, place = site.component, site.layer, str(site.component)
     if component.embedding:
-        place, how = "stream", "add" if how == "add" else "shift"
+        place, how = "stream", "embed"
     elif component is Component.resid_pre:
         place = "stream"
     elif component is Component.resid_post:
@@ -145,7 +145,10 @@ def _place(edit: Edit, shape: Shape, positions: list[int] | None) -> Write:
 
 
 def _on_path(write: Write, edit: PathPatch, length: int) -> Write:
-    """A receiver changes only where its sender does: what lies between works position by position."""
+    """A path alone changes its receiver only where its sender changes: what lies between works position by position.
+
+    Beside other edits, the receiver keeps what it would be in the base run at the other positions too.
+    """
     sent = positions_in(edit.sender, length)
     if sent is None:
         return write

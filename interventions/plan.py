@@ -109,8 +109,8 @@ class Plan:
             if one.start:  # keys and values of the positions that are not computed
                 wanted |= {(later, "qkv") for later in range(layer + (stage > 0), self.shape.layers)}
             for write in self.writes[chunk.group][number]:
-                if write.how == "shift":
-                    wanted.add((0, str(write.edit.site.component)))
+                if write.how == "embed":
+                    wanted |= {(0, "embed"), (0, "pos_embed")}
                 if isinstance(write.edit, PathPatch):
                     wanted |= _points_of_path(write.edit, write.layer)
         return wanted

@@ -144,8 +144,8 @@ def test_the_yardstick_of_the_design():
 @pytest.mark.parametrize(
     ("edit", "layer", "place", "how"),
     [
-        (ZeroAblate(Layer(0).embed), 0, "stream", "shift"),
-        (Add(Layer(0).embed, [1.0] * 768), 0, "stream", "add"),
+        (ZeroAblate(Layer(0).embed), 0, "stream", "embed"),
+        (Add(Layer(0).embed, [1.0] * 768), 0, "stream", "embed"),
         (ZeroAblate(Layer(3).resid_post), 4, "stream", "set"),
         (ZeroAblate(Layer(11).resid_post), 12, "stream", "set"),
         (Scale(Head(3, 1).head_out, 2.0), 3, "z", "scale"),
