@@ -10,11 +10,12 @@ from dataclasses import replace
 import torch
 
 from .cost import forward_flops
-from .engine import Inputs, look
+from .engine import look
 from .known import Reader
 from .memory import is_out_of_memory
 from .models import Model, load
 from .native import as_tensor
+from .outcome import Inputs
 from .plan import Plan
 
 PROMPTS = 4

@@ -19,11 +19,12 @@ from ..errors import ModelError
 from . import ops
 from .components import Component
 from .edits import Compose, Edit, Patch
-from .engine import Inputs, run_plan
+from .engine import run_plan
 from .jobs import handles
 from .known import Reader
 from .models import Model
 from .native import as_tensor, nothing, read_points, walk_arguments
+from .outcome import Inputs
 from .plan import make_plan
 from .rows import called
 from .shape import Group

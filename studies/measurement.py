@@ -24,8 +24,8 @@ from .tables import TASKS
 from .tasks import Task
 
 if TYPE_CHECKING:
-    from ..interventions.engine import Outcome
     from ..interventions.models import Model
+    from ..interventions.outcome import Outcome
 
 Array = np.ndarray[Any, Any]
 

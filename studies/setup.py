@@ -16,9 +16,9 @@ from .labels import check_axes, check_model, task_json
 from .tasks import Task, reference_tokens
 
 if TYPE_CHECKING:
-    from ..interventions.engine import Inputs
     from ..interventions.known import Reader
     from ..interventions.models import Model
+    from ..interventions.outcome import Inputs
 
 What = Intervention | Mapping[str, Intervention] | Grid | None
 Axes = list[tuple[str, tuple[Any, ...]]]
@@ -63,7 +63,7 @@ class Setup:
 
     def inputs(self, task: Task, model: Model) -> Inputs:
         """The prompts as the engine sees them."""
-        from ..interventions.engine import Inputs
+        from ..interventions.outcome import Inputs
 
         batch, plan = self.batch, self.plan
         return Inputs(

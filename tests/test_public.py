@@ -140,7 +140,7 @@ def test_inside_interventions_imports_go_one_way():
     declared = ["components", "sites", "edits", "steering", "paths", "grid", "codec", "estimators"]
     planned = ["shape", "lowering", "checks", "cost", "packing", "explain", "plan"]
     inside = ["rows", "attention", "score", "forward", "ops"]
-    run = ["architectures", "models", "known", "native", "values", "jobs", "memory", "engine"]
+    run = ["architectures", "models", "known", "native", "values", "jobs", "memory", "outcome", "engine"]
     order = [*declared, *planned, *inside, *run, "gradients", "selfcheck", "deviation"]
     assert {path.stem for path in (ROOT / "interventions").glob("[!_]*.py")} == set(order)
     for name in order:
