@@ -26,6 +26,12 @@ BEFORE = ("embed", "pos_embed", "resid_pre", *QKV)
 ORDER = (*BEFORE, "pattern", "z", "head_out", "attn_out", "resid_mid", "mlp_out", "resid_post")
 
 
+def starved(edit, length, query):
+    """Whether a knockout takes every key from a query, which it must not where it names the query."""
+    keys = {*range(length)} if edit.key is None else {at % length for at in edit.key}
+    return keys >= {*range(query % length + 1)}
+
+
 class Naive:
     """One forward pass of the model's own for each condition."""
 
@@ -93,7 +99,7 @@ class Naive:
         return max(float(self.run((), group.length)[0].abs().max()) for group in self.groups)
 
     def changes(self, edits, length):
-        """``(layer, component)`` to changes there, in order; of a pattern, ``(head, positions, keys or change)``."""
+        """``(layer, component)`` to changes there, in order; a knockout is one of its pattern."""
         table = {}
         for edit in sorted(edits, key=lambda edit: isinstance(edit, PathPatch)):  # what goes to the logits comes last
             if isinstance(edit, PathPatch):
@@ -104,7 +110,7 @@ class Naive:
             each = self.heads if component in ("pattern", "head_out") and site.head is None else [site.head]
             for head in each:
                 place = Place(site.layer, component, head, site.positions)
-                change = edit.key if isinstance(edit, Knockout) else self.value(edit, length, place)
+                change = edit if isinstance(edit, Knockout) else self.value(edit, length, place)
                 table.setdefault(place[:2], []).append((place, change))
         return table
 
@@ -115,14 +121,15 @@ class Naive:
 
         def weigh(layer, head, scores):
             mine = [(place, change) for place, change in table.get((layer, "pattern"), ()) if place.head == head]
-            for place, keys in mine:
-                if not callable(keys):
-                    rows = range(length) if place.positions is None else place.positions
-                    for query, key in itertools.product(rows, range(length) if keys is None else keys):
+            for place, edit in mine:
+                if isinstance(edit, Knockout):
+                    kept = [query for query in range(length) if not starved(edit, length, query)]
+                    keys = range(length) if edit.key is None else edit.key
+                    for query, key in itertools.product(place.positions or kept, keys):
                         scores[:, query, key] = -torch.inf
             weights = scores.softmax(-1)
             for place, change in mine:
-                if callable(change):
+                if not isinstance(change, Knockout):
                     weights = raw_paths._changed(weights, raw_paths._at(place.positions), change)
             seen[layer, head] = weights
             return weights

@@ -85,7 +85,7 @@ def asked(random, several):
 
 
 @given(randoms)
-@settings(max_examples=200)
+@settings(max_examples=150)
 def test_planned_is_naive(random):
     """Any conditions, measured in any way, packed in any way."""
     world, several = sweep(random)
@@ -93,7 +93,7 @@ def test_planned_is_naive(random):
 
 
 @given(randoms)
-@settings(max_examples=60)
+@settings(max_examples=50)
 def test_families_are_naive(random):
     """One kind of edit in every head, or at every position: many conditions join at one place."""
     world = cases.world(random)
@@ -148,6 +148,7 @@ FOUND = {
     "a path from some positions below another edit, two receivers": [
         Scale(Layer(0).mlp_out, 0.5) + PathPatch(Layer(0).attn_out.at([2, 8]), [Head(1, 0).v, Head(1, 1).q, "logits"])
     ],
+    "a knockout of the first key, for all queries that keep one": [Knockout(Head(1, 0), key=0)],
     "two knockouts of one query": [Knockout(Layer(1), 5, 0) + Knockout(Head(1, 2), 5, [2, 3])],
     "the last stream beside an earlier site": [Patch(Layer(0).z), Patch(Layer(1).resid_post)],
     "a path to the logits beside an earlier site": [Patch(Head(1, 0).q), PathPatch(Layer(0).mlp_out, "logits")],
