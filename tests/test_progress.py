@@ -18,6 +18,14 @@ from headwise.studies import RepeatedTokens, measure
 from headwise.studies.progress import Progress, Stopped
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c():
+    """Python's own handler, which is not there where the tests run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_nothing_is_shown_for_quick_work(capsys):
     with Progress("measuring", None) as bar:
         bar.update(1, 2)
@@ -93,7 +101,7 @@ def test_the_command_stops_with_one_line(tmp_path):
     """A real process, a real signal: status 130, a sentence, no traceback, no file."""
     out = tmp_path / "run.nc"
     command = [sys.executable, "-m", "headwise", "induction", "--n", "4", "--length", "8", "--out", str(out)]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # handler inherited
     lines = []
     for line in running.stderr:
         lines.append(line)
