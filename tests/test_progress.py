@@ -101,7 +101,7 @@ def test_the_command_stops_with_one_line(tmp_path):
     """A real process, a real signal: status 130, a sentence, no traceback, no file."""
     out = tmp_path / "run.nc"
     command = [sys.executable, "-m", "headwise", "induction", "--n", "4", "--length", "8", "--out", str(out)]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # handler inherited
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     lines = []
     for line in running.stderr:
         lines.append(line)
