@@ -13,7 +13,7 @@ from .shape import Shape
 DEFAULT_BUDGET = 512 * 2**20
 """Bytes for all tensors on a CPU, a quarter of them for a pass; more is not faster there."""
 OVERHEAD = 3e7
-"""Operations that a layer of a pass costs beside its work, in a pass of its own; measured on a CPU."""
+"""Operations that a layer of a pass costs beside its work, in a pass of its own; a rough estimate for a CPU."""
 BYTES = 4
 RESIDENT = 12
 """Tensors of width ``d_model`` that a layer holds for each row and position, beside two of width ``d_mlp``."""

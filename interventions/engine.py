@@ -157,7 +157,7 @@ def run_part(model: Model, plan: Plan, chunk: Chunk, part: Part, known: Known) -
 def traced(model: Model, base: Points, job: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Run a job of `forward.run` inside a trace that never goes through the model itself."""
     parts = handles(model)
-    with torch.no_grad(), model.traced.trace(nothing(model), use_cache=False) as tracer:
+    with model.traced.trace(nothing(model), use_cache=False) as tracer:
         values = forward.measured(parts, base, job)
         nnsight.save(values)
         tracer.stop()

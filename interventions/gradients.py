@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, islice
+from itertools import combinations
 from typing import Any
 
 import nnsight
@@ -179,7 +179,7 @@ def _estimates(
     values, slopes = _slopes(model, plan, chunk, known, places, names, {}, 1)
     for (*layer_place, _), members in sorted(together.items(), key=lambda item: str(item[0])):
         place = (layer_place[0], layer_place[1])
-        for piece in pieces(members) if steps is None else [members]:
+        for piece in _pieces(members) if steps is None else [members]:
             changes = _changes(model, plan, chunk, known, piece)
             for apart in [changes] if steps is None else _apart(changes, values[place]):
                 here = {name: slopes[name][place] for name in names}
@@ -194,11 +194,10 @@ def _estimates(
     return found
 
 
-def pieces(members: Sequence[tuple[int, Write]]) -> Iterator[list[tuple[int, Write]]]:
+def _pieces(members: list[tuple[int, Write]]) -> Iterator[list[tuple[int, Write]]]:
     """Few enough at a time that their new values take little memory."""
-    rest = iter(members)
-    while piece := list(islice(rest, AT_ONCE)):
-        yield piece
+    for start in range(0, len(members), AT_ONCE):
+        yield members[start : start + AT_ONCE]
 
 
 def _kind(write: Write) -> str:

@@ -26,11 +26,11 @@ EMBEDDINGS = ("embed", "pos_embed")
 
 def handles(model: Model) -> dict[str, Any]:
     """What `forward.run` has to know of a model."""
-    family, get = model.family, attrgetter
+    family = model.family
     return {
-        "blocks": get(family.blocks)(model.traced),
-        "norm": get(family.modules["norm"])(model.traced),
-        "unembed": get(family.modules["unembed"])(model.traced),
+        "blocks": attrgetter(family.blocks)(model.traced),
+        "norm": attrgetter(family.modules["norm"])(model.traced),
+        "unembed": attrgetter(family.modules["unembed"])(model.traced),
         "paths": dict(family.modules),
         "project": family.project,
         "combine": family.combine,
@@ -46,7 +46,7 @@ def base_of(model: Model, plan: Plan, chunk: Chunk, one: Pass, base: Points) -> 
     return {
         (layer, name): base[native_point(layer, name, layers)]
         for layer, name in plan.points_of(chunk, one)
-        if name not in ("embed", "pos_embed")
+        if name not in EMBEDDINGS
     }
 
 

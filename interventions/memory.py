@@ -11,14 +11,13 @@ from .cost import DEFAULT_BUDGET, OVERHEAD
 SHARE = 4
 """All tensors together take at most one part in this many of the free memory."""
 ACCELERATOR_OVERHEAD = 300 * OVERHEAD
-"""An accelerator does more work in the time in which a pass is set up."""
+"""An accelerator does more work in the time in which a pass is set up; a guess, since none was at hand."""
 
 
 def budget(device: torch.device) -> int:
-    """Bytes for the tensors of a pass.
+    """Bytes for all tensors, beside the weights.
 
-    Half of the free memory of a GPU. On a CPU a share of the free memory, and no more than is of use: small passes are
-    the faster ones there.
+    Half of the free memory of a GPU. On a CPU a share of the free memory, and no more than is of use.
     """
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for us

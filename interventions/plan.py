@@ -157,7 +157,7 @@ def make_plan(
     base : str
         The run that is intervened on.
     batch_size : int or "auto"
-        Rows of one pass; ``"auto"`` sizes it from `budget`. It never changes a number.
+        Rows of one pass; ``"auto"`` sizes it from `budget`. No number changes by more than rounding.
     reads_patterns : bool
         Whether attention patterns are read in every pass.
     columns : int, optional

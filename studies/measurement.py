@@ -84,7 +84,8 @@ def measure(
     Raises
     ------
     DeclarationError, UnknownNameError
-        Something that was asked for does not exist or cannot be; raised before any forward pass.
+        Something that was asked for does not exist or cannot be; raised before any forward pass, but for a metric
+        whose own kernel gives values of the wrong shape.
     ModelError
         A self-check failed, or a single prompt needs more memory than there is.
     """

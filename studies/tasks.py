@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -175,6 +175,10 @@ class Prompts:
 
     def draw(self, model: Model) -> Batch:
         """The prompts as tokens."""
+        return self._draw(model, scored=True)
+
+    def _draw(self, model: Model, scored: bool) -> Batch:
+        """The prompts as tokens; without anything scored, a prompt may be one token."""
         texts = {"clean": self.prompts} | ({"corrupted": self.corrupted} if self.corrupted is not None else {})
         texts |= dict(self.runs)
         ids = {run: [self._encode(model, text) for text in given] for run, given in texts.items()}
@@ -186,29 +190,27 @@ class Prompts:
                         f"prompt {text!r} has {len(clean)} tokens, its {run} one {len(other)}: make them equal"
                     )
         n, size = len(lengths), int(lengths.max())
-        scored, targets = np.zeros((n, size), dtype=bool), np.zeros((n, size), dtype=np.int64)
+        judged, targets = np.zeros((n, size), dtype=bool), np.zeros((n, size), dtype=np.int64)
         distractors = None if self.distractors is None else np.zeros((n, size), dtype=np.int64)
-        for row, tokens in enumerate(ids["clean"]):
+        for row, tokens in enumerate(ids["clean"] if scored else ()):
             last = len(tokens) - 1
             if self.answers is None:
                 if last == 0:
                     raise DeclarationError(
                         f"prompt {self.prompts[row]!r} is one token: there is no next token to score"
                     )
-                scored[row, :last], targets[row, :last] = True, tokens[1:]
+                judged[row, :last], targets[row, :last] = True, tokens[1:]
                 continue
-            scored[row, last], targets[row, last] = True, _one_token(model, self.answers[row], "answer")
+            judged[row, last], targets[row, last] = True, _one_token(model, self.answers[row], "answer")
             if distractors is not None and self.distractors is not None:
                 distractors[row, last] = _one_token(model, self.distractors[row], "distractor")
-        return Batch({run: _fill(rows, size) for run, rows in ids.items()}, lengths, scored, targets, distractors)
+        return Batch({run: _fill(rows, size) for run, rows in ids.items()}, lengths, judged, targets, distractors)
 
     def reference(self, model: Model) -> Batch:
         """The other prompts where they were given, else these prompts."""
         if self.others is None:
             return self.draw(model)
-        return replace(
-            self, prompts=self.others, answers=None, distractors=None, corrupted=None, others=None, runs=()
-        ).draw(model)
+        return Prompts(self.others, bos=self.bos)._draw(model, scored=False)
 
     def _encode(self, model: Model, text: str) -> list[int]:
         tokens = model.encode(text)

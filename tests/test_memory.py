@@ -65,6 +65,24 @@ def test_a_pass_that_runs_out_of_memory_is_done_in_halves(small_model, monkeypat
     assert calls[-1][0] == calls[-1][1]
 
 
+def test_a_row_that_fits_beside_fewer_prompts_only(small_model, monkeypatch):
+    """What one row needs depends on the runs held beside it, so the prompts of a pass are halved too."""
+    wanted = measure(small_model, TASK, grid(), [loss])
+    real, seen = engine.run_part, []
+
+    def stub(model, plan, chunk, part, known):
+        seen.append(chunk.size)
+        if chunk.size > 2:
+            raise ERRORS[0]
+        return real(model, plan, chunk, part, known)
+
+    monkeypatch.setattr(engine, "run_part", stub)
+    found = measure(small_model, TASK, grid(), [loss])
+    np.testing.assert_allclose(found["loss"], wanted["loss"], atol=1e-6)
+    assert max(seen) == 5
+    assert min(seen) <= 2
+
+
 def test_later_passes_are_kept_as_small(small_model, monkeypatch):
     monkeypatch.setattr(memory, "budget", lambda device: 1_200_000)
     planned = [hw.studies.plan(small_model, TASK, grid(), [loss], timed=False)]

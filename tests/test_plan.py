@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwise import DeclarationError, HeadwiseError, UnknownNameError
+from headwise import DeclarationError, HeadwiseError, UnknownNameError, studies
 from headwise.interventions import Add, Head, Knockout, Layer, MeanAblate, Patch, PathPatch, Scale, ZeroAblate
 from headwise.interventions.cost import Extent, row_bytes
 from headwise.interventions.explain import cost
@@ -16,6 +16,8 @@ from headwise.interventions.lowering import STAGES, lower, positions_in
 from headwise.interventions.packing import Packer
 from headwise.interventions.plan import make_plan
 from headwise.interventions.shape import Group, Shape
+from headwise.metrics import logit_diff, loss
+from headwise.studies import Prompts, RepeatedTokens
 
 GPT2 = Shape(layers=12, heads=12, d_model=768, d_head=64, d_mlp=3072, vocabulary=50257, context=1024)
 GROUP = Group(tuple(range(8)), 50, tuple(range(25, 49)))
@@ -212,3 +214,23 @@ def test_a_run_the_task_has_not_got_is_refused(make, message):
         make()
     assert message in str(caught.value)
     assert isinstance(caught.value, HeadwiseError)
+
+
+@pytest.mark.parametrize(
+    ("task", "what", "metric"),
+    [
+        (RepeatedTokens(n=2, length=4), ZeroAblate(Head(5, 0)), loss),
+        (RepeatedTokens(n=2, length=4), Patch(Head(0, 0), source="noisy"), loss),
+        (RepeatedTokens(n=2, length=4), PathPatch(Head(1, 0), Head(0, 0).k), loss),
+        (RepeatedTokens(n=2, length=4), None, "loss"),
+        (Prompts(["dog cat"]), None, logit_diff),
+        (Prompts(["dog"]), None, loss),
+    ],
+)
+def test_a_plan_refuses_what_measuring_refuses(words_model, task, what, metric):
+    messages = []
+    for ask in (studies.plan, studies.measure):
+        with pytest.raises(HeadwiseError) as caught:
+            ask(words_model, task, what, [metric])
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]

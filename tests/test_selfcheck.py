@@ -33,6 +33,10 @@ def test_rounding_is_no_failure(dtype):
     assert selfcheck.failures(hw.load(module(), dtype=dtype)) == []
 
 
+def test_double_precision_is_no_failure():
+    assert selfcheck.failures(hw.load(module().double())) == []
+
+
 def test_scores_scaled_behind_the_configuration_are_found():
     strange = module()
     for block in strange.transformer.h:

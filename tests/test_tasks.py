@@ -5,10 +5,10 @@ import pytest
 
 import headwise as hw
 from headwise import DeclarationError
-from headwise.interventions import Head, MeanAblate
+from headwise.interventions import Add, Head, MeanAblate
 from headwise.interventions.codec import from_json, to_json
 from headwise.metrics import loss
-from headwise.studies import Prompts, RepeatedTokens, measure
+from headwise.studies import Prompts, RepeatedTokens, capture, measure
 from headwise.studies.tables import TASKS
 
 
@@ -102,6 +102,20 @@ def test_prompts_without_answers_score_every_next_token(words_model):
     (group,) = batch.groups()
     assert group.scored == (0, 1)
     assert words_model.token_text(batch.facts("clean", group).targets[0]) == ["banana", "cherry"]
+
+
+def test_reference_prompts_of_one_token(words_model):
+    """Nothing is scored in reference prompts, so they need no next token."""
+    site, prompts = Head(0, 1).z.at(0), {"prompts": ["dog"], "answers": ["cat"]}
+    found = measure(words_model, Prompts(**prompts, others=["dog", "apple"]), MeanAblate(site), [loss])
+    own, other = capture(words_model, Prompts(["dog", "apple"], answers=["cat", "cat"]), Head(0, 1))["L0H1_z"].values[
+        :, 0
+    ]
+    mean = (own + other) / 2
+    wanted = measure(words_model, Prompts(**prompts), Add(site, mean - own), [loss])
+    np.testing.assert_allclose(found["loss"], wanted["loss"], atol=1e-5)
+    with pytest.raises(DeclarationError, match="no next token to score"):
+        measure(words_model, Prompts(["dog"]), None, [loss])
 
 
 @pytest.mark.parametrize(
