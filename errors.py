@@ -29,6 +29,10 @@ class ResultError(HeadwiseError, OSError):
     """A result file or folder that cannot be read or written."""
 
 
+class ResultWarning(UserWarning):
+    """A stored part of a result could not be used; the text says what is done instead."""
+
+
 def whole(value: object, what: str, low: int = 0, high: int | None = None) -> int:
     """`value` as a whole number within bounds, or an error that says what was given and what is possible."""
     try:

@@ -21,7 +21,7 @@ from .known import Known, Points, Reader
 from .memory import is_out_of_memory
 from .models import Model
 from .native import as_tensor, native_point, nothing, point_of, read_points, run_as_it_is
-from .outcome import Inputs, Outcome, Part
+from .outcome import Inputs, Keeper, Outcome, Part, Piece
 from .packing import Chunk, Pass
 from .plan import Plan
 from .score import comparing
@@ -42,6 +42,7 @@ def run_plan(
     readers: Sequence[Reader],
     inputs: Inputs,
     progress: Callable[[int, int], None] | None = None,
+    keeper: Keeper | None = None,
 ) -> Outcome:
     """Measure every run as it is, and every condition of `plan`.
 
@@ -55,6 +56,9 @@ def run_plan(
     inputs : Inputs
     progress : callable, optional
         Called with passes done and passes in all.
+    keeper : Keeper, optional
+        Gives what was finished before, which is not done again, and gets what is finished now. Runs are read again as
+        they are where passes are left that start from them.
 
     Raises
     ------
@@ -64,9 +68,13 @@ def run_plan(
         Even a single prompt needs more memory than there is.
     """
     check_readers(plan, readers)
-    outcome, done, room, known = Outcome(), 0, Room(), Known()
+    outcome, room, known = Outcome(plan), Room(), Known()
+    for piece in keeper.found() if keeper is not None else ():
+        outcome.put(piece)
+    keep = keeper.keep if keeper is not None else _let_go
     reference: dict[int, Points] = {}
-    waiting = list(plan.chunks)
+    waiting = outcome.missing()
+    done = plan.steps - sum(len(chunk.passes) + len(plan.runs) for chunk in waiting)
     while waiting:
         chunk = waiting.pop(0)
         left = list(chunk.passes)
@@ -75,11 +83,11 @@ def run_plan(
                 reference = {chunk.group: read_points(model, inputs.reference[chunk.group], plan.reference_sites())}
             known, runs = look(model, plan, chunk, readers, inputs, reference.get(chunk.group, {}))
             for run, values in runs.items():
-                outcome.put_run(plan, chunk, run, values)
+                keep(outcome.put(outcome.run_piece(chunk, run, values)))
                 done = _say(progress, done + 1, plan.steps)
             while left:
                 for part, values in run_pass(model, plan, chunk, left[0], known, room):
-                    outcome.put(plan, chunk, part, values)
+                    keep(outcome.put(outcome.part_piece(chunk, part, values)))
                 done = _say(progress, done + 1, plan.steps)
                 del left[0]
         except Exception as error:
@@ -87,7 +95,11 @@ def run_plan(
                 raise
             waiting = halves_of(model, replace(chunk, passes=tuple(left)), error) + waiting
         known = Known()  # let go of what was read before the next is
-    return outcome
+    return outcome.close()
+
+
+def _let_go(piece: Piece) -> None:
+    """Where nothing is kept."""
 
 
 def look(

@@ -27,7 +27,7 @@ from .lowering import Write
 from .memory import is_out_of_memory
 from .models import Model
 from .native import native_point, nothing, read_points
-from .outcome import Inputs, Outcome
+from .outcome import Inputs, Outcome, Piece, as_array
 from .packing import Chunk, Pass
 from .paths import PathPatch
 from .plan import Plan
@@ -96,7 +96,7 @@ def run_estimate(
     """
     check_estimable(plan, readers, steps)
     check_readers(plan, readers)
-    outcome, done = Outcome(), 0
+    outcome, done = Outcome(plan), 0
     reference: dict[int, Points] = {}
     waiting = list(_chunks(plan, steps or 1))
     total = sum(chunk.size for chunk in waiting)
@@ -113,10 +113,11 @@ def run_estimate(
             waiting = halves_of(model, chunk, error) + waiting
             continue
         for run, values in runs.items():
-            outcome.put_run(plan, chunk, run, values)
-        for name, estimate in found.items():
-            table = outcome.values[name, chunk.group]
-            table[:, slice(*chunk.examples)] += estimate.float().cpu().numpy()[..., None]
+            outcome.put(outcome.run_piece(chunk, run, values))
+        if plan.conditions:
+            base = {name: as_array(runs[plan.base][name]) for name in found}
+            estimates = {name: base[name] + as_array(change)[..., None] for name, change in found.items()}
+            outcome.put(Piece(chunk.group, chunk.examples, estimates, None, tuple(range(len(plan.conditions)))))
         done += chunk.size
         if progress is not None:
             progress(done, total)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ class Model:
     shape: Shape
     tokenizer: Any
     traced: TransformersModel
+    _hashed: dict[Any, str] = field(default_factory=dict, init=False)
 
     @property
     def layers(self) -> range:
@@ -71,14 +72,22 @@ class Model:
         """Number format of the weights, such as ``float32``."""
         return str(next(self.module.parameters()).dtype).removeprefix("torch.")
 
-    @cached_property
+    @property
     def weight_hash(self) -> str:
-        """SHA-256 over names, shapes and bytes of all weights (first 16 hexadecimal digits)."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.module.state_dict().items()):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-        return digest.hexdigest()[:16]
+        """SHA-256 over names, shapes and bytes of all weights (first 16 hexadecimal digits).
+
+        Computed anew after a weight was changed in place, as training does; changes through ``.data`` are not seen.
+        """
+        weights = sorted(self.module.state_dict().items())
+        state = tuple((tensor.data_ptr(), tensor._version) for _, tensor in weights)
+        if state not in self._hashed:
+            digest = hashlib.sha256()
+            for name, tensor in weights:
+                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            self._hashed.clear()
+            self._hashed[state] = digest.hexdigest()[:16]
+        return self._hashed[state]
 
     @cached_property
     def tokenizer_hash(self) -> str:

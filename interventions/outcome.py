@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -30,6 +30,40 @@ class Inputs:
     reference: tuple[Array, ...] = ()
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Finished values of some examples of a group: of a run as it is, or of conditions.
+
+    Attributes
+    ----------
+    group : int
+    examples : (start, stop)
+        Among the examples of the group.
+    values : mapping of reader name to array
+        ``(example, ...)`` of a run, ``(condition, example, ...)`` of conditions; then ``scored`` for logits readers,
+        ``layer, head`` for pattern readers.
+    run : str, optional
+    conditions : tuple of int
+        Left empty for a run.
+    """
+
+    group: int
+    examples: tuple[int, int]
+    values: Mapping[str, Array]
+    run: str | None = None
+    conditions: tuple[int, ...] = ()
+
+
+class Keeper(Protocol):
+    """Keeps pieces as they are finished, and gives back those that were kept before."""
+
+    def found(self) -> Iterable[Piece]:
+        """What was kept of the same work."""
+
+    def keep(self, piece: Piece) -> None:
+        """Keep a piece."""
+
+
 @dataclass
 class Outcome:
     """Values by reader and group: ``values[name, group]`` and ``baseline[name, run, group]``.
@@ -38,31 +72,91 @@ class Outcome:
     readers; the baseline lacks ``condition``.
     """
 
+    plan: Plan
     values: dict[tuple[str, int], Array] = field(default_factory=dict)
     baseline: dict[tuple[str, str, int], Array] = field(default_factory=dict)
+    done: dict[tuple[int, str | None], Array] = field(default_factory=dict)
+    """Which examples of a run, and which ``(condition, example)``, are there."""
 
-    def put_run(self, plan: Plan, chunk: Chunk, run: str, values: Mapping[str, torch.Tensor]) -> None:
-        """Put in what a run gave as it is; of the base run, as what conditions start from."""
-        size, examples = len(plan.groups[chunk.group].examples), slice(*chunk.examples)
-        for name, tensor in values.items():
-            value = tensor.detach().float().cpu().numpy()
-            empty = np.empty((size, *value.shape[1:]), dtype=np.float32)
-            self.baseline.setdefault((name, run, chunk.group), empty)[examples] = value
-            if run == plan.base and plan.conditions:
-                empty = np.empty((len(plan.conditions), size, *value.shape[1:]), dtype=np.float32)
-                self.values.setdefault((name, chunk.group), empty)[:, examples] = value
+    def put(self, piece: Piece) -> Piece:
+        """Put in a piece, and give it back."""
+        group, size = piece.group, len(self.plan.groups[piece.group].examples)
+        examples = slice(*piece.examples)
+        for name, value in piece.values.items():
+            if piece.run is not None:
+                empty = np.empty((size, *value.shape[1:]), dtype=np.float32)
+                self.baseline.setdefault((name, piece.run, group), empty)[examples] = value
+            else:
+                empty = np.empty((len(self.plan.conditions), size, *value.shape[2:]), dtype=np.float32)
+                self.values.setdefault((name, group), empty)[list(piece.conditions), examples] = value
+        if piece.run is not None:
+            self._done(group, piece.run)[examples] = True
+        else:
+            self._done(group)[list(piece.conditions), examples] = True
+        return piece
 
-    def put(self, plan: Plan, chunk: Chunk, part: Part, values: Mapping[str, torch.Tensor]) -> None:
-        """Put in what a pass gave."""
-        first = chunk.examples[0]
-        examples = slice(first + part.examples[0], first + part.examples[1])
+    def run_piece(self, chunk: Chunk, run: str, values: Mapping[str, torch.Tensor]) -> Piece:
+        """What a run gave as it is."""
+        return Piece(chunk.group, chunk.examples, {name: as_array(value) for name, value in values.items()}, run)
+
+    def part_piece(self, chunk: Chunk, part: Part, values: Mapping[str, torch.Tensor]) -> Piece:
+        """What a pass gave; scored positions before the first one computed have the values of the base run."""
+        span = (chunk.examples[0] + part.examples[0], chunk.examples[0] + part.examples[1])
+        conditions, found = part.one.conditions, {}
         for name, tensor in values.items():
-            value = tensor.detach().float().cpu().numpy()
-            value = value.reshape(len(part.one.conditions), -1, *value.shape[1:])
-            table = self.values[name, chunk.group]
-            if value.ndim == 3:  # scored positions before the first one computed keep the values of the base run
-                table = table[..., table.shape[-1] - value.shape[-1] :]
-            table[list(part.one.conditions), examples] = value
+            value = as_array(tensor)
+            value = value.reshape(len(conditions), -1, *value.shape[1:])
+            base = self.baseline[name, self.plan.base, chunk.group][slice(*span)]
+            whole = np.repeat(base[None], len(conditions), axis=0)
+            if value.ndim == 3:
+                whole[..., whole.shape[-1] - value.shape[-1] :] = value
+            else:
+                whole[:] = value
+            found[name] = whole
+        return Piece(chunk.group, span, found, None, conditions)
+
+    def missing(self) -> list[Chunk]:
+        """What is left of the plan: passes without the conditions that are there."""
+        left = []
+        for chunk in self.plan.chunks:
+            span = slice(*chunk.examples)
+            there: Array = np.all(self._done(chunk.group)[:, span], axis=1)
+            passes = tuple(
+                one.some([at for at, number in enumerate(one.conditions) if not there[number]])
+                for one in chunk.passes
+                if not there[list(one.conditions)].all()
+            )
+            if passes or not all(self._done(chunk.group, run)[span].all() for run in self.plan.runs):
+                left.append(replace(chunk, passes=passes))
+        return left
+
+    def close(self) -> Outcome:
+        """Give conditions that change nothing that is read, and so have no pass, the values of the base run."""
+        for group in range(len(self.plan.groups)):
+            passes = [one for chunk in self.plan.chunks if chunk.group == group for one in chunk.passes]
+            idle = sorted(
+                set(range(len(self.plan.conditions))) - {number for one in passes for number in one.conditions}
+            )
+            if idle:
+                span = (0, len(self.plan.groups[group].examples))
+                base = {
+                    name: np.repeat(value[None], len(idle), axis=0)
+                    for (name, run, at), value in self.baseline.items()
+                    if (run, at) == (self.plan.base, group)
+                }
+                self.put(Piece(group, span, base, None, tuple(idle)))
+        return self
+
+    def _done(self, group: int, run: str | None = None) -> Array:
+        size = len(self.plan.groups[group].examples)
+        shape = (size,) if run is not None else (len(self.plan.conditions), size)
+        return self.done.setdefault((group, run), np.zeros(shape, dtype=bool))
+
+
+def as_array(tensor: torch.Tensor) -> Array:
+    """A tensor as float32 on this machine."""
+    array: Array = tensor.detach().float().cpu().numpy()
+    return array
 
 
 @dataclass(frozen=True)
@@ -82,9 +176,6 @@ class Part:
         count, (start, stop) = len(self.one.conditions), self.examples
         if count > 1:
             sides = (slice(0, count // 2), slice(count // 2, count))
-            return [
-                replace(self, one=Pass(self.one.conditions[side], self.one.entries[side], self.one.start))
-                for side in sides
-            ]
+            return [replace(self, one=self.one.some(range(count)[side])) for side in sides]
         middle = (start + stop) // 2
         return [] if stop - start < 2 else [replace(self, examples=span) for span in ((start, middle), (middle, stop))]

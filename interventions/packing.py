@@ -6,7 +6,7 @@ every position from its first one on; within a pass they stand in the order in w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -45,6 +45,11 @@ class Pass:
     conditions: tuple[int, ...]
     entries: tuple[tuple[int, int], ...]
     start: int
+
+    def some(self, places: Iterable[int]) -> Pass:
+        """The same for the conditions at some places."""
+        kept = list(places)
+        return Pass(tuple(self.conditions[at] for at in kept), tuple(self.entries[at] for at in kept), self.start)
 
 
 @dataclass(frozen=True)

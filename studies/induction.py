@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import xarray as xr
@@ -13,9 +15,9 @@ import xarray as xr
 from ..errors import DeclarationError, whole
 from ..interventions import codec
 from ..interventions.sites import Head
-from . import ablation, behaviour, composition, heads, patching, words
+from . import ablation, behaviour, composition, heads, patching, shards, words
 from .conclusion import conclude
-from .results import as_attrs, provenance
+from .results import as_attrs, model_identity, provenance
 from .tables import TASKS
 from .tasks import RepeatedTokens
 
@@ -81,7 +83,14 @@ class InductionStudy:
         """The repeated random tokens it measures on."""
         return RepeatedTokens(self.n, self.length, self.seed, self.bos)
 
-    def run(self, model: Model, progress: Callable[[str], None] | None = None) -> xr.DataTree:
+    def run(
+        self,
+        model: Model,
+        progress: Callable[[str], None] | None = None,
+        *,
+        out: str | os.PathLike[str] | None = None,
+        resume: bool = True,
+    ) -> xr.DataTree:
         """Run the whole analysis.
 
         Parameters
@@ -89,6 +98,11 @@ class InductionStudy:
         model : Model
         progress : callable, optional
             Called with the key of each stage (see `STAGES`) when it starts.
+        out : path, optional
+            NetCDF file to write. Until it is whole, finished stages and passes are kept beside it, and the same call
+            again computes only what is missing: see `headwise.measure`.
+        resume : bool
+            False takes nothing from what is there.
 
         Returns
         -------
@@ -96,17 +110,41 @@ class InductionStudy:
             One group for each stage (``estimates`` holds two, ``ablation`` and ``patching``), and the conclusion as
             JSON text in the attributes.
         """
+        self.task.draw(model)  # what does not fit the model is refused before any forward pass
+        if out is None:
+            return self._run(model, progress)
+        about = provenance(model) | {"title": self._title(model), "study": self.to_json()}
+        inputs = shards.short_hash(self.to_json(), json.dumps(model_identity(model)))
+        with shards.keeping(out, about, resume) as kept:
+            if (there := kept.finished(inputs)) is not None:
+                return there
+            tree = self._run(model, progress, lambda name, make: kept.stage(f"{inputs}-{name}", make))
+            tree.attrs["inputs"] = inputs
+            kept.finish(tree)
+        return tree
+
+    def _run(
+        self,
+        model: Model,
+        progress: Callable[[str], None] | None,
+        keep: Callable[[str, Callable[[], xr.Dataset]], xr.Dataset] = lambda name, make: make(),
+    ) -> xr.DataTree:
+        """Run it; `keep` gets each stage's name and what makes it, and gives what was made, now or before."""
         task = self.task
-        task.draw(model)  # what does not fit the model is refused before any forward pass
-        started, seconds = time.monotonic(), {}
+        seconds: dict[str, float] = {}
         parts: dict[str, xr.Dataset] = {}
 
-        def stage(name: str, make: Callable[[], xr.Dataset]) -> None:
-            if progress is not None:
-                progress(name)
+        def timed(make: Callable[[], xr.Dataset]) -> xr.Dataset:
             begun = time.monotonic()
-            parts[name] = make().assign_attrs(long_name=STAGES[name])
-            seconds[name] = round(time.monotonic() - begun, 3)
+            made = make()
+            return made.assign_attrs(stage_seconds=round(time.monotonic() - begun, 3))
+
+        def stage(name: str, make: Callable[[], xr.Dataset], group: str | None = None) -> None:
+            if progress is not None and group is None:
+                progress(name)
+            made = keep((group or name).replace("/", "-"), lambda: timed(make))
+            seconds[name] = round(seconds.get(name, 0.0) + float(made.attrs.pop("stage_seconds")), 3)
+            parts[group or name] = made if group else made.assign_attrs(long_name=STAGES[name])
 
         stage("behaviour", lambda: behaviour.by_position(model, task))
         stage("heads", lambda: self._heads(model))
@@ -121,16 +159,19 @@ class InductionStudy:
         stage("composition", lambda: self._composition(model, found["previous-token"], found["induction"]))
         score = parts["heads"]["induction"].mean("example")
         stage("words", lambda: words.words_in_context(model, found["induction"], score))
-        stage("estimates", lambda: self._estimates(model, parts))
+        stage("estimates", xr.Dataset)  # two groups, and nothing beside them: their metrics differ
+        for name, sweep in (("ablation", ablation), ("patching", patching)):
+            make = partial(sweep.estimates_of_every_head, model, task, parts[name], STEPS)
+            stage("estimates", make, f"estimates/{name}")
 
         tree = xr.DataTree.from_dict({f"/{name}": part for name, part in parts.items()})
         tree.attrs = provenance(model) | as_attrs(
             {
-                "title": f"Induction heads of {model.name}",
+                "title": self._title(model),
                 "study": self.to_json(),
                 "task": codec.to_json(task, TASKS),
                 "heads": json.dumps({role: [str(head) for head in members] for role, members in found.items()}),
-                "seconds": round(time.monotonic() - started, 3),
+                "seconds": round(sum(seconds.values()), 3),
                 "seconds_by_stage": json.dumps(seconds),
             }
         )
@@ -174,11 +215,9 @@ class InductionStudy:
             [scores, composition.pair_scores(scores, senders, receivers), causal], combine_attrs="drop_conflicts"
         )
 
-    def _estimates(self, model: Model, parts: dict[str, xr.Dataset]) -> xr.Dataset:
-        """Adds the two groups inside its own, which holds nothing else: their metrics differ."""
-        for name, sweep in (("ablation", ablation), ("patching", patching)):
-            parts[f"estimates/{name}"] = sweep.estimates_of_every_head(model, self.task, parts[name], STEPS)
-        return xr.Dataset()
+    @staticmethod
+    def _title(model: Model) -> str:
+        return f"Induction heads of {model.name}"
 
     def to_json(self) -> str:
         """The study as JSON text."""

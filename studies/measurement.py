@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import json
-import time
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import xarray as xr
 
-from ..interventions.codec import encode
 from ..interventions.plan import Plan
 from ..metrics.card import Metric
 from ..metrics.outputs import loss
-from .batch import Batch
-from .labels import coordinates, labelled, number_dims
-from .progress import Progress
-from .results import card_attrs, provenance
+from . import shards
+from .results import provenance
 from .setup import What, check_estimable, set_up
-from .tables import TASKS
 from .tasks import Task
+from .work import Work
 
 if TYPE_CHECKING:
     from ..interventions.models import Model
-    from ..interventions.outcome import Outcome
-
-Array = np.ndarray[Any, Any]
 
 
 def measure(
@@ -43,6 +36,8 @@ def measure(
     steps: int = 8,
     check: bool = True,
     progress: Callable[[int, int], None] | bool | None = None,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = True,
 ) -> xr.Dataset:
     """Measure what interventions do to a model on a task.
 
@@ -73,6 +68,12 @@ def measure(
     progress : callable or bool, optional
         Called with passes done and in all; True and False force a bar on or off; by default a bar is shown in a
         terminal once the work has taken two seconds.
+    out : path, optional
+        NetCDF file to write. Until it is whole, each finished pass is kept beside it in a folder ``NAME.nc.parts``; the
+        same call again, after the work was stopped or killed, computes only what is missing there, and what is whole
+        already is read and not computed. A file that holds something else is replaced once the new result is whole.
+    resume : bool
+        False takes nothing from what is there.
 
     Returns
     -------
@@ -88,44 +89,21 @@ def measure(
         whose own kernel gives values of the wrong shape.
     ModelError
         A self-check failed, or a single prompt needs more memory than there is.
+    ResultError
+        `out` cannot be written, or another process is writing it; what was finished is kept.
     """
-    from ..interventions import engine, gradients, selfcheck
-    from ..interventions.deviation import against_float32
-
-    started = time.monotonic()
     setup = set_up(model, task, what, metrics, base=base, per_position=per_position, batch_size=batch_size)
     check_estimable(setup.metrics, estimator, steps, per_position)
-    planned, batch, axes = setup.plan, setup.batch, setup.axes
-    declared = json.dumps(encode(what, TASKS))
-    dataset = labelled(coordinates(model, batch, base), axes)
-    readers, inputs = setup.readers(), setup.inputs(task, model)
-    engine.check_readers(planned, readers)
-    if estimator != "exact":
-        gradients.check_estimable(planned, readers, steps if estimator == "integrated" else None)
-    deviation = against_float32(model, planned, readers, inputs)
-    if check and planned.conditions:
-        selfcheck.check_model(model)
-    with Progress("measuring", progress) as bar:
-        if estimator == "exact":
-            outcome = engine.run_plan(model, planned, readers, inputs, bar.update)
-        else:
-            count = steps if estimator == "integrated" else None
-            outcome = gradients.run_estimate(model, planned, readers, inputs, count, bar.update)
-    for metric in setup.metrics:
-        dataset = dataset.assign(_variables(metric, outcome, batch, axes, per_position))
-    dataset = number_dims(dataset)
-    direction = {"clean": "noising", "corrupted": "denoising"}.get(base, base) if planned.sources() else "none"
-    dataset.attrs = provenance(model) | {
-        "base": base,
-        "direction": direction,
-        "task": setup.task,
-        "interventions": declared,
-        "metrics": json.dumps([metric.name for metric in setup.metrics]),
-        "estimator": estimator if estimator != "integrated" else f"integrated, {steps} steps",
-        "seconds": f"{time.monotonic() - started:.3f}",
-    }
-    if deviation:
-        dataset.attrs["float32_deviation"] = json.dumps(deviation)
+    work = Work(model, task, what, setup, base, per_position, estimator, steps, check)
+    if out is None:
+        return work.run(progress, work.keeper(shards.current()))
+    with shards.keeping(out, provenance(model) | work.attrs, resume) as kept:
+        keeper = work.keeper(kept)
+        inputs = shards.short_hash(keeper.inputs, json.dumps(work.attrs), str(per_position))
+        if (there := kept.finished(inputs)) is not None:
+            return there.to_dataset()
+        dataset = work.run(progress, keeper).assign_attrs(inputs=inputs)
+        kept.finish(dataset)
     return dataset
 
 
@@ -160,49 +138,3 @@ def plan(
     from ..interventions.deviation import speed
 
     return replace(setup.plan, speed=speed(model, setup.plan, setup.inputs(task, model)))
-
-
-def _variables(
-    metric: Metric, outcome: Outcome, batch: Batch, axes: Sequence[tuple[str, tuple[Any, ...]]], per_position: bool
-) -> dict[str, xr.Variable]:
-    """``<metric>``, with the axes as its first dims, and ``baseline_<metric>``, with ``run``."""
-    groups = batch.groups()
-    dims, place = _layout(metric, batch, per_position)
-    runs = [
-        _assemble(
-            [place(outcome.baseline[metric.name, run, at][None], at) for at in range(len(groups))], batch, groups
-        )[0]
-        for run in batch.runs
-    ]
-    attrs = card_attrs(metric.card, long_name=f"{metric.card.long_name}, no intervention")
-    found = {f"baseline_{metric.name}": xr.Variable(("run", *dims), np.stack(runs), attrs)}
-    if (metric.name, 0) in outcome.values:
-        whole = _assemble([place(outcome.values[metric.name, at], at) for at in range(len(groups))], batch, groups)
-        whole = whole.reshape(*(len(values) for _, values in axes), *whole.shape[1:])
-        found[metric.name] = xr.Variable((*(name for name, _ in axes), *dims), whole, card_attrs(metric.card))
-    return dict(reversed(found.items()))
-
-
-def _layout(metric: Metric, batch: Batch, per_position: bool) -> tuple[tuple[str, ...], Callable[[Array, int], Array]]:
-    """Dims after the conditions, and how a group's ``(condition, example, ...)`` values are brought to them."""
-    groups = batch.groups()
-    if metric.kind == "pattern":
-        return ("example", "read_layer", "read_head"), lambda value, number: value
-    if not per_position:
-        return ("example",), lambda value, number: value.mean(axis=-1)
-
-    def spread(value: Array, number: int) -> Array:
-        whole = np.full((*value.shape[:2], int(batch.lengths.max())), np.nan, dtype=np.float32)
-        whole[..., list(groups[number].scored)] = value
-        return whole
-
-    return ("example", "position"), spread
-
-
-def _assemble(pieces: list[Array], batch: Batch, groups: Sequence[Any]) -> Array:
-    """Groups ``(condition, example of the group, ...)`` as ``(condition, example, ...)``."""
-    first = pieces[0]
-    whole = np.full((first.shape[0], len(batch.lengths), *first.shape[2:]), np.nan, dtype=np.float32)
-    for group, piece in zip(groups, pieces, strict=True):
-        whole[:, list(group.examples)] = piece
-    return whole

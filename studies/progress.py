@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -33,10 +34,18 @@ class Progress:
         A callable gets ``(done, total)`` instead of any bar; True shows the bar at once; False never.
     unit : str
         What is counted.
+    kept : path, optional
+        Where finished passes are kept.
     """
 
-    def __init__(self, label: str, show: Callable[[int, int], None] | bool | None = None, unit: str = "passes") -> None:
-        self.label, self.unit = label, unit
+    def __init__(
+        self,
+        label: str,
+        show: Callable[[int, int], None] | bool | None = None,
+        unit: str = "passes",
+        kept: Path | None = None,
+    ) -> None:
+        self.label, self.unit, self.kept = label, unit, kept
         self.callback = show if callable(show) else None
         self.wanted = sys.stderr.isatty() if show is None else show is True
         self.patience = 0.0 if show is True else QUIET_SECONDS
@@ -67,7 +76,8 @@ class Progress:
             seconds = time.monotonic() - self.started
             self.bar.update(self.task, completed=done, total=total, rate=f"{done / seconds:.3g} {self.unit}/s")
         if self.asked:
-            raise Stopped(f"stopped after {done} of {total} {self.unit}; nothing of this measurement is kept")
+            kept = "nothing of this measurement is kept" if self.kept is None else f"they are kept in {self.kept}"
+            raise Stopped(f"stopped after {done} of {total} {self.unit}; {kept}")
 
     def _open(self, total: int) -> None:
         from rich.console import Console

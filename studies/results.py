@@ -7,12 +7,12 @@ import os
 import platform
 import socket
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import xarray as xr
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from ..metrics.card import Card
 
 SCHEMA = "1"
+NUMBERS = "1"
+"""Changes when headwise computes any number otherwise than before, so that old parts are not mixed with new ones."""
 LIBRARIES = ("torch", "transformers", "nnsight", "numpy", "xarray")
 
 
@@ -46,6 +48,19 @@ def provenance(model: Model) -> dict[str, str]:
         "platform": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "versions": _versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def model_identity(model: Model) -> dict[str, str]:
+    """What the numbers of a model depend on, beside the prompts: weights, precision, device and versions."""
+    return {
+        "numbers": NUMBERS,
+        "family": model.family.name,
+        "weights": model.weight_hash,
+        "tokenizer": model.tokenizer_hash,
+        "device": str(model.device),
+        "dtype": model.dtype,
+        "versions": _versions(),
     }
 
 
@@ -152,17 +167,37 @@ def write_netcdf(result: xr.Dataset | xr.DataTree, path: str | os.PathLike[str])
     return write_beside(target, lambda beside: result.to_netcdf(beside, engine="netcdf4"))
 
 
-def write_beside(target: Path, write: Any) -> Path:
-    """Call ``write(path)`` on a name beside `target` and rename; what was there before stays until then."""
-    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
+def write_beside(target: Path, write: Callable[[Path], object], beside: Path | None = None) -> Path:
+    """Call ``write(path)`` on a name beside `target`, flush and rename; what was there before stays until then."""
+    beside = beside or target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         write(beside)
+        flush(beside)
         os.replace(beside, target)
-    except OSError as error:
-        raise ResultError(f"cannot write {target}: {error.strerror or error}") from error
+        flush(target.parent)
+    except (OSError, RuntimeError) as error:  # netCDF4 says RuntimeError where the disk is full
+        raise ResultError(f"cannot write {target}: {reason(error)}") from error
     finally:
         beside.unlink(missing_ok=True)
     return target
+
+
+def reason(error: Exception) -> str:
+    """Why something could not be written or read, in a line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"{error} (is the disk full?)" if "HDF error" in str(error) else str(error)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # folders cannot be opened there
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def open_tree(path: str | os.PathLike[str]) -> xr.DataTree:

@@ -29,6 +29,18 @@ def test_a_local_folder_loads_as_it_was_saved(folder):
     assert repr(model) == "<Model mine (local): gpt2, 2 layers of 2 heads, float32 on cpu, runs here>"
 
 
+def test_weight_hash_sees_a_weight_changed_in_place(folder):
+    model = hw.load(folder)
+    before = model.weight_hash
+    with torch.no_grad():
+        model.module.transformer.h[0].mlp.c_fc.weight[0, 0] += 1
+    changed = model.weight_hash
+    assert changed != before
+    with torch.no_grad():
+        model.module.load_state_dict(hw.load(folder).module.state_dict())
+    assert model.weight_hash == before
+
+
 def test_weight_hash_sees_one_changed_weight(folder):
     model = hw.load(folder)
     other = hw.load(folder)

@@ -1,0 +1,157 @@
+"""Passes of a plan as parts on disk: what each depends on, hashed, so that it is found again only by the same work."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from types import CodeType, FunctionType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from ..interventions.codec import encode
+from ..interventions.outcome import Inputs, Piece
+from ..interventions.plan import Plan
+from .results import model_identity
+from .shards import Shards, short_hash
+from .tables import TASKS
+
+if TYPE_CHECKING:
+    from ..interventions.known import Reader
+    from ..interventions.models import Model
+
+Array = np.ndarray[Any, Any]
+
+
+class PassKeeper:
+    """Keeps the finished passes of one measurement.
+
+    Parameters
+    ----------
+    shards : Shards
+    model : Model
+    plan : Plan
+    readers : sequence of Reader
+    inputs : Inputs
+
+    Attributes
+    ----------
+    groups : list of str
+        For each group of prompts, the hash of everything its numbers depend on but the interventions.
+    conditions : list of str
+        For each condition, the hash of its edits.
+    """
+
+    def __init__(self, shards: Shards, model: Model, plan: Plan, readers: Sequence[Reader], inputs: Inputs) -> None:
+        self.shards = shards
+        common = json.dumps([model_identity(model), plan.base])
+        self.groups = [
+            short_hash(common, *_prompts(plan, inputs, at), *(_reader(reader, at) for reader in readers))
+            for at in range(len(plan.groups))
+        ]
+        self.conditions = [short_hash(json.dumps(encode(list(edits), TASKS))) for edits in plan.conditions]
+
+    @property
+    def inputs(self) -> str:
+        """The hash of everything that the measurement depends on."""
+        return short_hash(*self.groups, *self.conditions)
+
+    def found(self) -> Iterator[Piece]:
+        """What was kept of the same work."""
+        places: dict[str, list[int]] = {}
+        for number, name in enumerate(self.conditions):
+            places.setdefault(name, []).append(number)
+        for group, start in enumerate(self.groups):
+            for key in self.shards.keys(start):
+                part = self.shards.load(key)
+                if part is not None:
+                    yield from _pieces(part, group, places)
+
+    def keep(self, piece: Piece) -> None:
+        """Keep a piece."""
+        group, names = self.groups[piece.group], [self.conditions[number] for number in piece.conditions]
+        what = {"examples": list(piece.examples), "run": piece.run or "", "conditions": json.dumps(names)}
+        key = f"{group}-{short_hash(json.dumps(what))}"
+        if not self.shards.keys(key):
+            first = ("condition", "example") if piece.run is None else ("example",)
+            values = {
+                name: ((*first, *(f"{name}_{axis}" for axis in range(value.ndim - len(first)))), value)
+                for name, value in piece.values.items()
+            }
+            self.shards.save(key, xr.Dataset(values, attrs=what))
+
+
+def _pieces(part: xr.Dataset, group: int, places: dict[str, list[int]]) -> Iterator[Piece]:
+    start, stop = (int(end) for end in part.attrs["examples"])
+    values = {str(name): part[name].values for name in part.data_vars}
+    if part.attrs["run"]:
+        yield Piece(group, (start, stop), values, part.attrs["run"])
+        return
+    wanted = [
+        (row, number)
+        for row, name in enumerate(json.loads(part.attrs["conditions"]))
+        for number in places.get(name, ())
+    ]
+    if wanted:
+        rows = [row for row, _ in wanted]
+        some = {name: value[rows] for name, value in values.items()}
+        yield Piece(group, (start, stop), some, None, tuple(number for _, number in wanted))
+
+
+def _prompts(plan: Plan, inputs: Inputs, group: int) -> Iterator[bytes | str]:
+    """Token ids of every run and of the reference draw, and what is scored."""
+    for run in plan.runs:
+        yield run
+        yield _bytes(inputs.runs[run][group])
+    yield _bytes(inputs.reference[group]) if inputs.reference else ""
+    yield json.dumps(plan.groups[group].scored)
+
+
+def _reader(reader: Reader, group: int) -> bytes:
+    """What a metric does to the logits or patterns of a group."""
+    parts: list[bytes | str] = [
+        reader.name,
+        reader.kind,
+        f"{reader.needs_base} {reader.tokens}",
+        code_hash(reader.kernel),
+    ]
+    for run, given in reader.arguments.items():
+        for name, value in given[group].items():
+            parts += [run, name, _bytes(value)]
+    return short_hash(*parts).encode()
+
+
+def _bytes(array: Any) -> bytes:
+    flat: Array = np.ascontiguousarray(array)
+    return f"{flat.shape} {flat.dtype.str} ".encode() + flat.tobytes()
+
+
+def code_hash(function: Callable[..., Any]) -> str:
+    """A hash of what a function does: its code, its defaults, what it closes over, and functions it calls by name."""
+    return short_hash(*_code(function, set()))
+
+
+def _code(value: object, seen: set[int]) -> Iterator[str]:
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, FunctionType):
+        yield from _code(value.__code__, seen)
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        for inner in (value.__defaults__, value.__kwdefaults__, *cells):
+            yield from _code(inner, seen)
+        for name in value.__code__.co_names:
+            if isinstance(other := value.__globals__.get(name), FunctionType):
+                yield from _code(other, seen)
+    elif isinstance(value, CodeType):
+        yield value.co_code.hex() + " ".join(value.co_names + value.co_varnames)
+        for constant in value.co_consts:
+            yield from _code(constant, seen)
+    elif isinstance(function := getattr(value, "func", None), FunctionType):  # functools.partial
+        yield from _code(function, seen)
+        yield repr((getattr(value, "args", ()), getattr(value, "keywords", {})))
+    elif isinstance(value, np.ndarray) or hasattr(value, "detach"):
+        yield _bytes(value.detach().cpu() if hasattr(value, "detach") else value).hex()
+    else:
+        yield repr(value)

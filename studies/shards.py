@@ -1,0 +1,207 @@
+"""What is finished of a result, on disk while the rest is computed, so that killed work goes on where it was.
+
+Beside ``NAME.nc`` lies ``NAME.nc.parts/`` until the result is whole: one NetCDF file for each pass of a plan and each
+stage of a study, each written beside its name, flushed and renamed. A name holds the hash of everything that the
+numbers depend on, so that only work that asks the same finds them, and the hash of the file, so that damage is seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from pathlib import Path
+
+import xarray as xr
+from filelock import SoftFileLock, Timeout
+
+from ..errors import DeclarationError, ResultError, ResultWarning
+from .results import check_writable, flush, open_tree, reason, write_beside
+
+_CURRENT: ContextVar[Shards | None] = ContextVar("shards", default=None)
+
+
+class Shards:
+    """The finished parts of a result that is not whole yet.
+
+    Parameters
+    ----------
+    target : Path
+        The file that the result will be.
+    resume : bool
+        Whether a file that is whole is taken for the result, where it was made from the same.
+    """
+
+    def __init__(self, target: Path, resume: bool) -> None:
+        self.target, self.resume = target, resume
+        self.folder = parts_of(target)
+        self.lock = SoftFileLock(self.folder / "lock", timeout=0)
+
+    def load(self, key: str) -> xr.Dataset | None:
+        """What is stored under a key; None where there is nothing. A damaged file is set aside, with a warning."""
+        for path in sorted(self.folder.glob(f"{key}.*.nc")):
+            try:
+                whole = path.read_bytes()
+                if path.name != f"{key}.{short_hash(whole)}.nc":
+                    raise ValueError("it is not what was written")
+                with xr.open_dataset(path, engine="netcdf4") as stored:
+                    return stored.load()
+            except (OSError, ValueError) as error:
+                aside = path.with_suffix(".damaged")
+                os.replace(path, aside)
+                warnings.warn(
+                    f"{path} is damaged ({error}): set aside as {aside.name}, and computed again",
+                    ResultWarning,
+                    stacklevel=2,
+                )
+        return None
+
+    def keys(self, start: str) -> list[str]:
+        """Keys under which something is stored, of those that start so."""
+        return sorted({path.name.split(".")[0] for path in self.folder.glob(f"{start}*.nc")})
+
+    def save(self, key: str, part: xr.Dataset) -> None:
+        """Store a finished part."""
+        beside = self.folder / f"{key}.part"
+        try:
+            part.to_netcdf(beside, engine="netcdf4")
+            flush(beside)
+            os.replace(beside, self.folder / f"{key}.{short_hash(beside.read_bytes())}.nc")
+            flush(self.folder)
+        except (OSError, RuntimeError) as error:  # netCDF4 says RuntimeError where the disk is full
+            raise ResultError(
+                f"cannot write to {self.folder}: {reason(error)}; what was finished before is kept there, and the same "
+                "call goes on from it"
+            ) from error
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def stage(self, key: str, make: Callable[[], xr.Dataset]) -> xr.Dataset:
+        """What is stored under a key, made and stored now where there is nothing."""
+        if (there := self.load(key)) is None:
+            self.save(key, make())
+            there = self.load(key)
+        if there is None:
+            raise ResultError(f"{self.folder} does not keep what is written to it")
+        return there
+
+    def finished(self, inputs: str) -> xr.DataTree | None:
+        """The result, where it is whole already and was made from these inputs."""
+        if not (self.resume and self.target.is_file()):
+            return None
+        try:
+            tree = open_tree(self.target)
+        except ResultError:
+            return None
+        if tree.attrs.get("inputs") != inputs:
+            return None
+        self.clear()
+        return tree
+
+    def finish(self, result: xr.Dataset | xr.DataTree) -> None:
+        """Write the result whole, then take away the parts."""
+        beside = self.folder / "whole.part"
+        write_beside(self.target, lambda path: result.to_netcdf(path, engine="netcdf4"), beside)
+        self.clear()
+
+    def clear(self) -> None:
+        """Take away all parts."""
+        for path in self.folder.iterdir():
+            if path != Path(self.lock.lock_file):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def _acquire(self) -> None:
+        try:
+            self.folder.mkdir(exist_ok=True)
+            self.lock.acquire()
+        except Timeout:
+            raise ResultError(
+                f"{self.target} is being made by {_owner(self.folder / 'lock')}: wait for it, or write elsewhere; if "
+                f"that process is gone, remove {self.folder / 'lock'}"
+            ) from None
+        except OSError as error:
+            raise ResultError(f"cannot write {self.target}: {reason(error)}") from error
+        for path in self.folder.glob("*.part"):  # of a process that was killed
+            path.unlink(missing_ok=True)
+
+    def _release(self) -> None:
+        if not any(path.suffix == ".nc" for path in self.folder.iterdir()):
+            self.clear()
+        self.lock.release()
+        with suppress(OSError):  # parts are left for the next time, or another process has begun
+            self.folder.rmdir()
+
+
+@contextmanager
+def keeping(out: str | os.PathLike[str], about: Mapping[str, object], resume: bool) -> Iterator[Shards]:
+    """The parts of the result `out`, for one process at a time; measurements made meanwhile keep their passes there.
+
+    Parameters
+    ----------
+    out : path
+        Ends in ``.nc``.
+    about : mapping
+        What the result will be, for those who look at the folder.
+    resume : bool
+        Whether parts that are there are used; else they are removed.
+
+    Raises
+    ------
+    DeclarationError, ResultError
+        The name is wrong, the folder cannot be written, or another process is at work on the same result.
+    """
+    shards = Shards(netcdf_path(out), resume)
+    shards._acquire()
+    try:
+        if not resume:
+            shards.clear()
+        note = dict(about) | {"created": datetime.now(UTC).isoformat(timespec="seconds")}
+        write_beside(shards.folder / "about.json", lambda path: path.write_text(json.dumps(note, indent=1)))
+        token = _CURRENT.set(shards)
+        try:
+            yield shards
+        finally:
+            _CURRENT.reset(token)
+    finally:
+        shards._release()
+
+
+def current() -> Shards | None:
+    """The parts of the result that is being made, if it is one that is written."""
+    return _CURRENT.get()
+
+
+def netcdf_path(out: str | os.PathLike[str]) -> Path:
+    """`out` as a file that can be written; or an error that says why not."""
+    if Path(out).suffix != ".nc":
+        raise DeclarationError(f"out={os.fspath(out)!r}: results are NetCDF files, end the name in .nc")
+    return check_writable(out)
+
+
+def parts_of(target: Path) -> Path:
+    """Where the finished parts of a result are kept."""
+    return target.with_name(f"{target.name}.parts")
+
+
+def short_hash(*parts: bytes | str) -> str:
+    """SHA-256 of all parts, its first 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for part in parts:
+        content = part.encode() if isinstance(part, str) else part
+        digest.update(f"{len(content)} ".encode() + content)
+    return digest.hexdigest()[:16]
+
+
+def _owner(lock: Path) -> str:
+    """``process 12 on host``, as the lock file says."""
+    try:
+        pid, host, *_ = lock.read_text().splitlines()
+    except (OSError, ValueError):
+        return "another process"
+    return f"process {pid} on {host}" + (", this one" if pid == str(os.getpid()) else "")

@@ -1,0 +1,161 @@
+"""The work of a measurement: runs its plan, exactly or as an estimate, and labels what comes out."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import xarray as xr
+
+from ..interventions.codec import encode
+from ..metrics.card import Metric
+from .batch import Batch
+from .labels import coordinates, labelled, number_dims
+from .progress import Progress
+from .results import card_attrs, provenance
+from .setup import Setup, What
+from .tables import TASKS
+from .tasks import Task
+
+if TYPE_CHECKING:
+    from ..interventions.known import Reader
+    from ..interventions.models import Model
+    from ..interventions.outcome import Inputs, Outcome
+    from .keeper import PassKeeper
+    from .shards import Shards
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """A measurement that was checked and laid out; the fields are as for `measure`."""
+
+    model: Model
+    task: Task
+    what: What
+    setup: Setup
+    base: str
+    per_position: bool
+    estimator: str
+    steps: int
+    check: bool
+
+    @cached_property
+    def readers(self) -> list[Reader]:
+        """The metrics as the engine sees them."""
+        return self.setup.readers()
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """The prompts as the engine sees them."""
+        return self.setup.inputs(self.task, self.model)
+
+    @cached_property
+    def attrs(self) -> dict[str, str]:
+        """What was asked for, as NetCDF attributes."""
+        takes = bool(self.setup.plan.sources())
+        return {
+            "base": self.base,
+            "direction": {"clean": "noising", "corrupted": "denoising"}.get(self.base, self.base) if takes else "none",
+            "task": self.setup.task,
+            "interventions": json.dumps(encode(self.what, TASKS)),
+            "metrics": json.dumps([metric.name for metric in self.setup.metrics]),
+            "estimator": self.estimator if self.estimator != "integrated" else f"integrated, {self.steps} steps",
+        }
+
+    @overload
+    def keeper(self, kept: Shards) -> PassKeeper: ...
+
+    @overload
+    def keeper(self, kept: Shards | None) -> PassKeeper | None: ...
+
+    def keeper(self, kept: Shards | None) -> PassKeeper | None:
+        """Keeps the passes among the parts of a result, where there is one."""
+        if kept is None:
+            return None
+        from .keeper import PassKeeper
+
+        return PassKeeper(kept, self.model, self.setup.plan, self.readers, self.inputs)
+
+    def run(self, progress: Callable[[int, int], None] | bool | None, keeper: PassKeeper | None) -> xr.Dataset:
+        """Do it; an estimate, which takes few passes, keeps none of them."""
+        from ..interventions import engine, gradients, selfcheck
+        from ..interventions.deviation import against_float32
+
+        started = time.monotonic()
+        model, plan, batch, axes = self.model, self.setup.plan, self.setup.batch, self.setup.axes
+        attrs = self.attrs
+        dataset = labelled(coordinates(model, batch, self.base), axes)
+        readers, inputs = self.readers, self.inputs
+        engine.check_readers(plan, readers)
+        steps = self.steps if self.estimator == "integrated" else None
+        if self.estimator != "exact":
+            gradients.check_estimable(plan, readers, steps)
+        deviation = against_float32(model, plan, readers, inputs)
+        if self.check and plan.conditions:
+            selfcheck.check_model(model)
+        where = None if keeper is None or self.estimator != "exact" else keeper.shards.folder
+        with Progress("measuring", progress, kept=where) as bar:
+            if self.estimator == "exact":
+                outcome = engine.run_plan(model, plan, readers, inputs, bar.update, keeper)
+            else:
+                outcome = gradients.run_estimate(model, plan, readers, inputs, steps, bar.update)
+        for metric in self.setup.metrics:
+            dataset = dataset.assign(_variables(metric, outcome, batch, axes, self.per_position))
+        dataset = number_dims(dataset)
+        dataset.attrs = provenance(model) | attrs | {"seconds": f"{time.monotonic() - started:.3f}"}
+        if deviation:
+            dataset.attrs["float32_deviation"] = json.dumps(deviation)
+        return dataset
+
+
+def _variables(
+    metric: Metric, outcome: Outcome, batch: Batch, axes: Sequence[tuple[str, tuple[Any, ...]]], per_position: bool
+) -> dict[str, xr.Variable]:
+    """``<metric>``, with the axes as its first dims, and ``baseline_<metric>``, with ``run``."""
+    groups = batch.groups()
+    dims, place = _layout(metric, batch, per_position)
+    runs = [
+        _assemble(
+            [place(outcome.baseline[metric.name, run, at][None], at) for at in range(len(groups))], batch, groups
+        )[0]
+        for run in batch.runs
+    ]
+    attrs = card_attrs(metric.card, long_name=f"{metric.card.long_name}, no intervention")
+    found = {f"baseline_{metric.name}": xr.Variable(("run", *dims), np.stack(runs), attrs)}
+    if (metric.name, 0) in outcome.values:
+        whole = _assemble([place(outcome.values[metric.name, at], at) for at in range(len(groups))], batch, groups)
+        whole = whole.reshape(*(len(values) for _, values in axes), *whole.shape[1:])
+        found[metric.name] = xr.Variable((*(name for name, _ in axes), *dims), whole, card_attrs(metric.card))
+    return dict(reversed(found.items()))
+
+
+def _layout(metric: Metric, batch: Batch, per_position: bool) -> tuple[tuple[str, ...], Callable[[Array, int], Array]]:
+    """Dims after the conditions, and how a group's ``(condition, example, ...)`` values are brought to them."""
+    groups = batch.groups()
+    if metric.kind == "pattern":
+        return ("example", "read_layer", "read_head"), lambda value, number: value
+    if not per_position:
+        return ("example",), lambda value, number: value.mean(axis=-1)
+
+    def spread(value: Array, number: int) -> Array:
+        whole = np.full((*value.shape[:2], int(batch.lengths.max())), np.nan, dtype=np.float32)
+        whole[..., list(groups[number].scored)] = value
+        return whole
+
+    return ("example", "position"), spread
+
+
+def _assemble(pieces: list[Array], batch: Batch, groups: Sequence[Any]) -> Array:
+    """Groups ``(condition, example of the group, ...)`` as ``(condition, example, ...)``."""
+    first = pieces[0]
+    whole = np.full((first.shape[0], len(batch.lengths), *first.shape[2:]), np.nan, dtype=np.float32)
+    for group, piece in zip(groups, pieces, strict=True):
+        whole[:, list(group.examples)] = piece
+    return whole
