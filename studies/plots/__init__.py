@@ -6,24 +6,28 @@ Layer 0 is at the bottom of every head grid.
 """
 
 from .ablation import ablation_grids, sets_against_null, zero_against_mean
-from .base import save
+from .attention import attention, attention_row
 from .composition import causal_check, composition_matrix, composition_strip
 from .estimates import estimate_against_exact
-from .heads import head_grid, ranked_heads
+from .heads import head_grid, head_grids, ranked_heads
 from .patching import qkv_grids, qkv_of_set
-from .sequence import attention, attention_row, by_position
+from .positions import by_position
+from .save import save
+from .viewer import attention_viewer
 from .words import words_agreement, words_grid, words_table
 
 __all__ = [
     "ablation_grids",
     "attention",
     "attention_row",
+    "attention_viewer",
     "by_position",
     "causal_check",
     "composition_matrix",
     "composition_strip",
     "estimate_against_exact",
     "head_grid",
+    "head_grids",
     "qkv_grids",
     "qkv_of_set",
     "ranked_heads",

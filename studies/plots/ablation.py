@@ -19,15 +19,13 @@ from .base import (
     dimension,
     head_name,
     hover,
-    need,
-    numbers_of,
     overlay,
-    per_head,
     scale_for,
     styled,
     unit_of,
 )
 from .heads import head_grid
+from .inputs import need, numbers_of, per_head
 from .rows import PLAIN, dots, intervals, names_at, row_chart, rows_of, spread, stand_out
 
 CONTROLS = {"same layers": (GREY, "circle"), "all layers": (SKY, "square")}

@@ -6,11 +6,9 @@ still says ``hv.extension("bokeh")`` itself.
 
 from __future__ import annotations
 
-import os
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import holoviews as hv
@@ -18,11 +16,7 @@ import numpy as np
 import xarray as xr
 from bokeh.palettes import Blues9, Viridis256, interp_palette
 
-from ...errors import DeclarationError, UnknownNameError, choices
-from ..page import Page
-from ..results import check_writable, write_beside
-
-Array = np.ndarray[Any, Any]
+from .inputs import Array
 
 INK, GREY, PALE = "#1a1a1a", "#8a8a8a", "#e9e9e9"
 BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9"
@@ -38,6 +32,9 @@ ROLES = {
 """Role to colour and marker: colour is never the only sign."""
 TOOLS = ["save", "box_zoom", "reset"]
 """No drag or wheel tool is on from the start, so that a page with pictures scrolls."""
+NARROWEST, LINE_HEIGHT = 160, 12
+"""Pixels: least width of a heat map, whose colour bar has a label; and of a line of tick labels."""
+STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 SEQUENTIAL = list(Viridis256)
 WEIGHTS = list(interp_palette(("#ffffff", *reversed(Blues9)), 255))
@@ -94,6 +91,7 @@ def scale_for(values: Array, limits: tuple[float, float] | None = None, centre: 
         Value of the neutral colour of a diverging scale; without it, 0 where there are negative values, and else a
         sequential scale from 0.
     """
+    values = np.asarray(values, dtype=float)
     finite = values[np.isfinite(values)]
     low, high = limits or ((float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0))
     if centre is None and low < 0:
@@ -124,7 +122,7 @@ def overlay(parts: Iterable[Any], **options: Any) -> Any:
 
 def dimension(name: str, values: xr.DataArray, long_name: str | None = None) -> Any:
     """A HoloViews dimension with the label and the unit that the attributes of `values` give."""
-    label = long_name or str(values.attrs.get("long_name", values.name or name))
+    label = long_name or str(values.attrs.get("long_name") or str(values.name or name).replace("_", " "))
     return hv.Dimension((name, label.removesuffix(", no intervention")), unit=unit_of(values))
 
 
@@ -148,50 +146,59 @@ def unit_of(values: xr.DataArray) -> str | None:
 
 def head_name(layer: Any, head: Any) -> str:
     """``L5H1``."""
-    return f"L{int(layer)}H{int(head)}"
+    return f"L{_short(layer)}H{_short(head)}"
 
 
-def per_head(values: xr.DataArray, what: str) -> xr.DataArray:
-    """`values` as ``(layer, head)``, its mean over examples taken; an error names any other dimension."""
-    if "example" in values.dims:
-        values = values.mean("example", keep_attrs=True)
-    if set(values.dims) != {"layer", "head"}:
-        extra = [str(dim) for dim in values.dims if dim not in ("layer", "head")]
-        advice = (
-            f"select one {extra[0]} first" if set(values.dims) > {"layer", "head"} else "draw others with hv.HeatMap"
-        )
-        raise DeclarationError(
-            f"{what} draws (layer, head), and this has {choices(values.dims) or 'no dims'}: {advice}"
-        )
-    return values.transpose("layer", "head")
+def _short(label: Any) -> str:
+    return str(int(label)) if isinstance(label, int | float | np.number) and float(label).is_integer() else str(label)
 
 
-def numbers_of(values: xr.DataArray, dim: str) -> Array:
-    """Coordinate of `dim`, counted from 0 where it has none."""
-    return np.asarray(values[dim].values if dim in values.coords else np.arange(values.sizes[dim]))
+def ticks(places: Sequence[Any] | Array, names: Sequence[str], pixels: float) -> list[tuple[Any, str]]:
+    """Where labels stand along an axis of cells `pixels` wide: at all of them, or at every second, fifth, tenth, ..."""
+    step = next(step for step in STEPS if step * pixels >= LINE_HEIGHT or step == STEPS[-1])
+    return [
+        (place.item() if isinstance(place, np.generic) else place, name)
+        for place, name in zip(places, names, strict=True)
+    ][::step]
 
 
-def need(ds: xr.Dataset, what: str, *names: str) -> None:
-    """Refuse a dataset that lacks what a picture is made of."""
-    missing = [name for name in names if name not in ds]
-    if missing:
-        raise UnknownNameError(f"{what} needs {choices(names)}: this dataset has no {choices(missing)}")
+def heat_map(table: Mapping[str, Any], kdims: Sequence[Any], vdims: Sequence[Any]) -> Any:
+    """A ``HeatMap`` of columns; text stays plain objects, since HoloViews cannot reshape the text type of pandas 3."""
+    import pandas as pd
+
+    columns = {
+        name: pd.Series(list(values), dtype=object) if _is_text(values) else np.asarray(values)
+        for name, values in table.items()
+    }
+    return hv.HeatMap(pd.DataFrame(columns), list(kdims), list(vdims))
 
 
-def save(element: Any, path: str | os.PathLike[str]) -> Path:
-    """Write a picture as one HTML file that opens without a network.
+def _is_text(values: Any) -> bool:
+    return np.asarray(values).dtype.kind not in "biuf"
 
-    Parameters
-    ----------
-    element : HoloViews element, overlay or layout
-    path : str or path
-        Ends in ``.html``.
-    """
-    target = check_writable(path)
-    if target.suffix != ".html":
-        raise DeclarationError(f"{target.name}: pictures are saved as .html")
-    page = Page(target.stem)
-    page.add("<main>")
-    page.figure(element, target.stem)
-    page.add("</main>")
-    return write_beside(target, lambda beside: Path(beside).write_text(page.html(), encoding="utf-8"))
+
+def cells(scale: Scale, width: int, height: int, label: str, colorbar: bool = True) -> dict[str, Any]:
+    """Options of a heat map of `width` by `height` pixels: its scale, and a labelled colour bar below."""
+    return {
+        "cmap": list(scale.colours),
+        "clim": (scale.low, scale.high),
+        "clipping_colors": {"NaN": PALE},
+        "frame_width": max(width, NARROWEST),
+        "frame_height": height,
+        "colorbar": colorbar,
+        **bar(label, max(width, NARROWEST)),
+        "line_color": "#ffffff",
+        "line_width": 1,
+        "padding": 0,
+    }
+
+
+def write_in_cells(pixels: int) -> Callable[[Any, Any], None]:
+    """Bokeh hook: write column ``text`` in colour ``ink`` into the cells."""
+
+    def hook(plot: Any, element: Any) -> None:
+        x, y = (dim.name for dim in element.kdims)
+        look = {"text_align": "center", "text_baseline": "middle", "text_font_size": f"{pixels}px", "level": "overlay"}
+        plot.state.text(x=x, y=y, text="text", text_color="ink", source=plot.handles["source"], **look)
+
+    return hook

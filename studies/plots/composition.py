@@ -11,8 +11,8 @@ import xarray as xr
 
 from ...errors import UnknownNameError, choices
 from ...metrics.statistics import bootstrap_interval
-from .base import BLUE, GREY, ORANGE, PALE, dimension, head_name, hover, need, scale_for, styled
-from .heads import cells
+from .base import BLUE, GREY, ORANGE, PALE, cells, dimension, head_name, heat_map, hover, scale_for, styled
+from .inputs import need
 from .rows import dots, intervals, reference, row_chart, rows_of, spread
 
 PAIR = ("sender_layer", "sender_head", "receiver_layer", "receiver_head")
@@ -72,7 +72,7 @@ def composition_matrix(
     cell = int(np.clip(360 / max(len(senders), len(receivers), 1), 18, 34))
     scale = scale_for(np.asarray(value, dtype=float), centre=0.0 if deviations else None)
     return styled(
-        hv.HeatMap(columns, ["sender_at", "receiver_at"], [shown, "sender", "receiver", "score"]),
+        heat_map(columns, ["sender_at", "receiver_at"], [shown, "sender", "receiver", "score"]),
         **cells(scale, len(senders) * cell, len(receivers) * cell, shown.pprint_label),
         **hover(shown, "@value{0.00}", ("from", "@sender"), ("into", "@receiver"), ("score", "@score{0.000}")),
         title=title,

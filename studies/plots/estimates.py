@@ -12,7 +12,8 @@ import xarray as xr
 
 from ...metrics.statistics import rank_correlation
 from ..labels import condition_names
-from .base import BLUE, GREEN, GREY, ORANGE, PALE, PURPLE, SKY, dimension, need, numbers_of, overlay, styled, unit_of
+from .base import BLUE, GREEN, GREY, ORANGE, PALE, PURPLE, SKY, dimension, overlay, styled, unit_of
+from .inputs import labels_of, need
 from .rows import PLAIN, dots, names_beside
 
 LOOKS = ((BLUE, "circle"), (ORANGE, "diamond"), (GREEN, "triangle"), (PURPLE, "square"), (SKY, "inverted_triangle"))
@@ -92,7 +93,7 @@ def _in_lines(label: str) -> str:
 def _table(exact: xr.DataArray, estimate: xr.DataArray) -> dict[str, Any]:
     """Columns, one row for each condition."""
     x, y = (np.asarray(one.values, dtype=float).ravel() for one in (exact, estimate))
-    grids = np.meshgrid(*(numbers_of(exact, str(dim)) for dim in exact.dims), indexing="ij")
+    grids = np.meshgrid(*(labels_of(exact, str(dim)) for dim in exact.dims), indexing="ij")
     labels = {str(dim): grid.ravel() for dim, grid in zip(exact.dims, grids, strict=True)}
     return labels | {"exact": x, "estimate": y, "miss": y - x, "name": condition_names(exact).ravel()}
 

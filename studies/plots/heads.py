@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import holoviews as hv
 import numpy as np
 import xarray as xr
 
+from ...errors import DeclarationError
 from .base import (
     BLUE,
     GREY,
     INK,
-    PALE,
     ROLES,
-    Scale,
-    bar,
+    cells,
     dimension,
     head_name,
+    heat_map,
     hover,
-    need,
-    numbers_of,
-    per_head,
     scale_for,
     styled,
+    ticks,
     unit_of,
+    write_in_cells,
 )
-from .rows import dots, intervals, reference, row_chart, rows_of
+from .inputs import array_of, dataset_of, names_of, per_head, places_of
+from .rows import dots, intervals, reference, row_chart, rows_of, span_of
 
 WRITTEN = 64
 """Up to this many heads the value is written in each cell."""
 TOP = 12
+AS_ROW = 4
+"""Head grids side by side in one row."""
 
 
 def head_grid(
@@ -47,7 +48,8 @@ def head_grid(
     Parameters
     ----------
     values : DataArray (layer, head), optionally with ``example``
-        Averaged over examples. Label and unit come from its attributes.
+        Averaged over examples. Label and unit come from its attributes, numbers of layers and heads from its
+        coordinates; without them they count from 0.
     limits : (low, high), optional
         Ends of the colour scale, so that several grids can share one.
     centre : float, optional
@@ -60,7 +62,7 @@ def head_grid(
     -------
     holoviews.HeatMap
         Dimensions ``head``, ``layer``; ``value``, ``name`` (``L1H2``), ``text`` (what is written in the cell), ``ink``
-        (its colour), ``unit``.
+        (its colour), ``unit``. Missing values are grey.
 
     Raises
     ------
@@ -68,71 +70,92 @@ def head_grid(
         Where the array has other dimensions, such as ``ablation``: select one first.
     """
     grid = per_head(values, "head_grid")
+    values = array_of(values, "head_grid", ("layer", "head"))
     if centre is None and str(values.name).startswith("effect_"):
         centre = 0.0
     scale = scale_for(grid.values, limits, centre)
-    layers, heads = numbers_of(grid, "layer"), numbers_of(grid, "head")
+    (layers, layer_names), (heads, head_names) = (places_of(grid, dim) for dim in ("layer", "head"))
     layer, head = (at.ravel() for at in np.meshgrid(layers, heads, indexing="ij"))
     flat = np.asarray(grid.values, dtype=float).ravel()
     columns = {
         "head": head,
         "layer": layer,
         "value": flat,
-        "name": [head_name(*at) for at in zip(layer, head, strict=True)],
+        "name": names_of_heads(grid),
         "text": scale.text(flat),
         "ink": scale.ink(flat),
         "unit": [unit_of(values) or "pure number"] * flat.size,
     }
     shown = dimension("value", values)
     written = flat.size <= WRITTEN
-    cell = int(np.clip(280 / len(heads), 30 if written else 18, 42))
+    cell = int(
+        np.clip((280 if len(heads) <= 24 else 480) / len(heads), 30 if written else min(18, 400 // len(heads)), 42)
+    )
     return styled(
-        hv.HeatMap(columns, ["head", "layer"], [shown, "name", "text", "ink", "unit"]),
+        heat_map(columns, ["head", "layer"], [shown, "name", "text", "ink", "unit"]),
         **cells(scale, len(heads) * cell, len(layers) * cell, shown.pprint_label, colorbar),
         **hover(shown, "@value{0.0000}", ("head", "@name"), ("layer", "@layer"), ("number in the layer", "@head")),
         title=title,
-        xticks=[(int(at), str(at)) for at in heads],
-        yticks=[(int(at), str(at)) for at in layers],
-        hooks=[_write_in_cells(11 if cell > 32 else 10)] if written else [],
+        xticks=ticks(heads, head_names, cell * 0.7),
+        yticks=ticks(layers, layer_names, cell),
+        xlim=(heads[0] - 0.5, heads[-1] + 0.5),
+        ylim=(layers[0] - 0.5, layers[-1] + 0.5),
+        hooks=[write_in_cells(11 if cell > 32 else 10)] if written else [],
     )
 
 
-def cells(scale: Scale, width: int, height: int, label: str, colorbar: bool = True) -> dict[str, Any]:
-    """Options of a heat map of `width` by `height` pixels: its scale, and a labelled colour bar below."""
-    return {
-        "cmap": list(scale.colours),
-        "clim": (scale.low, scale.high),
-        "clipping_colors": {"NaN": PALE},
-        "frame_width": max(width, 160),
-        "frame_height": height,
-        "colorbar": colorbar,
-        **bar(label, max(width, 160)),
-        "line_color": "#ffffff",
-        "line_width": 1,
-        "padding": 0,
-    }
+def head_grids(values: xr.DataArray, dim: str, *, centre: float | None = None, title: str = "") -> Any:
+    """A head grid for each value along `dim`, all on one colour scale.
+
+    Parameters
+    ----------
+    values : DataArray (layer, head, `dim`), optionally with ``example``
+    dim : str
+        Such as ``"ablation"``, ``"component"`` or ``"step"``.
+    centre : float, optional
+        As for `head_grid`.
+    title : str
+        Written after each value of `dim`.
+
+    Returns
+    -------
+    holoviews.Layout
+        A `head_grid` each; the last has the colour bar.
+    """
+    values = array_of(values, "head_grids", ("layer", "head", dim))
+    if "example" in values.dims:
+        values = values.mean("example", keep_attrs=True)
+    if dim not in values.dims:
+        per_head(values, "head_grids")
+        values = values.expand_dims(dim)
+    if centre is None and str(values.name).startswith("effect_"):
+        centre = 0.0
+    scale = scale_for(values.values, centre=centre)
+    names = names_of(values, dim)
+    panels = []
+    for number, name in enumerate(names):
+        here, last = values.isel({dim: number}, drop=True), number == len(names) - 1
+        limits = (scale.low, scale.high)
+        panels.append(head_grid(here, limits=limits, centre=centre, title=f"{name}{title}", colorbar=last))
+    return hv.Layout(panels).cols(3 if len(panels) != AS_ROW else AS_ROW)
 
 
-def _write_in_cells(pixels: int) -> Callable[[Any, Any], None]:
-    """Bokeh hook: write column ``text`` in colour ``ink`` into the cells."""
-
-    def hook(plot: Any, element: Any) -> None:
-        x, y = (dim.name for dim in element.kdims)
-        look = {"text_align": "center", "text_baseline": "middle", "text_font_size": f"{pixels}px", "level": "overlay"}
-        plot.state.text(x=x, y=y, text="text", text_color="ink", source=plot.handles["source"], **look)
-
-    return hook
+def names_of_heads(grid: xr.DataArray) -> list[str]:
+    """``L0H0``, ``L0H1``, ... of a ``(layer, head)`` array, layer by layer."""
+    layers, heads = (grid[dim].values if dim in grid.coords else range(grid.sizes[dim]) for dim in ("layer", "head"))
+    return [head_name(layer, head) for layer in layers for head in heads]
 
 
-def ranked_heads(ds: xr.Dataset, score: str, *, top: int = TOP, title: str = "") -> Any:
+def ranked_heads(ds: xr.Dataset | xr.DataArray, score: str | None = None, *, top: int = TOP, title: str = "") -> Any:
     """The heads with the highest `score`, with what they are compared with.
 
     Parameters
     ----------
-    ds : Dataset
+    ds : Dataset or DataArray
         ``<score>(layer, head[, example])``; where there are any: ``<score>_low`` and ``_high`` (interval),
         ``chance_<score>``, ``untrained_<score>``, ``role(layer, head)`` and the attribute ``threshold``.
-    score : str
+    score : str, optional
+        Needed for a dataset of several variables.
     top : int
         How many heads.
     title : str
@@ -143,34 +166,49 @@ def ranked_heads(ds: xr.Dataset, score: str, *, top: int = TOP, title: str = "")
         ``Points`` for each role (``score``, ``row``; name, role, interval), ``Segments`` for the intervals, and a
         ``Curve`` for chance, for the best untrained head and for the threshold.
     """
-    need(ds, "ranked_heads", score)
+    ds, score = dataset_of(ds, "ranked_heads", score)
     mean = per_head(ds[score], "ranked_heads")
-    order = sorted(np.ndindex(mean.shape), key=lambda at: -np.nan_to_num(float(mean.values[at]), nan=-np.inf))[:top]
-    layers, heads = numbers_of(mean, "layer"), numbers_of(mean, "head")
-    names = [head_name(layers[at[0]], heads[at[1]]) for at in order]
+    order = np.argsort(-np.nan_to_num(np.ravel(mean.values).astype(float), nan=-np.inf), kind="stable")
+    order = order[np.isfinite(np.ravel(mean.values)[order])][:top]
+    if not len(order):
+        raise DeclarationError(f"ranked_heads: {score} has no value that is not missing")
+    every = names_of_heads(mean)
+    names = [every[at] for at in order]
     rows = rows_of(names)
-    value = np.array([float(mean.values[at]) for at in order])
+    value = np.ravel(mean.values).astype(float)[order]
     low, high = (_at(ds, f"{score}_{end}", order, value) for end in ("low", "high"))
-    role = [str(ds["role"].transpose("layer", "head").values[at]) if "role" in ds else "other" for at in order]
+    role = ["other"] * len(order)
+    if "role" in ds:
+        role = [str(one) for one in ds["role"].transpose("layer", "head").values.ravel()[order]]
 
     shown = dimension("score", ds[score])
-    parts = [reference(at, name, rows, shown, *look) for name, at, look in _references(ds, score)]
+    compared = _references(ds, score)
+    parts = [reference(at, name, rows, shown, *look) for name, at, look in compared]
     parts.append(intervals(low, rows, high))
     for name in dict.fromkeys([*(known for known in ROLES if known in role), *role]):
         here = [index for index, one in enumerate(role) if one == name]
         table = {"score": value[here], "row": rows[here], "name": [names[index] for index in here]}
         table |= {"role": [name] * len(here), "low": low[here], "high": high[here]}
-        tips = hover(shown, "@score{0.000} (95%: @low{0.000} to @high{0.000})", ("head", "@name"), ("role", "@role"))
+        known = f"{score}_low" in ds
+        text = "@score{0.000} (95%: @low{0.000} to @high{0.000})" if known else "@score{0.000}"
+        tips = hover(shown, text, ("head", "@name"), ("role", "@role"))
         parts.append(dots(table, [shown, "row"], name, ROLES.get(name, (INK, "hex")), 9, **tips))
-    ends = (min(0.0, float(np.nanmin(low))) - 0.02, max(1.0, float(np.nanmax(high))) + 0.02)
+    ends = span_of([low, value, high, [at for _, at, _ in compared]], share=_is_share(ds[score]))
     height = 100 + 22 * len(names) + 22 * ((len(parts) + 1) // 2)
-    return row_chart(parts, shown, names, width=520, height=height, xlim=ends, legend_cols=2, title=title)
+    legend = {"show_legend": "role" in ds or bool(compared)}
+    return row_chart(parts, shown, names, width=520, height=height, xlim=ends, legend_cols=2, title=title, **legend)
 
 
-def _at(ds: xr.Dataset, name: str, order: list[tuple[int, ...]], otherwise: Any) -> Any:
+def _is_share(values: xr.DataArray) -> bool:
+    """Whether values are shares of 1, as attention scores are, so that the axis goes from 0 to 1."""
+    finite = values.values[np.isfinite(values.values)]
+    return unit_of(values) is None and bool(finite.size) and finite.min() >= 0 and 0.05 < finite.max() <= 1
+
+
+def _at(ds: xr.Dataset, name: str, order: Any, otherwise: Any) -> Any:
     if name not in ds:
         return otherwise
-    return np.array([float(ds[name].transpose("layer", "head").values[at]) for at in order])
+    return np.ravel(per_head(ds[name], "ranked_heads").values).astype(float)[order]
 
 
 def _references(ds: xr.Dataset, score: str) -> list[tuple[str, float, tuple[str, str]]]:

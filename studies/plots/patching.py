@@ -10,8 +10,9 @@ import xarray as xr
 
 from ...errors import UnknownNameError, choices
 from ...metrics.statistics import bootstrap_interval
-from .base import BLUE, GREY, ORANGE, dimension, hover, need, scale_for, styled
+from .base import BLUE, GREY, ORANGE, dimension, hover, scale_for, styled
 from .heads import head_grid
+from .inputs import need
 from .rows import dots, intervals, reference, row_chart, rows_of
 
 UNTOUCHED = {"noising": 1.0, "denoising": 0.0}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import holoviews as hv
 import numpy as np
 
-from .base import INK, Array, overlay, styled
+from .base import INK, overlay, styled
+from .inputs import Array
 
 PLAIN = "%.3g"
 """How numbers along an axis are written: short, and never ``1.000e-3``."""
@@ -38,6 +39,15 @@ def reference(at: float, name: str, rows: Array, shown: Any, colour: str, dash: 
     ends = [float(rows.min()) - 0.5, 0.5]
     line = hv.Curve(([at, at], ends), shown, "row", label=f"{name}, {at:.2f}")
     return styled(line, color=colour, line_dash=dash, line_width=1.5)
+
+
+def span_of(values: Iterable[Any], *, share: bool = False) -> tuple[float, float]:
+    """Ends of an axis that shows 0 and all `values` with room at the sides; of shares, all from 0 to 1."""
+    flat = np.concatenate([np.ravel(np.asarray(one, dtype=float)) for one in values])
+    flat = flat[np.isfinite(flat)]
+    low, high = min(0.0, *flat.tolist()), max(1.0 if share else 0.0, *flat.tolist())
+    pad = 0.02 if share else 0.06 * (high - low or 1.0)
+    return low - pad, high + pad
 
 
 def rows_of(names: Sequence[str]) -> Array:

@@ -8,22 +8,8 @@ import holoviews as hv
 import numpy as np
 import xarray as xr
 
-from .base import (
-    BLUE,
-    GREEN,
-    GREY,
-    INK,
-    ORANGE,
-    ROLES,
-    dimension,
-    head_name,
-    hover,
-    need,
-    numbers_of,
-    overlay,
-    per_head,
-    styled,
-)
+from .base import BLUE, GREEN, GREY, INK, ORANGE, ROLES, dimension, head_name, hover, overlay, styled
+from .inputs import need, numbers_of, per_head
 from .rows import dots, names_at, row_chart, rows_of, stand_out
 
 LOOKS = {"zero": (ORANGE, "diamond"), "mean": (GREEN, "triangle")}
