@@ -1,0 +1,258 @@
+"""rerun: the same numbers again, and what it says where they are not, or where nothing can be repeated."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import xarray as xr
+from planted import planted_model
+
+import headwise as hw
+from headwise.errors import ModelError, ResultError
+from headwise.interventions import Add, Grid, Head, Layer, MeanAblate, Patch, ResampleAblate, ZeroAblate
+from headwise.metrics import Card, Metric, accuracy, induction, kl, logit_diff, loss, self_attention
+from headwise.studies import InductionStudy, Prompts, RepeatedTokens, capture, compare_estimates, measure
+from headwise.studies.again import rerun
+from headwise.studies.agreement import compare
+
+TASK = RepeatedTokens(n=3, length=6)
+TEXT = Prompts(
+    ["apple banana cherry apple", "red green red"],
+    answers=["banana", "green"],
+    distractors=["cherry", "blue"],
+    corrupted=["cherry banana apple cherry", "blue green blue"],
+)
+
+
+def every_head(model, make):
+    return Grid(lambda layer, head: make(Head(layer, head)), layer=model.layers, head=model.heads)
+
+
+def qkv(model):
+    return Grid(lambda component, head: Patch(Head(1, head).site(component)), component=["q", "v"], head=model.heads)
+
+
+MEASURED = {
+    "baseline": lambda model: measure(model, TASK, None, [loss, induction]),
+    "one": lambda model: measure(model, TASK, ZeroAblate(Head(0, 3)), [kl, self_attention]),
+    "names": lambda model: measure(
+        model, TASK, {"a": MeanAblate(Head(0, 3)), "b": Add(Layer(1).resid_pre.at(-1), [0.1] * 64)}, [loss, accuracy]
+    ),
+    "heads": lambda model: measure(model, TASK, every_head(model, ResampleAblate), [loss], per_position=True),
+    "qkv": lambda model: measure(model, TASK, qkv(model), [logit_diff], base="corrupted"),
+    "positions": lambda model: measure(
+        model, TASK, Grid(lambda position: Patch(Layer(1).resid_pre.at(position)), position=range(12)), [logit_diff]
+    ),
+    "integrated": lambda model: measure(
+        model, TASK, every_head(model, ZeroAblate), [loss], estimator="integrated", steps=3
+    ),
+    "gradient": lambda model: measure(model, TASK, every_head(model, ZeroAblate), [loss], estimator="gradient"),
+    "text": lambda model: measure(model, TEXT, every_head(model, ZeroAblate), [loss, logit_diff]),
+    "captured": lambda model: capture(model, TASK, [Head(1, 2).pattern, Layer(0).mlp_out], run="corrupted"),
+    "estimates": lambda model: compare_estimates(model, TASK, every_head(model, ZeroAblate), loss, steps=2),
+}
+
+
+@pytest.fixture(scope="module")
+def files(words_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stored")
+    return {name: hw.write_netcdf(make(words_model), folder / f"{name}.nc") for name, make in MEASURED.items()}
+
+
+def changed(path, target, change):
+    """A copy of a file, changed."""
+    tree = hw.open_tree(path)
+    change(tree)
+    return hw.write_netcdf(tree, target)
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_what_was_measured_is_measured_again(files, name):
+    found = rerun(files[name])
+    stored = hw.open_tree(files[name])
+    assert found.agrees, str(found)
+    numeric = [str(key) for key, one in stored.to_dataset().variables.items() if one.dtype.kind in "biuf"]
+    assert set(found.differences) == set(numeric)
+    assert found.largest <= 1e-6
+    assert found.only_in_one == {}
+    assert found.notes == ()
+
+
+def test_a_study_is_done_again(words_model, tmp_path):
+    study = InductionStudy(n=4, length=8, draws=3, threshold=0.3)
+    path = hw.write_netcdf(study.run(words_model), tmp_path / "study.nc")
+    said = []
+    found = rerun(path, progress=said.append)
+    assert found.agrees, str(found)
+    assert found.largest <= 1e-6
+    assert {"heads/induction", "sets/p_accuracy", "estimates/patching/estimate", "ablation/loss"} <= {
+        *found.differences
+    }
+    assert found.notes == ()
+    assert said[0] == "opening words-2l"
+    assert "every head ablated" in said
+
+
+def test_one_changed_number_is_named_with_its_size_and_place(files, tmp_path):
+    def change(tree):
+        tree["loss"].values[1, 2, 0, 8] += 0.25
+
+    found = rerun(changed(files["heads"], tmp_path / "changed.nc", change))
+    assert not found.agrees
+    assert list(found.beyond) == ["loss"]
+    assert found.differences["loss"] == pytest.approx(0.25)
+    assert {size for name, size in found.differences.items() if name != "loss"} == {0.0}
+    assert "1 of 576 values differ, by 0.25 at most (at layer 1, head 2, example 0, position 8)" in str(found)
+    assert "does not agree" in str(found)
+    assert rerun(tmp_path / "changed.nc", tolerance=0.3).agrees
+
+
+def test_it_is_ready_for_json(files, tmp_path):
+    def change(tree):
+        tree["baseline_loss"].values[0, 0] = np.nan
+
+    told = json.loads(
+        json.dumps(rerun(changed(files["baseline"], tmp_path / "a.nc", change)).to_dict(), allow_nan=False)
+    )
+    assert told["agrees"] is False
+    assert told["beyond"].keys() == {"baseline_loss"}
+    assert told["tolerance"] == 1e-6
+    assert told["differences"]["baseline_induction"] == 0
+
+
+def test_text_shapes_missing_values_and_missing_variables_count():
+    old = xr.Dataset(
+        {
+            "same": ("x", [1.0, np.nan, np.inf]),
+            "text": ("x", ["a", "b", "c"]),
+            "gap": ("x", [1.0, np.nan, 2.0]),
+            "shape": ("x", [1.0, 2.0, 3.0]),
+            "turned": (("x", "y"), np.arange(6.0).reshape(3, 2)),
+            "large": ("x", [1e6, 1.0, 0.0]),
+            "gone": ("x", [0, 1, 2]),
+        },
+        coords={"x": [0, 1, 2]},
+    )
+    new = old.drop_vars(["gone", "shape"]).assign(
+        text=("x", ["a", "d", "e"]),
+        gap=("x", [1.0, 5.0, 2.0]),
+        shape=("z", [1.0, 2.0]),
+        turned=old["turned"].T,
+        large=("x", [1e6 + 0.5, 1.0, 0.0]),
+        more=("x", [0.0, 0.0, 0.0]),
+    )
+    trees = [xr.DataTree.from_dict({"/": xr.Dataset(), "/part": one}) for one in (old, new)]
+    found = compare(*trees, "old.nc")
+    assert found.beyond == {
+        "part/text": "2 of 3 texts differ (at x 1): 'd' instead of 'b'",
+        "part/gap": "1 of 3 values are missing or infinite in one only (at x 1): 5 instead of nan",
+        "part/shape": "has (z 2) instead of (x 3)",
+    }
+    assert found.only_in_one == {"part/gone": "the file", "part/more": "the repetition"}
+    assert found.differences == {"part/x": 0.0, "part/same": 0.0, "part/turned": 0.0, "part/large": 0.5}
+    assert compare(*trees, tolerance=1e-7).beyond.keys() == {"part/text", "part/gap", "part/shape", "part/large"}
+    assert "only in the file: part/gone" in str(found)
+
+
+def own(words):
+    """A measurement's attributes, changed."""
+
+    def change(tree):
+        for name, value in words.items():
+            if value is None:
+                del tree.attrs[name]
+            else:
+                tree.attrs[name] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "message"),
+    [
+        ({"schema_version": "99"}, ResultError, r"newer headwise \(schema 99; this one reads up to 1\)"),
+        ({"schema_version": None, "dtype": None}, ResultError, r"has no attribute schema_version and dtype"),
+        ({"task": None}, ResultError, r"no attribute task of a measurement"),
+        ({"metrics": '["loss", "mine"]'}, ResultError, r"the metric mine is one of your own.*accuracy"),
+        ({"task": '{"repr": "MyTask(3)"}'}, ResultError, r"its task is one of your own, MyTask\(3\)"),
+        ({"interventions": '{"type": "Mine"}'}, ResultError, r"unknown type 'Mine'"),
+        ({"interventions": "{"}, ResultError, r"not JSON"),
+        ({"metrics": "{"}, ResultError, r"what it declares cannot be read"),
+        ({"metrics": "3"}, ResultError, r"what it declares cannot be read"),
+        ({"interventions": '{"type": "mapping"}'}, ResultError, r"what it declares cannot be read"),
+        ({"task": "[1]"}, ResultError, r"its task is no task"),
+        ({"interventions": "7"}, ResultError, r"cannot measure 7"),
+        ({"study": '{"type": "MyStudy"}'}, ResultError, r"unknown type 'MyStudy' in JSON: possible are InductionStudy"),
+        ({"estimator": "guess"}, ResultError, r"its estimator 'guess' is not known"),
+        ({"metrics": '["accuracy"]'}, ResultError, r"has no baseline_accuracy"),
+        ({"weight_hash": "0123"}, ModelError, r"other weights of words-2l: 0123 then, [0-9a-f]{16} now"),
+        ({"tokenizer_hash": "0123"}, ModelError, r"other tokenizer of words-2l: 0123 then"),
+        ({"model": "words-9l"}, ModelError, r"no model is called 'words-9l'"),
+        ({"model_revision": "memory"}, ResultError, r"a module in memory, words-2l: give it as rerun"),
+        ({"model_revision": "local", "model": "../elsewhere"}, ResultError, r"measured on the folder \.\./elsewhere"),
+    ],
+)
+def test_what_cannot_be_repeated_is_said(files, tmp_path, words, error, message):
+    path = changed(files["baseline"], tmp_path / "changed.nc", own(words))
+    with pytest.raises(error, match=message) as told:
+        rerun(path)
+    assert "\n" not in str(told.value)
+
+
+def test_other_files_are_refused(tmp_path):
+    with pytest.raises(ResultError, match="there is no file"):
+        rerun(tmp_path / "none.nc")
+    (tmp_path / "text.nc").write_text("hello")
+    with pytest.raises(ResultError, match="no NetCDF file"):
+        rerun(tmp_path / "text.nc")
+    xr.Dataset({"a": ("x", [1.0])}).to_netcdf(tmp_path / "foreign.nc")
+    with pytest.raises(ResultError, match="has no attribute schema_version"):
+        rerun(tmp_path / "foreign.nc")
+    with pytest.raises(ResultError, match="tolerance=nan"):
+        rerun(tmp_path / "foreign.nc", tolerance=float("nan"))
+
+
+def test_a_metric_of_ones_own_is_named(words_model, tmp_path):
+    mine = Metric(Card("mine", "my metric", "1", (0.0, 1.0)), "logits", loss.kernel, loss.prepare)
+    path = hw.write_netcdf(measure(words_model, TASK, None, [loss, mine]), tmp_path / "mine.nc")
+    with pytest.raises(ResultError, match="the metric mine is one of your own"):
+        rerun(path)
+
+
+def test_a_model_in_memory_is_given_and_other_weights_are_noted(tmp_path):
+    model = hw.load(planted_model())
+    path = hw.write_netcdf(measure(model, TASK, every_head(model, ZeroAblate), [loss]), tmp_path / "planted.nc")
+    assert rerun(path, model=model).agrees
+    other = planted_model()
+    other.lm_head.weight.data.mul_(1.5)
+    found = rerun(path, model=hw.load(other))
+    assert not found.agrees
+    assert re.search("other weights of GPT2LMHeadModel: [0-9a-f]{16} then, [0-9a-f]{16} now", found.notes[0])
+    assert found.differences["loss"] > 1e-3
+
+
+def test_a_folder_beside_the_file_is_found(words_model, tmp_path, monkeypatch):
+    words_model.module.save_pretrained(tmp_path / "mine")
+    words_model.tokenizer.save_pretrained(tmp_path / "mine")
+    model = hw.load(tmp_path / "mine")
+    path = hw.write_netcdf(measure(model, TASK, None, [loss]), tmp_path / "mine.nc")
+    assert rerun(path).agrees
+    (tmp_path / "elsewhere").mkdir()
+    moved = path.rename(tmp_path / "elsewhere" / "mine.nc")
+    with pytest.raises(ResultError, match="files do not keep where folders are"):
+        rerun(moved)
+    monkeypatch.chdir(tmp_path)
+    assert rerun(moved).agrees
+
+
+def test_other_versions_are_noted(files, tmp_path):
+    def change(tree):
+        versions = json.loads(tree.attrs["versions"]) | {"torch": "1.0"}
+        tree.attrs |= {"versions": json.dumps(versions), "device": "cuda:0"}
+
+    found = rerun(changed(files["baseline"], tmp_path / "old.nc", change))
+    assert found.agrees
+    assert found.notes[0].startswith("torch: 1.0 then, ")
+    assert found.notes[1] == "device: cuda:0 then, cpu now"
+    assert "note: torch: 1.0 then" in str(found)
