@@ -54,7 +54,10 @@ def _time(race: Mapping[str, Any], name: str) -> str:
     one = race["contenders"].get(name)
     if one is None:
         return ""
-    return f"{one['median seconds']:.2g} s" if name == YARDSTICK else f"{one['ratio']:.2f}"
+    if name != YARDSTICK:
+        return f"{one['ratio']:.2f}"
+    seconds = one["median seconds"]
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
 
 
 def _peak(race: Mapping[str, Any], name: str) -> str:
