@@ -176,7 +176,18 @@ def _set_panel(ds: xr.Dataset, metric: str, limits: tuple[float, float]) -> Any:
         drawn = _control_dots(ds, control.sel(control=kind), kind, methods, 0.2 * (column + 1))
         tips = hover(shown, "@change{+0.000}", ("random heads", "@heads"), ("ablation", "@method"))
         look = CONTROLS.get(kind, (BLUE, "triangle"))
-        parts.append(dots(drawn, axes, f"random heads, {kind}", look, 5, alpha=0.7, line_color=None, **tips))
+        parts.append(
+            dots(
+                drawn,
+                axes,
+                "random heads" if kind == "random" else f"random heads, {kind}",
+                look,
+                5,
+                alpha=0.7,
+                line_color=None,
+                **tips,
+            )
+        )
     rows = rows_of(methods)
     values = np.asarray(own.sel(ablation=methods).values, dtype=float)
     ends = (f"{metric}_effect_{end}" for end in ("low", "high"))

@@ -123,7 +123,7 @@ def axes_of(pattern: Pattern, cell: float) -> dict[str, Any]:
         if words:
             axes[f"{axis}ticks"] = [(int(place), short(pattern.token(place))) for place in places]
         elif pattern.block == 1:
-            axes[f"{axis}ticks"] = ticks(places, [str(place) for place in places], cell * 0.8)
+            axes[f"{axis}ticks"] = ticks(places, [str(place) for place in places], cell)
         axes[f"{axis}lim"] = (float(places[0]) - half, float(places[-1]) + half)
         axes[f"{axis}label"] = f"{name} token" if words else f"{name} position"
     return axes
