@@ -242,6 +242,8 @@ COMPARED = {
 }
 
 
+QUESTION = "Which heads continue what repeats, by which mechanism, and does the model need them?"
+"""What an induction study asks."""
 SECTIONS = (
     Section("behaviour", "Repeating", "How well does the model do on repeated sequences?", _behaviour),
     Section("heads", "Heads", "Which heads are which?", _heads),
