@@ -29,6 +29,8 @@ ALL = "all"
 """Selecting it draws one head grid for each value."""
 TOGETHER = "component"
 """Head grids for q, k and v belong side by side."""
+UNORDERED = ("head", "draw", "control_draw", "seed", "number", "place", "condition")
+"""Dims whose numbers are names."""
 CURVES, FEW = ("run", "estimator", "seed"), 5
 """Dims whose values are curves of one figure, and how many."""
 
@@ -241,6 +243,8 @@ def _drawn(ds: xr.Dataset, variable: str, title: str, together: list[str]) -> An
 
 def _counts(ds: xr.Dataset, dim: str) -> bool:
     """Whether an axis has an order of its own, as positions and steps have."""
+    if dim in UNORDERED:
+        return False
     return dim not in ds.coords or np.asarray(ds[dim].values).dtype.kind in "iuf"
 
 

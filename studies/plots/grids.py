@@ -85,6 +85,11 @@ def grid(
     counted = drawn[y].dtype.kind in "iuf" if y in drawn.coords else True
     words = bool(tokens) and wide >= 11
     upright = max(map(len, column_names)) * 7 > wide or words
+    across: Any = ticks(columns, [short(name) for name in column_names], wide * (0.85 if upright else 0.7))
+    if words:
+        across = [(int(at), short(one)) for at, one in zip(columns, tokens, strict=True)]
+    elif block > 1:
+        across = 10  # numbers along the axis itself
     extra = [("token", "@token")] if tokens else []
     value = "@value{0.0000}" if block == 1 else f"@value{{0.0000}}, the farthest of {block}"
     return styled(
@@ -93,11 +98,9 @@ def grid(
         **hover(shown, value, (y, "@y_label"), (x, "@x_label"), *extra),
         title=title,
         xlabel="token" if words else x,
-        xticks=[(int(at), short(one)) for at, one in zip(columns, tokens, strict=True)]
-        if words
-        else ticks(columns, [short(name) for name in column_names], wide * (0.85 if upright else 0.7)),
+        xticks=across,
         yticks=ticks(rows, [short(name) for name in row_names], high),
-        xrotation=90 if words or (upright and not column_names[0].isdigit()) else 0,
+        xrotation=90 if words or (upright and block == 1 and not column_names[0].isdigit()) else 0,
         xlim=(float(columns[0]) - 0.5 * block, float(columns[-1]) + 0.5 * block),
         ylim=(float(rows[0]) - 0.5, float(rows[-1]) + 0.5),
         invert_yaxis=not counted,
