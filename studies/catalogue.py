@@ -51,10 +51,7 @@ class Results:
 
     Examples
     --------
-    >>> results = Results("results/")                                               # doctest: +SKIP
-    >>> results.select(study="InductionStudy", where="size > 1e5")                  # doctest: +SKIP
-    >>> results.open("induction-words-2l.nc")["heads"]                              # doctest: +SKIP
-    >>> results.table("ablation/loss", where="effect > 0.5", sort="-effect")        # doctest: +SKIP
+    ``Results("results").select(study="InductionStudy").table("ablation/loss", where="effect > 0.5", sort="-effect")``
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -234,7 +231,8 @@ class Results:
         DeclarationError
             Labels repeat or are missing, or the files were not measured in the same way.
         """
-        return combine([(entry, part(self._place(entry), variable, group)) for entry in self._complete()], dim)
+        complete = self._going_through(self._complete())
+        return combine([(entry, part(self._place(entry), variable, group)) for entry in complete], dim)
 
     def table(
         self,
@@ -259,7 +257,7 @@ class Results:
         import pandas as pd
 
         complete, pieces, missing = self._complete(), [], []
-        for entry in complete:
+        for entry in self._going_through(complete):
             path = self._place(entry)
             try:
                 ds, name = open_variable(path, variable, exact=len(complete) > 1)
@@ -281,6 +279,14 @@ class Results:
 
     def _complete(self) -> list[Entry]:
         return [entry for entry in self._listing()[0] if entry.state == "complete"]
+
+    @staticmethod
+    def _going_through(entries: list[Entry]) -> Iterator[Entry]:
+        """The entries, with a bar where there are many."""
+        with Progress("reading", unit="files") as bar:
+            for number, entry in enumerate(entries):
+                bar.update(number, len(entries))
+                yield entry
 
     def __repr__(self) -> str:
         from .listing import as_text

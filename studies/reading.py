@@ -40,6 +40,8 @@ def open_result(path: str | os.PathLike[str]) -> Result:
 def existing(path: str | os.PathLike[str]) -> Path:
     """`path` as that of a file that is there, or an error."""
     source = Path(path).expanduser()
+    if source.is_dir() and source.suffix == ".parts":
+        raise ResultError(f"{source} is an unfinished run: the same call or command again goes on where it stopped")
     if source.is_dir():
         raise ResultError(f"{source} is a folder: open it with Results, or name a file in it")
     if not source.is_file():
