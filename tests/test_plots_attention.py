@@ -93,6 +93,8 @@ def test_tick_labels_never_stand_on_top_of_each_other(count, labels):
     drawn = plots.attention(values)
     assert len(option(drawn, "xticks")) == labels
     assert option(drawn, "frame_width") / labels >= 11
+    hv.render(drawn, backend="bokeh")
+    hv.render(plots.attention_viewer(values), backend="bokeh")
 
 
 def test_tokens_that_cannot_be_seen_get_signs(three):

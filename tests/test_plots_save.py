@@ -163,7 +163,7 @@ def test_the_page_answers_nobody_else():
             refused.value.close()
         assert not arrived.is_set()
         urllib.request.urlopen(urllib.request.Request(address, data=b"mine")).close()
-        assert arrived.is_set()
+        assert arrived.wait(20)
         assert answer["body"] == b"mine"
 
 

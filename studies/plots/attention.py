@@ -60,7 +60,7 @@ def draw(pattern: Pattern, *, title: str | None = None, colorbar: bool = True, h
     title = titled(pattern) if title is None else title
     pattern = coarse(pattern, WHOLE)
     cell = cell_size(pattern)
-    side = {"frame_width": len(pattern.keys) * cell, "frame_height": len(pattern.queries) * cell}
+    side = {"frame_width": round(len(pattern.keys) * cell), "frame_height": round(len(pattern.queries) * cell)}
     parts = [pattern_cells(pattern, cell, colorbar), *expected_boxes(pattern)]
     wide = max(int(side["frame_width"] / 6.6), 34)
     return overlay(

@@ -135,8 +135,7 @@ def _selected(ds: xr.Dataset, variable: str, select: Mapping[str, Any]) -> tuple
         if place is None:
             raise UnknownNameError(f"there is no {dim} {str(value)!r}: possible are {possible(ds, dim)}")
         ds = ds.isel({dim: place})
-        number = names[place].replace(".", "", 1).lstrip("-").isdigit()
-        said.append(f"{dim} {names[place]}" if number else names[place])
+        said.append(f"{dim} {names[place]}")
     return ds, ", ".join(said)
 
 

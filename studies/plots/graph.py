@@ -14,7 +14,7 @@ from .base import GREY, INK, ROLES, WEIGHTS, bar, head_name, hover, overlay, sty
 from .heads import names_of_heads
 from .inputs import Array, labels_of, per_head
 from .pairs import PAIR, Pairs, pairs_of
-from .rows import dots
+from .rows import dots, shift
 
 ALL, TOP = 48, 24
 """Up to so many heads all are drawn, else those with an edge; how many edges are drawn."""
@@ -22,8 +22,8 @@ BEYOND = 2.0
 """Deviations from the random floor from which a pair is drawn."""
 THINNEST, THICKEST = 1.0, 7.0
 EDGES = list(WEIGHTS[60:])
-WIDTH, STOREY = 620, 130
-"""Pixels: width of the figure, and height of a layer."""
+WIDTH, STOREY, ASIDE = 620, 130, 0.02
+"""Pixels: width of the figure, and height of a layer; and how far layers are moved sideways, as a share of it."""
 
 
 def composition_graph(
@@ -83,7 +83,7 @@ def composition_graph(
     order = order[np.argsort(table["value"][order], kind="stable")][-top:]
     role = _roles(roles)
     nodes = _nodes(found, composed, {*sent[order], *received[order], *senders, *receivers})
-    parts = [_edges(found, order, nodes), *_dots(nodes, role), _names(nodes)]
+    parts = [_edges(found, order, nodes), *_dots(nodes, role), *_names(nodes)]
     layers = sorted({layer for _, layer, _ in nodes.values()})
     if not len(order):
         title = f"{title}{': ' if title else ''}no pair is above random weights"
@@ -91,12 +91,12 @@ def composition_graph(
         parts,
         title=title,
         width=WIDTH,
-        height=120 + STOREY * min(len(layers), 6) // (1 if len(layers) < 4 else 2),
+        height=140 + len(layers) * (STOREY if len(layers) < 4 else STOREY // 2),
         xaxis=None,
         ylabel="layer",
         yticks=[(place, str(label)) for label, place in {label: at for _, at, label in nodes.values()}.items()],
         xlim=(-0.06, 1.06),
-        ylim=(layers[0] - 0.35, layers[-1] + 0.35),
+        ylim=(layers[0] - 0.45, layers[-1] + 0.45),
         show_legend=roles is not None,
         legend_cols=4,
     )
@@ -118,12 +118,14 @@ def _nodes(found: Pairs, composed: Any, shown: Collection[str]) -> dict[str, tup
             heads |= {head_name(layer, head): (layer, head) for head in labels_of(scores, head_dim)}
     paired = {*found.table["sender"], *found.table["receiver"]}
     drawn = [name for name in heads if name in (paired if len(heads) <= ALL else shown)] or sorted(paired)[:ALL]
-    layers = list(dict.fromkeys(layer for layer, _ in heads.values()))
+    layers = list(dict.fromkeys(heads[name][0] for name in heads if name in set(drawn)))
     nodes: dict[str, tuple[float, float, Any]] = {}
     for place, layer in enumerate(layers):
         here = [name for name in drawn if heads[name][0] == layer]
-        across = np.linspace(0, 1, len(here)) if len(here) > 1 else np.array([0.5])
-        nodes |= {name: (float(x), float(place), layer) for name, x in zip(here, across, strict=False)}
+        whole = [name for name in heads if heads[name][0] == layer]
+        aside = ASIDE * (place % 3 - 1) if len(layers) > 2 else 0.0  # an edge past a layer is seen beside its heads
+        across = {name: at / (len(whole) - 1) if len(whole) > 1 else 0.5 for at, name in enumerate(whole)}
+        nodes |= {name: (across[name] + aside, float(place), layer) for name in here}
     return nodes
 
 
@@ -166,10 +168,14 @@ def _dots(nodes: dict[str, tuple[float, float, Any]], role: dict[str, str]) -> l
     return parts
 
 
-def _names(nodes: dict[str, tuple[float, float, Any]]) -> Any:
-    """Names, outside the edges: below the lowest layer, above the others."""
+def _names(nodes: dict[str, tuple[float, float, Any]]) -> list[Any]:
+    """Names, below the heads of the lowest layer and above all others."""
     low = min(place for _, place, _ in nodes.values())
-    x, y = (np.array([place[axis] for place in nodes.values()]) for axis in (0, 1))
-    away = np.where(y == low, -0.16, 0.16)
-    labels = hv.Labels((x, y + away, list(nodes)), ["x", "y"], "name")
-    return styled(labels, text_font_size="11px", text_color=INK, text_baseline="middle")
+    parts = []
+    for below in (True, False):
+        here = [name for name in nodes if (nodes[name][1] == low) == below]
+        table = ([nodes[name][0] for name in here], [nodes[name][1] for name in here], here)
+        labels = hv.Labels(table, ["x", "y"], "name")
+        look = {"text_font_size": "11px", "text_color": INK, "text_baseline": "top" if below else "bottom"}
+        parts.append(styled(labels, **look, hooks=[shift(0, 10 if below else -10)]))
+    return parts

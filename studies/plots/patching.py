@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import holoviews as hv
@@ -100,4 +101,5 @@ def _panel(ds: xr.Dataset, values: Any, interval: tuple[Any, Any], shown: Any, l
     parts.append(dots(table, [shown, "row"], "patched", (ORANGE, "circle"), 11, **hover(shown, value, *tips)))
     floor = min(0.0, *lines.values()) if len(lines) == 1 else -1.0
     ends = (min(floor, float(np.nanmin(low))) - 0.05, max(1.0, float(np.nanmax(high))) + 0.05)
-    return row_chart(parts, shown, names, width=430, height=290, xlim=ends, legend_cols=2)
+    height = 238 + 26 * math.ceil((len(lines) + 1) / 2) + 26
+    return row_chart(parts, shown, names, width=430, height=height, xlim=ends, legend_cols=2)

@@ -63,7 +63,7 @@ def attention_viewer(
             f"some, such as .isel(query=slice(0, {MOST}), key=slice(0, {MOST})), or draw it with attention"
         )
     count = len(pattern.keys)
-    cell = float(np.clip(NARROWEST / count, 12, 34)) if count <= WORDS else WIDEST / count
+    cell = float(np.clip(NARROWEST / count, 12, 60)) if count <= WORDS else WIDEST / count
     width = max(count * cell, NARROWEST)
     boxes, lines = _laid_out(pattern, width)
     title = titled(pattern) if title is None else title
