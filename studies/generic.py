@@ -38,7 +38,7 @@ def says(tree: xr.DataTree, section: Section) -> list[str]:
     """What a section of `sections` holds, in a sentence."""
     path = section.fill.keywords["path"] if isinstance(section.fill, partial) else section.key
     ds = tree[path].to_dataset() if path else tree.to_dataset()
-    sizes = [f"{dim} {size}" for dim, size in ds.sizes.items()]
+    sizes = [f"{dim} ({size})" for dim, size in ds.sizes.items()]
     over = f" over {listed(sizes)}" if sizes else ""
     return [f"It holds {count(len(ds.data_vars), 'variable')}{over}."]
 

@@ -116,9 +116,19 @@ SCRIPT = """
       wipe(plots);
     }
     for (const doc of Bokeh.documents) {
+      const mappers = new Set(), inside = new Set();
+      for (const {renderers} of [...doc._all_models.values()].filter(one => one.type == "Figure")) {
+        const cells = renderers.some(({glyph}) => glyph && ["Quad", "Rect"].includes(glyph.type) &&
+          glyph.fill_color && glyph.fill_color.field);
+        for (const one of cells ? renderers : [])
+          for (const kind of ["glyph", "selection_glyph", "nonselection_glyph", "muted_glyph", "hover_glyph"])
+            if (one[kind] && one[kind].type == "Text") inside.add(one[kind]);
+      }
       for (const model of doc._all_models.values()) {
+        if (["MultiLine", "Segment"].includes(model.type) && model.line_color && model.line_color.transform)
+          mappers.add(model.line_color.transform);
         for (const name of names) {
-          if (!(name in model.properties)) continue;
+          if (!(name in model.properties) || inside.has(model)) continue;
           const key = model.id + name, now = model[name];
           if (!kept.has(key)) kept.set(key, now);
           const was = kept.get(key), colour = was && was.value !== undefined ? was.value : was;
@@ -128,6 +138,7 @@ SCRIPT = """
           model[name] = colour === was ? next : {...was, value: next};
         }
       }
+      for (const mapper of mappers) mapper.palette = [...mapper.palette].reverse();
     }
   };
   const ready = () => window.Bokeh && Bokeh.documents.length ? paint() : setTimeout(ready, 20);
@@ -135,7 +146,8 @@ SCRIPT = """
   document.readyState == "complete" ? started() : addEventListener("load", started);
 })();
 """
-"""Redraws the figures for a dark page: greys change their lightness, colours that mean something stay."""
+"""Redraws the figures for a dark page: greys change their lightness, colours that mean something stay, as does
+text on coloured cells, and coloured lines are brighter where there is more instead of darker."""
 
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'

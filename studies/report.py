@@ -38,7 +38,7 @@ def write_report(result: xr.DataTree | xr.Dataset, path: str | os.PathLike[str])
         The file, complete: it is written beside its name and renamed.
     """
     target = check_writable(path)
-    text = render(result, target.with_suffix(".nc").name)
+    text = render(result, Path(result.encoding.get("source") or target.with_suffix(".nc")).name)
     return write_beside(target, lambda beside: Path(beside).write_text(text, encoding="utf-8"))
 
 
@@ -102,7 +102,8 @@ def _contents(tree: xr.DataTree) -> Contents:
         return Contents(title, measured.question(root), lead, measured.sections(root), said)
     sections = generic.sections(tree)
     said = _findings(attrs) or {section.key: generic.says(tree, section) for section in sections}
-    title = str(attrs.get("title", f"A result on {attrs['model']}" if "model" in attrs else "A result"))
+    kind = "Activations" if "sites" in attrs else "Estimates and exact effects" if "estimators" in attrs else "A result"
+    title = str(attrs.get("title", f"{kind} of {attrs['model']}" if "model" in attrs else kind))
     return Contents(title, str(attrs.get("question", "")), lead, sections, said)
 
 

@@ -12,7 +12,7 @@ from pages import EVIL
 
 from headwise.interventions import Grid, Head, ZeroAblate
 from headwise.metrics import induction, loss
-from headwise.studies import InductionStudy, RepeatedTokens, measure
+from headwise.studies import InductionStudy, RepeatedTokens, capture, measure
 from headwise.studies.report import write_report
 
 pytestmark = pytest.mark.skipif(found() is None, reason="Chromium is not installed: reports are not seen in a browser")
@@ -56,6 +56,8 @@ def check_quiet(tab, path):
 
 CANVASES = """[...document.querySelectorAll(".panel > *")].filter(one => one.firstElementChild &&
   one.firstElementChild.getBoundingClientRect().height > 50).length"""
+LINES = """[...Bokeh.documents[0]._all_models.values()].find(one => one.type == "Segment" && one.line_color.transform)
+  .line_color.transform.palette"""
 HOVERED = """(() => { const found = []; const walk = node => { if (node.shadowRoot) walk(node.shadowRoot);
   for (const child of node.children || []) { if (child.classList.contains("bk-Tooltip")) found.push(
     (child.shadowRoot || child).textContent); walk(child); } }; walk(document.body); return found.join(" "); })()"""
@@ -95,15 +97,31 @@ def test_a_dark_page_has_dark_figures_and_turns_back(browser, study):
     axes = "[...Bokeh.documents[0]._all_models.values()].filter(one => one.type == 'LinearAxis')"
     assert tab.evaluate(f"[...new Set({figures}.map(one => one.border_fill_color))]") == ["#1b1d20"]
     dark = tab.evaluate(f"[...new Set({axes}.map(one => one.major_label_text_color))]")
+    brighter = tab.evaluate(LINES)
+    assert lightness(brighter[-1]) > lightness(brighter[0]) + 50  # more is brighter
     assert all(lightness(colour) > 150 for colour in dark)
     assert lightness(tab.evaluate("getComputedStyle(document.body).backgroundColor")) < 40
     assert lightness(tab.evaluate("getComputedStyle(document.body).color")) > 200
     tab.scheme(False)
     tab.wait("document.querySelectorAll('.plots.dark').length == 0")
     assert tab.evaluate(f"[...new Set({figures}.map(one => one.border_fill_color))]") == ["#ffffff"]
+    assert tab.evaluate(LINES) == brighter[::-1]
     light = tab.evaluate(f"[...new Set({axes}.map(one => one.major_label_text_color))]")
     assert all(lightness(colour) < 100 for colour in light)
     check_quiet(tab, study)
+    tab.close()
+
+
+def test_text_on_coloured_cells_stays_dark_on_a_dark_page(browser, words_model, folder):
+    captured = capture(words_model, RepeatedTokens(n=2, length=4), Head(1, 2).pattern)
+    path = write_report(captured, folder / "captured.html")
+    tab = opened(browser, path, dark=True)
+    tab.wait("document.querySelectorAll('.plots.dark').length == document.querySelectorAll('.plots').length")
+    texts = "[...Bokeh.documents[0]._all_models.values()].filter(one => one.type == 'Text')"
+    colours = tab.evaluate(f"{texts}.map(one => one.text_color && one.text_color.value).filter(Boolean)")
+    assert colours
+    assert all(lightness(colour) < 60 for colour in colours)
+    check_quiet(tab, path)
     tab.close()
 
 

@@ -101,6 +101,15 @@ def test_the_printed_python_gives_the_same_numbers(stored, name, monkeypatch):
     assert rerun(file).agrees
 
 
+def test_the_command_names_the_file_that_the_result_was_read_from(stored, tmp_path):
+    ds, path = stored["one"]
+    other = write_report(hw.open_tree(path.with_suffix(".nc")), tmp_path / "other.html")
+    assert code(other.read_text())[0] == "headwise rerun one.nc"
+    assert str(path.parent) not in other.read_text()
+    fresh = write_report(ds, tmp_path / "it's new.html")
+    assert shlex.split(code(fresh.read_text())[0]) == ["headwise", "rerun", "it's new.nc"]
+
+
 def test_the_answer_says_the_largest_changes_with_their_intervals(stored):
     ds, path = stored["one"]
     text = shown(path.read_text())
