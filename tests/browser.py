@@ -72,6 +72,11 @@ class Browser:
         message = {"id": self.number, "method": method, "params": params} | ({"sessionId": session} if session else {})
         return self.loop.run_until_complete(asyncio.wait_for(self._answer(message), DEADLINE))
 
+    async def _leave(self):
+        self.socket.close()
+        while await self.socket.read_message() is not None:
+            pass
+
     async def _answer(self, message):
         await self.socket.write_message(json.dumps(message))
         while True:
@@ -99,8 +104,7 @@ class Browser:
         except (TimeoutError, RuntimeError, OSError):
             self.process.kill()
         self.process.wait(DEADLINE)
-        self.socket.close()
-        self.loop.run_until_complete(asyncio.sleep(0))  # let the connection see that it is closed
+        self.loop.run_until_complete(self._leave())
         self.loop.close()
         self.profile.cleanup()
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,7 @@ class Models:
 
     def __init__(self, instead: str | None = None) -> None:
         self.instead = instead
-        self._lock = threading.Lock()
+        self._lock, self._running = threading.Lock(), threading.Lock()
         self._models: dict[str, Model] = {}
 
     def ready(self, name: str) -> bool:
@@ -58,8 +59,14 @@ class Models:
 
         return (self.instead or name) in self._models or (self.instead or name) in shipped()
 
+    @contextmanager
+    def using(self, attrs: Mapping[Any, Any]) -> Iterator[Model]:
+        """The model of a result with these attributes, for one thread at a time: traces of a model cannot overlap."""
+        with self._running:
+            yield self.get(str(attrs.get("model", "")), str(attrs.get("model_revision", "")))
+
     def get(self, name: str, revision: str = "") -> Model:
-        """The model of a result; may take long, and is safe to call from several threads.
+        """The model of a result; may take long, and is opened once, however many threads ask.
 
         A result names a shipped model or a Hub id. What looks like a path, or is a folder here, is refused: a file
         must not make the app open what lies outside its folder.

@@ -157,12 +157,12 @@ class Session:
 
     def draw(self) -> None:
         """Draw the grid of what is chosen, then what is shown of the head."""
-        chosen, self._grid, self.grid.object = self._chosen(), None, None
+        chosen, self._grid = self._chosen(), None
         with self._in_words():
             if chosen is not None and self.tree is not None:
                 values = variables.values(self.tree, chosen, self.show.value, self._at())
                 self._grid = HeadGrid(plots.head_grid(values), self.head.value or "", self.pick)
-                self.grid.object = self._grid.figure
+        self.grid.object = self._grid.figure if self._grid else None
         self.draw_head()
 
     def pick(self, name: str) -> None:

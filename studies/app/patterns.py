@@ -111,8 +111,8 @@ class PatternPart:
             self.show(self._head)
 
     def _fire(self, tree: xr.DataTree, short: bool) -> Firing:
-        model = self._models.get(str(tree.attrs.get("model", "")), str(tree.attrs.get("model_revision", "")))
-        return live.fire_study(model, tree, short)
+        with self._models.using(tree.attrs) as model:
+            return live.fire_study(model, tree, short)
 
     def _draw_fired(self) -> None:
         short = self.prompts.value == SHORT

@@ -135,14 +135,14 @@ class PromptPart:
     def _fire(self, tree: xr.DataTree, text: str) -> Firing:
         if not text.strip():
             raise live.empty_prompt()  # before a model is opened for it
-        model = self._models.get(str(tree.attrs.get("model", "")), str(tree.attrs.get("model_revision", "")))
-        return live.fire(model, text, tree.attrs)
+        with self._models.using(tree.attrs) as model:
+            return live.fire(model, text, tree.attrs)
 
     def _offer(self) -> None:
         """Offer what the prompt has: its tokens."""
         self._quiet = True
         tokens = self._fired.tokens[0] if self._fired is not None else []
-        self.token.options = {f"{at}: {token.strip() or token!r}": str(at) for at, token in enumerate(tokens)}
+        self.token.options = {f"{at}: {token.strip() or repr(token)}": str(at) for at, token in enumerate(tokens)}
         known = list(self.token.options.values())
         self.token.value = self._wanted_token if self._wanted_token in known else next(iter(known), None)
         self._wanted_token = self.token.value or self._wanted_token
@@ -155,12 +155,18 @@ class PromptPart:
         self.token.visible = self.fires.value == TOKEN and self._fired is not None
         self._wanted_token = self.token.value or ""
         self._say("")
-        self._draw()
+        self._draw_grid()
         self._changed()
 
     def _draw(self) -> None:
-        self._grid, self.picture.object = None, None
-        if self._fired is not None:
+        self._draw_grid()
+        self._draw_pattern()
+
+    def _draw_grid(self) -> None:
+        self._grid = None
+        if self._fired is None:
+            self.picture.object = None
+        else:
             values = self._fired.score(self.fires.value, int(self.token.value or 0))
             self._grid = HeadGrid(plots.head_grid(values, limits=(0, 1)), self._head, self._pick)
             self.picture.object = self._grid.figure
@@ -168,14 +174,12 @@ class PromptPart:
                 self._say(NOTHING.get(self.fires.value, "Nothing in this prompt is of that kind."))
             elif self._fired.differs:
                 self._say(self._fired.differs)
-        self._draw_pattern()
 
     def _draw_pattern(self) -> None:
-        self.pattern.object = None
-        if self._fired is None or not self._head:
-            return
-        head = Head.parse(self._head)
-        if self._fired.has(head.layer, head.head):
+        head = Head.parse(self._head) if self._head else None
+        if self._fired is None or head is None or not self._fired.has(head.layer, head.head):
+            self.pattern.object = None
+        else:
             self.pattern.object = drawn(plots.attention(self._fired.pattern(head.layer, head.head), self._head))
 
     def _say(self, text: str, warn: bool = False) -> None:

@@ -67,6 +67,14 @@ def serve(
         server.stop()
 
 
+def _unless_gone(loop: Any, context: dict[str, Any]) -> None:
+    """Report what goes wrong in the background, but not that a tab was closed while it was being written to."""
+    from tornado.websocket import WebSocketClosedError
+
+    if not isinstance(context.get("exception"), WebSocketClosedError):
+        loop.default_exception_handler(context)
+
+
 def _server(
     folder: Folder, models: Models, address: str, port: int, unused: int = UNUSED_MILLISECONDS
 ) -> tuple[Any, str]:
@@ -90,6 +98,7 @@ def _server(
         )
     except OSError as error:
         raise _cannot_listen(address, port, error) from error
+    server.io_loop.asyncio_loop.set_exception_handler(_unless_gone)
     shown = "127.0.0.1" if address in EVERYWHERE else address
     return server, f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/"
 
