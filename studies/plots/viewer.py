@@ -224,6 +224,8 @@ def _alive(pattern: Pattern) -> Callable[[Any, Any], None]:
             act = CustomJS(args=arguments | {"position": position}, code=CHOOSE)
             tool = HoverTool(renderers=[handles["glyph_renderer"]], tooltips=None, callback=act, visible=False)
             plot.state.add_tools(tool)
+        if "hover" in strip:
+            strip["hover"].attachment = "below"  # so that a tooltip hides no earlier token
         plot.state.outline_line_color = None
         plot.state.yaxis.axis_line_color = None
         plot.state.xaxis.axis_line_color = None
