@@ -211,9 +211,9 @@ class Tab:
         """Type into what has the focus."""
         self.call("Input.insertText", text=text)
 
-    def picture(self, path, whole=True):
-        """Save a picture of the page as PNG."""
-        data = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
+    def picture(self, path):
+        """Save a picture of the window as PNG; make the window as high as the page first to have all of it."""
+        data = self.call("Page.captureScreenshot", format="png")["data"]  # beyond the window, canvases come out torn
         Path(path).write_bytes(base64.b64decode(data))
 
     def close(self):

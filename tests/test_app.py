@@ -138,6 +138,13 @@ def test_a_file_is_read_once_and_again_when_it_changes(folder, tmp_path):
     assert before is not opened.open("one.nc")
 
 
+def test_a_result_is_whole_in_memory_and_the_same(tree, folder):
+    variables = [(node.path, name, one) for node in tree.subtree for name, one in node.to_dataset().variables.items()]
+    assert [(path, name) for path, name, one in variables if not one._in_memory] == []
+    with xr.open_datatree(folder / STUDY) as stored:
+        xr.testing.assert_identical(tree, stored)
+
+
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(ResultError, match="does not exist"):
         Folder(tmp_path / "nowhere")
@@ -352,6 +359,18 @@ def test_intervals_are_drawn_where_their_numbers_are():
     assert 'x1="27.00%" x2="73.00%"' in drawn
     assert 'x1="4.00%" x2="4.00%"' in drawn
     assert words.interval(np.nan, 0, 0, 0, 1, mark=None) == ""
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        ((0.39, 0.26, 0.54), "+0.390</td><td class=n>+0.26 to +0.54"),
+        ((-0.0001, -0.00301, 0.0), "-0.00010</td><td class=n>-0.0030 to 0.0000"),
+        ((0.2, np.nan, np.nan), "+0.200</td><td class=n>–"),
+    ],
+)
+def test_effects_are_written_with_as_many_digits_as_they_need(numbers, said):
+    assert said in words.effects_table([facts.Effect("zero", "loss", "nat", *numbers)])
 
 
 def test_an_empty_folder_says_what_makes_a_result():

@@ -73,7 +73,7 @@ def role(tree: xr.DataTree, head: Head) -> str:
 
 def scores(tree: xr.DataTree, head: Head) -> list[Score]:
     """The attention scores of a head on the run that was measured."""
-    found = []
+    found: list[Score] = []
     for _, ds in datasets(tree):
         for name, array in ds.data_vars.items():
             name = str(name)

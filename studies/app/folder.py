@@ -8,12 +8,14 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import xarray as xr
+
 from ...errors import ResultError, UnknownNameError, choices
 from ..catalogue import Results
-from ..results import open_tree
+from ..reading import reading
 
 if TYPE_CHECKING:
-    import xarray as xr
+    from pathlib import Path
 
 KEPT = 4
 """Files that are kept in memory, those used last."""
@@ -92,9 +94,15 @@ class Folder:
         key = (name, told.st_mtime_ns, told.st_size)
         with self._lock:
             if key not in self._trees:
-                tree = open_tree(path)
+                tree = _read(path)
                 while len(self._trees) >= KEPT:
                     del self._trees[next(iter(self._trees))]
                 self._trees[key] = tree
             self._trees[key] = self._trees.pop(key)  # the one used last comes last
             return self._trees[key]
+
+
+def _read(path: Path) -> xr.DataTree:
+    """A file whole in memory. `DataTree.load` leaves out variables that are called like a group, hence by group."""
+    with reading(path), xr.open_datatree(path, engine="netcdf4") as tree:
+        return xr.DataTree.from_dict({node.path: node.to_dataset(inherit=False).load() for node in tree.subtree})

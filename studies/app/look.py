@@ -60,10 +60,15 @@ ul { margin: .3rem 0; padding-left: 1.2rem; } li { margin: .15rem 0; }
 label, .bk-input-group label { color: var(--soft); font-size: 13px; }
 .bk-input, input, select { background-color: var(--field); color: var(--ink); border: 1px solid var(--line);
   border-radius: 6px; font: inherit; min-height: 2.3rem; width: 100%; }
+select.bk-input { appearance: none; padding-right: 26px; text-overflow: ellipsis; background-repeat: no-repeat;
+  background-image: linear-gradient(45deg, transparent 50%, var(--soft) 50%), linear-gradient(135deg, var(--soft) 50%,
+  transparent 50%) !important; background-size: 6px 6px !important;
+  background-position: right 14px center, right 8px center !important; }
 select option, select optgroup { background: var(--field); color: var(--ink); }
 .bk-input::placeholder { color: var(--soft); opacity: 1; }
-.bk-btn, :host(.solid) .bk-btn { background: var(--mark); color: var(--ink); border: 1px solid var(--line);
-  border-radius: 6px; font: inherit; font-size: 14px; padding: .25rem .6rem; min-height: 2rem; }
+.bk-btn, .bk-btn.bk-btn-default, :host(.solid) .bk-btn.bk-btn-default { background: var(--mark); color: var(--ink);
+  border: 1px solid var(--line); border-radius: 6px; font: inherit; font-size: 14px; padding: .25rem .6rem;
+  min-height: 2rem; }
 .bk-btn.bk-btn-primary, :host(.solid) .bk-btn.bk-btn-primary { background: var(--accent); color: var(--on-accent);
   border-color: var(--accent); }
 .bk-btn:hover { filter: brightness(1.08); }

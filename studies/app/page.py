@@ -6,6 +6,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import panel as pn
@@ -64,7 +65,7 @@ class Session:
         self.result, self.variable, self.show, self.head = (
             select(name) for name in ("Result set", "Variable", "Show", "Head")
         )
-        self.dims = pn.FlexBox(styles={"display": "contents"})
+        self.dims = pn.FlexBox(gap="0 .8rem", margin=0)
         self.grid, self.grid_note = picture(), note()
         self.heading, self.facts = html(), html()
         self.partners = pn.Column(sizing_mode="stretch_width", margin=0)
@@ -128,6 +129,8 @@ class Session:
             self.show.value = self.wanted.show if self.wanted.show in shows else next(iter(shows), None)
             self.show.visible = len(shows) > 1
             self.dims.objects = [self._dim(dim, labels) for dim, labels in (chosen.others if chosen else {}).items()]
+            count = sum(widget.visible for widget in self.dims.objects)
+            self.dims.visible, self.dims.styles = count > 0, {"flex": f"{count} 1 {10 * count}rem"}
             names = [str(Head(*at)) for at in variables.heads(self.tree, chosen)] if self.tree is not None else []
             before = self.head.value
             self.head.options = names
@@ -205,11 +208,14 @@ class Session:
                     stylesheets=[look.PARTS],
                     css_classes=["partner"],
                 )
-                button.on_click(lambda event, name=str(one.head): self.pick(name))
+                button.on_click(partial(self._partner, str(one.head)))
                 buttons.append(button)
             row = pn.FlexBox(*buttons, sizing_mode="stretch_width", margin=0)
             parts += [html(f'<p class="soft">{said}</p>'), row]
         return parts
+
+    def _partner(self, name: str, event: Any) -> None:
+        self.pick(name)
 
     def remember(self) -> None:
         """Write what is chosen into the address."""

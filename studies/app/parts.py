@@ -7,7 +7,7 @@ from typing import Any
 import panel as pn
 from bokeh.themes import Theme
 
-from ..page import THEME
+from ..look import THEME
 from . import look
 
 
@@ -42,7 +42,9 @@ def picture() -> Any:
 
 def framed(part: Any) -> Any:
     """A picture on white, which its colours are made for; one that is too wide scrolls in its own box."""
-    return pn.Column(part, margin=0, stylesheets=[look.FIGURE])
+    frame = pn.Column(part, margin=0, stylesheets=[look.FIGURE], visible=part.object is not None)
+    part.param.watch(lambda event: frame.param.update(visible=event.new is not None), "object")
+    return frame
 
 
 def template(text: str, folder: str, **roots: Any) -> Any:

@@ -110,7 +110,7 @@ class PromptPart:
 
     async def _run(self) -> None:
         """Run the prompt beside the page, so that no other tab waits; a later prompt overtakes an earlier one."""
-        tree, text = self._tree, self.text.value
+        tree, text = self._tree, self.text.value or ""
         if tree is None:
             return
         self._asked += 1

@@ -111,8 +111,8 @@ def values(tree: xr.DataTree, variable: Variable, show: str, at: Mapping[str, st
     ds = dataset(tree, variable.group)
     if show not in variable.shows:
         raise UnknownNameError(f"{variable.key} cannot be shown as {show!r}: possible are {choices(variable.shows)}")
-    make = {"change": effect, "share": normalized, "value": lambda ds, name: ds[name]}[show]
-    array = _by_head(make(ds, variable.name))
+    make = {"change": effect, "share": normalized}.get(show)
+    array = _by_head(make(ds, variable.name) if make else ds[variable.name])
     for dim, labels in variable.others.items():
         if dim not in array.dims:
             continue  # a share is a ratio of means over examples

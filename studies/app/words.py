@@ -68,12 +68,13 @@ def effects_table(effects: Sequence[Effect]) -> str:
         ends = [end for one in some for end in (one.mean, one.low, one.high) if math.isfinite(end)]
         low, high = min([0.0, *ends]), max([0.0, *ends])
         rows = []
+        short, long = ("+.2f", "+.3f") if max(high, -low) >= 0.1 else ("+.4f", "+.5f")
         for one in some:
             drawn = interval(one.mean, one.low, one.high, low, high, mark=None, zero=True)
             name = escape(one.condition or "the intervention")
-            between = f"{one.low:+.2f} to {one.high:+.2f}" if math.isfinite(one.low) else "–"
+            between = f"{_text(one.low, short)} to {_text(one.high, short)}" if math.isfinite(one.low) else "–"
             rows.append(
-                f"<tr><td>{name}</td>{_cell(one.mean, '+.3f')}<td class=n>{between}</td><td class=bar>{drawn}</td></tr>"
+                f"<tr><td>{name}</td>{_cell(one.mean, long)}<td class=n>{between}</td><td class=bar>{drawn}</td></tr>"
             )
         unit = f" ({escape(some[0].unit)})" if some[0].unit else ""
         name = escape(metric.replace("_", " "))
@@ -142,7 +143,13 @@ def note(text: str, *, warn: bool = False) -> str:
 
 
 def _cell(value: float, pattern: str) -> str:
-    return f"<td class=n>{'–' if not math.isfinite(value) else format(value, pattern)}</td>"
+    return f"<td class=n>{_text(value, pattern)}</td>"
+
+
+def _text(value: float, pattern: str) -> str:
+    """A number as text, a dash where it is missing; zero has no sign."""
+    text = format(value, pattern) if math.isfinite(value) else "–"
+    return text if text.strip("+-0.") else text.lstrip("+-")
 
 
 def _sortable(value: float) -> float:
