@@ -11,8 +11,9 @@ import numpy as np
 import xarray as xr
 
 from ..errors import DeclarationError, ResultError, UnknownNameError, choices
-from .entries import Entry, in_short, read_attributes
+from .entries import Entry, in_short
 from .names import group_names
+from .probe_child import attributes
 from .reading import open_group, open_variable, reading
 
 DIMS = ("model", "seed", "step")
@@ -178,4 +179,4 @@ def part(path: Path, variable: str | None, group: str | None) -> xr.Dataset:
 
 def _told(path: Path, ds: xr.Dataset) -> xr.Dataset:
     """With what the whole file says about itself, beside what its group does."""
-    return ds.assign_attrs(read_attributes(path) | ds.attrs)
+    return ds.assign_attrs(attributes(str(path)) | ds.attrs)

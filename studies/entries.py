@@ -72,21 +72,15 @@ class NoResult(Exception):
     """Why a file is no result; its text is the reason."""
 
 
-def read_attributes(path: Path) -> dict[str, Any]:
-    """The attributes of a file; no data is read."""
-    import netCDF4
-
+def check_begins_like_netcdf(path: Path) -> None:
+    """Refuse what no NetCDF file begins with."""
     try:
         with path.open("rb") as file:
             start = file.read(8)
-        if not start.startswith(SIGNATURES):
-            raise NoResult("an empty file" if not start else "no NetCDF file")
-        with netCDF4.Dataset(path) as dataset:
-            return {name: dataset.getncattr(name) for name in dataset.ncattrs()}
-    except NoResult:
-        raise
-    except Exception as error:  # HDF5 reports damage as OSError, RuntimeError, UnicodeDecodeError, ...
-        raise NoResult(f"damaged, or not readable: {why(error)}") from None
+    except OSError as error:
+        raise NoResult(why(error)) from None
+    if not start.startswith(SIGNATURES):
+        raise NoResult("no NetCDF file" if start else "an empty file")
 
 
 def row_of(relative: str, attrs: Mapping[str, Any], size: int, state: str = "complete") -> Entry:

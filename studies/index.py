@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ResultError
-from .entries import Entry, NoResult, Problem, read_attributes, row_of
+from .entries import Entry, NoResult, Problem, check_begins_like_netcdf, row_of
+from .probe import Probe
 from .reading import why
 from .results import SCHEMA, write_beside
 
@@ -39,24 +40,25 @@ def scan(
     cached = _read_index(folder / INDEX)
     kept: dict[str, dict[str, Any]] = {}
     entries: list[Entry] = []
-    for number, (relative, path) in enumerate(places):
-        progress(number, len(places))
-        try:
-            if "\ufffd" in relative:
-                raise NoResult("its name is not text in UTF-8")
-            if relative.endswith(PARTS):
-                entries.append(_partial(folder, relative, path))
-                continue
-            stamp = _stamp(folder, path)
-            known = cached.get(relative, {})
-            if known.get("stamp") != stamp:
-                known = _looked_at(relative, path, stamp)
-            kept[relative] = known
-            if "reason" in known:
-                raise NoResult(known["reason"])
-            entries.append(Entry(path=relative, **known["row"]))
-        except NoResult as bad:
-            problems.append(Problem(relative, str(bad)))
+    with Probe() as probe:
+        for number, (relative, path) in enumerate(places):
+            progress(number, len(places))
+            try:
+                if "\ufffd" in relative:
+                    raise NoResult("its name is not text in UTF-8")
+                if relative.endswith(PARTS):
+                    entries.append(_partial(folder, relative, path))
+                    continue
+                stamp = _stamp(folder, path)
+                known = cached.get(relative, {})
+                if known.get("stamp") != stamp:
+                    known = _looked_at(probe, relative, path, stamp)
+                kept[relative] = known
+                if "reason" in known:
+                    raise NoResult(known["reason"])
+                entries.append(Entry(path=relative, **known["row"]))
+            except NoResult as bad:
+                problems.append(Problem(relative, str(bad)))
     if kept != cached:
         _write_index(folder / INDEX, kept)
     return sorted(entries, key=lambda one: one.path), sorted(problems, key=lambda one: one.path)
@@ -105,10 +107,11 @@ def _stamp(folder: Path, path: Path) -> list[int]:
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
 
 
-def _looked_at(relative: str, path: Path, stamp: list[int]) -> dict[str, Any]:
+def _looked_at(probe: Probe, relative: str, path: Path, stamp: list[int]) -> dict[str, Any]:
     """What the cache keeps of a file: its row, or the reason why there is none."""
     try:
-        row = asdict(row_of(relative, read_attributes(path), stamp[0]))
+        check_begins_like_netcdf(path)
+        row = asdict(row_of(relative, probe.ask(path), stamp[0]))
         del row["path"]
         return {"stamp": stamp, "row": row}
     except NoResult as bad:
