@@ -9,7 +9,8 @@
 - ``composition_scores(model)``: q-, k- and v-composition between every pair of heads
 - ``InductionStudy(...).run(model)``: the whole induction-head analysis; ``describe_heads(model, task)``: its first part
 - ``write_netcdf(result, path)``, ``open_tree(path)``: results on disk; ``write_report(result, path)``: one HTML file
-- ``Results(folder)``: a folder of results as a table, with queries; ``summary(result)``: what one says, in short
+- ``Results(folder)``: a folder of results as a table, with queries; ``open_result(path)``: one of them, as plain xarray
+- ``summary(result)``: what one says, in short; ``table(result, variable)``: a variable as a DataFrame
 - ``rerun(path)``: whether what is stored comes out again
 - ``plots``: pictures of all of these
 
@@ -28,15 +29,17 @@ if TYPE_CHECKING:
     from .again import rerun
     from .agreement import Agreement
     from .batch import Batch
+    from .brief import Summary, summary
     from .catalogue import Results
+    from .cells import table
     from .composition import composition_scores
     from .estimates import compare_estimates
     from .heads import describe_heads
     from .induction import InductionStudy
     from .measurement import measure, plan
+    from .reading import open_result
     from .report import write_report
     from .results import effect, normalized, open_tree, write_netcdf
-    from .summary import summary
     from .tasks import Prompts, RepeatedTokens
 
 _WHERE = {
@@ -50,7 +53,10 @@ _WHERE = {
     "normalized": ".results",
     "open_tree": ".results",
     "rerun": ".again",
-    "summary": ".summary",
+    "open_result": ".reading",
+    "Summary": ".brief",
+    "summary": ".brief",
+    "table": ".cells",
     "write_netcdf": ".results",
     "write_report": ".report",
     "Batch": ".batch",
@@ -68,6 +74,7 @@ __all__ = [
     "Prompts",
     "RepeatedTokens",
     "Results",
+    "Summary",
     "capture",
     "compare_estimates",
     "composition_scores",
@@ -75,11 +82,13 @@ __all__ = [
     "effect",
     "measure",
     "normalized",
+    "open_result",
     "open_tree",
     "plan",
     "plots",
     "rerun",
     "summary",
+    "table",
     "write_netcdf",
     "write_report",
 ]

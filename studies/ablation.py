@@ -206,11 +206,11 @@ def _drawn_sets(
         {
             "heads": ("set", np.asarray([" ".join(map(str, heads)) for heads in wanted.values()], dtype=object)),
             "control_heads": (("set", "control", "draw"), names),
-            "draws": (("set", "control"), counts, {"long_name": "random sets drawn"}),
+            "draws": (("set", "control"), counts, {"long_name": "random sets drawn", "units": "1"}),
             "exhaustive": (
                 ("set", "control"),
                 (counts == np.array(possible)).astype(np.int8),
-                {"long_name": "1 where these are all distinct sets there are"},
+                {"long_name": "1 where these are all distinct sets there are", "units": "1"},
             ),
         },
         coords={

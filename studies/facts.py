@@ -60,7 +60,8 @@ def when_of(attrs: Mapping[Any, Any]) -> str:
     """When it was made, in how many seconds, where, and by which version."""
     parts = [f"{human_date(str(attrs['created']))} UTC"] if attrs.get("created") else []
     if attrs.get("seconds"):
-        parts.append(f"{float(attrs['seconds']):.2g} s")
+        seconds = float(attrs["seconds"])
+        parts.append(f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s")
     version = json_in(attrs, "versions", dict).get("headwise")
     parts += [f"on {attrs['device']}"] if attrs.get("device") else []
     parts += [f"headwise {version}"] if version else []

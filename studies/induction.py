@@ -113,7 +113,7 @@ class InductionStudy:
         self.task.draw(model)  # what does not fit the model is refused before any forward pass
         if out is None:
             return self._run(model, progress)
-        about = provenance(model) | {"title": self._title(model), "study": self.to_json()}
+        about = provenance(model) | {"title": self._title(model), "study": self.to_json(), "task": self._task()}
         inputs = shards.short_hash(self.to_json(), json.dumps(model_identity(model)))
         with shards.keeping(out, about, resume) as kept:
             if (there := kept.finished(inputs)) is not None:
@@ -169,7 +169,7 @@ class InductionStudy:
             {
                 "title": self._title(model),
                 "study": self.to_json(),
-                "task": codec.to_json(task, TASKS),
+                "task": self._task(),
                 "heads": json.dumps({role: [str(head) for head in members] for role, members in found.items()}),
                 "seconds": round(sum(seconds.values()), 3),
                 "seconds_by_stage": json.dumps(seconds),
@@ -214,6 +214,9 @@ class InductionStudy:
         return xr.merge(
             [scores, composition.pair_scores(scores, senders, receivers), causal], combine_attrs="drop_conflicts"
         )
+
+    def _task(self) -> str:
+        return codec.to_json(self.task, TASKS)
 
     @staticmethod
     def _title(model: Model) -> str:

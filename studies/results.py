@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 import xarray as xr
 
 from ..errors import ResultError, UnknownNameError, choices
-from ..metrics.statistics import bootstrap_interval, normalised
 from ..version import version
 
 if TYPE_CHECKING:
@@ -99,6 +98,8 @@ def effect(ds: xr.Dataset, name: str) -> xr.DataArray:
 
 def effect_interval(ds: xr.Dataset, name: str) -> dict[str, xr.DataArray]:
     """``<name>_effect_low`` and ``_high``: a 95% bootstrap interval over examples of the mean `effect`."""
+    from ..metrics.statistics import bootstrap_interval  # here, since reading results needs no torch
+
     change = effect(ds, name).transpose(..., "example")
     ends = bootstrap_interval(change.values)
     return {
@@ -119,6 +120,8 @@ def normalized(ds: xr.Dataset, name: str) -> xr.DataArray:
 
     NaN where clean and corrupted are within noise of each other. Needs a task with a corrupted run.
     """
+    from ..metrics.statistics import normalised
+
     values, baseline = _measured(ds, name)
     for run in ("clean", "corrupted"):
         if run not in baseline["run"]:
@@ -207,7 +210,8 @@ def open_tree(path: str | os.PathLike[str]) -> xr.DataTree:
         raise ResultError(f"there is no file {source}")
     try:
         with xr.open_datatree(source, engine="netcdf4") as tree:
-            return tree.load()
+            # group by group: `DataTree.load` leaves out variables that are called like a group
+            return xr.DataTree.from_dict({node.path: node.to_dataset(inherit=False).load() for node in tree.subtree})
     except (OSError, ValueError, RuntimeError) as error:
         raise ResultError(f"{source} is no NetCDF file that can be read: {error}") from error
 

@@ -20,13 +20,13 @@ import headwise as hw
 from headwise.interventions import Grid, Head, MeanAblate, ZeroAblate
 from headwise.metrics import accuracy, loss
 from headwise.studies import RepeatedTokens, capture, measure, probe
+from headwise.studies.brief import summary
 from headwise.studies.catalogue import Results
 from headwise.studies.entries import Entry
 from headwise.studies.index import INDEX
 from headwise.studies.probe import Probe
 from headwise.studies.reading import open_result
 from headwise.studies.results import SCHEMA
-from headwise.studies.summary import summary
 
 TASK = {"type": "RepeatedTokens", "n": 2, "length": 3, "seed": 0, "bos": False, "tokens": None, "score": "repeat"}
 

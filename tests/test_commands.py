@@ -371,8 +371,8 @@ def test_app_is_served_as_asked(monkeypatch, folder):
 
     asked = []
     monkeypatch.setattr(app, "serve", lambda folder, **given: asked.append((folder, given)))
-    assert main(["app", str(folder), "--port", "8080", "--no-show"]) == 0
-    assert asked == [(str(folder), {"address": "127.0.0.1", "port": 8080, "show": False})]
+    assert main(["app", str(folder), "--port", "8080", "--no-show", "--model", "words-2l"]) == 0
+    assert asked == [(str(folder), {"address": "127.0.0.1", "port": 8080, "show": False, "model": "words-2l"})]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -403,7 +403,7 @@ def test_commands_about_results_import_no_models(folder):
         "import sys\nfrom headwise.studies.cli import main\n"
         f"main(['results', 'ls', {str(folder)!r}])\nmain(['results', 'query', {str(folder)!r}, 'loss'])\n"
         f"main(['results', 'show', {str(folder / 'a.nc')!r}])\n"
-        "print([name for name in ('transformers', 'nnsight', 'holoviews') if name in sys.modules])"
+        "print([name for name in ('torch', 'transformers', 'nnsight', 'holoviews') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"

@@ -13,6 +13,7 @@ import xarray as xr
 from ...errors import ResultError, UnknownNameError, choices
 from ..catalogue import Results
 from ..reading import reading
+from ..results import open_tree
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -103,6 +104,6 @@ class Folder:
 
 
 def _read(path: Path) -> xr.DataTree:
-    """A file whole in memory. `DataTree.load` leaves out variables that are called like a group, hence by group."""
-    with reading(path), xr.open_datatree(path, engine="netcdf4") as tree:
-        return xr.DataTree.from_dict({node.path: node.to_dataset(inherit=False).load() for node in tree.subtree})
+    """A file whole in memory."""
+    with reading(path):
+        return open_tree(path)

@@ -33,6 +33,9 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--address", default="127.0.0.1", help="where to listen; the default is this machine alone (%(default)s)"
     )
+    parser.add_argument(
+        "--model", help="shipped name, Hub id or folder of the model for prompts (default: the one that a file names)"
+    )
     parser.add_argument("--no-show", action="store_true", help="do not open a browser")
 
 
@@ -41,5 +44,11 @@ def run(options: argparse.Namespace) -> int:
     from ..app import serve
 
     quiet_libraries()
-    serve(options.folder, address=options.address, port=options.port, show=not options.no_show)
+    serve(
+        options.folder,
+        address=options.address,
+        port=options.port,
+        show=not options.no_show,
+        model=options.model,
+    )
     return 0

@@ -147,7 +147,7 @@ def _print_listing(found: Results, everything: Results) -> None:
 
 def show_result(options: argparse.Namespace) -> int:
     """Print the summary of a result."""
-    from ..summary import summary
+    from ..brief import summary
 
     said = summary(options.file)
     if options.json:
