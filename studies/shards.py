@@ -22,6 +22,7 @@ import xarray as xr
 from filelock import SoftFileLock, Timeout
 
 from ..errors import DeclarationError, ResultError, ResultWarning
+from .progress import Stopped
 from .results import check_writable, flush, open_tree, reason, write_beside
 
 _CURRENT: ContextVar[Shards | None] = ContextVar("shards", default=None)
@@ -166,6 +167,10 @@ def keeping(out: str | os.PathLike[str], about: Mapping[str, object], resume: bo
         token = _CURRENT.set(shards)
         try:
             yield shards
+        except KeyboardInterrupt as error:
+            if str(error) or not any(shards.folder.glob("*.nc")):
+                raise
+            raise Stopped(f"stopped; what was finished is kept in {shards.folder}") from error
         finally:
             _CURRENT.reset(token)
     finally:
