@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging
 
 from ..errors import DeclarationError, ModelError, choices
-from .architectures import Family, HeadWeights, family_of
+from .architectures import FAMILIES as FAMILIES
+from .family import Family, HeadWeights, family_of
 from .shape import Shape
+from .sites import Head, Site
 
 SHIPPED = Path(__file__).resolve().parent.parent / "models"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -34,7 +36,7 @@ class Model:
         Hub revision; ``local`` for a folder, ``memory`` for a module, ``shipped`` for a model of the package.
     family : Family
     shape : Shape
-        Counts: ``layers heads d_model d_head vocabulary context``.
+        Counts, and what a layer is like.
     tokenizer : PreTrainedTokenizerFast
     traced : nnsight model
     """
@@ -56,6 +58,19 @@ class Model:
     def heads(self) -> range:
         """Indices of the heads of a layer."""
         return range(self.shape.heads)
+
+    @property
+    def kv_heads(self) -> range:
+        """Indices of the key-value heads of a layer: those of ``k``, ``v`` and ``k_rot``."""
+        return range(self.shape.kv_heads)
+
+    def read_by(self, head: Head, component: str) -> Site:
+        """The site of `component` that a head reads: of its key-value head for ``k v k_rot``, else its own.
+
+        Where several heads share a key-value head, a change of it changes all of them.
+        """
+        own = head.site(component)
+        return replace(own, head=self.shape.key_head(head.head)) if own.component.of_keys else own
 
     @property
     def module(self) -> PreTrainedModel:
@@ -105,7 +120,7 @@ class Model:
 
     def head_weights(self, layer: int) -> HeadWeights:
         """Weights of the heads of `layer`, for row vectors."""
-        return self.family.head_weights(self.module, layer, self.shape.heads)
+        return self.family.head_weights(self.module, layer, self.shape.d_head)
 
     def scaling(self, layer: int) -> float:
         """Factor of the attention scores in `layer`."""

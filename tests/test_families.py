@@ -1,0 +1,207 @@
+"""Model families against raw hooks: every site and intervention, sweeps, patterns, gradients, costs, self-checks."""
+
+import numpy as np
+import planned_cases as cases
+import pytest
+import raw_families
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from raw_paths import Place
+from test_cost import counted, grids
+from test_planned import asked, check, named
+
+import headwise as hw
+from headwise.interventions import (
+    Add,
+    Head,
+    Layer,
+    MeanAblate,
+    Patch,
+    PathPatch,
+    ResampleAblate,
+    Scale,
+    ZeroAblate,
+    selfcheck,
+)
+from headwise.interventions.cost import forward_flops
+from headwise.interventions.explain import cost
+from headwise.metrics import induction, logit_diff, loss
+from headwise.studies import RepeatedTokens, capture, measure, plan
+
+TASK = RepeatedTokens(n=3, length=6, seed=3)
+NAMES = [*raw_families.MODELS]
+ROTARY = [name for name in NAMES if name != "gpt-neo"]
+
+
+@pytest.fixture(params=NAMES)
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def model(name):
+    return cases.model(name, "sdpa")
+
+
+def world(name, metrics=(loss,), base="clean"):
+    return cases.World(name, "sdpa", TASK, base, metrics)
+
+
+def sites(there, whole=True):
+    """Every component in the first and in the last layer, whole and by head, at all and at some positions."""
+    for layer in sorted({0, there.shape.layers - 1}):
+        for component in there.components:
+            if "embed" in component and layer:
+                continue
+            for at in (None, (2, 9), (8,)):
+                if whole or component not in cases.PER_HEAD:
+                    yield cases.placed(Layer(layer).site(component), at)
+                if component in cases.PER_HEAD:
+                    yield cases.placed(Head(layer, there.heads(component) - 1).site(component), at)
+
+
+def check_all(there, several):
+    check(there, several, named(several))
+
+
+def test_ablations_and_scalings_equal_raw_hooks(name):
+    there = world(name)
+    check_all(there, [ZeroAblate(site) for site in sites(there)])
+    check_all(there, [Scale(site, -0.5) for site in sites(there)])
+    check_all(there, [MeanAblate(site) for site in sites(there)])
+    over = [MeanAblate(one, ("example", "position")) for one in sites(there) if one.component != "pattern"]
+    check_all(there, [*over, *(ResampleAblate(site, seed=2) for site in sites(there))])
+
+
+@pytest.mark.parametrize(("base", "source"), [("clean", "corrupted"), ("corrupted", "clean")])
+def test_patches_equal_raw_hooks(name, base, source):
+    there = world(name, (loss, logit_diff), base)
+    check_all(there, [Patch(site, source) for site in sites(there)])
+
+
+def test_additions_equal_raw_hooks(name):
+    there, random = world(name), np.random.RandomState(0)
+    several = []
+    for site in sites(there, whole=False):
+        narrow = site.component.per_head and site.component != "head_out"
+        if site.component != "pattern":
+            several.append(Add(site, random.standard_normal(there.shape.d_head if narrow else there.shape.d_model)))
+    check_all(there, several)
+
+
+def test_paths_equal_raw_hooks(name):
+    there = world(name)
+    last = there.shape.layers - 1
+    ends = ["logits", *([Head(last, 0).q, Head(last, 0).k, Head(last, there.heads("v") - 1).v] if last else [])]
+    senders = [Head(0, 1).z, Layer(0).attn_out, Layer(0).mlp_out, Head(0, 0).z.at([3, 8])]
+    several = [
+        PathPatch(sender, end, through_mlps=through) for sender in senders for end in ends for through in (True, False)
+    ]
+    check_all(there, several)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(st.randoms(use_true_random=True))
+@settings(max_examples=25)
+def test_planned_is_naive(name, random):
+    there = cases.world(random, [name])
+    several = [cases.condition(random, there) for _ in range(random.choice([1, 4, 8]))]
+    check(there, several, asked(random, several), random.random() < 0.5, **cases.layout(random))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(st.randoms(use_true_random=True))
+@settings(max_examples=8)
+def test_one_edit_everywhere_is_naive(name, random):
+    there = cases.world(random, [name])
+    several = cases.family(random, there)
+    check(there, several, asked(random, several), random.random() < 0.5, **cases.layout(random))
+
+
+def test_capture_equals_raw_hooks(name, model):
+    tokens = torch.as_tensor(TASK.draw(model).runs["clean"])
+    for layer in model.layers:
+        for component in world(name).components:
+            if "embed" in component and layer:
+                continue
+            whole = capture(model, TASK, Layer(layer).site(component))[f"L{layer}_{component}"].values
+            if component not in cases.PER_HEAD:
+                wanted = raw_families.read(model.module, tokens, Place(layer, component)).numpy()
+                np.testing.assert_allclose(whole, wanted, atol=1e-5)
+                continue
+            for head in range(world(name).heads(component)):
+                wanted = raw_families.read(model.module, tokens, Place(layer, component, head)).numpy()
+                axis = 1 if component == "pattern" else 2
+                np.testing.assert_allclose(whole.take(head, axis), wanted, atol=1e-5)
+                one = capture(model, TASK, Head(layer, head).site(component))[f"L{layer}H{head}_{component}"].values
+                np.testing.assert_allclose(one, wanted, atol=1e-5)
+
+
+def test_patterns_are_the_models_own_attention_weights(model):
+    """From what is captured before the softmax, by hand, and as captured."""
+    tokens = torch.as_tensor(TASK.draw(model).runs["clean"])
+    query, key = ("q_rot", "k_rot") if model.shape.rotary else ("q", "k")
+    places = torch.arange(tokens.shape[1])
+    for layer, weights in enumerate(raw_families.own_weights(model.module, tokens)):
+        window = model.shape.window(layer) or 1000
+        hidden = (places > places[:, None]) | (places[:, None] - places >= window)
+        for head in model.heads:
+            wanted = weights[:, head].numpy()
+            own = [Head(layer, head).site(query), model.read_by(Head(layer, head), key), Head(layer, head).pattern]
+            found = capture(model, TASK, own)
+            q, k = (torch.as_tensor(found[str(one).replace(" ", "_")].values) for one in own[:2])
+            scores = q @ k.transpose(1, 2) * model.scaling(layer)
+            made = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+            np.testing.assert_allclose(made, wanted, atol=1e-5)
+            np.testing.assert_allclose(found[f"L{layer}H{head}_pattern"].values, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_self_checks_are_silent(name, implementation):
+    assert selfcheck.failures(cases.model(name, implementation)) == []
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_rounding_is_no_failure(name, dtype):
+    assert selfcheck.failures(hw.load(raw_families.random_model(name), dtype=dtype)) == []
+
+
+def test_gradient_estimates_equal_autograd(name, model):
+    there = world(name, (logit_diff,))
+    batch = TASK.draw(model)
+    (group,) = batch.groups()
+    facts, tokens = batch.facts("clean", group), torch.as_tensor(batch.runs["clean"])
+    other = torch.as_tensor(batch.runs["corrupted"])
+    ids = [torch.as_tensor(one)[..., None] for one in (facts.targets, facts.distractors)]
+
+    def score(logits):
+        target, distractor = (logits[:, list(group.scored)].gather(-1, one)[..., 0] for one in ids)
+        return (target - distractor).mean(-1)
+
+    several = [Patch(one) for one in sites(there, whole=False) if one.component not in ("embed", "pos_embed")]
+    base = measure(model, TASK, None, [logit_diff])["baseline_logit_diff"].sel(run="clean").values
+    found = measure(model, TASK, named(several), [logit_diff], estimator="gradient")["logit_diff"].values
+    for row, edit in enumerate(several):
+        place = Place(edit.site.layer, str(edit.site.component), edit.site.head, edit.site.positions)
+        old, slope = raw_families.slope(model.module, tokens, score, place)
+        wanted = ((raw_families.read(model.module, other, place) - old) * slope).flatten(1).sum(1)
+        np.testing.assert_allclose(found[row] - base, wanted.numpy(), atol=1e-5, rtol=1e-4, err_msg=str(edit))
+
+
+@pytest.mark.parametrize("metrics", [[loss], [logit_diff], [induction, loss]], ids=str)
+def test_the_plan_counts_what_runs(model, metrics):
+    task = RepeatedTokens(n=2, length=7)
+    for grid in grids(model):
+        made = cost(plan(model, task, grid, metrics))
+        alone = counted(lambda: measure(model, task, None, metrics, check=False))
+        found = counted(lambda grid=grid: measure(model, task, grid, metrics, check=False)) - alone
+        sources = forward_flops(model.shape, 2, 14)
+        assert found == pytest.approx(made.passes, rel=0.05, abs=0.02 * sources), grid
+
+
+def test_a_plain_forward_pass_is_counted_right(model):
+    tokens = torch.zeros((3, 11), dtype=torch.long)
+    with torch.no_grad():
+        found = counted(lambda: model.module(tokens, use_cache=False))
+    assert found == pytest.approx(forward_flops(model.shape, 3, 11), rel=0.02)
