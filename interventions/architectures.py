@@ -1,13 +1,21 @@
-"""One table per model family: the only file that names Hugging Face modules. Imports `family`."""
+"""One table per model family: the only file that names Hugging Face modules. Imports `family`.
+
+Another family becomes known with `register`; what `load` says of an unknown one is a table to start from::
+
+    from dataclasses import replace
+    from headwise.interventions.architectures import LLAMA, register
+
+    register(replace(LLAMA, name="olmo", model_types=("olmo",)))
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
-from .family import FAMILIES, Family, register, standard_sizes
+from .family import FAMILIES, Family, register, standard_scaling, standard_sizes
 
-__all__ = ["FAMILIES"]
+__all__ = ["FAMILIES", "Family", "register", "standard_scaling", "standard_sizes"]
 
 
 def _gpt2_sizes(config: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from .projections import project, sides, split
 from .rotation import turned
-from .rows import Base, Writes, called, changed, write_into
+from .rows import Base, Writes, called, changed, cut, write_into
 
 
 def attention(
@@ -64,7 +64,7 @@ def attention(
 def after_earlier(
     model: dict[str, Any], base: Base, job: dict[str, Any], layer: int, k: torch.Tensor, v: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """k and v of the positions that are computed behind those of the base run at earlier ones."""
+    """Put k and v of the positions that are computed behind what the base run has at earlier ones."""
     start, copies = job["start"], k.shape[0] // job["examples"]
     _, early_k, early_v = split(model, base[(layer, "qkv")][:, :start])
     early_k = turned(model, job["angles"], model["blocks"][layer], "k", early_k, slice(0, start))
@@ -164,7 +164,7 @@ def through_pattern(
 
 
 def hidden_keys(queries: torch.Tensor, keys: int, window: int | None) -> torch.Tensor:
-    """Which of keys 0, 1, ... a query does not see ``(query, key)``: later ones, and those too far back for a window."""
+    """Which of keys 0, 1, ... a query does not see ``(query, key)``: later ones, and those outside of its window."""
     places = torch.arange(keys, device=queries.device)
     hidden = places > queries[:, None]
     return hidden if window is None else hidden | (places <= queries[:, None] - window)
@@ -177,7 +177,7 @@ def shared(value: torch.Tensor, heads: int) -> torch.Tensor:
 
 def picked(value: torch.Tensor, heads: list[int], d_head: int) -> torch.Tensor:
     """Some heads of ``(example, position, head * d_head)`` as rows, head by head."""
-    return value.unflatten(-1, (-1, d_head))[:, :, heads].permute(2, 0, 1, 3).flatten(0, 1)
+    return cut(value, -1, d_head)[:, :, heads].permute(2, 0, 1, 3).flatten(0, 1)
 
 
 def wide(value: torch.Tensor) -> torch.Tensor:

@@ -149,17 +149,18 @@ class Family:
             return found if self.transposed else found.T
 
         def by_head(part: torch.Tensor) -> torch.Tensor:
-            return part.unflatten(1, (-1, d_head)).transpose(0, 1)
+            return part.reshape(len(part), -1, d_head).transpose(0, 1)
 
         if self.layout == "apart":
             q, k, v = (by_head(weight(side)) for side in ("q", "k", "v"))
         elif self.layout == "by head":
-            q, k, v = by_head(weight("qkv")).unflatten(0, (-1, 3)).unbind(1)
+            q, k, v = (by_head(weight("qkv"))[side::3] for side in range(3))
         else:
             q, k, v = (by_head(part) for part in weight("qkv").chunk(3, dim=1))
         gains = [self._gain(block, name) for name in ("norm_1", "q_norm", "k_norm")]
         assert gains[0] is not None
-        return HeadWeights(q, k, v, weight("out").unflatten(0, (-1, d_head)), gains[0], *gains[1:])
+        out = weight("out")
+        return HeadWeights(q, k, v, out.reshape(-1, d_head, out.shape[1]), gains[0], *gains[1:])
 
     def _gain(self, block: Any, name: str) -> torch.Tensor | None:
         if name not in self.modules:
@@ -213,11 +214,30 @@ def family_of(config: Any, name: str) -> Family:
     )
 
 
+def check_fits(family: Family, model: Any, name: str) -> None:
+    """Refuse a model that lacks a module its family names."""
+    of_model = {"blocks": family.blocks, **family.embeddings}
+    of_model |= {part: path for part, path in family.modules.items() if part in ("norm", "unembed", "rotary")}
+    for part, path in of_model.items():
+        _find(model, path, f"{family.name} has {part} at {path!r}, where {name} has nothing")
+    blocks = attrgetter(family.blocks)(model)
+    for part, path in family.modules.items():
+        if part not in of_model:
+            _find(blocks[0], path, f"{family.name} has {part} of a block at {path!r}, where {name} has nothing")
+
+
+def _find(root: Any, path: str, otherwise: str) -> None:
+    try:
+        attrgetter(path)(root)
+    except AttributeError:
+        raise ModelError(f"{otherwise}: its table does not fit (print the model to see its modules)") from None
+
+
 def _table(model_type: str) -> str:
     """Code that registers a family as the table of Llama has it."""
     like = FAMILIES["llama"]
     lines = [
-        "from headwise.interventions.family import Family, register",
+        "from headwise.interventions.architectures import Family, register",
         "",
         "register(Family(",
         f"    name={model_type!r},",

@@ -16,8 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging
 
 from ..errors import DeclarationError, ModelError, choices
-from .architectures import FAMILIES as FAMILIES
-from .family import Family, HeadWeights, family_of
+from . import architectures  # noqa: F401  registers the families
+from .family import Family, HeadWeights, check_fits, family_of
 from .shape import Shape
 from .sites import Head, Site
 
@@ -182,6 +182,7 @@ def load(
             raise DeclarationError(f"revision={revision!r} is for a Hub id: {name} is {place}")
         place = revision or place
         family, module, tokenizer = _read(name, where, revision, DTYPES[dtype or "float32"], tokenizer)
+    check_fits(family, module, name)
     traced = TransformersModel(module.to(target).eval(), task="text-generation", tokenizer=tokenizer)
     return Model(name, place, family, Shape(**family.sizes(module.config)), tokenizer, traced)
 

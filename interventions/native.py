@@ -162,8 +162,8 @@ def pattern_of(model: Model, turned: torch.Tensor, site: Site) -> torch.Tensor:
     key_head = None if head is None else shape.key_head(head)
     q = turned[..., ops.columns("q_rot", head, shape.heads, shape.d_head, shape.kv_heads)]
     k = turned[..., ops.columns("k_rot", key_head, shape.heads, shape.d_head, shape.kv_heads)]
-    each = (ops.split_heads(part, part.shape[-1] // shape.d_head) for part in (q, k))
-    return ops.attention_pattern(*each, model.scaling(site.layer), shape.window(site.layer))
+    q, k = (ops.split_heads(part, part.shape[-1] // shape.d_head) for part in (q, k))
+    return ops.attention_pattern(q, k, model.scaling(site.layer), shape.window(site.layer))
 
 
 def check_sites(model: Model, sites: Sequence[Site], groups: Sequence[Group]) -> None:

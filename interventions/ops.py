@@ -46,8 +46,8 @@ def attention_pattern(q: torch.Tensor, k: torch.Tensor, scaling: float, window: 
 
 def pattern_at(model: dict[str, Any], layer: int, turned: torch.Tensor) -> torch.Tensor:
     """Attention weights of all heads of a layer from q and k side by side, turned as they are where scores are made."""
-    q, k = turned.split([count * model["d_head"] for count in (model["heads"], model["kv_heads"])], -1)
-    q, k = split_heads(q, model["heads"]), split_heads(k, model["kv_heads"])
+    both = split_heads(turned, model["heads"] + model["kv_heads"])
+    q, k = both[:, :, : model["heads"]], both[:, :, model["heads"] :]
     return attention_pattern(q, k, model["scalings"][layer], model["windows"][layer])
 
 

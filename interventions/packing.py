@@ -43,7 +43,6 @@ def at_stage(shape: Shape, stage: int) -> tuple[str, ...]:
     return (AT_STAGE_PARALLEL if shape.parallel else AT_STAGE)[stage]
 
 
-
 @dataclass(frozen=True)
 class Pass:
     """Conditions that go through the model together.

@@ -1,4 +1,4 @@
-"""q, k and v from the normed stream, and what heads write back. Runs inside a trace: plain functions, as `forward` says.
+"""From the normed stream to q, k and v, and what heads write back. Runs inside a trace: plain functions.
 
 Imports torch and `rows`. q, k and v of all heads lie side by side wherever headwise handles them. A family keeps them
 so (``"side by side"``), one head after the other in one matrix (``"by head"``), or in three matrices (``"apart"``).
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from .rows import called
+from .rows import called, cut
 
 
 def sides(model: dict[str, Any], block: Any, normed: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -26,8 +26,8 @@ def sides(model: dict[str, Any], block: Any, normed: torch.Tensor) -> tuple[torc
 
 def split(model: dict[str, Any], qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """q, k and v from where they lie side by side."""
-    d_head = model["d_head"]
-    return qkv.split([count * d_head for count in (model["heads"], model["kv_heads"], model["kv_heads"])], -1)
+    ends = [model["heads"] * model["d_head"], (model["heads"] + model["kv_heads"]) * model["d_head"]]
+    return qkv[..., : ends[0]], qkv[..., ends[0] : ends[1]], qkv[..., ends[1] :]
 
 
 def project(model: dict[str, Any], block: Any, normed: torch.Tensor, columns: slice) -> torch.Tensor:
@@ -66,9 +66,9 @@ def combine(model: dict[str, Any], block: Any, z: torch.Tensor, columns: slice) 
 
 def side_by_side(by_head: torch.Tensor, heads: int) -> torch.Tensor:
     """q, k and v side by side, from one head after the other."""
-    return by_head.unflatten(-1, (heads, 3, -1)).transpose(-2, -3).flatten(-3)
+    return cut(by_head, heads, 3, -1).transpose(-2, -3).flatten(-3)
 
 
 def by_heads(sides: torch.Tensor, heads: int) -> torch.Tensor:
     """The other way round."""
-    return sides.unflatten(-1, (3, heads, -1)).transpose(-2, -3).flatten(-3)
+    return cut(sides, 3, heads, -1).transpose(-2, -3).flatten(-3)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .rows import called
+from .rows import called, cut
 
 Angles = tuple[torch.Tensor, torch.Tensor] | None
 
@@ -25,11 +25,11 @@ def angles(model: dict[str, Any], like: torch.Tensor, length: int) -> Angles:
 def turned(
     model: dict[str, Any], found: Angles, block: Any, side: str, value: torch.Tensor, at: torch.Tensor | slice
 ) -> torch.Tensor:
-    """q or k ``(row, position, head * d_head)``, which stand at positions `at`, normed and turned."""
+    """Norm and turn q or k ``(row, position, head * d_head)``, which stand at positions `at`."""
     norm = model["paths"].get(f"{side}_norm")
     if norm is None and found is None:
         return value
-    each = value.unflatten(-1, (-1, model["d_head"]))
+    each = cut(value, -1, model["d_head"])
     if norm is not None:
         each = called(block, norm, each)
     if found is not None:
@@ -42,7 +42,7 @@ def turned(
 
 
 def turned_sides(model: dict[str, Any], found: Angles, block: Any, qkv: torch.Tensor) -> torch.Tensor:
-    """q and k side by side, of all positions, as scores are made from them."""
+    """Give q and k side by side, of all positions, as scores are made from them."""
     d_head = model["d_head"]
     width, whole = model["heads"] * d_head, (model["heads"] + model["kv_heads"]) * d_head
     if found is None and "q_norm" not in model["paths"]:

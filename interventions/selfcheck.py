@@ -1,9 +1,9 @@
 """Checks of an unfamiliar model before a sweep: whether planned passes see what the model itself does.
 
 On one short prompt of random tokens: *parts*, what the family's table leads to is what the model has, from the
-embeddings to the weights that are used in part; *identity*, a planned pass that changes nothing gives the logits of the model's own forward pass;
-*seen*, a write in a planned pass gives the same logits as the write put into the model's own pass; and *moved*, a write
-to the stream does move the logits.
+embeddings to the weights that are used in part; *identity*, a planned pass that changes nothing gives the logits of the
+model's own forward pass; *seen*, a write in a planned pass gives the same logits as the write put into the model's own
+pass; and *moved*, a write to the stream does move the logits.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import nnsight
 import numpy as np
 import torch
 
-from ..errors import ModelError
+from ..errors import HeadwiseError, ModelError
 from . import ops
 from .components import Component
 from .edits import Compose, Edit, Patch
 from .engine import run_plan
 from .known import Reader
+from .memory import is_out_of_memory
 from .models import Model
 from .native import as_tensor, handles, nothing, read_points, walk_arguments
 from .outcome import Inputs
@@ -53,7 +54,15 @@ def check_model(model: Model) -> None:
     """
     if model in _FAMILIAR:
         return
-    failed = failures(model)
+    try:
+        failed = failures(model)
+    except Exception as error:
+        if isinstance(error, HeadwiseError) or is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"self-check of {model.name} ended early: {_line(error)}. Does what the family {model.family.name} says of "
+            "its modules and counts hold for this model?"
+        ) from error
     if failed:
         raise ModelError(
             f"self-check of {model.name} failed: {'; '.join(failed)}. headwise would give wrong numbers on this model; "
@@ -127,6 +136,10 @@ def _parts(model: Model, tokens: Array, layers: list[int]) -> list[tuple[int, st
 def _thirds(size: int) -> range:
     """Where thirds of columns start; they do not end where heads do."""
     return range(0, size, size // 3 + 1)
+
+
+def _line(error: Exception) -> str:
+    return next((line for line in reversed(str(error).strip().splitlines()) if line.strip()), type(error).__name__)
 
 
 def _most(difference: Array) -> float:

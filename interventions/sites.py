@@ -127,8 +127,8 @@ class Head(_HasHeads):
     """An attention head: ``Head(5, 1)``; ``str`` gives ``L5H1``; ``Head.parse`` reads ``L5H1`` and ``5.1``.
 
     Where a site is expected, a head stands for its ``z`` (its output before ``W_O``). In a model whose heads share keys
-    and values, ``Head(5, 1).k`` is key-value head 1 (see `Component`); ``model.read_by(Head(5, 1), "k")`` is the one that
-    head 1 reads.
+    and values, ``Head(5, 1).k`` is key-value head 1 (see `Component`), and ``model.read_by(Head(5, 1), "k")`` the one
+    that head 1 reads.
     """
 
     layer: int

@@ -1,8 +1,8 @@
 """Naive: what conditions give in one plain forward pass each, the second opinion on the planned engine.
 
-The model's own forward pass under the hooks of `raw_paths` or `raw_families`, one condition at a time, with the edits in forward order,
-so that a later one sees what the earlier ones made. Of headwise it takes the drawn tokens, the fields of the
-declarations and the seeded partners of resampling.
+The model's own forward pass under the hooks of `raw_paths` or `raw_families`, one condition at a time, with the edits
+in forward order, so that a later one sees what the earlier ones made. Of headwise it takes the drawn tokens, the fields
+of the declarations, the windows of attention and the seeded partners of resampling.
 """
 
 from __future__ import annotations

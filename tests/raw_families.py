@@ -233,7 +233,10 @@ def _hooks(model: Any, tokens: Tensor, place: Place, change: Change) -> list[Any
         "head_out": (own.out, on_head_out),
         "attn_out": (attention, on_output),
         "mlp_out": (own.mlp, on_output),
-        **{part: (own.fused or f"{own.attention}.{part}_proj", on_fused if own.fused else on_projection) for part in QKV},
+        **{
+            part: (own.fused or f"{own.attention}.{part}_proj", on_fused if own.fused else on_projection)
+            for part in QKV
+        },
     }
     path, hook = after[component]
     return [attrgetter(path)(block).register_forward_hook(hook)]

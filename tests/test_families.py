@@ -1,5 +1,9 @@
 """Model families against raw hooks: every site and intervention, sweeps, patterns, gradients, costs, self-checks."""
 
+import dataclasses
+from itertools import combinations
+from operator import attrgetter
+
 import numpy as np
 import planned_cases as cases
 import pytest
@@ -12,9 +16,11 @@ from test_cost import counted, grids
 from test_planned import asked, check, named
 
 import headwise as hw
+from headwise import DeclarationError, HeadwiseError, ModelError
 from headwise.interventions import (
     Add,
     Head,
+    Knockout,
     Layer,
     MeanAblate,
     Patch,
@@ -22,12 +28,14 @@ from headwise.interventions import (
     ResampleAblate,
     Scale,
     ZeroAblate,
+    family,
     selfcheck,
 )
 from headwise.interventions.cost import forward_flops
 from headwise.interventions.explain import cost
 from headwise.metrics import induction, logit_diff, loss
-from headwise.studies import RepeatedTokens, capture, measure, plan
+from headwise.studies import InductionStudy, RepeatedTokens, capture, measure, plan
+from headwise.studies.composition import composition_scores
 
 TASK = RepeatedTokens(n=3, length=6, seed=3)
 NAMES = [*raw_families.MODELS]
@@ -205,3 +213,178 @@ def test_a_plain_forward_pass_is_counted_right(model):
     with torch.no_grad():
         found = counted(lambda: model.module(tokens, use_cache=False))
     assert found == pytest.approx(forward_flops(model.shape, 3, 11), rel=0.02)
+
+
+# --- what the weights say, and what is refused --------------------------------------------------------------------
+
+
+def by_hand(module, layer, head, folded):
+    """W_Q, W_K, W_V (d_model, d_head) and W_O (d_head, d_model) of a head, straight from the modules, float64."""
+    own, (heads, kv_heads) = raw_families.anatomy(module), raw_families.heads_of(module)
+    block = attrgetter(own.blocks)(module)[layer]
+    attention = attrgetter(own.attention)(block)
+    if own.fused:
+        rows = attrgetter(own.fused)(block).weight.detach().double().chunk(heads)[head].chunk(3)
+    else:
+        sides = [getattr(attention, f"{side}_proj").weight.detach().double() for side in "qkv"]
+        shared = head // (heads // kv_heads)
+        rows = [sides[0].chunk(heads)[head], *(side.chunk(kv_heads)[shared] for side in sides[1:])]
+    q, k, v = (part.T.numpy() for part in rows)
+    o = attrgetter(own.out)(block).weight.detach().double().T.chunk(heads)[head].numpy()
+    if folded:
+        norm = block.ln_1 if own is raw_families.NEO else block.input_layernorm
+        gain = norm.weight.detach().double().numpy() + (module.config.model_type == "gemma")
+        q, k, v = (gain[:, None] * part for part in (q, k, v))
+        if hasattr(norm, "bias"):  # LayerNorm
+            q, k, v = (part - part.mean(0) for part in (q, k, v))
+            o = o - o.mean(1, keepdims=True)
+        if module.config.model_type == "qwen3":
+            q, k = q * attention.q_norm.weight.detach().numpy(), k * attention.k_norm.weight.detach().numpy()
+    return q, k, v, o
+
+
+@pytest.mark.parametrize("variant", ["folded", "raw"])
+def test_composition_equals_explicit_products(model, variant):
+    scores = composition_scores(model, draws=3)["composition"].sel(variant=variant)
+    for earlier, later in combinations(model.layers, 2):
+        for sender, receiver in np.ndindex(len(model.heads), len(model.heads)):
+            _, _, v, o = by_hand(model.module, earlier, sender, variant == "folded")
+            q_2, k_2, v_2, o_2 = by_hand(model.module, later, receiver, variant == "folded")
+            ov, qk, ov_2 = v @ o, q_2 @ k_2.T, v_2 @ o_2
+            for kind, reader in (("q", qk), ("k", qk.T), ("v", ov_2)):
+                wanted = np.linalg.norm(ov @ reader) / np.linalg.norm(ov) / np.linalg.norm(reader)
+                found = float(scores.sel(kind=kind).values[earlier, sender, later, receiver])
+                assert found == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_whole_study_runs(name, tmp_path):
+    model = cases.model(name, "sdpa")
+    if len(model.layers) < 2:
+        pytest.skip("the study is about heads of two layers")
+    tree = InductionStudy(n=3, length=6, draws=2).run(model)
+    hw.write_netcdf(tree, tmp_path / "study.nc")
+    assert tree["heads"]["induction"].shape == (len(model.layers), len(model.heads), 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "site", "message"),
+    [
+        ("llama", Head(0, 2).k, "L0H2 k: LlamaForCausalLM has key-value heads 0 to 1; heads 2 and 3 read key-value he"),
+        ("llama", Head(0, 9).v, "L0H9 v: LlamaForCausalLM has key-value heads 0 to 1"),
+        ("llama", Head(0, 4).q, "L0H4 q: LlamaForCausalLM has heads 0 to 3"),
+        ("gemma", Head(1, 1).k_rot, "L1H1 k_rot: GemmaForCausalLM has key-value head 0 only; heads 0, 1, 2 and 3 read"),
+        ("llama", Layer(0).pos_embed, "has no pos_embed: positions enter where q and k are turned (q_rot, k_rot)"),
+        ("pythia", Layer(0).resid_mid, "has no resid_mid: attention and MLP of a layer both read resid_pre"),
+        ("gpt-neo", Head(0, 0).q_rot, "has no q_rot: it has no rotary embedding, and scores are made from q"),
+    ],
+)
+def test_what_a_family_lacks_is_refused_in_words(name, site, message):
+    for work in (
+        lambda model: measure(model, TASK, ZeroAblate(site), [loss]),
+        lambda model: capture(model, TASK, site),
+    ):
+        with pytest.raises(DeclarationError) as caught:
+            work(cases.model(name, "sdpa"))
+        assert message in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_head_knows_what_it_reads(model):
+    for head in model.heads:
+        one = Head(0, head)
+        assert model.read_by(one, "q") == one.q
+        shared = model.read_by(one, "k").head
+        assert shared in model.kv_heads
+        assert head in model.shape.readers(shared)
+
+
+def test_captured_keys_of_a_layer_are_named_by_key_value_head():
+    found = capture(cases.model("llama", "sdpa"), TASK, [Layer(0).k, Layer(0).q, Layer(0).k_rot])
+    assert found["L0_k"].dims == found["L0_k_rot"].dims == ("example", "position", "kv_head", "d_head")
+    assert found["L0_q"].dims == ("example", "position", "head", "d_head")
+    assert (found.sizes["kv_head"], found.sizes["head"]) == (2, 4)
+
+
+def test_a_knockout_that_leaves_a_window_empty_is_refused():
+    mistral = cases.model("mistral", "sdpa")
+    with pytest.raises(DeclarationError, match="query 9 is left without any key to attend to; a query needs one of 5 "):
+        measure(mistral, TASK, Knockout(Head(0, 1), 9, range(4, 12)), [loss])
+    measure(mistral, TASK, Knockout(Head(0, 1), 9, range(6, 12)), [loss])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"attn_logit_softcapping": 50.0}, r"caps its attention scores \(attn_logit_softcapping=50.0\)"),
+        ({"final_logit_softcapping": 30.0}, r"caps its logits \(final_logit_softcapping=30.0\)"),
+        ({"use_bidirectional_attention": True}, "attends to later tokens too"),
+        ({"rope_parameters": {"rope_type": "dynamic"}}, r"depend on the length of the prompt \(rope_type='dynamic'\)"),
+    ],
+)
+def test_attention_that_headwise_does_not_compute_is_refused(change, message):
+    module = raw_families.random_model("gemma")
+    for key, value in change.items():
+        setattr(module.config, key, value)
+    with pytest.raises(ModelError, match=message):
+        hw.load(module)
+
+
+@pytest.fixture
+def stranger(monkeypatch):
+    """A model of a family that nobody knows, built as Llama is."""
+    monkeypatch.setattr(family, "FAMILIES", dict(family.FAMILIES))
+    module = raw_families.random_model("llama")
+    module.config.model_type = "stranger"
+    return module
+
+
+def test_an_unknown_family_shows_the_table_to_add_and_it_works(stranger):
+    with pytest.raises(
+        ModelError, match="LlamaForCausalLM is a stranger model: headwise knows gpt2, gpt_neo"
+    ) as caught:
+        hw.load(stranger)
+    code = str(caught.value).split("\n\n", 1)[1]
+    exec(code, {})
+    model = hw.load(stranger)
+    assert model.family.name == "stranger"
+    assert selfcheck.failures(model) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"blocks": "model.blocks"}, "stranger has blocks at 'model.blocks', where LlamaForCausalLM has nothing"),
+        ({"modules": {"q": "self_attn.wq"}}, "stranger has q of a block at 'self_attn.wq', where LlamaForCausalLM has"),
+        ({"embeddings": {}}, "the table of stranger lacks embed"),
+        ({"layout": "by head"}, "the table of stranger lacks qkv"),
+        ({"layout": "apart, by head"}, "possible are 'apart', 'side by side' and 'by head'"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_refused(stranger, change, message):
+    llama = family.FAMILIES["llama"]
+    if "modules" in change:
+        change = {"modules": {**llama.modules, **change["modules"]}}
+
+    def attempt():
+        family.register(dataclasses.replace(llama, name="stranger", model_types=("stranger",), **change))
+        hw.load(stranger)
+
+    with pytest.raises(HeadwiseError) as caught:
+        attempt()
+    assert message in str(caught.value)
+    with pytest.raises(DeclarationError, match="a family is registered as a Family, got 'stranger'"):
+        family.register("stranger")
+
+
+def test_a_model_that_is_not_what_its_table_says_is_found():
+    """Each fact that the tables state, stated wrong."""
+    for name, change in {
+        "pythia": {"layout": "side by side"},
+        "gemma": {"gain_offset": 0.0},
+        "llama": {"scaling": lambda config, layer: 1.0},
+        "qwen3": {"modules": dict(family.FAMILIES["llama"].modules)},
+        "mistral": {"modules": {k: v for k, v in family.FAMILIES["llama"].modules.items() if k != "rotary"}},
+    }.items():
+        model = cases.model(name, "sdpa")
+        wrong = dataclasses.replace(model, family=dataclasses.replace(model.family, **change))
+        assert bool(selfcheck.failures(wrong)) == (name != "gemma"), name  # whose gain only composition scores use

@@ -1,4 +1,4 @@
-"""Owns the self-test of `raw_families`: hand values, the model's own attention weights, and what is read written back."""
+"""Owns the self-test of `raw_families`: hand values, the model's own attention weights, and reads written back."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def test_the_stand_in_for_attention_is_the_models_own(model):
     heads, _ = heads_of(model)
     for layer, weights in enumerate(raw_families.own_weights(model, tokens)):
         for head in range(heads):
-            close(read(model, tokens, Place(layer, "pattern", head)), weights[:, head].double(), 1e-5)  # its softmax is float32
+            own = weights[:, head].double()  # though its softmax is float32
+            close(read(model, tokens, Place(layer, "pattern", head)), own, 1e-5)
 
 
 def test_windows_hide_what_is_too_far_back():
