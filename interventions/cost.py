@@ -77,7 +77,9 @@ def forward_flops(shape: Shape, rows: int, length: int, scored: int | None = Non
     return blocks + logits_flops(shape, rows, scored, columns)
 
 
-def pass_flops(shape: Shape, extent: Extent, entries: Sequence[tuple[int, int]], heads: int) -> int:
+def pass_flops(
+    shape: Shape, extent: Extent, entries: Sequence[tuple[int, int]], heads: Sequence[tuple[int, int]]
+) -> int:
     """Operations of a planned pass.
 
     Parameters
@@ -86,11 +88,14 @@ def pass_flops(shape: Shape, extent: Extent, entries: Sequence[tuple[int, int]],
     extent : Extent
     entries : sequence of (layer, stage)
         Where each condition joins, see `lowering.STAGES`.
-    heads : int
-        Heads whose attention is redone for conditions that join at ``q k v pattern``.
+    heads : sequence of (layer, int)
+        How many heads' attention is redone there, for conditions that join at ``q k v pattern``.
     """
     n, window = extent.examples, extent.stop - extent.start
-    total, through = attention_flops(shape, n, window, extent.stop, heads), 1 if shape.parallel else 5
+    total, through = 0, 1 if shape.parallel else 5
+    for layer, count in heads:
+        queries = extent.scored if layer == shape.layers - 1 else window
+        total += attention_flops(shape, n, queries, extent.stop, count)
     for layer in range(shape.layers):
         last = layer == shape.layers - 1
         queries = extent.scored if last else window

@@ -79,10 +79,10 @@ def cost(plan: Plan) -> Cost:
         for one in chunk.passes:
             now = plan.extent(chunk, one.start)
             count = chunk.size * len(one.conditions)
-            heads = sum(
-                len(heads_redone(plan.writes[chunk.group][number], entry, shape))
+            heads = [
+                (entry[0], len(heads_redone(plan.writes[chunk.group][number], entry, shape)))
                 for number, entry in zip(one.conditions, one.entries, strict=True)
-            )
+            ]
             passes += pass_flops(shape, now, one.entries, heads) + path_flops(plan, chunk, one)
             logits = min(count * logits_bytes(shape, now), max(plan.budget // 4, logits_bytes(shape, now)))
             rows, positions = max(rows, count), max(positions, now.stop - now.start)
@@ -154,7 +154,7 @@ def _by_entry(plan: Plan) -> list[str]:
             for number, entry in zip(one.conditions, one.entries, strict=True):
                 heads = len(heads_redone(plan.writes[chunk.group][number], entry, plan.shape))
                 count[entry] += chunk.size
-                work[entry] += pass_flops(plan.shape, extent, [entry], heads)
+                work[entry] += pass_flops(plan.shape, extent, [entry], [(entry[0], heads)])
                 work[entry] += path_flops(plan, chunk, Pass((number,), (entry,), one.start))
                 naive[entry] += plain
                 starts.setdefault(entry, []).append(one.start)

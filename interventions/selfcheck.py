@@ -3,7 +3,8 @@
 On one short prompt of random tokens: *parts*, what the family's table leads to is what the model has, from the
 embeddings to the weights that are used in part; *identity*, a planned pass that changes nothing gives the logits of the
 model's own forward pass; *seen*, a write in a planned pass gives the same logits as the write put into the model's own
-pass; and *moved*, a write to the stream does move the logits.
+pass; *windows*, the first holds on a longer prompt too where layers have windows; and *moved*, a write to the stream
+does move the logits.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ from .steering import Add
 Array = np.ndarray[Any, Any]
 LENGTH = 8
 """Tokens of the prompt."""
+WINDOW = 512
+"""Windows of attention up to this size are checked, on a prompt that is longer."""
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}
 """Largest difference that counts as rounding, in standard deviations of the logits."""
 WRITES = ("resid_pre", "q", "k", "v", "z", "attn_out", "mlp_out", "resid_post")
@@ -88,6 +91,7 @@ def failures(model: Model) -> list[str]:
     ]
     if not _most(planned[0] - own[0]) <= allowed:
         failed.append(f"identity (a pass that changes nothing moves the logits by {_most(planned[0] - own[0]):.2g})")
+    failed += _windows(model, random)
     for (layer, name), mine, theirs in zip(parts, planned[1:], own[1:], strict=True):
         if not _most(mine - theirs) <= allowed:
             failed.append(
@@ -98,6 +102,21 @@ def failures(model: Model) -> list[str]:
         if not max(moves) > allowed / 100:  # both from one pass of the model, so rounded alike
             failed.append(f"moved (no write to {name} moves the logits)")
     return failed
+
+
+def _windows(model: Model, random: np.random.RandomState) -> list[str]:
+    """What goes wrong on a prompt that is longer than the windows of attention; longer windows are left unchecked."""
+    sizes = [size for size in model.shape.windows if size is not None and LENGTH <= size <= WINDOW]
+    length = max(sizes, default=0) + 2
+    if not sizes or length > model.shape.context:
+        return []
+    tokens = random.randint(0, model.shape.vocabulary, (1, length))
+    planned = _planned(model, tokens, 0, [], [])
+    own, scale = _own(model, tokens, 0, [], [])
+    off = _most(planned[0] - own[0])
+    if off <= TOLERANCE.get(model.dtype, TOLERANCE["float32"]) * scale:
+        return []
+    return [f"windows (a pass that changes nothing moves the logits of {length} tokens by {off:.2g})"]
 
 
 def _parts(model: Model, tokens: Array, layers: list[int]) -> list[tuple[int, str, float]]:

@@ -347,7 +347,7 @@ def random_model(name: str, seed: int = 0, **more: Any) -> Any:
     """A random model in eval mode, float32, far from linear: weights and biases N(0, 0.3), gains N(1, 0.3)."""
     kind, config = MODELS[name]
     with torch.random.fork_rng():
-        made = getattr(transformers, f"{kind}Config")(**config, **more)
+        made = getattr(transformers, f"{kind}Config")(**{**config, **more})
         model = getattr(transformers, f"{kind}ForCausalLM")(made)
     generator = torch.Generator().manual_seed(seed)
     own = anatomy(model)

@@ -1,7 +1,7 @@
 """Model families against raw hooks: every site and intervention, sweeps, patterns, gradients, costs, self-checks."""
 
 import dataclasses
-from itertools import combinations
+from itertools import combinations, product
 from operator import attrgetter
 
 import numpy as np
@@ -56,17 +56,21 @@ def world(name, metrics=(loss,), base="clean"):
     return cases.World(name, "sdpa", TASK, base, metrics)
 
 
-def sites(there, whole=True):
-    """Every component in the first and in the last layer, whole and by head, at all and at some positions."""
-    for layer in sorted({0, there.shape.layers - 1}):
-        for component in there.components:
-            if "embed" in component and layer:
-                continue
-            for at in (None, (2, 9), (8,)):
-                if whole or component not in cases.PER_HEAD:
-                    yield cases.placed(Layer(layer).site(component), at)
-                if component in cases.PER_HEAD:
-                    yield cases.placed(Head(layer, there.heads(component) - 1).site(component), at)
+def sites(there, whole=True, turn=None):
+    """Every component in the first and in the last layer, whole and by head, at all and at some positions.
+
+    With a turn, each at one of these choices of positions: another one in each turn.
+    """
+    chosen, number = (None, (2, 9), (8,)), 0
+    for layer, component in product(sorted({0, there.shape.layers - 1}), there.components):
+        if "embed" in component and layer:
+            continue
+        number += 1
+        for at in chosen if turn is None else [chosen[(number + turn) % 3]]:
+            if whole or component not in cases.PER_HEAD:
+                yield cases.placed(Layer(layer).site(component), at)
+            if component in cases.PER_HEAD:
+                yield cases.placed(Head(layer, there.heads(component) - 1).site(component), at)
 
 
 def check_all(there, several):
@@ -75,23 +79,25 @@ def check_all(there, several):
 
 def test_ablations_and_scalings_equal_raw_hooks(name):
     there = world(name)
-    check_all(there, [ZeroAblate(site) for site in sites(there)])
-    check_all(there, [Scale(site, -0.5) for site in sites(there)])
-    check_all(there, [MeanAblate(site) for site in sites(there)])
-    over = [MeanAblate(one, ("example", "position")) for one in sites(there) if one.component != "pattern"]
-    check_all(there, [*over, *(ResampleAblate(site, seed=2) for site in sites(there))])
+    several = [ZeroAblate(site) for site in sites(there)]
+    several += [Scale(site, -0.5) for site in sites(there, turn=0)]
+    several += [MeanAblate(site) for site in sites(there, turn=1)]
+    over = [one for one in sites(there, turn=2) if one.component != "pattern"]
+    several += [MeanAblate(site, ("example", "position")) for site in over]
+    several += [ResampleAblate(site, seed=2) for site in sites(there, turn=0)]
+    check_all(there, several)
 
 
 @pytest.mark.parametrize(("base", "source"), [("clean", "corrupted"), ("corrupted", "clean")])
 def test_patches_equal_raw_hooks(name, base, source):
     there = world(name, (loss, logit_diff), base)
-    check_all(there, [Patch(site, source) for site in sites(there)])
+    check_all(there, [Patch(site, source) for site in sites(there, turn=None if base == "clean" else 1)])
 
 
 def test_additions_equal_raw_hooks(name):
     there, random = world(name), np.random.RandomState(0)
     several = []
-    for site in sites(there, whole=False):
+    for site in sites(there, whole=False, turn=2):
         narrow = site.component.per_head and site.component != "head_out"
         if site.component != "pattern":
             several.append(Add(site, random.standard_normal(there.shape.d_head if narrow else there.shape.d_model)))
@@ -187,7 +193,7 @@ def test_gradient_estimates_equal_autograd(name, model):
         target, distractor = (logits[:, list(group.scored)].gather(-1, one)[..., 0] for one in ids)
         return (target - distractor).mean(-1)
 
-    several = [Patch(one) for one in sites(there, whole=False) if one.component not in ("embed", "pos_embed")]
+    several = [Patch(one) for one in sites(there, whole=False, turn=0) if one.component not in ("embed", "pos_embed")]
     base = measure(model, TASK, None, [logit_diff])["baseline_logit_diff"].sel(run="clean").values
     found = measure(model, TASK, named(several), [logit_diff], estimator="gradient")["logit_diff"].values
     for row, edit in enumerate(several):
@@ -374,6 +380,15 @@ def test_a_table_that_does_not_fit_is_refused(stranger, change, message):
     assert message in str(caught.value)
     with pytest.raises(DeclarationError, match="a family is registered as a Family, got 'stranger'"):
         family.register("stranger")
+
+
+def test_a_window_that_is_not_what_the_table_says_is_found():
+    for size, seen in ((5, "identity"), (11, "windows")):
+        model = hw.load(raw_families.random_model("mistral", sliding_window=size))
+        assert selfcheck.failures(model) == []
+        wrong = dataclasses.replace(model.shape, windows=(size + 1,) * 3)
+        failed = selfcheck.failures(dataclasses.replace(model, shape=wrong))
+        assert any(one.startswith(seen) for one in failed), failed
 
 
 def test_a_model_that_is_not_what_its_table_says_is_found():
