@@ -335,6 +335,15 @@ def test_attention_that_headwise_does_not_compute_is_refused(change, message):
         hw.load(module)
 
 
+def test_a_saved_model_loads_from_its_folder(model, tmp_path):
+    model.module.save_pretrained(tmp_path)
+    model.tokenizer.save_pretrained(tmp_path)
+    found = hw.load(tmp_path)
+    assert (found.family, found.shape, found.weight_hash) == (model.family, model.shape, model.weight_hash)
+    both = (measure(one, TASK, ZeroAblate(Head(0, 1)), [loss])["loss"].values for one in (model, found))
+    np.testing.assert_allclose(*both, atol=1e-6)
+
+
 @pytest.fixture
 def stranger(monkeypatch):
     """A model of a family that nobody knows, built as Llama is."""
