@@ -5,13 +5,14 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup induction test lint format bench model wheel clean
+.PHONY: help setup induction test lint format bench gallery model wheel clean
 
 help:
 	@echo "make induction  the whole induction-head analysis of the shipped model, into results/"
 	@echo "make test       set up and run the tests"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      time headwise side by side with plain forward passes and other tools"
+	@echo "make gallery    draw every picture of docs/gallery.md again (needs Chromium, Chrome, Edge or Brave)"
 	@echo "make model      train the shipped model again (some minutes)"
 
 # The stamp is newer than what it was made from, so setting up happens once and again when a requirement changes.
@@ -45,6 +46,9 @@ $(VENV)/.bench-ready: $(VENV)/.ready
 
 bench: $(VENV)/.bench-ready
 	$(RUN) benchmarks/run.py
+
+gallery: setup
+	$(RUN) docs/make_gallery.py
 
 model: setup
 	$(RUN) -m headwise.studies.training

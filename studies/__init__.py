@@ -8,7 +8,9 @@
 - ``compare_estimates(model, task, what, metric)``: how near estimates from gradients come to what is exact
 - ``composition_scores(model)``: q-, k- and v-composition between every pair of heads
 - ``InductionStudy(...).run(model)``: the whole induction-head analysis; ``describe_heads(model, task)``: its first part
-- ``write_netcdf(result, path)``, ``open_tree(path)``: results on disk
+- ``write_netcdf(result, path)``, ``open_tree(path)``: results on disk; ``write_report(result, path)``: one HTML file
+- ``Results(folder)``: a folder of results as a table, with queries; ``summary(result)``: what one says, in short
+- ``rerun(path)``: whether what is stored comes out again
 - ``plots``: pictures of all of these
 
 Names are resolved when they are first used, so that importing a task does not import torch or HoloViews;
@@ -23,24 +25,34 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import plots
     from .activations import capture
+    from .again import rerun
+    from .agreement import Agreement
     from .batch import Batch
+    from .catalogue import Results
     from .composition import composition_scores
     from .estimates import compare_estimates
     from .heads import describe_heads
     from .induction import InductionStudy
     from .measurement import measure, plan
+    from .report import write_report
     from .results import effect, normalized, open_tree, write_netcdf
+    from .summary import summary
     from .tasks import Prompts, RepeatedTokens
 
 _WHERE = {
+    "Agreement": ".agreement",
     "InductionStudy": ".induction",
+    "Results": ".catalogue",
     "capture": ".activations",
     "measure": ".measurement",
     "plan": ".measurement",
     "effect": ".results",
     "normalized": ".results",
     "open_tree": ".results",
+    "rerun": ".again",
+    "summary": ".summary",
     "write_netcdf": ".results",
+    "write_report": ".report",
     "Batch": ".batch",
     "compare_estimates": ".estimates",
     "composition_scores": ".composition",
@@ -50,10 +62,12 @@ _WHERE = {
 }
 
 __all__ = [
+    "Agreement",
     "Batch",
     "InductionStudy",
     "Prompts",
     "RepeatedTokens",
+    "Results",
     "capture",
     "compare_estimates",
     "composition_scores",
@@ -64,7 +78,10 @@ __all__ = [
     "open_tree",
     "plan",
     "plots",
+    "rerun",
+    "summary",
     "write_netcdf",
+    "write_report",
 ]
 
 

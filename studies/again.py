@@ -124,7 +124,7 @@ def _study(text: str) -> Again:
     from .induction import STAGES, InductionStudy
 
     study = codec.from_json(text, {"InductionStudy": InductionStudy})
-    return lambda model, say: study.run(model, lambda stage: say(STAGES.get(stage, stage)))
+    return lambda model, say: study.run(model, lambda stage: say(str(STAGES.get(stage, stage))))
 
 
 def _measurement(attrs: Mapping[str, Any], root: xr.Dataset) -> Again:
@@ -138,11 +138,16 @@ def _measurement(attrs: Mapping[str, Any], root: xr.Dataset) -> Again:
             f"it has no baseline_{lacking[0]}, so it is no measurement but was made from one; repeat that, or the study"
         )
     estimator, steps = estimator_of(attrs)
-    options = {"base": str(attrs["base"]), "per_position": is_per_position(root, metrics), "estimator": estimator}
+    options: dict[str, Any] = {
+        "base": str(attrs["base"]),
+        "steps": steps,
+        "per_position": is_per_position(root, metrics),
+        "estimator": estimator,
+    }
 
     def again(model: Model, say: Say) -> xr.Dataset:
         say("measuring again")
-        return measure(model, task, what, metrics, steps=steps, **options)
+        return measure(model, task, what, metrics, **options)
 
     return again
 

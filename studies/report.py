@@ -1,29 +1,34 @@
-"""The report of an induction study: one HTML file that opens with the network off. Reads the tree, measures nothing."""
+"""The report of a result: one HTML file that opens with the network off. Reads the result, measures nothing."""
 
 from __future__ import annotations
 
 import json
 import os
-import shlex
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
 
+from . import generic, measured
+from .changes import metrics_in
 from .page import Page, bullets, number, paragraphs, table
+from .phrases import count
+from .recipe import recipe
 from .results import check_writable, write_beside
-from .sections import SECTIONS, Section
+from .sections import QUESTION, SECTIONS, Section
 
 
-def write_report(tree: xr.DataTree, path: str | os.PathLike[str]) -> Path:
+def write_report(result: xr.DataTree | xr.Dataset, path: str | os.PathLike[str]) -> Path:
     """Write the report of a result.
 
     Parameters
     ----------
-    tree : DataTree
-        From `InductionStudy.run`, or read with `open_tree`. Groups that are missing are left out.
+    result : DataTree or Dataset
+        Of a study, of `measure`, or of anything else: from Python, or read with `open_tree`. An induction study gets
+        its own sections, a measurement one for each metric, and every other group one that shows what it holds.
     path : str or path
         The HTML file.
 
@@ -33,45 +38,104 @@ def write_report(tree: xr.DataTree, path: str | os.PathLike[str]) -> Path:
         The file, complete: it is written beside its name and renamed.
     """
     target = check_writable(path)
-    text = render(tree)
+    text = render(result, Path(result.encoding.get("source") or target.with_suffix(".nc")).name)
     return write_beside(target, lambda beside: Path(beside).write_text(text, encoding="utf-8"))
 
 
-def render(tree: xr.DataTree) -> str:
-    """The report as HTML text."""
-    attrs = tree.attrs
-    page = Page(str(attrs.get("title", "Induction heads")))
-    findings: dict[str, list[str]] = {}
-    for finding in json.loads(attrs.get("conclusion", "[]")):
-        findings.setdefault(finding["group"], []).append(finding["text"])
-    sections = [section for section in SECTIONS if section.key in tree.children]
-    _top(page, tree, sections)
-    page.add("<main>")
-    _answer(page, findings, sections)
-    for section in sections:
+def render(result: xr.DataTree | xr.Dataset, file: str = "result.nc") -> str:
+    """The report as HTML text.
+
+    Parameters
+    ----------
+    result : DataTree or Dataset
+    file : str
+        Name of the file that holds the result, for the lines that run it again.
+    """
+    tree = result if isinstance(result, xr.DataTree) else xr.DataTree(result)
+    told = _contents(tree)
+    page = Page(told.title)
+    _top(page, told)
+    page.add('<main id="content" tabindex="-1">')
+    _answer(page, told)
+    root = tree.to_dataset()
+    for section in told.sections:
         page.add(f'<section id="{section.key}"><h2>{escape(section.question)}</h2>')
-        page.add(paragraphs(findings.get(section.key, [])))
-        section.fill(page, tree[section.key].to_dataset(), tree)
+        page.add(paragraphs(told.findings.get(section.key, [])))
+        section.fill(page, tree[section.key].to_dataset() if section.key in tree.children else root, tree)
         page.add("</section>")
-    _what_was_run(page, tree)
+    _what_was_run(page, tree, file)
     page.add("</main><footer>Written by headwise. Everything in this file is in this file: it loads nothing.</footer>")
     return page.html()
 
 
-def _top(page: Page, tree: xr.DataTree, sections: list[Section]) -> None:
+@dataclass(frozen=True)
+class Contents:
+    """What a report says, before it is laid out.
+
+    Attributes
+    ----------
+    title, question, lead : str
+    sections : list of Section
+    findings : dict of str to list of str
+        Key of a section (or ``summary``, or ``limits``) to its sentences.
+    """
+
+    title: str
+    question: str
+    lead: str
+    sections: list[Section]
+    findings: dict[str, list[str]] = field(default_factory=dict)
+
+
+def _contents(tree: xr.DataTree) -> Contents:
     attrs = tree.attrs
-    study, shape = _json(attrs, "study"), _json(attrs, "model_shape")
-    parts = [f"The induction-head analysis of {attrs.get('model', 'a model')}"]
+    lead = _lead(attrs)
+    if _json(attrs, "study").get("type") == "InductionStudy":
+        known = [section for section in SECTIONS if section.key in tree.children]
+        other = generic.sections(tree, tuple(section.key for section in known))
+        title = str(attrs.get("title", "Induction heads"))
+        return Contents(title, QUESTION, lead, known + other, _findings(attrs))
+    root = tree.to_dataset()
+    if not tree.children and metrics_in(root):
+        said = measured.sentences(root) | {"summary": measured.summary(root), "limits": measured.limits(root)}
+        title = str(attrs.get("title", measured.title(root)))
+        return Contents(title, measured.question(root), lead, measured.sections(root), said)
+    sections = generic.sections(tree)
+    said = _findings(attrs) or {section.key: generic.says(tree, section) for section in sections}
+    kind = "Activations" if "sites" in attrs else "Estimates and exact effects" if "estimators" in attrs else "A result"
+    title = str(attrs.get("title", f"{kind} of {attrs['model']}" if "model" in attrs else kind))
+    return Contents(title, str(attrs.get("question", "")), lead, sections, said)
+
+
+def _findings(attrs: Mapping[Any, Any]) -> dict[str, list[str]]:
+    """The sentences that a study stored, by section."""
+    found: dict[str, list[str]] = {}
+    for finding in json.loads(attrs.get("conclusion", "[]")):
+        found.setdefault(finding["group"], []).append(finding["text"])
+    return found
+
+
+def _lead(attrs: Mapping[Any, Any]) -> str:
+    """On what it was done, in a sentence; nothing where the result does not say."""
+    shape, task = _json(attrs, "model_shape"), _json(attrs, "task")
+    parts = [f"On {attrs['model']}"] if "model" in attrs else []
     if shape:
-        parts.append(f"{shape.get('layers')} layers of {shape.get('heads')} heads")
-    if study:
-        prompts = f"{study.get('n')} prompts in which {study.get('length')} random tokens are repeated once"
-        parts.append(f"on {prompts} (seed {study.get('seed')})")
-    line = ", ".join(parts) + "."
-    page.add(f'<header><h1>{escape(page.title)}</h1><p class="lead">{escape(line)}</p>')
+        parts.append(f"{count(int(shape.get('layers', 0)), 'layer')} of {count(int(shape.get('heads', 0)), 'head')}")
+    if task.get("type") == "RepeatedTokens":
+        prompts = f"{count(task['n'], 'prompt')} in which {task['length']} random tokens are repeated once"
+        parts.append(f"with {prompts} (seed {task['seed']})")
+    elif task.get("type") == "Prompts":
+        parts.append(f"with {count(len(task['prompts']), 'prompt')} of text, such as “{task['prompts'][0]}”")
+    return f"{', '.join(parts)}." if parts else ""
+
+
+def _top(page: Page, told: Contents) -> None:
+    page.add(f"<header><h1>{escape(page.title)}</h1>")
+    page.add(f'<p class="question">{escape(told.question)}</p>' if told.question else "")
+    page.add(f'<p class="lead">{escape(told.lead)}</p>' if told.lead else "")
     links = [
         ("answer", "The answer"),
-        *((one.key, one.question) for one in sections),
+        *((one.key, one.question) for one in told.sections),
         ("run", "What was run, and how to run it again"),
     ]
     items = "".join(f'<li><a href="#{key}">{escape(name)}</a></li>' for key, name in links)
@@ -81,26 +145,26 @@ def _top(page: Page, tree: xr.DataTree, sections: list[Section]) -> None:
     )
 
 
-def _answer(page: Page, findings: dict[str, list[str]], sections: list[Section]) -> None:
+def _answer(page: Page, told: Contents) -> None:
     """The summary, what was not shown, and all sentences, folded where there is a summary: sections repeat them."""
     page.add('<section id="answer"><h2>The answer</h2>')
-    summary, limits = findings.get("summary", []), findings.get("limits", [])
+    summary, limits = told.findings.get("summary", []), told.findings.get("limits", [])
     if summary:
         page.add(f'<div class="summary">{paragraphs(summary)}</div>')
     else:
-        _by_topic(page, findings, sections)
+        _by_topic(page, told)
     if limits:
         page.add('<div class="not"><h3>What was not shown</h3>', bullets(limits), "</div>")
     if summary:
-        page.add("<details><summary>All sentences, by topic</summary>")
-        _by_topic(page, findings, sections)
+        page.add('<details class="repeated"><summary>All sentences, by topic</summary>')
+        _by_topic(page, told)
         page.add("</details>")
     page.add("</section>")
 
 
-def _by_topic(page: Page, findings: dict[str, list[str]], sections: list[Section]) -> None:
-    for section in sections:
-        if texts := findings.get(section.key):
+def _by_topic(page: Page, told: Contents) -> None:
+    for section in told.sections:
+        if texts := told.findings.get(section.key):
             page.add(f'<div class="topic"><h3><a href="#{section.key}">{escape(section.topic)}</a></h3>')
             page.add(bullets(texts), "</div>")
 
@@ -121,21 +185,28 @@ PROVENANCE = {
     "seconds": "seconds in all",
     "study": "study",
     "task": "task",
+    "base": "run that was intervened on",
+    "direction": "direction of patching",
+    "metrics": "metrics",
+    "estimator": "estimator",
 }
+LONGEST = 600
+"""Characters of a fact that the table shows."""
 
 
-KEPT_PLACES = ("main", "local", "memory", "shipped")
-"""Revisions that a model has without being asked for one."""
-
-
-def _what_was_run(page: Page, tree: xr.DataTree) -> None:
+def _what_was_run(page: Page, tree: xr.DataTree, file: str) -> None:
     attrs = tree.attrs
     page.add('<section id="run"><h2>What was run, and how to run it again</h2>')
     rows = [(words, _plain(attrs[key])) for key, words in PROVENANCE.items() if key in attrs]
     if rows:
         page.add(table(("what", "value"), rows, long=(1,)))
-    if again := _again(attrs):
-        page.add("<h3>How to run it again</h3>", *again)
+    else:
+        page.add("<p>The result does not say what was run: it carries none of the attributes that headwise writes.</p>")
+    if again := recipe(attrs, tree.to_dataset(), file):
+        page.add("<h3>How to run it again</h3>")
+        for words, text in (("On the command line:", again.command), ("In Python:", again.python)):
+            page.add(f'<p>{words}</p><pre tabindex="0"><code>{escape(text)}</code></pre>')
+        page.add(paragraphs(again.notes))
     seconds = _json(attrs, "seconds_by_stage")
     if seconds:
         names = {key: str(group.attrs.get("long_name", key)) for key, group in tree.children.items()}
@@ -144,51 +215,24 @@ def _what_was_run(page: Page, tree: xr.DataTree) -> None:
     page.add("</section>")
 
 
-def _again(attrs: Mapping[Any, Any]) -> list[str]:
-    """The command and the Python lines that repeat the study; nothing where the tree does not say what was run."""
-    if "study" not in attrs or "model" not in attrs:
-        return []
-    from .induction import InductionStudy
-
-    study, model = InductionStudy.from_json(attrs["study"]), str(attrs["model"])
-    revision = str(attrs.get("model_revision", "main"))
-    hub = {} if revision in KEPT_PLACES else {"--revision": revision}
-    options = {"--model": model, **hub, "--n": study.n, "--length": study.length, "--seed": study.seed}
-    command = "headwise induction " + " ".join(f"{name} {shlex.quote(str(value))}" for name, value in options.items())
-    lines = [
-        "import headwise as hw",
-        "from headwise.studies import InductionStudy",
-        "from headwise.studies.report import write_report",
-        "",
-        f"model = hw.load({model!r}{f', revision={revision!r}' if hub else ''})",
-        f"tree = {study!r}.run(model)",
-        'hw.write_netcdf(tree, "induction.nc")',
-        'write_report(tree, "induction.html")',
-    ]
-    default = InductionStudy(n=study.n, length=study.length, seed=study.seed)
-    differ = [
-        name for name in ("bos", "threshold", "draws", "untrained") if getattr(study, name) != getattr(default, name)
-    ]
-    notes = [f"The command does not set {', '.join(differ)}; the Python lines do."] if differ else []
-    if revision in ("memory", "local"):
-        was = "an object in memory" if revision == "memory" else "a local folder"
-        notes.append(f"The model was {was}: put the path of a folder with the same weights in the place of its name.")
-    blocks = [f"<pre><code>{escape(text)}</code></pre>" for text in (command, "\n".join(lines))]
-    return [*blocks, paragraphs(notes)]
-
-
 def _plain(value: object) -> str:
     """JSON objects as ``name value`` pairs, everything else as it is."""
     try:
         read = json.loads(str(value))
     except json.JSONDecodeError:
-        return str(value)
-    if not isinstance(read, dict):
-        return str(value)
-    return ", ".join(f"{name} {json.dumps(one) if not isinstance(one, str) else one}" for name, one in read.items())
+        read = value
+    if isinstance(read, dict):
+        pairs = (f"{name} {json.dumps(one) if not isinstance(one, str) else one}" for name, one in read.items())
+        text = ", ".join(pairs)
+    else:
+        text = ", ".join(map(str, read)) if isinstance(read, list) else str(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} … (the rest is in the file)"
 
 
 def _json(attrs: Mapping[Any, Any], name: str) -> dict[str, Any]:
     """An attribute that holds a JSON object; empty where there is none."""
-    read: dict[str, Any] = json.loads(attrs.get(name, "{}"))
-    return read
+    try:
+        read = json.loads(str(attrs.get(name, "{}")))
+    except json.JSONDecodeError:
+        return {}
+    return read if isinstance(read, dict) else {}

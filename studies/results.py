@@ -208,7 +208,7 @@ def open_tree(path: str | os.PathLike[str]) -> xr.DataTree:
     try:
         with xr.open_datatree(source, engine="netcdf4") as tree:
             return tree.load()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise ResultError(f"{source} is no NetCDF file that can be read: {error}") from error
 
 

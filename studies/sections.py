@@ -175,10 +175,13 @@ def _composition(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
         "Every pair of heads by kind of composition, from the weights alone. The grey band is random weights, two "
         f"deviations to each side{marked}. Of many pairs, an even choice and the highest are drawn.",
     )
+    role = tree["heads"].to_dataset().get("role") if "heads" in tree.children else None
     page.figure(
-        plots.composition_matrix(ds, "k", heads=roles, title="K-composition"),
+        plots.composition_matrix(ds, "k", heads=roles, title="K-composition")
+        + plots.composition_graph(ds, "k", title="K-composition, the strongest pairs", roles=role),
         "K-composition of earlier heads (columns) into later ones (rows): orange pairs have more than random weights. "
-        "In a large model the heads with a role and the strongest others are drawn.",
+        "In a large model the heads with a role and the strongest others are drawn. Beside it the strongest pairs as a "
+        "graph, layer 0 at the bottom: the wider the edge, the further above random weights.",
     )
     if "ablated_induction" in ds:
         page.figure(
@@ -242,6 +245,8 @@ COMPARED = {
 }
 
 
+QUESTION = "Which heads continue what repeats, by which mechanism, and does the model need them?"
+"""What an induction study asks."""
 SECTIONS = (
     Section("behaviour", "Repeating", "How well does the model do on repeated sequences?", _behaviour),
     Section("heads", "Heads", "Which heads are which?", _heads),

@@ -97,7 +97,7 @@ def test_version(capsys):
 def test_ctrl_c_is_said_in_words(monkeypatch, capsys, tmp_path):
     from headwise.studies.induction import InductionStudy
 
-    def stopped(self, model, progress=None):
+    def stopped(self, model, progress=None, *, out=None, resume=True):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(InductionStudy, "run", stopped)

@@ -478,8 +478,8 @@ def test_saved_pictures_load_nothing_and_keep_their_size(tmp_path):
     assert not re.findall(r'<(?:link|img)[^>]*(?:src|href)="https?:', text)
     assert "default-src 'none'" in text  # the page forbids itself to load anything
     assert "<title>grid</title>" in text
-    with pytest.raises(DeclarationError, match=r"grid\.png: pictures are saved as \.html"):
-        plots.save(plots.head_grid(values), tmp_path / "grid.png")
+    with pytest.raises(DeclarationError, match=r"grid\.jpg: pictures are saved as \.html, \.png and \.svg"):
+        plots.save(plots.head_grid(values), tmp_path / "grid.jpg")
 
 
 def test_attention_draws_what_was_captured(planted):

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import xarray as xr
 
 import headwise as hw
 
@@ -101,6 +102,20 @@ def test_the_readme_reads_a_study_back(tmp_path, monkeypatch, words_model):
     assert space["tree"]["heads"]["induction"].dims == ("layer", "head", "example")
     groups = re.search(r"# groups: ([a-z ]+)", block).group(1).split()
     assert set(groups) <= set(space["tree"].children)
+    exec(compile(blocks()[3], "README.md", "exec"), space)
+    (entry,) = space["results"]
+    assert (entry.model, entry.study) == ("words-2l", "InductionStudy")
+    table = space["results"].table("ablation/loss", where="effect > 0.5 and layer >= 1", sort="-effect", top=10)
+    assert set(table["name"]) == {"L1H0", "L1H1", "L1H2"}
+    assert table["effect"].is_monotonic_decreasing
+
+
+def test_the_readme_writes_what_can_be_gone_on_with(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    space = {}
+    exec(compile(blocks()[0], "README.md", "exec"), space)
+    exec(compile(blocks()[4], "README.md", "exec"), space)
+    xr.testing.assert_equal(xr.load_dataset("results/heads.nc")["loss"], space["ds"]["loss"])
 
 
 def arrows():

@@ -8,6 +8,7 @@ import holoviews as hv
 import numpy as np
 import xarray as xr
 
+from ...errors import DeclarationError, UnknownNameError, choices
 from ..results import effect
 from .base import (
     BLUE,
@@ -17,16 +18,14 @@ from .base import (
     SKY,
     bar,
     dimension,
-    head_name,
     hover,
     overlay,
-    scale_for,
     styled,
     unit_of,
 )
-from .heads import head_grid
-from .inputs import need, numbers_of, per_head
-from .rows import PLAIN, dots, intervals, names_at, row_chart, rows_of, spread, stand_out
+from .heads import head_grids, names_of_heads
+from .inputs import names_of, need, per_head, possible, with_dims
+from .rows import PLAIN, dots, intervals, names_at, row_chart, rows_of, span_of, spread, stand_out
 
 CONTROLS = {"same layers": (GREY, "circle"), "all layers": (SKY, "square")}
 
@@ -45,15 +44,20 @@ def ablation_grids(ds: xr.Dataset, metric: str) -> Any:
     holoviews.Layout
         A `head_grid` for each method; blue is below the run without intervention, orange above it.
     """
-    change = effect(ds, metric).mean("example", keep_attrs=True)
-    scale = scale_for(change.values, centre=0.0)
-    methods = [str(method) for method in ds["ablation"].values]
-    panels = []
-    for method in methods:
-        here, last = change.sel(ablation=method, drop=True), method == methods[-1]
-        title = f"{method} ablation"
-        panels.append(head_grid(here, limits=(scale.low, scale.high), centre=0.0, title=title, colorbar=last))
-    return hv.Layout(panels).cols(3)
+    return head_grids(
+        effect(with_base(ds, metric, "ablation_grids"), metric), "ablation", centre=0.0, title=" ablation"
+    )
+
+
+def with_base(ds: xr.Dataset, metric: str, what: str) -> xr.Dataset:
+    """`ds` with a baseline by run and an attribute that says which is the base; by default the clean or the first."""
+    need(ds, what, metric, f"baseline_{metric}")
+    if "run" not in ds[f"baseline_{metric}"].dims:
+        alone = ds[f"baseline_{metric}"].drop_vars("run", errors="ignore").expand_dims(run=["clean"])
+        ds = ds.drop_vars("run", errors="ignore").assign({f"baseline_{metric}": alone})
+    runs = names_of(ds, "run")
+    base = str(ds.attrs.get("base", "clean" if "clean" in runs else runs[0]))
+    return ds.assign_coords(run=runs).assign_attrs(base=base if base in runs else runs[0])
 
 
 def zero_against_mean(ds: xr.Dataset, metric: str, *, title: str = "") -> Any:
@@ -74,9 +78,17 @@ def zero_against_mean(ds: xr.Dataset, metric: str, *, title: str = "") -> Any:
         A ``Curve`` (equal effects), ``Points`` (``zero``, ``mean``; name, share) and ``Labels`` of heads that stand
         out.
     """
-    change = effect(ds, metric)
-    zero, mean = (per_head(change.sel(ablation=method, drop=True), "zero_against_mean") for method in ("zero", "mean"))
-    names = [head_name(layer, head) for layer in numbers_of(zero, "layer") for head in numbers_of(zero, "head")]
+    change = effect(with_base(ds, metric, "zero_against_mean"), metric)
+    known = names_of(change, "ablation") if "ablation" in change.dims else []
+    if not {"zero", "mean"} <= set(known):
+        raise UnknownNameError(
+            f"zero_against_mean needs the ablations zero and mean: there are {choices(known) or 'none'}"
+        )
+    zero, mean = (
+        per_head(change.isel(ablation=known.index(method), drop=True), "zero_against_mean")
+        for method in ("zero", "mean")
+    )
+    names = names_of_heads(zero)
     x, y = (np.asarray(one.values, dtype=float).ravel() for one in (zero, mean))
     both = np.concatenate([x, y])
     pad = 0.08 * (float(np.nanmax(both) - np.nanmin(both)) or 1.0)
@@ -120,24 +132,41 @@ def sets_against_null(ds: xr.Dataset, metric: str) -> Any:
         For each set an ``Overlay`` of ``Points``: a dot for each random set, a diamond for the set itself, with its
         interval.
     """
-    need(ds, "sets_against_null", metric, f"control_{metric}", f"baseline_{metric}")
-    own = effect(ds, metric).mean("example", keep_attrs=True)
+    ds = with_base(ds, metric, "sets_against_null")
+    own = effect(ds, metric)
+    need(ds, "sets_against_null", f"control_{metric}")
+    own = own.mean("example", keep_attrs=True) if "example" in own.dims else own
+    control = ds[f"control_{metric}"]
+    control = control.mean("example") if "example" in control.dims else control
     base = float(ds[f"baseline_{metric}"].sel(run=ds.attrs["base"]).mean())
-    control = ds[f"control_{metric}"].mean("example") - base
+    alone = {"set": "these heads", "ablation": "ablated"}
+    own = with_dims(own, alone)
+    control = with_dims(control - base, alone | {"control": "random"})
+    if "draw" not in control.dims:
+        has = choices(ds[f"control_{metric}"].dims) or "no dims"
+        raise DeclarationError(f"sets_against_null needs control_{metric}(draw, ...): this control_{metric} has {has}")
+    for dim in own.dims:
+        if dim not in alone:
+            raise DeclarationError(f"sets_against_null: select one {dim} first, {possible(own, str(dim))}")
+    beside = {name: with_dims(ds[name], alone) for name in ds.data_vars if str(name).startswith(f"{metric}_effect")}
+    beside |= {name: with_dims(ds[name], alone | {"control": "random"}) for name in (f"p_{metric}",) if name in ds}
+    beside |= {name: with_dims(ds[name], {"set": "these heads"}) for name in ("heads",) if name in ds}
+    beside |= {
+        name: with_dims(ds[name], {"set": "these heads", "control": "random"})
+        for name in ("control_heads",)
+        if name in ds
+    }
+    whole = xr.Dataset(beside | {"own": own, "control_change": control})
+    whole = whole.assign_coords({dim: names_of(whole, dim) for dim in ("set", "ablation", "control")})
     both = np.concatenate([own.values.ravel(), control.values.ravel(), [0.0]])
-    pad = 0.08 * (float(np.nanmax(both) - np.nanmin(both)) or 1.0)
-    limits = (float(np.nanmin(both)) - pad, float(np.nanmax(both)) + pad)
-    panels = [
-        _set_panel(ds.sel(set=name), metric, own.sel(set=name), control.sel(set=name), limits)
-        for name in ds["set"].values
-    ]
+    limits = span_of([both])
+    panels = [_set_panel(whole.isel(set=at), metric, limits) for at in range(whole.sizes["set"])]
     return hv.Layout(panels).cols(3)
 
 
-def _set_panel(
-    ds: xr.Dataset, metric: str, own: xr.DataArray, control: xr.DataArray, limits: tuple[float, float]
-) -> Any:
+def _set_panel(ds: xr.Dataset, metric: str, limits: tuple[float, float]) -> Any:
     """One set: a row for each method, the set itself above its controls."""
+    own, control = ds["own"], ds["control_change"]
     methods = [str(method) for method in ds["ablation"].values]
     kinds = [str(kind) for kind in ds["control"].values]
     shown = dimension("change", own)
@@ -147,7 +176,18 @@ def _set_panel(
         drawn = _control_dots(ds, control.sel(control=kind), kind, methods, 0.2 * (column + 1))
         tips = hover(shown, "@change{+0.000}", ("random heads", "@heads"), ("ablation", "@method"))
         look = CONTROLS.get(kind, (BLUE, "triangle"))
-        parts.append(dots(drawn, axes, f"random heads, {kind}", look, 5, alpha=0.7, line_color=None, **tips))
+        parts.append(
+            dots(
+                drawn,
+                axes,
+                "random heads" if kind == "random" else f"random heads, {kind}",
+                look,
+                5,
+                alpha=0.7,
+                line_color=None,
+                **tips,
+            )
+        )
     rows = rows_of(methods)
     values = np.asarray(own.sel(ablation=methods).values, dtype=float)
     ends = (f"{metric}_effect_{end}" for end in ("low", "high"))
@@ -160,7 +200,8 @@ def _set_panel(
             p_rows.append((f"p, {kind}", f"@p_{column}{{0.000}}"))
     name = str(ds["set"].values)
     who = ("heads", str(ds["heads"].values) if "heads" in ds else name)
-    value = "@change{+0.000} (95%: @low{+0.000} to @high{+0.000})"
+    known = f"{metric}_effect_low" in ds
+    value = "@change{+0.000} (95%: @low{+0.000} to @high{+0.000})" if known else "@change{+0.000}"
     parts.append(intervals(low, rows, high))
     tips = hover(shown, value, who, ("ablation", "@method"), *p_rows)
     parts.append(dots(table, axes, "these heads", (ORANGE, "diamond"), 13, **tips))
@@ -173,9 +214,9 @@ def _control_dots(
 ) -> dict[str, list[Any]]:
     """The change each random set makes, in its method's row; sets that were not drawn are left out."""
     table: dict[str, list[Any]] = {"change": [], "row": [], "heads": [], "method": []}
-    names = ds["control_heads"].sel(control=kind).values if "control_heads" in ds else None
+    names = ds["control_heads"].sel(control=kind).transpose("draw", ...).values if "control_heads" in ds else None
     for row, method in enumerate(methods):
-        here = np.asarray(values.sel(ablation=method).values, dtype=float)
+        here = np.asarray(values.sel(ablation=method).values, dtype=float).ravel()
         drawn = np.flatnonzero(np.isfinite(here))
         table["change"] += list(here[drawn])
         table["row"] += list(-row - below + spread(len(drawn), 0.13))

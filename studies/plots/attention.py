@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
-from uuid import uuid4
 
 import holoviews as hv
 import numpy as np
@@ -61,7 +60,7 @@ def draw(pattern: Pattern, *, title: str | None = None, colorbar: bool = True, h
     title = titled(pattern) if title is None else title
     pattern = coarse(pattern, WHOLE)
     cell = cell_size(pattern)
-    side = {"frame_width": len(pattern.keys) * cell, "frame_height": len(pattern.queries) * cell}
+    side = {"frame_width": round(len(pattern.keys) * cell), "frame_height": round(len(pattern.queries) * cell)}
     parts = [pattern_cells(pattern, cell, colorbar), *expected_boxes(pattern)]
     wide = max(int(side["frame_width"] / 6.6), 34)
     return overlay(
@@ -123,7 +122,7 @@ def axes_of(pattern: Pattern, cell: float) -> dict[str, Any]:
         if words:
             axes[f"{axis}ticks"] = [(int(place), short(pattern.token(place))) for place in places]
         elif pattern.block == 1:
-            axes[f"{axis}ticks"] = ticks(places, [str(place) for place in places], cell * 0.8)
+            axes[f"{axis}ticks"] = ticks(places, [str(place) for place in places], cell)
         axes[f"{axis}lim"] = (float(places[0]) - half, float(places[-1]) + half)
         axes[f"{axis}label"] = f"{name} token" if words else f"{name} position"
     return axes
@@ -175,35 +174,34 @@ def attention_row(
         score = dict(zip(names_of_heads(scores), scores.values.ravel().tolist(), strict=True))
         names = sorted(names, key=lambda name: -score.get(name, -np.inf))
     names = names[:top]
-    link = linked(uuid4().hex)
+    link = _Linked()
     panels = [
-        draw(read_pattern(ds, name, example=example, what="attention_row"), colorbar=name == names[-1], hooks=[link])
-        for name in names
+        draw(
+            read_pattern(ds, name, example=example, what="attention_row"),
+            colorbar=name == names[-1],
+            hooks=[link.panel(number)],
+        )
+        for number, name in enumerate(names)
     ]
     return hv.Layout(panels).cols(columns)
 
 
-FOLLOW = """
-for (const root of cb_obj.document.roots())
-  for (const other of root.references())
-    if (other !== cb_obj && other.tags != null && other.tags.includes(tag)
-        && (other.start !== cb_obj.start || other.end !== cb_obj.end))
-      other.setv({start: cb_obj.start, end: cb_obj.end})
-"""
+class _Linked:
+    """Ranges that the panels of one row share, made anew each time that the row is drawn."""
 
+    def __init__(self) -> None:
+        self.ranges: dict[str, Any] = {}
+        self.drawn: set[int] = set()
 
-def linked(name: str) -> Callable[[Any, Any], None]:
-    """Bokeh hook: figures with the same `name` on one page zoom together, however they were put there."""
+    def panel(self, number: int) -> Callable[[Any, Any], None]:
+        """Bokeh hook that gives a panel the ranges of the others, so that zooming in one zooms in all."""
 
-    def hook(plot: Any, element: Any) -> None:
-        from bokeh.models import CustomJS
+        def hook(plot: Any, element: Any) -> None:
+            taken = any(one.document is not None for one in self.ranges.values())
+            if number in self.drawn or taken:
+                self.ranges, self.drawn = {}, set()
+            self.drawn.add(number)
+            for axis in ("x_range", "y_range"):
+                setattr(plot.state, axis, self.ranges.setdefault(axis, getattr(plot.state, axis)))
 
-        for axis in ("x_range", "y_range"):
-            own, tag = getattr(plot.state, axis), f"{name} {axis}"
-            if tag not in own.tags:
-                own.tags = [*own.tags, tag]
-                follow = CustomJS(args={"tag": tag}, code=FOLLOW)
-                own.js_on_change("start", follow)
-                own.js_on_change("end", follow)
-
-    return hook
+        return hook

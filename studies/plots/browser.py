@@ -168,7 +168,7 @@ def _served(page: bytes) -> Iterator[tuple[str, threading.Event, dict[str, Any]]
 @contextmanager
 def _running(program: str, address: str, kind: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     """A browser at `address` with a profile of its own, and where its words are; ended and deleted at the end."""
-    folder = Path(tempfile.mkdtemp(prefix="headwise-browser-"))
+    folder = Path(tempfile.mkdtemp(prefix="headwise-picture-"))
     flags = [*FLAGS, f"--user-data-dir={folder}", f"--force-device-scale-factor={SHARPNESS[kind]}"]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         flags.append("--no-sandbox")  # Chromium refuses to run as root with it

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Collection
 from typing import Any
 
@@ -9,13 +11,12 @@ import holoviews as hv
 import numpy as np
 import xarray as xr
 
-from ...errors import UnknownNameError, choices
 from ...metrics.statistics import bootstrap_interval
-from .base import BLUE, GREY, ORANGE, PALE, cells, dimension, head_name, heat_map, hover, scale_for, styled
-from .inputs import need
+from .base import BLUE, GREY, ORANGE, PALE, cells, dimension, heat_map, hover, scale_for, styled
+from .inputs import names_of, need, need_dims
+from .pairs import pairs_of
 from .rows import dots, intervals, reference, row_chart, rows_of, spread
 
-PAIR = ("sender_layer", "sender_head", "receiver_layer", "receiver_head")
 WHOLE, STRONGEST = 24, 16
 """Up to this many senders and receivers all are drawn; else this many."""
 DOTS, HIGHEST = 600, 10
@@ -23,11 +24,11 @@ DOTS, HIGHEST = 600, 10
 
 
 def composition_matrix(
-    ds: xr.Dataset,
-    kind: str,
+    ds: xr.Dataset | xr.DataArray,
+    kind: str | None = None,
     *,
     variant: str = "folded",
-    deviations: bool = True,
+    deviations: bool | None = None,
     heads: Collection[str] = (),
     title: str = "",
 ) -> Any:
@@ -36,13 +37,15 @@ def composition_matrix(
     Parameters
     ----------
     ds : Dataset
-        ``composition(kind[, variant], sender_layer, sender_head, receiver_layer, receiver_head)``, NaN where the sender
-        is not in an earlier layer; for deviations also ``floor_mean(kind)`` and ``floor_sd(kind)``.
-    kind : {"q", "k", "v"}
+        ``composition([kind, variant,] sender_layer, sender_head, receiver_layer, receiver_head)``, NaN where the sender
+        is not in an earlier layer; for deviations also ``floor_mean([kind])`` and ``floor_sd([kind])``.
+    kind : {"q", "k", "v"}, optional
+        Needed where there are several.
     variant : {"folded", "raw"}
         Whether LayerNorm is folded into the weights.
-    deviations : bool
-        Draw the distance from the floor of random weights, in deviations of that floor, instead of the score.
+    deviations : bool, optional
+        Draw the distance from the floor of random weights, in deviations of that floor, instead of the score; by
+        default where that floor is known.
     heads : collection of str
         Heads (``"L1H2"``) that are always drawn. In a model with more than 24 senders or receivers these and the
         strongest are, 16 of each.
@@ -53,24 +56,19 @@ def composition_matrix(
     holoviews.HeatMap
         ``sender_at``, ``receiver_at`` (places along the axes); ``value``, ``sender``, ``receiver``, ``score``.
     """
-    table = _pairs(ds, kind, variant)
+    found = pairs_of(ds, kind, variant=variant, deviations=deviations, what="composition_matrix")
+    table, shown, kind = found.table, found.shown, found.kind
     senders, receivers = (_picked(table, side, heads) for side in ("sender", "receiver"))
     keep = [s in senders and r in receivers for s, r in zip(table["sender"], table["receiver"], strict=True)]
     sender, receiver = (np.asarray(table[side], dtype=object)[keep] for side in ("sender", "receiver"))
-    score = value = table["score"][keep]
-    words = f"{kind.upper()}-{ds['composition'].attrs.get('long_name', 'composition score')}"
-    shown = dimension("value", ds["composition"], words)
-    if deviations:
-        need(ds, "composition_matrix in deviations", "floor_mean", "floor_sd")
-        value = (score - float(ds["floor_mean"].sel(kind=kind))) / float(ds["floor_sd"].sel(kind=kind))
-        shown = hv.Dimension(("value", f"{kind.upper()}-composition above random weights"), unit="deviations")
+    score, value = table["score"][keep], table["value"][keep]
     columns: dict[str, Any] = {
         "sender_at": [senders[name] for name in sender],
         "receiver_at": [receivers[name] for name in receiver],
     }
     columns |= {"value": value, "sender": sender, "receiver": receiver, "score": score}
     cell = int(np.clip(360 / max(len(senders), len(receivers), 1), 18, 34))
-    scale = scale_for(np.asarray(value, dtype=float), centre=0.0 if deviations else None)
+    scale = scale_for(np.asarray(value, dtype=float), centre=0.0 if found.above else None)
     return styled(
         heat_map(columns, ["sender_at", "receiver_at"], [shown, "sender", "receiver", "score"]),
         **cells(scale, len(senders) * cell, len(receivers) * cell, shown.pprint_label),
@@ -84,25 +82,6 @@ def composition_matrix(
     )
 
 
-def _pairs(ds: xr.Dataset, kind: str, variant: str) -> dict[str, Any]:
-    """Every pair with a score, as columns: names of sender and receiver, and the score."""
-    need(ds, "composition", "composition")
-    kinds = [str(one) for one in ds["kind"].values]
-    if kind not in kinds:
-        raise UnknownNameError(f"no {kind!r}-composition is here: there are {choices(kinds)}")
-    scores = ds["composition"].sel(kind=kind)
-    if "variant" in scores.dims:
-        scores = scores.sel(variant=variant)
-    scores = scores.transpose(*PAIR)
-    at = np.nonzero(np.isfinite(scores.values))
-    places = [scores[dim].values[index] for dim, index in zip(PAIR, at, strict=True)]
-    return {
-        "sender": [head_name(*one) for one in zip(places[0], places[1], strict=True)],
-        "receiver": [head_name(*one) for one in zip(places[2], places[3], strict=True)],
-        "score": np.asarray(scores.values[at], dtype=float),
-    }
-
-
 def _picked(table: dict[str, Any], side: str, always: Collection[str]) -> dict[str, int]:
     """Heads of one side to draw, each with its place, in the order of the model."""
     best: dict[str, float] = {}
@@ -114,9 +93,10 @@ def _picked(table: dict[str, Any], side: str, always: Collection[str]) -> dict[s
     return {name: place for place, name in enumerate(sorted(names, key=_place))}
 
 
-def _place(name: str) -> tuple[int, int]:
-    layer, head = name[1:].split("H")
-    return int(layer), int(head)
+def _place(name: str) -> tuple[float, float, str]:
+    """Where a head stands in the order of the model."""
+    found = re.fullmatch(r"L(\d+)H(\d+)", name)
+    return (int(found[1]), int(found[2]), name) if found else (math.inf, 0, name)
 
 
 def composition_strip(ds: xr.Dataset, *, variant: str = "folded", title: str = "") -> Any:
@@ -136,12 +116,14 @@ def composition_strip(ds: xr.Dataset, *, variant: str = "folded", title: str = "
         ``Rectangles`` (random weights: mean and two deviations), ``Points`` of the pairs and of the marked mean.
     """
     need(ds, "composition_strip", "composition", "floor_mean", "floor_sd")
-    kinds = [str(kind) for kind in ds["kind"].values]
+    need_dims(ds, "composition_strip", {"composition": ("kind",), "floor_mean": ("kind",), "floor_sd": ("kind",)})
+    kinds = names_of(ds, "kind")
+    ds = ds.assign_coords(kind=kinds)
     names = [kind.upper() for kind in kinds]
     rows, shown = rows_of(kinds), dimension("score", ds["composition"])
     pairs: dict[str, list[Any]] = {"score": [], "row": [], "sender": [], "receiver": [], "kind": []}
     for row, kind in zip(rows, kinds, strict=True):
-        table = _pairs(ds, kind, variant)
+        table = pairs_of(ds, kind, variant=variant, deviations=False, what="composition_strip").table
         keep = _thinned(table["score"])
         pairs["score"] += list(table["score"][keep])
         pairs["row"] += list(row + spread(len(keep), 0.5))
@@ -192,7 +174,9 @@ def causal_check(ds: xr.Dataset, *, title: str = "") -> Any:
         A ``Curve`` at the score before, ``Points`` for random sets, and for the score without the previous-token heads.
     """
     need(ds, "causal_check", "receiver_induction", "ablated_induction", "control_induction")
-    methods = [str(method) for method in ds["ablation"].values]
+    wanted = {"ablated_induction": ("ablation", "example"), "control_induction": ("ablation", "control_draw")}
+    need_dims(ds, "causal_check", wanted)
+    methods = names_of(ds, "ablation")
     rows, shown = rows_of(methods), dimension("score", ds["receiver_induction"])
     axes = [shown, "row"]
     after = np.asarray(ds["ablated_induction"].transpose("ablation", "example").values, dtype=float)

@@ -36,6 +36,33 @@ function placed() {
   }
   return {parts, width, height: y - gap}
 }
+async function ramps(text) {
+  const page = new DOMParser().parseFromString(text, "image/svg+xml")
+  for (const [number, image] of [...page.querySelectorAll("image")].entries()) {
+    const picture = new Image(), canvas = document.createElement("canvas")
+    picture.src = image.getAttribute("href") || image.getAttribute("xlink:href")
+    await picture.decode()
+    Object.assign(canvas, {width: picture.width, height: picture.height})
+    const ink = canvas.getContext("2d")
+    ink.drawImage(picture, 0, 0)
+    const wide = canvas.width > canvas.height, last = Math.max(canvas.width, canvas.height) - 1
+    const colour = (along, across) => [...ink.getImageData(wide ? along : across, wide ? across : along, 1, 1).data]
+    const even = [0, last >> 2, last >> 1, last].every(at => `${colour(at, 0)}` == `${colour(at, 1)}`)
+    if (last < 9 || !even) continue
+    const stops = [...Array(33).keys()].map(stop => {
+      const [red, green, blue] = colour(Math.round(stop / 32 * last), 0)
+      return `<stop offset="${stop / 32}" stop-color="rgb(${red},${green},${blue})"/>`
+    })
+    const end = wide ? 'x2="1" y2="0"' : 'x2="0" y2="1"'
+    const name = `ramp${number}`, kept = ["width", "height", "transform", "x", "y"]
+      .filter(key => image.hasAttribute(key)).map(key => `${key}="${image.getAttribute(key)}"`).join(" ")
+    const drawn = new DOMParser().parseFromString(`<g xmlns="http://www.w3.org/2000/svg"><defs><linearGradient ` +
+      `id="${name}" x1="0" y1="0" ${end}>${stops.join("")}</linearGradient></defs>` +
+      `<rect ${kept} fill="url(#${name})"/></g>`, "image/svg+xml")
+    image.replaceWith(page.importNode(drawn.documentElement, true))
+  }
+  return new XMLSerializer().serializeToString(page)
+}
 function svg({parts, width, height}) {
   const inner = parts.map(({view, x, y}) =>
     `<g transform="translate(${x},${y})">${view.export("svg", false).ctx.get_serialized_svg(true)}</g>`)
@@ -57,7 +84,7 @@ async function draw() {
     await document.fonts.ready
     const places = placed()
     if (!(places.width > 0 && places.height > 0)) throw new Error("the figure has no size")
-    if (kind == "svg") await send(svg(places), "image/svg+xml")
+    if (kind == "svg") await send(await ramps(svg(places)), "image/svg+xml")
     else await send(await png(places), "image/png")
   } catch (error) { fail(error) }
 }

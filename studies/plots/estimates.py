@@ -13,7 +13,7 @@ import xarray as xr
 from ...metrics.statistics import rank_correlation
 from ..labels import condition_names
 from .base import BLUE, GREEN, GREY, ORANGE, PALE, PURPLE, SKY, dimension, overlay, styled, unit_of
-from .inputs import labels_of, need
+from .inputs import labels_of, names_of, need, need_dims
 from .rows import PLAIN, dots, names_beside
 
 LOOKS = ((BLUE, "circle"), (ORANGE, "diamond"), (GREEN, "triangle"), (PURPLE, "square"), (SKY, "inverted_triangle"))
@@ -40,6 +40,7 @@ def estimate_against_exact(ds: xr.Dataset) -> Any:
         and ``Labels`` of the 5 worst misses that are not on top of each other. All panels have the same axes.
     """
     need(ds, "estimate_against_exact", "exact", "estimate")
+    need_dims(ds, "estimate_against_exact", {"estimate": ("estimator", *map(str, ds["exact"].dims))})
     exact = ds["exact"]
     estimate = ds["estimate"].transpose("estimator", *exact.dims)
     both = np.concatenate([np.ravel(exact.values), np.ravel(estimate.values), [0.0]]).astype(float)
@@ -69,7 +70,7 @@ def _panel(ds: xr.Dataset, exact: xr.DataArray, estimates: xr.DataArray, number:
     stored = ds["rank_correlation"].values[number] if "rank_correlation" in ds else None
     correlation = rank_correlation(y, x) if stored is None else float(stored)
     said = "none" if np.isnan(correlation) else f"{correlation:.2f}"
-    title = f"{ds['estimator'].values[number]}: rank correlation {said}"
+    title = f"{names_of(ds, 'estimator')[number]}: rank correlation {said}"
     labels = {"xlabel": _in_lines(axes[0].pprint_label), "ylabel": _in_lines(axes[1].pprint_label)}
     columns = max(1, min(4, 40 // (max(map(len, (equal.label, *kinds))) + 4)))
     size = {

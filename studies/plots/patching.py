@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import holoviews as hv
@@ -10,9 +11,9 @@ import xarray as xr
 
 from ...errors import UnknownNameError, choices
 from ...metrics.statistics import bootstrap_interval
-from .base import BLUE, GREY, ORANGE, dimension, hover, scale_for, styled
-from .heads import head_grid
-from .inputs import need
+from .base import BLUE, GREY, ORANGE, dimension, hover, styled
+from .heads import head_grids
+from .inputs import names_of, need, need_dims
 from .rows import dots, intervals, reference, row_chart, rows_of
 
 UNTOUCHED = {"noising": 1.0, "denoising": 0.0}
@@ -36,15 +37,9 @@ def qkv_grids(ds: xr.Dataset, direction: str) -> Any:
     if direction not in UNTOUCHED:
         raise UnknownNameError(f"unknown direction {direction!r}: possible are {choices(UNTOUCHED)}")
     need(ds, "qkv_grids", f"{direction}_normalized")
-    values, centre = ds[f"{direction}_normalized"], UNTOUCHED[direction]
-    scale = scale_for(values.values, centre=centre)
-    names = [str(name) for name in values["component"].values]
-    panels = []
-    for name in names:
-        here, last = values.sel(component=name, drop=True), name == names[-1]
-        title = f"{name}, {direction}"
-        panels.append(head_grid(here, limits=(scale.low, scale.high), centre=centre, title=title, colorbar=last))
-    return hv.Layout(panels).cols(3)
+    values = ds[f"{direction}_normalized"]
+    need_dims(ds, "qkv_grids", {f"{direction}_normalized": ("component", "layer", "head")})
+    return head_grids(values, "component", centre=UNTOUCHED[direction], title=f", {direction}")
 
 
 def qkv_of_set(ds: xr.Dataset) -> Any:
@@ -63,7 +58,9 @@ def qkv_of_set(ds: xr.Dataset) -> Any:
         Two overlays, one row for each of q, k and v: where the heads look, and what the model answers.
     """
     need(ds, "qkv_of_set", "set_induction", "clean_induction", "set_normalized")
-    names = [str(name) for name in ds["component"].values]
+    need_dims(ds, "qkv_of_set", {"set_induction": ("component", "example"), "set_normalized": ("component",)})
+    ds = ds.assign_coords(component=names_of(ds, "component"))
+    names = names_of(ds, "component")
     score, answer = ds["set_induction"].transpose("component", "example"), ds["set_normalized"].sel(component=names)
     clean = {"clean run": float(ds["clean_induction"].mean())}
     runs = {"clean run": 1.0, "corrupted run": 0.0}
@@ -104,4 +101,5 @@ def _panel(ds: xr.Dataset, values: Any, interval: tuple[Any, Any], shown: Any, l
     parts.append(dots(table, [shown, "row"], "patched", (ORANGE, "circle"), 11, **hover(shown, value, *tips)))
     floor = min(0.0, *lines.values()) if len(lines) == 1 else -1.0
     ends = (min(floor, float(np.nanmin(low))) - 0.05, max(1.0, float(np.nanmax(high))) + 0.05)
-    return row_chart(parts, shown, names, width=430, height=290, xlim=ends, legend_cols=2)
+    height = 238 + 26 * math.ceil((len(lines) + 1) / 2) + 26
+    return row_chart(parts, shown, names, width=430, height=height, xlim=ends, legend_cols=2)

@@ -103,11 +103,13 @@ def names_at(x: Array, y: Array, names: Sequence[str], kept: Sequence[int]) -> A
             (x[side], y[side], [", ".join(names[one] for one in _near(x, y, k)) for k in side]), ["x", "y"], "name"
         )
         options = {"text_align": align, "text_baseline": "bottom", "text_font_size": "11px", "text_color": INK}
-        parts.append(styled(labels, **options, hooks=[_shift(offset)]))
+        parts.append(styled(labels, **options, hooks=[shift(offset)]))
     return parts
 
 
-def _shift(across: int, down: int = -3) -> Any:
+def shift(across: int, down: int = -3) -> Any:
+    """Bokeh hook: move a label by so many pixels."""
+
     def hook(plot: Any, element: Any) -> None:
         plot.handles["glyph"].update(x_offset=across, y_offset=down)
 
@@ -154,6 +156,6 @@ def names_beside(x: Array, y: Array, names: Sequence[str], kept: Sequence[int], 
     for (align, baseline), side in sides.items():
         labels = hv.Labels((x[side], y[side], [texts[at] for at in side]), ["x", "y"], "name")
         options = {"text_align": align, "text_baseline": baseline, "text_font_size": "11px", "text_color": INK}
-        shift = _shift(6 if align == "left" else -6, -3 if baseline == "bottom" else 3)
-        parts.append(styled(labels, **options, hooks=[shift]))
+        aside = shift(6 if align == "left" else -6, -3 if baseline == "bottom" else 3)
+        parts.append(styled(labels, **options, hooks=[aside]))
     return parts

@@ -60,7 +60,8 @@ def save(element: Any, path: str | os.PathLike[str], *, timeout: float = 60.0) -
         page.add("<main>")
         page.figure(element, target.stem)
         page.add("</main>")
-        return write_beside(target, lambda beside: Path(beside).write_text(page.html(), encoding="utf-8"))
+        html = _with_callbacks(page)
+        return write_beside(target, lambda beside: Path(beside).write_text(html, encoding="utf-8"))
     panels = list(element) if isinstance(element, hv.Layout) else [element]
     columns = element._max_cols if isinstance(element, hv.Layout) else 1
     models = {f"panel{number}": figure(panel) for number, panel in enumerate(panels)}
@@ -77,3 +78,13 @@ def figure(element: Any) -> Any:
     if getattr(model, "frame_width", None):
         model.sizing_mode = None  # its size follows from that of its frame
     return model
+
+
+def _with_callbacks(page: Page) -> str:
+    """The page as text. Bokeh compiles what hovering does in the browser, which the page's policy then has to allow."""
+    from bokeh.models import CustomJS
+
+    html = page.html()
+    if any(isinstance(one, CustomJS) for model in page.models.values() for one in model.references()):
+        html = html.replace("script-src 'unsafe-inline'", "script-src 'unsafe-inline' 'unsafe-eval'", 1)
+    return html

@@ -63,7 +63,7 @@ def attention_viewer(
             f"some, such as .isel(query=slice(0, {MOST}), key=slice(0, {MOST})), or draw it with attention"
         )
     count = len(pattern.keys)
-    cell = float(np.clip(NARROWEST / count, 12, 34)) if count <= WORDS else WIDEST / count
+    cell = float(np.clip(NARROWEST / count, 12, 60)) if count <= WORDS else WIDEST / count
     width = max(count * cell, NARROWEST)
     boxes, lines = _laid_out(pattern, width)
     title = titled(pattern) if title is None else title
@@ -224,6 +224,8 @@ def _alive(pattern: Pattern) -> Callable[[Any, Any], None]:
             act = CustomJS(args=arguments | {"position": position}, code=CHOOSE)
             tool = HoverTool(renderers=[handles["glyph_renderer"]], tooltips=None, callback=act, visible=False)
             plot.state.add_tools(tool)
+        if "hover" in strip:
+            strip["hover"].attachment = "below"  # so that a tooltip hides no earlier token
         plot.state.outline_line_color = None
         plot.state.yaxis.axis_line_color = None
         plot.state.xaxis.axis_line_color = None

@@ -8,8 +8,9 @@ import holoviews as hv
 import numpy as np
 import xarray as xr
 
-from .base import BLUE, GREEN, GREY, INK, ORANGE, ROLES, dimension, head_name, hover, overlay, styled
-from .inputs import need, numbers_of, per_head
+from .base import BLUE, GREEN, GREY, INK, ORANGE, ROLES, dimension, hover, overlay, styled
+from .heads import names_of_heads
+from .inputs import need, per_head
 from .rows import dots, names_at, row_chart, rows_of, stand_out
 
 LOOKS = {"zero": (ORANGE, "diamond"), "mean": (GREEN, "triangle")}
@@ -53,7 +54,7 @@ def words_grid(ds: xr.Dataset, *, title: str = "") -> Any:
     """
     need(ds, "words_grid", "prob", "prompt", "answer")
     prompts, answers = ([str(text) for text in ds[name].values] for name in ("prompt", "answer"))
-    names = [f"{prompt.split()[-1]} → {answer}" for prompt, answer in zip(prompts, answers, strict=True)]
+    names = [f"{(prompt.split() or [''])[-1]} → {answer}" for prompt, answer in zip(prompts, answers, strict=True)]
     rows, shown = rows_of(prompts), dimension("prob", ds["prob"])
     runs: dict[str, tuple[Any, tuple[str, str]]] = {"all heads": (ds["prob"].values, (BLUE, "circle"))}
     for method in ds["ablation"].values if "ablated_prob" in ds else ():
@@ -89,7 +90,7 @@ def words_agreement(ds: xr.Dataset, heads_ds: xr.Dataset, *, title: str = "") ->
     need(ds, "words_agreement", "prefix_matching")
     need(heads_ds, "words_agreement", "induction")
     sides = [per_head(one, "words_agreement") for one in (heads_ds["induction"], ds["prefix_matching"])]
-    names = [head_name(layer, head) for layer in numbers_of(sides[0], "layer") for head in numbers_of(sides[0], "head")]
+    names = names_of_heads(sides[0])
     x, y = (np.asarray(one.values, dtype=float).ravel() for one in sides)
     roles = ["other"] * x.size
     if "role" in heads_ds:

@@ -1,0 +1,244 @@
+"""The gallery: every picture, drawn from the results of the shipped model by the very lines that are shown under it.
+
+``python docs/make_gallery.py`` (or ``make gallery``) writes ``docs/gallery.md`` and ``docs/gallery/*.png``; it needs
+Chromium, Chrome, Edge or Brave. The result of the study is read from ``results/``, and made where it is not there.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import headwise as hw
+from headwise.interventions import Grid, Head, Layer, Patch
+from headwise.metrics import logit_diff
+from headwise.studies import InductionStudy, Prompts, RepeatedTokens, capture, measure, plots
+
+HERE = Path(__file__).resolve().parent
+RESULT = HERE.parent / "results" / "induction-words-2l.nc"
+LARGEST = 1_500_000
+"""Bytes of all pictures together."""
+
+model: Any
+task: Any
+tree: Any
+
+
+def head_grid() -> Any:
+    """One number for each head: here how much of its attention goes to the token after the earlier copy."""
+    heads = tree["heads"].to_dataset()
+    return plots.head_grid(heads["induction"], limits=(0, 1), title="induction score")
+
+
+def ranked_heads() -> Any:
+    """The highest scores with their 95% intervals over prompts, beside chance and the best head of untrained models."""
+    heads = tree["heads"].to_dataset()
+    return plots.ranked_heads(heads, "previous_token", top=6, title="previous-token score")
+
+
+def attention_viewer() -> Any:
+    """A head on any prompt. In a page or a notebook, hover on a token to see where it looks; here it is the last."""
+    prompt = Prompts(["apple banana cherry dog apple banana cherry"])
+    patterns = capture(model, prompt, [Head(1, 2).pattern])
+    return plots.attention_viewer(patterns, "L1H2")
+
+
+def attention_row() -> Any:
+    """The top heads side by side; zooming in one zooms in all. Boxes mark where an induction head must look."""
+    patterns = tree["patterns"].to_dataset()
+    return plots.attention_row(patterns, by=tree["heads"]["induction"], top=3)
+
+
+def by_position() -> Any:
+    """Loss at each position with its interval, on repeated tokens and on tokens that do not repeat."""
+    return plots.by_position(tree["behaviour"].to_dataset(), "loss", title="loss at each position")
+
+
+def ablation_grids() -> Any:
+    """What each head's ablation costs, by three methods on one colour scale."""
+    return plots.ablation_grids(tree["ablation"].to_dataset(), "loss")
+
+
+def zero_against_mean() -> Any:
+    """Two ways to ablate a head: on the dashed line they agree; yellow heads write much the same for every prompt."""
+    return plots.zero_against_mean(tree["ablation"].to_dataset(), "loss", title="zero against mean ablation")
+
+
+def ranked_conditions() -> Any:
+    """Any conditions, the largest change first, with intervals over prompts: here every head by every method."""
+    change = hw.effect(tree["ablation"].to_dataset(), "loss")
+    return plots.ranked_conditions(change, top=12, title="ablation")
+
+
+def sets_against_null() -> Any:
+    """Sets of heads ablated together (diamonds) against as many random heads (dots): the null distribution."""
+    sets = tree["sets"].to_dataset()
+    return plots.sets_against_null(sets, "accuracy")
+
+
+def qkv_grids() -> Any:
+    """q, k or v of one head taken from the corrupted run: 1 is no change, 0 the corrupted run's answer."""
+    return plots.qkv_grids(tree["patching"].to_dataset(), "noising")
+
+
+def qkv_of_set() -> Any:
+    """q, k or v of all induction heads together: where they look then, and what the model answers."""
+    return plots.qkv_of_set(tree["patching"].to_dataset())
+
+
+def layer_by_position() -> Any:
+    """The residual stream patched at every layer and position."""
+    clean, corrupted = "apple banana cherry dog apple banana cherry", "apple banana cherry sun apple banana cherry"
+    prompt = Prompts([clean], answers=["dog"], distractors=["sun"], corrupted=[corrupted])
+    places = {"layer": model.layers, "position": range(7)}
+    stream = Grid(lambda layer, position: Patch(Layer(layer).resid_pre.at(position)), **places)
+    patched = measure(model, prompt, stream, [logit_diff])
+    return plots.layer_by_position(hw.effect(patched, "logit_diff"), title="patched from the corrupted run")
+
+
+def composition_matrix() -> Any:
+    """Composition of every head into every later one, from the weights, above what random weights give."""
+    return plots.composition_matrix(tree["composition"].to_dataset(), "k", title="K-composition")
+
+
+def composition_graph() -> Any:
+    """The same as a graph: the previous-token head feeds the keys of the induction heads."""
+    scores, roles = tree["composition"].to_dataset(), tree["heads"]["role"]
+    return plots.composition_graph(scores, "k", roles=roles, title="K-composition")
+
+
+def composition_strip() -> Any:
+    """All pairs by kind; the band is random weights, the diamond the mean from previous-token to induction heads."""
+    return plots.composition_strip(tree["composition"].to_dataset(), title="composition from the weights")
+
+
+def causal_check() -> Any:
+    """Does it matter? The induction score without the previous-token heads, and without as many random heads."""
+    return plots.causal_check(tree["composition"].to_dataset(), title="without the previous-token heads")
+
+
+def words_grid() -> Any:
+    """The right next word of word lists, with the induction heads and without them."""
+    return plots.words_grid(tree["words"].to_dataset(), title="the right word")
+
+
+def words_agreement() -> Any:
+    """The same heads fire on words and on random tokens."""
+    words, heads = tree["words"].to_dataset(), tree["heads"].to_dataset()
+    return plots.words_agreement(words, heads, title="words against random tokens")
+
+
+def estimate_against_exact() -> Any:
+    """How near estimates from gradients come to what was measured, for every head patched; the worst are named."""
+    return plots.estimate_against_exact(tree["estimates/patching"].to_dataset())
+
+
+def chosen() -> Any:
+    """No name to remember: `picture` chooses by the dims of a variable, of any dataset."""
+    return plots.picture(tree, "ablation/loss", ablation="mean")
+
+
+PICTURES: tuple[Callable[[], Any], ...] = (
+    head_grid,
+    ranked_heads,
+    attention_viewer,
+    attention_row,
+    by_position,
+    ablation_grids,
+    zero_against_mean,
+    ranked_conditions,
+    sets_against_null,
+    qkv_grids,
+    qkv_of_set,
+    layer_by_position,
+    composition_matrix,
+    composition_graph,
+    composition_strip,
+    causal_check,
+    words_grid,
+    words_agreement,
+    estimate_against_exact,
+    chosen,
+)
+INTRODUCTION = """# Gallery
+
+Every picture that headwise draws, from the results of the model that ships with it (`make induction`, half a minute).
+Under each are the lines that drew it: `make gallery` runs them and writes this page.
+
+All return [HoloViews](https://holoviews.org) elements: `+` puts them side by side, `*` on top of each other,
+`.opts(...)` changes how they look, and in a notebook or a saved page hovering shows the numbers.
+`plots.save(picture, "name.html")` writes one that opens with no network; `.png` and `.svg` are drawn by Chromium,
+Chrome, Edge or Brave. They take any xarray dataset with the right dims, also one made by hand; labels and units are
+read from its attributes where it has any.
+
+```python
+import headwise as hw
+from headwise.interventions import Grid, Head, Layer, Patch
+from headwise.metrics import logit_diff
+from headwise.studies import Prompts, RepeatedTokens, capture, measure, plots
+
+model, task = hw.load("words-2l"), RepeatedTokens(n=32, length=25)
+tree = hw.open_tree("results/induction-words-2l.nc")
+```
+"""
+
+
+def lines(function: Callable[[], Any]) -> str:
+    """The body of a function as it would stand in a script."""
+    source = textwrap.dedent(inspect.getsource(function)).split('"""', 2)[2].strip("\n")
+    return textwrap.dedent(source).replace("return plots.", "plots.")
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [INTRODUCTION]
+    for function in PICTURES:
+        caption = " ".join(str(function.__doc__).split()).replace("``", "`")
+        title = "picture" if function is chosen else function.__name__
+        image = f"![{title}](gallery/{function.__name__}.png)"
+        parts.append(f"## {title}\n\n{caption}\n\n{image}\n\n```python\n{lines(function)}\n```\n")
+    return "\n".join(parts)
+
+
+def prepare(result: Any = None) -> None:
+    """Give the pictures what they are drawn from: the model, the task, and a result of the study."""
+    global model, task, tree
+    model, task = hw.load("words-2l"), RepeatedTokens(n=32, length=25)
+    if result is None:
+        if not RESULT.is_file():
+            hw.write_netcdf(InductionStudy().run(model), RESULT)
+        result = hw.open_tree(RESULT)
+    tree = result
+
+
+def fewer_colours(path: Path) -> None:
+    """Make a PNG a third as large, with a palette of its own colours."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        small = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    small.save(path, optimize=True)
+
+
+def main() -> None:
+    """Draw everything and write the page."""
+    started, size = time.monotonic(), 0
+    prepare()
+    for function in PICTURES:
+        path = plots.save(function(), HERE / "gallery" / f"{function.__name__}.png")
+        fewer_colours(path)
+        size += path.stat().st_size
+        print(f"{function.__name__:24} {path.stat().st_size / 1000:6.0f} kB", flush=True)
+    (HERE / "gallery.md").write_text(page(), encoding="utf-8")
+    print(f"{len(PICTURES)} pictures, {size / 1e6:.2f} MB, {time.monotonic() - started:.0f} s: {HERE / 'gallery.md'}")
+    if size > LARGEST:
+        sys.exit(f"the pictures are larger than {LARGEST / 1e6} MB together")
+
+
+if __name__ == "__main__":
+    main()

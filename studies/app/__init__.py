@@ -1,0 +1,9 @@
+"""The app: a folder of results in the browser, with every head to click on. Needs the extra ``app`` (Panel).
+
+``serve(folder)`` is all that a caller needs; ``headwise app FOLDER`` calls it. `folder`, `variables`, `facts`, `live`,
+`selection` and `words` know nothing of Panel; `page`, `patterns` and `prompts` are the page, and `server` serves it.
+"""
+
+from .server import serve
+
+__all__ = ["serve"]

@@ -1,0 +1,145 @@
+"""Serves the app: on loopback unless told otherwise, to pages of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+from ...errors import DeclarationError, HeadwiseError
+
+if TYPE_CHECKING:
+    from .folder import Folder
+    from .live import Models
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+EVERYWHERE = ("0.0.0.0", "::", "")
+UNUSED_MILLISECONDS = 20_000
+"""A session whose tab is gone is dropped after so long."""
+
+
+def serve(
+    folder: str | os.PathLike[str],
+    *,
+    address: str = "127.0.0.1",
+    port: int = 5006,
+    show: bool = True,
+    model: str | None = None,
+) -> None:
+    """Serve the results in a folder as a page, until interrupted; prints the page's address.
+
+    Parameters
+    ----------
+    folder : str or path
+        Only result files in it, and in folders in it, are ever opened.
+    address : str
+        Where to listen: this machine alone (default), ``0.0.0.0`` for all that reach it, or one of its addresses.
+        There is no password: who reaches it can look at the results and run prompts.
+    port : int
+        0 picks a free one.
+    show : bool
+        Open the page in the browser.
+    model : str, optional
+        Shipped name, Hub id or folder of the model on which prompts run, instead of the one that each file names.
+
+    Raises
+    ------
+    ResultError
+        There is no such folder.
+    DeclarationError
+        Panel is not installed, the port is in use, or the address is not one of this machine.
+    """
+    from .folder import Folder
+    from .live import Models
+
+    server, url = _server(Folder(folder), Models(model), address, port)
+    print(f"headwise shows {folder} at {url}  (Ctrl-C ends it)", flush=True)
+    if address not in LOOPBACK:
+        print("anyone who reaches this address can look at the results and run prompts", flush=True)
+    if show:
+        server.io_loop.add_callback(server.show, "/")
+    server.start()
+    try:
+        server.io_loop.start()
+    finally:
+        server.stop()
+
+
+def _unless_gone(loop: Any, context: dict[str, Any]) -> None:
+    """Report what goes wrong in the background, but not that a tab was closed while it was being written to."""
+    from tornado.websocket import WebSocketClosedError
+
+    if not isinstance(context.get("exception"), WebSocketClosedError):
+        loop.default_exception_handler(context)
+
+
+def _server(
+    folder: Folder, models: Models, address: str, port: int, unused: int = UNUSED_MILLISECONDS
+) -> tuple[Any, str]:
+    """A server that is bound but not started, and the address of its page."""
+    panel = _panel()
+    from .page import page
+
+    port = _checked_port(address, port)
+    try:
+        server = panel.io.server.get_server(
+            {"/": lambda: page(folder, models)},
+            port=port,
+            address=address,
+            websocket_origin=_origins(address, port),
+            title="headwise",
+            show=False,
+            start=False,
+            use_index=False,
+            unused_session_lifetime_milliseconds=unused,
+            check_unused_sessions_milliseconds=max(unused // 4, 1),
+        )
+    except OSError as error:
+        raise _cannot_listen(address, port, error) from error
+    server.io_loop.asyncio_loop.set_exception_handler(_unless_gone)
+    shown = "127.0.0.1" if address in EVERYWHERE else address
+    return server, f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/"
+
+
+def _panel() -> Any:
+    """Panel, or an error that says how to get it."""
+    try:
+        import panel
+    except ImportError as error:
+        raise DeclarationError("the app needs Panel: pip install 'headwise[app]'") from error
+    return panel
+
+
+def _checked_port(address: str, port: int) -> int:
+    """`port`, or a free one for 0; an error where it cannot be listened at."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((address, port))
+            return int(probe.getsockname()[1])
+    except (OSError, OverflowError, TypeError) as error:
+        raise _cannot_listen(address, port, error) from error
+
+
+def _cannot_listen(address: str, port: int, error: Exception) -> HeadwiseError:
+    number = getattr(error, "errno", None)
+    if number == errno.EADDRINUSE:
+        return DeclarationError(f"port {port} is in use: give another one, or 0 for one that is free")
+    if isinstance(error, OverflowError | TypeError):
+        return DeclarationError(f"port {port!r}: give a number from 1 to 65535, or 0 for one that is free")
+    return DeclarationError(f"cannot listen at {address} port {port}: {getattr(error, 'strerror', None) or error}")
+
+
+def _origins(address: str, port: int) -> list[str]:
+    """Hosts whose pages may open a session: those under which the server can be reached."""
+    names = {*LOOPBACK[:2]} if address in (*LOOPBACK, *EVERYWHERE) else {address}
+    if address in EVERYWHERE:
+        names |= {socket.gethostname(), socket.getfqdn()}
+        with contextlib.suppress(OSError):  # a host that does not know its own name
+            names |= {str(found[4][0]) for found in socket.getaddrinfo(socket.gethostname(), None)}
+    if ":" in address:
+        names.add("::1" if address in EVERYWHERE else address)
+    return sorted(f"[{name}]:{port}" if ":" in name else f"{name}:{port}" for name in names)

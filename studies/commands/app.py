@@ -1,0 +1,45 @@
+"""``headwise app``: a folder of results in the browser."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from .shared import add_command, complete_files, quiet_libraries
+
+EXAMPLES = """  headwise app                                       what is in results/
+  headwise app /data/runs --port 8080 --no-show      the address is printed
+"""
+
+
+def add(commands: Any) -> None:
+    """Say how the command is called."""
+    parser = add_command(
+        commands,
+        "app",
+        run,
+        help="look at results in a browser",
+        description=(
+            "Serve a page on which the results in a folder can be looked at: click a head and see its pattern, its "
+            "ablation and its partners; type a prompt and see the heads fire. Only files in the folder are opened."
+        ),
+        examples=EXAMPLES,
+    )
+    folder: Any = parser.add_argument(
+        "folder", metavar="FOLDER", nargs="?", default="results", help="where the results are (default: %(default)s)"
+    )
+    folder.completer = complete_files
+    parser.add_argument("--port", type=int, default=5006, help="0 picks a free one (default: %(default)s)")
+    parser.add_argument(
+        "--address", default="127.0.0.1", help="where to listen; the default is this machine alone (%(default)s)"
+    )
+    parser.add_argument("--no-show", action="store_true", help="do not open a browser")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Serve until Ctrl-C."""
+    from ..app import serve
+
+    quiet_libraries()
+    serve(options.folder, address=options.address, port=options.port, show=not options.no_show)
+    return 0

@@ -1,0 +1,46 @@
+"""``headwise rerun``: repeat what a file holds, and say whether the numbers agree."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from .shared import add_command, add_device, add_file, add_json, print_json, quiet_libraries, say
+
+EXAMPLES = """  headwise rerun results/induction-words-2l.nc       the same numbers here?
+  headwise rerun ablation.nc --tolerance 1e-4 --json
+"""
+
+
+def add(commands: Any) -> None:
+    """Say how the command is called."""
+    parser = add_command(
+        commands,
+        "rerun",
+        run,
+        help="repeat a stored result and compare the numbers",
+        description=(
+            "Repeat the study or measurement that a file holds, with the model, task and seeds that it names, and say "
+            "whether the numbers agree. The status is 0 where they do, else 1; the file is left as it is."
+        ),
+        examples=EXAMPLES,
+    )
+    add_file(parser)
+    parser.add_argument(
+        "--tolerance", type=float, default=1e-6, help="largest difference of numbers that agree (default: %(default)s)"
+    )
+    add_device(parser)
+    add_json(parser, "print the verdict and the differences as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Repeat it and print how it agrees."""
+    from ..again import rerun
+
+    quiet_libraries()
+    agreement = rerun(options.file, device=options.device, tolerance=options.tolerance, progress=say)
+    if options.json:
+        print_json(agreement.to_dict())
+    else:
+        print(agreement)
+    return 0 if agreement.agrees else 1

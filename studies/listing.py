@@ -1,0 +1,147 @@
+"""How a catalogue shows itself: a table for a terminal, and one for a notebook."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from html import escape
+from io import StringIO
+from typing import TYPE_CHECKING
+
+from .phrases import count
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from .catalogue import Results
+    from .entries import Entry
+
+SHOWN = 30
+"""Rows and problems that a catalogue shows of itself."""
+FEW = 5
+HEADS = ("path", "model", "study", "task", "size", "date", "state")
+GAP = 2
+"""Characters between columns."""
+NARROW = (("task", 14), ("date", 10), ("model", 16), ("task", 0), ("study", 8), ("path", 20))
+"""Columns that give way on a narrow terminal, in this order, and to what width; to 0 is to be left out."""
+MEGA, KILO = 1e6, 1e3
+STYLE = "text-align: left; padding: .15em .8em .15em 0; border: 0; background: transparent; color: inherit"
+"""Colours are those of the page, so that it reads on a light one and on a dark one."""
+
+
+def human_size(size: float) -> str:
+    """Bytes as ``1.2 MB``."""
+    return f"{size / MEGA:.1f} MB" if size >= MEGA else f"{size / KILO:.1f} kB" if size >= KILO else f"{size:.0f} B"
+
+
+def human_date(date: str) -> str:
+    """ISO 8601 to the minute."""
+    try:
+        return datetime.fromisoformat(date).strftime("%Y-%m-%d %H:%M")
+    except ValueError:
+        return date
+
+
+def cells_of(entry: Entry) -> list[str]:
+    """The texts of a row, in the order of `HEADS`."""
+    return [
+        entry.path,
+        entry.model,
+        entry.study,
+        entry.task,
+        human_size(entry.size),
+        human_date(entry.date),
+        entry.state,
+    ]
+
+
+def headline(results: Results) -> str:
+    """How many there are, in words."""
+    entries, problems = results.entries, results.problems
+    partial = sum(entry.state == "partial" for entry in entries)
+    parts = [count(len(entries), "result" if results.whole else "selected result")]
+    parts += [f"{partial} not finished"] if partial else []
+    parts += [f"{count(len(problems), 'file')} that cannot be read"] if problems else []
+    return f"{results.folder}: {', '.join(parts)}"
+
+
+def rich_table(entries: list[Entry], width: int) -> Table:
+    """Rows as a table of at most `width` characters; where that is narrow, task, date and model give way first."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = [cells_of(entry) for entry in entries]
+    heads = [name for name in HEADS if name != "state" or any(entry.state != "complete" for entry in entries)]
+    wide = {name: max(len(name), *(len(row[at]) for row in rows)) for at, name in enumerate(HEADS) if name in heads}
+    for name, least in NARROW:
+        over = sum(wide.values()) + GAP * (len(wide) - 1) - width
+        if over > 0 and name in wide:
+            wide[name] = max(min(least, wide[name]), wide[name] - over)
+            if wide[name] == 0:
+                del wide[name]
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, GAP - 1, 0, 0), collapse_padding=True
+    )
+    for name in wide:
+        right, whole = name == "size", name == "path"
+        table.add_column(
+            name,
+            justify="right" if right else "left",
+            width=wide[name],
+            no_wrap=not whole,
+            overflow="fold" if whole else "crop" if name == "date" else "ellipsis",
+        )
+    for row in rows:
+        table.add_row(*(Text(text) for name, text in zip(HEADS, row, strict=True) if name in wide))
+    return table
+
+
+def as_text(results: Results, width: int = 110) -> str:
+    """The catalogue as text: how many, the first rows, the first problems."""
+    from rich.console import Console
+
+    entries, problems = results.entries, results.problems
+    out = StringIO()
+    console = Console(file=out, width=width, highlight=False, color_system=None)
+    print(headline(results), file=out)
+    if entries:
+        console.print(rich_table(entries[:SHOWN], width))
+    if len(entries) > SHOWN:
+        print(f"... and {len(entries) - SHOWN} more", file=out)
+    for problem in problems[:FEW]:
+        print(f"cannot be read: {problem}", file=out)
+    if len(problems) > FEW:
+        print(f"... and {len(problems) - FEW} more, in .problems", file=out)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+def as_html(results: Results) -> str:
+    """The catalogue for a notebook; it takes its colours from the page."""
+    entries, problems = results.entries, results.problems
+    parts = [f"<div><strong>{escape(headline(results))}</strong></div>"]
+    if entries:
+        parts.append(html_table(HEADS, [cells_of(entry) for entry in entries[:SHOWN]]))
+    if len(entries) > SHOWN:
+        parts.append(f"<div>and {len(entries) - SHOWN} more</div>")
+    if problems:
+        items = "".join(f"<li>{escape(str(problem))}</li>" for problem in problems[:SHOWN])
+        more = f"<li>and {len(problems) - SHOWN} more</li>" if len(problems) > SHOWN else ""
+        words = f"{count(len(problems), 'file')} that cannot be read"
+        parts.append(f"<details><summary>{words}</summary><ul>{items}{more}</ul></details>")
+    return "".join(parts)
+
+
+def html_table(heads: tuple[str, ...], rows: list[list[str]]) -> str:
+    """A plain table whose colours are those of the page around it."""
+    line = "border-bottom: 1px solid currentColor"
+    head = "".join(f'<th scope="col" style="{STYLE}; {line}">{escape(name)}</th>' for name in heads)
+    body = "".join(
+        "<tr style='background: transparent'>"
+        + "".join(f'<td style="{STYLE}; vertical-align: top">{escape(text)}</td>' for text in row)
+        + "</tr>"
+        for row in rows
+    )
+    return (
+        '<div style="overflow-x: auto"><table style="border-collapse: collapse; color: inherit">'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )

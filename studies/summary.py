@@ -1,0 +1,240 @@
+"""What a result is and says, short enough to read: for a terminal and for a notebook."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from html import escape
+from typing import Any
+
+import xarray as xr
+
+from .cells import PREFIXES, SUFFIXES, cells, mean_of
+from .facts import json_in, kind_of, model_of, nodes, task_in_words, what_of, when_of
+from .listing import html_table
+from .phrases import count, listed
+from .reading import Result, open_result
+from .results import effect
+
+STRONGEST = 5
+"""Effects named for each metric."""
+WIDEST = 44
+"""Characters to which columns are aligned."""
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A variable of a result: its name, ``dim size`` of each dim, its unit, and what it is."""
+
+    name: str
+    shape: str
+    units: str
+    long_name: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """A group of a result (or all of a Dataset, under the name ``""``) with its variables."""
+
+    name: str
+    long_name: str
+    variables: tuple[Variable, ...]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a result is and says. ``print`` it, or let a notebook show it.
+
+    Attributes
+    ----------
+    title : str
+    facts : tuple of (str, str)
+        What it is, of which model, on which task, when and how long.
+    heading : str
+        What the points are: findings of a study, or the strongest effects of a measurement.
+    points : tuple of str
+    parts : tuple of Part
+    """
+
+    title: str
+    facts: tuple[tuple[str, str], ...]
+    heading: str
+    points: tuple[str, ...]
+    parts: tuple[Part, ...]
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def text(self, width: int = 100, *, full: bool = False) -> str:
+        """The summary as text.
+
+        Parameters
+        ----------
+        width : int
+            Characters in a line.
+        full : bool
+            Every variable with shape and unit, also where there are several groups.
+        """
+        lines = [self.title]
+        wide = max((len(name) for name, _ in self.facts), default=0)
+        for name, value in self.facts:
+            lines += _hanging(f"  {name:<{wide}}  ", value, width)
+        if self.points:
+            lines += ["", self.heading]
+            for point in self.points:
+                lines += _hanging("  - ", point, width)
+        lines += ["", "variables"]
+        for part in self.parts:
+            if len(self.parts) == 1 or full:
+                lines += [f"  {part.name}: {part.long_name}".rstrip(": ")] if part.name else []
+                lines += _columns([_cells(one) for one in part.variables], "    " if part.name else "  ", width)
+            else:
+                lines += _hanging(f"  {part.name}: ", _in_brief(part), width, "      ")
+        return "\n".join(line.rstrip() for line in lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The summary as data that JSON can hold."""
+        return asdict(self) | {"facts": dict(self.facts)}
+
+    def _repr_html_(self) -> str:
+        facts = "".join(
+            f'<tr style="background: transparent"><th scope="row" style="text-align: left; padding: 0 1em 0 0; '
+            f'vertical-align: top; border: 0">{escape(name)}</th><td style="text-align: left; border: 0; padding: 0">'
+            f"{escape(value)}</td></tr>"
+            for name, value in self.facts
+        )
+        blocks = [
+            f'<div style="font-size: 1.15em; font-weight: 600; margin: .2em 0">{escape(self.title)}</div>',
+            f'<table style="border: 0; color: inherit; margin: 0"><tbody>{facts}</tbody></table>',
+        ]
+        if self.points:
+            items = "".join(f"<li>{escape(point)}</li>" for point in self.points)
+            blocks.append(f'<div style="font-weight: 600; margin-top: .6em">{escape(self.heading)}</div>')
+            blocks.append(f'<ul style="margin: .2em 0; max-width: 60em">{items}</ul>')
+        for part in self.parts:
+            table = html_table(("variable", "shape", "unit", "what it is"), [_cells(one) for one in part.variables])
+            words = f"{part.name}: {part.long_name}".rstrip(": ") if part.name else "variables"
+            opened = " open" if len(self.parts) == 1 else ""
+            said = f"{escape(words)} ({count(len(part.variables), 'variable')})"
+            blocks.append(f"<details{opened}><summary>{said}</summary>{table}</details>")
+        return f'<div style="color: inherit">{"".join(blocks)}</div>'
+
+
+def summary(result: Result | str | os.PathLike[str]) -> Summary:
+    """What a result is and says, in short.
+
+    Parameters
+    ----------
+    result : Dataset, DataTree, str or path
+        From `measure`, `capture` or a study; a dataset built by hand; or a file with one of these.
+
+    Returns
+    -------
+    Summary
+        Text when it is printed, a block in a notebook.
+
+    Raises
+    ------
+    ResultError
+        The file cannot be read.
+    """
+    if isinstance(result, xr.Dataset | xr.DataTree):
+        return _summary(result)
+    with open_result(result) as opened:
+        return _summary(opened)
+
+
+def _summary(result: Result) -> Summary:
+    attrs = result.attrs
+    findings = [one for one in json_in(attrs, "conclusion", list) if isinstance(one, dict)]
+    points = [str(one.get("text", "")) for one in findings if one.get("group") == "summary"]
+    limits = sum(one.get("group") == "limits" for one in findings)
+    if points and limits:
+        points.append(f"What was not shown: {count(limits, 'limit')}, in the report.")
+    heading = "findings"
+    if not points and isinstance(result, xr.Dataset):
+        points, heading = list(_strongest(result)), "strongest effects"
+    model = str(attrs.get("model", ""))
+    title = str(attrs.get("title") or f"{kind_of(result).capitalize()}{f' of {model}' if model else ''}")
+    facts = {"what": what_of(result), "model": model_of(attrs), "task": task_in_words(json_in(attrs, "task", dict))}
+    facts["when"] = when_of(attrs)
+    shown = tuple((name, value) for name, value in facts.items() if value)
+    return Summary(title, shown, heading, tuple(points), tuple(_parts(result)))
+
+
+def _strongest(ds: xr.Dataset) -> Iterator[str]:
+    """For each measured metric, the conditions that change it most."""
+    for name in map(str, ds.data_vars):
+        if f"baseline_{name}" not in ds or "base" not in ds.attrs:
+            continue
+        change = mean_of(effect(ds, name))
+        change = change.mean([dim for dim in ("position", "read_layer", "read_head") if dim in change.dims])
+        frame = cells(change.to_dataset(name="change"), "change").dropna(subset=["value"])
+        frame = frame.sort_values("value", key=abs, ascending=False, kind="stable").head(STRONGEST)
+        unit = str(ds[name].attrs.get("units", "1"))
+        before = float(mean_of(ds[f"baseline_{name}"].sel(run=ds.attrs["base"])).mean())
+        changes = [f"{_condition(row, change.dims)} {row['value']:+.3g}" for row in frame.to_dict("records")]
+        said = f"changed most by {listed(changes)}" if changes else "no change was measured"
+        yield f"{name} is {before:.3g}{'' if unit == '1' else f' {unit}'} without intervention; {said}"
+
+
+def _condition(row: Mapping[str, Any], dims: tuple[Any, ...]) -> str:
+    """``L1H2 k``, ``layer 1 position 5``; without dims, ``the intervention``."""
+    words = [str(row["name"])] if {"layer", "head"} <= set(dims) else []
+    rest = [dim for dim in dims if not words or dim not in ("layer", "head")]
+    words += [str(row[dim]) if isinstance(row[dim], str) else f"{dim} {row[dim]}" for dim in rest]
+    return " ".join(words) or "the intervention"
+
+
+def _parts(result: Result) -> Iterator[Part]:
+    for path, ds in nodes(result):
+        found = [
+            Variable(
+                str(name),
+                " x ".join(f"{dim} {size}" for dim, size in array.sizes.items()) or "one value",
+                str(array.attrs.get("units", "text" if array.dtype.kind in "OUT" else "")),
+                str(array.attrs.get("long_name", "")),
+            )
+            for name, array in ds.data_vars.items()
+        ]
+        yield Part(path, str(ds.attrs.get("long_name", "")), tuple(found))
+
+
+def _in_brief(part: Part) -> str:
+    """A group on a line or two: what it is, and its variables but for what stands beside them."""
+    names = {one.name for one in part.variables}
+    beside = {f"{name}_{end}" for name in names for end in SUFFIXES} | {
+        f"{start}_{name}" for name in names for start in (*PREFIXES, "baseline", "untrained")
+    }
+    main = [one.name for one in part.variables if one.name not in beside]
+    rest = len(names) - len(main)
+    more = f"; and {rest} with intervals, q and the like" if rest else ""
+    return f"{part.long_name}{': ' if part.long_name else ''}{', '.join(main)}{more}"
+
+
+def _cells(one: Variable) -> list[str]:
+    return [one.name, one.shape, one.units, one.long_name]
+
+
+def _columns(rows: list[list[str]], indent: str, width: int) -> list[str]:
+    """Rows as columns, aligned as far as lines are not too long; the last one is cut where the line ends."""
+    wide = [min(max((len(row[at]) for row in rows), default=0), WIDEST) for at in range(3)]
+    lines = []
+    for row in rows:
+        line = indent + "  ".join(row[at].ljust(wide[at]) for at in range(3)) + "  "
+        room = width - len(line)
+        words = row[3] if len(row[3]) <= room else f"{row[3][: room - 1]}…" if room > len(indent) else ""
+        lines.append(line + words)
+    return lines
+
+
+def _hanging(first: str, text: str, width: int, rest: str | None = None) -> list[str]:
+    return textwrap.wrap(
+        text,
+        width,
+        initial_indent=first,
+        subsequent_indent=" " * len(first) if rest is None else rest,
+        break_on_hyphens=False,
+    ) or [first]

@@ -1,0 +1,881 @@
+"""The app: what it knows without a browser, and a real headless Chromium that clicks through it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+import weakref
+from urllib.parse import quote
+
+import browser
+import numpy as np
+import pytest
+import xarray as xr
+
+import headwise as hw
+from headwise.errors import DeclarationError, ModelError, ResultError, UnknownNameError
+from headwise.interventions import Grid, Head, Layer, ZeroAblate
+from headwise.metrics import accuracy, induction, loss, prefix_matching, previous_token
+from headwise.studies import InductionStudy, Prompts, RepeatedTokens, capture, measure
+from headwise.studies.app import facts, live, variables, words
+from headwise.studies.app.folder import Folder, Listed
+from headwise.studies.app.selection import Selection
+
+needs_panel = pytest.mark.skipif(importlib.util.find_spec("panel") is None, reason="Panel is not installed")
+needs_browser = pytest.mark.skipif(
+    importlib.util.find_spec("panel") is None or browser.found() is None,
+    reason="the app in a browser needs Panel and Chromium",
+)
+STUDY, SWEEP = "a-study.nc", "sweeps/zero.nc"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, words_model):
+    """A study, a measurement in a folder, and files that are no results."""
+    place = tmp_path_factory.mktemp("app") / "results"
+    hw.write_netcdf(InductionStudy(n=4, length=8, draws=3).run(words_model), place / STUDY)
+    heads = Grid(lambda layer, head: ZeroAblate(Head(layer, head)), layer=words_model.layers, head=words_model.heads)
+    hw.write_netcdf(measure(words_model, RepeatedTokens(n=4, length=8), heads, [loss, accuracy]), place / SWEEP)
+    (place / "torn.nc").write_bytes((place / STUDY).read_bytes()[:2000])
+    (place / "<b>noise.nc").write_bytes(b"no NetCDF at all")
+    xr.Dataset({"rain": ("day", [1.0, 2.0])}).to_netcdf(place / "weather.nc")
+    (place / "notes.txt").write_text("not a result")
+    secret = place.parent / "secret.nc"
+    secret.write_bytes((place / STUDY).read_bytes())
+    (place / "link.nc").symlink_to(secret)
+    return place
+
+
+@pytest.fixture(scope="module")
+def tree(folder):
+    return Folder(folder).open(STUDY)
+
+
+def named(tree, key):
+    return next(one for one in variables.variables(tree) if one.key == key)
+
+
+# What is in the folder
+
+
+def test_results_are_listed_and_every_other_file_says_why_it_is_none(folder):
+    listed = {one.name: one.reason for one in Folder(folder).files()}
+    assert {name for name, reason in listed.items() if not reason} == {STUDY, SWEEP}
+    assert set(listed) == {STUDY, SWEEP, "torn.nc", "<b>noise.nc", "weather.nc", "link.nc"}
+    assert "outside" in listed["link.nc"]
+    assert "headwise" in listed["weather.nc"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../secret.nc",
+        "./a-study.nc",
+        "sweeps/../a-study.nc",
+        "sweeps/../../secret.nc",
+        "/etc/passwd",
+        "a-study",
+        "a-study.nc\0",
+        "\0",
+        "",
+        ".",
+        "..",
+        "notes.txt",
+        "A-STUDY.NC",
+        "%2e%2e/secret.nc",
+    ],
+)
+def test_only_names_of_the_listing_are_opened(folder, name):
+    with pytest.raises(UnknownNameError, match="is called"):
+        Folder(folder).open(name)
+
+
+def test_absolute_paths_are_refused_even_of_files_in_the_folder(folder):
+    with pytest.raises(UnknownNameError, match="is called"):
+        Folder(folder).open(str(folder / STUDY))
+
+
+@pytest.mark.parametrize("name", ["link.nc", "torn.nc", "weather.nc", "<b>noise.nc"])
+def test_files_that_are_no_results_are_refused_with_their_reason(folder, name):
+    with pytest.raises(ResultError, match="cannot be shown"):
+        Folder(folder).open(name)
+
+
+def test_a_file_replaced_by_a_link_is_refused(folder, tmp_path, monkeypatch):
+    place = tmp_path / "results"
+    place.mkdir()
+    (place / "x.nc").symlink_to(folder / STUDY)
+    opened = Folder(place)
+    monkeypatch.setattr(Folder, "files", lambda self: [Listed("x.nc")])  # as it was when the folder was listed
+    with pytest.raises(ResultError, match="leads out of the folder"):
+        opened.open("x.nc")
+
+
+def test_pipes_are_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.nc")
+    with pytest.raises(ResultError, match="cannot be shown"):
+        Folder(tmp_path).open("pipe.nc")
+
+
+def test_a_file_is_read_once_and_again_when_it_changes(folder, tmp_path):
+    path = tmp_path / "one.nc"
+    path.write_bytes((folder / STUDY).read_bytes())
+    opened = Folder(tmp_path)
+    assert opened.open("one.nc") is opened.open("one.nc")
+    before = opened.open("one.nc")
+    path.write_bytes((folder / SWEEP).read_bytes())
+    assert "loss" in opened.open("one.nc").to_dataset()
+    assert before is not opened.open("one.nc")
+
+
+def test_a_result_is_whole_in_memory_and_the_same(tree, folder):
+    variables = [(node.path, name, one) for node in tree.subtree for name, one in node.to_dataset().variables.items()]
+    assert [(path, name) for path, name, one in variables if not one._in_memory] == []
+    with xr.open_datatree(folder / STUDY) as stored:
+        xr.testing.assert_identical(tree, stored)
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ResultError, match="does not exist"):
+        Folder(tmp_path / "nowhere")
+
+
+# What can be drawn, and what is known of a head
+
+
+def test_variables_by_head_are_offered_with_their_other_dims(tree):
+    one = named(tree, "ablation/loss")
+    assert one.shows == ("change", "value", "share")
+    assert dict(one.others) == {
+        "ablation": ("zero", "mean", "resample"),
+        "example": ("mean of all", "0", "1", "2", "3"),
+    }
+    keys = {one.key for one in variables.variables(tree)}
+    assert {"heads/induction", "heads/q_induction", "patching/noising", "words/prefix_matching"} <= keys
+    assert not {"heads/role", "heads/induction_low", "behaviour/loss"} & keys
+    assert variables.usual(variables.variables(tree)).key == "heads/induction"
+
+
+def test_values_are_effects_values_and_shares(tree):
+    ds, one = tree["ablation"].to_dataset(), named(tree, "ablation/loss")
+    wanted = hw.effect(ds, "loss").sel(ablation="mean").mean("example")
+    found = variables.values(tree, one, "change", {"ablation": "mean"})
+    xr.testing.assert_allclose(found.drop_vars("ablation", errors="ignore"), wanted.drop_vars("ablation"))
+    assert found.name == "effect_loss"
+    single = variables.values(tree, one, "value", {"ablation": "resample", "example": "2"})
+    np.testing.assert_array_equal(single, ds["loss"].sel(ablation="resample", example=2))
+    share = variables.values(tree, one, "share", {})
+    np.testing.assert_allclose(share, hw.normalized(ds, "loss").sel(ablation="zero"))
+    with pytest.raises(UnknownNameError, match="it has zero, mean and resample"):
+        variables.values(tree, one, "value", {"ablation": "knockout"})
+    with pytest.raises(UnknownNameError, match="possible are value"):
+        variables.values(tree, named(tree, "heads/induction"), "change", {})
+
+
+def test_heads_that_were_only_looked_at_make_a_grid_too(words_model):
+    ds = measure(words_model, RepeatedTokens(n=2, length=6), None, [induction])
+    tree = xr.DataTree(ds)
+    one = named(tree, "baseline_induction")
+    assert dict(one.others) == {"run": ("clean", "corrupted"), "example": ("mean of all", "0", "1")}
+    wanted = ds["baseline_induction"].sel(run="corrupted").mean("example").values
+    np.testing.assert_allclose(variables.values(tree, one, "value", {"run": "corrupted"}), wanted)
+    assert facts.scores(tree, Head(1, 2))[0].value == pytest.approx(
+        float(ds["baseline_induction"].sel(run="clean", read_layer=1, read_head=2).mean())
+    )
+
+
+def test_facts_of_a_head_are_those_of_the_file(tree):
+    head = Head(1, 2)
+    assert facts.role(tree, head) == "induction"
+    heads, ablation = (tree[name].to_dataset().sel(layer=1, head=2) for name in ("heads", "ablation"))
+    scores = {one.name: one for one in facts.scores(tree, head)}
+    assert scores["induction"].value == pytest.approx(float(heads["induction"].mean()))
+    assert scores["induction"].low == pytest.approx(float(heads["induction_low"]))
+    assert scores["induction"].chance == pytest.approx(float(heads["chance_induction"].mean()))
+    assert {"previous_token", "duplicate_token", "first_token", "self"} <= set(scores)
+    effects = {(one.metric, one.condition): one for one in facts.effects(tree, head)}
+    assert {condition for metric, condition in effects if metric == "loss"} == {"zero", "mean", "resample"}
+    change = hw.effect(tree["ablation"].to_dataset(), "loss").sel(layer=1, head=2, ablation="zero").mean()
+    assert effects["loss", "zero"].mean == pytest.approx(float(change))
+    assert effects["loss", "zero"].low == pytest.approx(float(ablation["loss_effect_low"].sel(ablation="zero")))
+    assert effects["loss", "zero"].unit == "nat"
+    assert facts.role(tree, Head(7, 0)) == ""
+    assert facts.scores(tree, Head(7, 0)) == facts.effects(tree, Head(7, 0)) == []
+
+
+def test_effects_of_a_sweep_get_intervals_of_their_own(folder):
+    tree = Folder(folder).open(SWEEP)
+    (one,) = [one for one in facts.effects(tree, Head(0, 3)) if one.metric == "loss"]
+    change = hw.effect(tree.to_dataset(), "loss").sel(layer=0, head=3)
+    assert one.mean == pytest.approx(float(change.mean()))
+    assert float(change.min()) <= one.low < one.mean < one.high <= float(change.max())
+    assert facts.partners(tree, Head(0, 3)) == {}
+    assert facts.stored_patterns(tree) is None
+
+
+def test_partners_are_the_strongest_of_other_layers_on_either_side():
+    score = np.full((1, 3, 2, 3, 2), np.nan)
+    score[0, 0, :, 1, 0], score[0, 1, 0, 2, :] = [0.2, 0.7], [0.4, 0.3]
+    dims = ("kind", "sender_layer", "sender_head", "receiver_layer", "receiver_head")
+    coords = {dim: range(3) if dim.endswith("layer") else range(2) for dim in dims[1:]}
+    ds = xr.Dataset(
+        {"composition": (dims, score), "floor_mean": ("kind", [0.1]), "floor_sd": ("kind", [0.2])},
+        coords=coords | {"kind": ["k"]},
+    )
+    found = facts.partners(xr.DataTree(ds), Head(1, 0), top=2)
+    assert [(str(one.head), one.score) for one in found["from", "k"]] == [("L0H1", 0.7), ("L0H0", 0.2)]
+    assert [(str(one.head), one.score) for one in found["into", "k"]] == [("L2H0", 0.4), ("L2H1", 0.3)]
+    assert found["from", "k"][0].deviations == pytest.approx(3.0)
+    assert set(facts.partners(xr.DataTree(ds), Head(0, 0))) == {("into", "k")}
+
+
+# The model
+
+
+def test_a_prompt_fires_as_capture_and_the_metrics_say(words_model):
+    text = "apple banana cherry apple banana"
+    fired = live.fire(words_model, text)
+    captured = capture(words_model, Prompts((text,)), [Layer(layer).pattern for layer in words_model.layers])
+    for layer in words_model.layers:
+        for head in words_model.heads:
+            wanted = captured[f"L{layer}_pattern"].isel(example=0, head=head)
+            np.testing.assert_array_equal(fired.pattern(layer, head)["pattern"].isel(shown=0), wanted)
+    measured = measure(words_model, Prompts((text,)), None, [prefix_matching, previous_token])
+    for metric in (prefix_matching, previous_token):
+        wanted = measured[f"baseline_{metric.name}"].isel(run=0, example=0)
+        np.testing.assert_allclose(fired.score(metric.name), wanted, atol=1e-6)
+    pattern = fired.pattern(1, 2)["pattern"].isel(shown=0)
+    assert float(fired.score("token", 1)[1, 2]) == float(pattern[2:, 1].max())
+    assert np.isnan(fired.score("token", 4)).all()
+    assert fired.tokens == [text.split()]
+    assert fired.differs == ""
+
+
+def test_nothing_matches_where_no_token_comes_back(words_model):
+    assert np.isnan(live.fire(words_model, "apple banana cherry").score("prefix_matching")).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "type a prompt first"),
+        (" \t ", "type a prompt first"),
+        ("apple", "one token"),
+        ("apple xyzzy apple", "'xyzzy' is not in the vocabulary"),
+        ("apple " * 129, "129 tokens|at most"),
+    ],
+)
+def test_prompts_that_cannot_be_run_say_why(words_model, text, said):
+    with pytest.raises(DeclarationError, match=said):
+        live.fire(words_model, text)
+
+
+def test_prompts_of_the_study_are_those_that_were_measured(tree, words_model):
+    fired = live.fire_study(words_model, tree)
+    drawn = RepeatedTokens(n=4, length=8).draw(words_model)
+    assert [list(one) for one in fired.ids] == [list(row) for row in drawn.runs["clean"][:3]]
+    short = live.fire_study(words_model, tree, short=True)
+    stored = tree["patterns"].to_dataset()
+    assert short.tokens[0] == [str(token) for token in stored["token"].values]
+    name = str(stored["shown"].values[0])
+    head = Head.parse(name)
+    np.testing.assert_allclose(short.pattern(head.layer, head.head)["pattern"], stored["pattern"].sel(shown=[name]))
+    with pytest.raises(DeclarationError, match="cannot be shown"):
+        live.fire_study(words_model, xr.DataTree(xr.Dataset(attrs={"task": "{}"})))
+
+
+def test_another_model_than_that_of_the_file_is_named(words_model):
+    assert "not those" in live.fire(words_model, "apple banana", {"weight_hash": "another"}).differs
+
+
+@pytest.mark.parametrize(
+    "name", ["../model", "/model", "model", "", "a/b/c", "~/b", "./b", "a/..", "a/b\0", "own/here"]
+)
+def test_a_file_cannot_make_the_app_open_a_folder(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own" / "here").mkdir(parents=True)
+    with pytest.raises(ModelError, match="--model FOLDER"):
+        live.Models().get(name, "main")
+
+
+def test_a_model_is_opened_once_for_all(monkeypatch, words_model):
+    from headwise.interventions import models
+
+    opened = []
+    monkeypatch.setattr(models, "load", lambda name, revision=None: opened.append((name, revision)) or words_model)
+    shared = live.Models()
+    threads = [threading.Thread(target=shared.get, args=("words-2l", "shipped")) for _ in range(4)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    shared.get("openai-community/gpt2", "607a30d")
+    assert opened == [("words-2l", None), ("openai-community/gpt2", "607a30d")]
+    assert shared.ready("openai-community/gpt2")
+    assert not live.Models().ready("openai-community/gpt2")
+
+
+# The address of the page
+
+
+def test_a_selection_comes_back_from_its_address():
+    one = Selection(
+        "a b.nc", "ablation/loss", "change", "L1H2", "short", "apple & pear? é", "token", "3", {"run": "x=y"}
+    )
+    assert Selection.from_query(one.to_query()) == one
+    assert Selection().to_query() == ""
+    assert Selection.from_query("?nonsense=1&head=L1H2&head=L0H1") == Selection(head="L0H1")
+    assert Selection.from_query("?" + "&".join(f"a{n}=1" for n in range(99))) == Selection()
+    assert len(Selection.from_query("?prompt=" + "a" * 9999).prompt) == 2000
+
+
+# Words
+
+
+def test_texts_of_files_are_escaped():
+    assert "<b>noise" not in words.files([Listed("ok.nc"), Listed("<b>noise.nc", "<i>why</i>")], "results")
+    assert "<i>" not in words.files([Listed("<b>noise.nc", "<i>why</i>")], "<i>results")
+    assert "<script>" not in words.heading("L0H0", "<script>")
+    score = facts.Score("x", "<script>", 0.5, 0.4, 0.6, 0.1)
+    effect = facts.Effect("<script>", "<script>", "<script>", 0.5, 0.4, 0.6)
+    assert "<script>" not in words.scores_table([score]) + words.effects_table([effect]) + words.prompt_heading(
+        "<script>"
+    )
+
+
+def test_intervals_are_drawn_where_their_numbers_are():
+    drawn = words.interval(0.5, 0.25, 0.75, 0.0, 1.0, mark=0.0)
+    assert 'cx="50.00%"' in drawn
+    assert 'x1="27.00%" x2="73.00%"' in drawn
+    assert 'x1="4.00%" x2="4.00%"' in drawn
+    assert words.interval(np.nan, 0, 0, 0, 1, mark=None) == ""
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        ((0.39, 0.26, 0.54), "+0.390</td><td class=n>+0.26 to +0.54"),
+        ((-0.0001, -0.00301, 0.0), "-0.00010</td><td class=n>-0.0030 to 0.0000"),
+        ((0.2, np.nan, np.nan), "+0.200</td><td class=n>–"),
+    ],
+)
+def test_effects_are_written_with_as_many_digits_as_they_need(numbers, said):
+    assert said in words.effects_table([facts.Effect("zero", "loss", "nat", *numbers)])
+
+
+def test_an_empty_folder_says_what_makes_a_result():
+    assert "headwise induction --out results/" in words.files([], "results")
+    assert "No file in results can be shown" in words.files([Listed("a.nc", "torn")], "results")
+
+
+# The server
+
+
+@pytest.fixture(scope="module")
+def served(folder, tmp_path_factory):
+    """The app in a process of its own; gives the address of its page."""
+    if importlib.util.find_spec("panel") is None:
+        pytest.skip("Panel is not installed")
+    yield from serving(folder, tmp_path_factory.mktemp("elsewhere"))
+
+
+def serving(folder, elsewhere):
+    code = "import sys; from headwise.studies.app import serve; serve(sys.argv[1], port=0, show=False)"
+    with (elsewhere / "errors").open("w+") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, folder], cwd=elsewhere, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+        try:
+            line = process.stdout.readline()
+            assert "http://" in line, (elsewhere / "errors").read_text()
+            yield line[line.index("http://") :].split()[0]
+        finally:
+            process.terminate()
+            process.wait()
+            process.stdout.close()
+        assert "Traceback" not in (elsewhere / "errors").read_text()
+
+
+def test_it_listens_on_loopback_only(served):
+    port = int(served.rsplit(":", 1)[1].strip("/"))
+    own = {found[4][0] for found in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}
+    for address in own - {"127.0.0.1"}:
+        if address.startswith("127."):
+            continue
+        with socket.socket() as probe:
+            assert probe.connect_ex((address, port)) != 0
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../secret.nc",
+        "a-study.nc",
+        "static/../../secret.nc",
+        "static/%2e%2e/%2e%2e/%2e%2e/%2e%2e/etc/passwd",
+        "static/extensions/panel/../../../../../../etc/passwd",
+        "components/os/path/__file__/..%2f..%2fetc/passwd",
+        "admin",
+        "rest/session_info",
+    ],
+)
+def test_no_file_can_be_fetched(served, path):
+    with pytest.raises(urllib.error.HTTPError) as refused, urllib.request.urlopen(served + path):
+        pass
+    assert refused.value.code in (400, 403, 404)
+    refused.value.close()
+
+
+def websocket(served, origin):
+    """Status of opening a session from a page of `origin`."""
+    from tornado.httpclient import HTTPClientError, HTTPRequest
+    from tornado.websocket import websocket_connect
+
+    async def tried():
+        request = HTTPRequest(served.replace("http", "ws") + "ws", headers={"Origin": origin})
+        try:
+            (await websocket_connect(request, subprotocols=["bokeh", "no-token"])).close()
+        except HTTPClientError as error:
+            return error.code
+        return 101
+
+    return asyncio.run(tried())
+
+
+def test_pages_from_elsewhere_cannot_open_a_session(served):
+    port = served.rsplit(":", 1)[1].strip("/")
+    assert websocket(served, "http://evil.example") == 403
+    assert websocket(served, f"http://evil.example:{port}") == 403
+    assert websocket(served, f"http://localhost:{int(port) + 1}") == 403
+
+
+@needs_panel
+def test_origins_are_those_it_is_reached_under():
+    from headwise.studies.app import server
+
+    assert server._origins("127.0.0.1", 80) == ["127.0.0.1:80", "localhost:80"]
+    assert server._origins("10.1.2.3", 80) == ["10.1.2.3:80"]
+    assert {"127.0.0.1:80", f"{socket.gethostname()}:80"} <= set(server._origins("0.0.0.0", 80))
+
+
+@needs_panel
+def test_what_cannot_be_served_is_said_in_words(folder, tmp_path):
+    from headwise.studies.app import serve
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(DeclarationError, match=f"port {port} is in use"):
+            serve(folder, port=port, show=False)
+    with pytest.raises(DeclarationError, match="give a number"):
+        serve(folder, port=70000, show=False)
+    with pytest.raises(DeclarationError, match=r"cannot listen at 203\.0\.113\.1"):
+        serve(folder, address="203.0.113.1", port=0, show=False)
+    with pytest.raises(ResultError, match="does not exist"):
+        serve(tmp_path / "nowhere", show=False)
+
+
+def test_without_panel_it_says_how_to_get_it(folder, monkeypatch):
+    from headwise.studies.app import serve
+
+    monkeypatch.setitem(sys.modules, "panel", None)
+    with pytest.raises(DeclarationError, match=r"pip install 'headwise\[app\]'"):
+        serve(folder, show=False)
+
+
+# In a browser
+
+FIGURES = """
+window.figures = () => {
+  const found = [], seen = new Set();
+  const walk = view => {
+    if (seen.has(view)) return;
+    seen.add(view);
+    if (view.model.type == "Figure") found.push(view);
+    for (const child of view.child_views ?? []) walk(child);
+    for (const child of Object.values(view._child_views ?? {})) if (child && child.model) walk(child);
+    if (view._child_views instanceof Map) for (const child of view._child_views.values()) walk(child);
+  };
+  for (const view of Bokeh.index.roots) walk(view);
+  return found;
+};
+window.sourceOf = (view, column) => view.model.renderers.map(one => one.data_source).find(one => column in one.data);
+window.rootOf = view => { let one = view; while (one.parent) one = one.parent; return one.model.name; };
+window.inside = name => figures().find(view => rootOf(view) == name);
+window.grid = name => {
+  const view = inside(name), data = sourceOf(view, "name").data;
+  return Array.from(data.name, (one, at) => [one, data.value[at]]);
+};
+window.marked = name => {
+  const one = inside(name).model.renderers.map(one => one.data_source).find(one => one.name == "picked head");
+  return [one.data.layer[0], one.data.head[0]];
+};
+window.pattern = name => {
+  const data = sourceOf(inside(name), "weight").data;
+  return Object.fromEntries(Array.from(data.weight, (weight, at) => [`${data.query[at]} ${data.key[at]}`, weight]));
+};
+window.near = (found, wanted) => Object.entries(wanted).every(([at, number]) => at in found && (number === null
+  ? !(found[at] === found[at] && found[at] !== null) : Math.abs(found[at] - number) <= 1e-6 + 5e-5 * Math.abs(number)));
+window.axisOf = name => {
+  const axis = inside(name).model.below.find(one => one.major_label_overrides);
+  return Array.from(axis.major_label_overrides instanceof Map ? axis.major_label_overrides.values()
+    : Object.values(axis.major_label_overrides));
+};
+window.titleOf = name => { const one = inside(name).model.title; return one ? one.text : ""; };
+window.cellAt = (name, layer, head) => {
+  const view = inside(name), box = view.canvas_view.el.getBoundingClientRect();
+  view.el.scrollIntoView({block: "center"});
+  const now = view.canvas_view.el.getBoundingClientRect();
+  return [now.left + view.frame.x_scale.compute(head), now.top + view.frame.y_scale.compute(layer)];
+};
+window.deep = selector => {
+  const found = [];
+  const walk = root => {
+    found.push(...root.querySelectorAll(selector));
+    for (const one of root.querySelectorAll("*")) if (one.shadowRoot) walk(one.shadowRoot);
+  };
+  walk(document);
+  return found;
+};
+window.box = label => deep("label").filter(one => one.textContent.trim() == label)
+  .map(one => one.getRootNode().querySelector("select, input")).find(one => one && one.checkVisibility());
+window.choose = (label, text) => {
+  const one = box(label), option = Array.from(one.options).find(each => each.textContent.trim() == text);
+  one.value = option.value;
+  one.dispatchEvent(new Event("change"));
+};
+window.words = () => deep("p, h1, h2, h3, li, summary").map(one => one.textContent).join("\\n");
+window.idle = () => Bokeh.documents.length > 0 && Bokeh.documents[0].is_idle && Bokeh.index.roots.length > 0;
+true
+"""
+
+
+class Page:
+    """The app in a tab."""
+
+    def __init__(self, tab, address):
+        self.tab, self.address = tab, address
+
+    def open(self, query=""):
+        self.tab.open(self.address + query)
+        self.tab.wait("document.readyState == 'complete' && Bokeh.documents.length && Bokeh.documents[0].is_idle")
+        self.tab.evaluate(FIGURES)
+        return self
+
+    def head(self, name):
+        """Wait until a head is shown."""
+        self.tab.wait(f"deep('h2').some(one => one.textContent.startsWith({json.dumps(name)}))", f"the heading {name}")
+
+    def click(self, part, layer, head):
+        self.tab.click(*self.tab.evaluate(f"cellAt({json.dumps(part)}, {layer}, {head})"))
+
+    def shows(self, part, wanted):
+        """Wait until a head grid shows these numbers, ``(layer, head)``; pictures keep five digits."""
+        wanted = np.asarray(wanted, dtype=float)
+        cells = np.ndenumerate(wanted)
+        numbers = {str(Head(*at)): None if np.isnan(value) else float(value) for at, value in cells}
+        script = f"near(Object.fromEntries(grid({json.dumps(part)})), {json.dumps(numbers)})"
+        self.tab.wait(script, f"the numbers {numbers} in {part}")
+
+    def attends(self, part, name, wanted):
+        """Wait until a picture shows this pattern, ``(query, key)``, of this head."""
+        wanted = np.asarray(wanted, dtype=float)
+        numbers = {
+            f"{query} {key}": float(wanted[query, key])
+            for query, key in zip(*np.tril_indices_from(wanted), strict=True)
+        }
+        script = f"near(pattern({json.dumps(part)}), {json.dumps(numbers)})"
+        self.tab.wait(f"titleOf({json.dumps(part)}).startsWith({json.dumps(name)}) && {script}", f"{name} in {part}")
+
+    def choose(self, label, text):
+        self.tab.wait(f"box({json.dumps(label)})")
+        self.tab.evaluate(f"choose({json.dumps(label)}, {json.dumps(text)})")
+
+    def prompt(self, text):
+        """Type a prompt in place of the one that is there, and press Enter."""
+        self.tab.evaluate("box('Prompt').focus(); box('Prompt').select()")
+        self.tab.type(text)
+        self.tab.press("Enter")
+
+    def says(self, text):
+        self.tab.wait(f"words().includes({json.dumps(text)})", f"the words {text!r}")
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    if browser.found() is None:
+        pytest.skip("no Chromium is installed")
+    with browser.Browser() as one:
+        yield one
+
+
+@pytest.fixture
+def page(chromium, served):
+    """A page in a tab of its own; afterwards, nothing may have left the machine or gone wrong."""
+    tab = chromium.tab()
+    yield Page(tab, served)
+    own = (served, served.replace("http", "ws"), "data:", f"blob:{served}", "about:")
+    assert [one for one in tab.requests if not one.startswith(own)] == []
+    assert tab.errors == []
+    tab.close()
+
+
+@needs_browser
+def test_a_click_on_a_head_shows_its_pattern_from_the_file(page, tree):
+    stored = tree["patterns"].to_dataset()
+    wanted = tree["heads"]["induction"].mean("example")
+    best = Head(*np.unravel_index(int(wanted.values.argmax()), wanted.shape))
+    page.open().head(str(best))
+    page.shows("grid", wanted)
+    name = next(str(one) for one in stored["shown"].values if str(one) != str(best))
+    head = Head.parse(name)
+    page.click("grid", head.layer, head.head)
+    page.head(name)
+    page.attends("pattern", name, stored["pattern"].sel(shown=name).transpose("query", "key"))
+    page.tab.wait(f"marked('grid').join() == '{head.layer},{head.head}'")
+    page.tab.wait(f"location.search.includes('head={name}')")
+    page.says("From the file.")
+    page.says("Change of loss (nat) without it")
+    change = hw.effect(tree["ablation"].to_dataset(), "loss").sel(layer=head.layer, head=head.head, ablation="zero")
+    assert f"{change.mean():+.3f}" in page.tab.evaluate("deep('td').map(one => one.textContent)")
+
+
+@needs_browser
+def test_the_pattern_of_any_other_head_is_computed(page, tree, words_model):
+    shown = {str(name) for name in tree["patterns"]["shown"].values}
+    head = next(Head(0, one) for one in words_model.heads if str(Head(0, one)) not in shown)
+    page.open()
+    page.click("grid", head.layer, head.head)
+    page.says("Computed now, on the prompt of the file.")
+    captured = capture(words_model, RepeatedTokens(n=1, length=8), [head.pattern])[f"{head}_pattern"].isel(example=0)
+    page.attends("pattern", str(head), captured)
+    page.choose("Attention on", "prompt 2 of the study")
+    page.says("Computed now, on a prompt that was measured.")
+    captured = capture(words_model, RepeatedTokens(n=4, length=8), [head.pattern])[f"{head}_pattern"].isel(example=1)
+    page.attends("pattern", str(head), captured)
+    page.tab.wait("location.search.includes('pattern=1')")
+
+
+@needs_browser
+def test_another_variable_and_another_label_change_the_grid(page, tree):
+    ds = tree["ablation"].to_dataset()
+    page.open()
+    page.choose("Variable", named(tree, "ablation/loss").label)
+    page.tab.wait("box('Ablation')")
+    page.shows("grid", hw.effect(ds, "loss").sel(ablation="zero").mean("example"))
+    page.choose("Ablation", "mean")
+    page.tab.wait("location.search.includes('at.ablation=mean')")
+    page.shows("grid", hw.effect(ds, "loss").sel(ablation="mean").mean("example"))
+    page.choose("Show", "value")
+    page.tab.wait("location.search.includes('show=value')")
+    page.shows("grid", ds["loss"].sel(ablation="mean").mean("example"))
+
+
+@needs_browser
+def test_a_typed_prompt_fires_the_heads(page, words_model):
+    text = "lion tiger bear lion tiger"
+    page.open().prompt(text)
+    page.tab.wait("!!inside('fires')")
+    measured = measure(words_model, Prompts((text,)), None, [prefix_matching, previous_token])
+    wanted = {
+        name: measured[f"baseline_{name}"].isel(run=0, example=0) for name in ("prefix_matching", "previous_token")
+    }
+    page.shows("fires", wanted["prefix_matching"])
+    page.click("fires", 0, 3)
+    page.head("L0H3")
+    captured = capture(words_model, Prompts((text,)), [Head(0, 3).pattern])["L0H3_pattern"].isel(example=0)
+    page.attends("live", "L0H3", captured)
+    for part in ("fires", "grid"):
+        page.tab.wait(f"marked('{part}').join() == '0,3'")
+    assert set(page.tab.evaluate("axisOf('live')")) == set(text.split())
+    page.choose("Show attention to", "the token before")
+    page.tab.wait("location.search.includes('fires=previous_token')")
+    page.shows("fires", wanted["previous_token"])
+    page.choose("Show attention to", "one token")
+    page.choose("Token", "1: tiger")
+    page.tab.wait("location.search.includes('token=1')")
+    whole = capture(words_model, Prompts((text,)), [Layer(layer).pattern for layer in words_model.layers])
+    largest = np.stack([whole[f"L{layer}_pattern"][0, :, 2:, 1].max("query") for layer in words_model.layers])
+    page.shows("fires", largest)
+
+
+@needs_browser
+def test_prompts_that_cannot_be_run_are_answered_in_words(page):
+    page.open().prompt("apple xyzzy apple")
+    page.says("'xyzzy' is not in the vocabulary of words-2l")
+    page.prompt("apple")
+    page.says("this prompt is one token")
+    page.prompt("apple " * 200)
+    page.says("at most")
+    page.prompt("   ")
+    page.says("type a prompt first")
+    page.prompt("apple banana cherry")
+    page.says("No token of this prompt comes back")
+    page.prompt("apple banana apple")
+    page.tab.wait("!!inside('live')")
+
+
+@needs_browser
+def test_a_link_opens_what_it_names(page, words_model):
+    text = "sun moon sun"
+    page.open(
+        f"?result={quote(SWEEP)}&variable=accuracy&show=value&head=L0H5&prompt={quote(text)}&fires=previous_token"
+    )
+    page.head("L0H5")
+    page.tab.wait("marked('grid').join() == '0,5'")
+    assert page.tab.evaluate("box('Result set').value") == SWEEP
+    page.tab.wait("!!inside('live')")
+    assert page.tab.evaluate("box('Prompt').value") == text
+    measured = measure(words_model, Prompts((text,)), None, [previous_token])["baseline_previous_token"]
+    page.shows("fires", measured.isel(run=0, example=0))
+
+
+@needs_browser
+def test_a_link_to_what_is_not_there_still_opens(page):
+    page.open("?result=../secret.nc&variable=nothing&head=L9H9&pattern=99&at.example=77")
+    page.says("There is no")
+    page.head("L1")
+
+
+@needs_browser
+def test_a_measurement_is_shown_too_with_the_prompts_it_was_measured_on(page, folder, words_model):
+    page.open(f"?result={quote(SWEEP)}&head=L1H1")
+    page.head("L1H1")
+    ds = Folder(folder).open(SWEEP).to_dataset()
+    page.shows("grid", hw.effect(ds, "loss").mean("example"))
+    captured = capture(words_model, RepeatedTokens(n=4, length=8), [Head(1, 1).pattern])["L1H1_pattern"].isel(example=0)
+    page.attends("pattern", "L1H1", captured)
+    page.says("This file holds no composition scores.")
+
+
+@needs_browser
+def test_tabs_do_not_share_what_is_chosen(page, chromium, served):
+    page.open("?head=L0H1").head("L0H1")
+    other = Page(chromium.tab(), served).open("?head=L1H0")
+    other.head("L1H0")
+    other.click("grid", 0, 6)
+    other.head("L0H6")
+    page.click("grid", 0, 2)
+    page.head("L0H2")
+    assert "L0H6" in other.tab.evaluate("words()")
+    other.tab.close()
+
+
+@needs_browser
+def test_everything_can_be_reached_with_the_keyboard(page):
+    page.open()
+    reached = []
+    for _ in range(40):
+        page.tab.press("Tab")
+        reached.append(
+            page.tab.evaluate(
+                "(() => { let one = document.activeElement; while (one.shadowRoot && one.shadowRoot.activeElement)"
+                " one = one.shadowRoot.activeElement; const label = one.getRootNode().querySelector('label');"
+                " return one.tagName == 'BUTTON' ? one.textContent.trim() : label ? label.textContent.trim() : ''; })()"
+            )
+        )
+    assert {"Result set", "Variable", "Example", "Head", "Attention on", "Prompt", "Run"} <= set(reached)
+    assert any(one.startswith("L0H") for one in reached)  # partners
+    before = page.tab.evaluate("box('Head').value")
+    page.tab.evaluate("box('Head').focus()")
+    page.tab.press("ArrowDown")
+    page.tab.wait(f"box('Head').value != {json.dumps(before)}")
+    page.head(page.tab.evaluate("box('Head').selectedOptions[0].textContent"))
+
+
+@needs_browser
+def test_a_partner_is_one_click_away_and_back_goes_back(page, tree):
+    page.open("?head=L1H2").head("L1H2")
+    best = facts.partners(tree, Head(1, 2))["from", "k"][0].head
+    page.tab.evaluate(f"deep('button').find(one => one.textContent.startsWith('{best}')).click()")
+    page.head(str(best))
+    page.tab.wait(f"location.search.includes('head={best}')")
+    page.tab.evaluate("history.back()")
+    page.tab.wait("typeof deep == 'undefined' && Bokeh.documents.length && Bokeh.documents[0].is_idle")
+    page.tab.evaluate(FIGURES)
+    page.head("L1H2")
+
+
+@needs_browser
+def test_bad_files_are_named_with_their_reasons(page):
+    page.open()
+    page.says("4 files cannot be shown")
+    page.says("<b>noise.nc")
+    page.says("weather.nc")
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [375, 1280])
+def test_nothing_is_wider_than_the_window(page, width):
+    page.tab.size(width, 800, touch=width < 600)
+    page.open("?prompt=apple%20banana%20apple%20banana").tab.wait("!!inside('live')")
+    assert page.tab.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@needs_browser
+def test_an_empty_folder_says_what_to_do(chromium, tmp_path):
+    (tmp_path / "results").mkdir()
+    for served in serving(tmp_path / "results", tmp_path):
+        page = Page(chromium.tab(), served).open()
+        page.says("There is no result in results yet.")
+        assert page.tab.errors == []
+        page.tab.close()
+
+
+@needs_browser
+def test_sessions_go_with_their_tabs(chromium, folder, monkeypatch):
+    from headwise.studies.app import page as pages
+    from headwise.studies.app import server
+
+    kept = []
+
+    class Watched(pages.Session):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            kept.append(weakref.ref(self))
+
+    monkeypatch.setattr(pages, "Session", Watched)
+    ready, stop = threading.Event(), {}
+
+    async def run():
+        stop["loop"], stop["event"] = asyncio.get_running_loop(), asyncio.Event()
+        stop["server"], stop["url"] = server._server(Folder(folder), live.Models(), "127.0.0.1", 0, unused=4000)
+        stop["server"].start()
+        ready.set()
+        await stop["event"].wait()
+        stop["server"].stop()
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()))
+    thread.start()
+    try:
+        assert ready.wait(60)
+        page = Page(chromium.tab(), stop["url"]).open()
+        assert len(stop["server"].get_sessions("/")) == len(kept) == 1
+        page.click("grid", 0, 4)
+        page.head("L0H4")
+        page.tab.close()
+        other = chromium.tab()
+        other.open("about:blank")
+        asked = time.monotonic()
+        while (stop["server"].get_sessions("/") or kept[0]() is not None) and time.monotonic() - asked < 60:
+            gc.collect()
+            other.evaluate("new Promise(done => setTimeout(done, 50))")
+        assert stop["server"].get_sessions("/") == []
+        assert kept[0]() is None
+        other.close()
+    finally:
+        stop["loop"].call_soon_threadsafe(stop["event"].set)
+        thread.join(60)
