@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from ..errors import DeclarationError, ModelError, choices
+from .shape import Shape
 
 ENDS = ("", "input"), ("", "output")
 MODULES = ("norm_1", "out", "attention", "norm_2", "mlp", "norm", "unembed")
@@ -39,7 +40,10 @@ class HeadWeights(NamedTuple):
 
 
 def standard_sizes(config: Any) -> dict[str, Any]:
-    """Counts by the names that most configurations use, for a gated MLP and rotary embedding."""
+    """Counts by the names that most configurations use, for a gated MLP.
+
+    Where something differs: ``lambda config: standard_sizes(config) | {"gated": False, "parallel": True}``.
+    """
     heads = config.num_attention_heads
     return {
         "layers": config.num_hidden_layers,
@@ -51,8 +55,6 @@ def standard_sizes(config: Any) -> dict[str, Any]:
         "vocabulary": config.vocab_size,
         "context": config.max_position_embeddings,
         "gated": True,
-        "rotary": True,
-        "pos_embed": False,
         "windows": _windows(config),
     }
 
@@ -99,7 +101,7 @@ class Family:
     gain_offset : float
         What norms add to their weight before they multiply by it.
     sizes : callable
-        ``config -> dict`` with what `Shape` takes.
+        ``config -> dict`` with what `Shape` takes; what the paths say by themselves is left out.
     scaling : callable
         ``(config, layer) -> float``, the factor of the attention scores.
     """
@@ -125,6 +127,11 @@ class Family:
             )
         if missing or "embed" not in self.embeddings:
             raise DeclarationError(f"the table of {self.name} lacks {choices(missing or ['embed'])}")
+
+    def shape(self, config: Any) -> Shape:
+        """The counts of a model with this configuration, and what its layers are like."""
+        found = {"rotary": "rotary" in self.modules, "pos_embed": "pos_embed" in self.embeddings}
+        return Shape(**found, **self.sizes(config))
 
     def points(self, parallel: bool) -> list[tuple[str, list[tuple[str, str]]]]:
         """Where what a block makes is found, in forward order: name, and modules with a side of each."""

@@ -127,9 +127,11 @@ class Model:
         return self.family.scaling(self.module.config, layer)
 
     def __repr__(self) -> str:
+        own = self.shape.kv_heads == self.shape.heads
+        shared = "" if own else f" that share {self.shape.kv_heads} of keys and values"
         return (
             f"<Model {self.name} ({self.revision}): {self.family.name}, {self.shape.layers} layers of "
-            f"{self.shape.heads} heads, {self.dtype} on {self.device}, runs here>"
+            f"{self.shape.heads} heads{shared}, {self.dtype} on {self.device}, runs here>"
         )
 
 
@@ -184,7 +186,7 @@ def load(
         family, module, tokenizer = _read(name, where, revision, DTYPES[dtype or "float32"], tokenizer)
     check_fits(family, module, name)
     traced = TransformersModel(module.to(target).eval(), task="text-generation", tokenizer=tokenizer)
-    return Model(name, place, family, Shape(**family.sizes(module.config)), tokenizer, traced)
+    return Model(name, place, family, family.shape(module.config), tokenizer, traced)
 
 
 def _read(

@@ -304,6 +304,11 @@ def test_a_head_knows_what_it_reads(model):
         assert head in model.shape.readers(shared)
 
 
+def test_a_model_says_that_its_heads_share_keys():
+    assert "llama, 3 layers of 4 heads that share 2 of keys and values, float32" in repr(cases.model("llama", "sdpa"))
+    assert "gpt_neox, 3 layers of 3 heads, float32" in repr(cases.model("pythia", "sdpa"))
+
+
 def test_captured_keys_of_a_layer_are_named_by_key_value_head():
     found = capture(cases.model("llama", "sdpa"), TASK, [Layer(0).k, Layer(0).q, Layer(0).k_rot])
     assert found["L0_k"].dims == found["L0_k_rot"].dims == ("example", "position", "kv_head", "d_head")
