@@ -130,8 +130,8 @@ class Family:
 
     def shape(self, config: Any) -> Shape:
         """The counts of a model with this configuration, and what its layers are like."""
-        found = {"rotary": "rotary" in self.modules, "pos_embed": "pos_embed" in self.embeddings}
-        return Shape(**found, **self.sizes(config))
+        rotary, pos_embed = "rotary" in self.modules, "pos_embed" in self.embeddings
+        return Shape(**self.sizes(config), rotary=rotary, pos_embed=pos_embed)
 
     def points(self, parallel: bool) -> list[tuple[str, list[tuple[str, str]]]]:
         """Where what a block makes is found, in forward order: name, and modules with a side of each."""
