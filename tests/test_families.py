@@ -370,6 +370,34 @@ def test_an_unknown_family_shows_the_table_to_add_and_it_works(stranger):
     assert selfcheck.failures(model) == []
 
 
+PHI = {"out": "self_attn.dense", "norm_2": "input_layernorm", "norm": "model.final_layernorm"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "modules", "facts"),
+    [
+        (
+            "Phi",
+            {"rope_parameters": {**raw_families.ROPE, "partial_rotary_factor": 0.5}},
+            PHI,
+            {"gated": False, "parallel": True},
+        ),
+        ("Starcoder2", {"num_key_value_heads": 1, "sliding_window": 6}, {}, {"gated": False}),
+    ],
+)
+def test_a_family_of_ones_own(kind, config, modules, facts, monkeypatch):
+    """Two that are not known: one norm for attention and MLP side by side; heads that share keys, and a window."""
+    monkeypatch.setattr(family, "FAMILIES", dict(family.FAMILIES))
+    module = raw_families.random_weights(kind, raw_families._llama_like(2, 3, 3, **config))
+    llama, name = family.FAMILIES["llama"], module.config.model_type
+    table = {"centred": True, "sizes": lambda config: family.standard_sizes(config) | facts}
+    family.register(
+        dataclasses.replace(llama, name=name, model_types=(name,), modules={**llama.modules, **modules}, **table)
+    )
+    model = hw.load(module)
+    assert selfcheck.failures(model) == []
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
