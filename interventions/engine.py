@@ -16,11 +16,11 @@ import torch
 from ..errors import DeclarationError, ModelError, choices
 from . import forward
 from .cost import logits_bytes
-from .jobs import Job, base_of, handles
+from .jobs import Job, base_of
 from .known import Known, Points, Reader
 from .memory import is_out_of_memory
 from .models import Model
-from .native import as_tensor, native_point, nothing, point_of, read_points, run_as_it_is
+from .native import as_tensor, handles, native_point, nothing, point_of, read_points, run_as_it_is
 from .outcome import Inputs, Keeper, Outcome, Part, Piece
 from .packing import Chunk, Pass
 from .plan import Plan

@@ -21,12 +21,12 @@ from ..errors import DeclarationError
 from . import forward
 from .cost import row_bytes
 from .engine import check_readers, halves_of, look
-from .jobs import Job, handles
+from .jobs import Job
 from .known import Known, Points, Reader
 from .lowering import Write
 from .memory import is_out_of_memory
 from .models import Model
-from .native import native_point, nothing, read_points
+from .native import handles, native_point, nothing, read_points
 from .outcome import Inputs, Outcome, Piece, as_array
 from .packing import Chunk, Pass
 from .paths import PathPatch

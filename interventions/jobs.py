@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -10,10 +9,10 @@ import torch
 from . import ops
 from .components import Component
 from .known import Known, Points
-from .lowering import BY_QUERY, HOW, STAGES, Write, keys_in, positions_in
+from .lowering import BY_QUERY, HOW, OF_KEYS, STAGES, Write, keys_in, positions_in
 from .models import Model
 from .native import native_point, pattern_of, point_of
-from .packing import Chunk, Pass, heads_redone
+from .packing import Chunk, Pass, heads_of, heads_redone
 from .paths import PathPatch
 from .plan import Plan
 from .rows import write_into
@@ -22,22 +21,6 @@ from .steering import Knockout
 from .values import edit_value
 
 EMBEDDINGS = ("embed", "pos_embed")
-
-
-def handles(model: Model) -> dict[str, Any]:
-    """What `forward.run` has to know of a model."""
-    family = model.family
-    return {
-        "blocks": attrgetter(family.blocks)(model.traced),
-        "norm": attrgetter(family.modules["norm"])(model.traced),
-        "unembed": attrgetter(family.modules["unembed"])(model.traced),
-        "paths": dict(family.modules),
-        "project": family.project,
-        "combine": family.combine,
-        "heads": model.shape.heads,
-        "d_head": model.shape.d_head,
-        "scalings": [model.scaling(layer) for layer in model.layers],
-    }
 
 
 def base_of(model: Model, plan: Plan, chunk: Chunk, one: Pass, base: Points) -> Points:
@@ -83,7 +66,7 @@ class Job:
         """The dict that `forward.run` takes."""
         for local, (number, entry) in enumerate(zip(self.one.conditions, self.one.entries, strict=True)):
             writes = self.plan.writes[self.chunk.group][number]
-            redone = heads_redone(writes, entry, self.model.shape.heads)
+            redone = heads_redone(writes, entry, self.model.shape)
             conditions, heads = self.pairs.setdefault(entry[0], ([], [])) if redone else ([], [])
             first = len(heads)
             conditions += [local] * len(redone)
@@ -95,8 +78,9 @@ class Job:
                 value = self._path(write) if isinstance(write.edit, PathPatch) else None
                 if redone and (write.layer, STAGES[write.place]) == entry:
                     for pair, head in enumerate(redone, start=first):
-                        if write.head in (None, head):
-                            self._write(self.pair_writes, write, pair, head, value, True)
+                        if head in heads_of(write, self.model.shape):
+                            own = self.model.shape.key_head(head) if write.place in OF_KEYS else head
+                            self._write(self.pair_writes, write, pair, own, value, True)
                 else:
                     self._write(self.writes, write, local, write.head, value, False)
         return self.frame()
@@ -182,7 +166,7 @@ class Job:
             entries.append((rows, where, some, write.how, value))
             return
         width = self.model.shape.d_head
-        per_head = write.place in ("q", "k", "v", "z") and head is not None and not alone
+        per_head = write.place in ("q", "k", "v", "q_rot", "k_rot", "z") and head is not None and not alone
         cols = slice(head * width, (head + 1) * width) if per_head and head is not None else slice(None)
         entries.append((rows, where, cols, write.how, value))
 
@@ -192,10 +176,10 @@ class Job:
         if write.layer == layers:
             return self.out
         if write.layer == layers - 1 and write.place in BY_QUERY:
-            whole = self.known.watch and write.place in ("q", "scores", "pattern")
+            whole = self.known.watch and write.place in ("q", "q_rot", "scores", "pattern")
             if not whole:
                 return self.out
-        return list(range(0 if alone and write.place in ("k", "v") else self.start, self.stop))
+        return list(range(0 if alone and write.place in OF_KEYS else self.start, self.stop))
 
     def _value(self, write: Write, head: int | None, wanted: list[int]) -> Any:
         """What the edit of a write puts in at the wanted positions."""
@@ -207,7 +191,7 @@ class Job:
         if source is not None and site.component is Component.pattern:
             source = pattern_of(self.model, source, Site(Component.pattern, site.layer, head)).transpose(1, 2)
         elif source is not None:
-            source = source[..., ops.columns(site.component, head, shape.heads, shape.d_head)]
+            source = source[..., ops.columns(site.component, head, shape.heads, shape.d_head, shape.kv_heads)]
         value = edit_value(edit, source, _index(wanted), self.span, like)
         if site.component is Component.pattern and isinstance(value, torch.Tensor):
             value = value.transpose(1, 2)[..., : self.stop]
@@ -234,7 +218,7 @@ class Job:
         edit = write.edit
         assert isinstance(edit, PathPatch)
         shape, sender = self.model.shape, edit.sender
-        columns = ops.columns(sender.component, sender.head, shape.heads, shape.d_head)
+        columns = ops.columns(sender.component, sender.head, shape.heads, shape.d_head, shape.kv_heads)
         chain = (sender, edit.source, edit.through_mlps)
         if chain not in self.senders:
             at = point_of(sender)
@@ -247,7 +231,7 @@ class Job:
         receivers = self.senders[chain][-1]
         part = None
         if write.head is not None:
-            part = ops.columns(write.place, write.head, shape.heads, shape.d_head)
+            part = ops.columns(write.place, write.head, shape.heads, shape.d_head, shape.kv_heads)
         key = (list(self.senders).index(chain), write.layer, write.place, write.head)
         if all(key != known for known, *_ in receivers):
             receivers.append((key, write.layer, part))

@@ -66,7 +66,7 @@ def _read(model: Model, tokens: torch.Tensor, wanted: set[tuple[int, str]]) -> P
     root, arguments = model.traced, walk_arguments(model)
     layers = 1 + max(layer for layer, _ in wanted)
     with torch.no_grad(), model.traced.trace(tokens, use_cache=False) as tracer:
-        taken, _ = ops.walk(root, *arguments, layers, wanted, [], 0, [], {})
+        taken, _ = ops.walk(root, *arguments, layers, wanted, [], {})
         nnsight.save(taken)
         tracer.stop()
     return {at: value.expand(len(tokens), *value.shape[1:]) for at, value in taken.items()}
@@ -88,11 +88,10 @@ def run_as_it_is(
     """
     root, arguments, shape = model.traced, walk_arguments(model), model.shape
     norm, unembed = (attrgetter(model.family.modules[name])(root) for name in ("norm", "unembed"))
-    scalings = [model.scaling(layer) for layer in range(shape.layers)]
     at = torch.tensor(scored, device=tokens.device)
     with torch.no_grad(), model.traced.trace(tokens, use_cache=False) as tracer:
         found: dict[str, Any] = {}
-        taken, values = ops.walk(root, *arguments, shape.layers, wanted, watch, shape.heads, scalings, {})
+        taken, values = ops.walk(root, *arguments, shape.layers, wanted, watch, {})
         if score["kernels"]:
             normed = norm.output[:, at]
             if keep_logits:
@@ -106,16 +105,39 @@ def run_as_it_is(
     return points, dict(values), found.get("logits")
 
 
-def walk_arguments(model: Model) -> tuple[Any, list[tuple[str, str]], list[tuple[str, str, str]]]:
-    """What `ops.walk` takes first after the model: blocks, embeddings, points."""
+def handles(model: Model) -> dict[str, Any]:
+    """What `forward.run` and `ops.walk` have to know of a model."""
+    family, shape = model.family, model.shape
+
+    def handle(name: str) -> Any:
+        return attrgetter(family.modules[name])(model.traced) if name in family.modules else None
+
+    return {
+        "blocks": attrgetter(family.blocks)(model.traced),
+        "norm": handle("norm"),
+        "unembed": handle("unembed"),
+        "rotary": handle("rotary"),
+        "paths": dict(family.modules),
+        "layout": family.layout,
+        "transposed": family.transposed,
+        "heads": shape.heads,
+        "kv_heads": shape.kv_heads,
+        "d_head": shape.d_head,
+        "parallel": shape.parallel,
+        "scalings": [model.scaling(layer) for layer in model.layers],
+        "windows": [shape.window(layer) for layer in model.layers],
+    }
+
+
+def walk_arguments(model: Model) -> tuple[dict[str, Any], list[tuple[str, str]], list[tuple[str, Any]]]:
+    """What `ops.walk` takes first after the model: what there is to know of it, embeddings, points."""
     family = model.family
-    points: list[tuple[str, str, str]] = [(name, point.path, point.side) for name, point in family.points.items()]
-    return attrgetter(family.blocks)(model.traced), list(family.embeddings.items()), points
+    return handles(model), list(family.embeddings.items()), list(family.points(model.shape.parallel))
 
 
 def capture_site(model: Model, points: Points, site: Site) -> torch.Tensor:
     """The value of `site` from the tensors of `read_points`, in the shape that `Component` states."""
-    heads, d_head = model.shape.heads, model.shape.d_head
+    shape = model.shape
     point = points[point_of(site)]
     at = positions_in(site, point.shape[1])
     if site.component is Component.pattern:
@@ -124,21 +146,24 @@ def capture_site(model: Model, points: Points, site: Site) -> torch.Tensor:
         return pattern if at is None else pattern[..., at, :]
     value = point
     if site.component is Component.head_out:
-        z = ops.split_heads(point, heads)
+        z = ops.split_heads(point, shape.heads)
         value = torch.einsum("ephd,hdm->ephm", z, model.head_weights(site.layer).W_O)
         value = value if site.head is None else value[:, :, site.head]
     elif site.component.per_head:
-        value = point[..., ops.columns(site.component, site.head, heads, d_head)]
-        value = ops.split_heads(value, heads) if site.head is None else value
+        value = point[..., ops.columns(site.component, site.head, shape.heads, shape.d_head, shape.kv_heads)]
+        count = shape.kv_heads if site.component.of_keys else shape.heads
+        value = ops.split_heads(value, count) if site.head is None else value
     return value if at is None else value[:, at]
 
 
-def pattern_of(model: Model, qkv: torch.Tensor, site: Site) -> torch.Tensor:
+def pattern_of(model: Model, turned: torch.Tensor, site: Site) -> torch.Tensor:
     """Attention weights ``(example, head, query, key)`` of the head of `site`, or of all."""
-    heads, d_head = model.shape.heads, model.shape.d_head
-    q, k = (qkv[..., ops.columns(side, site.head, heads, d_head)] for side in "qk")
-    count = heads if site.head is None else 1
-    return ops.attention_pattern(ops.split_heads(q, count), ops.split_heads(k, count), model.scaling(site.layer))
+    shape, head = model.shape, site.head
+    key_head = None if head is None else shape.key_head(head)
+    q = turned[..., ops.columns("q_rot", head, shape.heads, shape.d_head, shape.kv_heads)]
+    k = turned[..., ops.columns("k_rot", key_head, shape.heads, shape.d_head, shape.kv_heads)]
+    q, k = (ops.split_heads(part, part.shape[-1] // shape.d_head) for part in (q, k))
+    return ops.attention_pattern(q, k, model.scaling(site.layer), shape.window(site.layer))
 
 
 def check_sites(model: Model, sites: Sequence[Site], groups: Sequence[Group]) -> None:

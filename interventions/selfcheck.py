@@ -1,9 +1,10 @@
 """Checks of an unfamiliar model before a sweep: whether planned passes see what the model itself does.
 
-On one short prompt of random tokens: *parts*, what the table of the family computes by itself is what the model's
-modules compute; *identity*, a planned pass that changes nothing gives the logits of the model's own forward pass;
-*seen*, a write in a planned pass gives the same logits as the write put into the model's own pass; and *moved*, a write
-to the stream does move the logits.
+On one short prompt of random tokens: *parts*, what the family's table leads to is what the model has, from the
+embeddings to the weights that are used in part; *identity*, a planned pass that changes nothing gives the logits of the
+model's own forward pass; *seen*, a write in a planned pass gives the same logits as the write put into the model's own
+pass; *windows*, the first holds on a longer prompt too where layers have windows; and *moved*, a write to the stream
+does move the logits.
 """
 
 from __future__ import annotations
@@ -15,17 +16,18 @@ import nnsight
 import numpy as np
 import torch
 
-from ..errors import ModelError
+from ..errors import HeadwiseError, ModelError
 from . import ops
 from .components import Component
 from .edits import Compose, Edit, Patch
 from .engine import run_plan
-from .jobs import handles
 from .known import Reader
+from .memory import is_out_of_memory
 from .models import Model
-from .native import as_tensor, nothing, read_points, walk_arguments
+from .native import as_tensor, handles, nothing, read_points, walk_arguments
 from .outcome import Inputs
 from .plan import make_plan
+from .projections import combine, project, sides
 from .rows import called
 from .shape import Group
 from .sites import Site
@@ -34,6 +36,8 @@ from .steering import Add
 Array = np.ndarray[Any, Any]
 LENGTH = 8
 """Tokens of the prompt."""
+WINDOW = 512
+"""Windows of attention up to this size are checked, on a prompt that is longer."""
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}
 """Largest difference that counts as rounding, in standard deviations of the logits."""
 WRITES = ("resid_pre", "q", "k", "v", "z", "attn_out", "mlp_out", "resid_post")
@@ -53,7 +57,15 @@ def check_model(model: Model) -> None:
     """
     if model in _FAMILIAR:
         return
-    failed = failures(model)
+    try:
+        failed = failures(model)
+    except Exception as error:
+        if isinstance(error, HeadwiseError) or is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"self-check of {model.name} ended early: {_line(error)}. Does what the family {model.family.name} says of "
+            "its modules and counts hold for this model?"
+        ) from error
     if failed:
         raise ModelError(
             f"self-check of {model.name} failed: {'; '.join(failed)}. headwise would give wrong numbers on this model; "
@@ -79,6 +91,7 @@ def failures(model: Model) -> list[str]:
     ]
     if not _most(planned[0] - own[0]) <= allowed:
         failed.append(f"identity (a pass that changes nothing moves the logits by {_most(planned[0] - own[0]):.2g})")
+    failed += _windows(model, random)
     for (layer, name), mine, theirs in zip(parts, planned[1:], own[1:], strict=True):
         if not _most(mine - theirs) <= allowed:
             failed.append(
@@ -91,31 +104,61 @@ def failures(model: Model) -> list[str]:
     return failed
 
 
+def _windows(model: Model, random: np.random.RandomState) -> list[str]:
+    """What goes wrong on a prompt that is longer than the windows of attention; longer windows are left unchecked."""
+    sizes = [size for size in model.shape.windows if size is not None and LENGTH <= size <= WINDOW]
+    length = max(sizes, default=0) + 2
+    if not sizes or length > model.shape.context:
+        return []
+    tokens = random.randint(0, model.shape.vocabulary, (1, length))
+    planned = _planned(model, tokens, 0, [], [])
+    own, scale = _own(model, tokens, 0, [], [])
+    off = _most(planned[0] - own[0])
+    if off <= TOLERANCE.get(model.dtype, TOLERANCE["float32"]) * scale:
+        return []
+    return [f"windows (a pass that changes nothing moves the logits of {length} tokens by {off:.2g})"]
+
+
 def _parts(model: Model, tokens: Array, layers: list[int]) -> list[tuple[int, str, float]]:
-    """Where the family's own functions do not give what the model's modules give: layer, what, and by how much."""
-    shape, family = model.shape, model.family
-    width = shape.heads * shape.d_head
-    points = read_points(model, tokens, [Site(part, layer) for layer in layers for part in (RESID, Z, Component.q)])
-    blocks = handles(model)["blocks"]
+    """Where what the family's table leads to is not what the model has: layer, what, and by how much."""
+    shape, parts = model.shape, handles(model)
+    out, size = parts["paths"]["out"], shape.qkv_width
+    embeddings = [Component(name) for name in model.family.embeddings]
+    sites = [Site(part, layer) for layer in layers for part in (RESID, Z, Component.q)]
+    points = read_points(model, tokens, [*sites, *(Site(part, 0) for part in embeddings)])
+    embedded = sum(points[(0, str(part))] for part in embeddings)
     wrong = []
     for layer in layers:
         with torch.no_grad(), model.traced.trace(nothing(model), use_cache=False) as tracer:
-            normed = called(blocks[layer], family.modules["norm_1"], points[(layer, "resid_pre")])
-            sides = [
-                family.project(blocks[layer], normed, slice(start, start + width)) for start in (0, width, 2 * width)
-            ]
-            z = points[(layer, "z")]
-            written = family.combine(blocks[layer], z, slice(0, width))
-            out = family.modules["out"]
-            given = called(blocks[layer], out, z) - called(blocks[layer], out, torch.zeros_like(z))
-            found = nnsight.save([torch.cat(sides, -1), written, given])
+            block, z = parts["blocks"][layer], points[(layer, "z")]
+            normed = called(block, parts["paths"]["norm_1"], points[(layer, "resid_pre")])
+            whole = torch.cat(sides(parts, block, normed), -1)
+            some = [project(parts, block, normed, slice(start, start + size // 3 + 1)) for start in _thirds(size)]
+            written = combine(parts, block, z, slice(0, shape.width))
+            given = called(block, out, z) - called(block, out, torch.zeros_like(z))
+            found = nnsight.save([whole, torch.cat(some, -1), written, given])
             tracer.stop()
-        pairs = {"project": (found[0], points[(layer, "qkv")]), "combine": (found[1], found[2])}
+        pairs = {
+            "sides": (found[0], points[(layer, "qkv")]),
+            "project": (found[1], points[(layer, "qkv")]),
+            "combine": (found[2], found[3]),
+        }
+        if layer == 0:
+            pairs["embeddings"] = (embedded, points[(0, "resid_pre")])
         for what, (ours, theirs) in pairs.items():
             off = float((ours.float() - theirs.float()).abs().max())
             if off > TOLERANCE.get(model.dtype, TOLERANCE["float32"]) * max(1e-6, float(theirs.float().std())):
                 wrong.append((layer, what, off))
     return wrong
+
+
+def _thirds(size: int) -> range:
+    """Where thirds of columns start; they do not end where heads do."""
+    return range(0, size, size // 3 + 1)
+
+
+def _line(error: Exception) -> str:
+    return next((line for line in reversed(str(error).strip().splitlines()) if line.strip()), type(error).__name__)
 
 
 def _most(difference: Array) -> float:
@@ -124,8 +167,9 @@ def _most(difference: Array) -> float:
 
 def _change(model: Model, name: str, random: np.random.RandomState) -> Array:
     """A vector to add to a part: of all heads, where it has heads."""
-    heads = Component(name).per_head
-    return random.standard_normal(model.shape.heads * model.shape.d_head if heads else model.shape.d_model)
+    component, shape = Component(name), model.shape
+    width = shape.kv_width if component.of_keys else shape.width
+    return random.standard_normal(width if component.per_head else shape.d_model)
 
 
 def _planned(model: Model, tokens: Array, at: int, parts: list[tuple[int, str]], changes: list[Array]) -> Array:
@@ -134,8 +178,8 @@ def _planned(model: Model, tokens: Array, at: int, parts: list[tuple[int, str]],
     for (layer, name), change in zip(parts, changes, strict=True):
         component = Component(name)
         if component.per_head:
-            each = change.reshape(model.shape.heads, -1)
-            adds = (Add(Site(component, layer, head, (at,)), each[head]) for head in model.heads)
+            each = change.reshape(-1, model.shape.d_head)
+            adds = (Add(Site(component, layer, head, (at,)), one) for head, one in enumerate(each))
             conditions.append(Compose(*adds).edits())
         else:
             conditions.append((Add(Site(component, layer, None, (at,)), change),))
@@ -156,14 +200,14 @@ def _own(
     shape, width = model.shape, tokens.shape[1]
     for row, ((layer, name), change) in enumerate(zip(parts, changes, strict=True), start=1):
         point = Component(name).point
-        full = np.zeros((width, 3 * shape.heads * shape.d_head if point == "qkv" else len(change)), dtype=np.float32)
-        full[at, ops.columns(name, None, shape.heads, shape.d_head)] = change
+        full = np.zeros((width, shape.qkv_width if point == "qkv" else len(change)), dtype=np.float32)
+        full[at, ops.columns(name, None, shape.heads, shape.d_head, shape.kv_heads)] = change
         value = torch.as_tensor(full, device=model.device).to(next(model.module.parameters()).dtype)
         writes.setdefault((layer, point), []).append((row, value))
     rows = as_tensor(model, np.repeat(tokens, len(parts) + 1, axis=0))
     root, arguments = model.traced, walk_arguments(model)
     with torch.no_grad(), model.traced.trace(rows, use_cache=False):
-        ops.walk(root, *arguments, shape.layers, set(), [], shape.heads, [], writes)
+        ops.walk(root, *arguments, shape.layers, set(), [], writes)
         logits = nnsight.save(model.traced.output.logits)
     return probe(logits[:, _scored(width)]).float().cpu().numpy(), float(logits[0].float().std()) or 1.0
 

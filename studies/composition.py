@@ -27,11 +27,15 @@ PAIR = ("sender_layer", "sender_head", "receiver_layer", "receiver_head")
 def composition_scores(model: Model, *, draws: int = 200, seed: int = 0) -> xr.Dataset:
     """Q-, K- and V-composition between every pair of heads of different layers.
 
+    Rotary embedding is left out of the products of weights. Heads that share keys and values have the same ``W_K`` and
+    ``W_V``.
+
     Returns
     -------
     Dataset
         ``composition(kind, variant, sender_layer, sender_head, receiver_layer, receiver_head)``, NaN unless the sender
-        is in an earlier layer; ``variant`` says whether LayerNorm is folded in. ``floor_mean(kind)`` and
+        is in an earlier layer; ``variant`` says whether the norm is folded in, LayerNorm or RMSNorm
+        as the model has it. ``floor_mean(kind)`` and
         ``floor_sd(kind)``: the same score for random Gaussian factors of the same shape.
     """
     shape = model.shape
@@ -158,5 +162,7 @@ def causal_check(
 
 def _factors(model: Model, layer: int, folded: bool) -> Factors:
     weights = model.head_weights(layer)
-    W_Q, W_K, W_V, W_O, gain = (part.detach().double().cpu().numpy() for part in weights)
-    return factors(W_Q, W_K, W_V, W_O, gain if folded else None)
+    given = {name: part.double().cpu().numpy() for name, part in weights._asdict().items() if part is not None}
+    if not folded:
+        given = {name: part for name, part in given.items() if name.startswith("W_")}
+    return factors(**given, centred=model.family.centred)

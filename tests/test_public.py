@@ -154,8 +154,8 @@ def test_packages_import_in_one_direction_only():
 def test_inside_interventions_imports_go_one_way():
     declared = ["components", "sites", "edits", "steering", "paths", "grid", "codec", "estimators"]
     planned = ["shape", "lowering", "checks", "cost", "packing", "explain", "plan"]
-    inside = ["rows", "attention", "score", "forward", "ops"]
-    run = ["architectures", "models", "known", "native", "values", "jobs", "memory", "outcome", "engine"]
+    inside = ["rows", "projections", "rotation", "attention", "score", "forward", "ops"]
+    run = ["family", "architectures", "models", "known", "native", "values", "jobs", "memory", "outcome", "engine"]
     order = [*declared, *planned, *inside, *run, "gradients", "selfcheck", "deviation"]
     assert {path.stem for path in (ROOT / "interventions").glob("[!_]*.py")} == set(order)
     for name in order:
