@@ -141,3 +141,26 @@ def test_other_weights_on_a_worker_are_found(folder):
         model.module.transformer.h[0].mlp.c_fc.weight[0, 0] += 1
     with pytest.raises(ModelError, match="has other weights on a worker"):
         sweep(model, Here())
+
+
+def test_a_dask_cluster_with_a_worker_that_is_killed(folder, tmp_path):
+    distributed = pytest.importorskip("distributed", reason="needs the extra cluster")
+    model, out = hw.load(folder), tmp_path / "sweep.nc"
+    wanted = sweep(model, None)
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, local_directory=tmp_path
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        killed = []
+
+        def kill_one(done, total):
+            if not killed:
+                killed.extend(client.run(os.getpid).values())
+                os.kill(killed[0], signal.SIGKILL)
+
+        found = sweep(model, client.get_executor(), out=out, progress=kill_one)
+    assert len(killed) == 2
+    xr.testing.assert_equal(found, wanted)
+    xr.testing.assert_equal(xr.load_dataset(out), wanted)
