@@ -27,6 +27,7 @@ from .plan import Plan
 from .score import comparing
 
 Array = np.ndarray[Any, Any]
+Elsewhere = Callable[[Outcome, Callable[[Piece], None], Callable[[int], None]], None]
 
 
 @dataclass
@@ -43,6 +44,7 @@ def run_plan(
     inputs: Inputs,
     progress: Callable[[int, int], None] | None = None,
     keeper: Keeper | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> Outcome:
     """Measure every run as it is, and every condition of `plan`.
 
@@ -59,6 +61,8 @@ def run_plan(
     keeper : Keeper, optional
         Gives what was finished before, which is not done again, and gets what is finished now. Runs are read again as
         they are where passes are left that start from them.
+    elsewhere : callable, optional
+        Runs what is missing in place of this process: ``elsewhere(outcome, keep, step)``, as for `run_chunks`.
 
     Raises
     ------
@@ -68,13 +72,43 @@ def run_plan(
         Even a single prompt needs more memory than there is.
     """
     check_readers(plan, readers)
-    outcome, room, known = Outcome(plan), Room(), Known()
+    outcome = Outcome(plan)
     for piece in keeper.found() if keeper is not None else ():
         outcome.put(piece)
-    keep = keeper.keep if keeper is not None else _let_go
+    left = outcome.missing()
+    done = plan.steps - outcome.steps(left)
+
+    def keep(piece: Piece) -> None:
+        if keeper is not None:
+            keeper.keep(piece)
+
+    def step(count: int) -> None:
+        if progress is not None:
+            progress(min(done + count, plan.steps), plan.steps)
+
+    if elsewhere is not None:
+        elsewhere(outcome, keep, step)
+    else:
+        run_chunks(model, left, readers, inputs, outcome, keep, step)
+    return outcome.close()
+
+
+def run_chunks(
+    model: Model,
+    chunks: Sequence[Chunk],
+    readers: Sequence[Reader],
+    inputs: Inputs,
+    outcome: Outcome,
+    keep: Callable[[Piece], None],
+    step: Callable[[int], None],
+) -> None:
+    """Run some chunks of the plan of `outcome`, which gets what they give; `keep` gets it piece by piece.
+
+    `step` gets how many forward passes were done, after each.
+    """
+    plan, room, known = outcome.plan, Room(), Known()
     reference: dict[int, Points] = {}
-    waiting = outcome.missing()
-    done = plan.steps - sum(len(chunk.passes) + len(plan.runs) for chunk in waiting)
+    waiting, done = list(chunks), 0
     while waiting:
         chunk = waiting.pop(0)
         left = list(chunk.passes)
@@ -84,22 +118,17 @@ def run_plan(
             known, runs = look(model, plan, chunk, readers, inputs, reference.get(chunk.group, {}))
             for run, values in runs.items():
                 keep(outcome.put(outcome.run_piece(chunk, run, values)))
-                done = _say(progress, done + 1, plan.steps)
+                step(done := done + 1)
             while left:
                 for part, values in run_pass(model, plan, chunk, left[0], known, room):
                     keep(outcome.put(outcome.part_piece(chunk, part, values)))
-                done = _say(progress, done + 1, plan.steps)
+                step(done := done + 1)
                 del left[0]
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             waiting = halves_of(model, replace(chunk, passes=tuple(left)), error) + waiting
         known = Known()  # let go of what was read before the next is
-    return outcome.close()
-
-
-def _let_go(piece: Piece) -> None:
-    """Where nothing is kept."""
 
 
 def look(
@@ -244,9 +273,3 @@ def halves_of(model: Model, chunk: Chunk, error: Exception) -> list[Chunk]:
         ) from error
     middle = (start + stop) // 2
     return [replace(chunk, examples=span) for span in ((start, middle), (middle, stop))]
-
-
-def _say(progress: Callable[[int, int], None] | None, done: int, steps: int) -> int:
-    if progress is not None:
-        progress(min(done, steps), steps)
-    return done

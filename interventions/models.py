@@ -39,6 +39,8 @@ class Model:
         Counts, and what a layer is like.
     tokenizer : PreTrainedTokenizerFast
     traced : nnsight model
+    source : str, optional
+        What `load` opens it from again: a shipped name, a Hub id or the path of a folder; None for a module in memory.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Model:
     shape: Shape
     tokenizer: Any
     traced: TransformersModel
+    source: str | None = None
     _hashed: dict[Any, str] = field(default_factory=dict, init=False)
 
     @property
@@ -175,18 +178,20 @@ def load(
         raise DeclarationError(f"dtype {dtype!r}: possible are {choices(DTYPES)}")
     if isinstance(source, PreTrainedModel):
         module, name, place = source, source.config.name_or_path or type(source).__name__, "memory"
+        opened: str | None = None
         family = family_of(module.config, name)
         tokenizer = tokenizer if tokenizer is not None else _id_tokenizer(module.config.vocab_size)
         module = module if dtype is None else module.to(DTYPES[dtype])
     else:
         name, where, place = _locate(str(source))
+        opened = name if place in ("shipped", "main") else str(Path(where).resolve())
         if revision is not None and place != "main":
             raise DeclarationError(f"revision={revision!r} is for a Hub id: {name} is {place}")
         place = revision or place
         family, module, tokenizer = _read(name, where, revision, DTYPES[dtype or "float32"], tokenizer)
     check_fits(family, module, name)
     traced = TransformersModel(module.to(target).eval(), task="text-generation", tokenizer=tokenizer)
-    return Model(name, place, family, family.shape(module.config), tokenizer, traced)
+    return Model(name, place, family, family.shape(module.config), tokenizer, traced, opened)
 
 
 def _read(

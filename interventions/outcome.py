@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -129,6 +129,10 @@ class Outcome:
             if passes or not all(self._done(chunk.group, run)[span].all() for run in self.plan.runs):
                 left.append(replace(chunk, passes=passes))
         return left
+
+    def steps(self, chunks: Sequence[Chunk]) -> int:
+        """Forward passes of some chunks."""
+        return sum(len(chunk.passes) + len(self.plan.runs) for chunk in chunks)
 
     def close(self) -> Outcome:
         """Give conditions that change nothing that is read, and so have no pass, the values of the base run."""

@@ -16,7 +16,7 @@ from ..interventions import codec
 from .agreement import Agreement, compare
 from .results import SCHEMA, open_tree, provenance
 from .setup import conditions
-from .tables import TASKS
+from .tables import TASKS, metric_names
 
 if TYPE_CHECKING:
     from ..interventions.models import Model
@@ -180,14 +180,6 @@ def _task(attrs: Mapping[str, Any]) -> Any:
     if not hasattr(task, "draw"):
         raise ResultError(f"its task is no task: {task!r}")
     return task
-
-
-def metric_names() -> dict[str, tuple[str, Metric]]:
-    """Name in results of each metric that ships with headwise, to its name in `headwise.metrics` and itself."""
-    from .. import metrics
-
-    named = ((name, getattr(metrics, name)) for name in metrics.__all__)
-    return {value.name: (name, value) for name, value in named if isinstance(value, metrics.Metric)}
 
 
 def stored_metrics(attrs: Mapping[str, Any]) -> list[Metric]:

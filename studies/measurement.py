@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,7 @@ def measure(
     progress: Callable[[int, int], None] | bool | None = None,
     out: str | os.PathLike[str] | None = None,
     resume: bool = True,
+    executor: Executor | None = None,
 ) -> xr.Dataset:
     """Measure what interventions do to a model on a task.
 
@@ -74,6 +76,9 @@ def measure(
         already is read and not computed. A file that holds something else is replaced once the new result is whole.
     resume : bool
         False takes nothing from what is there.
+    executor : concurrent.futures.Executor, optional
+        Runs the passes on its workers: a pool of processes, a Dask cluster (``client.get_executor()``). Each opens the
+        model itself, from where it was loaded. A worker that dies costs the piece that it was at.
 
     Returns
     -------
@@ -96,13 +101,13 @@ def measure(
     check_estimable(setup.metrics, estimator, steps, per_position)
     work = Work(model, task, what, setup, base, per_position, estimator, steps, check)
     if out is None:
-        return work.run(progress, work.keeper(shards.current()))
+        return work.run(progress, work.keeper(shards.current()), executor)
     with shards.keeping(out, provenance(model) | work.attrs, resume) as kept:
         keeper = work.keeper(kept)
         inputs = shards.short_hash(keeper.inputs, json.dumps(work.attrs), str(per_position))
         if (there := kept.finished(inputs)) is not None:
             return there.to_dataset()
-        dataset = work.run(progress, keeper).assign_attrs(inputs=inputs)
+        dataset = work.run(progress, keeper, executor).assign_attrs(inputs=inputs)
         kept.finish(dataset)
     return dataset
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -83,10 +84,16 @@ class Work:
 
         return PassKeeper(kept, self.model, self.setup.plan, self.readers, self.inputs)
 
-    def run(self, progress: Callable[[int, int], None] | bool | None, keeper: PassKeeper | None) -> xr.Dataset:
-        """Do it; an estimate, which takes few passes, keeps none of them."""
+    def run(
+        self,
+        progress: Callable[[int, int], None] | bool | None,
+        keeper: PassKeeper | None,
+        executor: Executor | None = None,
+    ) -> xr.Dataset:
+        """Do it; an estimate, which takes few passes, keeps none of them, and takes no worker."""
         from ..interventions import engine, gradients, selfcheck
         from ..interventions.deviation import against_float32
+        from .workers import run_on
 
         started = time.monotonic()
         model, plan, batch, axes = self.model, self.setup.plan, self.setup.batch, self.setup.axes
@@ -103,7 +110,8 @@ class Work:
         where = None if keeper is None or self.estimator != "exact" else keeper.shards.folder
         with Progress("measuring", progress, kept=where) as bar:
             if self.estimator == "exact":
-                outcome = engine.run_plan(model, plan, readers, inputs, bar.update, keeper)
+                elsewhere = None if executor is None else partial(run_on, executor, self)
+                outcome = engine.run_plan(model, plan, readers, inputs, bar.update, keeper, elsewhere)
             else:
                 outcome = gradients.run_estimate(model, plan, readers, inputs, steps, bar.update)
         for metric in self.setup.metrics:

@@ -19,8 +19,8 @@ from ...interventions import codec
 from ...interventions.edits import Intervention
 from ...interventions.grid import Grid
 from ...interventions.steering import SHOWN, Add
-from ..again import estimator_of, is_per_position, metric_names, stored_metrics
-from ..tables import TASKS
+from ..again import estimator_of, is_per_position, stored_metrics
+from ..tables import TASKS, metric_names
 
 KEPT_PLACES = ("main", "local", "memory", "shipped")
 """Revisions that a model has without being asked for one."""
