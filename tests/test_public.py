@@ -115,7 +115,10 @@ def test_the_readme_writes_what_can_be_gone_on_with(tmp_path, monkeypatch):
     space = {}
     exec(compile(blocks()[0], "README.md", "exec"), space)
     exec(compile(blocks()[4], "README.md", "exec"), space)
-    xr.testing.assert_equal(xr.load_dataset("results/heads.nc")["loss"], space["ds"]["loss"])
+    wanted = space["ds"]["loss"]
+    xr.testing.assert_equal(xr.load_dataset("results/heads.nc")["loss"], wanted)
+    exec(compile(blocks()[5], "README.md", "exec"), space)
+    xr.testing.assert_allclose(xr.load_dataset("results/many.nc")["loss"], wanted, atol=1e-6)
 
 
 def arrows():
