@@ -9,18 +9,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import nnsight
 import numpy as np
 import torch
 
 from ..errors import DeclarationError, ModelError, choices
-from . import forward
+from . import fill, traces
 from .cost import logits_bytes
-from .jobs import Job, base_of, handles
+from .jobs import Job, base_of
 from .known import Known, Points, Reader
 from .memory import is_out_of_memory
 from .models import Model
-from .native import as_tensor, native_point, nothing, point_of, read_points, run_as_it_is
+from .native import as_tensor, handles, native_point, point_of, read_points
 from .outcome import Inputs, Keeper, Outcome, Part, Piece
 from .packing import Chunk, Pass
 from .plan import Plan
@@ -111,15 +110,17 @@ def look(
     wanted = {run: {point_of(site) for site in sites} for run, sites in plan.sources().items()}
     base_points = {native_point(layer, name, layers) for layer, name in plan.base_points(chunk)}
     wanted[plan.base] = wanted.get(plan.base, set()) | base_points
-    known, found, logits = Known(reference=reference), {}, None
+    known, found, logits = Known(reference=reference, drawn=len(next(iter(reference.values()), ()))), {}, None
+    parts, keep = handles(model), any(reader.needs_base for reader in readers)
     compare = [reader.name for reader in readers if reader.needs_base]
     for run in sorted(plan.runs, key=lambda run: run != plan.base):  # the base run first: kl compares with it
         watch, score = _kernels(model, plan, readers, run, chunk, compare)
         if logits is not None:
             score = comparing(score, {"logits": logits})
         tokens = as_tensor(model, inputs.runs[run][chunk.group][span])
-        points, values, made = run_as_it_is(
-            model, tokens, group.scored, wanted.get(run, set()), watch, score, bool(compare) and logits is None
+        scored, read = list(group.scored), wanted.get(run, set())
+        points, values, made = traces.as_it_is(
+            model.traced, parts, tokens, scored, read, watch, score, keep and logits is None
         )
         logits = made if logits is None else logits
         check_values(plan, chunk, readers, values)
@@ -162,18 +163,9 @@ def run_part(model: Model, plan: Plan, chunk: Chunk, part: Part, known: Known) -
     first = chunk.examples[0]
     some = known if part.examples == (0, chunk.size) else known.part(slice(*part.examples))
     examples = (first + part.examples[0], first + part.examples[1])
-    job = Job(model, plan, chunk, part.one, some, examples).make()
-    return traced(model, base_of(model, plan, chunk, part.one, some.base), job)
-
-
-def traced(model: Model, base: Points, job: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Run a job of `forward.run` inside a trace that never goes through the model itself."""
-    parts = handles(model)
-    with model.traced.trace(nothing(model), use_cache=False) as tracer:
-        values = forward.measured(parts, base, job)
-        nnsight.save(values)
-        tracer.stop()
-    return dict(values)
+    job = fill.filled(Job(model, plan, chunk, part.one, some, examples).make(), vars(some))
+    base = base_of(model, plan, chunk, part.one, some.base)
+    return traces.planned(model.traced, handles(model), base, job, model.device)
 
 
 def check_readers(plan: Plan, readers: Sequence[Reader]) -> None:

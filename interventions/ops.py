@@ -42,6 +42,11 @@ def pattern_at(qkv: torch.Tensor, heads: int, scaling: float) -> torch.Tensor:
     return attention_pattern(split_heads(q, heads), split_heads(k, heads), scaling)
 
 
+def pattern_between(qkv: torch.Tensor, q: slice, k: slice, heads: int, scaling: float) -> torch.Tensor:
+    """Attention weights of the heads whose columns of q and k these are."""
+    return attention_pattern(split_heads(qkv[..., q], heads), split_heads(qkv[..., k], heads), scaling)
+
+
 def take(root: Any, path: str, side: str) -> torch.Tensor:
     """The value at a side of a module (the first, where a module returns several)."""
     place = operator.attrgetter(path)(root) if path else root
@@ -64,7 +69,7 @@ def added(value: torch.Tensor, changes: list[tuple[int, torch.Tensor]]) -> torch
     """A copy of `value` with a change added to each of some rows."""
     changed = value.clone()
     for row, change in changes:
-        changed[row] += change
+        changed[row] += change.to(changed.dtype)
     return changed
 
 

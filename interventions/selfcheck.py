@@ -11,22 +11,19 @@ from __future__ import annotations
 from typing import Any
 from weakref import WeakSet
 
-import nnsight
 import numpy as np
 import torch
 
 from ..errors import ModelError
-from . import ops
+from . import ops, traces
 from .components import Component
 from .edits import Compose, Edit, Patch
 from .engine import run_plan
-from .jobs import handles
 from .known import Reader
 from .models import Model
-from .native import as_tensor, nothing, read_points, walk_arguments
+from .native import as_tensor, handles, read_points
 from .outcome import Inputs
 from .plan import make_plan
-from .rows import called
 from .shape import Group
 from .sites import Site
 from .steering import Add
@@ -93,26 +90,13 @@ def failures(model: Model) -> list[str]:
 
 def _parts(model: Model, tokens: Array, layers: list[int]) -> list[tuple[int, str, float]]:
     """Where the family's own functions do not give what the model's modules give: layer, what, and by how much."""
-    shape, family = model.shape, model.family
-    width = shape.heads * shape.d_head
     points = read_points(model, tokens, [Site(part, layer) for layer in layers for part in (RESID, Z, Component.q)])
-    blocks = handles(model)["blocks"]
+    found = traces.by_itself(model.traced, handles(model), points, layers, model.device)
     wrong = []
-    for layer in layers:
-        with torch.no_grad(), model.traced.trace(nothing(model), use_cache=False) as tracer:
-            normed = called(blocks[layer], family.modules["norm_1"], points[(layer, "resid_pre")])
-            sides = [
-                family.project(blocks[layer], normed, slice(start, start + width)) for start in (0, width, 2 * width)
-            ]
-            z = points[(layer, "z")]
-            written = family.combine(blocks[layer], z, slice(0, width))
-            out = family.modules["out"]
-            given = called(blocks[layer], out, z) - called(blocks[layer], out, torch.zeros_like(z))
-            found = nnsight.save([torch.cat(sides, -1), written, given])
-            tracer.stop()
-        pairs = {"project": (found[0], points[(layer, "qkv")]), "combine": (found[1], found[2])}
-        for what, (ours, theirs) in pairs.items():
-            off = float((ours.float() - theirs.float()).abs().max())
+    for layer, ours in zip(layers, found, strict=True):
+        pairs = {"project": (ours[0], points[(layer, "qkv")]), "combine": (ours[1], ours[2])}
+        for what, (one, theirs) in pairs.items():
+            off = float((one.float() - theirs.float()).abs().max())
             if off > TOLERANCE.get(model.dtype, TOLERANCE["float32"]) * max(1e-6, float(theirs.float().std())):
                 wrong.append((layer, what, off))
     return wrong
@@ -158,14 +142,10 @@ def _own(
         point = Component(name).point
         full = np.zeros((width, 3 * shape.heads * shape.d_head if point == "qkv" else len(change)), dtype=np.float32)
         full[at, ops.columns(name, None, shape.heads, shape.d_head)] = change
-        value = torch.as_tensor(full, device=model.device).to(next(model.module.parameters()).dtype)
-        writes.setdefault((layer, point), []).append((row, value))
+        writes.setdefault((layer, point), []).append((row, torch.as_tensor(full, device=model.device)))
     rows = as_tensor(model, np.repeat(tokens, len(parts) + 1, axis=0))
-    root, arguments = model.traced, walk_arguments(model)
-    with torch.no_grad(), model.traced.trace(rows, use_cache=False):
-        ops.walk(root, *arguments, shape.layers, set(), [], shape.heads, [], writes)
-        logits = nnsight.save(model.traced.output.logits)
-    return probe(logits[:, _scored(width)]).float().cpu().numpy(), float(logits[0].float().std()) or 1.0
+    logits = traces.changed(model.traced, handles(model), rows, writes, _scored(width))
+    return probe(logits[0]).float().cpu().numpy(), float(logits[1]) or 1.0
 
 
 def _scored(length: int) -> list[int]:

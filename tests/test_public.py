@@ -154,7 +154,7 @@ def test_packages_import_in_one_direction_only():
 def test_inside_interventions_imports_go_one_way():
     declared = ["components", "sites", "edits", "steering", "paths", "grid", "codec", "estimators"]
     planned = ["shape", "lowering", "checks", "cost", "packing", "explain", "plan"]
-    inside = ["rows", "attention", "score", "forward", "ops"]
+    inside = ["ops", "rows", "attention", "score", "forward", "fill", "traces", "tangent"]
     run = ["architectures", "models", "known", "native", "values", "jobs", "memory", "outcome", "engine"]
     order = [*declared, *planned, *inside, *run, "gradients", "selfcheck", "deviation"]
     assert {path.stem for path in (ROOT / "interventions").glob("[!_]*.py")} == set(order)
