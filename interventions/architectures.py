@@ -52,7 +52,7 @@ class Family:
     scaling : callable
         ``(config, layer) -> float``, the factor of the attention scores.
     head_weights : callable
-        ``(model, layer, heads) -> HeadWeights``.
+        ``(model, layer, heads) -> tuple``, the fields of `HeadWeights`. It may run on a server.
     embeddings : mapping
         ``embed`` and, where the model adds one, ``pos_embed``, to the path of its module from the model.
     modules : mapping
@@ -69,7 +69,7 @@ class Family:
     points: Mapping[str, Point]
     sizes: Callable[[Any], dict[str, int]]
     scaling: Callable[[Any, int], float]
-    head_weights: Callable[[Any, int, int], HeadWeights]
+    head_weights: Callable[[Any, int, int], tuple[torch.Tensor, ...]]
     embeddings: Mapping[str, str]
     modules: Mapping[str, str]
     project: Callable[[Any, torch.Tensor, slice], torch.Tensor]
@@ -93,15 +93,13 @@ def _gpt2_scaling(config: Any, layer: int) -> float:
     return scale / (layer + 1) if config.scale_attn_by_inverse_layer_idx else scale
 
 
-def _gpt2_head_weights(model: Any, layer: int, heads: int) -> HeadWeights:
+def _gpt2_head_weights(model: Any, layer: int, heads: int) -> tuple[torch.Tensor, ...]:
     block = model.transformer.h[layer]
     d_model = block.attn.c_attn.weight.shape[0]
     q, k, v = (
         part.reshape(d_model, heads, -1).transpose(0, 1) for part in block.attn.c_attn.weight.detach().chunk(3, dim=1)
     )
-    return HeadWeights(
-        q, k, v, block.attn.c_proj.weight.detach().reshape(heads, -1, d_model), block.ln_1.weight.detach()
-    )
+    return q, k, v, block.attn.c_proj.weight.detach().reshape(heads, -1, d_model), block.ln_1.weight.detach()
 
 
 def _gpt2_project(block: Any, normed: torch.Tensor, columns: slice) -> torch.Tensor:

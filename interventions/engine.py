@@ -114,7 +114,7 @@ def look(
     parts, keep = handles(model), any(reader.needs_base for reader in readers)
     compare = [reader.name for reader in readers if reader.needs_base]
     for run in sorted(plan.runs, key=lambda run: run != plan.base):  # the base run first: kl compares with it
-        watch, score = _kernels(model, plan, readers, run, chunk, compare)
+        watch, score = kernels_of(model, plan, readers, run, chunk, compare)
         if logits is not None:
             score = comparing(score, {"logits": logits})
         tokens = as_tensor(model, inputs.runs[run][chunk.group][span])
@@ -199,10 +199,10 @@ def check_values(plan: Plan, chunk: Chunk, readers: Sequence[Reader], values: Ma
             raise DeclarationError(f"{reader.name}: its kernel gives {found}, where {axes} is {wanted}")
 
 
-def _kernels(
+def kernels_of(
     model: Model, plan: Plan, readers: Sequence[Reader], run: str, chunk: Chunk, compare: list[str]
 ) -> tuple[list[Any], dict[str, Any]]:
-    """Readers of patterns, and the job of `forward.score`, for the examples of a chunk."""
+    """Readers of patterns, and the job of `score`, for the examples of a chunk."""
     span = slice(*chunk.examples)
     given = {
         reader.name: {name: as_tensor(model, value[span]) for name, value in reader.arguments[run][chunk.group].items()}

@@ -57,7 +57,7 @@ def run_estimate(
     check_readers(plan, readers)
     outcome, done = Outcome(plan), 0
     reference: dict[int, Points] = {}
-    waiting = list(_chunks(plan, steps or 1))
+    waiting = list(chunks_of(plan, steps or 1))
     total = sum(chunk.size for chunk in waiting)
     while waiting:
         chunk = waiting.pop(0)
@@ -114,7 +114,7 @@ def _meet(one: Write, other: Write) -> bool:
     return (one.layer, one.place) == (other.layer, other.place) and same_head and shared
 
 
-def _chunks(plan: Plan, steps: int) -> Iterator[Chunk]:
+def chunks_of(plan: Plan, steps: int) -> Iterator[Chunk]:
     """Examples in pieces whose whole forward pass can be kept for the way back."""
     for chunk in plan.chunks:
         held = plan.budget // 4 // (row_bytes(plan.shape, plan.extent(chunk), True) * plan.shape.layers * steps)

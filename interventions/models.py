@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from nnsight.modeling.transformers import TransformersModel
@@ -46,6 +47,8 @@ class Model:
     tokenizer: Any
     traced: TransformersModel
     _hashed: dict[Any, str] = field(default_factory=dict, init=False)
+    remote: ClassVar[bool] = False
+    """Whether it runs on a server, which has the weights."""
 
     @property
     def layers(self) -> range:
@@ -66,6 +69,16 @@ class Model:
     def device(self) -> torch.device:
         """Where the weights are."""
         return torch.device(next(self.module.parameters()).device)
+
+    @property
+    def place(self) -> str:
+        """Where it runs, for results."""
+        return str(self.device)
+
+    @property
+    def executed(self) -> str:
+        """``local``, or the server that runs it."""
+        return "local"
 
     @property
     def dtype(self) -> str:
@@ -105,7 +118,7 @@ class Model:
 
     def head_weights(self, layer: int) -> HeadWeights:
         """Weights of the heads of `layer`, for row vectors."""
-        return self.family.head_weights(self.module, layer, self.shape.heads)
+        return HeadWeights(*self.family.head_weights(self.module, layer, self.shape.heads))
 
     def scaling(self, layer: int) -> float:
         """Factor of the attention scores in `layer`."""
@@ -130,6 +143,7 @@ def load(
     device: str = "auto",
     dtype: str | None = None,
     tokenizer: Any = None,
+    remote: bool = False,
 ) -> Model:
     """Open a causal language model.
 
@@ -147,12 +161,21 @@ def load(
         float32 when left out; a module in memory keeps its own.
     tokenizer : optional
         Replaces the one in the folder; for a module in memory, token ids stand as words when it is left out.
+    remote : bool
+        Leave the weights where they are: what is asked of the model runs on NDIF (or on the server that nnsight is set
+        to, by ``NDIF_HOST``), and only metrics come back. The server says which number format it holds them in.
 
     Raises
     ------
     ModelError
         The model cannot be found or read whole, or its family is not known.
     """
+    if remote:
+        if isinstance(source, PreTrainedModel) or device != "auto" or dtype is not None:
+            raise DeclarationError("remote=True takes the name of a model: a server has its own copy, device and dtype")
+        name, where, place = locate(str(source))
+        opened: Model = import_module(".elsewhere", __package__).open_model(name, where, revision or place, tokenizer)
+        return opened
     target = _device(device)
     if dtype is not None and dtype not in DTYPES:
         raise DeclarationError(f"dtype {dtype!r}: possible are {choices(DTYPES)}")
@@ -162,7 +185,7 @@ def load(
         tokenizer = tokenizer if tokenizer is not None else _id_tokenizer(module.config.vocab_size)
         module = module if dtype is None else module.to(DTYPES[dtype])
     else:
-        name, where, place = _locate(str(source))
+        name, where, place = locate(str(source))
         if revision is not None and place != "main":
             raise DeclarationError(f"revision={revision!r} is for a Hub id: {name} is {place}")
         place = revision or place
@@ -184,7 +207,7 @@ def _read(
     except ModelError:
         raise
     except Exception as error:  # whatever a broken file makes the loaders raise, the user gets one line
-        raise ModelError(_why(name, where, error)) from error
+        raise ModelError(why(name, where, error)) from error
     for what, words in (("missing_keys", "lack"), ("unexpected_keys", "have, beyond the configuration,")):
         if report[what]:
             some = ", ".join(sorted(map(str, report[what]))[:3])
@@ -207,7 +230,7 @@ def _no_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _locate(source: str) -> tuple[str, str, str]:
+def locate(source: str) -> tuple[str, str, str]:
     """Name, where to load from, and what kind of place that is (``main`` for the Hub)."""
     if source in shipped():
         return source, str(SHIPPED / source), "shipped"
@@ -228,7 +251,8 @@ def _locate(source: str) -> tuple[str, str, str]:
     return source, source, "main"
 
 
-def _why(name: str, where: str, error: Exception) -> str:
+def why(name: str, where: str, error: Exception) -> str:
+    """Why a model cannot be read, in a line."""
     reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
     if Path(where).is_dir():
         return f"cannot read the model in {where}: {reason}"

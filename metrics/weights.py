@@ -25,6 +25,26 @@ class Factors(NamedTuple):
     W_O: Array
 
 
+def pair_table(layers: list[list[Array]], folded: bool) -> Array:
+    """`composition` between all heads of different layers, ``(kind, layer, head, later layer, head)``; NaN elsewhere.
+
+    Parameters
+    ----------
+    layers : list of lists of arrays
+        ``W_Q W_K W_V W_O gain`` of each layer, as for `factors`.
+    folded : bool
+        Whether LayerNorm is folded in.
+    """
+    count, heads = len(layers), len(layers[0][0])
+    made = [_factors(q, k, v, o, gain if folded else None) for q, k, v, o, gain in layers]
+    table: Array = np.full((3, count, heads, count, heads), np.nan)
+    for later in range(count):
+        for earlier in range(later):
+            for row, kind in enumerate(("q", "k", "v")):
+                table[row, earlier, :, later, :] = _composition(kind, made[earlier], made[later])
+    return table
+
+
 def factors(W_Q: Array, W_K: Array, W_V: Array, W_O: Array, gain: Array | None = None) -> Factors:
     """Factors ready for composition; with `gain`, the LayerNorm around them is folded in.
 
@@ -37,12 +57,17 @@ def factors(W_Q: Array, W_K: Array, W_V: Array, W_O: Array, gain: Array | None =
         removes the mean over ``d_model``, what reads and what writes is centred over ``d_model``, so that no score
         counts a direction that cannot pass. (The defaults of TransformerLens do the same.) Left out: raw weights.
     """
+    return Factors(*_factors(W_Q, W_K, W_V, W_O, gain))
+
+
+def _factors(W_Q: Array, W_K: Array, W_V: Array, W_O: Array, gain: Array | None) -> tuple[Array, ...]:
+    """As plain arrays, for a server that has no `Factors`."""
     q, k, v, o = (np.asarray(weight, dtype=np.float64) for weight in (W_Q, W_K, W_V, W_O))
     if gain is not None:
         q, k, v = (weight * np.asarray(gain, dtype=np.float64)[:, None] for weight in (q, k, v))
         q, k, v = (weight - weight.mean(axis=1, keepdims=True) for weight in (q, k, v))
         o = o - o.mean(axis=2, keepdims=True)
-    return Factors(q, k, v, o)
+    return q, k, v, o
 
 
 def composition(kind: str, first: Factors, second: Factors) -> Array:
@@ -68,14 +93,20 @@ def composition(kind: str, first: Factors, second: Factors) -> Array:
     """
     if kind not in KINDS:
         raise UnknownNameError(f"composition {kind!r}: possible are {choices(KINDS)}")
+    return _composition(kind, first, second)
+
+
+def _composition(kind: str, first: tuple[Array, ...], second: tuple[Array, ...]) -> Array:
+    _, _, V1, O1 = first
+    Q2, K2, V2, O2 = second
     reader, rest = {
-        "q": (second.W_Q, _gram(second.W_K)),
-        "k": (second.W_K, _gram(second.W_Q)),
-        "v": (second.W_V, _gram(second.W_O.swapaxes(1, 2))),
+        "q": (Q2, _gram(K2)),
+        "k": (K2, _gram(Q2)),
+        "v": (V2, _gram(O2.swapaxes(1, 2))),
     }[kind]
-    between = np.einsum("aim,bmj->abij", first.W_O, reader)
-    squared = np.einsum("aki,abij,bjl,abkl->ab", _gram(first.W_V), between, rest, between, optimize=True)
-    writer_norm = _norm(_gram(first.W_V), _gram(first.W_O.swapaxes(1, 2)))
+    between = np.einsum("aim,bmj->abij", O1, reader)
+    squared = np.einsum("aki,abij,bjl,abkl->ab", _gram(V1), between, rest, between, optimize=True)
+    writer_norm = _norm(_gram(V1), _gram(O1.swapaxes(1, 2)))
     reader_norm = _norm(_gram(reader), rest)
     scale = writer_norm[:, None] * reader_norm[None, :]
     score: Array = np.sqrt(np.clip(squared, 0, None)) / np.where(scale > 0, scale, np.nan)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -11,7 +11,7 @@ import xarray as xr
 from ..interventions.sites import Head
 from ..metrics.attention import induction
 from ..metrics.statistics import control_sets, null_p_value
-from ..metrics.weights import KINDS, Factors, composition, factors, random_composition
+from ..metrics.weights import KINDS, pair_table, random_composition
 from .ablation import METHODS, ablation_grid
 from .heads import mean_of_heads
 from .measurement import measure
@@ -20,6 +20,7 @@ from .tasks import Task
 if TYPE_CHECKING:
     from ..interventions.models import Model
 
+Array = np.ndarray[Any, Any]
 FOLDING = ("folded", "raw")
 PAIR = ("sender_layer", "sender_head", "receiver_layer", "receiver_head")
 
@@ -35,13 +36,14 @@ def composition_scores(model: Model, *, draws: int = 200, seed: int = 0) -> xr.D
         ``floor_sd(kind)``: the same score for random Gaussian factors of the same shape.
     """
     shape = model.shape
-    table = np.full((len(KINDS), len(FOLDING), *(shape.layers, shape.heads) * 2), np.nan)
-    for column, variant in enumerate(FOLDING):
-        layers = [_factors(model, layer, variant == "folded") for layer in model.layers]
-        for later in model.layers:
-            for earlier in range(later):
-                for row, kind in enumerate(KINDS):
-                    table[row, column, earlier, :, later, :] = composition(kind, layers[earlier], layers[later])
+    if model.remote:
+        from ..interventions.elsewhere import RemoteModel
+
+        assert isinstance(model, RemoteModel)
+        table = model.score_weights(_tables)
+    else:
+        weights = [model.head_weights(layer) for layer in model.layers]
+        table = _tables([[part.detach().double().cpu().numpy() for part in one] for one in weights])
     floor = random_composition(shape.d_model, shape.d_head, draws, seed)
     long = "composition score"
     return xr.Dataset(
@@ -156,7 +158,6 @@ def causal_check(
     )
 
 
-def _factors(model: Model, layer: int, folded: bool) -> Factors:
-    weights = model.head_weights(layer)
-    W_Q, W_K, W_V, W_O, gain = (part.detach().double().cpu().numpy() for part in weights)
-    return factors(W_Q, W_K, W_V, W_O, gain if folded else None)
+def _tables(layers: list[list[Array]]) -> Array:
+    """``(kind, variant, sender layer and head, receiver layer and head)``; runs where the weights are."""
+    return np.stack([pair_table(layers, folded) for folded in (True, False)], axis=1)

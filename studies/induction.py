@@ -14,6 +14,7 @@ import xarray as xr
 
 from ..errors import DeclarationError, whole
 from ..interventions import codec
+from ..interventions.digest import short_hash
 from ..interventions.sites import Head
 from . import ablation, behaviour, composition, heads, patching, shards, words
 from .conclusion import conclude
@@ -113,9 +114,9 @@ class InductionStudy:
         self.task.draw(model)  # what does not fit the model is refused before any forward pass
         if out is None:
             return self._run(model, progress)
-        about = provenance(model) | {"title": self._title(model), "study": self.to_json(), "task": self._task()}
-        inputs = shards.short_hash(self.to_json(), json.dumps(model_identity(model)))
-        with shards.keeping(out, about, resume) as kept:
+        about = {"title": self._title(model), "study": self.to_json(), "task": self._task()}
+        with shards.keeping(out, lambda: provenance(model) | about, resume) as kept:
+            inputs = short_hash(self.to_json(), json.dumps(model_identity(model)))
             if (there := kept.finished(inputs)) is not None:
                 return there
             tree = self._run(model, progress, lambda name, make: kept.stage(f"{inputs}-{name}", make))

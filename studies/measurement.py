@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 import xarray as xr
 
+from ..interventions.digest import short_hash
 from ..interventions.plan import Plan
 from ..metrics.card import Metric
 from ..metrics.outputs import loss
 from . import shards
+from .labels import check_remote
 from .results import provenance
 from .setup import What, check_estimable, set_up
 from .tasks import Task
@@ -35,6 +37,7 @@ def measure(
     estimator: str = "exact",
     steps: int = 8,
     check: bool = True,
+    remote: bool | None = None,
     progress: Callable[[int, int], None] | bool | None = None,
     out: str | os.PathLike[str] | None = None,
     resume: bool = True,
@@ -65,6 +68,10 @@ def measure(
     check : bool
         Before the first sweep on a model, see on one short prompt that planned passes give what its own forward pass
         gives (see `headwise.interventions.selfcheck`).
+    remote : bool, optional
+        A model runs where `headwise.load` opened it: here, or on NDIF with ``load(name, remote=True)``. True and False
+        make sure of it. Of a server, metrics come back and no activations; jobs are sent without waiting, and with
+        `out` they are written down beside the finished passes, so that the same call finds them after anything.
     progress : callable or bool, optional
         Called with passes done and in all; True and False force a bar on or off; by default a bar is shown in a
         terminal once the work has taken two seconds.
@@ -91,15 +98,18 @@ def measure(
         A self-check failed, or a single prompt needs more memory than there is.
     ResultError
         `out` cannot be written, or another process is writing it; what was finished is kept.
+    ServerError
+        The server of a remote model cannot be reached, or refuses; the text says what to do.
     """
     setup = set_up(model, task, what, metrics, base=base, per_position=per_position, batch_size=batch_size)
+    check_remote(model, remote)
     check_estimable(setup.metrics, estimator, steps, per_position)
     work = Work(model, task, what, setup, base, per_position, estimator, steps, check)
     if out is None:
         return work.run(progress, work.keeper(shards.current()))
-    with shards.keeping(out, provenance(model) | work.attrs, resume) as kept:
+    with shards.keeping(out, lambda: provenance(model) | work.attrs, resume) as kept:
         keeper = work.keeper(kept)
-        inputs = shards.short_hash(keeper.inputs, json.dumps(work.attrs), str(per_position))
+        inputs = short_hash(keeper.inputs, json.dumps(work.attrs), str(per_position))
         if (there := kept.finished(inputs)) is not None:
             return there.to_dataset()
         dataset = work.run(progress, keeper).assign_attrs(inputs=inputs)

@@ -1,0 +1,160 @@
+"""A model that a server has: opened here without weights, run there. Owns `RemoteModel`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from nnsight.modeling import huggingface
+from nnsight.modeling.transformers import TransformersModel
+from transformers import AutoConfig, AutoTokenizer
+
+from ..errors import ModelError
+from . import book, served
+from .architectures import HeadWeights, family_of
+from .digest import data_hash, short_hash
+from .models import Model, why
+from .native import described, point_of
+from .office import Failed, Job, Office
+from .shape import Shape
+from .sites import Site
+from .wire import unpacked
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class RemoteModel(Model):
+    """A model of a server. What it is asked to do is sent there, and only numbers come back.
+
+    Attributes
+    ----------
+    office : Office
+        Sends jobs.
+    """
+
+    office: Office = field(kw_only=True)
+    remote: ClassVar[bool] = True
+
+    @property
+    def device(self) -> torch.device:
+        """Where what is sent is made: the CPU of this machine."""
+        return torch.device("cpu")
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the server says of its copy; asked for once, and written down beside a result that is being made."""
+        if not self._hashed:
+            self._hashed.update(self._asked())
+        return self._hashed
+
+    @property
+    def dtype(self) -> str:
+        """Number format of the weights on the server."""
+        return str(self.facts["dtype"])
+
+    @property
+    def place(self) -> str:
+        """Kind of device on the server."""
+        return str(self.facts["device"])
+
+    @property
+    def executed(self) -> str:
+        """The server."""
+        return self.office.host
+
+    @property
+    def weight_hash(self) -> str:
+        """A hash of names, shapes and a sample of the numbers of all weights (``sample:`` and 16 hexadecimal digits).
+
+        Made on the server, which cannot be asked to read all of a large model. A server that runs what it is sent apart
+        from the weights gives none: then it is the revision.
+        """
+        return str(self.facts["weights"])
+
+    def head_weights(self, layer: int) -> HeadWeights:
+        """Not here."""
+        raise ModelError(f"the weights of {self.name} are on {self.office.host}: composition_scores is computed there")
+
+    def ask(self, what: str, function: Callable[..., Any], program: dict[str, Any]) -> Any:
+        """What one job gives."""
+        job = self.job(what, function, program)
+        for _, result in self.office.run([job]):
+            if isinstance(result, Failed):
+                raise self.office.failure(result)
+        self.office.close(job)
+        return result
+
+    def job(self, what: str, function: Callable[..., Any], program: dict[str, Any]) -> Job:
+        """A job; `what` is for those who look at the server."""
+        whole = {"parts": described(self) | {"head_weights": self.family.head_weights}, **program}
+        key = data_hash([what, self.office.model_key, whole])
+        return Job(key, function, {**whole, "key": key, "what": what})
+
+    def _asked(self) -> dict[str, str]:
+        key = "model-" + short_hash(self.office.host, self.office.model_key)
+        kept = book.current()
+        record = kept.job(key)
+        if record is None:
+            found = self.ask("facts", served.facts, {})
+            weights = f"sample:{data_hash(found['prints'])}" if found["prints"] else f"revision:{self.revision}"
+            record = {"dtype": found["dtype"], "device": found["device"] or "server", "weights": weights}
+            kept.note_job(key, record)
+        return {name: str(value) for name, value in record.items()}
+
+    def capture(self, sites: Sequence[Site], tokens: Sequence[Array]) -> list[list[torch.Tensor]]:
+        """The values of sites for each group of prompts."""
+        shape = self.shape
+        asked = [
+            served.site_of(
+                str(site.component),
+                point_of(site),
+                site.head,
+                shape.heads,
+                shape.d_head,
+                site.component.per_head,
+                None if site.positions is None else list(site.positions),
+                self.scaling(site.layer),
+            )
+            for site in sites
+        ]
+        program = {"sites": asked, "tokens": [torch.as_tensor(np.ascontiguousarray(one)) for one in tokens]}
+        result = self.ask("capture", served.activations, program)
+        return [list(values.values()) for values in unpacked(result)]
+
+    def score_weights(self, score: Callable[[list[list[Array]]], Array]) -> Array:
+        """``score(layers)`` of the weights of all heads, computed on the server; `score` is a plain function."""
+        table: Array = self.ask("weights", served.scores_of_weights, {"score": score})["table"].numpy()
+        return table
+
+    def __repr__(self) -> str:
+        where = "NDIF" if self.office.host.endswith("ndif.us") else "a server of NDIF's kind"
+        return (
+            f"<Model {self.name} ({self.revision}): {self.family.name}, {self.shape.layers} layers of "
+            f"{self.shape.heads} heads, runs on {where}, {self.office.host}>"
+        )
+
+
+def open_model(name: str, where: str, place: str, tokenizer: Any) -> RemoteModel:
+    """A model without weights: configuration and tokenizer from the Hub, or from a folder that the server has too."""
+    hub = {"revision": place} if place not in ("main", "local", "shipped") else {}
+    if place in ("local", "shipped"):
+        from pathlib import Path
+
+        where = str(Path(where).resolve())
+        huggingface._ID_CACHE[where] = where  # a folder has no id on the Hub: the server finds it by its path
+    try:
+        config = AutoConfig.from_pretrained(where, **hub)
+        family = family_of(config, name)
+        tokenizer = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(where, **hub)
+        traced = TransformersModel(where, task="text-generation", tokenizer=tokenizer, **hub)
+        office = Office(traced, name)
+    except ModelError:
+        raise
+    except Exception as error:  # whatever the loaders raise
+        raise ModelError(why(name, where, error)) from error
+    commit = getattr(config, "_commit_hash", None)
+    return RemoteModel(name, commit or place, family, Shape(**family.sizes(config)), tokenizer, traced, office=office)
