@@ -34,6 +34,9 @@ LOST = 60.0
 GIVE_UP = 600.0
 """Seconds without any answer after which waiting ends; what was sent is written down."""
 
+UNREAD = 3
+"""Results that cannot be read before that is taken for more than a broken connection."""
+
 
 @dataclass
 class Job:
@@ -68,6 +71,7 @@ class _Sent:
     state: str  # "new", "unsure" whether the server has it, "sent"
     since: float = field(default_factory=time.monotonic)
     silent: float | None = None
+    unread: int = 0
     again: float = 0.0
     wait: float = PAUSES[0]
     status: str = "sending"
@@ -155,7 +159,11 @@ class Office:
             self._wait(sent, first_line(error))
             return None
         except Exception as error:  # a result that is cut off fails in many ways
-            self._wait(sent, f"its result cannot be read: {first_line(error)}")
+            sent.unread += 1
+            if sent.unread > UNREAD:
+                kept.drop_job(sent.job.key)
+                raise ServerError(f"a result of {self.host} cannot be read: {first_line(error)}") from error
+            self._pause(sent)
             return None
         sent.silent = None
         if line.last is None:

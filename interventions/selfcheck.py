@@ -15,18 +15,20 @@ import numpy as np
 import torch
 
 from ..errors import ModelError
-from . import ops, traces
+from . import ops, remote, served, traces
 from .components import Component
 from .edits import Compose, Edit, Patch
+from .elsewhere import RemoteModel
 from .engine import run_plan
 from .known import Reader
 from .models import Model
-from .native import as_tensor, handles, read_points
-from .outcome import Inputs
-from .plan import make_plan
+from .native import as_tensor, handles, point_of, read_points
+from .outcome import Inputs, Outcome
+from .plan import Plan, make_plan
 from .shape import Group
 from .sites import Site
 from .steering import Add
+from .wire import unpacked
 
 Array = np.ndarray[Any, Any]
 LENGTH = 8
@@ -68,11 +70,18 @@ def failures(model: Model) -> list[str]:
     parts = [(layer, name) for layer in layers for name in WRITES if not (length == 1 and name in ("q", "k"))]
     changes = [_change(model, name, random) for _, name in parts]
     at = _scored(length)[len(_scored(length)) // 2]
-    planned = _planned(model, tokens, at, parts, changes)
-    own, scale = _own(model, tokens, at, parts, changes)
+    plan, readers, inputs = _plan(model, tokens, at, parts, changes)
+    rows, writes = _rows(model, tokens, at, parts, changes)
+    if model.remote:
+        planned, own, scale, off = _there(model, plan, readers, inputs, (rows, writes, _scored(length)), layers)
+    else:
+        planned = run_plan(model, plan, readers, inputs).values["probe", 0][:, 0]
+        logits, deviation = traces.changed(model.traced, handles(model), rows, writes, _scored(length))
+        own, scale = probe(logits).float().cpu().numpy(), float(deviation) or 1.0
+        off = _off(model, tokens, layers)
     allowed = TOLERANCE.get(model.dtype, TOLERANCE["float32"]) * scale
     failed = [
-        f"parts ({what} of layer {layer} is off by {by:.2g})" for layer, what, by in _parts(model, tokens, layers)
+        f"parts ({what} of layer {layer} is off by {by:.2g})" for layer, what, by in _wrong(model.dtype, layers, off)
     ]
     if not _most(planned[0] - own[0]) <= allowed:
         failed.append(f"identity (a pass that changes nothing moves the logits by {_most(planned[0] - own[0]):.2g})")
@@ -88,18 +97,44 @@ def failures(model: Model) -> list[str]:
     return failed
 
 
-def _parts(model: Model, tokens: Array, layers: list[int]) -> list[tuple[int, str, float]]:
+def _wrong(dtype: str, layers: list[int], off: list[list[Any]]) -> list[tuple[int, str, float]]:
     """Where the family's own functions do not give what the model's modules give: layer, what, and by how much."""
-    points = read_points(model, tokens, [Site(part, layer) for layer in layers for part in (RESID, Z, Component.q)])
-    found = traces.by_itself(model.traced, handles(model), points, layers, model.device)
-    wrong = []
-    for layer, ours in zip(layers, found, strict=True):
-        pairs = {"project": (ours[0], points[(layer, "qkv")]), "combine": (ours[1], ours[2])}
-        for what, (one, theirs) in pairs.items():
-            off = float((one.float() - theirs.float()).abs().max())
-            if off > TOLERANCE.get(model.dtype, TOLERANCE["float32"]) * max(1e-6, float(theirs.float().std())):
-                wrong.append((layer, what, off))
-    return wrong
+    allowed = TOLERANCE.get(dtype, TOLERANCE["float32"])
+    return [
+        (layer, what, by)
+        for layer, pairs in zip(layers, off, strict=True)
+        for what, (by, scale) in zip(("project", "combine"), pairs, strict=True)
+        if by > allowed * max(1e-6, scale)
+    ]
+
+
+def _off(model: Model, tokens: Array, layers: list[int]) -> list[list[Any]]:
+    """How far the family's own functions are from the model's modules, and the deviation of what these give."""
+    points = read_points(model, tokens, _looked_at(layers))
+    return traces.distances(
+        traces.by_itself(model.traced, handles(model), points, layers, model.device), points, layers
+    )
+
+
+def _looked_at(layers: list[int]) -> list[Site]:
+    return [Site(part, layer) for layer in layers for part in (RESID, Z, Component.q)]
+
+
+def _there(
+    model: Model, plan: Plan, readers: list[Reader], inputs: Inputs, own: tuple[Any, Any, Any], layers: list[int]
+) -> tuple[Array, Array, float, list[list[Any]]]:
+    """All of it in one job on the server of a model."""
+    assert isinstance(model, RemoteModel)
+    rows, writes, scored = own
+    laid = remote.program(model, plan, list(plan.chunks), readers, inputs, True).program
+    more = {"rows": rows, "writes": writes, "scored": scored, "layers": layers, "probe": probe}
+    wanted = sorted({point_of(site) for site in _looked_at(layers)})
+    result = model.ask("check", served.check, {**laid, **more, "wanted": wanted})
+    outcome = Outcome(plan)
+    for piece in remote.pieces(plan, list(plan.chunks), unpacked(result["planned"])):
+        outcome.put(piece)
+    values = outcome.close().values["probe", 0][:, 0]
+    return values, result["own"].numpy(), result["deviation"] or 1.0, result["off"]
 
 
 def _most(difference: Array) -> float:
@@ -112,8 +147,10 @@ def _change(model: Model, name: str, random: np.random.RandomState) -> Array:
     return random.standard_normal(model.shape.heads * model.shape.d_head if heads else model.shape.d_model)
 
 
-def _planned(model: Model, tokens: Array, at: int, parts: list[tuple[int, str]], changes: list[Array]) -> Array:
-    """Probes of the logits ``(1 + part, position)`` in planned passes, the first of one that changes nothing."""
+def _plan(
+    model: Model, tokens: Array, at: int, parts: list[tuple[int, str]], changes: list[Array]
+) -> tuple[Plan, list[Reader], Inputs]:
+    """Planned passes that probe the logits, the first of one that changes nothing."""
     conditions: list[tuple[Edit, ...]] = [(Patch(Site(Component.resid_pre, 0), source="own"),)]
     for (layer, name), change in zip(parts, changes, strict=True):
         component = Component(name)
@@ -128,14 +165,13 @@ def _planned(model: Model, tokens: Array, at: int, parts: list[tuple[int, str]],
     plan = make_plan(
         conditions, model=model.name, shape=model.shape, groups=[group], runs=["own"], base="own", overhead=0.0
     )
-    found = run_plan(model, plan, [Reader("probe", "logits", probe, {"own": ({},)})], Inputs({"own": (tokens,)}))
-    return found.values["probe", 0][:, 0]
+    return plan, [Reader("probe", "logits", probe, {"own": ({},)})], Inputs({"own": (tokens,)})
 
 
-def _own(
+def _rows(
     model: Model, tokens: Array, at: int, parts: list[tuple[int, str]], changes: list[Array]
-) -> tuple[Array, float]:
-    """The same, with each change put into the model's own forward pass; and the deviation of the logits."""
+) -> tuple[Any, dict[tuple[int, str], list[Any]]]:
+    """Tokens for the model's own pass, a row for each part, and the changes that are put into it."""
     writes: dict[tuple[int, str], list[Any]] = {}
     shape, width = model.shape, tokens.shape[1]
     for row, ((layer, name), change) in enumerate(zip(parts, changes, strict=True), start=1):
@@ -143,9 +179,7 @@ def _own(
         full = np.zeros((width, 3 * shape.heads * shape.d_head if point == "qkv" else len(change)), dtype=np.float32)
         full[at, ops.columns(name, None, shape.heads, shape.d_head)] = change
         writes.setdefault((layer, point), []).append((row, torch.as_tensor(full, device=model.device)))
-    rows = as_tensor(model, np.repeat(tokens, len(parts) + 1, axis=0))
-    logits = traces.changed(model.traced, handles(model), rows, writes, _scored(width))
-    return probe(logits[0]).float().cpu().numpy(), float(logits[1]) or 1.0
+    return as_tensor(model, np.repeat(tokens, len(parts) + 1, axis=0)), writes
 
 
 def _scored(length: int) -> list[int]:

@@ -14,7 +14,7 @@ from .fill import compared, filled
 from .ops import columns, pattern_between, split_heads
 from .score import comparing
 from .tangent import estimated
-from .traces import as_it_is, by_itself, changed, nothing, opened, planned, read
+from .traces import as_it_is, by_itself, changed, distances, nothing, opened, planned, read
 
 SAMPLE = 4096
 """Numbers of each tensor of weights that a fingerprint looks at."""
@@ -83,7 +83,8 @@ def pieces(root: Any, parts: dict[str, Any], tokens: torch.Tensor, wanted: list[
 def whole(values: dict[str, Any], base: Any, conditions: int, positions: bool) -> dict[str, torch.Tensor]:
     """Values with the scored positions that were not computed as in the base run; their mean unless wanted one by one.
 
-    ``(condition * example, scored)`` of logits; those of patterns, ``(row, layer, head)``, stay as they are.
+    ``(condition * example, scored)`` of logits; those of patterns, ``(row, layer, head)``, stay as they are. The mean is
+    NumPy's, which rounds as it does where results are made.
     """
     found = {}
     for name, value in values.items():
@@ -92,7 +93,7 @@ def whole(values: dict[str, Any], base: Any, conditions: int, positions: bool) -
             missing = 0 if base is None else base[name].shape[1] - full.shape[1]
             if missing:
                 full = torch.cat([base[name].float().repeat(conditions, 1)[:, :missing], full], 1)
-            full = full if positions else full.mean(-1, keepdim=True)
+            full = full if positions else torch.from_numpy(full.cpu().numpy().mean(axis=-1, keepdims=True))
         found[name] = full
     return found
 
@@ -151,14 +152,14 @@ def facts(root: Any, program: dict[str, Any]) -> Any:
     for name, weight in sorted(root._module.state_dict().items()):
         flat = weight.detach().reshape(-1)
         if flat.is_meta:
-            return {"dtype": str(weight.dtype)[6:], "device": "", "prints": [], "torch": torch.__version__}
+            return {"dtype": str(weight.dtype)[6:], "device": "", "prints": [], "torch": str(torch.__version__)}
         dtype, device = dtype or str(weight.dtype)[6:], device or weight.device.type
         chosen = torch.linspace(0, flat.numel() - 1, min(SAMPLE, flat.numel()), dtype=torch.float64).long()
         sample = flat[chosen.to(flat.device)].cpu().contiguous().view(torch.uint8).long()
         order = torch.arange(1, sample.numel() + 1)
         total = int((sample * (order * 2654435761 % 1000003 + 1)).sum() % MODULUS)
         prints.append([name, list(weight.shape), str(weight.dtype), total])
-    return {"dtype": dtype, "device": device, "prints": prints, "torch": torch.__version__}
+    return {"dtype": dtype, "device": device, "prints": prints, "torch": str(torch.__version__)}
 
 
 def check(root: Any, program: dict[str, Any]) -> Any:
@@ -169,10 +170,7 @@ def check(root: Any, program: dict[str, Any]) -> Any:
     logits, deviation = changed(root, parts, rows, writes, scored)
     points = pieces(root, parts, rows[:1], program["wanted"])
     mine = by_itself(root, parts, points, program["layers"], device)
-    off = []
-    for layer, (sides, written, given) in zip(program["layers"], mine, strict=True):
-        pairs = ((sides, points[(layer, "qkv")]), (written, given))
-        off.append([[float((a.float() - b.float()).abs().max()), float(b.float().std())] for a, b in pairs])
+    off = distances(mine, points, program["layers"])
     probes = program["probe"](logits).float().cpu()
     return {"planned": planned_here, "own": probes, "deviation": float(deviation), "off": off}
 

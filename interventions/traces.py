@@ -136,3 +136,12 @@ def by_itself(
             tracer.stop()
         every.append(list(found))
     return every
+
+
+def distances(made: list[list[torch.Tensor]], points: Points, layers: list[int]) -> list[list[list[float]]]:
+    """For each layer, how far ``project`` and ``combine`` are from the modules; the deviation of these."""
+    found = []
+    for layer, (sides, written, given) in zip(layers, made, strict=True):
+        pairs = ((sides, points[(layer, "qkv")]), (written, given))
+        found.append([[float((a.float() - b.float()).abs().max()), float(b.float().std())] for a, b in pairs])
+    return found

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import httpx
 
+KEY = "5a1f0e5c-7c0f-4d0e-9b59-3c0ffee0c0de"
 SERVER = Path(__file__).with_name("ndif_server.py")
 
 

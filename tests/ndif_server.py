@@ -62,6 +62,9 @@ class Server:
         self.faults = []  # of {"at", "how", ...}, each taken once
         self.loop = None
         self.base = ""
+        for path in (self.folder / "responses").iterdir():  # what had not ended is lost with the process
+            if json.loads(path.read_text())["status"] not in ("COMPLETED", "ERROR"):
+                path.unlink()
 
     def fault(self, at):
         """The next thing that is to go wrong there, if any."""
