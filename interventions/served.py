@@ -83,8 +83,8 @@ def pieces(root: Any, parts: dict[str, Any], tokens: torch.Tensor, wanted: list[
 def whole(values: dict[str, Any], base: Any, conditions: int, positions: bool) -> dict[str, torch.Tensor]:
     """Values with the scored positions that were not computed as in the base run; their mean unless wanted one by one.
 
-    ``(condition * example, scored)`` of logits; those of patterns, ``(row, layer, head)``, stay as they are. The mean is
-    NumPy's, which rounds as it does where results are made.
+    ``(condition * example, scored)`` of logits; those of patterns, ``(row, layer, head)``, stay as they are. The mean
+    is NumPy's, which rounds as it does where results are made.
     """
     found = {}
     for name, value in values.items():

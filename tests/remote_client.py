@@ -22,7 +22,7 @@ def sweep(model, out):
 
 def in_small_jobs():
     """Few rows in a job, so that there are several; short pauses."""
-    remote.ROWS, office.PAUSES = 32, (0.02, 0.1)
+    remote.ROWS, office.PAUSES, office.LOST = 32, (0.02, 0.1), 5.0
 
 
 if __name__ == "__main__":
