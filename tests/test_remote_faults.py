@@ -21,6 +21,7 @@ from headwise.errors import ServerError, ServerWarning
 from headwise.interventions import office, remote
 from headwise.metrics import loss
 from headwise.studies import RepeatedTokens, measure
+from headwise.studies.progress import Progress
 
 TASK = RepeatedTokens(n=2, length=6)
 JOBS = 4
@@ -211,18 +212,35 @@ def test_no_key_is_written_anywhere(server, small_jobs, tmp_path, caplog, capfd)
         swept(out)
     server.fault("execute", "delay", times=3, seconds=0.3)
     server.fault("response", "503", times=2, detail=f"{KEY} has to wait")
+    begun = len(small_jobs())
     process = client(server, out)
-    time.sleep(8)
+    until = time.monotonic() + 60
+    while len(small_jobs()) < begun + 2 and time.monotonic() < until:
+        time.sleep(0.05)
     process.kill()
     told = process.communicate()[0] + "".join(traceback.format_exception(caught.value))
     kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     swept(out)
     kept += b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     told += caplog.text + "".join(capfd.readouterr())
-    assert "queued" in told or "running" in told
     assert KEY not in told
     assert KEY.encode() not in kept
     assert b"executed" in kept
+
+
+def test_how_jobs_are_doing_is_told(server, small_jobs, caplog, capfd):
+    caplog.set_level("INFO", "headwise")
+    server.fault("execute", "delay", times=1 + JOBS, seconds=0.4)
+    swept()
+    told = [record.getMessage() for record in caplog.records if record.name == "headwise.remote"]
+    assert any("1 running" in line for line in told)
+    assert any("queued" in line for line in told)
+    with Progress("measuring", True) as bar:
+        bar.say("2 queued, 1 running")
+        assert bar.bar.tasks[0].description == "measuring (2 queued, 1 running)"
+        bar.update(1, 4)
+        bar.say("1 running")
+        assert bar.bar.tasks[0].description == "measuring (1 running)"
 
 
 def test_jobs_are_written_down_without_more_than_is_needed(server, tmp_path, monkeypatch):
