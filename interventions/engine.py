@@ -224,7 +224,7 @@ def kernels_of(
     kernels = [(reader.name, reader.kernel, given[reader.name]) for reader in scoring]
     extent = plan.extent(chunk)
     rows = max(1, plan.budget // 4 // logits_bytes(plan.shape, extent))
-    return watch, {"kernels": kernels, "tokens": tokens, "compare": compare, "rows": rows}
+    return watch, {"kernels": kernels, "tokens": tokens, "compare": compare, "rows": rows, "apart": False}
 
 
 def halves_of(model: Model, chunk: Chunk, error: Exception) -> list[Chunk]:

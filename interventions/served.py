@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from .calls import by_calls, weights
 from .fill import compared, filled
 from .ops import columns, pattern_between, split_heads
 from .score import comparing
@@ -43,6 +44,8 @@ def passes(root: Any, program: dict[str, Any]) -> Any:
 def estimates(root: Any, program: dict[str, Any]) -> Any:
     """Runs as they are, then what every condition changes of each metric's mean, estimated from gradients."""
     parts, device = where(root, program["parts"])
+    if parts["apart"]:
+        raise RuntimeError("this server runs jobs apart from the weights, where nothing has a gradient: use exact")
     program = moved(program, device)
     found = []
     for chunk in program["chunks"]:
@@ -61,6 +64,7 @@ def looked(root: Any, parts: dict[str, Any], program: dict[str, Any], chunk: dic
         known["reference"] = pieces(root, parts, *chunk["reference"])
     logits = None
     for name, tokens, scored, wanted, watch, score in chunk["runs"]:
+        score = {**score, "apart": parts["apart"]}
         scoring = score if logits is None else comparing(score, {"logits": logits})
         keep = program["compares"] and logits is None
         points, values, made = as_it_is(root, parts, tokens, scored, set(wanted), watch, scoring, keep)
@@ -110,6 +114,8 @@ def together(found: list[dict[str, torch.Tensor]]) -> dict[str, Any]:
 def activations(root: Any, program: dict[str, Any]) -> Any:
     """The values of sites, ``(kind, point, columns, heads, head, positions, scaling)`` each, and nothing else."""
     parts, device = where(root, program["parts"])
+    layers = sorted({site[1][0] for site in program["sites"] if site[0] == "head_out"})
+    parts["out_of"] = {layer: weights_of(root, parts, layer)[3] for layer in layers}
     program = moved(program, device)
     found: list[dict[str, Any]] = []
     for tokens in program["tokens"]:
@@ -127,8 +133,7 @@ def value_at(root: Any, parts: dict[str, Any], points: dict[Any, torch.Tensor], 
         pattern = pattern if head is None else pattern[:, 0]
         return pattern if at is None else pattern[..., at, :]
     if kind == "head_out":
-        weights = parts["head_weights"](root._module, point[0], heads)[3]
-        value = torch.einsum("ephd,hdm->ephm", split_heads(value, heads), weights.to(value.device))
+        value = torch.einsum("ephd,hdm->ephm", split_heads(value, heads), parts["out_of"][point[0]].to(value.device))
         value = value if head is None else value[:, :, head]
     elif kind == "heads":
         value = value[..., cols]
@@ -138,9 +143,9 @@ def value_at(root: Any, parts: dict[str, Any], points: dict[Any, torch.Tensor], 
 
 def scores_of_weights(root: Any, program: dict[str, Any]) -> Any:
     """``program["score"]`` of the weights of all heads, which stay here: float64 arrays by layer."""
-    parts = program["parts"]
+    parts, _ = where(root, program["parts"])
     layers = [
-        [one.detach().double().cpu().numpy() for one in parts["head_weights"](root._module, layer, parts["heads"])]
+        [one.detach().double().cpu().numpy() for one in weights_of(root, parts, layer)]
         for layer in range(parts["layers"])
     ]
     return {"table": torch.from_numpy(program["score"](layers))}
@@ -177,9 +182,16 @@ def check(root: Any, program: dict[str, Any]) -> Any:
 
 def where(root: Any, described: dict[str, Any]) -> Any:
     """The handles of a model, and the device on which its activations are."""
-    parts = opened(root, described)
-    found = read(root, parts, nothing("cpu"), {(0, "resid_pre")})
-    return parts, found[(0, "resid_pre")].device
+    parts = by_calls(root, opened(root, described))
+    like = read(root, parts, nothing("cpu"), {(0, "resid_pre")})[(0, "resid_pre")]
+    return {**parts, "like": like}, like.device
+
+
+def weights_of(root: Any, parts: dict[str, Any], layer: int) -> list[torch.Tensor]:
+    """``W_Q W_K W_V W_O gain`` of a layer."""
+    if parts["apart"]:
+        return weights(root, parts, layer, parts["like"])
+    return list(parts["head_weights"](root._module, layer, parts["heads"]))
 
 
 def moved(value: Any, device: Any) -> Any:

@@ -1,7 +1,8 @@
 """A server that speaks nnsight 0.8's wire protocol on loopback, and misbehaves when it is told to.
 
 Run as ``python -I ndif_server.py CONFIG``, a JSON file: ``folder`` (where it keeps what it did), ``models`` (repo id to
-folder), and, where they are wanted, ``port``, ``key``, ``minimum`` (version of nnsight). A process of its own, with its
+folder), and, where they are wanted, ``port``, ``key``, ``minimum`` (version of nnsight) and ``apart`` (jobs see modules
+without weights). A process of its own, with its
 own copies of the models, that can import torch, numpy, transformers and nnsight but not headwise. It prints its port.
 
 Every execution is a line of ``FOLDER/executed``; every answer that carries results, of ``FOLDER/sent``.
@@ -35,6 +36,7 @@ sys.path = [one for one in sys.path if not (Path(one) / "headwise").exists() and
 
 import torch  # noqa: E402
 import zstandard  # noqa: E402
+from nnsight.intervention.envoy import Envoy  # noqa: E402
 from nnsight.modeling.transformers import TransformersModel  # noqa: E402
 from nnsight.schema.request import RequestModel  # noqa: E402
 from nnsight.schema.response import ResponseModel, Status  # noqa: E402
@@ -136,8 +138,15 @@ class Server:
         """Run the shipped block on our model, as nnsight's own server does; what it saved, as bytes."""
         model = self.model(envelope.model_key)
         model._remoteable_set_env(envelope.env)
+        objects = self.shell(envelope.model_key, model) if self.config.get("apart") else None
         try:
-            tracer = RequestModel.deserialize(blob, model._remoteable_persistent_objects(), envelope.compress)
+            objects = objects or model._remoteable_persistent_objects()
+            tracer = RequestModel.deserialize(blob, objects, envelope.compress)
+            if self.config.get("apart"):
+                root = tracer.info.frame.f_locals["root"]
+                root.__dict__["interleave"] = lambda fn, *given, **more: model.interleave(
+                    getattr(model, fn.__name__), *given, **more
+                )
             program = tracer.info.frame.f_locals.get("program", {})
             self.note("executed", id=envelope.id, key=program.get("key", ""), what=program.get("what", ""))
             inc()
@@ -156,6 +165,22 @@ class Server:
         torch.save(saved, buffer)
         content = buffer.getvalue()
         return zstandard.ZstdCompressor(level=3).compress(content) if envelope.compress else content
+
+    def shell(self, key, model):
+        """Modules without weights, calls of which reach ours: what a server gives to jobs that it does not trust."""
+        where = json.loads(key.partition(":")[2])
+        empty = TransformersModel(
+            self.config["models"][where["repo_id"]], task=where["task"], tokenizer=model.tokenizer
+        )
+        ours = {one.path: one for one in model.modules()}
+        real = Envoy.__call__ if not hasattr(Envoy, "_real") else Envoy._real
+
+        def call(self, *given, **more):
+            there = ours[self.path] if next(iter(self._module.parameters())).is_meta else self
+            return real(there, *given, **more)
+
+        Envoy._real, Envoy.__call__ = real, call
+        return empty._remoteable_persistent_objects() | {"Interleaver": model.interleaver}
 
     def deliver(self, envelope, content):
         """Send a result: on the socket where there is one, else by its address."""

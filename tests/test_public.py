@@ -154,7 +154,7 @@ def test_packages_import_in_one_direction_only():
 def test_inside_interventions_imports_go_one_way():
     declared = ["components", "sites", "edits", "steering", "paths", "grid", "codec", "estimators"]
     planned = ["shape", "lowering", "checks", "cost", "packing", "explain", "plan"]
-    inside = ["ops", "rows", "attention", "score", "forward", "fill", "traces", "tangent", "served"]
+    inside = ["ops", "rows", "attention", "score", "forward", "fill", "traces", "tangent", "calls", "served"]
     run = ["architectures", "models", "known", "native", "values", "jobs", "memory", "outcome", "engine", "gradients"]
     away = ["book", "digest", "refusals", "wire", "office", "elsewhere", "remote"]
     order = [*declared, *planned, *inside, *run, *away, "selfcheck", "deviation"]
