@@ -75,6 +75,11 @@ class RemoteModel(Model):
         """
         return str(self.facts["weights"])
 
+    @property
+    def has_gradients(self) -> bool:
+        """Not where a server runs jobs apart from the weights."""
+        return self.weight_hash.startswith("sample:")
+
     def head_weights(self, layer: int) -> HeadWeights:
         """Not here."""
         raise ModelError(f"the weights of {self.name} are on {self.office.host}: composition_scores is computed there")

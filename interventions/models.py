@@ -76,6 +76,11 @@ class Model:
         return str(self.device)
 
     @property
+    def has_gradients(self) -> bool:
+        """Whether estimates from gradients can be had of it."""
+        return True
+
+    @property
     def executed(self) -> str:
         """``local``, or the server that runs it."""
         return "local"

@@ -108,8 +108,8 @@ class InductionStudy:
         Returns
         -------
         DataTree
-            One group for each stage (``estimates`` holds two, ``ablation`` and ``patching``), and the conclusion as
-            JSON text in the attributes.
+            One group for each stage (``estimates`` holds two, ``ablation`` and ``patching``; it is left out where a
+            server gives no gradients), and the conclusion as JSON text in the attributes.
         """
         self.task.draw(model)  # what does not fit the model is refused before any forward pass
         if out is None:
@@ -160,8 +160,9 @@ class InductionStudy:
         stage("composition", lambda: self._composition(model, found["previous-token"], found["induction"]))
         score = parts["heads"]["induction"].mean("example")
         stage("words", lambda: words.words_in_context(model, found["induction"], score))
-        stage("estimates", xr.Dataset)  # two groups, and nothing beside them: their metrics differ
-        for name, sweep in (("ablation", ablation), ("patching", patching)):
+        if model.has_gradients:
+            stage("estimates", xr.Dataset)  # two groups, and nothing beside them: their metrics differ
+        for name, sweep in (("ablation", ablation), ("patching", patching)) if model.has_gradients else ():
             make = partial(sweep.estimates_of_every_head, model, task, parts[name], STEPS)
             stage("estimates", make, f"estimates/{name}")
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import zstandard
+from loopback import Loopback
 from nnsight.schema.config import CONFIG
 
 import headwise as hw
@@ -22,6 +23,7 @@ from headwise.interventions import (
     ResampleAblate,
     Scale,
     ZeroAblate,
+    models,
     wire,
 )
 from headwise.metrics import accuracy, induction, kl, logit_diff, loss, prob, rank
@@ -224,3 +226,39 @@ def test_what_cannot_be_meant(there, words_model, tmp_path):
         hw.load("words-3l", remote=True)
     with pytest.raises(hw.ModelError, match="cannot get nobody/nothing from the Hugging Face Hub"):
         hw.load("nobody/nothing", remote=True)
+
+
+@pytest.fixture(scope="module")
+def _apart(tmp_path_factory):
+    folder = str((models.SHIPPED / "words-2l").resolve())
+    server = Loopback(tmp_path_factory.mktemp("apart"), {folder: folder}, apart=True).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def apart(_apart, server, monkeypatch):
+    """The shipped model, on a server that runs jobs where there are no weights."""
+    monkeypatch.setattr(CONFIG.API, "HOST", _apart.host)
+    return hw.load("words-2l", remote=True)
+
+
+@pytest.mark.parametrize("metrics", [[loss, kl], [logit_diff], [induction, loss]])
+def test_without_weights_where_it_runs(apart, words_model, metrics):
+    same(measure(apart, TASK, WHAT, metrics), measure(words_model, TASK, WHAT, metrics))
+    assert apart.weight_hash == "revision:shipped"
+
+
+def test_weights_that_are_read_by_calls(apart, words_model):
+    sites = [Head(0, 1).head_out, Head(1, 2).pattern]
+    same(capture(apart, TASK, sites), capture(words_model, TASK, sites))
+    same(composition_scores(apart), composition_scores(words_model))
+    with pytest.raises(hw.ServerError, match="apart from the weights, where nothing has a gradient"):
+        measure(apart, TASK, EVERY, [loss], estimator="gradient")
+
+
+def test_the_study_without_gradients(apart, words_model):
+    study = InductionStudy(n=4, length=6, draws=2)
+    found, wanted = study.run(apart), study.run(words_model)
+    assert set(wanted.children) - set(found.children) == {"estimates"}
+    assert found.attrs["heads"] == wanted.attrs["heads"]
