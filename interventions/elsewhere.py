@@ -34,9 +34,12 @@ class RemoteModel(Model):
     ----------
     office : Office
         Sends jobs.
+    commit : str
+        Of the configuration on the Hub; else as `revision`.
     """
 
     office: Office = field(kw_only=True)
+    commit: str = field(kw_only=True)
     remote: ClassVar[bool] = True
 
     @property
@@ -105,7 +108,7 @@ class RemoteModel(Model):
         record = kept.job(key)
         if record is None:
             found = self.ask("facts", served.facts, {})
-            weights = f"sample:{data_hash(found['prints'])}" if found["prints"] else f"revision:{self.revision}"
+            weights = f"sample:{data_hash(found['prints'])}" if found["prints"] else f"revision:{self.commit}"
             record = {"dtype": found["dtype"], "device": found["device"] or "server", "weights": weights}
             kept.note_job(key, record)
         return {name: str(value) for name, value in record.items()}
@@ -161,5 +164,6 @@ def open_model(name: str, where: str, place: str, tokenizer: Any) -> RemoteModel
         raise
     except Exception as error:  # whatever the loaders raise
         raise ModelError(why(name, where, error)) from error
-    commit = getattr(config, "_commit_hash", None)
-    return RemoteModel(name, commit or place, family, Shape(**family.sizes(config)), tokenizer, traced, office=office)
+    commit = getattr(config, "_commit_hash", None) or place
+    sizes = Shape(**family.sizes(config))
+    return RemoteModel(name, place, family, sizes, tokenizer, traced, office=office, commit=commit)

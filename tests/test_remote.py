@@ -262,3 +262,12 @@ def test_the_study_without_gradients(apart, words_model):
     found, wanted = study.run(apart), study.run(words_model)
     assert set(wanted.children) - set(found.children) == {"estimates"}
     assert found.attrs["heads"] == wanted.attrs["heads"]
+
+
+def test_a_stored_result_is_repeated_there(there, server, tmp_path):
+    from headwise.studies.again import rerun
+
+    measure(there, TASK, {"zero": ZeroAblate(Head(1, 2))}, [loss], out=tmp_path / "there.nc")
+    begun = len(server.executed("passes"))
+    assert rerun(tmp_path / "there.nc").agrees
+    assert len(server.executed("passes")) == begun + 1
