@@ -88,12 +88,11 @@ class RemoteModel(Model):
         raise ModelError(f"the weights of {self.name} are on {self.office.host}: composition_scores is computed there")
 
     def ask(self, what: str, function: Callable[..., Any], program: dict[str, Any]) -> Any:
-        """What one job gives."""
+        """What one job gives. It stays written down: only the caller knows when what it gave is safe."""
         job = self.job(what, function, program)
         for _, result in self.office.run([job]):
             if isinstance(result, Failed):
                 raise self.office.failure(result)
-        self.office.close(job)
         return result
 
     def job(self, what: str, function: Callable[..., Any], program: dict[str, Any]) -> Job:

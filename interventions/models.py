@@ -179,6 +179,8 @@ def load(
         if isinstance(source, PreTrainedModel) or device != "auto" or dtype is not None:
             raise DeclarationError("remote=True takes the name of a model: a server has its own copy, device and dtype")
         name, where, place = locate(str(source))
+        if revision is not None and place != "main":
+            raise DeclarationError(f"revision={revision!r} is for a Hub id: {name} is {place}")
         opened: Model = import_module(".elsewhere", __package__).open_model(name, where, revision or place, tokenizer)
         return opened
     target = _device(device)

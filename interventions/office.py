@@ -21,7 +21,7 @@ from nnsight.schema.response import Status
 
 from ..errors import ServerError, ServerWarning
 from . import book
-from .refusals import explain_failure, explain_refusal, first_line, is_passing, without_key
+from .refusals import explain_failure, explain_refusal, first_line, is_passing, may_be_taken, without_key
 from .wire import Envelope, Line, detail, packed
 
 LOG = logging.getLogger("headwise.remote")
@@ -211,11 +211,15 @@ class Office:
         """A job that was not taken, or of which it is not known."""
         if isinstance(cause, httpx.HTTPStatusError):
             code = cause.response.status_code
-            kept.drop_job(sent.job.key)
             if not is_passing(code):
+                kept.drop_job(sent.job.key)
                 reason = explain_refusal(self.host, self.name, code, detail(cause), line.api_key)
                 raise ServerError(reason) from None
-            sent.state = "new"
+            if may_be_taken(code):
+                self._note(sent, kept, "unsure")
+            else:
+                kept.drop_job(sent.job.key)
+                sent.state = "new"
             self._wait(sent, f"it answers {code}: {without_key(detail(cause), line.api_key)}")
         elif isinstance(cause, httpx.ConnectError | httpx.ConnectTimeout):
             kept.drop_job(sent.job.key)
@@ -253,8 +257,8 @@ class Office:
         text = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
         if text and text != told:
             LOG.info("jobs at %s: %s", self.host, text)
-            if say is not None:
-                say(text)
+        if text and say is not None:
+            say(text)  # each time, so that a wish to stop is heard
         return text
 
     def failure(self, failed: Failed) -> ServerError:

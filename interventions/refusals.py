@@ -4,6 +4,8 @@ from __future__ import annotations
 
 PASSING = (408, 425, 429, 500, 502, 503, 504)
 """Answers after which the same question may do."""
+UNSURE = (408, 500, 502, 504)
+"""Answers after which a job may have been taken all the same: of whatever stands between, or of a fault on the way."""
 SHOWN = 300
 """Characters of a server's reason that are shown."""
 
@@ -11,6 +13,11 @@ SHOWN = 300
 def is_passing(code: int) -> bool:
     """Whether asking again may do."""
     return code in PASSING
+
+
+def may_be_taken(code: int) -> bool:
+    """Whether the server may have a job that it answered so."""
+    return code in UNSURE
 
 
 def without_key(text: str, key: str | None) -> str:

@@ -121,7 +121,6 @@ def run_estimate(
             base = {name: value.numpy() for name, value in runs[0].items()}
             estimates = {name: base[name] + value.numpy()[..., None] for name, value in change.items()}
             outcome.put(Piece(chunk.group, chunk.examples, estimates, None, tuple(range(len(plan.conditions)))))
-        model.office.close(jobs[at])
         done += chunk.size
         if progress is not None:
             progress(done, total)

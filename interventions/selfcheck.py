@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from ..errors import ModelError
-from . import ops, remote, served, traces
+from . import book, ops, remote, served, traces
 from .components import Component
+from .digest import short_hash
 from .edits import Compose, Edit, Patch
 from .elsewhere import RemoteModel
 from .engine import run_plan
@@ -50,7 +51,10 @@ def check_model(model: Model) -> None:
     ModelError
         Names every check that failed.
     """
-    if model in _FAMILIAR:
+    noted = ""
+    if isinstance(model, RemoteModel) and model not in _FAMILIAR:
+        noted = "checked-" + short_hash(model.office.host, model.office.model_key, model.weight_hash)
+    if model in _FAMILIAR or (noted and book.current().job(noted)):
         return
     failed = failures(model)
     if failed:
@@ -59,6 +63,8 @@ def check_model(model: Model) -> None:
             "check=False measures all the same"
         )
     _FAMILIAR.add(model)
+    if noted:
+        book.current().note_job(noted, {"checked": True})
 
 
 def failures(model: Model) -> list[str]:

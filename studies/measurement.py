@@ -134,7 +134,7 @@ def plan(
     model, task, what, metrics, base, batch_size
         As for `measure`.
     timed : bool
-        Run a few plain forward passes to estimate the time.
+        Run a few plain forward passes to estimate the time; not where the model is on a server.
 
     Returns
     -------
@@ -143,7 +143,7 @@ def plan(
     """
     setup = set_up(model, task, what, metrics, base=base, per_position=False, batch_size=batch_size)
     setup.readers()  # refuses metrics that the task cannot have, as `measure` does
-    if not timed:
+    if not timed or model.remote:
         return setup.plan
     from ..interventions.deviation import speed
 

@@ -27,7 +27,7 @@ from headwise.interventions import (
     wire,
 )
 from headwise.metrics import accuracy, induction, kl, logit_diff, loss, prob, rank
-from headwise.studies import InductionStudy, Prompts, RepeatedTokens, capture, composition_scores, measure
+from headwise.studies import InductionStudy, Prompts, RepeatedTokens, capture, composition_scores, measure, plan
 
 TASK = RepeatedTokens(n=4, length=8)
 WHAT = {
@@ -53,6 +53,10 @@ EVERY = Grid(
     layer=range(2),
     head=range(8),
 )
+
+
+def _heads():
+    return Grid(lambda layer, head: ZeroAblate(Head(layer, head)), layer=range(2), head=range(8))
 
 
 def same(found, wanted):
@@ -156,7 +160,7 @@ def test_composition_is_computed_there(there, words_model, server):
 
 def test_all_heads_send_back_little(there, words_model, server):
     task = RepeatedTokens(n=32, length=25)
-    heads = Grid(lambda layer, head: ZeroAblate(Head(layer, head)), layer=range(2), head=range(8))
+    heads = _heads()
     there.facts  # noqa: B018
     before = len(server.lines("sent")), len(server.executed("passes"))
     found = measure(there, task, heads, [loss, accuracy])
@@ -222,6 +226,9 @@ def test_what_cannot_be_meant(there, words_model, tmp_path):
     for wrong in ({"device": "cpu"}, {"dtype": "float32"}):
         with pytest.raises(hw.DeclarationError, match="has its own copy, device and dtype"):
             hw.load("words-2l", remote=True, **wrong)
+    with pytest.raises(hw.DeclarationError, match="revision='step100' is for a Hub id"):
+        hw.load("words-2l", remote=True, revision="step100")
+    assert "16 conditions on 32 examples" in str(plan(there, RepeatedTokens(), _heads(), [loss]))
     with pytest.raises(hw.ModelError, match="no model is called 'words-3l'"):
         hw.load("words-3l", remote=True)
     with pytest.raises(hw.ModelError, match="cannot get nobody/nothing from the Hugging Face Hub"):

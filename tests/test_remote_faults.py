@@ -46,7 +46,7 @@ def swept(out=None):
 
 
 def same(found, wanted):
-    for name in wanted.data_vars:
+    for name in (name for name in wanted.data_vars if wanted[name].dtype.kind in "fiu"):
         np.testing.assert_allclose(found[name], wanted[name], rtol=1e-6, atol=1e-6)
 
 
@@ -55,6 +55,8 @@ def same(found, wanted):
     [
         ("request", "drop"),
         ("received", "drop"),
+        ("received", "502"),
+        ("received", "500"),
         ("request", "500"),
         ("request", "503"),
         ("request", "429"),
@@ -74,6 +76,23 @@ def test_what_passes_is_survived(server, small_jobs, wanted, tmp_path, at, how):
     keys = small_jobs()
     assert len(keys) == len(set(keys)) == 1 + JOBS
     assert not (tmp_path / "out.nc.parts").exists()
+
+
+def test_waiting_ends_when_it_is_asked_to(server, small_jobs, wanted, tmp_path):
+    """Ctrl-C while jobs wait at the server: they go on there, and the same call fetches them."""
+    out = tmp_path / "out.nc"
+    server.fault("execute", "delay", times=1 + JOBS, seconds=0.7)
+    process = client(server, out)
+    until = time.monotonic() + 60
+    while len(small_jobs()) < 2 and time.monotonic() < until:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    told = process.communicate(timeout=20)[0]
+    assert "Stopped: stopped" in told
+    assert list((tmp_path / "out.nc.parts").glob("*.job"))
+    same(swept(out), wanted)
+    assert len(small_jobs()) == len(set(small_jobs())) == 1 + JOBS
 
 
 def test_a_lost_job_is_sent_again(server, small_jobs, wanted):
@@ -176,9 +195,9 @@ def environment(server):
     return os.environ | {"NDIF_HOST": server.host, "NDIF_API_KEY": KEY, "HF_HUB_OFFLINE": "1"}
 
 
-def client(server, out):
+def client(server, out, kind="sweep"):
     return subprocess.Popen(
-        [sys.executable, str(Path(remote_client.__file__)), str(out)],
+        [sys.executable, str(Path(remote_client.__file__)), str(out), kind],
         env=environment(server),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -195,13 +214,33 @@ def test_a_client_that_is_killed_finds_its_jobs(server, small_jobs, wanted, tmp_
     until = time.monotonic() + 60
     while len(small_jobs()) < moment and time.monotonic() < until:
         time.sleep(0.05)
-    time.sleep(0.2)
+    time.sleep(0.2 if moment <= JOBS else 0)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert list((tmp_path / "out.nc.parts").glob("*.job"))
+    assert out.is_file() or list((tmp_path / "out.nc.parts").glob("*.job"))
     same(swept(out), wanted)
     keys = small_jobs()
     assert len(keys) == len(set(keys)) == 1 + JOBS
+
+
+def test_a_study_that_is_killed_twice_runs_nothing_twice(server, small_jobs, words_model, tmp_path):
+    out = tmp_path / "out.nc"
+    for many in (4, 12):
+        server.fault("execute", "delay", times=many, seconds=0.3)
+        process = client(server, out, "study")
+        until = time.monotonic() + 60
+        while len(small_jobs()) < many and time.monotonic() < until:
+            time.sleep(0.02)
+        process.kill()
+        process.communicate()
+    server.quiet()
+    found = remote_client.study(hw.load("words-2l", remote=True), out)
+    keys = small_jobs()
+    assert len(keys) == len(set(keys))
+    wanted = remote_client.study(words_model, None)
+    assert found.attrs["heads"] == wanted.attrs["heads"]
+    for group in ("ablation", "sets", "patching", "composition"):
+        same(found[group].to_dataset(), wanted[group].to_dataset())
 
 
 def test_no_key_is_written_anywhere(server, small_jobs, tmp_path, caplog, capfd):
