@@ -1,4 +1,4 @@
-"""Attention in a planned pass. Runs inside a trace: plain functions, as `forward` says; imports torch and `rows`."""
+"""Attention in a planned pass. Runs inside a trace: plain functions, as `forward` says; imports its parts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from .rows import Base, Writes, called, changed, write_into
+from .projections import project, sides, split
+from .rotation import turned
+from .rows import Base, Writes, called, changed, cut, write_into
 
 
 def attention(
@@ -22,27 +24,29 @@ def attention(
     """``z`` of the rows at work, ``(row, query, head * d_head)``."""
     module, heads, start, stop = model["blocks"][layer], model["heads"], job["start"], job["stop"]
     normed = called(module, model["paths"]["norm_1"], hidden)
-    width = heads * model["d_head"]
+    width, kv_width = heads * model["d_head"], model["kv_heads"] * model["d_head"]
     some = layer == job["layers"] - 1 and not job["watch"] and len(job["out"]) < stop - start
     if some:
-        q = model["project"](module, normed[:, job["out"] - start], slice(0, width))
-        k, v = model["project"](module, normed, slice(width, 3 * width)).chunk(2, -1)
+        q = project(model, module, normed[:, job["out"] - start], slice(0, width))
+        k, v = project(model, module, normed, slice(width, width + 2 * kv_width)).chunk(2, -1)
     else:
-        q, k, v = called(module, model["paths"]["qkv"], normed).chunk(3, -1)
+        q, k, v = sides(model, module, normed)
     q = changed(q, layer, "q", job, keep)
     k, v = changed(k, layer, "k", job, keep), changed(v, layer, "v", job, keep)
-    if start:
-        earlier = base[(layer, "qkv")][:, :start, width:].repeat(k.shape[0] // job["examples"], 1, 1)
-        k, v = torch.cat([earlier[..., :width], k], 1), torch.cat([earlier[..., width:], v], 1)
     queries = job["out"] if some else torch.arange(start, stop, device=hidden.device)
+    q = changed(turned(model, job["angles"], module, "q", q, queries), layer, "q_rot", job, keep)
+    k = changed(turned(model, job["angles"], module, "k", k, slice(start, stop)), layer, "k_rot", job, keep)
+    if start:
+        k, v = after_earlier(model, base, job, layer, k, v)
     place = (layer, "pattern")
     pattern: Any
     z, pattern = attend(
         by_head(q, heads),
-        by_head(k, heads),
-        by_head(v, heads),
+        shared(by_head(k, model["kv_heads"]), heads),
+        shared(by_head(v, model["kv_heads"]), heads),
         queries,
         model["scalings"][layer],
+        model["windows"][layer],
         job["writes"].get((layer, "scores"), []),
         job["writes"].get(place, []),
         bool(job["watch"]) or place in keep,
@@ -57,28 +61,39 @@ def attention(
     return joined_heads(z)
 
 
+def after_earlier(
+    model: dict[str, Any], base: Base, job: dict[str, Any], layer: int, k: torch.Tensor, v: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Put k and v of the positions that are computed behind what the base run has at earlier ones."""
+    start, copies = job["start"], k.shape[0] // job["examples"]
+    _, early_k, early_v = split(model, base[(layer, "qkv")][:, :start])
+    early_k = turned(model, job["angles"], model["blocks"][layer], "k", early_k, slice(0, start))
+    earlier = (part.repeat(copies, 1, 1) for part in (early_k, early_v))
+    return torch.cat([next(earlier), k], 1), torch.cat([next(earlier), v], 1)
+
+
 def redone(model: dict[str, Any], base: Base, job: dict[str, Any], layer: int, at: Any) -> torch.Tensor:
     """``z`` of the conditions that join at q, k, v or pattern: that of the base run, with the changed heads redone."""
     heads, d_head, examples = model["heads"], model["d_head"], job["examples"]
     conditions, changed_heads = job["pairs"][layer]
-    sides = base[(layer, "qkv")][:, : job["stop"]].reshape(examples, job["stop"], 3, heads, d_head)[
-        :, :, :, changed_heads
-    ]
-    stop, device = job["stop"], sides.device
+    owners = [head * model["kv_heads"] // heads for head in changed_heads]
+    stop, block = job["stop"], model["blocks"][layer]
+    q, k, v = split(model, base[(layer, "qkv")][:, :stop])
+    device = q.device
     queries = torch.arange(job["start"], stop, device=device) if isinstance(at, slice) else at
-    q, k, v = (
-        sides[:, where, side].permute(2, 0, 1, 3).reshape(-1, count, d_head)
-        for side, where, count in ((0, queries, len(queries)), (1, slice(0, stop), stop), (2, slice(0, stop), stop))
-    )
     writes = job["pair_writes"]
+    q, k, v = picked(q[:, queries], changed_heads, d_head), picked(k, owners, d_head), picked(v, owners, d_head)
     for part, name in ((q, "q"), (k, "k"), (v, "v")):
         write_into(part, writes.get((layer, name), []))
+    q = write_into(turned(model, job["angles"], block, "q", q, queries), writes.get((layer, "q_rot"), []))
+    k = write_into(turned(model, job["angles"], block, "k", k, slice(0, stop)), writes.get((layer, "k_rot"), []))
     z, _ = attend(
         q.unsqueeze(1),
         k.unsqueeze(1),
         v.unsqueeze(1),
         queries,
         model["scalings"][layer],
+        model["windows"][layer],
         writes.get((layer, "scores"), []),
         writes.get((layer, "pattern"), []),
         False,
@@ -97,6 +112,7 @@ def attend(
     v: torch.Tensor,
     queries: torch.Tensor,
     scaling: float,
+    window: int | None,
     masks: Writes,
     writes: Writes,
     needs_pattern: bool,
@@ -105,21 +121,23 @@ def attend(
 
     A pattern is made only where it is read or changed; other rows never notice.
     """
+    starts = sorted({entry[0].start for entry in (*masks, *writes)})
+    size = (masks or writes)[0][0].stop - (masks or writes)[0][0].start if starts else 0
     if needs_pattern:
-        return through_pattern(q, k, v, queries, scaling, masks, writes)
-    if q.shape[2] == k.shape[2]:
+        return through_pattern(q, k, v, queries, scaling, window, masks, writes)
+    if len(starts) * size == q.shape[0]:
+        return through_pattern(q, k, v, queries, scaling, window, masks, writes)[0], None
+    if q.shape[2] == k.shape[2] and (window is None or window >= k.shape[2]):
         z = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
     else:
-        allowed = torch.arange(k.shape[2], device=q.device) <= queries[:, None]
+        allowed = ~hidden_keys(queries, k.shape[2], window)
         z = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, scale=scaling)
-    if not (masks or writes):
+    if not starts:
         return z, None
-    starts = sorted({entry[0].start for entry in (*masks, *writes)})
-    size = (masks or writes)[0][0].stop - (masks or writes)[0][0].start
     rows = torch.cat([torch.arange(start, start + size, device=q.device) for start in starts])
     here = {start: slice(place * size, (place + 1) * size) for place, start in enumerate(starts)}
     moved = [[(here[entry[0].start], *entry[1:]) for entry in entries] for entries in (masks, writes)]
-    z[rows] = through_pattern(q[rows], k[rows], v[rows], queries, scaling, *moved)[0]
+    z[rows] = through_pattern(q[rows], k[rows], v[rows], queries, scaling, window, *moved)[0]
     return z, None
 
 
@@ -129,13 +147,13 @@ def through_pattern(
     v: torch.Tensor,
     queries: torch.Tensor,
     scaling: float,
+    window: int | None,
     masks: Writes,
     writes: Writes,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`attend` step by step, whatever implementation the model itself uses: scores, softmax, pattern, sum of values."""
     scores = (wide(q) @ wide(k).transpose(-1, -2)) * scaling
-    future = torch.arange(k.shape[2], device=q.device) > queries[:, None]
-    scores = scores.masked_fill(future, float("-inf"))
+    scores = scores.masked_fill(hidden_keys(queries, k.shape[2], window), float("-inf"))
     for rows, where, some, keys in masks:
         scores[rows, some][:, :, where[:, None], keys] = float("-inf")
     pattern = scores.softmax(-1)
@@ -145,6 +163,23 @@ def through_pattern(
         there = pattern[rows, some]
         there[:, :, where] = there[:, :, where] * value if how == "scale" else 0 if value is None else value
     return pattern.to(v.dtype) @ v, pattern
+
+
+def hidden_keys(queries: torch.Tensor, keys: int, window: int | None) -> torch.Tensor:
+    """Which of keys 0, 1, ... a query does not see ``(query, key)``: later ones, and those outside of its window."""
+    places = torch.arange(keys, device=queries.device)
+    hidden = places > queries[:, None]
+    return hidden if window is None else hidden | (places <= queries[:, None] - window)
+
+
+def shared(value: torch.Tensor, heads: int) -> torch.Tensor:
+    """``(row, key-value head, position, d_head)`` as each head reads it."""
+    return value if value.shape[1] == heads else value.repeat_interleave(heads // value.shape[1], 1)
+
+
+def picked(value: torch.Tensor, heads: list[int], d_head: int) -> torch.Tensor:
+    """Some heads of ``(example, position, head * d_head)`` as rows, head by head."""
+    return cut(value, -1, d_head)[:, :, heads].permute(2, 0, 1, 3).flatten(0, 1)
 
 
 def wide(value: torch.Tensor) -> torch.Tensor:

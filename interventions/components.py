@@ -10,7 +10,12 @@ from ..errors import UnknownNameError, choices
 class Component(StrEnum):
     """The parts of a layer, in the order in which a forward pass makes them.
 
-    Shapes are for one layer; ``head`` is dropped when a site names one head.
+    Shapes are for one layer; ``head`` is dropped when a site names one head. Where several heads share a key-value
+    head, the heads of ``k v k_rot`` are the key-value heads, and those of all others the heads that ask. ``q`` and
+    ``k`` are what the projections write, before any norm of theirs and before any rotary embedding; ``q_rot`` and
+    ``k_rot`` are what comes of them after both, and what scores are made from. Models without rotary embedding have
+    no ``q_rot`` and ``k_rot``, those with one have no ``pos_embed``, and where attention and MLP of a layer both read
+    its input (as in Pythia) there is no ``resid_mid``.
 
     ==============  =============================================  =====================================
     component       what it is                                     shape
@@ -19,6 +24,7 @@ class Component(StrEnum):
     ``pos_embed``   position embedding, before layer 0             ``(example, position, d_model)``
     ``resid_pre``   residual stream that enters the layer          ``(example, position, d_model)``
     ``q k v``       what the projections write, before the split   ``(example, position, head, d_head)``
+    ``q_rot k_rot`` q and k turned by their position               ``(example, position, head, d_head)``
     ``pattern``     attention weights after the softmax            ``(example, head, query, key)``
     ``z``           head output before ``W_O``                     ``(example, position, head, d_head)``
     ``head_out``    ``z @ W_O``, the head's write, without bias    ``(example, position, head, d_model)``
@@ -35,6 +41,8 @@ class Component(StrEnum):
     q = "q"
     k = "k"
     v = "v"
+    q_rot = "q_rot"
+    k_rot = "k_rot"
     pattern = "pattern"
     z = "z"
     head_out = "head_out"
@@ -49,13 +57,21 @@ class Component(StrEnum):
         return self in _PER_HEAD
 
     @property
+    def of_keys(self) -> bool:
+        """Whether its heads are the key-value heads."""
+        return self in (Component.k, Component.v, Component.k_rot)
+
+    @property
     def embedding(self) -> bool:
         """Whether it is found before the first layer only."""
         return self in (Component.embed, Component.pos_embed)
 
     @property
     def point(self) -> str:
-        """The point of a layer whose tensor holds it: ``qkv`` for ``q k v pattern``, ``z`` for ``head_out``."""
+        """The point of a layer whose tensor holds it.
+
+        ``qkv`` for ``q k v``, ``turned`` for ``q_rot k_rot pattern``, ``z`` for ``head_out``.
+        """
         return _FOUND_AT.get(self, str(self))
 
     @property
@@ -64,9 +80,9 @@ class Component(StrEnum):
         return list(Component).index(self)
 
 
-_PER_HEAD = frozenset({Component.q, Component.k, Component.v, Component.pattern, Component.z, Component.head_out})
+_PER_HEAD = frozenset(map(Component, ("q", "k", "v", "q_rot", "k_rot", "pattern", "z", "head_out")))
 
-_FOUND_AT = {"q": "qkv", "k": "qkv", "v": "qkv", "pattern": "qkv", "head_out": "z"}
+_FOUND_AT = dict.fromkeys("qkv", "qkv") | dict.fromkeys(("q_rot", "k_rot", "pattern"), "turned") | {"head_out": "z"}
 
 
 def as_component(name: str) -> Component:

@@ -46,8 +46,7 @@ class Extent:
 
 def block_flops(shape: Shape, rows: int, queries: int, stop: int) -> int:
     """Operations of a whole block on `rows` rows of `queries` positions that attend to `stop` keys."""
-    width = shape.heads * shape.d_head
-    project = 2 * rows * queries * shape.d_model * 3 * width
+    project = 2 * rows * queries * shape.d_model * shape.qkv_width
     return project + attention_flops(shape, rows, queries, stop) + write_flops(shape, rows, queries)
 
 
@@ -58,12 +57,12 @@ def attention_flops(shape: Shape, rows: int, queries: int, keys: int, heads: int
 
 def write_flops(shape: Shape, rows: int, queries: int) -> int:
     """Operations from ``z`` to the end of the block."""
-    return 2 * rows * queries * shape.d_model * shape.heads * shape.d_head + mlp_flops(shape, rows, queries)
+    return 2 * rows * queries * shape.d_model * shape.width + mlp_flops(shape, rows, queries)
 
 
 def mlp_flops(shape: Shape, rows: int, queries: int) -> int:
     """Operations of an MLP."""
-    return 4 * rows * queries * shape.d_model * shape.d_mlp
+    return (6 if shape.gated else 4) * rows * queries * shape.d_model * shape.d_mlp
 
 
 def logits_flops(shape: Shape, rows: int, scored: int, columns: int) -> int:
@@ -78,7 +77,9 @@ def forward_flops(shape: Shape, rows: int, length: int, scored: int | None = Non
     return blocks + logits_flops(shape, rows, scored, columns)
 
 
-def pass_flops(shape: Shape, extent: Extent, entries: Sequence[tuple[int, int]], heads: int) -> int:
+def pass_flops(
+    shape: Shape, extent: Extent, entries: Sequence[tuple[int, int]], heads: Sequence[tuple[int, int]]
+) -> int:
     """Operations of a planned pass.
 
     Parameters
@@ -87,29 +88,31 @@ def pass_flops(shape: Shape, extent: Extent, entries: Sequence[tuple[int, int]],
     extent : Extent
     entries : sequence of (layer, stage)
         Where each condition joins, see `lowering.STAGES`.
-    heads : int
-        Heads whose attention is redone for conditions that join at ``q k v pattern``.
+    heads : sequence of (layer, int)
+        How many heads' attention is redone there, for conditions that join at ``q k v pattern``.
     """
     n, window = extent.examples, extent.stop - extent.start
-    total, width = 0, shape.heads * shape.d_head
-    total += attention_flops(shape, n, window, extent.stop, heads)
+    total, through = 0, 1 if shape.parallel else 5
+    for layer, count in heads:
+        queries = extent.scored if layer == shape.layers - 1 else window
+        total += attention_flops(shape, n, queries, extent.stop, count)
     for layer in range(shape.layers):
         last = layer == shape.layers - 1
         queries = extent.scored if last else window
         rows = n * sum(entry < (layer, 1) for entry in entries)
         attend = window if extent.patterns else queries
-        total += 2 * rows * shape.d_model * width * (2 * window + attend)
+        total += 2 * rows * shape.d_model * (2 * shape.kv_width * window + shape.width * attend)
         total += attention_flops(shape, rows, attend, extent.stop)
         if not (last and not extent.columns):
-            total += 2 * n * sum(entry < (layer, 3) for entry in entries) * queries * shape.d_model * width
-            total += mlp_flops(shape, n * sum(entry < (layer, 5) for entry in entries), queries)
+            total += 2 * n * sum(entry < (layer, 3) for entry in entries) * queries * shape.d_model * shape.width
+            total += mlp_flops(shape, n * sum(entry < (layer, through) for entry in entries), queries)
     return total + logits_flops(shape, n * len(entries), extent.scored, extent.columns)
 
 
 def row_bytes(shape: Shape, extent: Extent, explicit: bool = False) -> int:
     """Bytes that a row holds at once in a planned pass (float32), its logits aside; `explicit`: with patterns made."""
     window = extent.stop - extent.start
-    held = window * (RESIDENT * shape.d_model + 2 * shape.d_mlp)
+    held = window * (RESIDENT * shape.d_model + (3 if shape.gated else 2) * shape.d_mlp)
     keys = 2 * extent.start * shape.heads * shape.d_head
     patterns = 3 * shape.heads * window * extent.stop if extent.patterns or explicit else 0
     return BYTES * (held + keys + patterns)
@@ -122,5 +125,5 @@ def logits_bytes(shape: Shape, extent: Extent) -> int:
 
 def cache_bytes(shape: Shape, length: int, points: Sequence[tuple[int, str]]) -> int:
     """Bytes of what is kept of one example of the base run (float32)."""
-    widths = {"qkv": 3 * shape.heads * shape.d_head, "z": shape.heads * shape.d_head}
+    widths = {"qkv": shape.qkv_width, "turned": shape.width + shape.kv_width, "z": shape.width}
     return BYTES * length * sum(widths.get(name, shape.d_model) for _, name in points)

@@ -14,12 +14,12 @@ from transformers import AutoConfig, AutoTokenizer
 
 from ..errors import ModelError
 from . import book, served
-from .architectures import HeadWeights, family_of
 from .digest import data_hash, short_hash
+from .family import HeadWeights, check_fits, family_of
 from .models import Model, why
 from .native import described, point_of
 from .office import Failed, Job, Office
-from .shape import Shape
+from .ops import columns
 from .sites import Site
 from .wire import unpacked
 
@@ -97,7 +97,7 @@ class RemoteModel(Model):
 
     def job(self, what: str, function: Callable[..., Any], program: dict[str, Any]) -> Job:
         """A job; `what` is for those who look at the server."""
-        whole = {"parts": described(self) | {"head_weights": self.family.head_weights}, **program}
+        whole = {"parts": described(self), **program}
         key = data_hash([what, self.office.model_key, whole])
         return Job(key, function, {**whole, "key": key, "what": what})
 
@@ -114,25 +114,35 @@ class RemoteModel(Model):
 
     def capture(self, sites: Sequence[Site], tokens: Sequence[Array]) -> list[list[torch.Tensor]]:
         """The values of sites for each group of prompts."""
-        shape = self.shape
-        asked = [
-            served.site_of(
-                str(site.component),
-                point_of(site),
-                site.head,
-                shape.heads,
-                shape.d_head,
-                site.component.per_head,
-                None if site.positions is None else list(site.positions),
-                self.scaling(site.layer),
-            )
-            for site in sites
-        ]
+        asked = [self._site(site) for site in sites]
         program = {"sites": asked, "tokens": [torch.as_tensor(np.ascontiguousarray(one)) for one in tokens]}
         result = self.ask("capture", served.activations, program)
         return [list(values.values()) for values in unpacked(result)]
 
-    def score_weights(self, score: Callable[[list[list[Array]]], Array]) -> Array:
+    def _site(self, site: Site) -> Any:
+        """A site as `served.activations` takes it."""
+        shape, component, head = self.shape, site.component, site.head
+        sizes = (shape.heads, shape.d_head, shape.kv_heads)
+        at = None if site.positions is None else list(site.positions)
+        kind = str(component)
+        cols: Any = columns(component, head, *sizes)
+        count = shape.kv_heads if component.of_keys else shape.heads
+        if kind == "pattern":
+            key_head = None if head is None else shape.key_head(head)
+            turned = (columns("q_rot", head, *sizes), columns("k_rot", key_head, *sizes))
+            layer = site.layer
+            return (
+                kind,
+                point_of(site),
+                (*turned, shape.d_head, self.scaling(layer), shape.window(layer)),
+                count,
+                head,
+                at,
+            )
+        kind = kind if kind == "head_out" else "heads" if component.per_head else "whole"
+        return (kind, point_of(site), cols, count, head, at)
+
+    def score_weights(self, score: Callable[[list[list[Array | None]]], Array]) -> Array:
         """``score(layers)`` of the weights of all heads, computed on the server; `score` is a plain function."""
         table: Array = self.ask("weights", served.scores_of_weights, {"score": score})["table"].numpy()
         return table
@@ -164,5 +174,5 @@ def open_model(name: str, where: str, place: str, tokenizer: Any) -> RemoteModel
     except Exception as error:  # whatever the loaders raise
         raise ModelError(why(name, where, error)) from error
     commit = getattr(config, "_commit_hash", None) or place
-    sizes = Shape(**family.sizes(config))
-    return RemoteModel(name, place, family, sizes, tokenizer, traced, office=office, commit=commit)
+    check_fits(family, traced._module, name)
+    return RemoteModel(name, place, family, family.shape(config), tokenizer, traced, office=office, commit=commit)

@@ -15,8 +15,9 @@ from .paths import PathPatch
 if TYPE_CHECKING:
     from .plan import Plan
 
+UNNAMED = ("scores", "q_rot", "k_rot")
 JOINS = {
-    stage: " ".join(place for place, number in STAGES.items() if number == stage and place != "scores")
+    stage: " ".join(place for place, number in STAGES.items() if number == stage and place not in UNNAMED)
     for stage in sorted(set(STAGES.values()))
 }
 
@@ -78,10 +79,10 @@ def cost(plan: Plan) -> Cost:
         for one in chunk.passes:
             now = plan.extent(chunk, one.start)
             count = chunk.size * len(one.conditions)
-            heads = sum(
-                len(heads_redone(plan.writes[chunk.group][number], entry, shape.heads))
+            heads = [
+                (entry[0], len(heads_redone(plan.writes[chunk.group][number], entry, shape)))
                 for number, entry in zip(one.conditions, one.entries, strict=True)
-            )
+            ]
             passes += pass_flops(shape, now, one.entries, heads) + path_flops(plan, chunk, one)
             logits = min(count * logits_bytes(shape, now), max(plan.budget // 4, logits_bytes(shape, now)))
             rows, positions = max(rows, count), max(positions, now.stop - now.start)
@@ -101,7 +102,7 @@ def path_flops(plan: Plan, chunk: Chunk, one: Pass) -> int:
             if isinstance(write.edit, PathPatch):
                 ends = (write.edit.sender.head is not None) + (write.head is not None)
                 total += 2 * ends * chunk.size * window * plan.shape.d_model * plan.shape.d_head
-                layers = write.layer - write.edit.sender.layer
+                layers = write.layer - write.edit.sender.layer - plan.shape.parallel  # whose own MLP it does not enter
                 total += layers * mlp_flops(plan.shape, chunk.size, window) if write.edit.through_mlps else 0
     return total
 
@@ -151,9 +152,9 @@ def _by_entry(plan: Plan) -> list[str]:
         for one in chunk.passes:
             extent = plan.extent(chunk, one.start)
             for number, entry in zip(one.conditions, one.entries, strict=True):
-                heads = len(heads_redone(plan.writes[chunk.group][number], entry, plan.shape.heads))
+                heads = len(heads_redone(plan.writes[chunk.group][number], entry, plan.shape))
                 count[entry] += chunk.size
-                work[entry] += pass_flops(plan.shape, extent, [entry], heads)
+                work[entry] += pass_flops(plan.shape, extent, [entry], [(entry[0], heads)])
                 work[entry] += path_flops(plan, chunk, Pass((number,), (entry,), one.start))
                 naive[entry] += plain
                 starts.setdefault(entry, []).append(one.start)

@@ -7,7 +7,7 @@ it runs. A job leaves open what depends on activations, and `filled` puts that i
 ``constant``   numbers of a vector; then nothing else
 ``of``         the run it is taken from; None for the reference draw
 ``at``         ``(layer, point)``
-``columns``    of the tensor there; for attention patterns ``(columns of q, columns of k, heads, scaling, stop)``
+``columns``    of the tensor there; for patterns ``(columns of q, columns of k, d_head, scaling, window, stop)``
 ``positions``  those that are wanted
 ``how``        ``same`` example, ``rows`` of others, ``mean`` over examples, ``mean of all`` over positions too
 ``rows``       the other examples
@@ -63,8 +63,8 @@ def value_of(given: Any, known: dict[str, Any]) -> Any:
     columns, positions = given["columns"], given["positions"]
     if isinstance(columns, slice):
         return taken_from(source[..., columns], given["how"], given["rows"], positions)
-    pattern = pattern_between(source, *columns[:4]).transpose(1, 2)
-    return taken_from(pattern, given["how"], given["rows"], positions).transpose(1, 2)[..., : columns[4]]
+    pattern = pattern_between(source, *columns[:5]).transpose(1, 2)
+    return taken_from(pattern, given["how"], given["rows"], positions).transpose(1, 2)[..., : columns[5]]
 
 
 def taken_from(source: torch.Tensor, how: str, rows: Any, positions: Any) -> torch.Tensor:

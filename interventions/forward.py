@@ -4,8 +4,10 @@ Plain functions of tensors, numbers, slices, handles and dicts of them: nothing 
 runs. Rows are conditions times examples, condition by condition, in the order in which conditions join, so that the
 rows at work are always the first ones and those that join go behind them.
 
-Two dicts say what to do. ``model`` holds handles and functions of the model (``blocks norm unembed paths project
-combine heads d_head scalings``). ``job`` says what this pass does:
+Two dicts say what to do. ``model`` holds what there is to know of the model: handles ``blocks norm unembed rotary``
+(None where nothing is turned); ``paths``, name to the path of a module in a block; ``layout`` and ``transposed`` of its
+weights, see `projections`; ``heads kv_heads d_head parallel``; and for each layer ``scalings`` and ``windows``. ``job``
+says what this pass does:
 
 ================  ===================================================================================
 ``examples``      number of examples
@@ -20,6 +22,7 @@ combine heads d_head scalings``). ``job`` says what this pass does:
 ``senders``       of paths, see `path_values`
 ``watch``         kernels of patterns, ``(name, kernel, arguments)``; ``base_attended``, name to values
 ``score``         kernels of logits, see `score`
+``angles``        put in by `run`, see `rotation`
 ================  ===================================================================================
 """
 
@@ -30,6 +33,8 @@ from typing import Any
 import torch
 
 from .attention import attention, redone
+from .projections import combine, project
+from .rotation import angles
 from .rows import Base, behind, called, changed, together
 from .score import score
 
@@ -39,6 +44,7 @@ def run(model: dict[str, Any], base: Base, job: dict[str, Any], keep: dict[Any, 
 
     `keep` comes with keys ``(layer, place)`` and is filled with what was at these places.
     """
+    job = {**job, "angles": angles(model, next(iter(base.values())), job["stop"])}
     fill_paths(job, path_values(model, base, job) if job["senders"] else {})
     hidden, attended = None, {name: values.clone() for name, values in job["base_attended"].items()}
     last = job["layers"] - 1
@@ -47,7 +53,7 @@ def run(model: dict[str, Any], base: Base, job: dict[str, Any], keep: dict[Any, 
         hidden = behind(hidden, base, (layer, "stream"), at, job, (layer, 0))
         hidden = changed(hidden, layer, "stream", job, keep)
         if layer <= last:
-            hidden = block(model, base, job, layer, hidden, keep, attended)
+            hidden = (parallel if model["parallel"] else block)(model, base, job, layer, hidden, keep, attended)
     values: dict[str, Any] = dict(attended)
     if job["score"]["kernels"]:
         values.update(score(model["norm"](hidden), model["unembed"], job["score"], job["examples"]))
@@ -94,6 +100,42 @@ def block(
     return None if mid is None or mlp_out is None else mid + mlp_out
 
 
+def parallel(
+    model: dict[str, Any],
+    base: Base,
+    job: dict[str, Any],
+    layer: int,
+    hidden: torch.Tensor | None,
+    keep: dict[Any, torch.Tensor],
+    attended: dict[str, torch.Tensor],
+) -> torch.Tensor | None:
+    """`block` where the MLP reads what attention reads: rows that join later have the MLP of the base run."""
+    module, last = model["blocks"][layer], layer == job["layers"] - 1
+    start = job["start"]
+    at = job["out"] if last else slice(start, job["stop"])
+    z = resid = mlp_out = None
+    if hidden is not None:
+        z = attention(model, base, job, layer, hidden, keep, attended)
+        resid = hidden[:, job["out"] - start] if last else hidden
+    if last and not job["score"]["kernels"]:
+        return None
+    if resid is not None:
+        mlp_out = mlp(model, layer, resid)
+    if (layer, 1) in job["joins"]:
+        z = together(z, redone(model, base, job, layer, at))
+    z = behind(z, base, (layer, "z"), at, job, (layer, 2))
+    z = changed(z, layer, "z", job, keep)
+    attn_out = None if z is None else called(module, model["paths"]["out"], z)
+    for stage in (3, 5):
+        attn_out = behind(attn_out, base, (layer, "attn_out"), at, job, (layer, stage))
+        attn_out = changed(attn_out, layer, "attn_out", job, keep) if stage == 3 else attn_out
+    for stage in (1, 2, 3, 5):
+        resid = behind(resid, base, (layer, "stream"), at, job, (layer, stage))
+        mlp_out = behind(mlp_out, base, (layer, "mlp_out"), at, job, (layer, stage))
+    mlp_out = changed(mlp_out, layer, "mlp_out", job, keep)
+    return None if resid is None or attn_out is None or mlp_out is None else resid + attn_out + mlp_out
+
+
 def path_values(model: dict[str, Any], base: Base, job: dict[str, Any]) -> dict[Any, torch.Tensor]:
     """What direct paths bring to their receivers.
 
@@ -105,10 +147,14 @@ def path_values(model: dict[str, Any], base: Base, job: dict[str, Any]) -> dict[
     window = slice(job["start"], job["stop"])
     for layer, kind, columns, change, through_mlps, receivers in job["senders"]:
         module = model["blocks"][layer]
-        delta = model["combine"](module, change, columns) if kind == "z" else change
+        delta = combine(model, module, change, columns) if kind == "z" else change
         end = max(receiver[1] for receiver in receivers)
         for now in range(layer, end):
-            if through_mlps and not (now == layer and kind == "mlp_out"):
+            if through_mlps and model["parallel"]:
+                if now > layer:  # what is sent from a layer does not enter its own MLP
+                    stream = base[(now, "stream")][:, window] + delta
+                    delta = delta + mlp(model, now, stream) - base[(now, "mlp_out")][:, window]
+            elif through_mlps and not (now == layer and kind == "mlp_out"):
                 mid = base[(now, "resid_mid")][:, window] + delta
                 delta = mid + mlp(model, now, mid) - base[(now + 1, "stream")][:, window]
             for key, at, part in receivers:
@@ -119,7 +165,7 @@ def path_values(model: dict[str, Any], base: Base, job: dict[str, Any]) -> dict[
                     continue
                 stream = base[(at, "stream")][:, window] + delta
                 receiver = model["blocks"][at]
-                found[key] = model["project"](receiver, called(receiver, model["paths"]["norm_1"], stream), part)
+                found[key] = project(model, receiver, called(receiver, model["paths"]["norm_1"], stream), part)
     return found
 
 

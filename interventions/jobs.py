@@ -12,10 +12,10 @@ import torch
 from . import ops
 from .components import Component
 from .known import Known, Points
-from .lowering import BY_QUERY, HOW, STAGES, Write, keys_in, positions_in
+from .lowering import BY_QUERY, HOW, OF_KEYS, STAGES, Write, keys_in, positions_in
 from .models import Model
 from .native import native_point, point_of
-from .packing import Chunk, Pass, heads_redone
+from .packing import Chunk, Pass, heads_of, heads_redone
 from .paths import PathPatch
 from .plan import Plan
 from .steering import Knockout
@@ -67,7 +67,7 @@ class Job:
         """The dict that `fill.filled` takes."""
         for local, (number, entry) in enumerate(zip(self.one.conditions, self.one.entries, strict=True)):
             writes = self.plan.writes[self.chunk.group][number]
-            redone = heads_redone(writes, entry, self.model.shape.heads)
+            redone = heads_redone(writes, entry, self.model.shape)
             conditions, heads = self.pairs.setdefault(entry[0], ([], [])) if redone else ([], [])
             first = len(heads)
             conditions += [local] * len(redone)
@@ -79,8 +79,9 @@ class Job:
                 value = self._path(write) if isinstance(write.edit, PathPatch) else None
                 if redone and (write.layer, STAGES[write.place]) == entry:
                     for pair, head in enumerate(redone, start=first):
-                        if write.head in (None, head):
-                            self._write(self.pair_writes, write, pair, head, value, True)
+                        if head in heads_of(write, self.model.shape):
+                            own = self.model.shape.key_head(head) if write.place in OF_KEYS else head
+                            self._write(self.pair_writes, write, pair, own, value, True)
                 else:
                     self._write(self.writes, write, local, write.head, value, False)
         return self.frame()
@@ -150,7 +151,7 @@ class Job:
             entries.append((rows, where, some, write.how, value))
             return
         width = self.model.shape.d_head
-        per_head = write.place in ("q", "k", "v", "z") and head is not None and not alone
+        per_head = write.place in ("q", "k", "v", "q_rot", "k_rot", "z") and head is not None and not alone
         cols = slice(head * width, (head + 1) * width) if per_head and head is not None else slice(None)
         entries.append((rows, where, cols, write.how, value))
 
@@ -160,19 +161,20 @@ class Job:
         if write.layer == layers:
             return self.out
         if write.layer == layers - 1 and write.place in BY_QUERY:
-            whole = self.known.watch and write.place in ("q", "scores", "pattern")
+            whole = self.known.watch and write.place in ("q", "q_rot", "scores", "pattern")
             if not whole:
                 return self.out
-        return list(range(0 if alone and write.place in ("k", "v") else self.start, self.stop))
+        return list(range(0 if alone and write.place in OF_KEYS else self.start, self.stop))
 
     def _value(self, write: Write, head: int | None, wanted: list[int]) -> Any:
         """What the edit of a write puts in at the wanted positions, as far as it is known here."""
         shape, site = self.model.shape, write.edit.site
-        sizes = (shape.heads, shape.d_head)
+        sizes = (shape.heads, shape.d_head, shape.kv_heads)
         columns: Any = ops.columns(site.component, head, *sizes)
         if site.component is Component.pattern:
-            sides = (ops.columns(side, head, *sizes) for side in "qk")
-            columns = (*sides, shape.heads if head is None else 1, self.model.scaling(site.layer), self.stop)
+            q = ops.columns("q_rot", head, *sizes)
+            k = ops.columns("k_rot", None if head is None else shape.key_head(head), *sizes)
+            columns = (q, k, shape.d_head, self.model.scaling(site.layer), shape.window(site.layer), self.stop)
         return open_value(write.edit, point_of(site), columns, _index(wanted), self.span, self.known.drawn)
 
     def _embed(self, writes: list[Write], unit: int) -> None:
@@ -195,7 +197,7 @@ class Job:
         edit = write.edit
         assert isinstance(edit, PathPatch)
         shape, sender = self.model.shape, edit.sender
-        columns = ops.columns(sender.component, sender.head, shape.heads, shape.d_head)
+        columns = ops.columns(sender.component, sender.head, shape.heads, shape.d_head, shape.kv_heads)
         chain = (sender, edit.source, edit.through_mlps)
         if chain not in self.senders:
             window, sent = slice(self.start, self.stop), positions_in(sender, self.group.length)
@@ -204,7 +206,7 @@ class Job:
         receivers = self.senders[chain][-1]
         part = None
         if write.head is not None:
-            part = ops.columns(write.place, write.head, shape.heads, shape.d_head)
+            part = ops.columns(write.place, write.head, shape.heads, shape.d_head, shape.kv_heads)
         key = (list(self.senders).index(chain), write.layer, write.place, write.head)
         if all(key != known for known, *_ in receivers):
             receivers.append((key, write.layer, part))

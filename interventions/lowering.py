@@ -31,6 +31,8 @@ STAGES = {
     "q": 1,
     "k": 1,
     "v": 1,
+    "q_rot": 1,
+    "k_rot": 1,
     "scores": 1,
     "pattern": 1,
     "z": 2,
@@ -40,8 +42,11 @@ STAGES = {
 }
 """Place to the stage of a layer at which a row that is first changed there joins the pass."""
 
-BY_QUERY = ("q", "scores", "pattern", "z", "attn_out", "mid", "mlp_out")
+BY_QUERY = ("q", "q_rot", "scores", "pattern", "z", "attn_out", "mid", "mlp_out")
 """Places of the last layer that matter at scored positions only."""
+
+OF_KEYS = ("k", "v", "k_rot")
+"""Places whose heads are key-value heads."""
 
 HOW: dict[type[Edit], str] = {Add: "add", Scale: "scale", Knockout: "mask", PathPatch: "path"}
 """Kind of edit to how it is written; the others set a value."""
@@ -93,13 +98,18 @@ def keys_in(edit: Knockout, length: int) -> list[int]:
     return list(range(length)) if edit.key is None else [key % length for key in edit.key]
 
 
-def queries_in(edit: Knockout, length: int) -> list[int]:
+def keys_seen(query: int, window: int | None) -> range:
+    """The keys that a query sees, where it sees so many back, itself among them; None for all."""
+    return range(0 if window is None else max(0, query - window + 1), query + 1)
+
+
+def queries_in(edit: Knockout, length: int, window: int | None = None) -> list[int]:
     """The queries that a knockout works on: those named, or all that keep a key."""
     named = positions_in(edit.site, length)
     if named is not None:
         return sorted(named)
     keys = {*keys_in(edit, length)}
-    return [query for query in range(length) if not keys.issuperset(range(query + 1))]
+    return [query for query in range(length) if not keys.issuperset(keys_seen(query, window))]
 
 
 def last_position(group: Group, reads_patterns: bool) -> int:
@@ -112,7 +122,7 @@ def lower(edits: Sequence[Edit], shape: Shape, group: Group, reads_patterns: boo
     made = []
     for edit in sorted(edits, key=lambda edit: edit.site.order):
         if isinstance(edit, Knockout):
-            positions: list[int] | None = queries_in(edit, group.length)
+            positions: list[int] | None = queries_in(edit, group.length, shape.window(edit.site.layer))
         else:
             positions = positions_in(edit.site, group.length)
         write = _place(edit, shape, positions)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -17,8 +17,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging
 
 from ..errors import DeclarationError, ModelError, choices
-from .architectures import Family, HeadWeights, family_of
+from . import architectures  # noqa: F401  registers the families
+from .family import Family, HeadWeights, check_fits, family_of
 from .shape import Shape
+from .sites import Head, Site
 
 SHIPPED = Path(__file__).resolve().parent.parent / "models"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -35,7 +37,7 @@ class Model:
         Hub revision; ``local`` for a folder, ``memory`` for a module, ``shipped`` for a model of the package.
     family : Family
     shape : Shape
-        Counts: ``layers heads d_model d_head vocabulary context``.
+        Counts, and what a layer is like.
     tokenizer : PreTrainedTokenizerFast
     traced : nnsight model
     """
@@ -59,6 +61,19 @@ class Model:
     def heads(self) -> range:
         """Indices of the heads of a layer."""
         return range(self.shape.heads)
+
+    @property
+    def kv_heads(self) -> range:
+        """Indices of the key-value heads of a layer: those of ``k``, ``v`` and ``k_rot``."""
+        return range(self.shape.kv_heads)
+
+    def read_by(self, head: Head, component: str) -> Site:
+        """The site of `component` that a head reads: of its key-value head for ``k v k_rot``, else its own.
+
+        Where several heads share a key-value head, a change of it changes all of them.
+        """
+        own = head.site(component)
+        return replace(own, head=self.shape.key_head(head.head)) if own.component.of_keys else own
 
     @property
     def module(self) -> PreTrainedModel:
@@ -123,16 +138,18 @@ class Model:
 
     def head_weights(self, layer: int) -> HeadWeights:
         """Weights of the heads of `layer`, for row vectors."""
-        return HeadWeights(*self.family.head_weights(self.module, layer, self.shape.heads))
+        return self.family.head_weights(self.module, layer, self.shape.d_head)
 
     def scaling(self, layer: int) -> float:
         """Factor of the attention scores in `layer`."""
         return self.family.scaling(self.module.config, layer)
 
     def __repr__(self) -> str:
+        own = self.shape.kv_heads == self.shape.heads
+        shared = "" if own else f" that share {self.shape.kv_heads} of keys and values"
         return (
             f"<Model {self.name} ({self.revision}): {self.family.name}, {self.shape.layers} layers of "
-            f"{self.shape.heads} heads, {self.dtype} on {self.device}, runs here>"
+            f"{self.shape.heads} heads{shared}, {self.dtype} on {self.device}, runs here>"
         )
 
 
@@ -197,8 +214,9 @@ def load(
             raise DeclarationError(f"revision={revision!r} is for a Hub id: {name} is {place}")
         place = revision or place
         family, module, tokenizer = _read(name, where, revision, DTYPES[dtype or "float32"], tokenizer)
+    check_fits(family, module, name)
     traced = TransformersModel(module.to(target).eval(), task="text-generation", tokenizer=tokenizer)
-    return Model(name, place, family, Shape(**family.sizes(module.config)), tokenizer, traced)
+    return Model(name, place, family, family.shape(module.config), tokenizer, traced)
 
 
 def _read(

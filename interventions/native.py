@@ -50,20 +50,27 @@ def nothing(model: Model) -> torch.Tensor:
 
 def described(model: Model) -> dict[str, Any]:
     """What `forward.run` and `ops.walk` have to know of a model, in plain words: `traces.opened` adds the handles."""
-    family = model.family
+    family, shape = model.family, model.shape
     return {
         "blocks": family.blocks,
         "norm": family.modules["norm"],
         "unembed": family.modules["unembed"],
+        "rotary": family.modules.get("rotary"),
         "paths": dict(family.modules),
-        "project": family.project,
-        "combine": family.combine,
+        "layout": family.layout,
+        "transposed": family.transposed,
+        "centred": family.centred,
+        "gain_offset": family.gain_offset,
         "embeddings": list(family.embeddings.items()),
-        "points": [(name, point.path, point.side) for name, point in family.points.items()],
-        "layers": model.shape.layers,
-        "heads": model.shape.heads,
-        "d_head": model.shape.d_head,
+        "points": list(family.points(shape.parallel)),
+        "layers": shape.layers,
+        "heads": shape.heads,
+        "kv_heads": shape.kv_heads,
+        "d_head": shape.d_head,
+        "parallel": shape.parallel,
         "scalings": [model.scaling(layer) for layer in model.layers],
+        "windows": [shape.window(layer) for layer in model.layers],
+        "apart": False,
     }
 
 
@@ -85,7 +92,7 @@ def read_points(model: Model, tokens: Array, sites: Iterable[Site]) -> Points:
 
 def capture_site(model: Model, points: Points, site: Site) -> torch.Tensor:
     """The value of `site` from the tensors of `read_points`, in the shape that `Component` states."""
-    heads, d_head = model.shape.heads, model.shape.d_head
+    shape = model.shape
     point = points[point_of(site)]
     at = positions_in(site, point.shape[1])
     if site.component is Component.pattern:
@@ -94,21 +101,24 @@ def capture_site(model: Model, points: Points, site: Site) -> torch.Tensor:
         return pattern if at is None else pattern[..., at, :]
     value = point
     if site.component is Component.head_out:
-        z = ops.split_heads(point, heads)
+        z = ops.split_heads(point, shape.heads)
         value = torch.einsum("ephd,hdm->ephm", z, model.head_weights(site.layer).W_O)
         value = value if site.head is None else value[:, :, site.head]
     elif site.component.per_head:
-        value = point[..., ops.columns(site.component, site.head, heads, d_head)]
-        value = ops.split_heads(value, heads) if site.head is None else value
+        value = point[..., ops.columns(site.component, site.head, shape.heads, shape.d_head, shape.kv_heads)]
+        count = shape.kv_heads if site.component.of_keys else shape.heads
+        value = ops.split_heads(value, count) if site.head is None else value
     return value if at is None else value[:, at]
 
 
-def pattern_of(model: Model, qkv: torch.Tensor, site: Site) -> torch.Tensor:
+def pattern_of(model: Model, turned: torch.Tensor, site: Site) -> torch.Tensor:
     """Attention weights ``(example, head, query, key)`` of the head of `site`, or of all."""
-    heads, d_head = model.shape.heads, model.shape.d_head
-    q, k = (qkv[..., ops.columns(side, site.head, heads, d_head)] for side in "qk")
-    count = heads if site.head is None else 1
-    return ops.attention_pattern(ops.split_heads(q, count), ops.split_heads(k, count), model.scaling(site.layer))
+    shape, head = model.shape, site.head
+    key_head = None if head is None else shape.key_head(head)
+    q = turned[..., ops.columns("q_rot", head, shape.heads, shape.d_head, shape.kv_heads)]
+    k = turned[..., ops.columns("k_rot", key_head, shape.heads, shape.d_head, shape.kv_heads)]
+    q, k = (ops.split_heads(part, part.shape[-1] // shape.d_head) for part in (q, k))
+    return ops.attention_pattern(q, k, model.scaling(site.layer), shape.window(site.layer))
 
 
 def check_sites(model: Model, sites: Sequence[Site], groups: Sequence[Group]) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from .cost import Extent, block_flops, cache_bytes, logits_bytes, row_bytes
-from .lowering import STAGES, Write, last_position
+from .lowering import OF_KEYS, STAGES, Write, last_position
 from .shape import Group, Shape
 
 Entry = tuple[int, int, int]
@@ -25,7 +25,22 @@ AT_STAGE = (
     ("resid_mid",),
     ("resid_mid", "mlp_out"),
 )
-"""What a condition that joins at a stage takes from the base run."""
+"""What a condition that joins at a stage takes from the base run, where the MLP reads what attention wrote."""
+
+AT_STAGE_PARALLEL = (
+    ("stream",),
+    ("stream", "qkv", "z", "mlp_out"),
+    ("stream", "z", "mlp_out"),
+    ("stream", "attn_out", "mlp_out"),
+    (),
+    ("stream", "attn_out", "mlp_out"),
+)
+"""The same where attention and MLP both read the stream that enters the layer."""
+
+
+def at_stage(shape: Shape, stage: int) -> tuple[str, ...]:
+    """What a condition that joins at a stage takes from the base run."""
+    return (AT_STAGE_PARALLEL if shape.parallel else AT_STAGE)[stage]
 
 
 @dataclass(frozen=True)
@@ -138,7 +153,7 @@ class Packer:
 
     def _examples(self, group: Group, entries: Mapping[int, Entry]) -> int:
         """Examples of which half of the budget keeps what is read of the runs."""
-        points = {(layer, name) for layer, stage, _ in entries.values() for name in AT_STAGE[stage]}
+        points = {(layer, name) for layer, stage, _ in entries.values() for name in at_stage(self.shape, stage)}
         if any(start for *_, start in entries.values()):
             points |= {(layer, "qkv") for layer in range(self.shape.layers)}
         logits = logits_bytes(self.shape, self.extent(group, 1))
@@ -183,9 +198,19 @@ def extent_of(group: Group, examples: int, start: int, columns: int, patterns: b
     return Extent(examples, start, last_position(group, patterns), scored, columns, patterns)
 
 
-def heads_redone(writes: Sequence[Write], entry: tuple[int, int], heads: int) -> list[int]:
+def heads_redone(writes: Sequence[Write], entry: tuple[int, int], shape: Shape) -> list[int]:
     """Heads whose attention is redone for a condition that joins at ``q k v pattern``."""
     if entry[1] != 1:
         return []
-    touched = {write.head for write in writes if (write.layer, STAGES[write.place]) == entry}
-    return list(range(heads)) if None in touched else sorted(head for head in touched if head is not None)
+    touched: set[int] = set()
+    for write in writes:
+        if (write.layer, STAGES[write.place]) == entry:
+            touched.update(heads_of(write, shape))
+    return sorted(touched)
+
+
+def heads_of(write: Write, shape: Shape) -> range:
+    """Heads that a write to ``q k v pattern`` changes; several, where they share the key-value head that it is to."""
+    if write.head is None:
+        return range(shape.heads)
+    return shape.readers(write.head) if write.place in OF_KEYS else range(write.head, write.head + 1)

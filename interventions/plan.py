@@ -16,7 +16,7 @@ from .cost import DEFAULT_BUDGET, OVERHEAD, Extent
 from .edits import Edit
 from .explain import explain
 from .lowering import Write, lower
-from .packing import AT_STAGE, Chunk, Packer, Pass, extent_of
+from .packing import Chunk, Packer, Pass, at_stage, extent_of
 from .paths import PathPatch
 from .shape import Group, Shape
 from .sites import Site
@@ -105,25 +105,25 @@ class Plan:
         """What a pass takes from the base run: ``(layer, point)``."""
         wanted: set[Point] = set()
         for number, (layer, stage) in zip(one.conditions, one.entries, strict=True):
-            wanted |= {(layer, name) for name in AT_STAGE[stage]}
+            wanted |= {(layer, name) for name in at_stage(self.shape, stage)}
             if one.start:  # keys and values of the positions that are not computed
                 wanted |= {(later, "qkv") for later in range(layer + (stage > 0), self.shape.layers)}
             for write in self.writes[chunk.group][number]:
                 if write.how == "embed":
-                    wanted |= {(0, "embed"), (0, "pos_embed")}
+                    wanted |= {(0, "embed"), (0, "pos_embed")} if self.shape.pos_embed else {(0, "embed")}
                 if isinstance(write.edit, PathPatch):
-                    wanted |= _points_of_path(write.edit, write.layer)
+                    wanted |= _points_of_path(write.edit, write.layer, self.shape.parallel)
         return wanted
 
     def __str__(self) -> str:
         return explain(self)
 
 
-def _points_of_path(edit: PathPatch, end: int) -> set[Point]:
+def _points_of_path(edit: PathPatch, end: int, parallel: bool) -> set[Point]:
     start = edit.sender.layer
     wanted = {(start, str(edit.sender.component))}
     for layer in range(start, end):
-        wanted |= {(layer, "resid_mid"), (layer + 1, "stream")}
+        wanted |= {(layer, "mlp_out" if parallel else "resid_mid"), (layer + 1, "stream")}
     return wanted
 
 
@@ -186,7 +186,7 @@ def make_plan(
     for edits in ordered:
         for edit in edits:
             check_edit(edit, model, shape, groups, runs)
-        check_together(edits, groups)
+        check_together(edits, shape, groups)
     columns = shape.vocabulary if columns is None else columns
     writes = tuple(tuple(lower(edits, shape, group, reads_patterns) for edits in ordered) for group in groups)
     packer = Packer(

@@ -47,6 +47,11 @@ def write_into(value: torch.Tensor, writes: Writes) -> torch.Tensor:
     return value
 
 
+def cut(value: torch.Tensor, *sizes: int) -> torch.Tensor:
+    """`value` with its last axis in several, of these sizes."""
+    return value.reshape(*value.shape[:-1], *sizes)
+
+
 def called(block: Any, path: str, value: torch.Tensor) -> torch.Tensor:
     """What a module of a block makes of `value`."""
     made: torch.Tensor = operator.attrgetter(path)(block)(value)

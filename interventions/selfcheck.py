@@ -1,9 +1,10 @@
 """Checks of an unfamiliar model before a sweep: whether planned passes see what the model itself does.
 
-On one short prompt of random tokens: *parts*, what the table of the family computes by itself is what the model's
-modules compute; *identity*, a planned pass that changes nothing gives the logits of the model's own forward pass;
-*seen*, a write in a planned pass gives the same logits as the write put into the model's own pass; and *moved*, a write
-to the stream does move the logits.
+On one short prompt of random tokens: *parts*, what the family's table leads to is what the model has, from the
+embeddings to the weights that are used in part; *identity*, a planned pass that changes nothing gives the logits of the
+model's own forward pass; *seen*, a write in a planned pass gives the same logits as the write put into the model's own
+pass; *windows*, the first holds on a longer prompt too where layers have windows; and *moved*, a write to the stream
+does move the logits.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from weakref import WeakSet
 import numpy as np
 import torch
 
-from ..errors import ModelError
+from ..errors import HeadwiseError, ModelError
 from . import book, ops, remote, served, traces
 from .components import Component
 from .digest import short_hash
@@ -22,6 +23,7 @@ from .edits import Compose, Edit, Patch
 from .elsewhere import RemoteModel
 from .engine import run_plan
 from .known import Reader
+from .memory import is_out_of_memory
 from .models import Model
 from .native import as_tensor, handles, point_of, read_points
 from .outcome import Inputs, Outcome
@@ -34,6 +36,8 @@ from .wire import unpacked
 Array = np.ndarray[Any, Any]
 LENGTH = 8
 """Tokens of the prompt."""
+WINDOW = 512
+"""Windows of attention up to this size are checked, on a prompt that is longer."""
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}
 """Largest difference that counts as rounding, in standard deviations of the logits."""
 WRITES = ("resid_pre", "q", "k", "v", "z", "attn_out", "mlp_out", "resid_post")
@@ -56,7 +60,15 @@ def check_model(model: Model) -> None:
         noted = "checked-" + short_hash(model.office.host, model.office.model_key, model.weight_hash)
     if model in _FAMILIAR or (noted and book.current().job(noted)):
         return
-    failed = failures(model)
+    try:
+        failed = failures(model)
+    except Exception as error:
+        if isinstance(error, HeadwiseError) or is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"self-check of {model.name} ended early: {_line(error)}. Does what the family {model.family.name} says of "
+            "its modules and counts hold for this model?"
+        ) from error
     if failed:
         raise ModelError(
             f"self-check of {model.name} failed: {'; '.join(failed)}. headwise would give wrong numbers on this model; "
@@ -76,21 +88,17 @@ def failures(model: Model) -> list[str]:
     parts = [(layer, name) for layer in layers for name in WRITES if not (length == 1 and name in ("q", "k"))]
     changes = [_change(model, name, random) for _, name in parts]
     at = _scored(length)[len(_scored(length)) // 2]
-    plan, readers, inputs = _plan(model, tokens, at, parts, changes)
-    rows, writes = _rows(model, tokens, at, parts, changes)
-    if model.remote:
-        planned, own, scale, off = _there(model, plan, readers, inputs, (rows, writes, _scored(length)), layers)
-    else:
-        planned = run_plan(model, plan, readers, inputs).values["probe", 0][:, 0]
-        logits, deviation = traces.changed(model.traced, handles(model), rows, writes, _scored(length))
-        own, scale = probe(logits).float().cpu().numpy(), float(deviation) or 1.0
-        off = _off(model, tokens, layers)
+    planned, own, scale, off = _both(model, tokens, at, parts, changes, layers)
     allowed = TOLERANCE.get(model.dtype, TOLERANCE["float32"]) * scale
     failed = [
-        f"parts ({what} of layer {layer} is off by {by:.2g})" for layer, what, by in _wrong(model.dtype, layers, off)
+        f"parts ({what} of layer {layer} is off by {by:.2g})"
+        for layer, found in zip(layers, off, strict=True)
+        for what, by, deviation in found
+        if by > TOLERANCE.get(model.dtype, TOLERANCE["float32"]) * max(1e-6, deviation)
     ]
     if not _most(planned[0] - own[0]) <= allowed:
         failed.append(f"identity (a pass that changes nothing moves the logits by {_most(planned[0] - own[0]):.2g})")
+    failed += _windows(model, random)
     for (layer, name), mine, theirs in zip(parts, planned[1:], own[1:], strict=True):
         if not _most(mine - theirs) <= allowed:
             failed.append(
@@ -103,44 +111,54 @@ def failures(model: Model) -> list[str]:
     return failed
 
 
-def _wrong(dtype: str, layers: list[int], off: list[list[Any]]) -> list[tuple[int, str, float]]:
-    """Where the family's own functions do not give what the model's modules give: layer, what, and by how much."""
-    allowed = TOLERANCE.get(dtype, TOLERANCE["float32"])
-    return [
-        (layer, what, by)
-        for layer, pairs in zip(layers, off, strict=True)
-        for what, (by, scale) in zip(("project", "combine"), pairs, strict=True)
-        if by > allowed * max(1e-6, scale)
-    ]
-
-
-def _off(model: Model, tokens: Array, layers: list[int]) -> list[list[Any]]:
-    """How far the family's own functions are from the model's modules, and the deviation of what these give."""
-    points = read_points(model, tokens, _looked_at(layers))
-    return traces.distances(
-        traces.by_itself(model.traced, handles(model), points, layers, model.device), points, layers
-    )
-
-
-def _looked_at(layers: list[int]) -> list[Site]:
-    return [Site(part, layer) for layer in layers for part in (RESID, Z, Component.q)]
-
-
-def _there(
-    model: Model, plan: Plan, readers: list[Reader], inputs: Inputs, own: tuple[Any, Any, Any], layers: list[int]
-) -> tuple[Array, Array, float, list[list[Any]]]:
-    """All of it in one job on the server of a model."""
+def _both(
+    model: Model,
+    tokens: Array,
+    at: int,
+    parts: list[tuple[int, str]],
+    changes: list[Array],
+    layers: list[int],
+) -> tuple[Array, Array, float, list[Any]]:
+    """Probes in planned passes, in the model's own, the deviation of its logits, and what its parts are off by."""
+    plan, readers, inputs = _plan(model, tokens, at, parts, changes)
+    rows, writes = _rows(model, tokens, at, parts, changes)
+    scored = _scored(tokens.shape[1])
+    sites = [Site(part, layer) for layer in layers for part in (RESID, Z, Component.q)]
+    sites += [Site(Component(name), 0) for name in model.family.embeddings] if layers else []
+    if not model.remote:
+        planned = run_plan(model, plan, readers, inputs).values["probe", 0][:, 0]
+        opened = handles(model)
+        logits, deviation = traces.changed(model.traced, opened, rows, writes, scored)
+        points = read_points(model, tokens, sites) if layers else {}
+        off = traces.by_itself(model.traced, opened, points, layers, model.device)
+        return planned, probe(logits).float().cpu().numpy(), float(deviation) or 1.0, off
     assert isinstance(model, RemoteModel)
-    rows, writes, scored = own
     laid = remote.program(model, plan, list(plan.chunks), readers, inputs, True).program
     more = {"rows": rows, "writes": writes, "scored": scored, "layers": layers, "probe": probe}
-    wanted = sorted({point_of(site) for site in _looked_at(layers)})
-    result = model.ask("check", served.check, {**laid, **more, "wanted": wanted})
+    result = model.ask("check", served.check, {**laid, **more, "wanted": sorted({point_of(site) for site in sites})})
     outcome = Outcome(plan)
     for piece in remote.pieces(plan, list(plan.chunks), unpacked(result["planned"])):
         outcome.put(piece)
     values = outcome.close().values["probe", 0][:, 0]
     return values, result["own"].numpy(), result["deviation"] or 1.0, result["off"]
+
+
+def _windows(model: Model, random: np.random.RandomState) -> list[str]:
+    """What goes wrong on a prompt that is longer than the windows of attention; longer windows are left unchecked."""
+    sizes = [size for size in model.shape.windows if size is not None and LENGTH <= size <= WINDOW]
+    length = max(sizes, default=0) + 2
+    if not sizes or length > model.shape.context:
+        return []
+    tokens = random.randint(0, model.shape.vocabulary, (1, length))
+    planned, own, scale, _ = _both(model, tokens, 0, [], [], [])
+    off = _most(planned[0] - own[0])
+    if off <= TOLERANCE.get(model.dtype, TOLERANCE["float32"]) * scale:
+        return []
+    return [f"windows (a pass that changes nothing moves the logits of {length} tokens by {off:.2g})"]
+
+
+def _line(error: Exception) -> str:
+    return next((line for line in reversed(str(error).strip().splitlines()) if line.strip()), type(error).__name__)
 
 
 def _most(difference: Array) -> float:
@@ -149,8 +167,9 @@ def _most(difference: Array) -> float:
 
 def _change(model: Model, name: str, random: np.random.RandomState) -> Array:
     """A vector to add to a part: of all heads, where it has heads."""
-    heads = Component(name).per_head
-    return random.standard_normal(model.shape.heads * model.shape.d_head if heads else model.shape.d_model)
+    component, shape = Component(name), model.shape
+    width = shape.kv_width if component.of_keys else shape.width
+    return random.standard_normal(width if component.per_head else shape.d_model)
 
 
 def _plan(
@@ -161,8 +180,8 @@ def _plan(
     for (layer, name), change in zip(parts, changes, strict=True):
         component = Component(name)
         if component.per_head:
-            each = change.reshape(model.shape.heads, -1)
-            adds = (Add(Site(component, layer, head, (at,)), each[head]) for head in model.heads)
+            each = change.reshape(-1, model.shape.d_head)
+            adds = (Add(Site(component, layer, head, (at,)), one) for head, one in enumerate(each))
             conditions.append(Compose(*adds).edits())
         else:
             conditions.append((Add(Site(component, layer, None, (at,)), change),))
@@ -182,8 +201,8 @@ def _rows(
     shape, width = model.shape, tokens.shape[1]
     for row, ((layer, name), change) in enumerate(zip(parts, changes, strict=True), start=1):
         point = Component(name).point
-        full = np.zeros((width, 3 * shape.heads * shape.d_head if point == "qkv" else len(change)), dtype=np.float32)
-        full[at, ops.columns(name, None, shape.heads, shape.d_head)] = change
+        full = np.zeros((width, shape.qkv_width if point == "qkv" else len(change)), dtype=np.float32)
+        full[at, ops.columns(name, None, shape.heads, shape.d_head, shape.kv_heads)] = change
         writes.setdefault((layer, point), []).append((row, torch.as_tensor(full, device=model.device)))
     return as_tensor(model, np.repeat(tokens, len(parts) + 1, axis=0)), writes
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from .calls import by_calls, weights
+from .calls import weights_of
 from .fill import compared, filled
-from .ops import columns, pattern_between, split_heads
+from .ops import pattern_between, split_heads
 from .score import comparing
 from .tangent import estimated
-from .traces import as_it_is, by_itself, changed, distances, nothing, opened, planned, read
+from .traces import as_it_is, by_itself, changed, nothing, opened, planned, read
 
 SAMPLE = 4096
 """Numbers of each tensor of weights that a fingerprint looks at."""
@@ -112,10 +112,10 @@ def together(found: list[dict[str, torch.Tensor]]) -> dict[str, Any]:
 
 
 def activations(root: Any, program: dict[str, Any]) -> Any:
-    """The values of sites, ``(kind, point, columns, heads, head, positions, scaling)`` each, and nothing else."""
+    """The values of sites, ``(kind, point, columns, heads, head, positions)`` each, and nothing else."""
     parts, device = where(root, program["parts"])
     layers = sorted({site[1][0] for site in program["sites"] if site[0] == "head_out"})
-    parts["out_of"] = {layer: weights_of(root, parts, layer)[3] for layer in layers}
+    parts["out_of"] = {layer: weights_of(root, parts, layer, parts["like"])[3] for layer in layers}
     program = moved(program, device)
     found: list[dict[str, Any]] = []
     for tokens in program["tokens"]:
@@ -126,10 +126,10 @@ def activations(root: Any, program: dict[str, Any]) -> Any:
 
 def value_at(root: Any, parts: dict[str, Any], points: dict[Any, torch.Tensor], site: Any) -> torch.Tensor:
     """The value of a site, in the shape that its component states."""
-    kind, point, cols, head, at, scaling = site
-    value, heads = points[point], parts["heads"]
+    kind, point, cols, heads, head, at = site
+    value = points[point]
     if kind == "pattern":
-        pattern = pattern_between(value, cols[0], cols[1], heads if head is None else 1, scaling)
+        pattern = pattern_between(value, *cols)
         pattern = pattern if head is None else pattern[:, 0]
         return pattern if at is None else pattern[..., at, :]
     if kind == "head_out":
@@ -145,7 +145,10 @@ def scores_of_weights(root: Any, program: dict[str, Any]) -> Any:
     """``program["score"]`` of the weights of all heads, which stay here: float64 arrays by layer."""
     parts, _ = where(root, program["parts"])
     layers = [
-        [one.detach().double().cpu().numpy() for one in weights_of(root, parts, layer)]
+        [
+            None if one is None else one.detach().double().cpu().numpy()
+            for one in weights_of(root, parts, layer, parts["like"])
+        ]
         for layer in range(parts["layers"])
     ]
     return {"table": torch.from_numpy(program["score"](layers))}
@@ -173,25 +176,17 @@ def check(root: Any, program: dict[str, Any]) -> Any:
     parts, device = where(root, program["parts"])
     rows, writes, scored = moved([program["rows"], program["writes"], program["scored"]], device)
     logits, deviation = changed(root, parts, rows, writes, scored)
-    points = pieces(root, parts, rows[:1], program["wanted"])
-    mine = by_itself(root, parts, points, program["layers"], device)
-    off = distances(mine, points, program["layers"])
+    points = pieces(root, parts, rows[:1], program["wanted"]) if program["wanted"] else {}
+    off = by_itself(root, parts, points, program["layers"], device)
     probes = program["probe"](logits).float().cpu()
     return {"planned": planned_here, "own": probes, "deviation": float(deviation), "off": off}
 
 
 def where(root: Any, described: dict[str, Any]) -> Any:
     """The handles of a model, and the device on which its activations are."""
-    parts = by_calls(root, opened(root, described))
+    parts = {**opened(root, described), "apart": next(iter(root._module.parameters())).is_meta}
     like = read(root, parts, nothing("cpu"), {(0, "resid_pre")})[(0, "resid_pre")]
     return {**parts, "like": like}, like.device
-
-
-def weights_of(root: Any, parts: dict[str, Any], layer: int) -> list[torch.Tensor]:
-    """``W_Q W_K W_V W_O gain`` of a layer."""
-    if parts["apart"]:
-        return weights(root, parts, layer, parts["like"])
-    return list(parts["head_weights"](root._module, layer, parts["heads"]))
 
 
 def moved(value: Any, device: Any) -> Any:
@@ -205,12 +200,3 @@ def moved(value: Any, device: Any) -> Any:
     if isinstance(value, tuple):
         return tuple([moved(one, device) for one in value])
     return value
-
-
-def site_of(component: str, point: Any, head: Any, heads: int, d_head: int, per_head: bool, at: Any, scale: Any) -> Any:
-    """A site as `activations` takes it."""
-    if component == "pattern":
-        sides = (columns("q", head, heads, d_head), columns("k", head, heads, d_head))
-        return ("pattern", point, sides, head, at, scale)
-    kind = "head_out" if component == "head_out" else "heads" if per_head else "whole"
-    return (kind, point, columns(component, head, heads, d_head), head, at, scale)

@@ -1,4 +1,4 @@
-"""The counts of a model, and how examples are grouped by length. Plain numbers: imports nothing."""
+"""The counts of a model and how its layers are wired, and how examples are grouped by length. Imports nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,25 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Shape:
-    """Counts of a model: layers, heads (of a layer), d_model, d_head, d_mlp, vocabulary, context (positions)."""
+    """Counts of a model, and what its layers are like.
+
+    Attributes
+    ----------
+    layers, heads, d_model, d_head, d_mlp, vocabulary, context : int
+        ``heads`` of a layer (those that ask); ``context`` in positions.
+    kv_heads : int
+        Heads of a layer that hold keys and values: as many as ``heads``, or fewer, each read by as many neighbours.
+    gated : bool
+        Whether the MLP has a gate: three matrices, not two.
+    parallel : bool
+        Whether attention and MLP of a layer both read its input, so that there is no stream between them.
+    rotary : bool
+        Whether q and k are turned by their position.
+    pos_embed : bool
+        Whether an embedding of the position is added to that of the token.
+    windows : tuple of int or None
+        For each layer, how many keys back a query sees, itself among them; None for all. Empty where no layer has one.
+    """
 
     layers: int
     heads: int
@@ -16,6 +34,43 @@ class Shape:
     d_mlp: int
     vocabulary: int
     context: int
+    kv_heads: int = 0
+    gated: bool = False
+    parallel: bool = False
+    rotary: bool = False
+    pos_embed: bool = True
+    windows: tuple[int | None, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)
+
+    @property
+    def width(self) -> int:
+        """Width of q of all heads."""
+        return self.heads * self.d_head
+
+    @property
+    def kv_width(self) -> int:
+        """Width of k, or of v, of all heads."""
+        return self.kv_heads * self.d_head
+
+    @property
+    def qkv_width(self) -> int:
+        """Width of q, k and v of all heads."""
+        return self.width + 2 * self.kv_width
+
+    def key_head(self, head: int) -> int:
+        """The key-value head that a head reads."""
+        return head * self.kv_heads // self.heads
+
+    def readers(self, key_head: int) -> range:
+        """The heads that read a key-value head."""
+        group = self.heads // self.kv_heads
+        return range(key_head * group, (key_head + 1) * group)
+
+    def window(self, layer: int) -> int | None:
+        """How many keys back a query of a layer sees, itself among them; None for all."""
+        return self.windows[layer] if layer < len(self.windows) else None
 
 
 @dataclass(frozen=True)

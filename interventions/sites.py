@@ -42,6 +42,16 @@ class _HasHeads:
         return self.site("v")
 
     @property
+    def q_rot(self) -> Site:
+        """Query vectors after rotary embedding (and after their norm, where they have one)."""
+        return self.site("q_rot")
+
+    @property
+    def k_rot(self) -> Site:
+        """Key vectors after rotary embedding (and after their norm, where they have one)."""
+        return self.site("k_rot")
+
+    @property
     def pattern(self) -> Site:
         """Attention weights."""
         return self.site("pattern")
@@ -116,7 +126,9 @@ class Layer(_HasHeads):
 class Head(_HasHeads):
     """An attention head: ``Head(5, 1)``; ``str`` gives ``L5H1``; ``Head.parse`` reads ``L5H1`` and ``5.1``.
 
-    Where a site is expected, a head stands for its ``z`` (its output before ``W_O``).
+    Where a site is expected, a head stands for its ``z`` (its output before ``W_O``). In a model whose heads share keys
+    and values, ``Head(5, 1).k`` is key-value head 1 (see `Component`), and ``model.read_by(Head(5, 1), "k")`` the one
+    that head 1 reads.
     """
 
     layer: int
@@ -136,7 +148,7 @@ class Head(_HasHeads):
         return cls(layer, head)
 
     def site(self, component: str) -> Site:
-        """The head's part of `component` (``q k v pattern z head_out``)."""
+        """The head's part of `component` (``q k v q_rot k_rot pattern z head_out``)."""
         return Site(as_component(component), self.layer, self.head)
 
     def at(self, positions: int | Iterable[int]) -> Site:

@@ -25,7 +25,7 @@ class Add(SiteEdit):
     site : Site, Head or str
         Of one head, where the component has heads; not ``pattern``.
     vector : sequence of float
-        ``d_head`` numbers for ``q k v z`` of a head, ``d_model`` for the others (``head_out`` too).
+        ``d_head`` numbers for ``q k v q_rot k_rot z`` of a head, ``d_model`` for the others (``head_out`` too).
     """
 
     vector: tuple[float, ...]

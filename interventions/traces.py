@@ -14,6 +14,7 @@ import nnsight
 import torch
 
 from . import forward, ops
+from .projections import combine, project, sides
 from .rows import called
 from .score import comparing, score
 
@@ -22,12 +23,8 @@ Points = dict[tuple[int, str], torch.Tensor]
 
 def opened(root: Any, described: dict[str, Any]) -> dict[str, Any]:
     """What `forward.run` has to know of a model, from its description."""
-    return {
-        **described,
-        "blocks": operator.attrgetter(described["blocks"])(root),
-        "norm": operator.attrgetter(described["norm"])(root),
-        "unembed": operator.attrgetter(described["unembed"])(root),
-    }
+    names = [name for name in ("blocks", "norm", "unembed", "rotary") if described[name] is not None]
+    return {**described, **{name: operator.attrgetter(described[name])(root) for name in names}}
 
 
 def nothing(device: Any) -> torch.Tensor:
@@ -39,7 +36,7 @@ def read(root: Any, parts: dict[str, Any], tokens: torch.Tensor, wanted: set[tup
     """The tensors at wanted points of a pass without intervention."""
     layers = 1 + max(layer for layer, _ in wanted)
     with torch.no_grad(), root.trace(tokens, use_cache=False) as tracer:
-        taken, _ = ops.walk(root, parts["blocks"], parts["embeddings"], parts["points"], layers, wanted, [], 0, [], {})
+        taken, _ = ops.walk(root, parts, parts["embeddings"], parts["points"], layers, wanted, [], {})
         nnsight.save(taken)
         tracer.stop()
     return {at: value.expand(len(tokens), *value.shape[1:]) for at, value in taken.items()}
@@ -61,12 +58,10 @@ def as_it_is(
     those of this very pass where `keep_logits` is set.
     """
     at = torch.tensor(scored, device=tokens.device)
-    layers, heads, scalings = parts["layers"], parts["heads"], parts["scalings"]
+    layers, embeddings, places = parts["layers"], parts["embeddings"], parts["points"]
     with torch.no_grad(), root.trace(tokens, use_cache=False) as tracer:
         found: dict[str, Any] = {}
-        taken, values = ops.walk(
-            root, parts["blocks"], parts["embeddings"], parts["points"], layers, wanted, watch, heads, scalings, {}
-        )
+        taken, values = ops.walk(root, parts, embeddings, places, layers, wanted, watch, {})
         if scoring["kernels"]:
             normed = parts["norm"].output[:, at]
             if keep_logits:
@@ -111,9 +106,9 @@ def changed(
     root: Any, parts: dict[str, Any], tokens: torch.Tensor, writes: dict[Any, list[Any]], scored: list[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits of the model's own pass with changes added, at scored positions; and their deviation in the first row."""
-    layers, heads = parts["layers"], parts["heads"]
+    embeddings, places = parts["embeddings"], parts["points"]
     with torch.no_grad(), root.trace(tokens, use_cache=False):
-        ops.walk(root, parts["blocks"], parts["embeddings"], parts["points"], layers, set(), [], heads, [], writes)
+        ops.walk(root, parts, embeddings, places, parts["layers"], set(), [], writes)
         made = root.output.logits
         found = nnsight.save([made[:, scored], made[0].float().std()])
     return found[0], found[1]
@@ -121,27 +116,33 @@ def changed(
 
 def by_itself(
     root: Any, parts: dict[str, Any], points: Points, layers: list[int], device: Any
-) -> list[list[torch.Tensor]]:
-    """For each layer: q, k and v as ``project`` makes them; what ``combine`` makes of z; and what the module does."""
-    width, paths = parts["heads"] * parts["d_head"], parts["paths"]
+) -> list[list[tuple[str, float, float]]]:
+    """For each layer, how far what the family's table leads to is from what the model has, and the deviation of that.
+
+    What it leads to: q, k and v of all heads (``sides``), some columns of them (``project``), what heads write
+    (``combine``) and, in layer 0, the sum of the embeddings.
+    """
+    size, out = (parts["heads"] + 2 * parts["kv_heads"]) * parts["d_head"], parts["paths"]["out"]
     every = []
     for layer in layers:
         block, z = parts["blocks"][layer], points[(layer, "z")]
         with torch.no_grad(), root.trace(nothing(device), use_cache=False) as tracer:
-            normed = called(block, paths["norm_1"], points[(layer, "resid_pre")])
-            sides = [parts["project"](block, normed, slice(start, start + width)) for start in (0, width, 2 * width)]
-            written = parts["combine"](block, z, slice(0, width))
-            given = called(block, paths["out"], z) - called(block, paths["out"], torch.zeros_like(z))
-            found = nnsight.save([torch.cat(sides, -1), written, given])
+            normed = called(block, parts["paths"]["norm_1"], points[(layer, "resid_pre")])
+            whole = torch.cat(sides(parts, block, normed), -1)
+            thirds = range(0, size, size // 3 + 1)  # do not end where heads do
+            some = [project(parts, block, normed, slice(start, start + size // 3 + 1)) for start in thirds]
+            written = combine(parts, block, z, slice(0, z.shape[-1]))
+            given = called(block, out, z) - called(block, out, torch.zeros_like(z))
+            found = nnsight.save([whole, torch.cat(some, -1), written, given])
             tracer.stop()
-        every.append(list(found))
+        qkv = points[(layer, "qkv")]
+        pairs = [("sides", found[0], qkv), ("project", found[1], qkv), ("combine", found[2], found[3])]
+        if layer == 0:
+            embedded = torch.stack(
+                [points[(0, name)].expand_as(points[(0, "resid_pre")]) for name, _ in parts["embeddings"]]
+            )
+            pairs.append(("embeddings", embedded.sum(0), points[(0, "resid_pre")]))
+        every.append(
+            [(what, float((a.float() - b.float()).abs().max()), float(b.float().std())) for what, a, b in pairs]
+        )
     return every
-
-
-def distances(made: list[list[torch.Tensor]], points: Points, layers: list[int]) -> list[list[list[float]]]:
-    """For each layer, how far ``project`` and ``combine`` are from the modules; the deviation of these."""
-    found = []
-    for layer, (sides, written, given) in zip(layers, made, strict=True):
-        pairs = ((sides, points[(layer, "qkv")]), (written, given))
-        found.append([[float((a.float() - b.float()).abs().max()), float(b.float().std())] for a, b in pairs])
-    return found

@@ -1,7 +1,8 @@
 """Scores read off the weights alone: q-, k- and v-composition. Plain NumPy in float64; imports errors only.
 
 Row-vector convention, ``x @ W``. For the heads of one layer ``W_Q``, ``W_K``, ``W_V`` have shape
-``(head, d_model, d_head)`` and ``W_O`` has ``(head, d_head, d_model)``.
+``(head, d_model, d_head)`` and ``W_O`` has ``(head, d_head, d_model)``. In models that turn q and k by their position
+(rotary embedding), the turn is left out of the products: ``M_QK`` is that of a query and a key at one position.
 """
 
 from __future__ import annotations
@@ -25,18 +26,22 @@ class Factors(NamedTuple):
     W_O: Array
 
 
-def pair_table(layers: list[list[Array]], folded: bool) -> Array:
+def pair_table(layers: list[list[Array | None]], folded: bool, centred: bool) -> Array:
     """`composition` between all heads of different layers, ``(kind, layer, head, later layer, head)``; NaN elsewhere.
 
     Parameters
     ----------
     layers : list of lists of arrays
-        ``W_Q W_K W_V W_O gain`` of each layer, as for `factors`.
+        ``W_Q W_K W_V W_O gain q_gain k_gain`` of each layer, as for `factors`.
     folded : bool
-        Whether LayerNorm is folded in.
+        Whether norms are folded in.
+    centred : bool
+        As for `factors`.
     """
-    count, heads = len(layers), len(layers[0][0])
-    made = [_factors(q, k, v, o, gain if folded else None) for q, k, v, o, gain in layers]
+    made: list[Any] = []
+    for q, k, v, o, *gains in layers:
+        made.append(_factors(q, k, v, o, centred, *(gains if folded else (None, None, None))))
+    count, heads = len(made), len(made[0][0])
     table: Array = np.full((3, count, heads, count, heads), np.nan)
     for later in range(count):
         for earlier in range(later):
@@ -45,28 +50,59 @@ def pair_table(layers: list[list[Array]], folded: bool) -> Array:
     return table
 
 
-def factors(W_Q: Array, W_K: Array, W_V: Array, W_O: Array, gain: Array | None = None) -> Factors:
-    """Factors ready for composition; with `gain`, the LayerNorm around them is folded in.
+def factors(
+    W_Q: Array,
+    W_K: Array,
+    W_V: Array,
+    W_O: Array,
+    gain: Array | None = None,
+    *,
+    centred: bool = True,
+    q_gain: Array | None = None,
+    k_gain: Array | None = None,
+) -> Factors:
+    """Factors ready for composition; with `gain`, the norm around them is folded in.
 
     Parameters
     ----------
-    W_Q, W_K, W_V : array (head, d_model, d_head)
+    W_Q : array (head, d_model, d_head)
+    W_K, W_V : array (head, d_model, d_head)
+        Or with fewer heads, each of which as many neighbouring heads read.
     W_O : array (head, d_head, d_model)
     gain : array (d_model,), optional
-        Gain of the LayerNorm that the layer reads through. It is multiplied into what reads; and since LayerNorm
-        removes the mean over ``d_model``, what reads and what writes is centred over ``d_model``, so that no score
-        counts a direction that cannot pass. (The defaults of TransformerLens do the same.) Left out: raw weights.
+        What the norm that the layer reads through multiplies by: its weight, or 1 + weight in Gemma. It is multiplied
+        into what reads. Left out: raw weights.
+    centred : bool
+        Whether that norm removes the mean over ``d_model``, as LayerNorm does and RMSNorm does not. If so, what reads
+        and what writes is centred over ``d_model``, so that no score counts a direction that cannot pass. (The
+        defaults of TransformerLens do the same.)
+    q_gain, k_gain : array (d_head,), optional
+        Of norms of q and k themselves, multiplied into what they read; how these norms scale a whole vector cannot be
+        folded in.
     """
-    return Factors(*_factors(W_Q, W_K, W_V, W_O, gain))
+    return Factors(*_factors(W_Q, W_K, W_V, W_O, centred, gain, q_gain, k_gain))
 
 
-def _factors(W_Q: Array, W_K: Array, W_V: Array, W_O: Array, gain: Array | None) -> tuple[Array, ...]:
+def _factors(
+    W_Q: Any,
+    W_K: Any,
+    W_V: Any,
+    W_O: Any,
+    centred: bool,
+    gain: Array | None,
+    q_gain: Array | None,
+    k_gain: Array | None,
+) -> tuple[Array, ...]:
     """As plain arrays, for a server that has no `Factors`."""
     q, k, v, o = (np.asarray(weight, dtype=np.float64) for weight in (W_Q, W_K, W_V, W_O))
+    k, v = (np.repeat(weight, len(q) // len(weight), axis=0) for weight in (k, v))
     if gain is not None:
         q, k, v = (weight * np.asarray(gain, dtype=np.float64)[:, None] for weight in (q, k, v))
-        q, k, v = (weight - weight.mean(axis=1, keepdims=True) for weight in (q, k, v))
-        o = o - o.mean(axis=2, keepdims=True)
+        if centred:
+            q, k, v = (weight - weight.mean(axis=1, keepdims=True) for weight in (q, k, v))
+            o = o - o.mean(axis=2, keepdims=True)
+    q = q if q_gain is None else q * np.asarray(q_gain, dtype=np.float64)
+    k = k if k_gain is None else k * np.asarray(k_gain, dtype=np.float64)
     return q, k, v, o
 
 

@@ -29,23 +29,23 @@ if TYPE_CHECKING:
     from .again import rerun
     from .agreement import Agreement
     from .batch import Batch
-    from .brief import Summary, summary
-    from .catalogue import Results
-    from .cells import table
+    from .catalogue.cells import table
+    from .catalogue.folder import Results
+    from .catalogue.reading import open_result
+    from .catalogue.summary import Summary, summary
     from .composition import composition_scores
     from .estimates import compare_estimates
     from .heads import describe_heads
     from .induction import InductionStudy
     from .measurement import measure, plan
-    from .reading import open_result
-    from .report import write_report
+    from .report.writing import write_report
     from .results import effect, normalized, open_tree, write_netcdf
     from .tasks import Prompts, RepeatedTokens
 
 _WHERE = {
     "Agreement": ".agreement",
     "InductionStudy": ".induction",
-    "Results": ".catalogue",
+    "Results": ".catalogue.folder",
     "capture": ".activations",
     "measure": ".measurement",
     "plan": ".measurement",
@@ -53,12 +53,12 @@ _WHERE = {
     "normalized": ".results",
     "open_tree": ".results",
     "rerun": ".again",
-    "open_result": ".reading",
-    "Summary": ".brief",
-    "summary": ".brief",
-    "table": ".cells",
+    "open_result": ".catalogue.reading",
+    "Summary": ".catalogue.summary",
+    "summary": ".catalogue.summary",
+    "table": ".catalogue.cells",
     "write_netcdf": ".results",
-    "write_report": ".report",
+    "write_report": ".report.writing",
     "Batch": ".batch",
     "compare_estimates": ".estimates",
     "composition_scores": ".composition",

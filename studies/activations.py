@@ -13,6 +13,7 @@ from ..errors import UnknownNameError, choices
 from ..interventions.codec import encode
 from ..interventions.components import Component
 from ..interventions.plan import make_plan
+from ..interventions.shape import Shape
 from ..interventions.sites import Head, Site, as_site
 from .labels import check_model, check_remote, coordinates, number_dims, task_json
 from .results import provenance
@@ -50,7 +51,7 @@ def capture(
     Dataset
         One variable for each site, named like ``L1H2_pattern``: dims ``example``, then ``query key`` for patterns,
         ``position`` and ``d_head`` or ``d_model`` for the rest, with ``head`` before them where the site names a whole
-        layer. NaN beyond the end of shorter prompts.
+        layer (``kv_head`` where heads share the keys and values in question). NaN beyond the end of shorter prompts.
     """
     from ..interventions import native
 
@@ -78,7 +79,7 @@ def capture(
         for site in wanted:
             found[site].append(native.capture_site(model, points, site).float().cpu().numpy())
     for site, pieces in found.items():
-        dims = _site_dims(site)
+        dims = _site_dims(site, model.shape)
         size = [max(piece.shape[axis] for piece in pieces) for axis in range(len(dims))]
         whole = np.full((len(batch.lengths), *size[1:]), np.nan, dtype=np.float32)
         for group, piece in zip(groups, pieces, strict=True):
@@ -98,8 +99,9 @@ def capture(
     return dataset
 
 
-def _site_dims(site: Site) -> tuple[str, ...]:
-    head = () if site.head is not None else ("head",)
+def _site_dims(site: Site, shape: Shape) -> tuple[str, ...]:
+    shared = site.component.of_keys and shape.kv_heads < shape.heads
+    head = () if site.head is not None else ("kv_head" if shared else "head",)
     if site.component is Component.pattern:
         return ("example", *head, "query", "key")
     if not site.component.per_head:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from .phrases import count
+from .report.phrases import count
 
 SHOWN = 12
 """Variables that the text lists; the rest is counted."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,22 +29,27 @@ PAIR = ("sender_layer", "sender_head", "receiver_layer", "receiver_head")
 def composition_scores(model: Model, *, draws: int = 200, seed: int = 0) -> xr.Dataset:
     """Q-, K- and V-composition between every pair of heads of different layers.
 
+    Rotary embedding is left out of the products of weights. Heads that share keys and values have the same ``W_K`` and
+    ``W_V``.
+
     Returns
     -------
     Dataset
         ``composition(kind, variant, sender_layer, sender_head, receiver_layer, receiver_head)``, NaN unless the sender
-        is in an earlier layer; ``variant`` says whether LayerNorm is folded in. ``floor_mean(kind)`` and
+        is in an earlier layer; ``variant`` says whether the norm is folded in, LayerNorm or RMSNorm
+        as the model has it. ``floor_mean(kind)`` and
         ``floor_sd(kind)``: the same score for random Gaussian factors of the same shape.
     """
     shape = model.shape
+    score = partial(_tables, centred=model.family.centred)
     if model.remote:
         from ..interventions.elsewhere import RemoteModel
 
         assert isinstance(model, RemoteModel)
-        table = model.score_weights(_tables)
+        table = model.score_weights(score)
     else:
         weights = [model.head_weights(layer) for layer in model.layers]
-        table = _tables([[part.detach().double().cpu().numpy() for part in one] for one in weights])
+        table = score([[None if part is None else part.double().cpu().numpy() for part in one] for one in weights])
     floor = random_composition(shape.d_model, shape.d_head, draws, seed)
     long = "composition score"
     return xr.Dataset(
@@ -158,6 +164,6 @@ def causal_check(
     )
 
 
-def _tables(layers: list[list[Array]]) -> Array:
+def _tables(layers: list[list[Array | None]], *, centred: bool) -> Array:
     """``(kind, variant, sender layer and head, receiver layer and head)``; runs where the weights are."""
-    return np.stack([pair_table(layers, folded) for folded in (True, False)], axis=1)
+    return np.stack([pair_table(layers, folded, centred) for folded in (True, False)], axis=1)

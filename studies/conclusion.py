@@ -10,7 +10,7 @@ import xarray as xr
 
 from .findings import WRITERS
 from .patching import verdicts
-from .phrases import count, listed, percent
+from .report.phrases import count, listed, percent
 
 
 @dataclass(frozen=True)

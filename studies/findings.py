@@ -10,7 +10,7 @@ import xarray as xr
 from ..metrics.statistics import bootstrap_interval
 from .heads import ROLES
 from .patching import verdicts
-from .phrases import article, count, listed, percent, points
+from .report.phrases import article, count, listed, percent, points
 from .trust import on_estimates
 from .words import LISTS
 

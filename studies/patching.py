@@ -37,6 +37,9 @@ PREDICTION = {
 def qkv_of_every_head(model: Model, task: Task) -> xr.Dataset:
     """Patch q, k or v of every head, noising and denoising, by logit difference.
 
+    Where heads share keys and values, k and v of a head are those that it reads, and patching them changes the others
+    that read them too.
+
     Returns
     -------
     Dataset
@@ -62,7 +65,7 @@ def qkv_of_every_head(model: Model, task: Task) -> xr.Dataset:
 
 def _each_head(model: Model, source: str) -> Grid:
     return Grid(
-        lambda component, layer, head: Patch(Head(layer, head).site(component), source=source),
+        lambda component, layer, head: Patch(model.read_by(Head(layer, head), component), source=source),
         component=COMPONENTS,
         layer=model.layers,
         head=model.heads,
@@ -105,7 +108,7 @@ def qkv_of_set(model: Model, task: Task, heads: Sequence[Head]) -> xr.Dataset:
         clean run, ``clean_logit_diff(example)`` and ``clean_induction(example)``.
     """
     grid = Grid(
-        lambda component: Compose(*(Patch(head.site(component)) for head in heads)),
+        lambda component: Compose(*map(Patch, dict.fromkeys(model.read_by(head, component) for head in heads))),
         component=COMPONENTS,
     )
     measured = measure(model, task, grid, [logit_diff, induction])

@@ -56,7 +56,7 @@ def _grid(model: Model, what: str, positions: int) -> Any:
         return Grid(lambda layer, head: ZeroAblate(Head(layer, head)), layer=layers, head=heads)
     if what == "qkv":
         return Grid(
-            lambda component, layer, head: Patch(Head(layer, head).site(component)),
+            lambda component, layer, head: Patch(model.read_by(Head(layer, head), component)),
             component=["q", "k", "v"],
             layer=layers,
             head=heads,

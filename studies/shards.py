@@ -25,6 +25,7 @@ from filelock import SoftFileLock, Timeout
 from ..errors import DeclarationError, ResultError, ResultWarning
 from ..interventions import book
 from ..interventions.digest import short_hash
+from .progress import Stopped
 from .results import check_writable, flush, open_tree, reason, write_beside
 
 _CURRENT: ContextVar[Shards | None] = ContextVar("shards", default=None)
@@ -190,6 +191,10 @@ def keeping(out: str | os.PathLike[str], about: Callable[[], Mapping[str, object
                 note = dict(about()) | {"created": datetime.now(UTC).isoformat(timespec="seconds")}
                 write_beside(shards.folder / "about.json", lambda path: path.write_text(json.dumps(note, indent=1)))
                 yield shards
+        except KeyboardInterrupt as error:
+            if str(error) or not any(shards.folder.glob("*.nc")):
+                raise
+            raise Stopped(f"stopped; what was finished is kept in {shards.folder}") from error
         finally:
             _CURRENT.reset(token)
     finally:

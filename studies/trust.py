@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from .estimates import NOISE
-from .phrases import listed, percent
+from .report.phrases import listed, percent
 
 SMALL_MISS = 1 / 3
 """Largest miss, as a share of the largest effect, up to which estimates are said to tell the large effects. At 1 they

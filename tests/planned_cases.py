@@ -11,8 +11,9 @@ from functools import cache, cached_property
 from itertools import combinations
 from random import Random
 
+import raw_families
 import raw_hooks
-from planned_naive import ORDER, QKV, Naive, starved
+from planned_naive import QKV, Naive, starved
 
 import headwise as hw
 from headwise.interventions import (
@@ -33,7 +34,7 @@ from headwise.interventions.edits import Intervention
 from headwise.metrics import induction, kl, logit_diff, loss, self_attention
 from headwise.studies import Prompts, RepeatedTokens
 
-PER_HEAD = (*QKV, "pattern", "z", "head_out")
+PER_HEAD = (*QKV, "q_rot", "k_rot", "pattern", "z", "head_out")
 MODELS = {
     "two layers": {"layers": 2, "heads": 4, "d_head": 8, "vocab": 60, "context": 40},
     "deep, narrow": {"layers": 4, "heads": 2, "d_head": 5, "vocab": 45, "context": 12},
@@ -41,12 +42,18 @@ MODELS = {
     "one head": {"layers": 3, "heads": 1, "d_head": 12, "vocab": 51, "context": 32},
     "scaled": {"layers": 3, "heads": 3, "d_head": 6, "vocab": 50, "context": 20},
 }
+GPT2_COMPONENTS = ("embed", "pos_embed", *raw_hooks.READABLE)
 Positions = list[int] | None
 
 
 @cache
 def model(name: str, implementation: str) -> hw.Model:
-    """A random GPT-2 with either implementation of attention; "scaled" divides scores by the number of the layer."""
+    """A random model with either implementation of attention; "scaled" divides scores by the number of the layer."""
+    if name in raw_families.MODELS:
+        module = raw_families.random_model(name)
+        if name != "gpt-neo":  # which has one implementation
+            module.set_attn_implementation(implementation)
+        return hw.load(module)
     module = raw_hooks.random_gpt2(**MODELS[name])
     module.set_attn_implementation(implementation)
     if name == "scaled":
@@ -73,6 +80,16 @@ class World:
     @property
     def shape(self):
         return self.model.shape
+
+    @cached_property
+    def components(self):
+        """What the model has, in forward order."""
+        if self.name in MODELS:
+            return GPT2_COMPONENTS
+        return raw_families.components(self.model.module)
+
+    def heads(self, component):
+        return self.shape.kv_heads if component in raw_families.OF_KEYS else self.shape.heads
 
     @cached_property
     def naive(self):
@@ -112,15 +129,15 @@ def prompts(random: Random, vocabulary: int) -> Prompts:
     )
 
 
-def world(random: Random) -> World:
-    name, implementation = random.choice([*MODELS]), random.choice(["sdpa", "eager"])
+def world(random: Random, names: Sequence[str] = tuple(MODELS)) -> World:
+    name, implementation = random.choice([*names]), random.choice(["sdpa", "eager"])
     choices = [(loss,), (loss, kl), (self_attention, loss), (self_attention,)]
     if random.random() < 0.6:
         sizes = random.randint(1, 4), random.randint(2, 6), random.randrange(100)
         task = RepeatedTokens(*sizes, score=random.choice(["repeat", "all"]))
         choices += [(induction, loss), (induction,), (induction, logit_diff)]
     else:
-        task = prompts(random, MODELS[name]["vocab"])
+        task = prompts(random, model(name, implementation).shape.vocabulary)
     if isinstance(task, RepeatedTokens) or task.distractors:
         choices += [(logit_diff,), (logit_diff,), (loss, logit_diff, kl), (loss, logit_diff, kl)]
     base = random.choice([*task.draw(model(name, implementation)).runs])
@@ -155,10 +172,11 @@ def site(random: Random, there: World, components: Sequence[str], near: Site | N
     """A site of one of the components; where `near` is given, likely in its layer or the next, of its head, there."""
     last = there.shape.layers - 1
     component, layer = random.choice(components), random.choice([0, last, *range(last + 1)])
-    head, at = random.randrange(there.shape.heads), positions(random, there.lengths)
+    head, at = random.randrange(there.heads(component)), positions(random, there.lengths)
     if near is not None and random.random() < 0.5:
         layer = min(near.layer + random.randrange(2), last)
-        head, at = head if near.head is None else near.head, random.choice([at, near.positions])
+        at = random.choice([at, near.positions])
+        head = near.head if near.head is not None and near.head < there.heads(component) else head
     if component in PER_HEAD and (not whole or random.random() < 0.6):
         return placed(Head(layer, head).site(component), at)
     return placed(Layer(0 if "embed" in component else layer).site(component), at)
@@ -171,7 +189,9 @@ def knockout(random: Random, there: World, near: Site | None) -> Knockout:
         if keys is None and where.positions is None:
             continue
         found = Knockout(where, where.positions, keys)
-        if not any(starved(found, length, query) for length in there.lengths for query in where.positions or ()):
+        window = there.shape.window(where.layer)
+        named = [(length, query) for length in there.lengths for query in where.positions or ()]
+        if not any(starved(found, length, query, window) for length, query in named):
             return found
 
 
@@ -196,12 +216,12 @@ def intervention(random: Random, there: World, near: Site | None = None) -> Inte
     kind = random.choice(kinds)
     if kind in (knockout, path):
         return kind(random, there, near)
-    components = [one for one in (*ORDER, "pattern", "resid_post") if kind is not Add or one != "pattern"]
+    components = [one for one in (*there.components, "pattern", "resid_post") if kind is not Add or one != "pattern"]
     where = site(random, there, components, near, whole=kind is not Add)
     if kind is Patch:
         return Patch(where, random.choice(there.runs))
     if kind is Add:
-        width = there.shape.d_head if where.component in (*QKV, "z") else there.shape.d_model
+        width = there.shape.d_head if where.component in (*QKV, "q_rot", "k_rot", "z") else there.shape.d_model
         return Add(where, [random.gauss(0, 1) for _ in range(width)])
     if kind is Scale:
         return Scale(where, random.choice([-1.5, 0.0, 0.5, 1.0, 2.0]))
@@ -232,7 +252,7 @@ def condition(random: Random, there: World) -> Intervention:
 
 def family(random: Random, there: World) -> list[Intervention]:
     """One kind of edit at one component of every layer and head, or of every layer and some positions."""
-    component, length = random.choice(ORDER), min(there.lengths)
+    component, length = random.choice(there.components), min(there.lengths)
     kinds = [ZeroAblate, lambda where: Patch(where, random.choice(there.runs)), lambda where: Scale(where, -1.5)]
     kinds += [MeanAblate, ResampleAblate] * there.has_reference
     if component == "pattern" and length > 1:
@@ -240,7 +260,7 @@ def family(random: Random, there: World) -> list[Intervention]:
     kind, layers = random.choice(kinds), [0] if "embed" in component else range(there.shape.layers)
     if component in PER_HEAD and random.random() < 0.5:
         at = positions(random, there.lengths)
-        every = [Head(layer, head).site(component) for layer in layers for head in range(there.shape.heads)]
+        every = [Head(layer, head).site(component) for layer in layers for head in range(there.heads(component))]
         return [kind(placed(one, at)) for one in every]
     steps = range(0, length, random.randint(1, 3))
     return [kind(Layer(layer).site(component).at(at)) for layer in layers for at in steps]

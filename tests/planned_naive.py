@@ -1,8 +1,8 @@
 """Naive: what conditions give in one plain forward pass each, the second opinion on the planned engine.
 
-The model's own forward pass under the hooks of `raw_paths`, one condition at a time, with the edits in forward order,
-so that a later one sees what the earlier ones made. Of headwise it takes the drawn tokens, the fields of the
-declarations and the seeded partners of resampling.
+The model's own forward pass under the hooks of `raw_paths` or `raw_families`, one condition at a time, with the edits
+in forward order, so that a later one sees what the earlier ones made. Of headwise it takes the drawn tokens, the fields
+of the declarations, the windows of attention and the seeded partners of resampling.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from functools import cache, cached_property
 
 import naive
 import numpy as np
+import raw_families
 import raw_paths
 import torch
 from raw_paths import Place
@@ -23,13 +24,13 @@ from headwise.metrics import induction, kl, logit_diff
 
 QKV = ("q", "k", "v")
 BEFORE = ("embed", "pos_embed", "resid_pre", *QKV)
-ORDER = (*BEFORE, "pattern", "z", "head_out", "attn_out", "resid_mid", "mlp_out", "resid_post")
+ORDER = (*BEFORE, "q_rot", "k_rot", "pattern", "z", "head_out", "attn_out", "resid_mid", "mlp_out", "resid_post")
 
 
-def starved(edit, length, query):
+def starved(edit, length, query, window=None):
     """Whether a knockout takes every key from a query, which it must not where it names the query."""
-    keys = {*range(length)} if edit.key is None else {at % length for at in edit.key}
-    return keys >= {*range(query % length + 1)}
+    keys, query = {*range(length)} if edit.key is None else {at % length for at in edit.key}, query % length
+    return all(key in keys for key in range(query + 1) if window is None or query - key < window)
 
 
 class Naive:
@@ -39,7 +40,8 @@ class Naive:
         self.model, self.module, self.task, self.base = model, model.module, task, base
         self.batch, self.last, self.heads = task.draw(model), model.shape.layers - 1, range(model.shape.heads)
         self.groups = self.batch.groups()
-        self._read = cache(lambda run, length, place: raw_paths.read(self.module, self.tokens(run, length), place))
+        self.raw = raw_paths if model.family.name == "gpt2" else raw_families
+        self._read = cache(lambda run, length, place: self.raw.read(self.module, self.tokens(run, length), place))
 
     @cached_property
     def reference(self):
@@ -87,7 +89,7 @@ class Naive:
             seen.append(old.clone())
             return old
 
-        raw_paths.run(self.module, tokens, [*holds, (sender, lambda _old: sent), (place, look)])
+        self.raw.run(self.module, tokens, [*holds, (sender, lambda _old: sent), (place, look)])
         if end == "logits":
             moved = seen[0] - self._read(self.base, length, place)
             return place, lambda old: old + moved
@@ -123,7 +125,8 @@ class Naive:
             mine = [(place, change) for place, change in table.get((layer, "pattern"), ()) if place.head == head]
             for place, edit in mine:
                 if isinstance(edit, Knockout):
-                    kept = [query for query in range(length) if not starved(edit, length, query)]
+                    window = self.model.shape.window(layer)
+                    kept = [query for query in range(length) if not starved(edit, length, query, window)]
                     keys = range(length) if edit.key is None else edit.key
                     for query, key in itertools.product(place.positions or kept, keys):
                         scores[:, query, key] = -torch.inf
@@ -137,10 +140,10 @@ class Naive:
         with ExitStack() as stack:
             for layer, component in itertools.product(range(self.last + 1), ORDER):
                 for place, change in table.get((layer, component), ()) if component != "pattern" else ():
-                    for handle in raw_paths._hooks(self.module, tokens, place, change):
+                    for handle in self.raw._hooks(self.module, tokens, place, change):
                         stack.enter_context(handle)
                 for head in self.heads if component == "pattern" and (attend or (layer, component) in table) else ():
-                    for handle in raw_paths._attention_hooks(
+                    for handle in self.raw._attention_hooks(
                         self.module, layer, head, None, lambda s, layer=layer, head=head: weigh(layer, head, s)
                     ):
                         stack.enter_context(handle)

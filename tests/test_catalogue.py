@@ -19,13 +19,14 @@ from hypothesis import strategies as st
 import headwise as hw
 from headwise.interventions import Grid, Head, MeanAblate, ZeroAblate
 from headwise.metrics import accuracy, loss
-from headwise.studies import RepeatedTokens, capture, measure, probe
-from headwise.studies.brief import summary
-from headwise.studies.catalogue import Results
-from headwise.studies.entries import Entry
-from headwise.studies.index import INDEX
-from headwise.studies.probe import Probe
-from headwise.studies.reading import open_result
+from headwise.studies import RepeatedTokens, capture, measure
+from headwise.studies.catalogue import probe
+from headwise.studies.catalogue.entries import Entry
+from headwise.studies.catalogue.folder import Results
+from headwise.studies.catalogue.index import INDEX
+from headwise.studies.catalogue.probe import Probe
+from headwise.studies.catalogue.reading import open_result
+from headwise.studies.catalogue.summary import summary
 from headwise.studies.results import SCHEMA
 
 TASK = {"type": "RepeatedTokens", "n": 2, "length": 3, "seed": 0, "bos": False, "tokens": None, "score": "repeat"}
@@ -648,7 +649,7 @@ def test_a_cache_that_cannot_be_written_is_no_matter(folder, monkeypatch):
     def full(*_):
         raise hw.ResultError("cannot write: No space left on device")
 
-    monkeypatch.setattr("headwise.studies.index.write_beside", full)
+    monkeypatch.setattr("headwise.studies.catalogue.index.write_beside", full)
     assert len(Results(folder)) == 5
     assert not (folder / INDEX).exists()
     (folder / INDEX).mkdir()

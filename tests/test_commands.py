@@ -310,7 +310,7 @@ def test_sorting_downwards_needs_no_equals_sign():
 
 
 def test_a_finished_study_is_not_run_again_but_when_asked_to(study, capsys, monkeypatch):
-    from headwise.studies import report
+    from headwise.studies.report import writing as report
 
     monkeypatch.setattr(report, "write_report", lambda tree, path: path)
     before = study.stat()

@@ -25,7 +25,10 @@ def grids(model):
     layers, heads = model.layers, model.heads
     yield Grid(lambda layer, head: ZeroAblate(Head(layer, head)), layer=layers, head=heads)
     yield Grid(
-        lambda part, layer, head: Patch(Head(layer, head).site(part)), part=["q", "k", "v"], layer=layers, head=heads
+        lambda part, layer, head: Patch(model.read_by(Head(layer, head), part)),
+        part=["q", "k", "v"],
+        layer=layers,
+        head=heads,
     )
     yield Grid(lambda layer, at: Patch(Layer(layer).resid_pre.at(at)), layer=layers, at=range(14))
     yield Grid(lambda layer, head: Knockout(Head(layer, head), 9, 3), layer=layers, head=heads)

@@ -105,10 +105,13 @@ def test_a_bare_head_at_positions():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Head(1, 2).mlp_out, "Head(1, 2) has no mlp_out: possible are q, k, v, pattern, z and head_out"),
+        (
+            lambda: Head(1, 2).mlp_out,
+            "Head(1, 2) has no mlp_out: possible are q, k, v, q_rot, k_rot, pattern, z and head_out",
+        ),
         (
             lambda: Layer(1).resid,
-            "Layer(1) has no resid: possible are embed, pos_embed, resid_pre, q, k, v, pattern, z, head_out, attn_out",
+            "Layer(1) has no resid: possible are embed, pos_embed, resid_pre, q, k, v, q_rot, k_rot, pattern, z, head",
         ),
     ],
 )
@@ -151,6 +154,8 @@ def test_components_are_in_forward_order():
         "q",
         "k",
         "v",
+        "q_rot",
+        "k_rot",
         "pattern",
         "z",
         "head_out",
@@ -160,7 +165,7 @@ def test_components_are_in_forward_order():
         "resid_post",
     ]
     assert [str(component) for component in Component] == order
-    assert [component.order for component in Component] == list(range(13))
+    assert [component.order for component in Component] == list(range(15))
 
 
 def test_grid_has_a_condition_for_each_combination():
@@ -186,7 +191,7 @@ def test_a_mapping_survives_json():
         (lambda: Head.parse("five"), "cannot read 'five' as a head: write L5H1 or 5.1 (layer 5, head 1)"),
         (
             lambda: Site("mlp_out", 0, 3),
-            "mlp_out has no heads (head 3 given): heads have q, k, v, pattern, z and head_out",
+            "mlp_out has no heads (head 3 given): heads have q, k, v, q_rot, k_rot, pattern, z and head_out",
         ),
         (lambda: Head(0, 1).site("mlp_out"), "mlp_out has no heads (head 1 given)"),
         (lambda: Head(0, 0).z.at([]), "positions must name at least one position"),
@@ -238,8 +243,8 @@ def test_unknown_component_lists_the_known_ones():
     with pytest.raises(UnknownNameError) as caught:
         Head(0, 0).site("out")
     assert str(caught.value) == (
-        "unknown component 'out': possible are embed, pos_embed, resid_pre, q, k, v, pattern, z, head_out, attn_out, "
-        "resid_mid, mlp_out and resid_post"
+        "unknown component 'out': possible are embed, pos_embed, resid_pre, q, k, v, q_rot, k_rot, pattern, z, "
+        "head_out, attn_out, resid_mid, mlp_out and resid_post"
     )
 
 

@@ -15,8 +15,8 @@ from bokeh.core.validation import check_integrity
 from headwise.errors import DeclarationError, UnknownNameError
 from headwise.interventions import Head
 from headwise.studies import RepeatedTokens, capture, plots
-from headwise.studies.page import Page
 from headwise.studies.plots import rows
+from headwise.studies.report.page import Page
 
 LAYERS, HEADS = 2, 4
 METHODS = ["zero", "mean", "resample"]

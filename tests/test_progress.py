@@ -100,7 +100,7 @@ def test_another_handler_is_left_alone():
 
 
 def test_the_command_stops_with_one_line(tmp_path):
-    """A real process, a real signal: status 130, a sentence, no traceback, no file."""
+    """A real process, a real signal: status 130, a sentence, no traceback; what was finished is kept, and named."""
     out = tmp_path / "run.nc"
     command = [sys.executable, "-m", "headwise", "induction", "--n", "4", "--length", "8", "--out", str(out)]
     running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -116,4 +116,8 @@ def test_the_command_stops_with_one_line(tmp_path):
     assert last.startswith("headwise: stopped")
     assert last.endswith("no file was left half-written")
     assert "Traceback" not in rest
-    assert list(tmp_path.iterdir()) == []
+    kept = tmp_path / "run.nc.parts"
+    assert list(tmp_path.iterdir()) == [kept]
+    assert str(kept) in last
+    assert len(list(kept.glob("*.nc"))) > 3
+    assert not [path.name for path in kept.iterdir() if path.suffix not in (".nc", ".json")]

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import headwise as hw
-from headwise.studies.cells import table
-from headwise.studies.query import ask, matching
+from headwise.studies.catalogue.cells import table
+from headwise.studies.catalogue.query import ask, matching
 
 LAYERS, HEADS = 3, 2
 LOSS = np.array([[1.0, 1.5], [4.0, 1.25], [0.5, np.nan]])

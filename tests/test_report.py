@@ -16,7 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import headwise as hw
 from headwise.errors import ResultError
 from headwise.studies import InductionStudy
-from headwise.studies.report import write_report
+from headwise.studies.report.writing import write_report
 
 QUESTIONS = [
     "The answer",

@@ -13,7 +13,7 @@ from pages import EVIL
 from headwise.interventions import Grid, Head, ZeroAblate
 from headwise.metrics import induction, loss
 from headwise.studies import InductionStudy, RepeatedTokens, capture, measure
-from headwise.studies.report import write_report
+from headwise.studies.report.writing import write_report
 
 pytestmark = pytest.mark.skipif(found() is None, reason="Chromium is not installed: reports are not seen in a browser")
 IDLE = "document.readyState == 'complete' && Bokeh.documents.length && Bokeh.documents.every(one => one.is_idle)"

@@ -14,9 +14,9 @@ from headwise.metrics import accuracy, bootstrap_interval, induction, logit_diff
 from headwise.studies import Prompts, RepeatedTokens, capture, compare_estimates, measure
 from headwise.studies.again import rerun
 from headwise.studies.agreement import compare
-from headwise.studies.changes import baseline, changes
-from headwise.studies.recipe import by_rule, written
-from headwise.studies.report import write_report
+from headwise.studies.report.changes import baseline, changes
+from headwise.studies.report.recipe import by_rule, written
+from headwise.studies.report.writing import write_report
 
 TASK = RepeatedTokens(n=3, length=6)
 TEXT = Prompts(["apple banana cherry apple", "red green red"], answers=["banana", "green"])

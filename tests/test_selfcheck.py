@@ -55,17 +55,29 @@ def test_a_block_that_keeps_something_to_itself_is_found():
     assert any(one.startswith("identity") for one in selfcheck.failures(hw.load(strange)))
 
 
+@pytest.mark.parametrize("part", ["project", "combine"])
+def test_a_part_that_computes_something_else_is_found(part, monkeypatch):
+    usual = getattr(selfcheck, part)
+    monkeypatch.setattr(selfcheck, part, lambda *given: 2 * usual(*given))
+    assert any(one.startswith(f"parts ({part} of layer 0") for one in selfcheck.failures(hw.load(module())))
+
+
 @pytest.mark.parametrize(
-    ("part", "strange", "message"),
+    ("change", "message"),
     [
-        ("project", lambda block, normed, columns: normed @ block.attn.c_attn.weight[:, columns], "parts (project of"),
-        ("combine", lambda block, z, columns: 2 * z @ block.attn.c_proj.weight[columns], "parts (combine of layer 0"),
+        ({"layout": "by head"}, "self-check of GPT2LMHeadModel failed: parts (project of layer 0 is off by"),
+        ({"scaling": lambda config, layer: 2.0}, "self-check of GPT2LMHeadModel failed: identity (a pass that"),
+        ({"transposed": False}, "self-check of GPT2LMHeadModel ended early: "),
+        ({"embeddings": {"embed": "transformer.wte"}}, "parts (embeddings of layer 0 is off by"),
     ],
 )
-def test_a_table_that_computes_something_else_is_found(part, strange, message):
+def test_a_table_that_does_not_fit_is_found(change, message):
     model = hw.load(module())
-    wrong = dataclasses.replace(model, family=dataclasses.replace(model.family, **{part: strange}))
-    assert any(one.startswith(message) for one in selfcheck.failures(wrong))
+    wrong = dataclasses.replace(model, family=dataclasses.replace(model.family, **change))
+    with pytest.raises(ModelError) as caught:
+        measure(wrong, TASK, ZeroAblate(Head(0, 1)), [loss])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_write_that_moves_nothing_is_found():

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import xarray as xr
 
 from ...errors import ResultError, UnknownNameError, choices
-from ..catalogue import Results
-from ..reading import reading
+from ..catalogue.folder import Results
+from ..catalogue.reading import reading
 from ..results import open_tree
 
 if TYPE_CHECKING:

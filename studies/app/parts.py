@@ -7,7 +7,7 @@ from typing import Any
 import panel as pn
 from bokeh.themes import Theme
 
-from ..look import THEME
+from ..report.look import THEME
 from . import look
 
 

@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     check_writable(out.with_suffix(".html"))
     say(f"opening {options.model}")
     from ...interventions.models import load
-    from ..report import write_report
+    from ..report.writing import write_report
 
     quiet_libraries()
     model = load(options.model, revision=options.revision, device=options.device)

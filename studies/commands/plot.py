@@ -36,7 +36,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Draw it and write the file."""
-    from ..reading import open_result, pick
+    from ..catalogue.reading import open_result, pick
     from ..results import check_writable
 
     selected = dict(choice(text) for text in options.select)

@@ -33,7 +33,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the report."""
-    from ..reading import existing, open_result
+    from ..catalogue.reading import existing, open_result
     from ..results import check_writable
 
     source = existing(options.file)
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
         raise DeclarationError(f"--out {out}: end it in .html")
     check_writable(out)
     with open_result(source) as result:
-        from ..report import write_report
+        from ..report.writing import write_report
 
         report = write_report(result.load(), out)
     print(f"{shown(report)}  {report.stat().st_size / 1e6:.1f} MB")

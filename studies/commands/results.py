@@ -15,7 +15,7 @@ from .shared import add_command, add_file, add_json, add_question, add_variable,
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ..catalogue import Results
+    from ..catalogue.folder import Results
 
 PROBLEMS = 10
 """Files that cannot be read, of which a listing says why."""
@@ -118,7 +118,7 @@ def _help(parser: argparse.ArgumentParser) -> int:
 
 def list_results(options: argparse.Namespace) -> int:
     """Print the catalogue of a folder."""
-    from ..catalogue import Results
+    from ..catalogue.folder import Results
 
     everything = Results(options.folder)
     found = everything.select(model=options.model, study=options.study, where=options.where)
@@ -135,7 +135,7 @@ def list_results(options: argparse.Namespace) -> int:
 
 
 def _print_listing(found: Results, everything: Results) -> None:
-    from ..listing import headline, rich_table
+    from ..catalogue.listing import headline, rich_table
 
     print(headline(found))
     if len(found):
@@ -147,7 +147,7 @@ def _print_listing(found: Results, everything: Results) -> None:
 
 def show_result(options: argparse.Namespace) -> int:
     """Print the summary of a result."""
-    from ..brief import summary
+    from ..catalogue.summary import summary
 
     said = summary(options.file)
     if options.json:
@@ -168,9 +168,9 @@ def query_results(options: argparse.Namespace) -> int:
 
 
 def _table(options: argparse.Namespace) -> pd.DataFrame:
-    from ..catalogue import Results
-    from ..cells import table
-    from ..reading import open_result
+    from ..catalogue.cells import table
+    from ..catalogue.folder import Results
+    from ..catalogue.reading import open_result
 
     question = {"where": options.where, "sort": options.sort, "top": options.top}
     place = Path(options.place).expanduser()

@@ -119,7 +119,7 @@ def complete_files(prefix: str, **given: Any) -> list[str]:
 
 def complete_variables(prefix: str, parsed_args: argparse.Namespace, **given: Any) -> list[str]:
     """Variables of the file that stands before, or of the first result in the folder."""
-    from ..names import variable_names
+    from ..catalogue.names import variable_names
 
     place = Path(next((getattr(parsed_args, name) for name in ("file", "place") if hasattr(parsed_args, name)), ""))
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DeclarationError, choices
-from ..page import Page
+from ..report.page import Page
 from ..results import check_writable, write_beside
 from .browser import drawn
 

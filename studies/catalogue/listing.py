@@ -7,13 +7,13 @@ from html import escape
 from io import StringIO
 from typing import TYPE_CHECKING
 
-from .phrases import count
+from ..report.phrases import count
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from .catalogue import Results
     from .entries import Entry
+    from .folder import Results
 
 SHOWN = 30
 """Rows and problems that a catalogue shows of itself."""

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import xarray as xr
 
-from ..errors import ResultError, UnknownNameError, choices
+from ...errors import ResultError, UnknownNameError, choices
+from ..progress import Progress
 from .cells import cells
 from .combine import combine, part
 from .entries import Entry, Problem
 from .index import scan
-from .progress import Progress
 from .query import ask, matching
 from .reading import Result, open_result, open_variable, reading
 
@@ -122,7 +122,7 @@ class Results:
             Text in which ``*`` stands for anything: ``model="*gpt2*"``; of several, one must match.
         where : str, optional
             A condition on the columns, such as ``"size > 1e6 and date >= '2026-01-01'"``: see
-            `headwise.studies.query.ask`.
+            `headwise.studies.catalogue.query.ask`.
         """
         given = {"model": model, "study": study, "task": task, "state": state}
         if where is None and not any(patterns is not None for patterns in given.values()):
@@ -247,12 +247,12 @@ class Results:
         Parameters
         ----------
         variable, where, sort, top
-            As for `headwise.studies.cells.table`. Results without the variable are passed over.
+            As for `headwise.studies.catalogue.cells.table`. Results without the variable are passed over.
 
         Returns
         -------
         DataFrame
-            As for `headwise.studies.cells.table`; with several results, ``file`` and ``model`` come first.
+            As for `headwise.studies.catalogue.cells.table`; with several results, ``file`` and ``model`` come first.
         """
         import pandas as pd
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from ..results import effect
 from .query import ask
 from .reading import Result, pick
-from .results import effect
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,7 +54,7 @@ def table(
     Raises
     ------
     UnknownNameError, DeclarationError
-        See `headwise.studies.query.ask`.
+        See `headwise.studies.catalogue.query.ask`.
     """
     return ask(cells(*pick(result, variable)), where=where, sort=sort, top=top)
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from ..report.phrases import count, listed
 from .entries import in_short
 from .listing import human_date
-from .phrases import count, listed
 from .reading import Result
 
 EDITS = ("ZeroAblate", "MeanAblate", "ResampleAblate", "Patch", "Add", "Scale", "Knockout", "PathPatch")

@@ -14,13 +14,13 @@ from typing import Any
 
 import xarray as xr
 
-from ..errors import HeadwiseError
-from ..interventions import codec
-from ..interventions.edits import Intervention
-from ..interventions.grid import Grid
-from ..interventions.steering import SHOWN, Add
-from .again import estimator_of, is_per_position, metric_names, stored_metrics
-from .tables import TASKS
+from ...errors import HeadwiseError
+from ...interventions import codec
+from ...interventions.edits import Intervention
+from ...interventions.grid import Grid
+from ...interventions.steering import SHOWN, Add
+from ..again import estimator_of, is_per_position, metric_names, stored_metrics
+from ..tables import TASKS
 
 KEPT_PLACES = ("main", "local", "memory", "shipped")
 """Revisions that a model has without being asked for one."""
@@ -79,7 +79,7 @@ def recipe(attrs: Mapping[Any, Any], root: xr.Dataset, file: str) -> Recipe | No
 
 
 def _of_study(attrs: Mapping[Any, Any], file: str) -> Recipe:
-    from .induction import InductionStudy
+    from ..induction import InductionStudy
 
     study, model = InductionStudy.from_json(attrs["study"]), str(attrs["model"])
     revision = str(attrs.get("model_revision", "main"))
@@ -89,7 +89,7 @@ def _of_study(attrs: Mapping[Any, Any], file: str) -> Recipe:
     lines = [
         "import headwise as hw",
         "from headwise.studies import InductionStudy",
-        "from headwise.studies.report import write_report",
+        "from headwise.studies.report.writing import write_report",
         "",
         _load(attrs),
         f"tree = {study!r}.run(model)",

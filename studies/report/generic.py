@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from ..labels import condition_names
 from .drawings import draw
-from .labels import condition_names
 from .page import Number, Page, number, table
 from .phrases import count, listed
 from .sections import Section

@@ -14,11 +14,11 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from ..errors import ResultError
+from ...errors import ResultError
+from ..results import SCHEMA, write_beside
 from .entries import Entry, NoResult, Problem, check_begins_like_netcdf, row_of
 from .probe import Probe
 from .reading import why
-from .results import SCHEMA, write_beside
 
 INDEX = ".headwise-index.json"
 INDEX_VERSION = 1

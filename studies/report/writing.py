@@ -12,12 +12,12 @@ from typing import Any
 
 import xarray as xr
 
+from ..results import check_writable, write_beside
 from . import generic, measured
 from .changes import metrics_in
 from .page import Page, bullets, number, paragraphs, table
 from .phrases import count
 from .recipe import recipe
-from .results import check_writable, write_beside
 from .sections import QUESTION, SECTIONS, Section
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from ..errors import DeclarationError, UnknownNameError, choices, whole
+from ...errors import DeclarationError, UnknownNameError, choices, whole
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,10 +10,10 @@ import holoviews as hv
 import numpy as np
 import xarray as xr
 
-from . import plots
+from .. import plots
+from ..plots.base import head_name
+from ..results import effect
 from .page import Page, number, table
-from .plots.base import head_name
-from .results import effect
 
 
 @dataclass(frozen=True)

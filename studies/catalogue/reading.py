@@ -9,7 +9,7 @@ from pathlib import Path
 
 import xarray as xr
 
-from ..errors import ResultError, UnknownNameError
+from ...errors import ResultError, UnknownNameError
 from .names import find, group_names, variable_names
 
 Result = xr.Dataset | xr.DataTree

@@ -11,12 +11,12 @@ from typing import Any
 
 import xarray as xr
 
+from ..report.phrases import count, listed
+from ..results import effect
 from .cells import PREFIXES, SUFFIXES, cells, mean_of
 from .facts import json_in, kind_of, model_of, nodes, task_in_words, what_of, when_of
 from .listing import html_table
-from .phrases import count, listed
 from .reading import Result, open_result
-from .results import effect
 
 STRONGEST = 5
 """Effects named for each metric."""

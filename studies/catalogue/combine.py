@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ..errors import DeclarationError, ResultError, UnknownNameError, choices
+from ...errors import DeclarationError, ResultError, UnknownNameError, choices
 from .entries import Entry, in_short
 from .names import group_names
 from .probe_child import attributes

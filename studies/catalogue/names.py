@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ..errors import UnknownNameError, choices
+from ...errors import UnknownNameError, choices
 
 SHOWN = 40
 """Variables that an error lists."""

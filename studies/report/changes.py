@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ..metrics.statistics import benjamini_hochberg, bootstrap_interval, t_test
-from .labels import condition_names
-from .results import effect, normalized
+from ...metrics.statistics import benjamini_hochberg, bootstrap_interval, t_test
+from ..labels import condition_names
+from ..results import effect, normalized
 
 Array = np.ndarray[Any, Any]
 NOISE = 0.05

@@ -6,7 +6,7 @@ from typing import Any
 
 import xarray as xr
 
-from ..errors import HeadwiseError
+from ...errors import HeadwiseError
 from .changes import READ, Changes
 from .page import Page
 
@@ -16,7 +16,7 @@ PLAIN = {"example", "run"}
 
 def draw(page: Page, ds: xr.Dataset, name: str, caption: str, **select: Any) -> bool:
     """Append the best picture of a variable; False where there is none for its dims."""
-    from . import plots
+    from .. import plots
 
     if {*map(str, ds[name].dims)} <= PLAIN or not ds[name].size:
         return False

@@ -1,0 +1,114 @@
+"""Agreement with TransformerLens' bridge, over the same random models: activations, patterns and interventions."""
+
+import functools
+
+import numpy as np
+import pytest
+import raw_families
+import torch
+
+import headwise as hw
+from headwise.interventions import Head, Layer, Patch, Site, ZeroAblate
+from headwise.metrics import loss
+from headwise.studies import RepeatedTokens, capture, measure
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # those of TransformerLens are not ours
+TASK = RepeatedTokens(n=3, length=6, seed=3)
+CALLED = {
+    "pythia": "EleutherAI/pythia-70m",
+    "neox, one after the other": "EleutherAI/pythia-70m",
+    "llama": "meta-llama/Llama-2-7b-hf",
+    "llama 3": "meta-llama/Llama-2-7b-hf",
+    "gpt-neo": "EleutherAI/gpt-neo-125M",
+    "qwen2": "Qwen/Qwen2-0.5B",
+    "qwen3": "Qwen/Qwen3-0.6B",
+    "mistral": "mistralai/Mistral-7B-v0.1",
+    "gemma": "google/gemma-2b",
+}
+"""Which model of the same family the bridge is told it has; nothing of it is looked up."""
+HOOKS = {
+    "resid_pre": "hook_resid_pre",
+    "q": "attn.hook_q",
+    "k": "attn.hook_k",
+    "v": "attn.hook_v",
+    "q_rot": "attn.hook_rot_q",
+    "k_rot": "attn.hook_rot_k",
+    "pattern": "attn.hook_pattern",
+    "z": "attn.hook_z",
+    "attn_out": "hook_attn_out",
+    "mlp_out": "hook_mlp_out",
+    "resid_post": "hook_resid_post",
+}
+
+
+@pytest.fixture(scope="module", params=CALLED)
+def pair(request):
+    """A model, and the bridge over its twin."""
+    lens = pytest.importorskip("transformer_lens.model_bridge", reason="transformer_lens is not installed")
+    module, twin = (raw_families.random_model(request.param) for _ in range(2))
+    twin.set_attn_implementation("eager")
+    model = hw.load(module)
+    bridge = lens.TransformerBridge.boot_transformers(
+        CALLED[request.param], hf_model=twin, tokenizer=model.tokenizer, device="cpu"
+    )
+    bridge.eval()
+    return model, bridge
+
+
+def tokens_of(model, run):
+    return torch.as_tensor(TASK.draw(model).runs[run])
+
+
+def test_activations_agree(pair):
+    model, bridge = pair
+    with torch.no_grad():
+        _, cache = bridge.run_with_cache(tokens_of(model, "clean"))
+    compared = set()
+    for layer in model.layers:
+        for component, hook in HOOKS.items():
+            name = f"blocks.{layer}.{hook}"
+            if name not in cache or (component.endswith("_rot") and not model.shape.rotary):
+                continue
+            found = capture(model, TASK, Layer(layer).site(component))[f"L{layer}_{component}"].values
+            wanted = cache[name].reshape(found.shape).numpy()
+            np.testing.assert_allclose(found, wanted, atol=3e-5, rtol=1e-5, err_msg=name)
+            compared.add(component)
+    assert compared >= {"resid_pre", "q", "k", "v", "pattern", "z", "attn_out", "mlp_out", "resid_post"}
+
+
+def test_interventions_agree(pair):
+    model, bridge = pair
+    last = model.shape.layers - 1
+    batch = TASK.draw(model)
+    (group,) = batch.groups()
+    targets = torch.as_tensor(batch.facts("clean", group).targets)[..., None]
+    with torch.no_grad():
+        _, other = bridge.run_with_cache(tokens_of(model, "corrupted"))
+
+    def put(value, hook, site, source):
+        where = (slice(None), slice(None) if site.positions is None else list(site.positions))
+        where = where if site.head is None else (*where, site.head)
+        value[where] = 0 if source is None else source[where]
+        return value
+
+    shared = model.kv_heads[-1]
+    several = [
+        ZeroAblate(Head(0, 1)),
+        ZeroAblate(Head(last, 0)),
+        ZeroAblate(Layer(0).mlp_out),
+        Patch(Head(0, 1).q),
+        Patch(Head(last, shared).k),
+        Patch(Head(0, shared).v),
+        Patch(Layer(last).resid_pre.at([2, 9])),
+        Patch(Layer(0).attn_out),
+    ]
+    found = measure(model, TASK, {str(one): one for one in several}, [loss])["loss"].values
+    for row, edit in enumerate(several):
+        site: Site = edit.site
+        name = f"blocks.{site.layer}.{HOOKS[str(site.component)]}"
+        source = other[name] if isinstance(edit, Patch) else None
+        with torch.no_grad():
+            hook = functools.partial(put, site=site, source=source)
+            logits = bridge.run_with_hooks(tokens_of(model, "clean"), fwd_hooks=[(name, hook)])
+        there = logits[:, list(group.scored)].log_softmax(-1).gather(-1, targets)[..., 0]
+        np.testing.assert_allclose(found[row], -there.mean(-1).numpy(), atol=1e-5, rtol=1e-5, err_msg=str(edit))
