@@ -16,10 +16,11 @@ from ..errors import ModelError
 from . import book, served
 from .digest import data_hash, short_hash
 from .family import HeadWeights, check_fits, family_of
-from .models import Model, why
+from .models import Model
 from .native import described, point_of
 from .office import Failed, Job, Office
 from .ops import columns
+from .places import why
 from .sites import Site
 from .wire import unpacked
 

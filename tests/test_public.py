@@ -156,9 +156,21 @@ def test_inside_interventions_imports_go_one_way():
     planned = ["shape", "lowering", "checks", "cost", "packing", "explain", "plan"]
     inside = ["rows", "projections", "rotation", "attention", "score", "forward", "ops", "fill", "traces", "tangent"]
     inside += ["calls", "served"]
-    run = ["family", "architectures", "models", "known", "native", "values", "jobs", "memory", "outcome", "engine"]
+    run = [
+        "places",
+        "family",
+        "architectures",
+        "models",
+        "known",
+        "native",
+        "values",
+        "jobs",
+        "memory",
+        "outcome",
+        "engine",
+    ]
     away = ["book", "digest", "refusals", "wire", "office", "elsewhere", "remote"]
-    order = [*declared, *planned, *inside, *run, "gradients", *away, "selfcheck", "deviation"]
+    order = [*declared, *planned, *inside, *run, "engine", "gradients", *away, "selfcheck", "deviation"]
     assert {path.stem for path in (ROOT / "interventions").glob("[!_]*.py")} == set(order)
     for name in order:
         tree = ast.parse((ROOT / "interventions" / f"{name}.py").read_text())
