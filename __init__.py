@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .errors import DeclarationError, HeadwiseError, ModelError, ResultError, UnknownNameError
+    from .errors import DeclarationError, HeadwiseError, ModelError, ResultError, ServerError, UnknownNameError
     from .interventions.models import Model, load, shipped
     from .studies.activations import capture
     from .studies.measurement import measure
@@ -20,6 +20,7 @@ _WHERE = {
     "HeadwiseError": ".errors",
     "ModelError": ".errors",
     "ResultError": ".errors",
+    "ServerError": ".errors",
     "UnknownNameError": ".errors",
     "Model": ".interventions.models",
     "load": ".interventions.models",
@@ -38,6 +39,7 @@ __all__ = [
     "Model",
     "ModelError",
     "ResultError",
+    "ServerError",
     "UnknownNameError",
     "capture",
     "effect",

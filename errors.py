@@ -29,6 +29,14 @@ class ResultError(HeadwiseError, OSError):
     """A result file or folder that cannot be read or written."""
 
 
+class ServerError(HeadwiseError, ConnectionError):
+    """A server that cannot be reached, or that refuses or fails to run what was sent; the text gives its reason."""
+
+
+class ServerWarning(UserWarning):
+    """A job was lost by its server and is sent again; the text says which."""
+
+
 class ResultWarning(UserWarning):
     """A stored part of a result could not be used; the text says what is done instead."""
 

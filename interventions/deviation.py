@@ -29,10 +29,12 @@ def against_float32(model: Model, plan: Plan, readers: Sequence[Reader], inputs:
 
     It is that of the values of runs as they are, averaged over scored positions, in the metric's own units. The copy
     starts from the weights as they stand, so what rounding them lost before is not in it. None where there is no
-    memory for a copy.
+    memory for a copy, and of a model on a server, where there can be none.
     """
     if model.dtype == "float32" or not plan.chunks:
         return {}
+    if model.remote:
+        return {reader.name: None for reader in readers}
     try:
         exact = load(copy.deepcopy(model.module), device=str(model.device), dtype="float32", tokenizer=model.tokenizer)
     except Exception as error:

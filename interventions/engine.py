@@ -9,18 +9,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import nnsight
 import numpy as np
 import torch
 
 from ..errors import DeclarationError, ModelError, choices
-from . import forward
+from . import fill, traces
 from .cost import logits_bytes
 from .jobs import Job, base_of
 from .known import Known, Points, Reader
 from .memory import is_out_of_memory
 from .models import Model
-from .native import as_tensor, handles, native_point, nothing, point_of, read_points, run_as_it_is
+from .native import as_tensor, handles, native_point, point_of, read_points
 from .outcome import Inputs, Keeper, Outcome, Part, Piece
 from .packing import Chunk, Pass
 from .plan import Plan
@@ -140,15 +139,17 @@ def look(
     wanted = {run: {point_of(site) for site in sites} for run, sites in plan.sources().items()}
     base_points = {native_point(layer, name, layers) for layer, name in plan.base_points(chunk)}
     wanted[plan.base] = wanted.get(plan.base, set()) | base_points
-    known, found, logits = Known(reference=reference), {}, None
+    known, found, logits = Known(reference=reference, drawn=len(next(iter(reference.values()), ()))), {}, None
+    parts, keep = handles(model), any(reader.needs_base for reader in readers)
     compare = [reader.name for reader in readers if reader.needs_base]
     for run in sorted(plan.runs, key=lambda run: run != plan.base):  # the base run first: kl compares with it
-        watch, score = _kernels(model, plan, readers, run, chunk, compare)
+        watch, score = kernels_of(model, plan, readers, run, chunk, compare)
         if logits is not None:
             score = comparing(score, {"logits": logits})
         tokens = as_tensor(model, inputs.runs[run][chunk.group][span])
-        points, values, made = run_as_it_is(
-            model, tokens, group.scored, wanted.get(run, set()), watch, score, bool(compare) and logits is None
+        scored, read = list(group.scored), wanted.get(run, set())
+        points, values, made = traces.as_it_is(
+            model.traced, parts, tokens, scored, read, watch, score, keep and logits is None
         )
         logits = made if logits is None else logits
         check_values(plan, chunk, readers, values)
@@ -191,18 +192,9 @@ def run_part(model: Model, plan: Plan, chunk: Chunk, part: Part, known: Known) -
     first = chunk.examples[0]
     some = known if part.examples == (0, chunk.size) else known.part(slice(*part.examples))
     examples = (first + part.examples[0], first + part.examples[1])
-    job = Job(model, plan, chunk, part.one, some, examples).make()
-    return traced(model, base_of(model, plan, chunk, part.one, some.base), job)
-
-
-def traced(model: Model, base: Points, job: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Run a job of `forward.run` inside a trace that never goes through the model itself."""
-    parts = handles(model)
-    with model.traced.trace(nothing(model), use_cache=False) as tracer:
-        values = forward.measured(parts, base, job)
-        nnsight.save(values)
-        tracer.stop()
-    return dict(values)
+    job = fill.filled(Job(model, plan, chunk, part.one, some, examples).make(), vars(some))
+    base = base_of(model, plan, chunk, part.one, some.base)
+    return traces.planned(model.traced, handles(model), base, job, model.device)
 
 
 def check_readers(plan: Plan, readers: Sequence[Reader]) -> None:
@@ -236,10 +228,10 @@ def check_values(plan: Plan, chunk: Chunk, readers: Sequence[Reader], values: Ma
             raise DeclarationError(f"{reader.name}: its kernel gives {found}, where {axes} is {wanted}")
 
 
-def _kernels(
+def kernels_of(
     model: Model, plan: Plan, readers: Sequence[Reader], run: str, chunk: Chunk, compare: list[str]
 ) -> tuple[list[Any], dict[str, Any]]:
-    """Readers of patterns, and the job of `forward.score`, for the examples of a chunk."""
+    """Readers of patterns, and the job of `score`, for the examples of a chunk."""
     span = slice(*chunk.examples)
     given = {
         reader.name: {name: as_tensor(model, value[span]) for name, value in reader.arguments[run][chunk.group].items()}
@@ -261,7 +253,7 @@ def _kernels(
     kernels = [(reader.name, reader.kernel, given[reader.name]) for reader in scoring]
     extent = plan.extent(chunk)
     rows = max(1, plan.budget // 4 // logits_bytes(plan.shape, extent))
-    return watch, {"kernels": kernels, "tokens": tokens, "compare": compare, "rows": rows}
+    return watch, {"kernels": kernels, "tokens": tokens, "compare": compare, "rows": rows, "apart": False}
 
 
 def halves_of(model: Model, chunk: Chunk, error: Exception) -> list[Chunk]:

@@ -1,4 +1,7 @@
-"""From a pass of a plan to the tensors that `forward.run` takes. Owns where in a tensor each write goes."""
+"""From a pass of a plan to the job that `forward.run` takes. Owns where in a tensor each write goes.
+
+What depends on activations is left open, for `fill.filled` to put in where they are.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,12 @@ from .components import Component
 from .known import Known, Points
 from .lowering import BY_QUERY, HOW, OF_KEYS, STAGES, Write, keys_in, positions_in
 from .models import Model
-from .native import native_point, pattern_of, point_of
+from .native import native_point, point_of
 from .packing import Chunk, Pass, heads_of, heads_redone
 from .paths import PathPatch
 from .plan import Plan
-from .rows import write_into
-from .sites import Site
 from .steering import Knockout
-from .values import edit_value
+from .values import open_value
 
 EMBEDDINGS = ("embed", "pos_embed")
 
@@ -63,7 +64,7 @@ class Job:
         self.senders: dict[Any, list[Any]] = {}
 
     def make(self) -> dict[str, Any]:
-        """The dict that `forward.run` takes."""
+        """The dict that `fill.filled` takes."""
         for local, (number, entry) in enumerate(zip(self.one.conditions, self.one.entries, strict=True)):
             writes = self.plan.writes[self.chunk.group][number]
             redone = heads_redone(writes, entry, self.model.shape)
@@ -100,38 +101,22 @@ class Job:
             joins[(layer, stage)] = joins.get((layer, stage), 0) + 1
             if stage == 1:
                 ahead.setdefault(layer, number)
-        known, device = self.known, self.model.device
-        rows = self.examples * len(self.one.conditions)
         return {
             "examples": self.examples,
+            "conditions": len(self.one.conditions),
             "layers": self.model.shape.layers,
             "first": self.one.entries[0][0],
             "start": self.start,
             "stop": self.stop,
-            "out": torch.tensor(self.out, device=device, dtype=torch.long),
+            "out": torch.tensor(self.out, device=self.model.device, dtype=torch.long),
+            "skip": len(self.group.scored) - len(self.out),
             "joins": joins,
             "ahead": ahead,
             "writes": self.writes,
             "pairs": self.pairs,
             "pair_writes": self.pair_writes,
             "senders": list(self.senders.values()),
-            "watch": known.watch,
-            "base_attended": {
-                name: value.repeat(rows // self.examples, 1, 1) for name, value in known.base_attended.items()
-            },
-            "score": self._score(),
         }
-
-    def _score(self) -> dict[str, Any]:
-        """The readers of logits, for the scored positions of this pass (the last ones of the group)."""
-        skip = len(self.group.scored) - len(self.out)
-        score = dict(self.known.score)
-        score["kernels"] = [
-            (name, kernel, {key: value[:, skip:] for key, value in given.items()})
-            for name, kernel, given in score["kernels"]
-        ]
-        score["tokens"] = None if score["tokens"] is None else score["tokens"][:, skip:]
-        return score
 
     def _write(
         self,
@@ -182,35 +167,29 @@ class Job:
         return list(range(0 if alone and write.place in OF_KEYS else self.start, self.stop))
 
     def _value(self, write: Write, head: int | None, wanted: list[int]) -> Any:
-        """What the edit of a write puts in at the wanted positions."""
-        edit, at = write.edit, point_of(write.edit.site)
+        """What the edit of a write puts in at the wanted positions, as far as it is known here."""
         shape, site = self.model.shape, write.edit.site
-        held = self.known.reference if edit.uses_reference else self.known.sources.get(edit.run or "", {})
-        source = held.get(at)
-        like = next(iter(self.known.base.values()))
-        if source is not None and site.component is Component.pattern:
-            source = pattern_of(self.model, source, Site(Component.pattern, site.layer, head)).transpose(1, 2)
-        elif source is not None:
-            source = source[..., ops.columns(site.component, head, shape.heads, shape.d_head, shape.kv_heads)]
-        value = edit_value(edit, source, _index(wanted), self.span, like)
-        if site.component is Component.pattern and isinstance(value, torch.Tensor):
-            value = value.transpose(1, 2)[..., : self.stop]
-        return value
+        sizes = (shape.heads, shape.d_head, shape.kv_heads)
+        columns: Any = ops.columns(site.component, head, *sizes)
+        if site.component is Component.pattern:
+            q = ops.columns("q_rot", head, *sizes)
+            k = ops.columns("k_rot", None if head is None else shape.key_head(head), *sizes)
+            columns = (q, k, shape.d_head, self.model.scaling(site.layer), shape.window(site.layer), self.stop)
+        return open_value(write.edit, point_of(site), columns, _index(wanted), self.span, self.known.drawn)
 
     def _embed(self, writes: list[Write], unit: int) -> None:
         """The stream before layer 0 as the sum of its embeddings, some of them changed; exact where it is near 0."""
-        parts = {name: self.known.base[(0, name)].clone() for name in EMBEDDINGS if (0, name) in self.known.base}
         changed: set[int] = set()
+        parts = []
         for write in writes:
             wanted = [at for at in (write.positions or range(self.stop)) if at < self.stop]
             changed.update(wanted)
-            value, part = self._value(write, None, wanted), parts[str(write.edit.site.component)]
-            how = HOW.get(type(write.edit), "set")
-            write_into(part, [(slice(None), _index(wanted), slice(None), how, value)])
+            value, part = self._value(write, None, wanted), str(write.edit.site.component)
+            parts.append((part, _index(wanted), HOW.get(type(write.edit), "set"), value))
         wanted = sorted(changed)
-        where, whole = _index([at - self.start for at in wanted]), torch.stack(list(parts.values())).sum(0)
+        where = _index([at - self.start for at in wanted])
         rows = slice(unit * self.examples, (unit + 1) * self.examples)
-        entry = (rows, where, slice(None), "set", whole[:, _index(wanted)])
+        entry = (rows, where, slice(None), "set", {"embedded": parts, "positions": _index(wanted)})
         self.writes.setdefault((0, "stream"), []).append(entry)
 
     def _path(self, write: Write) -> Any:
@@ -221,12 +200,8 @@ class Job:
         columns = ops.columns(sender.component, sender.head, shape.heads, shape.d_head, shape.kv_heads)
         chain = (sender, edit.source, edit.through_mlps)
         if chain not in self.senders:
-            at = point_of(sender)
-            change = (self.known.sources[edit.source][at] - self.known.base[at])[:, self.start : self.stop, columns]
-            if sender.positions is not None:
-                sent = torch.zeros(self.group.length, device=change.device, dtype=torch.bool)
-                sent[list(positions_in(sender, self.group.length) or ())] = True
-                change = change * sent[self.start : self.stop, None]
+            window, sent = slice(self.start, self.stop), positions_in(sender, self.group.length)
+            change = (edit.source, point_of(sender), window, sent)
             self.senders[chain] = [sender.layer, str(sender.component), columns, change, edit.through_mlps, []]
         receivers = self.senders[chain][-1]
         part = None

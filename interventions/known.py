@@ -57,6 +57,8 @@ class Known:
     watch, score : as in `forward`, for the base run
     base_attended : dict
         Reader name to the values of the base run, ``(example, layer, head)``.
+    drawn : int
+        Examples of the reference draw.
     """
 
     base: Points = field(default_factory=dict)
@@ -65,6 +67,7 @@ class Known:
     watch: list[Any] = field(default_factory=list)
     score: dict[str, Any] = field(default_factory=dict)
     base_attended: dict[str, torch.Tensor] = field(default_factory=dict)
+    drawn: int = 0
 
     def part(self, examples: slice) -> Known:
         """The same for some of the examples."""
@@ -85,4 +88,5 @@ class Known:
             [(name, kernel, cut(given)) for name, kernel, given in self.watch],
             score,
             cut(self.base_attended),
+            self.drawn,
         )

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from nnsight.modeling.transformers import TransformersModel
@@ -18,10 +19,12 @@ from transformers.utils import logging
 from ..errors import DeclarationError, ModelError, choices
 from . import architectures  # noqa: F401  registers the families
 from .family import Family, HeadWeights, check_fits, family_of
+from .places import SHIPPED, locate, shipped, why
 from .shape import Shape
 from .sites import Head, Site
 
-SHIPPED = Path(__file__).resolve().parent.parent / "models"
+__all__ = ["DTYPES", "SHIPPED", "Model", "load", "shipped"]
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -51,6 +54,8 @@ class Model:
     traced: TransformersModel
     source: str | None = None
     _hashed: dict[Any, str] = field(default_factory=dict, init=False)
+    remote: ClassVar[bool] = False
+    """Whether it runs on a server, which has the weights."""
 
     @property
     def layers(self) -> range:
@@ -84,6 +89,21 @@ class Model:
     def device(self) -> torch.device:
         """Where the weights are."""
         return torch.device(next(self.module.parameters()).device)
+
+    @property
+    def place(self) -> str:
+        """Where it runs, for results."""
+        return str(self.device)
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether estimates from gradients can be had of it."""
+        return True
+
+    @property
+    def executed(self) -> str:
+        """``local``, or the server that runs it."""
+        return "local"
 
     @property
     def dtype(self) -> str:
@@ -138,11 +158,6 @@ class Model:
         )
 
 
-def shipped() -> list[str]:
-    """Names of the models that ship with headwise."""
-    return sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
-
-
 def load(
     source: str | Path | PreTrainedModel,
     *,
@@ -150,6 +165,7 @@ def load(
     device: str = "auto",
     dtype: str | None = None,
     tokenizer: Any = None,
+    remote: bool = False,
 ) -> Model:
     """Open a causal language model.
 
@@ -167,12 +183,23 @@ def load(
         float32 when left out; a module in memory keeps its own.
     tokenizer : optional
         Replaces the one in the folder; for a module in memory, token ids stand as words when it is left out.
+    remote : bool
+        Leave the weights where they are: what is asked of the model runs on NDIF (or on the server that nnsight is set
+        to, by ``NDIF_HOST``), and only metrics come back. The server says which number format it holds them in.
 
     Raises
     ------
     ModelError
         The model cannot be found or read whole, or its family is not known.
     """
+    if remote:
+        if isinstance(source, PreTrainedModel) or device != "auto" or dtype is not None:
+            raise DeclarationError("remote=True takes the name of a model: a server has its own copy, device and dtype")
+        name, where, place = locate(str(source))
+        if revision is not None and place != "main":
+            raise DeclarationError(f"revision={revision!r} is for a Hub id: {name} is {place}")
+        away: Model = import_module(".elsewhere", __package__).open_model(name, where, revision or place, tokenizer)
+        return away
     target = _device(device)
     if dtype is not None and dtype not in DTYPES:
         raise DeclarationError(f"dtype {dtype!r}: possible are {choices(DTYPES)}")
@@ -183,7 +210,7 @@ def load(
         tokenizer = tokenizer if tokenizer is not None else _id_tokenizer(module.config.vocab_size)
         module = module if dtype is None else module.to(DTYPES[dtype])
     else:
-        name, where, place = _locate(str(source))
+        name, where, place = locate(str(source))
         opened = name if place in ("shipped", "main") else str(Path(where).resolve())
         if revision is not None and place != "main":
             raise DeclarationError(f"revision={revision!r} is for a Hub id: {name} is {place}")
@@ -207,7 +234,7 @@ def _read(
     except ModelError:
         raise
     except Exception as error:  # whatever a broken file makes the loaders raise, the user gets one line
-        raise ModelError(_why(name, where, error)) from error
+        raise ModelError(why(name, where, error)) from error
     for what, words in (("missing_keys", "lack"), ("unexpected_keys", "have, beyond the configuration,")):
         if report[what]:
             some = ", ".join(sorted(map(str, report[what]))[:3])
@@ -228,37 +255,6 @@ def _no_bar() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def _locate(source: str) -> tuple[str, str, str]:
-    """Name, where to load from, and what kind of place that is (``main`` for the Hub)."""
-    if source in shipped():
-        return source, str(SHIPPED / source), "shipped"
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ModelError(f"{source} is a folder without config.json: a model folder holds config.json and weights")
-        return folder.resolve().name, str(folder), "local"
-    if folder.is_file():
-        raise ModelError(f"{source} is a file: give the folder that holds config.json and the weights")
-    if source.startswith((".", "/", "~")) or source.count("/") > 1:
-        raise ModelError(f"there is no folder {source}")
-    if "/" not in source:
-        raise ModelError(
-            f"no model is called {source!r}: shipped are {choices(shipped())}; a Hub id is written owner/name, "
-            "such as openai-community/gpt2; a folder is given by its path"
-        )
-    return source, source, "main"
-
-
-def _why(name: str, where: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
-    if Path(where).is_dir():
-        return f"cannot read the model in {where}: {reason}"
-    return (
-        f"cannot get {name} from the Hugging Face Hub: {reason}; without the Hub use a local folder or a shipped model "
-        f"({choices(shipped())})"
-    )
 
 
 def _device(name: str) -> torch.device:

@@ -6,22 +6,18 @@ Imports the model handle and ops; knows no plan.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from operator import attrgetter
 from typing import Any
 
-import nnsight
 import numpy as np
 import torch
 
 from ..errors import DeclarationError
-from . import ops
+from . import ops, traces
 from .checks import check_site
 from .components import Component
 from .known import Points
 from .lowering import positions_in
 from .models import Model
-from .score import comparing
-from .score import score as score_logits
 from .shape import Group
 from .sites import Site
 
@@ -49,90 +45,49 @@ def as_tensor(model: Model, array: Array) -> torch.Tensor:
 
 def nothing(model: Model) -> torch.Tensor:
     """Tokens for a trace that never goes through the model itself."""
-    return torch.zeros((1, 1), dtype=torch.long, device=model.device)
+    return traces.nothing(model.device)
 
 
-def read_points(model: Model, tokens: Array, sites: Iterable[Site]) -> Points:
-    """The tensors at the points of `sites`, ``(example, position, width)``, from passes without intervention."""
-    wanted = {point_of(site) for site in sites}
-    pieces = [
-        _read(model, as_tensor(model, tokens[start : start + AT_ONCE]), wanted)
-        for start in range(0, len(tokens), AT_ONCE)
-    ]
-    return {at: torch.cat([piece[at] for piece in pieces]) for at in wanted}
-
-
-def _read(model: Model, tokens: torch.Tensor, wanted: set[tuple[int, str]]) -> Points:
-    root, arguments = model.traced, walk_arguments(model)
-    layers = 1 + max(layer for layer, _ in wanted)
-    with torch.no_grad(), model.traced.trace(tokens, use_cache=False) as tracer:
-        taken, _ = ops.walk(root, *arguments, layers, wanted, [], {})
-        nnsight.save(taken)
-        tracer.stop()
-    return {at: value.expand(len(tokens), *value.shape[1:]) for at, value in taken.items()}
-
-
-def run_as_it_is(
-    model: Model,
-    tokens: torch.Tensor,
-    scored: Sequence[int],
-    wanted: set[tuple[int, str]],
-    watch: list[Any],
-    score: dict[str, Any],
-    keep_logits: bool,
-) -> tuple[Points, dict[str, torch.Tensor], torch.Tensor | None]:
-    """One pass of the model's own: what is at the wanted points, the readers' values, and the scored logits if kept.
-
-    `watch` and `score` are as in `forward`; kernels in ``score["compare"]`` also take ``base_logits``, which are those
-    of this very pass where `keep_logits` is set.
-    """
-    root, arguments, shape = model.traced, walk_arguments(model), model.shape
-    norm, unembed = (attrgetter(model.family.modules[name])(root) for name in ("norm", "unembed"))
-    at = torch.tensor(scored, device=tokens.device)
-    with torch.no_grad(), model.traced.trace(tokens, use_cache=False) as tracer:
-        found: dict[str, Any] = {}
-        taken, values = ops.walk(root, *arguments, shape.layers, wanted, watch, {})
-        if score["kernels"]:
-            normed = norm.output[:, at]
-            if keep_logits:
-                found["logits"] = unembed(normed)
-            values.update(score_logits(normed, unembed, comparing(score, found), len(tokens)))
-        nnsight.save(taken)
-        nnsight.save(values)
-        nnsight.save(found)
-        tracer.stop()
-    points = {point: value.expand(len(tokens), *value.shape[1:]) for point, value in taken.items()}
-    return points, dict(values), found.get("logits")
-
-
-def handles(model: Model) -> dict[str, Any]:
-    """What `forward.run` and `ops.walk` have to know of a model."""
+def described(model: Model) -> dict[str, Any]:
+    """What `forward.run` and `ops.walk` have to know of a model, in plain words: `traces.opened` adds the handles."""
     family, shape = model.family, model.shape
-
-    def handle(name: str) -> Any:
-        return attrgetter(family.modules[name])(model.traced) if name in family.modules else None
-
     return {
-        "blocks": attrgetter(family.blocks)(model.traced),
-        "norm": handle("norm"),
-        "unembed": handle("unembed"),
-        "rotary": handle("rotary"),
+        "blocks": family.blocks,
+        "norm": family.modules["norm"],
+        "unembed": family.modules["unembed"],
+        "rotary": family.modules.get("rotary"),
         "paths": dict(family.modules),
         "layout": family.layout,
         "transposed": family.transposed,
+        "centred": family.centred,
+        "gain_offset": family.gain_offset,
+        "embeddings": list(family.embeddings.items()),
+        "points": list(family.points(shape.parallel)),
+        "layers": shape.layers,
         "heads": shape.heads,
         "kv_heads": shape.kv_heads,
         "d_head": shape.d_head,
         "parallel": shape.parallel,
         "scalings": [model.scaling(layer) for layer in model.layers],
         "windows": [shape.window(layer) for layer in model.layers],
+        "apart": False,
     }
 
 
-def walk_arguments(model: Model) -> tuple[dict[str, Any], list[tuple[str, str]], list[tuple[str, Any]]]:
-    """What `ops.walk` takes first after the model: what there is to know of it, embeddings, points."""
-    family = model.family
-    return handles(model), list(family.embeddings.items()), list(family.points(model.shape.parallel))
+def handles(model: Model) -> dict[str, Any]:
+    """The same with handles, for traces that run here."""
+    return traces.opened(model.traced, described(model))
+
+
+def read_points(model: Model, tokens: Array, sites: Iterable[Site]) -> Points:
+    """The tensors at the points of `sites`, ``(example, position, width)``, from passes without intervention."""
+    wanted = {point_of(site) for site in sites}
+    parts = handles(model)
+    pieces = [
+        traces.read(model.traced, parts, as_tensor(model, tokens[start : start + AT_ONCE]), wanted)
+        for start in range(0, len(tokens), AT_ONCE)
+    ]
+    return {at: torch.cat([piece[at] for piece in pieces]) for at in wanted}
 
 
 def capture_site(model: Model, points: Points, site: Site) -> torch.Tensor:

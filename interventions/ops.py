@@ -73,8 +73,16 @@ def added(value: torch.Tensor, changes: list[tuple[int, torch.Tensor]]) -> torch
     """A copy of `value` with a change added to each of some rows."""
     changed = value.clone()
     for row, change in changes:
-        changed[row] += change
+        changed[row] += change.to(changed.dtype)
     return changed
+
+
+def pattern_between(
+    turned: torch.Tensor, q: slice, k: slice, d_head: int, scaling: float, window: int | None
+) -> torch.Tensor:
+    """Attention weights of the heads whose columns of q and k, turned and side by side, these are."""
+    queries, keys = (split_heads(turned[..., at], turned[..., at].shape[-1] // d_head) for at in (q, k))
+    return attention_pattern(queries, keys, scaling, window)
 
 
 def taken_at(

@@ -115,10 +115,10 @@ class Outcome:
             found[name] = whole
         return Piece(chunk.group, span, found, None, conditions)
 
-    def missing(self) -> list[Chunk]:
-        """What is left of the plan: passes without the conditions that are there."""
+    def missing(self, chunks: Sequence[Chunk] | None = None) -> list[Chunk]:
+        """What is left of the plan, or of some chunks: passes without the conditions that are there."""
         left = []
-        for chunk in self.plan.chunks:
+        for chunk in self.plan.chunks if chunks is None else chunks:
             span = slice(*chunk.examples)
             there: Array = np.all(self._done(chunk.group)[:, span], axis=1)
             passes = tuple(

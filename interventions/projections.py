@@ -2,7 +2,8 @@
 
 Imports torch and `rows`. q, k and v of all heads lie side by side wherever headwise handles them. A family keeps them
 so (``"side by side"``), one head after the other in one matrix (``"by head"``), or in three matrices (``"apart"``).
-``model`` is the dict that `forward` describes.
+``model`` is the dict that `forward` describes; where its ``apart`` is set, the weights are elsewhere, and modules are
+called instead of looked into.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ def split(model: dict[str, Any], qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 def project(model: dict[str, Any], block: Any, normed: torch.Tensor, columns: slice) -> torch.Tensor:
     """These columns of q, k and v side by side."""
+    if model["apart"]:
+        return torch.cat(sides(model, block, normed), -1)[..., columns]
     if model["layout"] == "apart":
         parts, first = [], 0
         for side in ("q", "k", "v"):
@@ -59,6 +62,10 @@ def linear(value: torch.Tensor, module: Any, rows: Any) -> torch.Tensor:
 
 def combine(model: dict[str, Any], block: Any, z: torch.Tensor, columns: slice) -> torch.Tensor:
     """What these columns of ``z`` write into the stream, without bias."""
+    if model["apart"]:
+        full = torch.zeros(*z.shape[:-1], model["heads"] * model["d_head"], dtype=z.dtype, device=z.device)
+        full[..., columns] = z
+        return called(block, model["paths"]["out"], full) - called(block, model["paths"]["out"], torch.zeros_like(full))
     weight = operator.attrgetter(model["paths"]["out"])(block).weight
     written: torch.Tensor = z @ (weight[columns] if model["transposed"] else weight[:, columns].T)
     return written

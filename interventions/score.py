@@ -11,16 +11,19 @@ def score(normed: torch.Tensor, unembed: Any, job: dict[str, Any], examples: int
     """Kernels of logits: name to ``(row, scored)``.
 
     ``job`` has ``kernels``, a list of ``(name, kernel, arguments)``; ``tokens`` ``(example, scored, token)`` where only
-    their logits are wanted, which the kernels then find in this order; and ``rows``, how many at a time.
+    their logits are wanted, which the kernels then find in this order; ``rows``, how many at a time; and ``apart``,
+    whether the weights are elsewhere, so that all logits are computed all the same.
     """
     found: dict[str, list[torch.Tensor]] = {name: [] for name, _, _ in job["kernels"]}
-    columns = None if job["tokens"] is None else unembed.weight[job["tokens"]]
+    whole = job["tokens"] is None or job["apart"]
+    columns = None if whole else unembed.weight[job["tokens"]]
     bias = getattr(unembed, "bias", None) if columns is not None else None
     for start in range(0, normed.shape[0], job["rows"]):
         part = normed[start : start + job["rows"]]
         rows = torch.arange(start, start + part.shape[0], device=part.device) % examples
         if columns is None:
             logits = unembed(part)
+            logits = logits if job["tokens"] is None else logits.gather(-1, job["tokens"][rows])
         else:
             logits = (columns[rows] @ part.unsqueeze(-1)).squeeze(-1)
             logits = logits if bias is None else logits + bias[job["tokens"]][rows]

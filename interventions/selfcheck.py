@@ -12,26 +12,26 @@ from __future__ import annotations
 from typing import Any
 from weakref import WeakSet
 
-import nnsight
 import numpy as np
 import torch
 
 from ..errors import HeadwiseError, ModelError
-from . import ops
+from . import book, ops, remote, served, traces
 from .components import Component
+from .digest import short_hash
 from .edits import Compose, Edit, Patch
+from .elsewhere import RemoteModel
 from .engine import run_plan
 from .known import Reader
 from .memory import is_out_of_memory
 from .models import Model
-from .native import as_tensor, handles, nothing, read_points, walk_arguments
-from .outcome import Inputs
-from .plan import make_plan
-from .projections import combine, project, sides
-from .rows import called
+from .native import as_tensor, handles, point_of, read_points
+from .outcome import Inputs, Outcome
+from .plan import Plan, make_plan
 from .shape import Group
 from .sites import Site
 from .steering import Add
+from .wire import unpacked
 
 Array = np.ndarray[Any, Any]
 LENGTH = 8
@@ -55,7 +55,10 @@ def check_model(model: Model) -> None:
     ModelError
         Names every check that failed.
     """
-    if model in _FAMILIAR:
+    noted = ""
+    if isinstance(model, RemoteModel) and model not in _FAMILIAR:
+        noted = "checked-" + short_hash(model.office.host, model.office.model_key, model.weight_hash)
+    if model in _FAMILIAR or (noted and book.current().job(noted)):
         return
     try:
         failed = failures(model)
@@ -72,6 +75,8 @@ def check_model(model: Model) -> None:
             "check=False measures all the same"
         )
     _FAMILIAR.add(model)
+    if noted:
+        book.current().note_job(noted, {"checked": True})
 
 
 def failures(model: Model) -> list[str]:
@@ -83,11 +88,13 @@ def failures(model: Model) -> list[str]:
     parts = [(layer, name) for layer in layers for name in WRITES if not (length == 1 and name in ("q", "k"))]
     changes = [_change(model, name, random) for _, name in parts]
     at = _scored(length)[len(_scored(length)) // 2]
-    planned = _planned(model, tokens, at, parts, changes)
-    own, scale = _own(model, tokens, at, parts, changes)
+    planned, own, scale, off = _both(model, tokens, at, parts, changes, layers)
     allowed = TOLERANCE.get(model.dtype, TOLERANCE["float32"]) * scale
     failed = [
-        f"parts ({what} of layer {layer} is off by {by:.2g})" for layer, what, by in _parts(model, tokens, layers)
+        f"parts ({what} of layer {layer} is off by {by:.2g})"
+        for layer, found in zip(layers, off, strict=True)
+        for what, by, deviation in found
+        if by > TOLERANCE.get(model.dtype, TOLERANCE["float32"]) * max(1e-6, deviation)
     ]
     if not _most(planned[0] - own[0]) <= allowed:
         failed.append(f"identity (a pass that changes nothing moves the logits by {_most(planned[0] - own[0]):.2g})")
@@ -104,6 +111,38 @@ def failures(model: Model) -> list[str]:
     return failed
 
 
+def _both(
+    model: Model,
+    tokens: Array,
+    at: int,
+    parts: list[tuple[int, str]],
+    changes: list[Array],
+    layers: list[int],
+) -> tuple[Array, Array, float, list[Any]]:
+    """Probes in planned passes, in the model's own, the deviation of its logits, and what its parts are off by."""
+    plan, readers, inputs = _plan(model, tokens, at, parts, changes)
+    rows, writes = _rows(model, tokens, at, parts, changes)
+    scored = _scored(tokens.shape[1])
+    sites = [Site(part, layer) for layer in layers for part in (RESID, Z, Component.q)]
+    sites += [Site(Component(name), 0) for name in model.family.embeddings] if layers else []
+    if not model.remote:
+        planned = run_plan(model, plan, readers, inputs).values["probe", 0][:, 0]
+        opened = handles(model)
+        logits, deviation = traces.changed(model.traced, opened, rows, writes, scored)
+        points = read_points(model, tokens, sites) if layers else {}
+        off = traces.by_itself(model.traced, opened, points, layers, model.device)
+        return planned, probe(logits).float().cpu().numpy(), float(deviation) or 1.0, off
+    assert isinstance(model, RemoteModel)
+    laid = remote.program(model, plan, list(plan.chunks), readers, inputs, True).program
+    more = {"rows": rows, "writes": writes, "scored": scored, "layers": layers, "probe": probe}
+    result = model.ask("check", served.check, {**laid, **more, "wanted": sorted({point_of(site) for site in sites})})
+    outcome = Outcome(plan)
+    for piece in remote.pieces(plan, list(plan.chunks), unpacked(result["planned"])):
+        outcome.put(piece)
+    values = outcome.close().values["probe", 0][:, 0]
+    return values, result["own"].numpy(), result["deviation"] or 1.0, result["off"]
+
+
 def _windows(model: Model, random: np.random.RandomState) -> list[str]:
     """What goes wrong on a prompt that is longer than the windows of attention; longer windows are left unchecked."""
     sizes = [size for size in model.shape.windows if size is not None and LENGTH <= size <= WINDOW]
@@ -111,50 +150,11 @@ def _windows(model: Model, random: np.random.RandomState) -> list[str]:
     if not sizes or length > model.shape.context:
         return []
     tokens = random.randint(0, model.shape.vocabulary, (1, length))
-    planned = _planned(model, tokens, 0, [], [])
-    own, scale = _own(model, tokens, 0, [], [])
+    planned, own, scale, _ = _both(model, tokens, 0, [], [], [])
     off = _most(planned[0] - own[0])
     if off <= TOLERANCE.get(model.dtype, TOLERANCE["float32"]) * scale:
         return []
     return [f"windows (a pass that changes nothing moves the logits of {length} tokens by {off:.2g})"]
-
-
-def _parts(model: Model, tokens: Array, layers: list[int]) -> list[tuple[int, str, float]]:
-    """Where what the family's table leads to is not what the model has: layer, what, and by how much."""
-    shape, parts = model.shape, handles(model)
-    out, size = parts["paths"]["out"], shape.qkv_width
-    embeddings = [Component(name) for name in model.family.embeddings]
-    sites = [Site(part, layer) for layer in layers for part in (RESID, Z, Component.q)]
-    points = read_points(model, tokens, [*sites, *(Site(part, 0) for part in embeddings)])
-    embedded = sum(points[(0, str(part))] for part in embeddings)
-    wrong = []
-    for layer in layers:
-        with torch.no_grad(), model.traced.trace(nothing(model), use_cache=False) as tracer:
-            block, z = parts["blocks"][layer], points[(layer, "z")]
-            normed = called(block, parts["paths"]["norm_1"], points[(layer, "resid_pre")])
-            whole = torch.cat(sides(parts, block, normed), -1)
-            some = [project(parts, block, normed, slice(start, start + size // 3 + 1)) for start in _thirds(size)]
-            written = combine(parts, block, z, slice(0, shape.width))
-            given = called(block, out, z) - called(block, out, torch.zeros_like(z))
-            found = nnsight.save([whole, torch.cat(some, -1), written, given])
-            tracer.stop()
-        pairs = {
-            "sides": (found[0], points[(layer, "qkv")]),
-            "project": (found[1], points[(layer, "qkv")]),
-            "combine": (found[2], found[3]),
-        }
-        if layer == 0:
-            pairs["embeddings"] = (embedded, points[(0, "resid_pre")])
-        for what, (ours, theirs) in pairs.items():
-            off = float((ours.float() - theirs.float()).abs().max())
-            if off > TOLERANCE.get(model.dtype, TOLERANCE["float32"]) * max(1e-6, float(theirs.float().std())):
-                wrong.append((layer, what, off))
-    return wrong
-
-
-def _thirds(size: int) -> range:
-    """Where thirds of columns start; they do not end where heads do."""
-    return range(0, size, size // 3 + 1)
 
 
 def _line(error: Exception) -> str:
@@ -172,8 +172,10 @@ def _change(model: Model, name: str, random: np.random.RandomState) -> Array:
     return random.standard_normal(width if component.per_head else shape.d_model)
 
 
-def _planned(model: Model, tokens: Array, at: int, parts: list[tuple[int, str]], changes: list[Array]) -> Array:
-    """Probes of the logits ``(1 + part, position)`` in planned passes, the first of one that changes nothing."""
+def _plan(
+    model: Model, tokens: Array, at: int, parts: list[tuple[int, str]], changes: list[Array]
+) -> tuple[Plan, list[Reader], Inputs]:
+    """Planned passes that probe the logits, the first of one that changes nothing."""
     conditions: list[tuple[Edit, ...]] = [(Patch(Site(Component.resid_pre, 0), source="own"),)]
     for (layer, name), change in zip(parts, changes, strict=True):
         component = Component(name)
@@ -188,28 +190,21 @@ def _planned(model: Model, tokens: Array, at: int, parts: list[tuple[int, str]],
     plan = make_plan(
         conditions, model=model.name, shape=model.shape, groups=[group], runs=["own"], base="own", overhead=0.0
     )
-    found = run_plan(model, plan, [Reader("probe", "logits", probe, {"own": ({},)})], Inputs({"own": (tokens,)}))
-    return found.values["probe", 0][:, 0]
+    return plan, [Reader("probe", "logits", probe, {"own": ({},)})], Inputs({"own": (tokens,)})
 
 
-def _own(
+def _rows(
     model: Model, tokens: Array, at: int, parts: list[tuple[int, str]], changes: list[Array]
-) -> tuple[Array, float]:
-    """The same, with each change put into the model's own forward pass; and the deviation of the logits."""
+) -> tuple[Any, dict[tuple[int, str], list[Any]]]:
+    """Tokens for the model's own pass, a row for each part, and the changes that are put into it."""
     writes: dict[tuple[int, str], list[Any]] = {}
     shape, width = model.shape, tokens.shape[1]
     for row, ((layer, name), change) in enumerate(zip(parts, changes, strict=True), start=1):
         point = Component(name).point
         full = np.zeros((width, shape.qkv_width if point == "qkv" else len(change)), dtype=np.float32)
         full[at, ops.columns(name, None, shape.heads, shape.d_head, shape.kv_heads)] = change
-        value = torch.as_tensor(full, device=model.device).to(next(model.module.parameters()).dtype)
-        writes.setdefault((layer, point), []).append((row, value))
-    rows = as_tensor(model, np.repeat(tokens, len(parts) + 1, axis=0))
-    root, arguments = model.traced, walk_arguments(model)
-    with torch.no_grad(), model.traced.trace(rows, use_cache=False):
-        ops.walk(root, *arguments, shape.layers, set(), [], writes)
-        logits = nnsight.save(model.traced.output.logits)
-    return probe(logits[:, _scored(width)]).float().cpu().numpy(), float(logits[0].float().std()) or 1.0
+        writes.setdefault((layer, point), []).append((row, torch.as_tensor(full, device=model.device)))
+    return as_tensor(model, np.repeat(tokens, len(parts) + 1, axis=0)), writes
 
 
 def _scored(length: int) -> list[int]:

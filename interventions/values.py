@@ -1,56 +1,48 @@
-"""The value that an edit puts in, from what was read of other runs. Owns the sums of mean and resample ablation."""
+"""What an edit puts in, as far as it is known before the activations are: an open value of `fill`. Imports no torch."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..errors import DeclarationError
 from .edits import Edit, MeanAblate, Patch, ResampleAblate, ZeroAblate
 from .steering import Add, Scale
 
 
-def edit_value(
-    edit: Edit,
-    source: torch.Tensor | None,
-    positions: Any,
-    examples: tuple[int, int],
-    like: torch.Tensor,
+def open_value(
+    edit: Edit, at: tuple[int, str], columns: Any, positions: Any, examples: tuple[int, int], drawn: int
 ) -> Any:
-    """What to put at the site, broadcastable to ``(example, position, column)``; None stands for zeros.
+    """What to put at the site: None for zeros, a factor, or what `fill.value_of` makes a tensor of.
 
     Parameters
     ----------
     edit : Edit
-    source : Tensor (example, position, column), optional
-        The site in the source run (for the examples of the group that are being run) or in the whole reference draw.
-        For a pattern, ``(example, query, head, key)``.
+    at : tuple of (layer, point)
+        The tensor that holds the site.
+    columns : slice or tuple
+        Of it; for a pattern as `fill` says.
     positions : slice or list of int
         Those that are wanted.
     examples : tuple of int
         Start and stop of the examples of the group that are being run; resampling pairs each with its own partner.
-    like : Tensor
-        Gives device and number format.
+    drawn : int
+        Examples of the reference draw.
     """
     if isinstance(edit, ZeroAblate):
         return None
     if isinstance(edit, Add):
-        return torch.tensor(edit.vector, dtype=like.dtype, device=like.device)
+        return {"constant": edit.vector}
     if isinstance(edit, Scale):
         return edit.factor
-    if source is None:
-        raise DeclarationError(f"{edit!r}: nothing was read for it")
+    taken = {"of": edit.run, "at": at, "columns": columns, "positions": positions, "how": "same", "rows": None}
     if isinstance(edit, MeanAblate):
-        if edit.over == "example":
-            return source[:, positions].mean(dim=0, keepdim=True)
-        return source.mean(dim=(0, 1), keepdim=True)
+        return {**taken, "how": "mean" if edit.over == "example" else "mean of all"}
     if isinstance(edit, ResampleAblate):
-        partners = derangement(len(source), edit.seed)[np.arange(*examples) % len(source)]
-        return source[torch.as_tensor(partners, device=source.device)][:, positions]
+        return {**taken, "how": "rows", "rows": derangement(drawn, edit.seed)[np.arange(*examples) % drawn]}
     if isinstance(edit, Patch):
-        return source[:, positions]
+        return taken
     raise DeclarationError(f"{edit!r} is no intervention that the engine knows")
 
 

@@ -26,6 +26,30 @@ class Factors(NamedTuple):
     W_O: Array
 
 
+def pair_table(layers: list[list[Array | None]], folded: bool, centred: bool) -> Array:
+    """`composition` between all heads of different layers, ``(kind, layer, head, later layer, head)``; NaN elsewhere.
+
+    Parameters
+    ----------
+    layers : list of lists of arrays
+        ``W_Q W_K W_V W_O gain q_gain k_gain`` of each layer, as for `factors`.
+    folded : bool
+        Whether norms are folded in.
+    centred : bool
+        As for `factors`.
+    """
+    made: list[Any] = []
+    for q, k, v, o, *gains in layers:
+        made.append(_factors(q, k, v, o, centred, *(gains if folded else (None, None, None))))
+    count, heads = len(made), len(made[0][0])
+    table: Array = np.full((3, count, heads, count, heads), np.nan)
+    for later in range(count):
+        for earlier in range(later):
+            for row, kind in enumerate(("q", "k", "v")):
+                table[row, earlier, :, later, :] = _composition(kind, made[earlier], made[later])
+    return table
+
+
 def factors(
     W_Q: Array,
     W_K: Array,
@@ -56,6 +80,20 @@ def factors(
         Of norms of q and k themselves, multiplied into what they read; how these norms scale a whole vector cannot be
         folded in.
     """
+    return Factors(*_factors(W_Q, W_K, W_V, W_O, centred, gain, q_gain, k_gain))
+
+
+def _factors(
+    W_Q: Any,
+    W_K: Any,
+    W_V: Any,
+    W_O: Any,
+    centred: bool,
+    gain: Array | None,
+    q_gain: Array | None,
+    k_gain: Array | None,
+) -> tuple[Array, ...]:
+    """As plain arrays, for a server that has no `Factors`."""
     q, k, v, o = (np.asarray(weight, dtype=np.float64) for weight in (W_Q, W_K, W_V, W_O))
     k, v = (np.repeat(weight, len(q) // len(weight), axis=0) for weight in (k, v))
     if gain is not None:
@@ -65,7 +103,7 @@ def factors(
             o = o - o.mean(axis=2, keepdims=True)
     q = q if q_gain is None else q * np.asarray(q_gain, dtype=np.float64)
     k = k if k_gain is None else k * np.asarray(k_gain, dtype=np.float64)
-    return Factors(q, k, v, o)
+    return q, k, v, o
 
 
 def composition(kind: str, first: Factors, second: Factors) -> Array:
@@ -91,14 +129,20 @@ def composition(kind: str, first: Factors, second: Factors) -> Array:
     """
     if kind not in KINDS:
         raise UnknownNameError(f"composition {kind!r}: possible are {choices(KINDS)}")
+    return _composition(kind, first, second)
+
+
+def _composition(kind: str, first: tuple[Array, ...], second: tuple[Array, ...]) -> Array:
+    _, _, V1, O1 = first
+    Q2, K2, V2, O2 = second
     reader, rest = {
-        "q": (second.W_Q, _gram(second.W_K)),
-        "k": (second.W_K, _gram(second.W_Q)),
-        "v": (second.W_V, _gram(second.W_O.swapaxes(1, 2))),
+        "q": (Q2, _gram(K2)),
+        "k": (K2, _gram(Q2)),
+        "v": (V2, _gram(O2.swapaxes(1, 2))),
     }[kind]
-    between = np.einsum("aim,bmj->abij", first.W_O, reader)
-    squared = np.einsum("aki,abij,bjl,abkl->ab", _gram(first.W_V), between, rest, between, optimize=True)
-    writer_norm = _norm(_gram(first.W_V), _gram(first.W_O.swapaxes(1, 2)))
+    between = np.einsum("aim,bmj->abij", O1, reader)
+    squared = np.einsum("aki,abij,bjl,abkl->ab", _gram(V1), between, rest, between, optimize=True)
+    writer_norm = _norm(_gram(V1), _gram(O1.swapaxes(1, 2)))
     reader_norm = _norm(_gram(reader), rest)
     scale = writer_norm[:, None] * reader_norm[None, :]
     score: Array = np.sqrt(np.clip(squared, 0, None)) / np.where(scale > 0, scale, np.nan)

@@ -15,7 +15,7 @@ from ..interventions.components import Component
 from ..interventions.plan import make_plan
 from ..interventions.shape import Shape
 from ..interventions.sites import Head, Site, as_site
-from .labels import check_model, coordinates, number_dims, task_json
+from .labels import check_model, check_remote, coordinates, number_dims, task_json
 from .results import provenance
 from .tables import TASKS
 from .tasks import Task
@@ -26,7 +26,14 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 
-def capture(model: Model, task: Task, sites: Site | Head | Sequence[Site | Head], *, run: str = "clean") -> xr.Dataset:
+def capture(
+    model: Model,
+    task: Task,
+    sites: Site | Head | Sequence[Site | Head],
+    *,
+    run: str = "clean",
+    remote: bool | None = None,
+) -> xr.Dataset:
     """Read activations and attention patterns, without any intervention.
 
     Parameters
@@ -36,6 +43,8 @@ def capture(model: Model, task: Task, sites: Site | Head | Sequence[Site | Head]
     sites : Site or sequence of Site
         Such as ``Head(1, 2).pattern`` or ``Layer(0).resid_post``; a bare head stands for its ``z``.
     run : str
+    remote : bool, optional
+        As for `measure`; of a server, the values of these sites come back and nothing else.
 
     Returns
     -------
@@ -47,6 +56,7 @@ def capture(model: Model, task: Task, sites: Site | Head | Sequence[Site | Head]
     from ..interventions import native
 
     check_model(model)
+    check_remote(model, remote)
     given = [sites] if isinstance(sites, Site | Head | str) else sites
     wanted = list(dict.fromkeys(as_site(site) for site in given))
     batch = task.draw(model)
@@ -57,7 +67,14 @@ def capture(model: Model, task: Task, sites: Site | Head | Sequence[Site | Head]
     native.check_sites(model, wanted, groups)
     dataset = xr.Dataset(coords=coordinates(model, batch, run))
     found: dict[Site, list[Array]] = {site: [] for site in wanted}
-    for group in groups:
+    if model.remote:
+        from ..interventions.elsewhere import RemoteModel
+
+        assert isinstance(model, RemoteModel)
+        for values in model.capture(wanted, [batch.tokens(run, group) for group in groups]):
+            for site, value in zip(wanted, values, strict=True):
+                found[site].append(value.numpy())
+    for group in groups if not model.remote else ():
         points = native.read_points(model, batch.tokens(run, group), wanted)
         for site in wanted:
             found[site].append(native.capture_site(model, points, site).float().cpu().numpy())

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -207,10 +208,13 @@ def estimator_of(attrs: Mapping[str, Any]) -> tuple[str, int]:
 
 
 def _open(source: Path, attrs: Mapping[str, Any], device: str) -> Model:
-    """The model that the file names."""
-    from ..interventions.models import load
+    """The model that the file names, where it ran."""
+    from ..interventions import models
 
-    name, revision, dtype = (str(attrs[key]) for key in ("model", "model_revision", "dtype"))
+    load = partial(models.load, device=device, dtype=str(attrs["dtype"]))
+    if attrs.get("executed", "local") != "local":
+        load = partial(models.load, remote=True)
+    name, revision = (str(attrs[key]) for key in ("model", "model_revision"))
     if revision == "memory":
         raise ResultError(f"{source} was measured on a module in memory, {name}: give it as rerun(..., model=...)")
     if revision == "local":
@@ -221,9 +225,8 @@ def _open(source: Path, attrs: Mapping[str, Any], device: str) -> Model:
                 f"{source} was measured on the folder {name}, and files do not keep where folders are: "
                 f"open it with headwise.load and give it as rerun(..., model=...)"
             )
-        return load(places[0], device=device, dtype=dtype)
-    hub = {} if revision in ("shipped", "main") else {"revision": revision}
-    return load(name, device=device, dtype=dtype, **hub)
+        return load(places[0])
+    return load(name, revision=None if revision in ("shipped", "main") else revision)
 
 
 def _other_weights(attrs: Mapping[str, Any], model: Model) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -11,7 +12,7 @@ import xarray as xr
 from ..interventions.sites import Head
 from ..metrics.attention import induction
 from ..metrics.statistics import control_sets, null_p_value
-from ..metrics.weights import KINDS, Factors, composition, factors, random_composition
+from ..metrics.weights import KINDS, pair_table, random_composition
 from .ablation import METHODS, ablation_grid
 from .heads import mean_of_heads
 from .measurement import measure
@@ -20,6 +21,7 @@ from .tasks import Task
 if TYPE_CHECKING:
     from ..interventions.models import Model
 
+Array = np.ndarray[Any, Any]
 FOLDING = ("folded", "raw")
 PAIR = ("sender_layer", "sender_head", "receiver_layer", "receiver_head")
 
@@ -39,13 +41,15 @@ def composition_scores(model: Model, *, draws: int = 200, seed: int = 0) -> xr.D
         ``floor_sd(kind)``: the same score for random Gaussian factors of the same shape.
     """
     shape = model.shape
-    table = np.full((len(KINDS), len(FOLDING), *(shape.layers, shape.heads) * 2), np.nan)
-    for column, variant in enumerate(FOLDING):
-        layers = [_factors(model, layer, variant == "folded") for layer in model.layers]
-        for later in model.layers:
-            for earlier in range(later):
-                for row, kind in enumerate(KINDS):
-                    table[row, column, earlier, :, later, :] = composition(kind, layers[earlier], layers[later])
+    score = partial(_tables, centred=model.family.centred)
+    if model.remote:
+        from ..interventions.elsewhere import RemoteModel
+
+        assert isinstance(model, RemoteModel)
+        table = model.score_weights(score)
+    else:
+        weights = [model.head_weights(layer) for layer in model.layers]
+        table = score([[None if part is None else part.double().cpu().numpy() for part in one] for one in weights])
     floor = random_composition(shape.d_model, shape.d_head, draws, seed)
     long = "composition score"
     return xr.Dataset(
@@ -160,9 +164,6 @@ def causal_check(
     )
 
 
-def _factors(model: Model, layer: int, folded: bool) -> Factors:
-    weights = model.head_weights(layer)
-    given = {name: part.double().cpu().numpy() for name, part in weights._asdict().items() if part is not None}
-    if not folded:
-        given = {name: part for name, part in given.items() if name.startswith("W_")}
-    return factors(**given, centred=model.family.centred)
+def _tables(layers: list[list[Array | None]], *, centred: bool) -> Array:
+    """``(kind, variant, sender layer and head, receiver layer and head)``; runs where the weights are."""
+    return np.stack([pair_table(layers, folded, centred) for folded in (True, False)], axis=1)

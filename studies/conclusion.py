@@ -23,7 +23,8 @@ class Finding:
 
 def conclude(tree: xr.DataTree) -> list[Finding]:
     """What the result of an `InductionStudy` says. Every sentence is written from numbers; none stands without one."""
-    groups = {group: write(tree[group].to_dataset()) for group, write in WRITERS.items()}
+    there = {node.path.strip("/") for node in tree.subtree}  # a server may give no gradients, and so no estimates
+    groups = {group: write(tree[group].to_dataset()) for group, write in WRITERS.items() if group in there}
     return [
         Finding(group.partition("/")[0], text)
         for group, texts in {"summary": list(_summary(tree)), **groups, "limits": _limits(tree)}.items()

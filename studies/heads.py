@@ -53,7 +53,10 @@ def head_scores(model: Model, task: Task, metrics: Sequence[Metric] = SCORES) ->
 
 
 def untrained_scores(model: Model, task: Task, metrics: Sequence[Metric], seeds: Sequence[int]) -> xr.Dataset:
-    """Scores (mean over examples) of models of the same shape with random weights, ``(seed, layer, head)``."""
+    """Scores (mean over examples) of models of the same shape with random weights, ``(seed, layer, head)``.
+
+    They are made and run here, one after the other, also where `model` is on a server: memory for one is needed.
+    """
     import torch
 
     from ..interventions.models import load
@@ -63,7 +66,8 @@ def untrained_scores(model: Model, task: Task, metrics: Sequence[Metric], seeds:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             module = type(model.module)(model.module.config)
-        untrained = load(module, device=str(model.device), dtype=model.dtype, tokenizer=model.tokenizer)
+        device = "auto" if model.remote else str(model.device)
+        untrained = load(module, device=device, dtype=model.dtype, tokenizer=model.tokenizer)
         scores = head_scores(untrained, task, metrics)
         found.append(scores[[metric.name for metric in metrics]].mean("example", keep_attrs=True))
     return xr.concat(found, xr.DataArray(list(seeds), dims="seed", name="seed"))

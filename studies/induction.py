@@ -14,6 +14,7 @@ import xarray as xr
 
 from ..errors import DeclarationError, whole
 from ..interventions import codec
+from ..interventions.digest import short_hash
 from ..interventions.sites import Head
 from . import ablation, behaviour, composition, heads, patching, shards, words
 from .conclusion import conclude
@@ -107,15 +108,15 @@ class InductionStudy:
         Returns
         -------
         DataTree
-            One group for each stage (``estimates`` holds two, ``ablation`` and ``patching``), and the conclusion as
-            JSON text in the attributes.
+            One group for each stage (``estimates`` holds two, ``ablation`` and ``patching``; it is left out where a
+            server gives no gradients), and the conclusion as JSON text in the attributes.
         """
         self.task.draw(model)  # what does not fit the model is refused before any forward pass
         if out is None:
             return self._run(model, progress)
-        about = provenance(model) | {"title": self._title(model), "study": self.to_json(), "task": self._task()}
-        inputs = shards.short_hash(self.to_json(), json.dumps(model_identity(model)))
-        with shards.keeping(out, about, resume) as kept:
+        about = {"title": self._title(model), "study": self.to_json(), "task": self._task()}
+        with shards.keeping(out, lambda: provenance(model) | about, resume) as kept:
+            inputs = short_hash(self.to_json(), json.dumps(model_identity(model)))
             if (there := kept.finished(inputs)) is not None:
                 return there
             tree = self._run(model, progress, lambda name, make: kept.stage(f"{inputs}-{name}", make))
@@ -159,8 +160,9 @@ class InductionStudy:
         stage("composition", lambda: self._composition(model, found["previous-token"], found["induction"]))
         score = parts["heads"]["induction"].mean("example")
         stage("words", lambda: words.words_in_context(model, found["induction"], score))
-        stage("estimates", xr.Dataset)  # two groups, and nothing beside them: their metrics differ
-        for name, sweep in (("ablation", ablation), ("patching", patching)):
+        if model.has_gradients:
+            stage("estimates", xr.Dataset)  # two groups, and nothing beside them: their metrics differ
+        for name, sweep in (("ablation", ablation), ("patching", patching)) if model.has_gradients else ():
             make = partial(sweep.estimates_of_every_head, model, task, parts[name], STEPS)
             stage("estimates", make, f"estimates/{name}")
 

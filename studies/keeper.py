@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from types import CodeType, FunctionType
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
 import xarray as xr
 
 from ..interventions.codec import encode
+from ..interventions.digest import array_bytes, code_hash, short_hash
 from ..interventions.outcome import Inputs, Piece
 from ..interventions.plan import Plan
 from .results import model_identity
-from .shards import Shards, short_hash
+from .shards import Shards
 from .tables import TASKS
 
 if TYPE_CHECKING:
     from ..interventions.known import Reader
     from ..interventions.models import Model
-
-Array = np.ndarray[Any, Any]
 
 
 class PassKeeper:
@@ -34,6 +31,8 @@ class PassKeeper:
     plan : Plan
     readers : sequence of Reader
     inputs : Inputs
+    whole : bool
+        Whether values are kept for each scored position, or their mean.
 
     Attributes
     ----------
@@ -43,9 +42,17 @@ class PassKeeper:
         For each condition, the hash of its edits.
     """
 
-    def __init__(self, shards: Shards, model: Model, plan: Plan, readers: Sequence[Reader], inputs: Inputs) -> None:
+    def __init__(
+        self,
+        shards: Shards,
+        model: Model,
+        plan: Plan,
+        readers: Sequence[Reader],
+        inputs: Inputs,
+        whole: bool = True,
+    ) -> None:
         self.shards = shards
-        common = json.dumps([model_identity(model), plan.base])
+        common = json.dumps([model_identity(model), plan.base] + ([] if whole else ["mean over positions"]))
         self.groups = [
             short_hash(common, *_prompts(plan, inputs, at), *(_reader(reader, at) for reader in readers))
             for at in range(len(plan.groups))
@@ -103,8 +110,8 @@ def _prompts(plan: Plan, inputs: Inputs, group: int) -> Iterator[bytes | str]:
     """Token ids of every run and of the reference draw, and what is scored."""
     for run in plan.runs:
         yield run
-        yield _bytes(inputs.runs[run][group])
-    yield _bytes(inputs.reference[group]) if inputs.reference else ""
+        yield array_bytes(inputs.runs[run][group])
+    yield array_bytes(inputs.reference[group]) if inputs.reference else ""
     yield json.dumps(plan.groups[group].scored)
 
 
@@ -118,40 +125,5 @@ def _reader(reader: Reader, group: int) -> bytes:
     ]
     for run, given in reader.arguments.items():
         for name, value in given[group].items():
-            parts += [run, name, _bytes(value)]
+            parts += [run, name, array_bytes(value)]
     return short_hash(*parts).encode()
-
-
-def _bytes(array: Any) -> bytes:
-    flat: Array = np.ascontiguousarray(array)
-    return f"{flat.shape} {flat.dtype.str} ".encode() + flat.tobytes()
-
-
-def code_hash(function: Callable[..., Any]) -> str:
-    """A hash of what a function does: its code, its defaults, what it closes over, and functions it calls by name."""
-    return short_hash(*_code(function, set()))
-
-
-def _code(value: object, seen: set[int]) -> Iterator[str]:
-    if id(value) in seen:
-        return
-    seen.add(id(value))
-    if isinstance(value, FunctionType):
-        yield from _code(value.__code__, seen)
-        cells = [cell.cell_contents for cell in value.__closure__ or ()]
-        for inner in (value.__defaults__, value.__kwdefaults__, *cells):
-            yield from _code(inner, seen)
-        for name in value.__code__.co_names:
-            if isinstance(other := value.__globals__.get(name), FunctionType):
-                yield from _code(other, seen)
-    elif isinstance(value, CodeType):
-        yield value.co_code.hex() + " ".join(value.co_names + value.co_varnames)
-        for constant in value.co_consts:
-            yield from _code(constant, seen)
-    elif isinstance(function := getattr(value, "func", None), FunctionType):  # functools.partial
-        yield from _code(function, seen)
-        yield repr((getattr(value, "args", ()), getattr(value, "keywords", {})))
-    elif isinstance(value, np.ndarray) or hasattr(value, "detach"):
-        yield _bytes(value.detach().cpu() if hasattr(value, "detach") else value).hex()
-    else:
-        yield repr(value)

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING
 
 import xarray as xr
 
+from ..errors import DeclarationError
+from ..interventions.digest import short_hash
 from ..interventions.plan import Plan
 from ..metrics.card import Metric
 from ..metrics.outputs import loss
 from . import shards
+from .labels import check_remote
 from .results import provenance
 from .setup import What, check_estimable, set_up
 from .tasks import Task
@@ -36,6 +39,7 @@ def measure(
     estimator: str = "exact",
     steps: int = 8,
     check: bool = True,
+    remote: bool | None = None,
     progress: Callable[[int, int], None] | bool | None = None,
     out: str | os.PathLike[str] | None = None,
     resume: bool = True,
@@ -67,6 +71,10 @@ def measure(
     check : bool
         Before the first sweep on a model, see on one short prompt that planned passes give what its own forward pass
         gives (see `headwise.interventions.selfcheck`).
+    remote : bool, optional
+        A model runs where `headwise.load` opened it: here, or on NDIF with ``load(name, remote=True)``. True and False
+        make sure of it. Of a server, metrics come back and no activations; jobs are sent without waiting, and with
+        `out` they are written down beside the finished passes, so that the same call finds them after anything.
     progress : callable or bool, optional
         Called with passes done and in all; True and False force a bar on or off; by default a bar is shown in a
         terminal once the work has taken two seconds.
@@ -96,15 +104,20 @@ def measure(
         A self-check failed, or a single prompt needs more memory than there is.
     ResultError
         `out` cannot be written, or another process is writing it; what was finished is kept.
+    ServerError
+        The server of a remote model cannot be reached, or refuses; the text says what to do.
     """
     setup = set_up(model, task, what, metrics, base=base, per_position=per_position, batch_size=batch_size)
+    check_remote(model, remote)
+    if executor is not None and model.remote:
+        raise DeclarationError(f"executor=...: {model.name} runs on a server, which shares out its passes itself")
     check_estimable(setup.metrics, estimator, steps, per_position)
     work = Work(model, task, what, setup, base, per_position, estimator, steps, check)
     if out is None:
         return work.run(progress, work.keeper(shards.current()), executor)
-    with shards.keeping(out, provenance(model) | work.attrs, resume) as kept:
+    with shards.keeping(out, lambda: provenance(model) | work.attrs, resume) as kept:
         keeper = work.keeper(kept)
-        inputs = shards.short_hash(keeper.inputs, json.dumps(work.attrs), str(per_position))
+        inputs = short_hash(keeper.inputs, json.dumps(work.attrs), str(per_position))
         if (there := kept.finished(inputs)) is not None:
             return there.to_dataset()
         dataset = work.run(progress, keeper, executor).assign_attrs(inputs=inputs)
@@ -129,7 +142,7 @@ def plan(
     model, task, what, metrics, base, batch_size
         As for `measure`.
     timed : bool
-        Run a few plain forward passes to estimate the time.
+        Run a few plain forward passes to estimate the time; not where the model is on a server.
 
     Returns
     -------
@@ -138,7 +151,7 @@ def plan(
     """
     setup = set_up(model, task, what, metrics, base=base, per_position=False, batch_size=batch_size)
     setup.readers()  # refuses metrics that the task cannot have, as `measure` does
-    if not timed:
+    if not timed or model.remote:
         return setup.plan
     from ..interventions.deviation import speed
 

@@ -54,6 +54,7 @@ class Progress:
         self.task: Any = None
         self.asked = False
         self.before: Any = None
+        self.said = ""
 
     def __enter__(self) -> Progress:
         ours = threading.current_thread() is threading.main_thread()
@@ -75,9 +76,22 @@ class Progress:
                 self._open(total)
             seconds = time.monotonic() - self.started
             self.bar.update(self.task, completed=done, total=total, rate=f"{done / seconds:.3g} {self.unit}/s")
+        self._stop_if_asked(f"after {done} of {total} {self.unit}")
+
+    def _stop_if_asked(self, when: str) -> None:
         if self.asked:
             kept = "nothing of this measurement is kept" if self.kept is None else f"they are kept in {self.kept}"
-            raise Stopped(f"stopped after {done} of {total} {self.unit}; {kept}")
+            raise Stopped(f"stopped {when}; {kept}")
+
+    def say(self, text: str) -> None:
+        """Say how work is doing that runs elsewhere, beside what is done."""
+        self.said = text
+        patient = time.monotonic() - self.started < self.patience
+        if self.bar is None and self.callback is None and self.wanted and not patient:
+            self._open(0)
+        if self.bar is not None:
+            self.bar.update(self.task, description=f"{self.label} ({text})")
+        self._stop_if_asked(f"while waiting ({text})")
 
     def _open(self, total: int) -> None:
         from rich.console import Console
@@ -93,7 +107,8 @@ class Progress:
             TextColumn("left"),
         )
         self.bar = Bar(*columns, console=Console(stderr=True), transient=True)
-        self.task = self.bar.add_task(self.label, total=total, rate="")
+        label = f"{self.label} ({self.said})" if self.said else self.label
+        self.task = self.bar.add_task(label, total=total, rate="")
         self.bar.start()
 
     def __exit__(

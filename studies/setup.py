@@ -101,8 +101,8 @@ def set_up(
         batch_size=batch_size,
         reads_patterns=any(metric.kind == "pattern" for metric in chosen),
         columns=logits_wanted(chosen),
-        budget=memory.budget(model.device),
-        overhead=memory.overhead(model.device),
+        budget=memory.REMOTE_BUDGET if model.remote else memory.budget(model.device),
+        overhead=memory.ACCELERATOR_OVERHEAD if model.remote else memory.overhead(model.device),
     )
     return Setup(chosen, axes, declared, batch, plan)
 

@@ -1,13 +1,13 @@
 """What is finished of a result, on disk while the rest is computed, so that killed work goes on where it was.
 
 Beside ``NAME.nc`` lies ``NAME.nc.parts/`` until the result is whole: one NetCDF file for each pass of a plan and each
-stage of a study, each written beside its name, flushed and renamed. A name holds the hash of everything that the
+stage of a study, each written beside its name, flushed and renamed; and a ``.job`` for each job that a server has of
+it (its number there, never a key). A name holds the hash of everything that the
 numbers depend on, so that only work that asks the same finds them, and the hash of the file, so that damage is seen.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -17,11 +17,14 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import xarray as xr
 from filelock import SoftFileLock, Timeout
 
 from ..errors import DeclarationError, ResultError, ResultWarning
+from ..interventions import book
+from ..interventions.digest import short_hash
 from .progress import Stopped
 from .results import check_writable, flush, open_tree, reason, write_beside
 
@@ -111,6 +114,26 @@ class Shards:
         write_beside(self.target, lambda path: result.to_netcdf(path, engine="netcdf4"), beside)
         self.clear()
 
+    def job(self, key: str) -> dict[str, Any] | None:
+        """What is known of a job that was sent to a server; None where nothing is, or where it cannot be read."""
+        try:
+            found = json.loads(self._job(key).read_text())
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
+    def note_job(self, key: str, record: dict[str, Any]) -> None:
+        """Keep what is known of a job, on the disk before anything else is done."""
+        text = json.dumps(record)
+        write_beside(self._job(key), lambda path: path.write_text(text), self.folder / f"{key}.part")
+
+    def drop_job(self, key: str) -> None:
+        """Forget a job, whose values are stored."""
+        self._job(key).unlink(missing_ok=True)
+
+    def _job(self, key: str) -> Path:
+        return self.folder / f"{key}.job"
+
     def clear(self) -> None:
         """Take away all parts."""
         for path in self.folder.iterdir():
@@ -132,7 +155,7 @@ class Shards:
             path.unlink(missing_ok=True)
 
     def _release(self) -> None:
-        if not any(path.suffix == ".nc" for path in self.folder.iterdir()):
+        if not any(path.suffix in (".nc", ".job") for path in self.folder.iterdir()):
             self.clear()
         self.lock.release()
         with suppress(OSError):  # parts are left for the next time, or another process has begun
@@ -140,15 +163,15 @@ class Shards:
 
 
 @contextmanager
-def keeping(out: str | os.PathLike[str], about: Mapping[str, object], resume: bool) -> Iterator[Shards]:
+def keeping(out: str | os.PathLike[str], about: Callable[[], Mapping[str, object]], resume: bool) -> Iterator[Shards]:
     """The parts of the result `out`, for one process at a time; measurements made meanwhile keep their passes there.
 
     Parameters
     ----------
     out : path
         Ends in ``.nc``.
-    about : mapping
-        What the result will be, for those who look at the folder.
+    about : callable
+        Gives what the result will be, for those who look at the folder.
     resume : bool
         Whether parts that are there are used; else they are removed.
 
@@ -162,11 +185,12 @@ def keeping(out: str | os.PathLike[str], about: Mapping[str, object], resume: bo
     try:
         if not resume:
             shards.clear()
-        note = dict(about) | {"created": datetime.now(UTC).isoformat(timespec="seconds")}
-        write_beside(shards.folder / "about.json", lambda path: path.write_text(json.dumps(note, indent=1)))
         token = _CURRENT.set(shards)
         try:
-            yield shards
+            with book.writing(shards):
+                note = dict(about()) | {"created": datetime.now(UTC).isoformat(timespec="seconds")}
+                write_beside(shards.folder / "about.json", lambda path: path.write_text(json.dumps(note, indent=1)))
+                yield shards
         except KeyboardInterrupt as error:
             if str(error) or not any(shards.folder.glob("*.nc")):
                 raise
@@ -192,15 +216,6 @@ def netcdf_path(out: str | os.PathLike[str]) -> Path:
 def parts_of(target: Path) -> Path:
     """Where the finished parts of a result are kept."""
     return target.with_name(f"{target.name}.parts")
-
-
-def short_hash(*parts: bytes | str) -> str:
-    """SHA-256 of all parts, its first 16 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for part in parts:
-        content = part.encode() if isinstance(part, str) else part
-        digest.update(f"{len(content)} ".encode() + content)
-    return digest.hexdigest()[:16]
 
 
 def _owner(lock: Path) -> str:

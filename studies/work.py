@@ -82,7 +82,8 @@ class Work:
             return None
         from .keeper import PassKeeper
 
-        return PassKeeper(kept, self.model, self.setup.plan, self.readers, self.inputs)
+        whole = self.per_position or not self.model.remote  # of a server, the mean over positions comes back
+        return PassKeeper(kept, self.model, self.setup.plan, self.readers, self.inputs, whole)
 
     def run(
         self,
@@ -109,7 +110,9 @@ class Work:
             selfcheck.check_model(model)
         where = None if keeper is None or self.estimator != "exact" else keeper.shards.folder
         with Progress("measuring", progress, kept=where) as bar:
-            if self.estimator == "exact":
+            if model.remote:
+                outcome = self._elsewhere(bar, keeper)
+            elif self.estimator == "exact":
                 elsewhere = None if executor is None else partial(run_on, executor, self)
                 outcome = engine.run_plan(model, plan, readers, inputs, bar.update, keeper, elsewhere)
             else:
@@ -121,6 +124,18 @@ class Work:
         if deviation:
             dataset.attrs["float32_deviation"] = json.dumps(deviation)
         return dataset
+
+    def _elsewhere(self, bar: Progress, keeper: PassKeeper | None) -> Outcome:
+        """The same on the server that has the model."""
+        from ..interventions import remote
+        from ..interventions.elsewhere import RemoteModel
+
+        assert isinstance(self.model, RemoteModel)
+        given = (self.model, self.setup.plan, self.readers, self.inputs)
+        if self.estimator == "exact":
+            return remote.run_plan(*given, bar.update, keeper, positions=self.per_position, say=bar.say)
+        steps = self.steps if self.estimator == "integrated" else None
+        return remote.run_estimate(*given, steps, bar.update, positions=self.per_position, say=bar.say)
 
 
 def _variables(

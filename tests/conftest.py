@@ -9,6 +9,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from loopback import KEY, Loopback
 from planted import planted_model
 from raw_hooks import random_gpt2
 
@@ -63,3 +64,28 @@ def planted():
 def words_model():
     """The shipped model."""
     return hw.load("words-2l")
+
+
+@pytest.fixture(scope="session")
+def _loopback(tmp_path_factory):
+    from headwise.interventions.models import SHIPPED
+
+    folder = str((SHIPPED / "words-2l").resolve())
+    server = Loopback(tmp_path_factory.mktemp("ndif"), {folder: folder}, key=KEY).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def server(_loopback, monkeypatch):
+    """A server on loopback that has the shipped model, and nnsight set to it."""
+    from nnsight.schema.config import CONFIG
+
+    from headwise.interventions import office
+
+    monkeypatch.setattr(CONFIG.API, "HOST", _loopback.host)
+    monkeypatch.setattr(CONFIG.API, "APIKEY", KEY)
+    monkeypatch.setattr(office, "PAUSES", (0.02, 0.1))
+    monkeypatch.setattr(office, "GIVE_UP", 20.0)
+    yield _loopback
+    _loopback.quiet()

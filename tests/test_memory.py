@@ -10,7 +10,7 @@ import torch
 
 import headwise as hw
 from headwise.errors import ModelError
-from headwise.interventions import Grid, Head, Layer, MeanAblate, Patch, engine, memory
+from headwise.interventions import Grid, Head, Layer, MeanAblate, Patch, engine, memory, traces
 from headwise.metrics import induction, logit_diff, loss
 from headwise.studies import RepeatedTokens, measure
 
@@ -142,7 +142,7 @@ def test_memory_is_flat_in_the_number_of_conditions(monkeypatch):
     model = hw.load(raw_hooks.random_gpt2(2, 4, 8, 60, 40))
     monkeypatch.setattr(memory, "budget", lambda device: 2**24)
     peaks = []
-    real = engine.traced
+    real = traces.planned
 
     def watched(*arguments):
         values = real(*arguments)
@@ -150,7 +150,7 @@ def test_memory_is_flat_in_the_number_of_conditions(monkeypatch):
         peaks[-1] = max(peaks[-1], sum(tensors.values()))
         return values
 
-    monkeypatch.setattr(engine, "traced", watched)
+    monkeypatch.setattr(traces, "planned", watched)
     for times in (1, 8):
         peaks.append(0)
         what = {f"{number} {head}": Patch(Head(1, head)) for number in range(12 * times) for head in range(4)}

@@ -157,9 +157,23 @@ def test_packages_import_in_one_direction_only():
 def test_inside_interventions_imports_go_one_way():
     declared = ["components", "sites", "edits", "steering", "paths", "grid", "codec", "estimators"]
     planned = ["shape", "lowering", "checks", "cost", "packing", "explain", "plan"]
-    inside = ["rows", "projections", "rotation", "attention", "score", "forward", "ops"]
-    run = ["family", "architectures", "models", "known", "native", "values", "jobs", "memory", "outcome", "engine"]
-    order = [*declared, *planned, *inside, *run, "gradients", "selfcheck", "deviation"]
+    inside = ["rows", "projections", "rotation", "attention", "score", "forward", "ops", "fill", "traces", "tangent"]
+    inside += ["calls", "served"]
+    run = [
+        "places",
+        "family",
+        "architectures",
+        "models",
+        "known",
+        "native",
+        "values",
+        "jobs",
+        "memory",
+        "outcome",
+        "engine",
+    ]
+    away = ["book", "digest", "refusals", "wire", "office", "elsewhere", "remote"]
+    order = [*declared, *planned, *inside, *run, "engine", "gradients", *away, "selfcheck", "deviation"]
     assert {path.stem for path in (ROOT / "interventions").glob("[!_]*.py")} == set(order)
     for name in order:
         tree = ast.parse((ROOT / "interventions" / f"{name}.py").read_text())

@@ -7,7 +7,7 @@ import raw_hooks
 
 import headwise as hw
 from headwise.errors import ModelError
-from headwise.interventions import Head, ZeroAblate, selfcheck
+from headwise.interventions import Head, ZeroAblate, selfcheck, traces
 from headwise.metrics import loss
 from headwise.studies import RepeatedTokens, measure
 
@@ -57,8 +57,8 @@ def test_a_block_that_keeps_something_to_itself_is_found():
 
 @pytest.mark.parametrize("part", ["project", "combine"])
 def test_a_part_that_computes_something_else_is_found(part, monkeypatch):
-    usual = getattr(selfcheck, part)
-    monkeypatch.setattr(selfcheck, part, lambda *given: 2 * usual(*given))
+    usual = getattr(traces, part)
+    monkeypatch.setattr(traces, part, lambda *given: 2 * usual(*given))
     assert any(one.startswith(f"parts ({part} of layer 0") for one in selfcheck.failures(hw.load(module())))
 
 

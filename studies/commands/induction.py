@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import DeclarationError
-from .shared import add_command, add_model, quiet_libraries, say, shown
+from .shared import add_command, add_model, open_model, quiet_libraries, say, shown
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -19,6 +19,7 @@ EXAMPLES = """  headwise induction                                 the shipped m
   headwise induction --model openai-community/gpt2   GPT-2 from the Hub
   headwise induction --model ./my-gpt2 --n 16        a local folder
   headwise induction --seed 1 --out results/seed-1.nc
+  headwise induction --model openai-community/gpt2 --remote   on NDIF
 """
 
 
@@ -60,11 +61,10 @@ def run(options: argparse.Namespace) -> int:
     out = check_writable(out)
     check_writable(out.with_suffix(".html"))
     say(f"opening {options.model}")
-    from ...interventions.models import load
     from ..report.writing import write_report
 
     quiet_libraries()
-    model = load(options.model, revision=options.revision, device=options.device)
+    model = open_model(options, options.revision)
     names = list(STAGES)
     begun: list[str] = []
 

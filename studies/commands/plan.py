@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .shared import add_command, add_json, add_model, quiet_libraries
+from .shared import add_command, add_json, add_model, open_model, quiet_libraries
 
 EXAMPLES = """  headwise plan                                      every head ablated
   headwise plan --what qkv --metric logit_diff       q, k, v of every head
@@ -44,11 +44,10 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Make the plan and print it."""
-    from ...interventions.models import load
     from ..planning import figures, sweep
 
     quiet_libraries()
-    model = load(options.model, device=options.device)
+    model = open_model(options)
     size = options.batch_size
     plan = sweep(
         model,

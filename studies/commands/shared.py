@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
 
+    from ...interventions.models import Model
+
 Run = Callable[[argparse.Namespace], int]
 PLAIN_WIDTH = 100
 """Characters in a line where the output is no terminal."""
@@ -75,9 +77,17 @@ def add_json(parser: argparse.ArgumentParser, words: str) -> None:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """``--model`` and ``--device``, of commands that run one."""
+    """``--model``, ``--device`` and ``--remote``, of commands that run one: see `open_model`."""
     parser.add_argument("--model", default="words-2l", help="shipped name, Hub id or folder (default: %(default)s)")
     add_device(parser)
+    parser.add_argument("--remote", action="store_true", help="leave the model on NDIF, and run there")
+
+
+def open_model(options: argparse.Namespace, revision: str | None = None) -> Model:
+    """The model that the options name, here or on NDIF."""
+    from ...interventions.models import load
+
+    return load(options.model, revision=revision, device=options.device, remote=options.remote)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

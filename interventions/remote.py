@@ -1,0 +1,259 @@
+"""Runs a plan on a server: groups of passes as jobs, of which metrics come back. The driver beside `engine`.
+
+A group of passes is one session: what is read of the runs stays on the server until its passes are done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import ModelError
+from . import served
+from .elsewhere import RemoteModel
+from .engine import check_readers, kernels_of
+from .gradients import chunks_of, described_estimate
+from .jobs import Job as Laid
+from .known import Known, Reader
+from .native import native_point, point_of
+from .office import Failed, Job
+from .outcome import Inputs, Keeper, Outcome, Part, Piece
+from .packing import Chunk, Pass
+from .plan import Plan
+from .refusals import is_memory
+from .wire import unpacked
+
+ROWS = 8192
+"""Rows of one job, more or less."""
+Say = Callable[[str], None]
+Told = Callable[[int, int], None]
+
+
+def run_plan(
+    model: RemoteModel,
+    plan: Plan,
+    readers: Sequence[Reader],
+    inputs: Inputs,
+    progress: Told | None = None,
+    keeper: Keeper | None = None,
+    *,
+    positions: bool = True,
+    say: Say | None = None,
+) -> Outcome:
+    """As `engine.run_plan`, on the server of `model`.
+
+    Parameters
+    ----------
+    model, plan, readers, inputs, progress, keeper
+        As there; what was sent before, and may be finished by now, is asked for instead of being sent again.
+    positions : bool
+        Whether values come back for each scored position, or their mean.
+    say : callable, optional
+        Gets a line on how the jobs are doing.
+    """
+    check_readers(plan, readers)
+    outcome = Outcome(plan)
+    for piece in keeper.found() if keeper is not None else ():
+        outcome.put(piece)
+    waiting = [
+        session
+        for whole in sessions(plan)
+        for session in _left(model, plan, whole, outcome, readers, inputs, positions)
+    ]
+
+    def tell() -> None:
+        left = sum(len(chunk.passes) + len(plan.runs) for chunk in outcome.missing())
+        if progress is not None:
+            progress(plan.steps - left, plan.steps)
+
+    while waiting:
+        again: list[list[Chunk]] = []
+        jobs = [program(model, plan, session, readers, inputs, positions) for session in waiting]
+        for at, result in model.office.run(jobs, say):
+            if isinstance(result, Failed):
+                if not is_memory(result.reason):
+                    raise model.office.failure(result)
+                again += halved(model, waiting[at], result)
+                continue
+            for piece in pieces(plan, waiting[at], unpacked(result)):
+                outcome.put(piece)
+                if keeper is not None:
+                    keeper.keep(piece)
+            model.office.close(jobs[at])
+            tell()
+        waiting = again
+    return outcome.close()
+
+
+def run_estimate(
+    model: RemoteModel,
+    plan: Plan,
+    readers: Sequence[Reader],
+    inputs: Inputs,
+    steps: int | None,
+    progress: Told | None = None,
+    *,
+    positions: bool = True,
+    say: Say | None = None,
+) -> Outcome:
+    """As `gradients.run_estimate`, on the server of `model`."""
+    check_readers(plan, readers)
+    outcome, done = Outcome(plan), 0
+    chunks = list(chunks_of(plan, steps or 1))
+    total = sum(chunk.size for chunk in chunks)
+    jobs = []
+    for chunk in chunks:
+        known, laid = _chunk(model, plan, replace(chunk, passes=()), readers, inputs, chunk)
+        laid["estimate"] = described_estimate(model, plan, chunk, known, [one.name for one in readers], steps)
+        jobs.append(_job(model, "estimates", served.estimates, [laid], readers, positions))
+    for at, result in model.office.run(jobs, say):
+        if isinstance(result, Failed):
+            raise model.office.failure(result)
+        *runs, change = unpacked(result)
+        chunk = chunks[at]
+        for piece in _runs(plan, chunk, runs):
+            outcome.put(piece)
+        if plan.conditions:
+            base = {name: value.numpy() for name, value in runs[0].items()}
+            estimates = {name: base[name] + value.numpy()[..., None] for name, value in change.items()}
+            outcome.put(Piece(chunk.group, chunk.examples, estimates, None, tuple(range(len(plan.conditions)))))
+        done += chunk.size
+        if progress is not None:
+            progress(done, total)
+    return outcome
+
+
+def sessions(plan: Plan) -> Iterator[list[Chunk]]:
+    """The chunks of a plan in groups, the same ones however much of them is done; long chunks in several."""
+    group: list[Chunk] = []
+    rows = 0
+    for chunk in plan.chunks:
+        passes: list[Pass] = []
+        for one in (*chunk.passes, None):
+            more = len(one.conditions) * chunk.size if one is not None else 0
+            if group and not passes and rows + more + chunk.size * len(plan.runs) > ROWS:
+                yield group
+                group, rows = [], 0
+            if one is None:
+                break
+            if passes and rows + more > ROWS:
+                yield [*group, replace(chunk, passes=tuple(passes))]
+                group, passes, rows = [], [], 0
+            passes.append(one)
+            rows += more
+        group.append(replace(chunk, passes=tuple(passes)))
+        rows += chunk.size * len(plan.runs)
+    if group:
+        yield group
+
+
+def _left(
+    model: RemoteModel,
+    plan: Plan,
+    session: list[Chunk],
+    outcome: Outcome,
+    readers: Sequence[Reader],
+    inputs: Inputs,
+    positions: bool,
+) -> list[list[Chunk]]:
+    """What is left of a session: nothing; all of it, where it was sent before; or what is missing."""
+    missing = outcome.missing(session)
+    if not missing or missing == session:
+        return [session] if missing else []
+    known = model.office.knows(program(model, plan, session, readers, inputs, positions))
+    return [session if known else missing]
+
+
+def program(
+    model: RemoteModel, plan: Plan, session: list[Chunk], readers: Sequence[Reader], inputs: Inputs, positions: bool
+) -> Job:
+    """The job that runs the chunks of a session."""
+    laid = [_chunk(model, plan, chunk, readers, inputs, chunk)[1] for chunk in session]
+    return _job(model, "passes", served.passes, laid, readers, positions)
+
+
+def _job(
+    model: RemoteModel, what: str, function: Any, laid: list[Any], readers: Sequence[Reader], positions: bool
+) -> Job:
+    compares = any(reader.needs_base for reader in readers)
+    return model.job(what, function, {"chunks": laid, "positions": positions, "compares": compares})
+
+
+def _chunk(
+    model: RemoteModel, plan: Plan, chunk: Chunk, readers: Sequence[Reader], inputs: Inputs, reads: Chunk
+) -> tuple[Known, dict[str, Any]]:
+    """What is known here of a chunk, and the chunk as `served.passes` takes it."""
+    layers, group = model.shape.layers, plan.groups[chunk.group]
+    compare = [reader.name for reader in readers if reader.needs_base]
+    wanted = {run: {point_of(site) for site in sites} for run, sites in plan.sources().items()}
+    base = {native_point(layer, name, layers) for layer, name in plan.base_points(reads)}
+    wanted[plan.base] = wanted.get(plan.base, set()) | base
+    known = Known(drawn=len(inputs.reference[chunk.group]) if inputs.reference else 0)
+    runs = []
+    for run in ordered(plan):
+        watch, score = kernels_of(model, plan, readers, run, chunk, compare)
+        if run == plan.base:
+            known.watch, known.score = watch, score
+        tokens = _tensor(inputs.runs[run][chunk.group][slice(*chunk.examples)])
+        runs.append((run, tokens, list(group.scored), sorted(wanted.get(run, set())), watch, score))
+    reference = None
+    if plan.uses_reference:
+        points = sorted({point_of(site) for site in plan.reference_sites()})
+        reference = (_tensor(inputs.reference[chunk.group]), points)
+    passes = []
+    for one in chunk.passes:
+        points = sorted(at for at in plan.points_of(chunk, one))
+        taken = [(at, native_point(*at, layers)) for at in points if at[1] not in ("embed", "pos_embed")]
+        passes.append((Laid(model, plan, chunk, one, known, chunk.examples).make(), taken))
+    return known, {"runs": runs, "reference": reference, "passes": passes}
+
+
+def ordered(plan: Plan) -> list[str]:
+    """The runs, the base run first: some metrics compare with it."""
+    return sorted(plan.runs, key=lambda run: run != plan.base)
+
+
+def pieces(plan: Plan, session: list[Chunk], values: list[dict[str, torch.Tensor]]) -> Iterator[Piece]:
+    """What came back, as the engine would have found it."""
+    values = list(values)
+    for chunk in session:
+        yield from _runs(plan, chunk, [values.pop(0) for _ in plan.runs])
+        for one in chunk.passes:
+            made = {
+                name: value.reshape(len(one.conditions), chunk.size, *value.shape[1:]).numpy()
+                for name, value in values.pop(0).items()
+            }
+            yield Piece(chunk.group, chunk.examples, made, None, one.conditions)
+
+
+def _runs(plan: Plan, chunk: Chunk, values: list[dict[str, torch.Tensor]]) -> Iterator[Piece]:
+    for run, one in zip(ordered(plan), values, strict=True):
+        yield Piece(chunk.group, chunk.examples, {name: value.numpy() for name, value in one.items()}, run)
+
+
+def halved(model: RemoteModel, session: list[Chunk], failed: Failed) -> list[list[Chunk]]:
+    """The chunks of a session that needed too much memory, each alone and in passes half as large."""
+    if len(session) > 1:
+        return [[chunk] for chunk in session]
+    (chunk,) = session
+    parts = [
+        half for one in chunk.passes for half in Part(one, (0, chunk.size)).halves() or [Part(one, (0, chunk.size))]
+    ]
+    if all(part.examples == (0, chunk.size) for part in parts) and len(parts) > len(chunk.passes):
+        return [[replace(chunk, passes=tuple(part.one for part in parts))]]
+    start, stop = chunk.examples
+    if stop - start < 2:
+        raise ModelError(
+            f"a single prompt needs more memory on {model.name} than {model.office.host} has left: "
+            f"{failed.reason.strip().splitlines()[-1]}"
+        )
+    middle = (start + stop) // 2
+    return [[replace(chunk, examples=span)] for span in ((start, middle), (middle, stop))]
+
+
+def _tensor(array: Any) -> torch.Tensor:
+    return torch.as_tensor(np.ascontiguousarray(array))

@@ -1,0 +1,148 @@
+"""The traces themselves: what is read of a run as it is, and a planned pass. Owns every trace of a sweep.
+
+Plain functions of an nnsight handle of the model, tensors, numbers, slices and dicts of them: they run here, and inside
+a session on a server that has torch and nnsight but not this package. ``parts`` is what `jobs.described` makes of a
+model, with the handles that `opened` adds.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import nnsight
+import torch
+
+from . import forward, ops
+from .projections import combine, project, sides
+from .rows import called
+from .score import comparing, score
+
+Points = dict[tuple[int, str], torch.Tensor]
+
+
+def opened(root: Any, described: dict[str, Any]) -> dict[str, Any]:
+    """What `forward.run` has to know of a model, from its description."""
+    names = [name for name in ("blocks", "norm", "unembed", "rotary") if described[name] is not None]
+    return {**described, **{name: operator.attrgetter(described[name])(root) for name in names}}
+
+
+def nothing(device: Any) -> torch.Tensor:
+    """Tokens for a trace that never goes through the model itself."""
+    return torch.zeros((1, 1), dtype=torch.long, device=device)
+
+
+def read(root: Any, parts: dict[str, Any], tokens: torch.Tensor, wanted: set[tuple[int, str]]) -> Points:
+    """The tensors at wanted points of a pass without intervention."""
+    layers = 1 + max(layer for layer, _ in wanted)
+    with torch.no_grad(), root.trace(tokens, use_cache=False) as tracer:
+        taken, _ = ops.walk(root, parts, parts["embeddings"], parts["points"], layers, wanted, [], {})
+        nnsight.save(taken)
+        tracer.stop()
+    return {at: value.expand(len(tokens), *value.shape[1:]) for at, value in taken.items()}
+
+
+def as_it_is(
+    root: Any,
+    parts: dict[str, Any],
+    tokens: torch.Tensor,
+    scored: list[int],
+    wanted: set[tuple[int, str]],
+    watch: list[Any],
+    scoring: dict[str, Any],
+    keep_logits: bool,
+) -> tuple[Points, dict[str, torch.Tensor], torch.Tensor | None]:
+    """One pass of the model's own: what is at the wanted points, the readers' values, and the scored logits if kept.
+
+    `watch` and `scoring` are as in `forward`; kernels in ``scoring["compare"]`` also take ``base_logits``, which are
+    those of this very pass where `keep_logits` is set.
+    """
+    at = torch.tensor(scored, device=tokens.device)
+    layers, embeddings, places = parts["layers"], parts["embeddings"], parts["points"]
+    with torch.no_grad(), root.trace(tokens, use_cache=False) as tracer:
+        found: dict[str, Any] = {}
+        taken, values = ops.walk(root, parts, embeddings, places, layers, wanted, watch, {})
+        if scoring["kernels"]:
+            normed = parts["norm"].output[:, at]
+            if keep_logits:
+                found["logits"] = parts["unembed"](normed)
+            values.update(score(normed, parts["unembed"], comparing(scoring, found), len(tokens)))
+        nnsight.save(taken)
+        nnsight.save(values)
+        nnsight.save(found)
+        tracer.stop()
+    points = {point: value.expand(len(tokens), *value.shape[1:]) for point, value in taken.items()}
+    return points, dict(values), found.get("logits")
+
+
+def planned(root: Any, parts: dict[str, Any], base: Points, job: dict[str, Any], device: Any) -> dict[str, Any]:
+    """The values of a job of `forward.run`, in a trace that never goes through the model itself."""
+    with root.trace(nothing(device), use_cache=False) as tracer:
+        values = forward.measured(parts, base, job)
+        nnsight.save(values)
+        tracer.stop()
+    return dict(values)
+
+
+def slopes(
+    root: Any,
+    parts: dict[str, Any],
+    base: Points,
+    job: dict[str, Any],
+    places: list[Any],
+    names: list[str],
+    device: Any,
+) -> tuple[dict[Any, torch.Tensor], dict[str, dict[Any, torch.Tensor]]]:
+    """What is at places in such a pass, and the derivative by it of each kernel's mean over scored positions."""
+    with torch.enable_grad(), root.trace(nothing(device), use_cache=False) as tracer:
+        found = forward.slopes(parts, base, job, places, names)
+        nnsight.save(found)
+        tracer.stop()
+    values, by_name = found
+    return dict(values), {name: dict(slope) for name, slope in by_name.items()}
+
+
+def changed(
+    root: Any, parts: dict[str, Any], tokens: torch.Tensor, writes: dict[Any, list[Any]], scored: list[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of the model's own pass with changes added, at scored positions; and their deviation in the first row."""
+    embeddings, places = parts["embeddings"], parts["points"]
+    with torch.no_grad(), root.trace(tokens, use_cache=False):
+        ops.walk(root, parts, embeddings, places, parts["layers"], set(), [], writes)
+        made = root.output.logits
+        found = nnsight.save([made[:, scored], made[0].float().std()])
+    return found[0], found[1]
+
+
+def by_itself(
+    root: Any, parts: dict[str, Any], points: Points, layers: list[int], device: Any
+) -> list[list[tuple[str, float, float]]]:
+    """For each layer, how far what the family's table leads to is from what the model has, and the deviation of that.
+
+    What it leads to: q, k and v of all heads (``sides``), some columns of them (``project``), what heads write
+    (``combine``) and, in layer 0, the sum of the embeddings.
+    """
+    size, out = (parts["heads"] + 2 * parts["kv_heads"]) * parts["d_head"], parts["paths"]["out"]
+    every = []
+    for layer in layers:
+        block, z = parts["blocks"][layer], points[(layer, "z")]
+        with torch.no_grad(), root.trace(nothing(device), use_cache=False) as tracer:
+            normed = called(block, parts["paths"]["norm_1"], points[(layer, "resid_pre")])
+            whole = torch.cat(sides(parts, block, normed), -1)
+            thirds = range(0, size, size // 3 + 1)  # do not end where heads do
+            some = [project(parts, block, normed, slice(start, start + size // 3 + 1)) for start in thirds]
+            written = combine(parts, block, z, slice(0, z.shape[-1]))
+            given = called(block, out, z) - called(block, out, torch.zeros_like(z))
+            found = nnsight.save([whole, torch.cat(some, -1), written, given])
+            tracer.stop()
+        qkv = points[(layer, "qkv")]
+        pairs = [("sides", found[0], qkv), ("project", found[1], qkv), ("combine", found[2], found[3])]
+        if layer == 0:
+            embedded = torch.stack(
+                [points[(0, name)].expand_as(points[(0, "resid_pre")]) for name, _ in parts["embeddings"]]
+            )
+            pairs.append(("embeddings", embedded.sum(0), points[(0, "resid_pre")]))
+        every.append(
+            [(what, float((a.float() - b.float()).abs().max()), float(b.float().std())) for what, a, b in pairs]
+        )
+    return every

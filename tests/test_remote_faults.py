@@ -1,0 +1,324 @@
+"""What goes wrong with a server is survived or told in a line; nothing is lost or run twice, and no key is told."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+
+import numpy as np
+import pytest
+import remote_client
+from loopback import KEY, Loopback
+from nnsight.schema.config import CONFIG
+
+import headwise as hw
+from headwise.errors import ServerError, ServerWarning
+from headwise.interventions import office, remote
+from headwise.metrics import loss
+from headwise.studies import RepeatedTokens, measure
+from headwise.studies.progress import Progress
+
+TASK = RepeatedTokens(n=2, length=6)
+JOBS = 4
+
+
+@pytest.fixture
+def small_jobs(server, monkeypatch):
+    """Several jobs in a sweep, and the server's books from here on."""
+    monkeypatch.setattr(remote, "ROWS", 32)
+    monkeypatch.setattr(office, "LOST", 1.5)
+    begun = len(server.lines("executed"))
+    return lambda: server.executed()[begun:]
+
+
+@pytest.fixture(scope="session")
+def wanted(words_model):
+    return remote_client.sweep(words_model, None)
+
+
+def swept(out=None):
+    return remote_client.sweep(hw.load("words-2l", remote=True), out)
+
+
+def same(found, wanted):
+    for name in (name for name in wanted.data_vars if wanted[name].dtype.kind in "fiu"):
+        np.testing.assert_allclose(found[name], wanted[name], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("at", "how"),
+    [
+        ("request", "drop"),
+        ("received", "drop"),
+        ("received", "502"),
+        ("received", "500"),
+        ("request", "500"),
+        ("request", "503"),
+        ("request", "429"),
+        ("response", "drop"),
+        ("response", "500"),
+        ("response", "503"),
+        ("result", "drop"),
+        ("result", "503"),
+        ("request", "delay"),
+        ("response", "delay"),
+        ("execute", "delay"),
+    ],
+)
+def test_what_passes_is_survived(server, small_jobs, wanted, tmp_path, at, how):
+    server.fault(at, how, times=2, seconds=0.3)
+    same(swept(tmp_path / "out.nc"), wanted)
+    keys = small_jobs()
+    assert len(keys) == len(set(keys)) == 1 + JOBS
+    assert not (tmp_path / "out.nc.parts").exists()
+
+
+def test_waiting_ends_when_it_is_asked_to(server, small_jobs, wanted, tmp_path):
+    """Ctrl-C while jobs wait at the server: they go on there, and the same call fetches them."""
+    out = tmp_path / "out.nc"
+    server.fault("execute", "delay", times=1 + JOBS, seconds=0.7)
+    process = client(server, out)
+    until = time.monotonic() + 60
+    while len(small_jobs()) < 2 and time.monotonic() < until:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    told = process.communicate(timeout=20)[0]
+    assert "Stopped: stopped" in told
+    assert list((tmp_path / "out.nc.parts").glob("*.job"))
+    same(swept(out), wanted)
+    assert len(small_jobs()) == len(set(small_jobs())) == 1 + JOBS
+
+
+def test_a_lost_job_is_sent_again(server, small_jobs, wanted):
+    server.fault("execute", "lose")
+    with pytest.warns(ServerWarning, match=r"job \w+ is lost \(the server does not know it\): it is sent again"):
+        same(swept(), wanted)
+    assert len(small_jobs()) == len(set(small_jobs())) == 1 + JOBS
+
+
+@pytest.mark.parametrize("how", ["403", "404"])
+def test_a_result_that_is_no_longer_kept_is_computed_again(server, small_jobs, wanted, how):
+    server.fault("result", how)
+    with pytest.warns(ServerWarning, match="its result is no longer kept"):
+        same(swept(), wanted)
+    assert len(small_jobs()) == 2 + JOBS
+
+
+def test_a_server_that_starts_again(server, small_jobs, wanted, tmp_path):
+    """What it had not finished is lost with it, and sent again; what it had finished is fetched."""
+    server.fault("execute", "delay", times=1 + JOBS, seconds=0.7)
+
+    def restart():
+        until = time.monotonic() + 60
+        while len(small_jobs()) < 3 and time.monotonic() < until:
+            time.sleep(0.02)
+        time.sleep(0.2)
+        server.restart()
+
+    beside = threading.Thread(target=restart)
+    beside.start()
+    with pytest.warns(ServerWarning, match="it is sent again"):
+        found = swept(tmp_path / "out.nc")
+    beside.join()
+    same(found, wanted)
+    assert len(small_jobs()) == len(set(small_jobs())) == 1 + JOBS
+
+
+def test_running_out_of_memory_there_makes_smaller_passes(server, small_jobs, wanted):
+    there = hw.load("words-2l", remote=True)
+    there.facts  # noqa: B018
+    server.fault("execute", "error", times=2, detail="Traceback ...\ntorch.OutOfMemoryError: CUDA out of memory.")
+    same(remote_client.sweep(there, None), wanted)
+
+
+@pytest.mark.parametrize(
+    ("at", "how", "detail", "told"),
+    [
+        ("request", "401", "Missing or invalid API key.", "get one at https://login.ndif.us, then run `nnsight login`"),
+        ("request", "400", "Client nnsight version 0.8.1 is below the minimum supported 0.9.0.", "nnsight.compare()"),
+        ("request", "413", "too large", "give a smaller batch_size"),
+        ("request", "422", "no such thing", "refuses a job on words-2l: no such thing (422)"),
+        ("response", "401", "Missing or invalid API key.", "run `nnsight login` or set NDIF_API_KEY"),
+        (
+            "execute",
+            "error",
+            "Could not deploy this model. Repository Not Found",
+            "words-2l cannot be had on http://127.0.0.1",
+        ),
+        ("execute", "error", "The model architecture on this server doesn't match", "words-2l is built otherwise on"),
+        ("execute", "error", "Your job exceeded the execution timeout of 60s.", "give a smaller batch_size"),
+        ("execute", "error", "Replica was evicted. Please try again later.", "the same call goes on"),
+        ("execute", "error", "Traceback (most recent call last):\n  File x\nValueError: odd", "ValueError: odd"),
+        ("execute", "error", "", "it gives no reason"),
+    ],
+)
+def test_what_does_not_pass_is_told_in_a_line(server, at, how, detail, told):
+    server.fault(at, how, detail=detail)
+    with pytest.raises(ServerError) as caught:
+        swept()
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("given", [None, "short", "9c1bb6aa-0000-4d0e-9b59-000000000000"])
+def test_a_key_that_is_missing_or_refused(server, monkeypatch, given, tmp_path, caplog):
+    monkeypatch.setattr(CONFIG.API, "APIKEY", given)
+    with pytest.raises(hw.HeadwiseError) as caught:
+        swept(tmp_path / "out.nc")
+    told = "".join(traceback.format_exception(caught.value)) + caplog.text
+    assert ("wants a key, and nnsight found none" if given is None else "refuses the key") in told
+    assert given is None or given not in told
+
+
+def test_a_model_that_the_server_does_not_have(server, tmp_path, small_model):
+    small_model.module.save_pretrained(tmp_path)
+    tokens = hw.load("words-2l").tokenizer
+    there = hw.load(tmp_path, remote=True, tokenizer=tokens)
+    with pytest.raises(ServerError, match=r"cannot be had on .*Repository Not Found.*nnsight\.status\(\)"):
+        measure(there, TASK, None, [loss])
+
+
+def test_a_server_that_is_not_there(server, monkeypatch):
+    monkeypatch.setattr(CONFIG.API, "HOST", "http://127.0.0.1:1")
+    monkeypatch.setattr(office, "GIVE_UP", 0.3)
+    with pytest.raises(ServerError, match=r"http://127\.0\.0\.1:1 gives no answer: .*Connection refused"):
+        swept()
+
+
+def environment(server):
+    return os.environ | {"NDIF_HOST": server.host, "NDIF_API_KEY": KEY, "HF_HUB_OFFLINE": "1"}
+
+
+def client(server, out, kind="sweep"):
+    return subprocess.Popen(
+        [sys.executable, str(Path(remote_client.__file__)), str(out), kind],
+        env=environment(server),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("moment", [1, 3, 5])
+def test_a_client_that_is_killed_finds_its_jobs(server, small_jobs, wanted, tmp_path, moment):
+    """Killed when the server has run some of its jobs; the next client gets them all, and sends what was not sent."""
+    out = tmp_path / "out.nc"
+    server.fault("execute", "delay", times=1 + JOBS, seconds=0.5)
+    process = client(server, out)
+    until = time.monotonic() + 60
+    while len(small_jobs()) < moment and time.monotonic() < until:
+        time.sleep(0.05)
+    time.sleep(0.2 if moment <= JOBS else 0)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert out.is_file() or list((tmp_path / "out.nc.parts").glob("*.job"))
+    same(swept(out), wanted)
+    keys = small_jobs()
+    assert len(keys) == len(set(keys)) == 1 + JOBS
+
+
+def test_a_study_that_is_killed_twice_runs_nothing_twice(server, small_jobs, words_model, tmp_path):
+    out = tmp_path / "out.nc"
+    for many in (4, 12):
+        server.fault("execute", "delay", times=many, seconds=0.3)
+        process = client(server, out, "study")
+        until = time.monotonic() + 60
+        while len(small_jobs()) < many and time.monotonic() < until:
+            time.sleep(0.02)
+        process.kill()
+        process.communicate()
+    server.quiet()
+    found = remote_client.study(hw.load("words-2l", remote=True), out)
+    keys = small_jobs()
+    assert len(keys) == len(set(keys))
+    wanted = remote_client.study(words_model, None)
+    assert found.attrs["heads"] == wanted.attrs["heads"]
+    for group in ("ablation", "sets", "patching", "composition"):
+        same(found[group].to_dataset(), wanted[group].to_dataset())
+
+
+def test_no_key_is_written_anywhere(server, small_jobs, tmp_path, caplog, capfd):
+    caplog.set_level("DEBUG")
+    out = tmp_path / "out.nc"
+    server.fault("execute", "error", detail=f"ValueError: somebody said {KEY}")
+    with pytest.raises(ServerError) as caught:
+        swept(out)
+    server.fault("execute", "delay", times=3, seconds=0.3)
+    server.fault("response", "503", times=2, detail=f"{KEY} has to wait")
+    begun = len(small_jobs())
+    process = client(server, out)
+    until = time.monotonic() + 60
+    while len(small_jobs()) < begun + 2 and time.monotonic() < until:
+        time.sleep(0.05)
+    process.kill()
+    told = process.communicate()[0] + "".join(traceback.format_exception(caught.value))
+    kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    swept(out)
+    kept += b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    told += caplog.text + "".join(capfd.readouterr())
+    assert KEY not in told
+    assert KEY.encode() not in kept
+    assert b"executed" in kept
+
+
+def test_how_jobs_are_doing_is_told(server, small_jobs, caplog, capfd):
+    caplog.set_level("INFO", "headwise")
+    server.fault("execute", "delay", times=1 + JOBS, seconds=0.4)
+    swept()
+    told = [record.getMessage() for record in caplog.records if record.name == "headwise.remote"]
+    assert any("1 running" in line for line in told)
+    assert any("queued" in line for line in told)
+    with Progress("measuring", True) as bar:
+        bar.say("2 queued, 1 running")
+        assert bar.bar.tasks[0].description == "measuring (2 queued, 1 running)"
+        bar.update(1, 4)
+        bar.say("1 running")
+        assert bar.bar.tasks[0].description == "measuring (1 running)"
+
+
+def test_jobs_are_written_down_without_more_than_is_needed(server, tmp_path, monkeypatch):
+    seen = []
+    real = office.Office._send
+
+    def watched(self, sent, kept):
+        real(self, sent, kept)
+        seen.extend(json.loads(path.read_text()) for path in (tmp_path / "out.nc.parts").glob("*.job"))
+
+    monkeypatch.setattr(office.Office, "_send", watched)
+    swept(tmp_path / "out.nc")
+    assert {name for record in seen for name in record} == {
+        "id",
+        "host",
+        "model",
+        "state",
+        "sent",
+        "dtype",
+        "device",
+        "weights",
+    }
+
+
+def test_two_servers_do_not_share_jobs(server, small_jobs, wanted, tmp_path):
+    """What is written down for one server is not asked of another."""
+    folder = next(iter(server.config["models"]))
+    other = Loopback(tmp_path / "other", {folder: folder}).start()
+    try:
+        out = tmp_path / "out.nc"
+        server.fault("execute", "delay", times=3, seconds=1.0)
+        process = client(server, out)
+        until = time.monotonic() + 60
+        while len(small_jobs()) < 2 and time.monotonic() < until:
+            time.sleep(0.05)
+        process.kill()
+        process.communicate()
+        CONFIG.API.HOST = other.host
+        same(swept(out), wanted)
+        assert len(other.executed("passes")) == JOBS
+    finally:
+        other.stop()
