@@ -5,11 +5,12 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup induction test lint format bench gallery model wheel clean
+.PHONY: help setup induction test ndif lint format bench gallery model wheel clean
 
 help:
 	@echo "make induction  the whole induction-head analysis of the shipped model, into results/"
 	@echo "make test       set up and run the tests"
+	@echo "make ndif       start the real NDIF server here, run the remote tests against it, end it (needs redis-server, Linux)"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      time headwise side by side with plain forward passes and other tools"
 	@echo "make gallery    draw every picture of docs/gallery.md again (needs Chromium, Chrome, Edge or Brave)"
@@ -28,6 +29,16 @@ induction: setup
 
 test: setup
 	$(RUN) -m pytest
+
+# The server has an environment of its own, as it has other versions than the client.
+.ndif/.ready: tests/ndif/requirements.txt
+	$(PYTHON) -m venv .ndif
+	.ndif/bin/python -m pip install --quiet --requirement $<
+	.ndif/bin/python -m pip install --quiet --no-deps --ignore-requires-python ndif==0.1.2
+	@touch $@
+
+ndif: setup .ndif/.ready
+	$(RUN) tests/ndif/up.py .ndif $(CURDIR)/$(RUN) -m pytest -m ndif tests/test_ndif.py
 
 lint: setup
 	$(VENV)/bin/ruff check .
@@ -57,4 +68,4 @@ wheel: setup
 	$(RUN) -m build --wheel
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .ndif build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
