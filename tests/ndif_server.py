@@ -66,6 +66,7 @@ class Server:
         self.base = ""
         for path in (self.folder / "responses").iterdir():  # what had not ended is lost with the process
             if json.loads(path.read_text())["status"] not in ("COMPLETED", "ERROR"):
+                self.note("interrupted", id=path.stem)
                 path.unlink()
 
     def fault(self, at):
