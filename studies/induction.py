@@ -16,13 +16,15 @@ from ..errors import DeclarationError, whole
 from ..interventions import codec
 from ..interventions.digest import short_hash
 from ..interventions.sites import Head
-from . import ablation, behaviour, composition, heads, patching, shards, words
+from . import ablation, behaviour, composition, heads, patching, shards, words, workers
 from .conclusion import conclude
 from .results import as_attrs, model_identity, provenance
 from .tables import TASKS
 from .tasks import RepeatedTokens
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from ..interventions.models import Model
 
 STAGES = {
@@ -91,6 +93,7 @@ class InductionStudy:
         *,
         out: str | os.PathLike[str] | None = None,
         resume: bool = True,
+        executor: Executor | None = None,
     ) -> xr.DataTree:
         """Run the whole analysis.
 
@@ -104,6 +107,9 @@ class InductionStudy:
             again computes only what is missing: see `headwise.measure`.
         resume : bool
             False takes nothing from what is there.
+        executor : concurrent.futures.Executor, optional
+            Runs the passes of its sweeps on workers: see `headwise.measure`. Weights, estimates and untrained models
+            that scores are compared with stay here.
 
         Returns
         -------
@@ -112,14 +118,17 @@ class InductionStudy:
             server gives no gradients), and the conclusion as JSON text in the attributes.
         """
         self.task.draw(model)  # what does not fit the model is refused before any forward pass
+        workers.check_executor(model, executor)
         if out is None:
-            return self._run(model, progress)
+            with workers.using(executor):
+                return self._run(model, progress)
         about = {"title": self._title(model), "study": self.to_json(), "task": self._task()}
         with shards.keeping(out, lambda: provenance(model) | about, resume) as kept:
             inputs = short_hash(self.to_json(), json.dumps(model_identity(model)))
             if (there := kept.finished(inputs)) is not None:
                 return there
-            tree = self._run(model, progress, lambda name, make: kept.stage(f"{inputs}-{name}", make))
+            with workers.using(executor):
+                tree = self._run(model, progress, lambda name, make: kept.stage(f"{inputs}-{name}", make))
             tree.attrs["inputs"] = inputs
             kept.finish(tree)
         return tree

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import xarray as xr
 
-from ..errors import DeclarationError
 from ..interventions.digest import short_hash
 from ..interventions.plan import Plan
 from ..metrics.card import Metric
@@ -22,6 +21,7 @@ from .results import provenance
 from .setup import What, check_estimable, set_up
 from .tasks import Task
 from .work import Work
+from .workers import check_executor, current
 
 if TYPE_CHECKING:
     from ..interventions.models import Model
@@ -109,8 +109,8 @@ def measure(
     """
     setup = set_up(model, task, what, metrics, base=base, per_position=per_position, batch_size=batch_size)
     check_remote(model, remote)
-    if executor is not None and model.remote:
-        raise DeclarationError(f"executor=...: {model.name} runs on a server, which shares out its passes itself")
+    check_executor(model, executor)
+    executor = executor or current(model)
     check_estimable(setup.metrics, estimator, steps, per_position)
     work = Work(model, task, what, setup, base, per_position, estimator, steps, check)
     if out is None:

@@ -11,6 +11,8 @@ import math
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, as_completed
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from threading import Lock
@@ -32,8 +34,37 @@ PIECES = 32
 """Into about so many pieces a plan is cut."""
 LEAST = 4
 """Passes of a piece at least: each piece reads the runs it starts from again."""
+_CURRENT: ContextVar[Executor | None] = ContextVar("executor", default=None)
 _ONE_AT_A_TIME = Lock()
 """Tracing is not made for threads; an executor of threads gets right numbers, one piece after the other."""
+
+
+@contextmanager
+def using(executor: Executor | None) -> Iterator[None]:
+    """Meanwhile, measurements run on the workers of `executor`, where their model can be opened there."""
+    token = _CURRENT.set(executor)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
+
+
+def current(model: Model) -> Executor | None:
+    """The executor that is being used, for a model that its workers can open."""
+    return None if model.source is None else _CURRENT.get()
+
+
+def check_executor(model: Model, executor: Executor | None) -> None:
+    """Refuse an executor for a model that its workers cannot open, or that is elsewhere already."""
+    if executor is None:
+        return
+    if model.remote:
+        raise DeclarationError(f"executor=...: {model.name} runs on a server, which shares out its passes itself")
+    if model.source is None:
+        raise DeclarationError(
+            f"{model.name} is a module in memory, which workers cannot open: save it in a folder, with its tokenizer, "
+            "and load that"
+        )
 
 
 @dataclass(frozen=True)
@@ -114,11 +145,7 @@ def run_on(
 def cut(work: Work, chunks: Sequence[Chunk]) -> Iterator[Errand]:
     """What is left of a plan, in pieces for workers."""
     model, setup = work.model, work.setup
-    if model.source is None:
-        raise DeclarationError(
-            f"{model.name} is a module in memory, which workers cannot open: save it in a folder, with its tokenizer, "
-            "and load that"
-        )
+    assert model.source is not None
     known = model.revision not in ("local", "shipped")
     errand = Errand(
         (model.source, model.revision if known else None, str(model.device), model.dtype),

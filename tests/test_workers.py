@@ -15,7 +15,7 @@ import headwise as hw
 from headwise.errors import DeclarationError, ModelError
 from headwise.interventions import Grid, Head, MeanAblate, Patch, ResampleAblate, ZeroAblate
 from headwise.metrics import Card, Metric, induction, logit_diff, loss, self_attention
-from headwise.studies import Prompts, RepeatedTokens, measure, workers
+from headwise.studies import InductionStudy, Prompts, RepeatedTokens, measure, workers
 
 TASK = RepeatedTokens(n=4, length=6)
 KINDS = {"patch": Patch, "mean": MeanAblate, "resample": ResampleAblate}
@@ -83,6 +83,18 @@ def test_prompts_of_unequal_length_travel(words_model):
     options = {"task": task, "what": {"one": Patch(Head(0, 1), source="clean"), "two": ZeroAblate(Head(1, 2))}}
     options["metrics"] = [loss]
     xr.testing.assert_equal(sweep(words_model, Here(), **options), sweep(words_model, None, **options))
+
+
+def test_the_whole_study_on_workers(words_model, tmp_path):
+    study, executor = InductionStudy(n=4, length=6, draws=2), Here()
+    found, wanted = study.run(words_model, out=tmp_path / "study.nc", executor=executor), study.run(words_model)
+    assert len(executor.errands) > 10
+    assert workers.current(words_model) is None
+    assert found.attrs["conclusion"] == wanted.attrs["conclusion"]
+    for node in wanted.subtree:
+        xr.testing.assert_allclose(found[node.path].dataset, node.dataset, rtol=1e-6, atol=1e-6)
+    with pytest.raises(DeclarationError, match="is a module in memory"):
+        study.run(hw.load(raw_hooks.random_gpt2(2, 4, 8, 60, 40, seed=3)), executor=executor)
 
 
 def test_pieces_that_come_back_are_kept(folder, tmp_path):
