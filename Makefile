@@ -38,7 +38,7 @@ test: setup
 	@touch $@
 
 ndif: setup .ndif/.ready
-	$(RUN) tests/ndif/up.py .ndif $(CURDIR)/$(RUN) -m pytest -m ndif tests/test_ndif.py
+	$(RUN) tests/ndif/up.py .ndif $(abspath $(RUN)) -m pytest -m ndif tests/test_ndif.py
 
 lint: setup
 	$(VENV)/bin/ruff check .

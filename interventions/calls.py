@@ -49,7 +49,7 @@ def weights_called(root: Any, parts: dict[str, Any], layer: int, like: torch.Ten
     block, paths = parts["blocks"][layer], parts["paths"]
     gains: list[torch.Tensor | None] = []
     sizes = (like.shape[-1], parts["heads"] * parts["d_head"])
-    with torch.no_grad(), root.trace(nothing(like.device), use_cache=False) as tracer:
+    with torch.no_grad(), root.trace(nothing(like.device), use_cache=False):
         units, wide = (torch.eye(size, dtype=like.dtype, device=like.device) for size in sizes)
         qkv = [
             a - b for a, b in zip(sides(parts, block, units), sides(parts, block, torch.zeros_like(units)), strict=True)
@@ -64,7 +64,6 @@ def weights_called(root: Any, parts: dict[str, Any], layer: int, like: torch.Ten
             normed = far - far.mean() if parts["centred"] else far
             made = called(block, paths[name], far) - called(block, paths[name], -far)
             gains.append((made / 2 * normed.pow(2).mean().sqrt() / normed)[0])
-        tracer.stop()
     return [*by_head(parts, qkv, out), *gains]
 
 

@@ -27,6 +27,16 @@ def opened(root: Any, described: dict[str, Any]) -> dict[str, Any]:
     return {**described, **{name: operator.attrgetter(described[name])(root) for name in names}}
 
 
+def end(parts: dict[str, Any], tracer: Any) -> None:
+    """No more of the model is needed in this trace.
+
+    A server that runs jobs apart from the weights loses count of what it was told once a trace of a session stopped
+    early (ndif 0.1.2): there the model goes on to its end.
+    """
+    if not parts["apart"]:
+        tracer.stop()
+
+
 def nothing(device: Any) -> torch.Tensor:
     """Tokens for a trace that never goes through the model itself."""
     return torch.zeros((1, 1), dtype=torch.long, device=device)
@@ -38,7 +48,7 @@ def read(root: Any, parts: dict[str, Any], tokens: torch.Tensor, wanted: set[tup
     with torch.no_grad(), root.trace(tokens, use_cache=False) as tracer:
         taken, _ = ops.walk(root, parts, parts["embeddings"], parts["points"], layers, wanted, [], {})
         nnsight.save(taken)
-        tracer.stop()
+        end(parts, tracer)
     return {at: value.expand(len(tokens), *value.shape[1:]) for at, value in taken.items()}
 
 
@@ -70,7 +80,7 @@ def as_it_is(
         nnsight.save(taken)
         nnsight.save(values)
         nnsight.save(found)
-        tracer.stop()
+        end(parts, tracer)
     points = {point: value.expand(len(tokens), *value.shape[1:]) for point, value in taken.items()}
     return points, dict(values), found.get("logits")
 
@@ -80,7 +90,7 @@ def planned(root: Any, parts: dict[str, Any], base: Points, job: dict[str, Any],
     with root.trace(nothing(device), use_cache=False) as tracer:
         values = forward.measured(parts, base, job)
         nnsight.save(values)
-        tracer.stop()
+        end(parts, tracer)
     return dict(values)
 
 
@@ -97,7 +107,7 @@ def slopes(
     with torch.enable_grad(), root.trace(nothing(device), use_cache=False) as tracer:
         found = forward.slopes(parts, base, job, places, names)
         nnsight.save(found)
-        tracer.stop()
+        end(parts, tracer)
     values, by_name = found
     return dict(values), {name: dict(slope) for name, slope in by_name.items()}
 
@@ -134,7 +144,7 @@ def by_itself(
             written = combine(parts, block, z, slice(0, z.shape[-1]))
             given = called(block, out, z) - called(block, out, torch.zeros_like(z))
             found = nnsight.save([whole, torch.cat(some, -1), written, given])
-            tracer.stop()
+            end(parts, tracer)
         qkv = points[(layer, "qkv")]
         pairs = [("sides", found[0], qkv), ("project", found[1], qkv), ("combine", found[2], found[3])]
         if layer == 0:

@@ -37,6 +37,7 @@ sys.path = [one for one in sys.path if not (Path(one) / "headwise").exists() and
 import torch  # noqa: E402
 import zstandard  # noqa: E402
 from nnsight.intervention.envoy import Envoy  # noqa: E402
+from nnsight.intervention.tracer import InterleavingTracer  # noqa: E402
 from nnsight.modeling.transformers import TransformersModel  # noqa: E402
 from nnsight.schema.request import RequestModel  # noqa: E402
 from nnsight.schema.response import ResponseModel, Status  # noqa: E402
@@ -58,6 +59,8 @@ class Server:
 
     def __init__(self, config):
         self.config = config
+        if config.get("apart"):
+            InterleavingTracer.stop = no_stop
         self.folder = Path(config["folder"])
         (self.folder / "responses").mkdir(parents=True, exist_ok=True)
         self.jobs, self.sockets, self.models = Queue(), {}, {}
@@ -193,6 +196,11 @@ class Server:
         self.respond(
             envelope, Status.COMPLETED, "Your job has been completed.", f"{self.base}/results/{envelope.id}.pt"
         )
+
+
+def no_stop(tracer):
+    """After a stop, ndif 0.1.2 loses count of what it told a job that it does not trust."""
+    raise RuntimeError("a trace cannot be stopped on this server")
 
 
 def send(socket, frame):

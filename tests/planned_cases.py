@@ -6,6 +6,7 @@ Everything is drawn from a plain `random.Random`, evenly over corner cases; `sma
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import combinations
@@ -47,8 +48,10 @@ Positions = list[int] | None
 
 
 @cache
-def model(name: str, implementation: str) -> hw.Model:
+def model(name: str, implementation: str, double: bool = False) -> hw.Model:
     """A random model with either implementation of attention; "scaled" divides scores by the number of the layer."""
+    if double:
+        return hw.load(deepcopy(model(name, implementation).module).double())
     if name in raw_families.MODELS:
         module = raw_families.random_model(name)
         if name != "gpt-neo":  # which has one implementation
@@ -72,10 +75,11 @@ class World:
     task: RepeatedTokens | Prompts
     base: str
     metrics: tuple
+    double: bool = False
 
     @property
     def model(self):
-        return model(self.name, self.implementation)
+        return model(self.name, self.implementation, self.double)
 
     @property
     def shape(self):

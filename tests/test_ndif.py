@@ -1,18 +1,22 @@
 """Against the real NDIF server (`make ndif`): its numbers are those of this machine."""
 
 import os
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from nnsight.schema.config import CONFIG
 
 import headwise as hw
 from headwise.interventions import Add, Head, Knockout, Layer, MeanAblate, Patch, PathPatch, Scale, ZeroAblate
+from headwise.interventions.places import SHIPPED
 from headwise.metrics import accuracy, induction, kl, logit_diff, loss
-from headwise.studies import RepeatedTokens, capture, composition_scores, measure
+from headwise.studies import InductionStudy, RepeatedTokens, capture, composition_scores, measure
 
 HOST = os.environ.get("HEADWISE_NDIF")
+UNTRUSTED = os.environ.get("HEADWISE_NDIF_UNTRUSTED")
 pytestmark = [
     pytest.mark.ndif,
     pytest.mark.skipif(not HOST, reason="no NDIF server: `make ndif` starts one and runs this"),
@@ -35,7 +39,7 @@ logging.basicConfig(level=logging.INFO)
 import headwise as hw
 from headwise.interventions import Grid, Head, ZeroAblate
 from headwise.metrics import loss
-from headwise.studies import RepeatedTokens, measure
+from headwise.studies import InductionStudy, RepeatedTokens, measure
 heads = Grid(lambda layer, head: ZeroAblate(Head(layer, head)), layer=range(2), head=range(8))
 model = hw.load("words-2l", remote=True)
 model.facts
@@ -51,29 +55,85 @@ def same(found, wanted):
             np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=1e-5, err_msg=str(name))
 
 
-@pytest.fixture(scope="module")
-def there():
-    from nnsight.schema.config import CONFIG
+@pytest.fixture
+def there(monkeypatch):
+    monkeypatch.setattr(CONFIG.API, "HOST", HOST)
+    return hw.load("words-2l", remote=True)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CONFIG.API, "HOST", HOST)
-        yield hw.load("words-2l", remote=True)
+
+@pytest.fixture(params=["trusted", "untrusted"])
+def both(request, there, monkeypatch):
+    """With a key that is trusted with the weights, and with one whose jobs run apart from them."""
+    if request.param == "untrusted":
+        with_key(monkeypatch, UNTRUSTED)
+    return there
+
+
+def with_key(monkeypatch, key):
+    if not UNTRUSTED:
+        pytest.skip("this server takes any key, as Postgres is not installed")
+    monkeypatch.delenv("NDIF_API_KEY", raising=False)
+    monkeypatch.setattr(CONFIG.API, "APIKEY", key)
 
 
 @pytest.mark.parametrize("metrics", [[loss, accuracy, kl], [logit_diff], [induction]])
-def test_numbers_are_those_of_this_machine(there, words_model, metrics):
-    found = measure(there, TASK, WHAT, metrics)
+def test_numbers_are_those_of_this_machine(both, words_model, metrics):
+    found = measure(both, TASK, WHAT, metrics)
     same(found, measure(words_model, TASK, WHAT, metrics))
     assert found.attrs["executed"] == HOST
 
 
-def test_captured(there, words_model):
+def test_captured(both, words_model):
     sites = [Head(1, 2).pattern, Head(0, 1), Layer(0).resid_post, Head(1, 3).k.at([2, -1])]
-    same(capture(there, TASK, sites), capture(words_model, TASK, sites))
+    same(capture(both, TASK, sites), capture(words_model, TASK, sites))
 
 
-def test_composition(there, words_model):
-    same(composition_scores(there), composition_scores(words_model))
+def test_composition(both, words_model):
+    same(composition_scores(both), composition_scores(words_model))
+
+
+def test_the_study(both, words_model, request):
+    study = InductionStudy(n=4, length=6, draws=2)
+    found, wanted = study.run(both), study.run(words_model)
+    assert found.attrs["heads"] == wanted.attrs["heads"]
+    missing = {"estimates"} if "untrusted" in request.node.name else set()
+    assert set(wanted.children) - set(found.children) == missing
+    for name, node in found.children.items():
+        same(node.dataset, wanted[name].dataset)
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        (None, "wants a key, and nnsight found none: Missing or invalid API key"),
+        ("my-secret", "refuses the key that nnsight found: Invalid API key format: '<key>'"),
+        ("5a1f0e5c-7c0f-4d0e-9b59-3c0ffee0c0de", "refuses the key that nnsight found: Invalid API key (403)"),
+    ],
+)
+def test_a_key_that_is_missing_or_refused(there, monkeypatch, key, words, tmp_path, caplog):
+    with_key(monkeypatch, key)
+    with pytest.raises(hw.ServerError) as caught:
+        measure(there, TASK, WHAT, [loss], out=tmp_path / "out.nc")
+    assert words in str(caught.value)
+    assert "`nnsight login` or set NDIF_API_KEY" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    kept = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert not key or key not in str(caught.value) + caplog.text + str(kept)
+
+
+def test_a_model_that_is_not_there(there, tmp_path):
+    gone = tmp_path / "gone"
+    shutil.copytree(SHIPPED / "words-2l", gone, ignore=shutil.ignore_patterns("checkpoints"))
+    model = hw.load(str(gone), remote=True)
+    shutil.rmtree(gone)
+    with pytest.raises(hw.ServerError, match=r"gone cannot be had on .*; `print\(nnsight.status\(\)\)` lists"):
+        measure(model, TASK, WHAT, [loss])
+
+
+def test_estimates_need_weights(there, monkeypatch):
+    with_key(monkeypatch, UNTRUSTED)
+    with pytest.raises(hw.ServerError, match="apart from the weights, where nothing has a gradient"):
+        measure(there, TASK, {"v": Patch(Head(1, 2).v)}, [loss], estimator="gradient")
 
 
 def test_estimates(there, words_model):

@@ -1,15 +1,21 @@
-"""The server's model actor on a machine without a GPU: what it says to one is left out. Needs Ray and ndif, no more."""
+"""The server's model actor on a machine without a GPU: what it says to one is left out. Needs Ray and ndif, no more.
+
+Jobs of keys that are not trusted run in a process of their own, which has the model's modules without its weights.
+"""
 
 import gc
 
 import ray
 import torch
-from ndif.services.ray.deployments.modeling.base import BaseModelDeployment
+from ndif.services.ray.sandbox.model import SandboxModelDeployment
 from nnsight.modeling.huggingface import HuggingFaceModel
 
 
-class OnCpu(BaseModelDeployment):
+class OnCpu(SandboxModelDeployment):
     CACHEABLE = False
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, pool_size=1, **kwargs)
 
     def load_from_disk(self):
         torch.set_num_threads(1)
@@ -19,6 +25,7 @@ class OnCpu(BaseModelDeployment):
         return model
 
     def cleanup(self):
+        self.discard_sandbox()
         self.kill_switch.clear()
         self.kill_reason = self.execution_ident = None
         self.model.interleaver.cancel()
