@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterator
-from types import CodeType, FunctionType
+from functools import partial
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
+
+LIBRARIES = ("torch", "numpy", "nnsight", "transformers")
+"""Packages whose functions count by name: their versions are part of what a result depends on."""
 
 
 def short_hash(*parts: bytes | str) -> str:
@@ -21,27 +26,16 @@ def short_hash(*parts: bytes | str) -> str:
 
 def data_hash(value: Any) -> str:
     """A hash of nested dicts, lists, tuples, sets, slices, numbers, texts, arrays, tensors and functions."""
-    return short_hash(*_data(value))
+    return short_hash(*_data(value, set()))
 
 
-def _data(value: Any) -> Iterator[bytes | str]:
-    if isinstance(value, dict):
-        yield f"dict {len(value)}"
-        for key, inner in sorted(value.items(), key=lambda item: repr(item[0])):
-            yield repr(key)
-            yield from _data(inner)
-    elif isinstance(value, list | tuple):
-        yield f"list {len(value)}"
-        for inner in value:
-            yield from _data(inner)
-    elif isinstance(value, set | frozenset):
-        yield repr(sorted(value))
-    elif isinstance(value, np.ndarray) or hasattr(value, "detach"):
-        yield array_bytes(value)
-    elif callable(value):
-        yield code_hash(value)
-    else:
-        yield repr(value)
+def code_hash(function: Callable[..., Any]) -> str:
+    """A hash of what a function does: its code, its defaults, what it closes over, and what of its globals it names.
+
+    Functions that it calls count whole, also those of modules (``ops.split_heads``), but for those of libraries, which
+    count by name, as classes do.
+    """
+    return data_hash(function)
 
 
 def array_bytes(array: Any) -> bytes:
@@ -51,31 +45,58 @@ def array_bytes(array: Any) -> bytes:
     return f"{flat.shape} {flat.dtype.str} ".encode() + content
 
 
-def code_hash(function: Callable[..., Any]) -> str:
-    """A hash of what a function does: its code, its defaults, what it closes over, and functions it calls by name."""
-    return short_hash(*_code(function, set()))
-
-
-def _code(value: object, seen: set[int]) -> Iterator[str]:
-    if id(value) in seen:
-        return
-    seen.add(id(value))
-    if isinstance(value, FunctionType):
-        yield from _code(value.__code__, seen)
-        cells = [cell.cell_contents for cell in value.__closure__ or ()]
-        for inner in (value.__defaults__, value.__kwdefaults__, *cells):
-            yield from _code(inner, seen)
-        for name in value.__code__.co_names:
-            if isinstance(other := value.__globals__.get(name), FunctionType):
-                yield from _code(other, seen)
+def _data(value: Any, seen: set[int]) -> Iterator[bytes | str]:
+    """`seen` are functions that were gone into already: some call each other."""
+    if isinstance(value, dict):
+        yield f"dict {len(value)}"
+        for key, inner in sorted(value.items(), key=lambda item: repr(item[0])):
+            yield repr(key)
+            yield from _data(inner, seen)
+    elif isinstance(value, list | tuple):
+        yield f"list {len(value)}"
+        for inner in value:
+            yield from _data(inner, seen)
+    elif isinstance(value, set | frozenset):
+        yield repr(sorted(map(repr, value)))
+    elif isinstance(value, ModuleType | type):
+        yield value.__name__
+    elif isinstance(value, np.ndarray) or hasattr(value, "detach"):
+        yield array_bytes(value)
+    elif isinstance(value, FunctionType):
+        yield from _function(value, seen)
     elif isinstance(value, CodeType):
         yield value.co_code.hex() + " ".join(value.co_names + value.co_varnames)
-        for constant in value.co_consts:
-            yield from _code(constant, seen)
-    elif isinstance(function := getattr(value, "func", None), FunctionType):  # functools.partial
-        yield from _code(function, seen)
-        yield repr((getattr(value, "args", ()), getattr(value, "keywords", {})))
-    elif isinstance(value, np.ndarray) or hasattr(value, "detach"):
-        yield array_bytes(value).hex()
+        yield from _data(value.co_consts, seen)
+    elif isinstance(value, partial):
+        yield from _data([value.func, value.args, value.keywords], seen)
     else:
-        yield repr(value)
+        text = repr(value)
+        yield type(value).__qualname__ if " at 0x" in text else text  # an address says nothing
+
+
+def _function(function: FunctionType, seen: set[int]) -> Iterator[bytes | str]:
+    if id(function) in seen or _of_library(function.__module__):
+        yield f"{function.__module__}.{function.__qualname__}"
+        return
+    seen.add(id(function))
+    closed = [cell.cell_contents for cell in function.__closure__ or ()]
+    yield from _data([function.__code__, function.__defaults__, function.__kwdefaults__, closed], seen)
+    names = _names(function.__code__)
+    for name in names:
+        value = function.__globals__.get(name)
+        if isinstance(value, ModuleType) and not _of_library(value.__name__):
+            inner = [getattr(value, one, None) for one in names]
+            yield from _data([one for one in inner if isinstance(one, FunctionType)], seen)
+        elif value is not None:
+            yield from _data(value, seen)
+
+
+def _names(code: CodeType) -> list[str]:
+    """What a function names, and the functions inside it."""
+    inner = (name for one in code.co_consts if isinstance(one, CodeType) for name in _names(one))
+    return sorted({*code.co_names, *inner})
+
+
+def _of_library(module: str | None) -> bool:
+    package = (module or "").partition(".")[0]
+    return package in LIBRARIES or package in sys.stdlib_module_names

@@ -75,7 +75,7 @@ class RemoteModel(Model):
         """A hash of names, shapes and a sample of the numbers of all weights (``sample:`` and 16 hexadecimal digits).
 
         Made on the server, which cannot be asked to read all of a large model. A server that runs what it is sent apart
-        from the weights gives none: then it is the revision.
+        from the weights gives none: then it is a hash of the model's name and revision (``revision:`` and 16 digits).
         """
         return str(self.facts["weights"])
 
@@ -99,7 +99,7 @@ class RemoteModel(Model):
     def job(self, what: str, function: Callable[..., Any], program: dict[str, Any]) -> Job:
         """A job; `what` is for those who look at the server."""
         whole = {"parts": described(self), **program}
-        key = data_hash([what, self.office.model_key, whole])
+        key = data_hash([what, self.office.model_key, function, whole])
         return Job(key, function, {**whole, "key": key, "what": what})
 
     def _asked(self) -> dict[str, str]:
@@ -108,7 +108,8 @@ class RemoteModel(Model):
         record = kept.job(key)
         if record is None:
             found = self.ask("facts", served.facts, {})
-            weights = f"sample:{data_hash(found['prints'])}" if found["prints"] else f"revision:{self.commit}"
+            named = f"revision:{short_hash(self.office.model_key, self.commit)}"
+            weights = f"sample:{data_hash(found['prints'])}" if found["prints"] else named
             record = {"dtype": found["dtype"], "device": found["device"] or "server", "weights": weights}
             kept.note_job(key, record)
         return {name: str(value) for name, value in record.items()}

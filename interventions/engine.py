@@ -5,7 +5,7 @@ Imports the plan, its jobs and the traces; knows no metric (they come as kernels
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -152,7 +152,8 @@ def look(
             model.traced, parts, tokens, scored, read, watch, score, keep and logits is None
         )
         logits = made if logits is None else logits
-        check_values(plan, chunk, readers, values)
+        if wrong := traces.misshapen(parts, values, watch, len(tokens), len(scored)):
+            raise DeclarationError(wrong)
         found[run] = values
         known.sources[run] = points
         if run == plan.base:
@@ -215,17 +216,6 @@ def check_readers(plan: Plan, readers: Sequence[Reader]) -> None:
                             f"{reader.name}: tokens names {name!r}, which it does not prepare: possible are "
                             f"{choices(arrays) or 'none'}"
                         )
-
-
-def check_values(plan: Plan, chunk: Chunk, readers: Sequence[Reader], values: Mapping[str, torch.Tensor]) -> None:
-    """Refuse a kernel whose values are not one for each row and scored position, or row, layer and head."""
-    scored = len(plan.groups[chunk.group].scored)
-    for reader in readers:
-        rest = (scored,) if reader.kind == "logits" else (plan.shape.layers, plan.shape.heads)
-        found, wanted = tuple(values[reader.name].shape), (chunk.size, *rest)
-        if found != wanted:
-            axes = "(row, scored)" if reader.kind == "logits" else "(row, layer, head)"
-            raise DeclarationError(f"{reader.name}: its kernel gives {found}, where {axes} is {wanted}")
 
 
 def kernels_of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import torch
 
@@ -27,7 +28,8 @@ def budget(device: torch.device) -> int:
         return int((torch.cuda.mem_get_info(device)[0] + kept) // 2)
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()) // 2
-    return max(1, min(DEFAULT_BUDGET, free_memory() // SHARE))
+    free = free_memory()
+    return DEFAULT_BUDGET if free is None else max(1, min(DEFAULT_BUDGET, free // SHARE))
 
 
 def overhead(device: torch.device) -> float:
@@ -35,12 +37,17 @@ def overhead(device: torch.device) -> float:
     return OVERHEAD if device.type == "cpu" else ACCELERATOR_OVERHEAD
 
 
-def free_memory() -> int:
-    """Bytes of main memory that are free; where the system does not say, enough for the default."""
+def free_memory() -> int | None:
+    """Bytes of main memory that are to be had; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        pass
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):
-        return SHARE * DEFAULT_BUDGET
+        return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -6,14 +6,15 @@ A group of passes is one session: what is read of the runs stays on the server u
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from ..errors import ModelError
-from . import served
+from . import book, served
 from .elsewhere import RemoteModel
 from .engine import check_readers, kernels_of
 from .gradients import chunks_of, described_estimate
@@ -56,35 +57,25 @@ def run_plan(
         Gets a line on how the jobs are doing.
     """
     check_readers(plan, readers)
-    outcome = Outcome(plan)
+    sweep, outcome = Sweep(model, plan, readers, inputs, positions), Outcome(plan)
     for piece in keeper.found() if keeper is not None else ():
         outcome.put(piece)
-    waiting = [
-        session
-        for whole in sessions(plan)
-        for session in _left(model, plan, whole, outcome, readers, inputs, positions)
-    ]
-
-    def tell() -> None:
-        left = sum(len(chunk.passes) + len(plan.runs) for chunk in outcome.missing())
-        if progress is not None:
-            progress(plan.steps - left, plan.steps)
-
+    waiting = [session for whole in sessions(plan) for session in sweep.left(whole, outcome)]
     while waiting:
         again: list[list[Chunk]] = []
-        jobs = [program(model, plan, session, readers, inputs, positions) for session in waiting]
+        jobs = Made([partial(sweep.job, session) for session in waiting])
         for at, result in model.office.run(jobs, say):
             if isinstance(result, Failed):
-                if not is_memory(result.reason):
-                    raise model.office.failure(result)
-                again += halved(model, waiting[at], result)
+                again += sweep.cut(waiting[at], result)
                 continue
             for piece in pieces(plan, waiting[at], unpacked(result)):
                 outcome.put(piece)
                 if keeper is not None:
                     keeper.keep(piece)
             model.office.close(jobs[at])
-            tell()
+            if progress is not None:
+                left = sum(len(chunk.passes) + len(plan.runs) for chunk in outcome.missing())
+                progress(plan.steps - left, plan.steps)
         waiting = again
     return outcome.close()
 
@@ -102,15 +93,10 @@ def run_estimate(
 ) -> Outcome:
     """As `gradients.run_estimate`, on the server of `model`."""
     check_readers(plan, readers)
-    outcome, done = Outcome(plan), 0
+    sweep, outcome, done = Sweep(model, plan, readers, inputs, positions), Outcome(plan), 0
     chunks = list(chunks_of(plan, steps or 1))
     total = sum(chunk.size for chunk in chunks)
-    jobs = []
-    for chunk in chunks:
-        known, laid = _chunk(model, plan, replace(chunk, passes=()), readers, inputs, chunk)
-        laid["estimate"] = described_estimate(model, plan, chunk, known, [one.name for one in readers], steps)
-        jobs.append(_job(model, "estimates", served.estimates, [laid], readers, positions))
-    for at, result in model.office.run(jobs, say):
+    for at, result in model.office.run(Made([partial(sweep.estimate, chunk, steps) for chunk in chunks]), say):
         if isinstance(result, Failed):
             raise model.office.failure(result)
         *runs, change = unpacked(result)
@@ -151,65 +137,112 @@ def sessions(plan: Plan) -> Iterator[list[Chunk]]:
         yield group
 
 
-def _left(
-    model: RemoteModel,
-    plan: Plan,
-    session: list[Chunk],
-    outcome: Outcome,
-    readers: Sequence[Reader],
-    inputs: Inputs,
-    positions: bool,
-) -> list[list[Chunk]]:
-    """What is left of a session: nothing; all of it, where it was sent before; or what is missing."""
-    missing = outcome.missing(session)
-    if not missing or missing == session:
-        return [session] if missing else []
-    known = model.office.knows(program(model, plan, session, readers, inputs, positions))
-    return [session if known else missing]
+@dataclass(frozen=True)
+class Sweep:
+    """A plan that runs on a server; the fields are as for `run_plan`."""
+
+    model: RemoteModel
+    plan: Plan
+    readers: Sequence[Reader]
+    inputs: Inputs
+    positions: bool
+
+    def left(self, session: list[Chunk], outcome: Outcome) -> list[list[Chunk]]:
+        """What is left of a session: all of it, where it was sent before; its parts, where it was cut; or the rest."""
+        missing = outcome.missing(session)
+        if not missing:
+            return []
+        job = self.job(session)
+        if cut := book.current().job(_cut(job)):
+            return [left for half in self.halved(session, cut["reason"]) for left in self.left(half, outcome)]
+        return [session if missing == session or self.model.office.knows(job) else missing]
+
+    def cut(self, session: list[Chunk], failed: Failed) -> list[list[Chunk]]:
+        """The parts of a session that needed too much memory, which is written down; an error where it failed else."""
+        if not is_memory(failed.reason):
+            raise self.model.office.failure(failed)
+        halves = self.halved(session, failed.reason)
+        book.current().note_job(_cut(self.job(session)), {"reason": failed.reason})
+        return halves
+
+    def halved(self, session: list[Chunk], reason: str) -> list[list[Chunk]]:
+        """The chunks of a session, each alone; of a single one, halves of its passes or of its examples."""
+        if len(session) > 1:
+            return [[chunk] for chunk in session]
+        (chunk,) = session
+        parts = [
+            half for one in chunk.passes for half in Part(one, (0, chunk.size)).halves() or [Part(one, (0, chunk.size))]
+        ]
+        if all(part.examples == (0, chunk.size) for part in parts) and len(parts) > len(chunk.passes):
+            return [[replace(chunk, passes=tuple(part.one for part in parts))]]
+        start, stop = chunk.examples
+        if stop - start < 2:
+            raise ModelError(
+                f"a single prompt needs more memory on {self.model.name} than {self.model.office.host} has left: "
+                f"{reason.strip().splitlines()[-1]}"
+            )
+        middle = (start + stop) // 2
+        return [[replace(chunk, examples=span)] for span in ((start, middle), (middle, stop))]
+
+    def job(self, session: list[Chunk]) -> Job:
+        """The job that runs the chunks of a session."""
+        return self._job("passes", served.passes, [self._chunk(chunk, chunk)[1] for chunk in session])
+
+    def estimate(self, chunk: Chunk, steps: int | None) -> Job:
+        """The job that estimates every condition for the examples of a chunk."""
+        known, laid = self._chunk(replace(chunk, passes=()), chunk)
+        names = [reader.name for reader in self.readers]
+        laid["estimate"] = described_estimate(self.model, self.plan, chunk, known, names, steps)
+        return self._job("estimates", served.estimates, [laid])
+
+    def _job(self, what: str, function: Any, laid: list[Any]) -> Job:
+        compares = any(reader.needs_base for reader in self.readers)
+        return self.model.job(what, function, {"chunks": laid, "positions": self.positions, "compares": compares})
+
+    def _chunk(self, chunk: Chunk, reads: Chunk) -> tuple[Known, dict[str, Any]]:
+        """What is known here of a chunk, and the chunk as `served.passes` takes it."""
+        model, plan = self.model, self.plan
+        layers, group = model.shape.layers, plan.groups[chunk.group]
+        compare = [reader.name for reader in self.readers if reader.needs_base]
+        wanted = {run: {point_of(site) for site in sites} for run, sites in plan.sources().items()}
+        base = {native_point(layer, name, layers) for layer, name in plan.base_points(reads)}
+        wanted[plan.base] = wanted.get(plan.base, set()) | base
+        known = Known(drawn=len(self.inputs.reference[chunk.group]) if self.inputs.reference else 0)
+        runs = []
+        for run in ordered(plan):
+            watch, score = kernels_of(model, plan, self.readers, run, chunk, compare)
+            if run == plan.base:
+                known.watch, known.score = watch, score
+            tokens = _tensor(self.inputs.runs[run][chunk.group][slice(*chunk.examples)])
+            runs.append((run, tokens, list(group.scored), sorted(wanted.get(run, set())), watch, score))
+        reference = None
+        if plan.uses_reference:
+            points = sorted({point_of(site) for site in plan.reference_sites()})
+            reference = (_tensor(self.inputs.reference[chunk.group]), points)
+        passes = []
+        for one in chunk.passes:
+            points = sorted(at for at in plan.points_of(chunk, one))
+            taken = [(at, native_point(*at, layers)) for at in points if at[1] not in ("embed", "pos_embed")]
+            passes.append((Laid(model, plan, chunk, one, known, chunk.examples).make(), taken))
+        return known, {"runs": runs, "reference": reference, "passes": passes}
 
 
-def program(
-    model: RemoteModel, plan: Plan, session: list[Chunk], readers: Sequence[Reader], inputs: Inputs, positions: bool
-) -> Job:
-    """The job that runs the chunks of a session."""
-    laid = [_chunk(model, plan, chunk, readers, inputs, chunk)[1] for chunk in session]
-    return _job(model, "passes", served.passes, laid, readers, positions)
+class Made(Sequence[Job]):
+    """Jobs that are made when they are asked for: those of a long sweep are large together."""
+
+    def __init__(self, makers: Sequence[Callable[[], Job]]) -> None:
+        self.makers = makers
+
+    def __len__(self) -> int:
+        return len(self.makers)
+
+    def __getitem__(self, at: Any) -> Any:
+        return self.makers[at]()
 
 
-def _job(
-    model: RemoteModel, what: str, function: Any, laid: list[Any], readers: Sequence[Reader], positions: bool
-) -> Job:
-    compares = any(reader.needs_base for reader in readers)
-    return model.job(what, function, {"chunks": laid, "positions": positions, "compares": compares})
-
-
-def _chunk(
-    model: RemoteModel, plan: Plan, chunk: Chunk, readers: Sequence[Reader], inputs: Inputs, reads: Chunk
-) -> tuple[Known, dict[str, Any]]:
-    """What is known here of a chunk, and the chunk as `served.passes` takes it."""
-    layers, group = model.shape.layers, plan.groups[chunk.group]
-    compare = [reader.name for reader in readers if reader.needs_base]
-    wanted = {run: {point_of(site) for site in sites} for run, sites in plan.sources().items()}
-    base = {native_point(layer, name, layers) for layer, name in plan.base_points(reads)}
-    wanted[plan.base] = wanted.get(plan.base, set()) | base
-    known = Known(drawn=len(inputs.reference[chunk.group]) if inputs.reference else 0)
-    runs = []
-    for run in ordered(plan):
-        watch, score = kernels_of(model, plan, readers, run, chunk, compare)
-        if run == plan.base:
-            known.watch, known.score = watch, score
-        tokens = _tensor(inputs.runs[run][chunk.group][slice(*chunk.examples)])
-        runs.append((run, tokens, list(group.scored), sorted(wanted.get(run, set())), watch, score))
-    reference = None
-    if plan.uses_reference:
-        points = sorted({point_of(site) for site in plan.reference_sites()})
-        reference = (_tensor(inputs.reference[chunk.group]), points)
-    passes = []
-    for one in chunk.passes:
-        points = sorted(at for at in plan.points_of(chunk, one))
-        taken = [(at, native_point(*at, layers)) for at in points if at[1] not in ("embed", "pos_embed")]
-        passes.append((Laid(model, plan, chunk, one, known, chunk.examples).make(), taken))
-    return known, {"runs": runs, "reference": reference, "passes": passes}
+def _cut(job: Job) -> str:
+    """Where it is written down that a job needed too much memory."""
+    return f"cut-{job.key}"
 
 
 def ordered(plan: Plan) -> list[str]:
@@ -233,26 +266,6 @@ def pieces(plan: Plan, session: list[Chunk], values: list[dict[str, torch.Tensor
 def _runs(plan: Plan, chunk: Chunk, values: list[dict[str, torch.Tensor]]) -> Iterator[Piece]:
     for run, one in zip(ordered(plan), values, strict=True):
         yield Piece(chunk.group, chunk.examples, {name: value.numpy() for name, value in one.items()}, run)
-
-
-def halved(model: RemoteModel, session: list[Chunk], failed: Failed) -> list[list[Chunk]]:
-    """The chunks of a session that needed too much memory, each alone and in passes half as large."""
-    if len(session) > 1:
-        return [[chunk] for chunk in session]
-    (chunk,) = session
-    parts = [
-        half for one in chunk.passes for half in Part(one, (0, chunk.size)).halves() or [Part(one, (0, chunk.size))]
-    ]
-    if all(part.examples == (0, chunk.size) for part in parts) and len(parts) > len(chunk.passes):
-        return [[replace(chunk, passes=tuple(part.one for part in parts))]]
-    start, stop = chunk.examples
-    if stop - start < 2:
-        raise ModelError(
-            f"a single prompt needs more memory on {model.name} than {model.office.host} has left: "
-            f"{failed.reason.strip().splitlines()[-1]}"
-        )
-    middle = (start + stop) // 2
-    return [[replace(chunk, examples=span)] for span in ((start, middle), (middle, stop))]
 
 
 def _tensor(array: Any) -> torch.Tensor:

@@ -133,7 +133,7 @@ def _both(
         off = traces.by_itself(model.traced, opened, points, layers, model.device)
         return planned, probe(logits).float().cpu().numpy(), float(deviation) or 1.0, off
     assert isinstance(model, RemoteModel)
-    laid = remote.program(model, plan, list(plan.chunks), readers, inputs, True).program
+    laid = remote.Sweep(model, plan, readers, inputs, True).job(list(plan.chunks)).program
     more = {"rows": rows, "writes": writes, "scored": scored, "layers": layers, "probe": probe}
     result = model.ask("check", served.check, {**laid, **more, "wanted": sorted({point_of(site) for site in sites})})
     outcome = Outcome(plan)

@@ -15,7 +15,7 @@ from .fill import compared, filled
 from .ops import pattern_between, split_heads
 from .score import comparing
 from .tangent import estimated
-from .traces import as_it_is, by_itself, changed, nothing, opened, planned, read
+from .traces import as_it_is, by_itself, changed, misshapen, nothing, opened, planned, read
 
 SAMPLE = 4096
 """Numbers of each tensor of weights that a fingerprint looks at."""
@@ -68,6 +68,8 @@ def looked(root: Any, parts: dict[str, Any], program: dict[str, Any], chunk: dic
         scoring = score if logits is None else comparing(score, {"logits": logits})
         keep = program["compares"] and logits is None
         points, values, made = as_it_is(root, parts, tokens, scored, set(wanted), watch, scoring, keep)
+        if wrong := misshapen(parts, values, watch, len(tokens), len(scored)):
+            raise ValueError(wrong)
         known["sources"][name] = points
         if not found:
             logits, base = made, values

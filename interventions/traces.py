@@ -85,6 +85,17 @@ def as_it_is(
     return points, dict(values), found.get("logits")
 
 
+def misshapen(parts: dict[str, Any], values: dict[str, torch.Tensor], watch: list[Any], rows: int, scored: int) -> str:
+    """Which kernel gives values that are not one for each row and scored position, or row, layer and head, if any."""
+    watched = {name for name, _, _ in watch}
+    for name, value in values.items():
+        axes = "(row, layer, head)" if name in watched else "(row, scored)"
+        wanted = (rows, parts["layers"], parts["heads"]) if name in watched else (rows, scored)
+        if tuple(value.shape) != wanted:
+            return f"{name}: its kernel gives {tuple(value.shape)}, where {axes} is {wanted}"
+    return ""
+
+
 def planned(root: Any, parts: dict[str, Any], base: Points, job: dict[str, Any], device: Any) -> dict[str, Any]:
     """The values of a job of `forward.run`, in a trace that never goes through the model itself."""
     with root.trace(nothing(device), use_cache=False) as tracer:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from ..errors import DeclarationError
+from ..errors import DeclarationError, ModelError
+from ..interventions.memory import free_memory
 from ..interventions.sites import Head
 from ..metrics.attention import SCORES, chance
 from ..metrics.card import Metric
@@ -99,6 +100,7 @@ def describe_heads(
         ``q_<score>`` (Benjamini-Hochberg over the heads), and ``role(layer, head)`` as text.
     """
     check_untrained(untrained, alpha)
+    check_room(model)
     scores = head_scores(model, task)
     measured = [metric for metric in SCORES if metric.name in ROLES]
     null = untrained_scores(model, task, measured, range(seed, seed + untrained))
@@ -117,6 +119,17 @@ def describe_heads(
     scores["role"] = (("layer", "head"), _roles(scores, threshold, alpha), {"long_name": "role of the head"})
     scores.attrs |= {"threshold": threshold, "alpha": alpha}
     return scores
+
+
+def check_room(model: Model) -> None:
+    """Refuse a model of which an untrained one of the same shape, to compare scores with, does not fit in memory."""
+    size, free = 4 * sum(weight.numel() for weight in model.module.parameters()), free_memory()
+    if free is not None and size > free:
+        raise ModelError(
+            "scores are compared with those of untrained models, which are made on this machine, one at a time: one of "
+            f"the shape of {model.name} takes {size / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free; measure and "
+            "capture need none"
+        )
 
 
 def check_untrained(untrained: int, alpha: float) -> None:

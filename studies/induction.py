@@ -118,6 +118,7 @@ class InductionStudy:
             server gives no gradients), and the conclusion as JSON text in the attributes.
         """
         self.task.draw(model)  # what does not fit the model is refused before any forward pass
+        heads.check_room(model)
         workers.check_executor(model, executor)
         if out is None:
             with workers.using(executor):

@@ -269,7 +269,7 @@ def apart(_apart, server, monkeypatch):
 @pytest.mark.parametrize("metrics", [[loss, kl], [logit_diff], [induction, loss]])
 def test_without_weights_where_it_runs(apart, words_model, metrics):
     same(measure(apart, TASK, WHAT, metrics), measure(words_model, TASK, WHAT, metrics))
-    assert apart.weight_hash == "revision:shipped"
+    assert apart.weight_hash.startswith("revision:")
 
 
 def test_weights_that_are_read_by_calls(apart, words_model):

@@ -1,0 +1,105 @@
+"""What is sent to a server, and what is known of it afterwards: shapes of kernels, jobs that were cut, other models."""
+
+import shutil
+
+import pytest
+import remote_client
+from loopback import Loopback
+from nnsight.schema.config import CONFIG
+
+import headwise as hw
+from headwise.interventions import Head, ZeroAblate, models, office, remote
+from headwise.metrics import Card, Metric, loss
+from headwise.studies import InductionStudy, RepeatedTokens, heads, measure
+
+TASK = RepeatedTokens(n=2, length=6)
+WHAT = {"zero": ZeroAblate(Head(1, 2))}
+MEMORY = "Traceback (most recent call last):\ntorch.OutOfMemoryError: CUDA out of memory."
+
+
+@pytest.fixture
+def there(server):
+    return hw.load("words-2l", remote=True)
+
+
+KERNELS = {
+    "flat": (lambda logits, targets: logits[:, 0, 0], r"\(2,\)"),
+    "longer": (lambda logits, targets: logits[:, [0, *range(logits.shape[1])], 0], r"\(2, 6\)"),
+}
+
+
+@pytest.mark.parametrize(("kernel", "shape"), KERNELS.values(), ids=KERNELS)
+def test_a_kernel_of_another_shape_is_refused_as_here(there, words_model, kernel, shape):
+    metric = Metric(Card("mine", "mine", "1", (0, 1)), "logits", kernel, loss.prepare)
+    said = rf"mine: its kernel gives {shape}, where \(row, scored\) is \(2, 5\)"
+    with pytest.raises(hw.DeclarationError, match=said):
+        measure(words_model, TASK, WHAT, [metric], check=False)
+    with pytest.raises(hw.ServerError, match=said):
+        measure(there, TASK, WHAT, [metric], check=False)
+
+
+def test_what_was_cut_for_want_of_memory_is_found_again(there, server, tmp_path, monkeypatch):
+    """The client stops once the parts of a cut job are executed: the same call runs none of them again."""
+    monkeypatch.setattr(office, "LOST", 1.5)
+    there.facts  # noqa: B018
+    begun = len(server.executed("passes"))
+
+    class Stopped(Exception):
+        pass
+
+    def stop_when_done(*given):
+        raise Stopped
+
+    server.fault("execute", "error", detail=MEMORY)
+    with monkeypatch.context() as patch:
+        patch.setattr(remote, "pieces", stop_when_done)
+        with pytest.raises(Stopped):
+            remote_client.sweep(there, tmp_path / "out.nc")
+    first = server.executed("passes")[begun:]
+    assert first
+    found = remote_client.sweep(hw.load("words-2l", remote=True), tmp_path / "out.nc")
+    assert server.executed("passes")[begun:] == first
+    wanted = remote_client.sweep(hw.load("words-2l"), None)
+    assert abs(found["loss"] - wanted["loss"]).max() < 1e-6
+
+
+def test_jobs_are_made_when_they_are_sent(there, monkeypatch):
+    monkeypatch.setattr(remote, "ROWS", 16)
+    made, ended = [], []
+    usual, close = remote.Sweep.job, office.Office.close
+    monkeypatch.setattr(remote.Sweep, "job", lambda sweep, session: made.append(len(ended)) or usual(sweep, session))
+    monkeypatch.setattr(office.Office, "close", lambda self, job: ended.append(job) or close(self, job))
+    laid = []
+    monkeypatch.setattr(remote, "Laid", lambda *given: laid.append(len(ended)) or REAL(*given))
+    remote_client.sweep(there, None)
+    assert len(ended) > office.AT_ONCE
+    assert max(laid) >= len(ended) - office.AT_ONCE
+
+
+REAL = remote.Laid
+
+
+def test_models_of_one_server_are_told_apart_without_their_weights(server, tmp_path, monkeypatch):
+    """Where jobs see no weights, two folders with the same configuration are two models all the same."""
+    folders = [tmp_path / name for name in ("one", "two")]
+    for folder in folders:
+        shutil.copytree(models.SHIPPED / "words-2l", folder, ignore=shutil.ignore_patterns("checkpoints*"))
+    apart = Loopback(tmp_path / "server", {str(folder): str(folder) for folder in folders}, apart=True).start()
+    try:
+        monkeypatch.setattr(CONFIG.API, "HOST", apart.host)
+        one, two = (hw.load(folder, remote=True) for folder in folders)
+        assert one.weight_hash != two.weight_hash
+        assert all(model.weight_hash.startswith("revision:") for model in (one, two))
+        measure(one, TASK, WHAT, [loss], out=tmp_path / "out.nc")
+        measure(two, TASK, WHAT, [loss], out=tmp_path / "out.nc")
+        assert hw.open_tree(tmp_path / "out.nc").attrs["model"] == "two"
+    finally:
+        apart.stop()
+
+
+def test_untrained_models_that_do_not_fit_are_refused_first(there, server, monkeypatch):
+    begun = len(server.executed())
+    monkeypatch.setattr(heads, "free_memory", lambda: 100_000)
+    with pytest.raises(hw.ModelError, match=r"of the shape of words-2l takes 0\.\d MB, and 0\.1 MB are free"):
+        InductionStudy(n=2, length=6, draws=2).run(there)
+    assert len(server.executed()) == begun
