@@ -36,7 +36,7 @@ def rerun(
     device: str = "auto",
     tolerance: float = 1e-6,
     progress: Say | None = None,
-    model: Model | None = None,
+    model: Model | str | os.PathLike[str] | None = None,
 ) -> Agreement:
     """Repeat a stored study or measurement, and compare every number with the stored one.
 
@@ -53,9 +53,10 @@ def rerun(
         Numbers agree up to this difference; beyond 1, up to this share of the stored number.
     progress : callable, optional
         Called with what is being done, in words.
-    model : Model, optional
-        Repeats it on this model. Needed where the file's model was a folder elsewhere or a module in memory; other
-        weights than those of the file are then a note of the result instead of an error.
+    model : Model, str or path, optional
+        Repeats it on this model, or on the one that `headwise.load` opens by this name. Needed where the file's model
+        was a folder elsewhere or a module in memory; other weights than those of the file are then a note of the
+        result instead of an error.
 
     Returns
     -------
@@ -83,8 +84,11 @@ def rerun(
         raise ResultError(f"{source} cannot be repeated: {error}") from error
     except (ValueError, TypeError, LookupError, AttributeError) as error:  # JSON of another shape than ours
         raise ResultError(f"{source} cannot be repeated: what it declares cannot be read ({error!r})") from error
-    say(f"opening {attrs['model']}")
-    opened = _open(source, attrs, device) if model is None else model
+    if model is None or isinstance(model, str | os.PathLike):
+        say(f"opening {model or attrs['model']}")
+        opened = _open(source, attrs, device, model)
+    else:
+        opened = model
     others = _other_weights(attrs, opened)
     if others and model is None:
         raise ModelError(
@@ -207,13 +211,15 @@ def estimator_of(attrs: Mapping[str, Any]) -> tuple[str, int]:
     return (found[1], 8) if found[1] else (found[2], int(found[3]))
 
 
-def _open(source: Path, attrs: Mapping[str, Any], device: str) -> Model:
-    """The model that the file names, where it ran."""
+def _open(source: Path, attrs: Mapping[str, Any], device: str, given: str | os.PathLike[str] | None) -> Model:
+    """The model that was given by name, or the one that the file names, where it ran."""
     from ..interventions import models
 
     load = partial(models.load, device=device, dtype=str(attrs["dtype"]))
     if attrs.get("executed", "local") != "local":
         load = partial(models.load, remote=True)
+    if given is not None:
+        return load(os.fspath(given))
     name, revision = (str(attrs[key]) for key in ("model", "model_revision"))
     if revision == "memory":
         raise ResultError(f"{source} was measured on a module in memory, {name}: give it as rerun(..., model=...)")
@@ -222,8 +228,8 @@ def _open(source: Path, attrs: Mapping[str, Any], device: str) -> Model:
         places = [place for place in (Path(folder), source.parent / folder) if (place / "config.json").is_file()]
         if not places:
             raise ResultError(
-                f"{source} was measured on the folder {name}, and files do not keep where folders are: "
-                f"open it with headwise.load and give it as rerun(..., model=...)"
+                f"{source} was measured on the folder {name}, and files do not keep where folders are: say where it is "
+                "now, rerun(..., model=...) or --model"
             )
         return load(places[0])
     return load(name, revision=None if revision in ("shipped", "main") else revision)

@@ -15,6 +15,7 @@ from headwise.metrics import Card, Metric, accuracy, induction, kl, logit_diff, 
 from headwise.studies import InductionStudy, Prompts, RepeatedTokens, capture, compare_estimates, measure
 from headwise.studies.again import rerun
 from headwise.studies.agreement import compare
+from headwise.studies.cli import main
 
 TASK = RepeatedTokens(n=3, length=6)
 TEXT = Prompts(
@@ -242,6 +243,8 @@ def test_a_folder_beside_the_file_is_found(words_model, tmp_path, monkeypatch):
     moved = path.rename(tmp_path / "elsewhere" / "mine.nc")
     with pytest.raises(ResultError, match="files do not keep where folders are"):
         rerun(moved)
+    assert rerun(moved, model=tmp_path / "mine").agrees
+    assert main(["rerun", str(moved), "--model", str(tmp_path / "mine")]) == 0
     monkeypatch.chdir(tmp_path)
     assert rerun(moved).agrees
 

@@ -9,6 +9,7 @@ from .shared import add_command, add_device, add_file, add_json, print_json, qui
 
 EXAMPLES = """  headwise rerun results/induction-words-2l.nc       the same numbers here?
   headwise rerun ablation.nc --tolerance 1e-4 --json
+  headwise rerun ablation.nc --model ./my-gpt2       where the folder is now
 """
 
 
@@ -29,6 +30,9 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--tolerance", type=float, default=1e-6, help="largest difference of numbers that agree (default: %(default)s)"
     )
+    parser.add_argument(
+        "--model", help="repeat it on this one: a shipped name, Hub id or folder (default: the one that the file names)"
+    )
     add_device(parser)
     add_json(parser, "print the verdict and the differences as JSON")
 
@@ -38,7 +42,9 @@ def run(options: argparse.Namespace) -> int:
     from ..again import rerun
 
     quiet_libraries()
-    agreement = rerun(options.file, device=options.device, tolerance=options.tolerance, progress=say)
+    agreement = rerun(
+        options.file, device=options.device, tolerance=options.tolerance, progress=say, model=options.model
+    )
     if options.json:
         print_json(agreement.to_dict())
     else:
