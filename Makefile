@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 help:
 	@echo "make induction  the whole induction-head analysis of the shipped model, into results/"
 	@echo "make test       set up and run the tests"
-	@echo "make ndif       start the real NDIF server here, run the remote tests against it, end it (needs redis-server, Linux)"
+	@echo "make ndif       start the real NDIF server here, run the remote tests against it, end it (Linux, needs redis-server)"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      time headwise side by side with plain forward passes and other tools"
 	@echo "make gallery    draw every picture of docs/gallery.md again (needs Chromium, Chrome, Edge or Brave)"
