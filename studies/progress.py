@@ -36,6 +36,8 @@ class Progress:
         What is counted.
     kept : path, optional
         Where finished passes are kept.
+    total : int
+        How many there will be, as far as is known before the first `update`.
     """
 
     def __init__(
@@ -44,8 +46,9 @@ class Progress:
         show: Callable[[int, int], None] | bool | None = None,
         unit: str = "passes",
         kept: Path | None = None,
+        total: int = 0,
     ) -> None:
-        self.label, self.unit, self.kept = label, unit, kept
+        self.label, self.unit, self.kept, self.total = label, unit, kept, total
         self.callback = show if callable(show) else None
         self.wanted = sys.stderr.isatty() if show is None else show is True
         self.patience = 0.0 if show is True else QUIET_SECONDS
@@ -88,7 +91,7 @@ class Progress:
         self.said = text
         patient = time.monotonic() - self.started < self.patience
         if self.bar is None and self.callback is None and self.wanted and not patient:
-            self._open(0)
+            self._open(self.total)
         if self.bar is not None:
             self.bar.update(self.task, description=f"{self.label} ({text})")
         self._stop_if_asked(f"while waiting ({text})")

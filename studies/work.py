@@ -109,7 +109,7 @@ class Work:
         if self.check and plan.conditions:
             selfcheck.check_model(model)
         where = None if keeper is None or self.estimator != "exact" else keeper.shards.folder
-        with Progress("measuring", progress, kept=where) as bar:
+        with Progress("measuring", progress, kept=where, total=plan.steps) as bar:
             if model.remote:
                 outcome = self._elsewhere(bar, keeper)
             elif self.estimator == "exact":

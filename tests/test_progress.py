@@ -99,6 +99,14 @@ def test_another_handler_is_left_alone():
         signal.signal(signal.SIGINT, before)
 
 
+def test_what_is_said_of_jobs_stands_beside_how_many_passes_there_will_be():
+    with Progress("measuring", True, total=12) as bar:
+        bar.say("1 running, 2 queued")
+        page = Console(file=io.StringIO(), width=100)
+        page.print(bar.bar.get_renderable())
+    assert re.search(r"measuring \(1 running, 2 queued\) .* 0/12 .*-:--:-- left", page.file.getvalue())
+
+
 def test_the_command_stops_with_one_line(tmp_path):
     """A real process, a real signal: status 130, a sentence, no traceback; what was finished is kept, and named."""
     out = tmp_path / "run.nc"
