@@ -5,16 +5,18 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup induction test ndif lint format bench gallery model wheel clean
+.PHONY: help setup induction test ndif lint format bench bridge gallery model wheel wheel-test clean
 
 help:
 	@echo "make induction  the whole induction-head analysis of the shipped model, into results/"
 	@echo "make test       set up and run the tests"
 	@echo "make ndif       start the real NDIF server here, run the remote tests against it, end it (Linux, needs redis-server)"
 	@echo "make lint       ruff and mypy"
+	@echo "make bridge     compare with TransformerLens, model family by model family"
 	@echo "make bench      time headwise side by side with plain forward passes and other tools"
 	@echo "make gallery    draw every picture of docs/gallery.md again (needs Chromium, Chrome, Edge or Brave)"
 	@echo "make model      train the shipped model again (some minutes)"
+	@echo "make wheel-test build the wheel and run the tests of servers and workers with it, away from the clone"
 
 # The stamp is newer than what it was made from, so setting up happens once and again when a requirement changes.
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -58,14 +60,28 @@ $(VENV)/.bench-ready: $(VENV)/.ready
 bench: $(VENV)/.bench-ready
 	$(RUN) benchmarks/run.py
 
+$(VENV)/.bridge-ready: $(VENV)/.ready
+	$(RUN) -m pip install --quiet --constraint constraints.txt transformer-lens
+	@touch $@
+
+# Where TransformerLens is not installed, the tests are skipped; here that is an error.
+bridge: $(VENV)/.bridge-ready
+	$(RUN) -c "import transformer_lens.model_bridge"
+	$(RUN) -m pytest tests/test_bridge.py
+
 gallery: setup
 	$(RUN) docs/make_gallery.py
 
 model: setup
 	$(RUN) -m headwise.studies.training
 
+# What an earlier build left in build/lib would go into the wheel.
 wheel: setup
+	rm -rf build/lib dist
 	$(RUN) -m build --wheel
+
+wheel-test: wheel
+	$(RUN) tests/wheel.py dist/headwise-*.whl
 
 clean:
 	rm -rf $(VENV) .ndif build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

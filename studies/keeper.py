@@ -54,7 +54,7 @@ class PassKeeper:
         self.shards = shards
         common = json.dumps([model_identity(model), plan.base] + ([] if whole else ["mean over positions"]))
         self.groups = [
-            short_hash(common, *_prompts(plan, inputs, at), *(_reader(reader, at) for reader in readers))
+            short_hash(common, *prompts(plan, inputs, at), *(_reader(reader, at) for reader in readers))
             for at in range(len(plan.groups))
         ]
         self.conditions = [short_hash(json.dumps(encode(list(edits), TASKS))) for edits in plan.conditions]
@@ -106,7 +106,7 @@ def _pieces(part: xr.Dataset, group: int, places: dict[str, list[int]]) -> Itera
         yield Piece(group, (start, stop), some, None, tuple(number for _, number in wanted))
 
 
-def _prompts(plan: Plan, inputs: Inputs, group: int) -> Iterator[bytes | str]:
+def prompts(plan: Plan, inputs: Inputs, group: int) -> Iterator[bytes | str]:
     """Token ids of every run and of the reference draw, and what is scored."""
     for run in plan.runs:
         yield run

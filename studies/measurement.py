@@ -86,7 +86,8 @@ def measure(
         False takes nothing from what is there.
     executor : concurrent.futures.Executor, optional
         Runs the passes on its workers: a pool of processes, a Dask cluster (``client.get_executor()``). Each opens the
-        model itself, from where it was loaded. A worker that dies costs the piece that it was at.
+        model itself, from where it was loaded. A worker that dies costs the piece that it was at, and so does one that
+        fails: the others are done, and kept with `out`, before that is told. Not for estimates, which stay here.
 
     Returns
     -------
@@ -101,7 +102,7 @@ def measure(
         Something that was asked for does not exist or cannot be; raised before any forward pass, but for a metric
         whose own kernel gives values of the wrong shape.
     ModelError
-        A self-check failed, or a single prompt needs more memory than there is.
+        A self-check failed, a single prompt needs more memory than there is, or pieces were lost or failed on workers.
     ResultError
         `out` cannot be written, or another process is writing it; what was finished is kept.
     ServerError
@@ -109,9 +110,9 @@ def measure(
     """
     setup = set_up(model, task, what, metrics, base=base, per_position=per_position, batch_size=batch_size)
     check_remote(model, remote)
-    check_executor(model, executor)
-    executor = executor or current(model)
     check_estimable(setup.metrics, estimator, steps, per_position)
+    check_executor(model, executor, estimator)
+    executor = executor or current(model)
     work = Work(model, task, what, setup, base, per_position, estimator, steps, check)
     if out is None:
         return work.run(progress, work.keeper(shards.current()), executor)

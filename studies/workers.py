@@ -16,24 +16,29 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import DeclarationError, HeadwiseError, ModelError
 from ..interventions.codec import decode, encode
+from ..interventions.digest import short_hash
 from ..interventions.packing import Chunk
 from ..metrics.card import Metric
+from .keeper import prompts
 from .setup import set_up
 from .tables import TASKS, metric_names
 
 if TYPE_CHECKING:
     from ..interventions.models import Model
-    from ..interventions.outcome import Outcome, Piece
+    from ..interventions.outcome import Inputs, Outcome, Piece
+    from ..interventions.plan import Plan
     from .work import Work
 
 PIECES = 32
 """Into about so many pieces a plan is cut."""
 LEAST = 4
 """Passes of a piece at least: each piece reads the runs it starts from again."""
+LOST = {"KilledWorker", "NoWorkerError", "NoValidWorkerError", "CommClosedError", "ClosedClientError"}
+"""What Dask raises where workers or the way to them are gone."""
 _CURRENT: ContextVar[Executor | None] = ContextVar("executor", default=None)
 _ONE_AT_A_TIME = Lock()
 """Tracing is not made for threads; an executor of threads gets right numbers, one piece after the other."""
@@ -54,10 +59,14 @@ def current(model: Model) -> Executor | None:
     return None if model.source is None else _CURRENT.get()
 
 
-def check_executor(model: Model, executor: Executor | None) -> None:
-    """Refuse an executor for a model that its workers cannot open, or that is elsewhere already."""
+def check_executor(model: Model, executor: Executor | None, estimator: str = "exact") -> None:
+    """Refuse an executor for an estimate, and for a model that its workers cannot open or that is elsewhere already."""
     if executor is None:
         return
+    if estimator != "exact":
+        raise DeclarationError(
+            f"executor=...: estimator={estimator!r} takes few passes, which run here: leave the executor out"
+        )
     if model.remote:
         raise DeclarationError(f"executor=...: {model.name} runs on a server, which shares out its passes itself")
     if model.source is None:
@@ -73,9 +82,10 @@ class Errand:
 
     Attributes
     ----------
-    model : tuple of (source, revision, device, dtype)
-        For `headwise.load`.
-    weight_hash : str
+    model : tuple of (source, revision, device, dtype, attention)
+        For `headwise.load`, and the implementation of attention that was chosen.
+    weight_hash, token_hash : str
+        Of the weights, and of the token ids of all prompts.
     declared : str
         Task and interventions as JSON.
     metrics : tuple
@@ -86,8 +96,9 @@ class Errand:
     chunks : tuple of Chunk
     """
 
-    model: tuple[str, str | None, str, str]
+    model: tuple[str, str | None, str, str, str]
     weight_hash: str
+    token_hash: str
     declared: str
     metrics: tuple[str | Metric, ...]
     base: str
@@ -99,6 +110,8 @@ def run_on(
     executor: Executor, work: Work, outcome: Outcome, keep: Callable[[Piece], None], step: Callable[[int], None]
 ) -> None:
     """Run what `outcome` misses on the workers of `executor`.
+
+    Whatever befalls a piece, all others are waited for and kept; only then is it told.
 
     Parameters
     ----------
@@ -114,32 +127,69 @@ def run_on(
     Raises
     ------
     ModelError
-        Some pieces were lost with their workers; the others came back and were kept.
+        Some pieces were lost with their workers, or failed there.
+    HeadwiseError
+        What a worker refused, as it was raised there.
     """
     errands = list(cut(work, outcome.missing()))
-    waiting = {executor.submit(run_errand, errand): errand for errand in errands}
-    done, lost = 0, []
+    waiting: dict[Future[list[Piece]], Errand] = {}
+    done, errors = 0, []
     try:
+        not_sent = _send(executor, errands, waiting)
         for future in as_completed(waiting):
             try:
                 pieces = future.result()
-            except (BrokenExecutor, CancelledError, OSError, RuntimeError) as error:
-                if isinstance(error, HeadwiseError):
-                    raise
-                lost.append(error)
+            except Exception as error:
+                errors.append(error)
                 continue
             for piece in pieces:
                 keep(outcome.put(piece))
             done += outcome.steps(waiting[future].chunks)
             step(done)
     finally:
-        _cancel(waiting)
-    if lost:
-        reason = str(lost[0]).strip().splitlines()[0] if str(lost[0]).strip() else type(lost[0]).__name__
+        for future in waiting:
+            future.cancel()
+    _tell(errors, not_sent, len(errands))
+
+
+def _send(executor: Executor, errands: Sequence[Errand], waiting: dict[Future[list[Piece]], Errand]) -> list[Exception]:
+    """Submit until one is not taken; what that raised, for each errand that was not."""
+    try:
+        for errand in errands:
+            waiting[executor.submit(run_errand, errand)] = errand
+    except Exception as error:
+        return [error] * (len(errands) - len(waiting))
+    return []
+
+
+def _tell(errors: Sequence[Exception], not_sent: Sequence[Exception], total: int) -> None:
+    """Raise what befell pieces: what headwise refused first, then what failed, then what was lost."""
+    for error in (*errors, *not_sent):
+        if isinstance(error, HeadwiseError):
+            raise error
+    failed = [error for error in errors if not _is_lost(error)]
+    lost = [error for error in errors if _is_lost(error)] + list(not_sent)
+    if failed:
         raise ModelError(
-            f"{len(lost)} of {len(errands)} pieces were lost with their workers ({reason}); the others are done, and "
-            "with out=... they are kept: the same call again, with workers that live, computes the rest"
-        )
+            f"a piece failed on a worker: {_line(failed[0])}; {len(failed)} of {total} pieces failed, and with out=... "
+            "what came back is kept"
+        ) from failed[0]
+    if lost:
+        raise ModelError(
+            f"{len(lost)} of {total} pieces were lost with their workers ({_line(lost[0])}); with out=... what came "
+            "back is kept: the same call again, with workers that live, computes the rest"
+        ) from lost[0]
+
+
+def _is_lost(error: Exception) -> bool:
+    """Whether a worker went away, rather than failed at its piece; Dask's errors by name, as it may not be here."""
+    dask = any(kind.__module__.startswith("distributed.") and kind.__name__ in LOST for kind in type(error).__mro__)
+    return dask or isinstance(error, BrokenExecutor | CancelledError | ConnectionError)
+
+
+def _line(error: Exception) -> str:
+    """The kind of an error and the first line of what it says."""
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
 
 
 def cut(work: Work, chunks: Sequence[Chunk]) -> Iterator[Errand]:
@@ -148,8 +198,9 @@ def cut(work: Work, chunks: Sequence[Chunk]) -> Iterator[Errand]:
     assert model.source is not None
     known = model.revision not in ("local", "shipped")
     errand = Errand(
-        (model.source, model.revision if known else None, str(model.device), model.dtype),
+        (model.source, model.revision if known else None, str(model.device), model.dtype, _attention(model)),
         model.weight_hash,
+        _token_hash(setup.plan, work.inputs),
         json.dumps(encode({"task": work.task, "what": work.what}, TASKS)),
         tuple(_travelling(metric) for metric in setup.metrics),
         work.base,
@@ -168,7 +219,7 @@ def run_errand(errand: Errand) -> list[Piece]:
     Raises
     ------
     ModelError
-        The model cannot be opened, or has other weights here.
+        The model cannot be opened, or has other weights or another tokenizer here.
     """
     from ..interventions.engine import run_chunks
     from ..interventions.outcome import Outcome
@@ -183,25 +234,34 @@ def run_errand(errand: Errand) -> list[Piece]:
         setup = set_up(
             model, declared["task"], declared["what"], metrics, base=errand.base, per_position=False, batch_size="auto"
         )
+        inputs = setup.inputs(declared["task"], model)
+        if _token_hash(setup.plan, inputs) != errand.token_hash:
+            raise ModelError(
+                f"{model.name} has other tokens for these prompts on a worker than here: workers read the "
+                "tokenizer that lies beside the weights"
+            )
         plan = replace(setup.plan, chunks=errand.chunks, budget=errand.budget)
         pieces: list[Piece] = []
-        run_chunks(
-            model,
-            plan.chunks,
-            setup.readers(),
-            setup.inputs(declared["task"], model),
-            Outcome(plan),
-            pieces.append,
-            _quiet,
-        )
+        run_chunks(model, plan.chunks, setup.readers(), inputs, Outcome(plan), pieces.append, _quiet)
     return pieces
 
 
 @lru_cache(maxsize=1)
-def _opened(source: str, revision: str | None, device: str, dtype: str) -> Model:
+def _opened(source: str, revision: str | None, device: str, dtype: str, attention: str) -> Model:
     from ..interventions.models import load
 
-    return load(source, revision=revision, device=device, dtype=dtype)
+    model = load(source, revision=revision, device=device, dtype=dtype)
+    if _attention(model) != attention:
+        model.module.set_attn_implementation(attention)
+    return model
+
+
+def _attention(model: Model) -> str:
+    return str(model.module.config._attn_implementation)
+
+
+def _token_hash(plan: Plan, inputs: Inputs) -> str:
+    return short_hash(*(part for group in range(len(plan.groups)) for part in prompts(plan, inputs, group)))
 
 
 def _travelling(metric: Metric) -> str | Metric:
@@ -216,11 +276,6 @@ def _travelling(metric: Metric) -> str | Metric:
             "a module that workers can import, not lambdas"
         ) from None
     return metric
-
-
-def _cancel(waiting: dict[Future[Any], Errand]) -> None:
-    for future in waiting:
-        future.cancel()
 
 
 def _quiet(count: int) -> None:

@@ -32,7 +32,6 @@ class Blocked(importlib.abc.MetaPathFinder):
 
 
 sys.meta_path = [Blocked(), *(one for one in sys.meta_path if "editable" not in repr(one))]
-sys.path = [one for one in sys.path if not (Path(one) / "headwise").exists() and "headwise" not in one]
 
 import torch  # noqa: E402
 import zstandard  # noqa: E402

@@ -59,21 +59,44 @@ def tokens_of(model, run):
     return torch.as_tensor(TASK.draw(model).runs[run])
 
 
+def cache_of(model, bridge, run):
+    """What the bridge computes; with what turning gives in GPT-NeoX, where it has no hooks behind it."""
+    turned = {}
+
+    def seen(layer, turn):
+        def turn_and_keep(*given):
+            both = turn(*given)
+            for side, value in zip("qk", both, strict=True):
+                turned[f"blocks.{layer}.attn.hook_rot_{side}"] = value.transpose(1, 2)
+            return both
+
+        return turn_and_keep
+
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        if model.family.name == "gpt_neox":
+            for layer in model.layers:
+                attention = bridge.blocks[layer].attn
+                patch.setattr(attention, "_apply_rotary_pos_emb", seen(layer, attention._apply_rotary_pos_emb))
+        _, cache = bridge.run_with_cache(tokens_of(model, run))
+    return {**cache, **turned}
+
+
 def test_activations_agree(pair):
     model, bridge = pair
-    with torch.no_grad():
-        _, cache = bridge.run_with_cache(tokens_of(model, "clean"))
-    compared = set()
+    cache = cache_of(model, bridge, "clean")
+    to_compare = set(HOOKS) if model.shape.rotary else set(HOOKS) - {"q_rot", "k_rot"}
     for layer in model.layers:
-        for component, hook in HOOKS.items():
-            name = f"blocks.{layer}.{hook}"
-            if name not in cache or (component.endswith("_rot") and not model.shape.rotary):
-                continue
+        for component in to_compare:
+            name = f"blocks.{layer}.{HOOKS[component]}"
+            assert name in cache, f"nothing to compare {component} with"
             found = capture(model, TASK, Layer(layer).site(component))[f"L{layer}_{component}"].values
             wanted = cache[name].reshape(found.shape).numpy()
             np.testing.assert_allclose(found, wanted, atol=3e-5, rtol=1e-5, err_msg=name)
-            compared.add(component)
-    assert compared >= {"resid_pre", "q", "k", "v", "pattern", "z", "attn_out", "mlp_out", "resid_post"}
+
+
+def test_which_families_turn_queries_and_keys(pair):
+    model, _ = pair
+    assert model.shape.rotary == (model.family.name != "gpt_neo")
 
 
 def test_interventions_agree(pair):
@@ -82,8 +105,7 @@ def test_interventions_agree(pair):
     batch = TASK.draw(model)
     (group,) = batch.groups()
     targets = torch.as_tensor(batch.facts("clean", group).targets)[..., None]
-    with torch.no_grad():
-        _, other = bridge.run_with_cache(tokens_of(model, "corrupted"))
+    other = cache_of(model, bridge, "corrupted")
 
     def put(value, hook, site, source):
         where = (slice(None), slice(None) if site.positions is None else list(site.positions))
@@ -102,6 +124,8 @@ def test_interventions_agree(pair):
         Patch(Layer(last).resid_pre.at([2, 9])),
         Patch(Layer(0).attn_out),
     ]
+    if model.shape.rotary and model.family.name != "gpt_neox":  # which has no hooks to put them in by
+        several += [Patch(Head(0, 1).q_rot), Patch(Head(last, shared).k_rot)]
     found = measure(model, TASK, {str(one): one for one in several}, [loss])["loss"].values
     for row, edit in enumerate(several):
         site: Site = edit.site

@@ -2,8 +2,11 @@
 
 import io
 import pickletools
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import loopback
 import numpy as np
 import pytest
 import torch
@@ -81,6 +84,30 @@ def test_the_server_cannot_import_headwise(server):
     import httpx
 
     assert httpx.get(f"{server.host}/ping").json() == {"headwise": False, "isolated": 1}
+
+
+LIES = """
+import os, runpy, sys
+folder, server = sys.argv[1:]
+site = next(one for one in sys.path if os.path.isdir(os.path.join(one, "torch")))
+os.symlink(site, os.path.join(folder, "headwise", "site"))
+sys.path = [folder, *(os.path.join(folder, "headwise", "site") if one == site else one for one in sys.path)]
+runpy.run_path(server)
+import torch
+try:
+    import headwise
+except ModuleNotFoundError:
+    print(torch.__file__)
+"""
+
+
+def test_the_server_has_everything_else_wherever_it_lies(tmp_path):
+    (tmp_path / "headwise").mkdir()
+    (tmp_path / "headwise" / "__init__.py").touch()
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", LIES, tmp_path, loopback.SERVER], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.startswith(str(tmp_path / "headwise" / "site")), done.stderr
 
 
 @pytest.mark.parametrize("by_address", [False, True])

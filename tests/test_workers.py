@@ -3,9 +3,11 @@
 import os
 import pickle
 import signal
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from itertools import count
 from multiprocessing import get_context
 
+import mortal
 import pytest
 import raw_hooks
 import torch
@@ -13,9 +15,10 @@ import xarray as xr
 
 import headwise as hw
 from headwise.errors import DeclarationError, ModelError
-from headwise.interventions import Grid, Head, MeanAblate, Patch, ResampleAblate, ZeroAblate
+from headwise.interventions import Grid, Head, MeanAblate, Patch, ResampleAblate, ZeroAblate, engine, memory
 from headwise.metrics import Card, Metric, induction, logit_diff, loss, self_attention
-from headwise.studies import InductionStudy, Prompts, RepeatedTokens, measure, workers
+from headwise.studies import InductionStudy, Prompts, RepeatedTokens, measure, plan, workers
+from headwise.studies.training import build_tokenizer
 
 TASK = RepeatedTokens(n=4, length=6)
 KINDS = {"patch": Patch, "mean": MeanAblate, "resample": ResampleAblate}
@@ -35,14 +38,18 @@ def _one_thread(monkeypatch):
 class Here(Executor):
     """Runs each piece at once, as a worker would that has everything: arguments and values travel as bytes."""
 
-    def __init__(self, fails=()):
-        self.fails, self.errands = set(fails), []
+    def __init__(self, fails=(), error=None, stops=None):
+        """`error` comes of the pieces of these numbers; from the piece `stops` on, none is taken."""
+        self.fails, self.stops, self.errands = set(fails), stops, []
+        self.error = error or BrokenExecutor("the worker went away")
 
     def submit(self, function, errand):
         future = Future()
+        if len(self.errands) + 1 == self.stops:
+            raise self.error
         self.errands.append(errand)
         if len(self.errands) in self.fails:
-            future.set_exception(RuntimeError("the worker went away"))
+            future.set_exception(self.error)
             return future
         try:
             future.set_result(pickle.loads(pickle.dumps(function(pickle.loads(pickle.dumps(errand))))))
@@ -101,12 +108,169 @@ def test_pieces_that_come_back_are_kept(folder, tmp_path):
     model, out = hw.load(folder), tmp_path / "sweep.nc"
     wanted = sweep(model, None)
     first = Here(fails=[2, 5])
-    with pytest.raises(ModelError, match=r"2 of \d+ pieces were lost with their workers \(the worker went away\)"):
+    with pytest.raises(ModelError, match=r"2 of \d+ pieces were lost with their workers \(BrokenExecutor: the worker"):
         sweep(model, first, out=out)
     second = Here()
     xr.testing.assert_equal(sweep(model, second, out=out), wanted)
     assert len(second.errands) <= 2
     xr.testing.assert_equal(xr.load_dataset(out), wanted)
+
+
+class KilledWorker(Exception):
+    """As Dask has it: of no built-in kind."""
+
+    __module__ = "distributed.scheduler"
+
+
+class CommClosedError(OSError):
+    __module__ = "distributed.comm.core"
+
+
+FAILURES = {
+    "no module": (
+        ModuleNotFoundError("No module named 'mine'"),
+        "a piece failed on a worker: ModuleNotFoundError: No ",
+    ),
+    "a key": (KeyError("answer"), r"a piece failed on a worker: KeyError: 'answer'; 1 of \d+ pieces failed, and with"),
+    "a shape": (RuntimeError("size of tensor a\nmust match"), "on a worker: RuntimeError: size of tensor a; 1 of"),
+    "no text": (ValueError(), "a piece failed on a worker: ValueError; 1 of"),
+    "a file": (PermissionError(13, "denied"), "a piece failed on a worker: PermissionError: "),
+    "its words": (ModelError("this model is gone"), "^this model is gone$"),
+    "what was declared": (DeclarationError("no such head"), "^no such head$"),
+    "broken": (BrokenExecutor(), r"1 of \d+ pieces were lost with their workers \(BrokenExecutor\); with out="),
+    "cancelled": (CancelledError(), "were lost with their workers"),
+    "unplugged": (ConnectionResetError("reset"), "were lost with their workers"),
+    "dask, killed": (KilledWorker("tried 4 times"), r"were lost with their workers \(KilledWorker: tried 4 times\)"),
+    "dask, cut off": (CommClosedError("closed"), "were lost with their workers"),
+}
+
+
+@pytest.mark.parametrize("how", FAILURES)
+def test_whatever_befalls_a_piece_the_others_are_kept(folder, tmp_path, how):
+    error, told = FAILURES[how]
+    model, out = hw.load(folder), tmp_path / "sweep.nc"
+    wanted = sweep(model, None)
+    first, second = Here(fails=[1], error=error), Here()
+    with pytest.raises((ModelError, DeclarationError), match=told) as caught:
+        sweep(model, first, out=out)
+    assert "\n" not in str(caught.value)
+    xr.testing.assert_equal(sweep(model, second, out=out), wanted)
+    assert [mortal.passes_of(one) for one in second.errands] == [mortal.passes_of(first.errands[0])]
+
+
+def test_of_all_that_befell_what_cannot_be_mended_by_other_workers_is_told(folder):
+    class Many(Here):
+        def submit(self, function, errand):
+            self.error = errors[len(self.errands) % len(errors)]
+            return super().submit(function, errand)
+
+    errors = [BrokenExecutor("gone"), KeyError("answer"), ModelError("no room")]
+    with pytest.raises(ModelError, match=r"^no room$"):
+        sweep(hw.load(folder), Many(fails=[1, 2, 3]))
+    errors.pop()
+    with pytest.raises(ModelError, match=r"failed on a worker: KeyError: 'answer'; 1 of \d+ pieces failed"):
+        sweep(hw.load(folder), Many(fails=[1, 2, 3]))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no new futures after shutdown"), BrokenExecutor("broken")])
+def test_pieces_that_are_not_taken_are_lost_and_the_others_kept(folder, tmp_path, error):
+    model, out = hw.load(folder), tmp_path / "sweep.nc"
+    wanted, whole = sweep(model, None), Here()
+    sweep(model, whole)
+    total = len(whole.errands)
+    with pytest.raises(ModelError, match=rf"{total - 3} of {total} pieces were lost with their workers \(.*{error}\)"):
+        sweep(model, Here(stops=4, error=error), out=out)
+    rest = Here()
+    xr.testing.assert_equal(sweep(model, rest, out=out), wanted)
+    assert set(map(mortal.passes_of, rest.errands)) <= set(map(mortal.passes_of, whole.errands[3:]))
+
+
+def test_a_pool_that_was_broken_before(folder):
+    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
+        with pytest.raises(BrokenExecutor):
+            pool.submit(os._exit, 1).result()
+        with pytest.raises(ModelError, match=r"(\d+) of \1 pieces were lost with their workers \(BrokenProcessPool: "):
+            sweep(hw.load(folder), pool)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "told"), [(mortal.wrong_shapes, "RuntimeError: mat1 and mat2"), (mortal.wrong_key, "KeyError: 'answer'")]
+)
+def test_an_error_of_a_metric_is_no_lost_worker(folder, kernel, told):
+    with pytest.raises(ModelError, match=f"^a piece failed on a worker: {told}") as caught:
+        sweep(hw.load(folder), Here(), metrics=[mortal.metric(kernel)], check=False)
+    assert "lost" not in str(caught.value)
+    assert isinstance(caught.value.__cause__, (RuntimeError, KeyError))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_what_ends_a_program_ends_it_at_once(folder, error):
+    with pytest.raises(error):
+        sweep(hw.load(folder), Here(fails=[1], error=error()))
+
+
+@pytest.mark.parametrize("estimator", ["gradient", "integrated"])
+def test_estimates_take_no_executor(folder, estimator):
+    model, executor = hw.load(folder), Here()
+    with pytest.raises(DeclarationError, match=f"executor=...: estimator='{estimator}' takes few passes, which run he"):
+        sweep(
+            model,
+            executor,
+            estimator=estimator,
+            metrics=[loss],
+            per_position=False,
+            what=Grid(lambda layer, head: Patch(Head(layer, head)), layer=range(2), head=range(4)),
+        )
+    with workers.using(executor):
+        sweep(model, None, estimator=estimator, metrics=[loss], per_position=False, what=Patch(Head(0, 1)))
+    assert not executor.errands
+
+
+def test_the_passes_are_those_that_were_planned(folder, monkeypatch):
+    ran, run_chunks = [], engine.run_chunks
+
+    def seen(model, chunks, readers, inputs, outcome, *rest):
+        ran.append((tuple(chunks), outcome.plan.budget))
+        return run_chunks(model, chunks, readers, inputs, outcome, *rest)
+
+    monkeypatch.setattr(engine, "run_chunks", seen)
+    model, executor = hw.load(folder), Here()
+    wanted = sweep(model, None, batch_size=3)
+    planned = plan(model, TASK, GRID, (loss, logit_diff), batch_size=3, timed=False)
+    ran.clear()
+    budgets = count(10**8)  # of a worker's own, another each time
+    monkeypatch.setattr(memory, "budget", lambda device: next(budgets))
+    xr.testing.assert_equal(sweep(model, executor, batch_size=3), wanted)
+    assert ran == [(errand.chunks, 10**8) for errand in executor.errands]
+    sent = [(chunk.group, chunk.examples, one) for chunks, _ in ran for chunk in chunks for one in chunk.passes]
+    assert sent == [(chunk.group, chunk.examples, one) for chunk in planned.chunks for one in chunk.passes]
+
+
+def test_a_tokenizer_of_ones_own_stays_here(words_model):
+    words = sorted(words_model.tokenizer.get_vocab(), key=words_model.tokenizer.get_vocab().get)
+    own = hw.load("words-2l", tokenizer=build_tokenizer([word for word in reversed(words) if word[0] != "<"]))
+    options = {"task": Prompts(["dog cat dog"], answers=["cat"]), "what": ZeroAblate(Head(1, 2)), "metrics": [loss]}
+    with pytest.raises(ModelError, match="words-2l has other tokens for these prompts on a worker than here"):
+        sweep(own, Here(), **options)
+    same = hw.load("words-2l", tokenizer=build_tokenizer())
+    xr.testing.assert_equal(sweep(same, Here(), **options), sweep(words_model, None, **options))
+
+
+def test_the_attention_that_was_chosen_travels(folder, monkeypatch):
+    seen, run_errand = [], workers.run_errand
+
+    def watched(errand):
+        pieces = run_errand(errand)
+        seen.append(workers._opened(*errand.model).module.config._attn_implementation)
+        return pieces
+
+    monkeypatch.setattr(workers, "run_errand", watched)
+    model = hw.load(folder)
+    for chosen in ("eager", "sdpa"):
+        model.module.set_attn_implementation(chosen)
+        xr.testing.assert_equal(sweep(model, Here()), sweep(model, None))
+        assert set(seen) == {chosen}
+        seen.clear()
 
 
 def test_a_pool_of_processes(folder, tmp_path):
@@ -165,8 +329,10 @@ def test_other_weights_on_a_worker_are_found(folder):
         sweep(model, Here())
 
 
-def test_a_dask_cluster_with_a_worker_that_is_killed(folder, tmp_path):
+def test_a_dask_cluster_with_a_worker_that_is_killed(folder, tmp_path, monkeypatch):
     distributed = pytest.importorskip("distributed", reason="needs the extra cluster")
+    monkeypatch.setenv(mortal.FOLDER, str(tmp_path))
+    monkeypatch.setattr(workers, "run_errand", mortal.die_at_the_third)
     model, out = hw.load(folder), tmp_path / "sweep.nc"
     wanted = sweep(model, None)
     with (
@@ -175,14 +341,12 @@ def test_a_dask_cluster_with_a_worker_that_is_killed(folder, tmp_path):
         ) as cluster,
         distributed.Client(cluster) as client,
     ):
-        killed = []
-
-        def kill_one(done, total):
-            if not killed:
-                killed.extend(client.run(os.getpid).values())
-                os.kill(killed[0], signal.SIGKILL)
-
-        found = sweep(model, client.get_executor(), out=out, progress=kill_one)
-    assert len(killed) == 2
+        found = sweep(model, client.get_executor(), out=out)
+    begun = {path.stem: path.read_text().splitlines() for path in tmp_path.glob("*.begun")}
+    killed = begun.pop((tmp_path / "killed").read_text())
+    assert len(killed) == 3
+    assert killed[-1] in {one for others in begun.values() for one in others}, (
+        "what it had in hand is begun anew elsewhere"
+    )
     xr.testing.assert_equal(found, wanted)
     xr.testing.assert_equal(xr.load_dataset(out), wanted)
