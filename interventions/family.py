@@ -1,4 +1,4 @@
-"""What there is to know of a model family: a table of paths and a few facts. Imports torch, shape and errors.
+"""What there is to know of a model family: a table of paths and a few facts. Imports torch, shape, windows and errors.
 
 The tables themselves are in `architectures`; `register` adds one.
 """
@@ -14,6 +14,7 @@ import torch
 
 from ..errors import DeclarationError, ModelError, choices
 from .shape import Shape
+from .windows import check_kinds
 
 ENDS = ("", "input"), ("", "output")
 MODULES = ("norm_1", "out", "attention", "norm_2", "mlp", "norm", "unembed")
@@ -40,9 +41,10 @@ class HeadWeights(NamedTuple):
 
 
 def standard_sizes(config: Any) -> dict[str, Any]:
-    """Counts by the names that most configurations use, for a gated MLP.
+    """Counts by the names that most configurations use, for a gated MLP and attention without windows.
 
-    Where something differs: ``lambda config: standard_sizes(config) | {"gated": False, "parallel": True}``.
+    Where something differs: ``lambda config: standard_sizes(config) | {"gated": False, "parallel": True}``; where a
+    query sees a window of keys only, ``| {"windows": windows_everywhere(config)}`` or `windows_by_layer`.
     """
     heads = config.num_attention_heads
     return {
@@ -55,16 +57,7 @@ def standard_sizes(config: Any) -> dict[str, Any]:
         "vocabulary": config.vocab_size,
         "context": config.max_position_embeddings,
         "gated": True,
-        "windows": _windows(config),
     }
-
-
-def _windows(config: Any) -> tuple[int | None, ...]:
-    size = getattr(config, "sliding_window", None)
-    if size is None:
-        return ()
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
-    return tuple(size if kind == "sliding_attention" else None for kind in kinds)
 
 
 def standard_scaling(config: Any, layer: int) -> float:
@@ -205,6 +198,7 @@ def family_of(config: Any, name: str) -> Family:
             raise ModelError(f"{name} caps its {what} ({flag}={getattr(config, flag)}), which headwise does not do")
     if getattr(config, "use_bidirectional_attention", None):
         raise ModelError(f"{name} attends to later tokens too: headwise computes causal attention")
+    check_kinds(config, name)
     rotary = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rotary not in STATIC:
         raise ModelError(

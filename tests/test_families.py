@@ -31,6 +31,7 @@ from headwise.interventions import (
     family,
     selfcheck,
 )
+from headwise.interventions.architectures import standard_sizes, windows_everywhere
 from headwise.interventions.cost import forward_flops
 from headwise.interventions.explain import cost
 from headwise.metrics import induction, logit_diff, loss
@@ -390,7 +391,10 @@ def test_a_family_of_ones_own(kind, config, modules, facts, monkeypatch):
     monkeypatch.setattr(family, "FAMILIES", dict(family.FAMILIES))
     module = raw_families.random_weights(kind, raw_families._llama_like(2, 3, 3, **config))
     llama, name = family.FAMILIES["llama"], module.config.model_type
-    table = {"centred": True, "sizes": lambda config: family.standard_sizes(config) | facts}
+    table = {
+        "centred": True,
+        "sizes": lambda config: standard_sizes(config) | facts | {"windows": windows_everywhere(config)},
+    }
     family.register(
         dataclasses.replace(llama, name=name, model_types=(name,), modules={**llama.modules, **modules}, **table)
     )

@@ -161,6 +161,7 @@ def test_inside_interventions_imports_go_one_way():
     inside += ["calls", "served"]
     run = [
         "places",
+        "windows",
         "family",
         "architectures",
         "models",
