@@ -5,7 +5,7 @@ Another family becomes known with `register`; what `load` says of an unknown one
     from dataclasses import replace
     from headwise.interventions.architectures import LLAMA, register
 
-    register(replace(LLAMA, name="olmo", model_types=("olmo",)))
+    register(replace(LLAMA, name="olmo", model_types=("olmo",), centred=True))
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What there is to know of a model family: a table of paths and a few facts. Imports torch, shape, windows and errors.
+"""What there is to know of a model family: a table of paths and a few facts.
 
-The tables themselves are in `architectures`; `register` adds one.
+Imports torch, shape, weights, windows and errors. The tables themselves are in `architectures`; `register` adds one.
 """
 
 from __future__ import annotations
@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from operator import attrgetter
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 
 from ..errors import DeclarationError, ModelError, choices
 from .shape import Shape
+from .weights import weights_read
 from .windows import check_kinds
 
 ENDS = ("", "input"), ("", "output")
@@ -28,7 +29,8 @@ class HeadWeights(NamedTuple):
 
     ``W_Q`` has shape ``(head, d_model, d_head)``, ``W_K`` and ``W_V`` have ``(key-value head, d_model, d_head)``, and
     ``W_O`` has ``(head, d_head, d_model)``. ``gain``, that of the norm which the layer reads through, has
-    ``(d_model,)``; ``q_gain`` and ``k_gain``, those of norms of q and k where there are any, have ``(d_head,)``.
+    ``(d_model,)``; ``q_gain`` and ``k_gain``, those of norms of q and k where there are any, have ``(d_head,)``. Gains
+    are float32 at least.
     """
 
     W_Q: torch.Tensor
@@ -140,33 +142,23 @@ class Family:
         ]
         return [(name, parts) for name, parts in found if not (parallel and name == "resid_mid")]
 
-    def head_weights(self, model: Any, layer: int, d_head: int) -> HeadWeights:
+    def layout_of(self, shape: Shape) -> dict[str, Any]:
+        """What `weights` and `projections` have to know of a block, in plain words."""
+        return {
+            "paths": dict(self.modules),
+            "layout": self.layout,
+            "transposed": self.transposed,
+            "centred": self.centred,
+            "gain_offset": self.gain_offset,
+            "heads": shape.heads,
+            "kv_heads": shape.kv_heads,
+            "d_head": shape.d_head,
+        }
+
+    def head_weights(self, model: Any, layer: int, shape: Shape) -> HeadWeights:
         """Weights of the heads of a layer."""
         block = attrgetter(self.blocks)(model)[layer]
-
-        def weight(name: str) -> torch.Tensor:  # (input, output)
-            found: torch.Tensor = attrgetter(self.modules[name])(block).weight.detach()
-            return found if self.transposed else found.T
-
-        def by_head(part: torch.Tensor) -> torch.Tensor:
-            return part.reshape(len(part), -1, d_head).transpose(0, 1)
-
-        if self.layout == "apart":
-            q, k, v = (by_head(weight(side)) for side in ("q", "k", "v"))
-        elif self.layout == "by head":
-            q, k, v = (by_head(weight("qkv"))[side::3] for side in range(3))
-        else:
-            q, k, v = (by_head(part) for part in weight("qkv").chunk(3, dim=1))
-        gains = [self._gain(block, name) for name in ("norm_1", "q_norm", "k_norm")]
-        assert gains[0] is not None
-        out = weight("out")
-        return HeadWeights(q, k, v, out.reshape(-1, d_head, out.shape[1]), gains[0], *gains[1:])
-
-    def _gain(self, block: Any, name: str) -> torch.Tensor | None:
-        if name not in self.modules:
-            return None
-        gain: torch.Tensor = attrgetter(self.modules[name])(block).weight.detach() + self.gain_offset
-        return gain
+        return HeadWeights(*cast(Any, weights_read(self.layout_of(shape), block)))
 
 
 FAMILIES: dict[str, Family] = {}

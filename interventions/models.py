@@ -145,7 +145,7 @@ class Model:
 
     def head_weights(self, layer: int) -> HeadWeights:
         """Weights of the heads of `layer`, for row vectors."""
-        return self.family.head_weights(self.module, layer, self.shape.d_head)
+        return self.family.head_weights(self.module, layer, self.shape)
 
     def scaling(self, layer: int) -> float:
         """Factor of the attention scores in `layer`."""

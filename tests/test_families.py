@@ -402,6 +402,37 @@ def test_a_family_of_ones_own(kind, config, modules, facts, monkeypatch):
     assert selfcheck.failures(model) == []
 
 
+def test_heads_that_share_keys_in_one_fused_matrix(monkeypatch):
+    """Phi-3: q of all heads, then k and v of fewer."""
+    monkeypatch.setattr(family, "FAMILIES", dict(family.FAMILIES))
+    module = raw_families.random_weights("Phi3", raw_families._llama_like(2, 4, 2))
+    llama = family.FAMILIES["llama"]
+    modules = {name: path for name, path in llama.modules.items() if name not in ("q", "k", "v")}
+    table = {"modules": {**modules, "qkv": "self_attn.qkv_proj"}, "layout": "side by side"}
+    family.register(dataclasses.replace(llama, name="phi3", model_types=("phi3",), **table))
+    model = hw.load(module)
+    assert selfcheck.failures(model) == []
+    found, block = model.head_weights(1), module.model.layers[1]
+    rows = block.self_attn.qkv_proj.weight.detach()
+    for matrix, start, heads in ((found.W_Q, 0, 4), (found.W_K, 24, 2), (found.W_V, 36, 2)):
+        assert matrix.shape == (heads, 24, 6)
+        for head in range(heads):
+            torch.testing.assert_close(matrix[head], rows[start + 6 * head : start + 6 * head + 6].T)
+    assert composition_scores(model, draws=3)["composition"].shape == (3, 2, 2, 4, 2, 4)
+
+
+def test_a_norm_without_weight_has_a_gain_of_one(monkeypatch):
+    monkeypatch.setattr(family, "FAMILIES", dict(family.FAMILIES))
+    llama = family.FAMILIES["llama"]
+    family.register(dataclasses.replace(llama, name="olmo", model_types=("olmo",), centred=True))
+    model = hw.load(raw_families.random_weights("Olmo", raw_families._llama_like(2, 4, 2)))
+    assert selfcheck.failures(model) == []
+    assert model.head_weights(0).gain.tolist() == [1.0] * 24
+    family.register(dataclasses.replace(llama, name="olmo", model_types=("olmo",)))
+    failed = selfcheck.failures(hw.load(model.module))
+    assert any("gain of norm_1" in one for one in failed), failed
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -448,4 +479,22 @@ def test_a_model_that_is_not_what_its_table_says_is_found():
     }.items():
         model = cases.model(name, "sdpa")
         wrong = dataclasses.replace(model, family=dataclasses.replace(model.family, **change))
-        assert bool(selfcheck.failures(wrong)) == (name != "gemma"), name  # whose gain only composition scores use
+        assert selfcheck.failures(wrong) != [], name
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "norm"),
+    [
+        ("gemma", {"gain_offset": 0.0}, "norm_1"),
+        ("llama", {"gain_offset": 1.0}, "norm_1"),
+        ("llama", {"centred": True}, "norm_1"),
+        ("pythia", {"centred": False}, "norm_1"),
+        ("qwen3", {"gain_offset": 0.5}, "q_norm"),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_gain_that_is_not_what_the_table_says_is_found(name, change, norm, dtype):
+    model = hw.load(raw_families.random_model(name), dtype=dtype)
+    wrong = dataclasses.replace(model, family=dataclasses.replace(model.family, **change))
+    failed = selfcheck.failures(wrong)
+    assert any(one.startswith(f"parts (gain of {norm} of layer 0 is off by") for one in failed), failed
