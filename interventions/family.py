@@ -24,6 +24,20 @@ STATIC = ("default", "linear", "llama3", "yarn", "proportional")
 """Kinds of rotary embedding that turn a position alike in prompts of any length."""
 
 
+CALLED = {
+    "sizes": (
+        [
+            "counts by their usual names in the configuration (num_hidden_layers, num_attention_heads, hidden_size);",
+            "gated=False for an MLP of two matrices, parallel=True where attention and MLP read the same stream, and",
+            "windows= (windows_everywhere or windows_by_layer, from the same module) where a query sees some keys only",
+        ],
+        'lambda config: standard_sizes(config) | {"gated": True, "parallel": False, "windows": ()}',
+    ),
+    "scaling": (["what scores are multiplied by: 1 / sqrt(d_head), if not another number"], "standard_scaling"),
+}
+"""How the table that an error shows has what is called: comments, and code."""
+
+
 class HeadWeights(NamedTuple):
     """The weights of all heads of a layer, for row vectors (``x @ W``).
 
@@ -126,7 +140,11 @@ class Family:
     def shape(self, config: Any) -> Shape:
         """The counts of a model with this configuration, and what its layers are like."""
         rotary, pos_embed = "rotary" in self.modules, "pos_embed" in self.embeddings
-        return Shape(**self.sizes(config), rotary=rotary, pos_embed=pos_embed)
+        try:
+            sizes = self.sizes(config)
+        except AttributeError as error:
+            raise ModelError(f"sizes of the family {self.name} do not fit its configuration: {error}") from error
+        return Shape(**sizes, rotary=rotary, pos_embed=pos_embed)
 
     def points(self, parallel: bool) -> list[tuple[str, list[tuple[str, str]]]]:
         """Where what a block makes is found, in forward order: name, and modules with a side of each."""
@@ -230,7 +248,7 @@ def _table(model_type: str) -> str:
     """Code that registers a family as the table of Llama has it."""
     like = FAMILIES["llama"]
     lines = [
-        "from headwise.interventions.architectures import Family, register",
+        "from headwise.interventions.architectures import Family, register, standard_scaling, standard_sizes",
         "",
         "register(Family(",
         f"    name={model_type!r},",
@@ -238,10 +256,11 @@ def _table(model_type: str) -> str:
     ]
     for field in fields(Family):
         value = getattr(like, field.name)
-        if field.name in ("name", "model_types", "sizes", "scaling"):
+        if field.name in ("name", "model_types"):
             continue
         if isinstance(value, Mapping):
             lines += [f"    {field.name}={{", *(f"        {key!r}: {path!r}," for key, path in value.items()), "    },"]
         else:
-            lines.append(f"    {field.name}={value!r},")
+            more, shown = CALLED.get(field.name, ([], repr(value)))
+            lines += [*(f"    # {line}" for line in more), f"    {field.name}={shown},"]
     return "\n".join([*lines, "))"])

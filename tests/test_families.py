@@ -371,6 +371,50 @@ def test_an_unknown_family_shows_the_table_to_add_and_it_works(stranger):
     assert selfcheck.failures(model) == []
 
 
+def test_what_is_shown_makes_another_family_work_once_what_differs_is_changed(monkeypatch):
+    """Phi: other paths, LayerNorm, an MLP without gate beside attention, and biases."""
+    monkeypatch.setattr(family, "FAMILIES", dict(family.FAMILIES))
+    rope = {**raw_families.ROPE, "partial_rotary_factor": 0.5}
+    module = raw_families.random_weights("Phi", raw_families._llama_like(2, 3, 3, rope_parameters=rope))
+    with pytest.raises(ModelError, match="PhiForCausalLM is a phi model") as caught:
+        hw.load(module)
+    code = str(caught.value).split("\n\n", 1)[1]
+    exec(code, {})
+    with pytest.raises(ModelError, match=r"phi has norm at 'model.norm', where PhiForCausalLM has nothing"):
+        hw.load(module)
+    for old, new in [
+        ("'self_attn.o_proj'", "'self_attn.dense'"),
+        ("'norm_2': 'post_attention_layernorm'", "'norm_2': 'input_layernorm'"),
+        ("'model.norm'", "'model.final_layernorm'"),
+        ("centred=False", "centred=True"),
+        ('"gated": True', '"gated": False'),
+        ('"parallel": False', '"parallel": True'),
+    ]:
+        assert code.count(old) == 1, old
+        code = code.replace(old, new)
+    exec(code, {})
+    model = hw.load(module)
+    assert (model.shape.gated, model.shape.parallel, model.shape.windows) == (False, True, ())
+    assert selfcheck.failures(model) == []
+
+
+def test_counts_that_a_configuration_does_not_have_are_named(stranger):
+    """Under other names than the usual ones."""
+    llama = family.FAMILIES["llama"]
+    wrong = {"sizes": lambda config: {"layers": config.n_layer}}
+    family.register(dataclasses.replace(llama, name="stranger", model_types=("stranger",), **wrong))
+    with pytest.raises(ModelError, match=r"sizes of the family stranger do not fit its configuration: .* 'n_layer'"):
+        hw.load(stranger)
+
+
+def test_every_field_of_a_family_is_in_what_is_shown(stranger):
+    with pytest.raises(ModelError) as caught:
+        hw.load(stranger)
+    for field in dataclasses.fields(family.Family):
+        assert f"\n    {field.name}=" in str(caught.value)
+    assert "# what scores are multiplied by: 1 / sqrt(d_head)" in str(caught.value)
+
+
 PHI = {"out": "self_attn.dense", "norm_2": "input_layernorm", "norm": "model.final_layernorm"}
 
 
