@@ -5,7 +5,7 @@ Another family becomes known with `register`; what `load` says of an unknown one
     from dataclasses import replace
     from headwise.interventions.architectures import LLAMA, register
 
-    register(replace(LLAMA, name="olmo", model_types=("olmo",)))
+    register(replace(LLAMA, name="olmo", model_types=("olmo",), centred=True))
 """
 
 from __future__ import annotations
@@ -14,8 +14,17 @@ from dataclasses import replace
 from typing import Any
 
 from .family import FAMILIES, Family, register, standard_scaling, standard_sizes
+from .windows import windows_by_layer, windows_everywhere
 
-__all__ = ["FAMILIES", "Family", "register", "standard_scaling", "standard_sizes"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "register",
+    "standard_scaling",
+    "standard_sizes",
+    "windows_by_layer",
+    "windows_everywhere",
+]
 
 
 def _gpt2_sizes(config: Any) -> dict[str, Any]:
@@ -146,11 +155,21 @@ LLAMA = register(
         },
     )
 )
-MISTRAL = register(replace(LLAMA, name="mistral", model_types=("mistral",)))
-QWEN2 = register(replace(LLAMA, name="qwen2", model_types=("qwen2",)))
+
+
+def _mistral_sizes(config: Any) -> dict[str, Any]:
+    return standard_sizes(config) | {"windows": windows_everywhere(config)}
+
+
+def _qwen_sizes(config: Any) -> dict[str, Any]:
+    return standard_sizes(config) | {"windows": windows_by_layer(config)}
+
+
+MISTRAL = register(replace(LLAMA, name="mistral", model_types=("mistral",), sizes=_mistral_sizes))
+QWEN2 = register(replace(LLAMA, name="qwen2", model_types=("qwen2",), sizes=_qwen_sizes))
 QWEN3 = register(
     replace(
-        LLAMA,
+        QWEN2,
         name="qwen3",
         model_types=("qwen3",),
         modules={**LLAMA.modules, "q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"},

@@ -1,6 +1,6 @@
-"""What there is to know of a model family: a table of paths and a few facts. Imports torch, shape and errors.
+"""What there is to know of a model family: a table of paths and a few facts.
 
-The tables themselves are in `architectures`; `register` adds one.
+Imports torch, shape, weights, windows and errors. The tables themselves are in `architectures`; `register` adds one.
 """
 
 from __future__ import annotations
@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from operator import attrgetter
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 
 from ..errors import DeclarationError, ModelError, choices
 from .shape import Shape
+from .weights import weights_read
+from .windows import check_kinds
 
 ENDS = ("", "input"), ("", "output")
 MODULES = ("norm_1", "out", "attention", "norm_2", "mlp", "norm", "unembed")
@@ -22,12 +24,27 @@ STATIC = ("default", "linear", "llama3", "yarn", "proportional")
 """Kinds of rotary embedding that turn a position alike in prompts of any length."""
 
 
+CALLED = {
+    "sizes": (
+        [
+            "counts by their usual names in the configuration (num_hidden_layers, num_attention_heads, hidden_size);",
+            "gated=False for an MLP of two matrices, parallel=True where attention and MLP read the same stream, and",
+            "windows= (windows_everywhere or windows_by_layer, from the same module) where a query sees some keys only",
+        ],
+        'lambda config: standard_sizes(config) | {"gated": True, "parallel": False, "windows": ()}',
+    ),
+    "scaling": (["what scores are multiplied by: 1 / sqrt(d_head), if not another number"], "standard_scaling"),
+}
+"""How the table that an error shows has what is called: comments, and code."""
+
+
 class HeadWeights(NamedTuple):
     """The weights of all heads of a layer, for row vectors (``x @ W``).
 
     ``W_Q`` has shape ``(head, d_model, d_head)``, ``W_K`` and ``W_V`` have ``(key-value head, d_model, d_head)``, and
     ``W_O`` has ``(head, d_head, d_model)``. ``gain``, that of the norm which the layer reads through, has
-    ``(d_model,)``; ``q_gain`` and ``k_gain``, those of norms of q and k where there are any, have ``(d_head,)``.
+    ``(d_model,)``; ``q_gain`` and ``k_gain``, those of norms of q and k where there are any, have ``(d_head,)``. Gains
+    are float32 at least.
     """
 
     W_Q: torch.Tensor
@@ -40,9 +57,10 @@ class HeadWeights(NamedTuple):
 
 
 def standard_sizes(config: Any) -> dict[str, Any]:
-    """Counts by the names that most configurations use, for a gated MLP.
+    """Counts by the names that most configurations use, for a gated MLP and attention without windows.
 
-    Where something differs: ``lambda config: standard_sizes(config) | {"gated": False, "parallel": True}``.
+    Where something differs: ``lambda config: standard_sizes(config) | {"gated": False, "parallel": True}``; where a
+    query sees a window of keys only, ``| {"windows": windows_everywhere(config)}`` or `windows_by_layer`.
     """
     heads = config.num_attention_heads
     return {
@@ -55,16 +73,7 @@ def standard_sizes(config: Any) -> dict[str, Any]:
         "vocabulary": config.vocab_size,
         "context": config.max_position_embeddings,
         "gated": True,
-        "windows": _windows(config),
     }
-
-
-def _windows(config: Any) -> tuple[int | None, ...]:
-    size = getattr(config, "sliding_window", None)
-    if size is None:
-        return ()
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
-    return tuple(size if kind == "sliding_attention" else None for kind in kinds)
 
 
 def standard_scaling(config: Any, layer: int) -> float:
@@ -131,7 +140,11 @@ class Family:
     def shape(self, config: Any) -> Shape:
         """The counts of a model with this configuration, and what its layers are like."""
         rotary, pos_embed = "rotary" in self.modules, "pos_embed" in self.embeddings
-        return Shape(**self.sizes(config), rotary=rotary, pos_embed=pos_embed)
+        try:
+            sizes = self.sizes(config)
+        except AttributeError as error:
+            raise ModelError(f"sizes of the family {self.name} do not fit its configuration: {error}") from error
+        return Shape(**sizes, rotary=rotary, pos_embed=pos_embed)
 
     def points(self, parallel: bool) -> list[tuple[str, list[tuple[str, str]]]]:
         """Where what a block makes is found, in forward order: name, and modules with a side of each."""
@@ -147,33 +160,23 @@ class Family:
         ]
         return [(name, parts) for name, parts in found if not (parallel and name == "resid_mid")]
 
-    def head_weights(self, model: Any, layer: int, d_head: int) -> HeadWeights:
+    def layout_of(self, shape: Shape) -> dict[str, Any]:
+        """What `weights` and `projections` have to know of a block, in plain words."""
+        return {
+            "paths": dict(self.modules),
+            "layout": self.layout,
+            "transposed": self.transposed,
+            "centred": self.centred,
+            "gain_offset": self.gain_offset,
+            "heads": shape.heads,
+            "kv_heads": shape.kv_heads,
+            "d_head": shape.d_head,
+        }
+
+    def head_weights(self, model: Any, layer: int, shape: Shape) -> HeadWeights:
         """Weights of the heads of a layer."""
         block = attrgetter(self.blocks)(model)[layer]
-
-        def weight(name: str) -> torch.Tensor:  # (input, output)
-            found: torch.Tensor = attrgetter(self.modules[name])(block).weight.detach()
-            return found if self.transposed else found.T
-
-        def by_head(part: torch.Tensor) -> torch.Tensor:
-            return part.reshape(len(part), -1, d_head).transpose(0, 1)
-
-        if self.layout == "apart":
-            q, k, v = (by_head(weight(side)) for side in ("q", "k", "v"))
-        elif self.layout == "by head":
-            q, k, v = (by_head(weight("qkv"))[side::3] for side in range(3))
-        else:
-            q, k, v = (by_head(part) for part in weight("qkv").chunk(3, dim=1))
-        gains = [self._gain(block, name) for name in ("norm_1", "q_norm", "k_norm")]
-        assert gains[0] is not None
-        out = weight("out")
-        return HeadWeights(q, k, v, out.reshape(-1, d_head, out.shape[1]), gains[0], *gains[1:])
-
-    def _gain(self, block: Any, name: str) -> torch.Tensor | None:
-        if name not in self.modules:
-            return None
-        gain: torch.Tensor = attrgetter(self.modules[name])(block).weight.detach() + self.gain_offset
-        return gain
+        return HeadWeights(*cast(Any, weights_read(self.layout_of(shape), block)))
 
 
 FAMILIES: dict[str, Family] = {}
@@ -205,6 +208,7 @@ def family_of(config: Any, name: str) -> Family:
             raise ModelError(f"{name} caps its {what} ({flag}={getattr(config, flag)}), which headwise does not do")
     if getattr(config, "use_bidirectional_attention", None):
         raise ModelError(f"{name} attends to later tokens too: headwise computes causal attention")
+    check_kinds(config, name)
     rotary = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rotary not in STATIC:
         raise ModelError(
@@ -244,7 +248,7 @@ def _table(model_type: str) -> str:
     """Code that registers a family as the table of Llama has it."""
     like = FAMILIES["llama"]
     lines = [
-        "from headwise.interventions.architectures import Family, register",
+        "from headwise.interventions.architectures import Family, register, standard_scaling, standard_sizes",
         "",
         "register(Family(",
         f"    name={model_type!r},",
@@ -252,10 +256,11 @@ def _table(model_type: str) -> str:
     ]
     for field in fields(Family):
         value = getattr(like, field.name)
-        if field.name in ("name", "model_types", "sizes", "scaling"):
+        if field.name in ("name", "model_types"):
             continue
         if isinstance(value, Mapping):
             lines += [f"    {field.name}={{", *(f"        {key!r}: {path!r}," for key, path in value.items()), "    },"]
         else:
-            lines.append(f"    {field.name}={value!r},")
+            more, shown = CALLED.get(field.name, ([], repr(value)))
+            lines += [*(f"    # {line}" for line in more), f"    {field.name}={shown},"]
     return "\n".join([*lines, "))"])

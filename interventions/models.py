@@ -26,6 +26,8 @@ from .sites import Head, Site
 __all__ = ["DTYPES", "SHIPPED", "Model", "load", "shipped"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+BUFFERS = (".attn.bias", ".attention.bias", ".masked_bias", ".rotary_emb.inv_freq")
+"""Ends of names of masks and frequencies, which older files hold beside the weights, and models make themselves."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -143,7 +145,7 @@ class Model:
 
     def head_weights(self, layer: int) -> HeadWeights:
         """Weights of the heads of `layer`, for row vectors."""
-        return self.family.head_weights(self.module, layer, self.shape.d_head)
+        return self.family.head_weights(self.module, layer, self.shape)
 
     def scaling(self, layer: int) -> float:
         """Factor of the attention scores in `layer`."""
@@ -236,9 +238,9 @@ def _read(
     except Exception as error:  # whatever a broken file makes the loaders raise, the user gets one line
         raise ModelError(why(name, where, error)) from error
     for what, words in (("missing_keys", "lack"), ("unexpected_keys", "have, beyond the configuration,")):
-        if report[what]:
-            some = ", ".join(sorted(map(str, report[what]))[:3])
-            raise ModelError(f"the weights of {name} {words} {len(report[what])} tensors ({some}): is it whole?")
+        keys = sorted(key for key in map(str, report[what]) if what == "missing_keys" or not key.endswith(BUFFERS))
+        if keys:
+            raise ModelError(f"the weights of {name} {words} {len(keys)} tensors ({', '.join(keys[:3])}): is it whole?")
     if len(tokenizer) < 2:
         raise ModelError(f"{name} has no tokenizer: save one beside the weights, or give tokenizer=")
     module.config.pad_token_id = None  # prompts are never padded, so no token stands for padding

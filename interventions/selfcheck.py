@@ -3,7 +3,8 @@
 On one short prompt of random tokens: *parts*, what the family's table leads to is what the model has, from the
 embeddings to the weights that are used in part; *identity*, a planned pass that changes nothing gives the logits of the
 model's own forward pass; *seen*, a write in a planned pass gives the same logits as the write put into the model's own
-pass; *windows*, the first holds on a longer prompt too where layers have windows; and *moved*, a write to the stream
+pass; *windows*, the first holds on a longer prompt too where layers have short windows, and modules say nothing else of
+windows of any size; and *moved*, a write to the stream
 does move the logits.
 """
 
@@ -31,6 +32,7 @@ from .plan import Plan, make_plan
 from .shape import Group
 from .sites import Site
 from .steering import Add
+from .windows import unlike
 from .wire import unpacked
 
 Array = np.ndarray[Any, Any]
@@ -144,7 +146,14 @@ def _both(
 
 
 def _windows(model: Model, random: np.random.RandomState) -> list[str]:
-    """What goes wrong on a prompt that is longer than the windows of attention; longer windows are left unchecked."""
+    """What goes wrong on a prompt that is longer than the windows of attention, where that is short; else what differs.
+
+    A window that is too long for a pass is compared with what the modules say of themselves.
+    """
+    family, shape = model.family, model.shape
+    said = unlike(model.module, family.blocks, family.modules["attention"], shape.windows, shape.context)
+    if said:
+        return [f"windows ({said[0]})"]
     sizes = [size for size in model.shape.windows if size is not None and LENGTH <= size <= WINDOW]
     length = max(sizes, default=0) + 2
     if not sizes or length > model.shape.context:

@@ -17,6 +17,7 @@ from . import forward, ops
 from .projections import combine, project, sides
 from .rows import called
 from .score import comparing, score
+from .weights import GAINS, gains_made, gains_read
 
 Points = dict[tuple[int, str], torch.Tensor]
 
@@ -141,7 +142,7 @@ def by_itself(
     """For each layer, how far what the family's table leads to is from what the model has, and the deviation of that.
 
     What it leads to: q, k and v of all heads (``sides``), some columns of them (``project``), what heads write
-    (``combine``) and, in layer 0, the sum of the embeddings.
+    (``combine``), what norms multiply by (``gain``) and, in layer 0, the sum of the embeddings.
     """
     size, out = (parts["heads"] + 2 * parts["kv_heads"]) * parts["d_head"], parts["paths"]["out"]
     every = []
@@ -154,7 +155,8 @@ def by_itself(
             some = [project(parts, block, normed, slice(start, start + size // 3 + 1)) for start in thirds]
             written = combine(parts, block, z, slice(0, z.shape[-1]))
             given = called(block, out, z) - called(block, out, torch.zeros_like(z))
-            found = nnsight.save([whole, torch.cat(some, -1), written, given])
+            gains = [] if parts["apart"] else gains_made(parts, block, normed)
+            found = nnsight.save([whole, torch.cat(some, -1), written, given, *gains])
             end(parts, tracer)
         qkv = points[(layer, "qkv")]
         pairs = [("sides", found[0], qkv), ("project", found[1], qkv), ("combine", found[2], found[3])]
@@ -163,7 +165,14 @@ def by_itself(
                 [points[(0, name)].expand_as(points[(0, "resid_pre")]) for name, _ in parts["embeddings"]]
             )
             pairs.append(("embeddings", embedded.sum(0), points[(0, "resid_pre")]))
-        every.append(
-            [(what, float((a.float() - b.float()).abs().max()), float(b.float().std())) for what, a, b in pairs]
-        )
+        every.append([(what, far_off(a, b), float(b.float().std())) for what, a, b in pairs])
+        of_table = [] if parts["apart"] else gains_read(parts, block._module, points[(layer, "resid_pre")].shape[-1])
+        for name, made, gain in zip(GAINS, found[4:], of_table, strict=False):
+            if gain is not None:
+                every[-1].append((f"gain of {name}", far_off(made, gain), float(gain.float().pow(2).mean().sqrt())))
     return every
+
+
+def far_off(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """The largest difference."""
+    return float((found.float() - wanted.to(found.device).float()).abs().max())

@@ -33,6 +33,7 @@ def capture(
     *,
     run: str = "clean",
     remote: bool | None = None,
+    check: bool = True,
 ) -> xr.Dataset:
     """Read activations and attention patterns, without any intervention.
 
@@ -45,6 +46,9 @@ def capture(
     run : str
     remote : bool, optional
         As for `measure`; of a server, the values of these sites come back and nothing else.
+    check : bool
+        Before the first measurement or capture on a model, check that the table of its family fits it (see
+        `headwise.interventions.selfcheck`).
 
     Returns
     -------
@@ -52,8 +56,15 @@ def capture(
         One variable for each site, named like ``L1H2_pattern``: dims ``example``, then ``query key`` for patterns,
         ``position`` and ``d_head`` or ``d_model`` for the rest, with ``head`` before them where the site names a whole
         layer (``kv_head`` where heads share the keys and values in question). NaN beyond the end of shorter prompts.
+
+    Raises
+    ------
+    ModelError
+        A self-check failed.
+    DeclarationError
+        A site that the model or the prompts do not have.
     """
-    from ..interventions import native
+    from ..interventions import native, selfcheck
 
     check_model(model)
     check_remote(model, remote)
@@ -65,6 +76,8 @@ def capture(
         raise UnknownNameError(f"run={run!r}: the task has the runs {choices(batch.runs)}")
     make_plan([], model=model.name, shape=model.shape, groups=groups, runs=list(batch.runs), base=run)
     native.check_sites(model, wanted, groups)
+    if check:
+        selfcheck.check_model(model)
     dataset = xr.Dataset(coords=coordinates(model, batch, run))
     found: dict[Site, list[Array]] = {site: [] for site in wanted}
     if model.remote:

@@ -15,6 +15,7 @@ from ..metrics.statistics import control_sets, null_p_value
 from ..metrics.weights import KINDS, pair_table, random_composition
 from .ablation import METHODS, ablation_grid
 from .heads import mean_of_heads
+from .labels import check_model
 from .measurement import measure
 from .tasks import Task
 
@@ -26,11 +27,19 @@ FOLDING = ("folded", "raw")
 PAIR = ("sender_layer", "sender_head", "receiver_layer", "receiver_head")
 
 
-def composition_scores(model: Model, *, draws: int = 200, seed: int = 0) -> xr.Dataset:
+def composition_scores(model: Model, *, draws: int = 200, seed: int = 0, check: bool = True) -> xr.Dataset:
     """Q-, K- and V-composition between every pair of heads of different layers.
 
     Rotary embedding is left out of the products of weights. Heads that share keys and values have the same ``W_K`` and
     ``W_V``.
+
+    Parameters
+    ----------
+    model : Model
+    draws, seed : int
+        Of the random factors.
+    check : bool
+        As for `capture`.
 
     Returns
     -------
@@ -39,7 +48,17 @@ def composition_scores(model: Model, *, draws: int = 200, seed: int = 0) -> xr.D
         is in an earlier layer; ``variant`` says whether the norm is folded in, LayerNorm or RMSNorm
         as the model has it. ``floor_mean(kind)`` and
         ``floor_sd(kind)``: the same score for random Gaussian factors of the same shape.
+
+    Raises
+    ------
+    ModelError
+        A self-check failed.
     """
+    from ..interventions import selfcheck
+
+    check_model(model)
+    if check:
+        selfcheck.check_model(model)
     shape = model.shape
     score = partial(_tables, centred=model.family.centred)
     if model.remote:

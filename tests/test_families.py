@@ -31,6 +31,7 @@ from headwise.interventions import (
     family,
     selfcheck,
 )
+from headwise.interventions.architectures import standard_sizes, windows_everywhere
 from headwise.interventions.cost import forward_flops
 from headwise.interventions.explain import cost
 from headwise.metrics import induction, logit_diff, loss
@@ -370,6 +371,50 @@ def test_an_unknown_family_shows_the_table_to_add_and_it_works(stranger):
     assert selfcheck.failures(model) == []
 
 
+def test_what_is_shown_makes_another_family_work_once_what_differs_is_changed(monkeypatch):
+    """Phi: other paths, LayerNorm, an MLP without gate beside attention, and biases."""
+    monkeypatch.setattr(family, "FAMILIES", dict(family.FAMILIES))
+    rope = {**raw_families.ROPE, "partial_rotary_factor": 0.5}
+    module = raw_families.random_weights("Phi", raw_families._llama_like(2, 3, 3, rope_parameters=rope))
+    with pytest.raises(ModelError, match="PhiForCausalLM is a phi model") as caught:
+        hw.load(module)
+    code = str(caught.value).split("\n\n", 1)[1]
+    exec(code, {})
+    with pytest.raises(ModelError, match=r"phi has norm at 'model.norm', where PhiForCausalLM has nothing"):
+        hw.load(module)
+    for old, new in [
+        ("'self_attn.o_proj'", "'self_attn.dense'"),
+        ("'norm_2': 'post_attention_layernorm'", "'norm_2': 'input_layernorm'"),
+        ("'model.norm'", "'model.final_layernorm'"),
+        ("centred=False", "centred=True"),
+        ('"gated": True', '"gated": False'),
+        ('"parallel": False', '"parallel": True'),
+    ]:
+        assert code.count(old) == 1, old
+        code = code.replace(old, new)
+    exec(code, {})
+    model = hw.load(module)
+    assert (model.shape.gated, model.shape.parallel, model.shape.windows) == (False, True, ())
+    assert selfcheck.failures(model) == []
+
+
+def test_counts_that_a_configuration_does_not_have_are_named(stranger):
+    """Under other names than the usual ones."""
+    llama = family.FAMILIES["llama"]
+    wrong = {"sizes": lambda config: {"layers": config.n_layer}}
+    family.register(dataclasses.replace(llama, name="stranger", model_types=("stranger",), **wrong))
+    with pytest.raises(ModelError, match=r"sizes of the family stranger do not fit its configuration: .* 'n_layer'"):
+        hw.load(stranger)
+
+
+def test_every_field_of_a_family_is_in_what_is_shown(stranger):
+    with pytest.raises(ModelError) as caught:
+        hw.load(stranger)
+    for field in dataclasses.fields(family.Family):
+        assert f"\n    {field.name}=" in str(caught.value)
+    assert "# what scores are multiplied by: 1 / sqrt(d_head)" in str(caught.value)
+
+
 PHI = {"out": "self_attn.dense", "norm_2": "input_layernorm", "norm": "model.final_layernorm"}
 
 
@@ -390,12 +435,46 @@ def test_a_family_of_ones_own(kind, config, modules, facts, monkeypatch):
     monkeypatch.setattr(family, "FAMILIES", dict(family.FAMILIES))
     module = raw_families.random_weights(kind, raw_families._llama_like(2, 3, 3, **config))
     llama, name = family.FAMILIES["llama"], module.config.model_type
-    table = {"centred": True, "sizes": lambda config: family.standard_sizes(config) | facts}
+    table = {
+        "centred": True,
+        "sizes": lambda config: standard_sizes(config) | facts | {"windows": windows_everywhere(config)},
+    }
     family.register(
         dataclasses.replace(llama, name=name, model_types=(name,), modules={**llama.modules, **modules}, **table)
     )
     model = hw.load(module)
     assert selfcheck.failures(model) == []
+
+
+def test_heads_that_share_keys_in_one_fused_matrix(monkeypatch):
+    """Phi-3: q of all heads, then k and v of fewer."""
+    monkeypatch.setattr(family, "FAMILIES", dict(family.FAMILIES))
+    module = raw_families.random_weights("Phi3", raw_families._llama_like(2, 4, 2))
+    llama = family.FAMILIES["llama"]
+    modules = {name: path for name, path in llama.modules.items() if name not in ("q", "k", "v")}
+    table = {"modules": {**modules, "qkv": "self_attn.qkv_proj"}, "layout": "side by side"}
+    family.register(dataclasses.replace(llama, name="phi3", model_types=("phi3",), **table))
+    model = hw.load(module)
+    assert selfcheck.failures(model) == []
+    found, block = model.head_weights(1), module.model.layers[1]
+    rows = block.self_attn.qkv_proj.weight.detach()
+    for matrix, start, heads in ((found.W_Q, 0, 4), (found.W_K, 24, 2), (found.W_V, 36, 2)):
+        assert matrix.shape == (heads, 24, 6)
+        for head in range(heads):
+            torch.testing.assert_close(matrix[head], rows[start + 6 * head : start + 6 * head + 6].T)
+    assert composition_scores(model, draws=3)["composition"].shape == (3, 2, 2, 4, 2, 4)
+
+
+def test_a_norm_without_weight_has_a_gain_of_one(monkeypatch):
+    monkeypatch.setattr(family, "FAMILIES", dict(family.FAMILIES))
+    llama = family.FAMILIES["llama"]
+    family.register(dataclasses.replace(llama, name="olmo", model_types=("olmo",), centred=True))
+    model = hw.load(raw_families.random_weights("Olmo", raw_families._llama_like(2, 4, 2)))
+    assert selfcheck.failures(model) == []
+    assert model.head_weights(0).gain.tolist() == [1.0] * 24
+    family.register(dataclasses.replace(llama, name="olmo", model_types=("olmo",)))
+    failed = selfcheck.failures(hw.load(model.module))
+    assert any("gain of norm_1" in one for one in failed), failed
 
 
 @pytest.mark.parametrize(
@@ -444,4 +523,22 @@ def test_a_model_that_is_not_what_its_table_says_is_found():
     }.items():
         model = cases.model(name, "sdpa")
         wrong = dataclasses.replace(model, family=dataclasses.replace(model.family, **change))
-        assert bool(selfcheck.failures(wrong)) == (name != "gemma"), name  # whose gain only composition scores use
+        assert selfcheck.failures(wrong) != [], name
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "norm"),
+    [
+        ("gemma", {"gain_offset": 0.0}, "norm_1"),
+        ("llama", {"gain_offset": 1.0}, "norm_1"),
+        ("llama", {"centred": True}, "norm_1"),
+        ("pythia", {"centred": False}, "norm_1"),
+        ("qwen3", {"gain_offset": 0.5}, "q_norm"),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_gain_that_is_not_what_the_table_says_is_found(name, change, norm, dtype):
+    model = hw.load(raw_families.random_model(name), dtype=dtype)
+    wrong = dataclasses.replace(model, family=dataclasses.replace(model.family, **change))
+    failed = selfcheck.failures(wrong)
+    assert any(one.startswith(f"parts (gain of {norm} of layer 0 is off by") for one in failed), failed

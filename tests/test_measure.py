@@ -9,7 +9,7 @@ import headwise as hw
 from headwise import DeclarationError, UnknownNameError
 from headwise.interventions import Grid, Head, Layer, MeanAblate, Patch, ZeroAblate
 from headwise.metrics import accuracy, induction, kl, logit_diff, loss, previous_token
-from headwise.studies import Prompts, RepeatedTokens, capture, measure
+from headwise.studies import Prompts, RepeatedTokens, capture, composition_scores, measure
 
 TASK = RepeatedTokens(n=6, length=7, seed=2)
 
@@ -188,6 +188,7 @@ def test_a_measurement_is_plain_xarray_and_survives_netcdf(small_model, tmp_path
         (lambda m: measure(m, "abc"), DeclarationError, "'abc' is no task: give RepeatedTokens(...) or Prompts([...])"),
         (lambda m: measure("words-2l", TASK), DeclarationError, "'words-2l' is no model: open one with headwise.load"),
         (lambda m: capture("words-2l", TASK, Head(0, 0)), DeclarationError, "'words-2l' is no model"),
+        (lambda m: composition_scores("words-2l"), DeclarationError, "'words-2l' is no model"),
         (lambda m: measure(m, TASK, None, "los"), DeclarationError, "'los' is no metric: import one"),
         (lambda m: capture(m, TASK, Head(0, 0), run="dirt"), UnknownNameError, "run='dirt': the task has the runs"),
         (

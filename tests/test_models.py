@@ -1,13 +1,16 @@
 """Opening models: a folder, a module, a shipped name; and what is said when there is none."""
 
 import json
+import re
 
 import pytest
+import raw_families
 import raw_hooks
 import torch
 
 import headwise as hw
 from headwise import HeadwiseError, ModelError
+from headwise.interventions import models
 
 
 @pytest.fixture
@@ -116,6 +119,52 @@ def test_a_folder_with_more_layers_than_it_says_is_refused(folder):
     (folder / "config.json").write_text(json.dumps(config | {"n_layer": 1}))
     with pytest.raises(ModelError, match="the weights of mine have, beyond the configuration, 11 tensors"):
         hw.load(folder)
+
+
+def saved(name, folder):
+    """A random model of a family, with a tokenizer."""
+    module = raw_hooks.random_gpt2(2, 2, 8, 50, 20) if name == "gpt2" else raw_families.random_model(name)
+    module.save_pretrained(folder)
+    models._id_tokenizer(50).save_pretrained(folder)
+    return module
+
+
+OLD = {
+    "gpt2": ["transformer.h.1.attn.bias", "transformer.h.0.attn.masked_bias"],
+    "gpt-neo": ["transformer.h.0.attn.attention.bias", "transformer.h.1.attn.attention.masked_bias"],
+    "pythia": [f"gpt_neox.layers.0.attention.{end}" for end in ("bias", "masked_bias", "rotary_emb.inv_freq")],
+    "llama": ["model.layers.0.self_attn.rotary_emb.inv_freq"],
+}
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_masks_and_frequencies_that_older_files_hold_are_no_weights(name, tmp_path):
+    module = saved(name, tmp_path)
+    found = hw.load(edited(tmp_path, lambda tensors: tensors.update({key: torch.ones(3) for key in OLD[name]})))
+    tokens = torch.arange(10)[None]
+    torch.testing.assert_close(found.module(tokens).logits, module(tokens).logits)
+
+
+@pytest.mark.parametrize(
+    ("name", "bias"),
+    [
+        ("gpt2", "transformer.h.1.attn.c_proj.bias"),
+        ("gpt-neo", "transformer.h.1.attn.attention.out_proj.bias"),
+        ("pythia", "gpt_neox.layers.0.attention.dense.bias"),
+        ("llama, wide heads", "model.layers.0.self_attn.q_proj.bias"),
+    ],
+)
+def test_a_bias_is_a_weight(name, bias, tmp_path):
+    saved(name, tmp_path)
+    with pytest.raises(ModelError, match=re.escape(f"lack 1 tensors ({bias}): is it whole?")):
+        hw.load(edited(tmp_path, lambda tensors: tensors.pop(bias)))
+
+
+def test_a_bias_beyond_the_configuration_is_found(tmp_path):
+    saved("neox without biases", tmp_path)
+    bias = "gpt_neox.layers.0.attention.dense.bias"
+    with pytest.raises(ModelError, match=re.escape(f"beyond the configuration, 1 tensors ({bias}): is it whole?")):
+        hw.load(edited(tmp_path, lambda tensors: tensors.update({bias: torch.ones(24)})))
 
 
 @pytest.mark.parametrize("broken", [{"n_head": 0}, {"n_layer": "two"}, {"n_embd": 24}])

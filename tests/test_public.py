@@ -157,10 +157,23 @@ def test_packages_import_in_one_direction_only():
 def test_inside_interventions_imports_go_one_way():
     declared = ["components", "sites", "edits", "steering", "paths", "grid", "codec", "estimators"]
     planned = ["shape", "lowering", "checks", "cost", "packing", "explain", "plan"]
-    inside = ["rows", "projections", "rotation", "attention", "score", "forward", "ops", "fill", "traces", "tangent"]
+    inside = [
+        "rows",
+        "projections",
+        "weights",
+        "rotation",
+        "attention",
+        "score",
+        "forward",
+        "ops",
+        "fill",
+        "traces",
+        "tangent",
+    ]
     inside += ["calls", "served"]
     run = [
         "places",
+        "windows",
         "family",
         "architectures",
         "models",

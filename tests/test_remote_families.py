@@ -53,3 +53,32 @@ def test_a_family_there_is_the_family_here(family_server, server, folders, name,
     ):
         for variable in made[1].data_vars:
             np.testing.assert_allclose(made[0][variable], made[1][variable], rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module", params=["float16", "bfloat16"])
+def half_server(request, tmp_path_factory):
+    """Weights that are had by calls alone, in half precision: of the shipped model, and of one with large biases."""
+    folder = tmp_path_factory.mktemp("qwen2").resolve()
+    module = raw_families.random_model("qwen2")
+    for block in module.model.layers:
+        for side in "qkv":
+            getattr(block.self_attn, f"{side}_proj").bias.data.mul_(100)
+    module.save_pretrained(folder)
+    models._id_tokenizer(module.config.vocab_size).save_pretrained(folder)
+    shipped = str((models.SHIPPED / "words-2l").resolve())
+    paths = {str(folder): str(folder), shipped: shipped}
+    server = Loopback(tmp_path_factory.mktemp("half"), paths, apart=True, dtype=request.param).start()
+    yield server, folder, request.param
+    server.stop()
+
+
+def test_weights_had_by_calls_are_right_in_half_precision(half_server, server, monkeypatch):
+    there, folder, dtype = half_server
+    monkeypatch.setattr(CONFIG.API, "HOST", there.host)
+    for name in ("words-2l", folder):
+        found, wanted = composition_scores(hw.load(name, remote=True)), composition_scores(hw.load(name, dtype=dtype))
+        scores = found["composition"], wanted["composition"]
+        np.testing.assert_array_equal(*(np.isfinite(one) for one in scores))
+        raw, folded = ([one.sel(variant=variant).values for one in scores] for variant in ("raw", "folded"))
+        np.testing.assert_allclose(*raw, atol=1e-4 if dtype == "float16" else 1e-7)
+        np.testing.assert_allclose(*folded, atol=0.01)

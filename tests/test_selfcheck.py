@@ -9,7 +9,7 @@ import headwise as hw
 from headwise.errors import ModelError
 from headwise.interventions import Head, ZeroAblate, selfcheck, traces
 from headwise.metrics import loss
-from headwise.studies import RepeatedTokens, measure
+from headwise.studies import RepeatedTokens, capture, composition_scores, measure
 
 TASK = RepeatedTokens(n=2, length=5)
 
@@ -78,6 +78,24 @@ def test_a_table_that_does_not_fit_is_found(change, message):
         measure(wrong, TASK, ZeroAblate(Head(0, 1)), [loss])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "work",
+    [lambda model, **more: capture(model, TASK, Head(0, 1).pattern, **more), composition_scores],
+    ids=["capture", "composition"],
+)
+def test_what_is_read_is_checked_too(work, monkeypatch):
+    model = hw.load(module())
+    wrong = dataclasses.replace(model, family=dataclasses.replace(model.family, scaling=lambda config, layer: 2.0))
+    with pytest.raises(ModelError, match=r"self-check of GPT2LMHeadModel failed: identity .* check=False measures all"):
+        work(wrong)
+    work(wrong, check=False)
+    calls = []
+    monkeypatch.setattr(selfcheck, "failures", lambda model: calls.append(model) or [])
+    for _ in range(2):
+        work(model)
+    assert calls == [model]
 
 
 def test_a_write_that_moves_nothing_is_found():
