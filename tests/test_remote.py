@@ -316,8 +316,14 @@ def test_the_study_without_gradients(apart, words_model):
 
 def test_a_stored_result_is_repeated_there(there, server, tmp_path):
     from headwise.studies.again import rerun
+    from headwise.studies.catalogue.facts import when_of
+    from headwise.studies.report.recipe import recipe
 
-    measure(there, TASK, {"zero": ZeroAblate(Head(1, 2))}, [loss], out=tmp_path / "there.nc")
+    ds = measure(there, TASK, {"zero": ZeroAblate(Head(1, 2))}, [loss], out=tmp_path / "there.nc")
+    again = recipe(ds.attrs, ds, "there.nc")
+    assert "model = hw.load('words-2l', remote=True)" in again.python
+    assert again.notes == (f"It ran on {server.host}: NDIF_HOST in the environment names the server.",)
+    assert f"on cpu at {server.host}" in when_of(ds.attrs)
     begun = len(server.executed("passes"))
     assert rerun(tmp_path / "there.nc").agrees
     assert len(server.executed("passes")) == begun + 1

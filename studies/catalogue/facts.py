@@ -63,7 +63,8 @@ def when_of(attrs: Mapping[Any, Any]) -> str:
         seconds = float(attrs["seconds"])
         parts.append(f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s")
     version = json_in(attrs, "versions", dict).get("headwise")
-    parts += [f"on {attrs['device']}"] if attrs.get("device") else []
+    server = f" at {attrs['executed']}" if attrs.get("executed", "local") != "local" else ""
+    parts += [f"on {attrs['device']}{server}"] if attrs.get("device") else []
     parts += [f"headwise {version}"] if version else []
     return ", ".join(parts)
 

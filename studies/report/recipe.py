@@ -86,6 +86,7 @@ def _of_study(attrs: Mapping[Any, Any], file: str) -> Recipe:
     hub = {} if revision in KEPT_PLACES else {"--revision": revision}
     options = {"--model": model, **hub, "--n": study.n, "--length": study.length, "--seed": study.seed}
     command = "headwise induction " + " ".join(f"{name} {shlex.quote(str(value))}" for name, value in options.items())
+    command += " --remote" if _server(attrs) else ""
     lines = [
         "import headwise as hw",
         "from headwise.studies import InductionStudy",
@@ -101,7 +102,7 @@ def _of_study(attrs: Mapping[Any, Any], file: str) -> Recipe:
         name for name in ("bos", "threshold", "draws", "untrained") if getattr(study, name) != getattr(default, name)
     ]
     notes = [f"The command does not set {', '.join(differ)}; the Python lines do."] if differ else []
-    return Recipe(command, "\n".join(lines), (*notes, *_of_model(revision)))
+    return Recipe(command, "\n".join(lines), (*notes, *_of_model(attrs)))
 
 
 def _of_measurement(attrs: Mapping[Any, Any], root: xr.Dataset, file: str) -> Recipe:
@@ -133,7 +134,7 @@ def _of_measurement(attrs: Mapping[Any, Any], root: xr.Dataset, file: str) -> Re
     }
     head = [f"from headwise.{place} import {', '.join(sorted(each))}" for place, each in imports.items() if each]
     python = "\n".join(["import headwise as hw", *head, "", *lines])
-    return Recipe(f"headwise rerun {shlex.quote(file)}", python, _of_model(str(attrs.get("model_revision", "main"))))
+    return Recipe(f"headwise rerun {shlex.quote(file)}", python, _of_model(attrs))
 
 
 def _metrics_and_options(attrs: Mapping[Any, Any], root: xr.Dataset) -> tuple[list[str], dict[str, object]]:
@@ -155,16 +156,28 @@ def _metrics_and_options(attrs: Mapping[Any, Any], root: xr.Dataset) -> tuple[li
 def _load(attrs: Mapping[Any, Any]) -> str:
     """The line that opens the model."""
     revision, dtype = str(attrs.get("model_revision", "main")), str(attrs.get("dtype", "float32"))
-    options = {} if revision in KEPT_PLACES else {"revision": revision}
-    options |= {} if dtype == "float32" else {"dtype": dtype}
+    options: dict[str, object] = {} if revision in KEPT_PLACES else {"revision": revision}
+    if _server(attrs):
+        options["remote"] = True
+    elif dtype != "float32":
+        options["dtype"] = dtype
     return f"model = hw.load({', '.join([repr(str(attrs['model'])), *(f'{k}={v!r}' for k, v in options.items())])})"
 
 
-def _of_model(revision: str) -> tuple[str, ...]:
-    if revision not in ("memory", "local"):
-        return ()
-    was = "an object in memory" if revision == "memory" else "a local folder"
-    return (f"The model was {was}: put the path of a folder with the same weights in the place of its name.",)
+def _server(attrs: Mapping[Any, Any]) -> str:
+    """The server that ran it; nothing where it ran on the machine itself."""
+    where = str(attrs.get("executed", "local"))
+    return "" if where == "local" else where
+
+
+def _of_model(attrs: Mapping[Any, Any]) -> tuple[str, ...]:
+    """What has to be known of the model to run it again."""
+    revision, server = str(attrs.get("model_revision", "main")), _server(attrs)
+    notes = [f"It ran on {server}: NDIF_HOST in the environment names the server."] if server else []
+    if revision in ("memory", "local"):
+        was = "an object in memory" if revision == "memory" else "a local folder"
+        notes.append(f"The model was {was}: put the path of a folder with the same weights in the place of its name.")
+    return tuple(notes)
 
 
 def call(value: Any) -> str:
