@@ -296,6 +296,7 @@ def test_prompts_of_the_study_are_those_that_were_measured(tree, words_model):
 
 def test_another_model_than_that_of_the_file_is_named(words_model):
     assert "not those" in live.fire(words_model, "apple banana", {"weight_hash": "another"}).differs
+    assert live.fire(words_model, "apple banana", {"weight_hash": "sample:another"}).differs == ""
 
 
 @pytest.mark.parametrize(
@@ -312,7 +313,7 @@ def test_a_model_is_opened_once_for_all(monkeypatch, words_model):
     from headwise.interventions import models
 
     opened = []
-    monkeypatch.setattr(models, "load", lambda name, revision=None: opened.append((name, revision)) or words_model)
+    monkeypatch.setattr(models, "load", lambda name, revision, remote: opened.append((name, revision)) or words_model)
     shared = live.Models()
     threads = [threading.Thread(target=shared.get, args=("words-2l", "shipped")) for _ in range(4)]
     for one in threads:
@@ -326,6 +327,23 @@ def test_a_model_is_opened_once_for_all(monkeypatch, words_model):
 
 
 # The address of the page
+
+
+def test_the_model_of_a_result_of_a_server_stays_there(monkeypatch, words_model):
+    from headwise.interventions import models
+
+    asked = []
+    monkeypatch.setattr(models, "load", lambda name, **options: asked.append((name, options)) or words_model)
+    for name, executed in (("openai-community/gpt2", "https://api.ndif.us"), ("words-2l", "https://api.ndif.us")):
+        with live.Models().using({"model": name, "model_revision": "main", "executed": executed}):
+            pass
+    with live.Models().using({"model": "openai-community/gpt2", "model_revision": "main", "executed": "local"}):
+        pass
+    assert [(name, options["remote"]) for name, options in asked] == [
+        ("openai-community/gpt2", True),
+        ("words-2l", False),
+        ("openai-community/gpt2", False),
+    ]
 
 
 def test_a_selection_comes_back_from_its_address():

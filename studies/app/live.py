@@ -62,14 +62,16 @@ class Models:
     @contextmanager
     def using(self, attrs: Mapping[Any, Any]) -> Iterator[Model]:
         """The model of a result with these attributes, for one thread at a time: traces of a model cannot overlap."""
+        elsewhere = str(attrs.get("executed", "local")) != "local"
         with self._running:
-            yield self.get(str(attrs.get("model", "")), str(attrs.get("model_revision", "")))
+            yield self.get(str(attrs.get("model", "")), str(attrs.get("model_revision", "")), elsewhere)
 
-    def get(self, name: str, revision: str = "") -> Model:
+    def get(self, name: str, revision: str = "", elsewhere: bool = False) -> Model:
         """The model of a result; may take long, and is opened once, however many threads ask.
 
         A result names a shipped model or a Hub id. What looks like a path, or is a folder here, is refused: a file
-        must not make the app open what lies outside its folder.
+        must not make the app open what lies outside its folder. Where a result ran `elsewhere`, on a server, the model
+        stays there, unless it ships with headwise; which server, nnsight's settings say, not the file.
 
         Raises
         ------
@@ -86,8 +88,9 @@ class Models:
                         f"the model {wanted or '(not named)'} was in a folder or in memory, and a result does not say "
                         "where: start the app with --model FOLDER to see heads fire live"
                     )
-                at = revision if self.instead is None and wanted not in shipped() and revision != "main" else None
-                self._models[wanted] = load(wanted, revision=at or None)
+                named = self.instead is None and wanted not in shipped()
+                at = revision if named and revision != "main" else None
+                self._models[wanted] = load(wanted, revision=at or None, remote=named and elsewhere)
             return self._models[wanted]
 
 
@@ -98,7 +101,8 @@ def _is_hub_id(name: str, revision: str) -> bool:
 
 
 def _differs(model: Model, attrs: Mapping[Any, Any]) -> str:
-    if model.weight_hash == attrs.get("weight_hash", model.weight_hash):
+    known = str(attrs.get("weight_hash", model.weight_hash))
+    if model.weight_hash == known or known.partition(":")[0] in ("sample", "revision"):  # made on a server
         return ""
     return f"The weights of {model.name} are not those that this file was measured on, so patterns may differ."
 
