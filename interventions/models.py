@@ -231,7 +231,7 @@ def _read(
     try:
         family = family_of(AutoConfig.from_pretrained(where, **hub), name)
         tokenizer = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(where, **hub)
-        with _no_bar():
+        with _quiet():
             module, report = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, output_loading_info=True, **hub)
     except ModelError:
         raise
@@ -248,13 +248,15 @@ def _read(
 
 
 @contextmanager
-def _no_bar() -> Iterator[None]:
-    """Without the bar that transformers draws while it puts weights in place."""
-    shown = logging.is_progress_bar_enabled()
+def _quiet() -> Iterator[None]:
+    """Without the bar that transformers draws, and its table of tensors that do not fit: `_read` says which matter."""
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
 

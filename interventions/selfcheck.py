@@ -4,8 +4,11 @@ On one short prompt of random tokens: *parts*, what the family's table leads to 
 embeddings to the weights that are used in part; *identity*, a planned pass that changes nothing gives the logits of the
 model's own forward pass; *seen*, a write in a planned pass gives the same logits as the write put into the model's own
 pass; *windows*, the first holds on a longer prompt too where layers have short windows, and modules say nothing else of
-windows of any size; and *moved*, a write to the stream
-does move the logits.
+windows of any size; and *moved*, a write to the stream does move the logits.
+
+Writes go to what modules take and give. One to ``resid_mid`` or to an embedding is compared with the same write to
+``attn_out`` or to the first ``resid_pre``, as the model's own pass has no place for it; ``q_rot``, ``k_rot`` and
+``pattern`` are no module's output, and are seen by *identity* and by writes to ``q``, ``k`` and ``v``.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from .windows import unlike
 from .wire import unpacked
 
 Array = np.ndarray[Any, Any]
+Twins = list[tuple[int, str, int]]
 LENGTH = 8
 """Tokens of the prompt."""
 WINDOW = 512
@@ -90,7 +94,8 @@ def failures(model: Model) -> list[str]:
     parts = [(layer, name) for layer in layers for name in WRITES if not (length == 1 and name in ("q", "k"))]
     changes = [_change(model, name, random) for _, name in parts]
     at = _scored(length)[len(_scored(length)) // 2]
-    planned, own, scale, off = _both(model, tokens, at, parts, changes, layers)
+    twins = _twins(model, parts)
+    planned, own, scale, off = _both(model, tokens, at, parts, changes, layers, twins)
     allowed = TOLERANCE.get(model.dtype, TOLERANCE["float32"]) * scale
     failed = [
         f"parts ({what} of layer {layer} is off by {by:.2g})"
@@ -101,7 +106,9 @@ def failures(model: Model) -> list[str]:
     if not _most(planned[0] - own[0]) <= allowed:
         failed.append(f"identity (a pass that changes nothing moves the logits by {_most(planned[0] - own[0]):.2g})")
     failed += _windows(model, random)
-    for (layer, name), mine, theirs in zip(parts, planned[1:], own[1:], strict=True):
+    every = [*parts, *((layer, name) for layer, name, _ in twins)]
+    again = [own[row + 1] for _, _, row in twins]
+    for (layer, name), mine, theirs in zip(every, planned[1:], [*own[1:], *again], strict=True):
         if not _most(mine - theirs) <= allowed:
             failed.append(
                 f"seen (a write to {name} of layer {layer} moves them elsewhere by {_most(mine - theirs):.2g})"
@@ -120,9 +127,11 @@ def _both(
     parts: list[tuple[int, str]],
     changes: list[Array],
     layers: list[int],
+    twins: Twins,
 ) -> tuple[Array, Array, float, list[Any]]:
     """Probes in planned passes, in the model's own, the deviation of its logits, and what its parts are off by."""
-    plan, readers, inputs = _plan(model, tokens, at, parts, changes)
+    every = [*zip(parts, changes, strict=True), *(((layer, name), changes[row]) for layer, name, row in twins)]
+    plan, readers, inputs = _plan(model, tokens, at, every)
     rows, writes = _rows(model, tokens, at, parts, changes)
     scored = _scored(tokens.shape[1])
     sites = [Site(part, layer) for layer in layers for part in (RESID, Z, Component.q)]
@@ -159,7 +168,7 @@ def _windows(model: Model, random: np.random.RandomState) -> list[str]:
     if not sizes or length > model.shape.context:
         return []
     tokens = random.randint(0, model.shape.vocabulary, (1, length))
-    planned, own, scale, _ = _both(model, tokens, 0, [], [], [])
+    planned, own, scale, _ = _both(model, tokens, 0, [], [], [], [])
     off = _most(planned[0] - own[0])
     if off <= TOLERANCE.get(model.dtype, TOLERANCE["float32"]) * scale:
         return []
@@ -181,12 +190,19 @@ def _change(model: Model, name: str, random: np.random.RandomState) -> Array:
     return random.standard_normal(width if component.per_head else shape.d_model)
 
 
+def _twins(model: Model, parts: list[tuple[int, str]]) -> Twins:
+    """Other sites where the change that is made at a part comes to the same: layer, name, and number of the part."""
+    names = {} if model.shape.parallel else {"attn_out": "resid_mid"}
+    found = [(layer, names[name], row) for row, (layer, name) in enumerate(parts) if name in names]
+    return found + [(0, name, parts.index((0, "resid_pre"))) for name in model.family.embeddings]
+
+
 def _plan(
-    model: Model, tokens: Array, at: int, parts: list[tuple[int, str]], changes: list[Array]
+    model: Model, tokens: Array, at: int, every: list[tuple[tuple[int, str], Array]]
 ) -> tuple[Plan, list[Reader], Inputs]:
     """Planned passes that probe the logits, the first of one that changes nothing."""
     conditions: list[tuple[Edit, ...]] = [(Patch(Site(Component.resid_pre, 0), source="own"),)]
-    for (layer, name), change in zip(parts, changes, strict=True):
+    for (layer, name), change in every:
         component = Component(name)
         if component.per_head:
             each = change.reshape(-1, model.shape.d_head)

@@ -161,8 +161,9 @@ def facts(root: Any, program: dict[str, Any]) -> Any:
     prints, dtype, device = [], "", ""
     for name, weight in sorted(root._module.state_dict().items()):
         flat = weight.detach().reshape(-1)
-        if flat.is_meta:
-            return {"dtype": str(weight.dtype)[6:], "device": "", "prints": [], "torch": str(torch.__version__)}
+        if flat.is_meta:  # whose format is the configuration's, and not what the server computes in
+            like = where(root, program["parts"])[0]["like"]
+            return {"dtype": str(like.dtype)[6:], "device": "", "prints": [], "torch": str(torch.__version__)}
         dtype, device = dtype or str(weight.dtype)[6:], device or weight.device.type
         chosen = torch.linspace(0, flat.numel() - 1, min(SAMPLE, flat.numel()), dtype=torch.float64).long()
         sample = flat[chosen.to(flat.device)].cpu().contiguous().view(torch.uint8).long()

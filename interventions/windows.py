@@ -54,8 +54,8 @@ def check_kinds(config: Any, name: str) -> None:
 def unlike(module: Any, blocks: str, attention: str, windows: Sequence[int | None], context: int) -> list[str]:
     """In words, where the modules of a model say otherwise; without a pass, so for windows of any size.
 
-    Only what modules say of themselves is compared: a ``sliding_window`` of a layer's attention; else that of the
-    configuration, where the model's file makes masks with a window or none does.
+    A layer's attention has a ``sliding_window`` of its own where layers differ. Else the configuration's holds in every
+    layer, if the model's file makes masks with a window at all; a file that does not may have other ways of its own.
     """
     stated = getattr(module.config, "sliding_window", None)
     makes = any(hasattr(sys.modules.get(kind.__module__), MAKES) for kind in type(module).__mro__)
@@ -64,10 +64,10 @@ def unlike(module: Any, blocks: str, attention: str, windows: Sequence[int | Non
         mine = windows[layer] if layer < len(windows) else None
         part = attrgetter(attention)(block)
         if hasattr(part, "sliding_window"):
-            theirs = part.sliding_window
-        elif makes and stated is not None and not windows:
+            theirs = part.sliding_window if getattr(part, "is_sliding", True) else None
+        elif makes:
             theirs = stated
-        elif mine is not None and mine == stated and not makes:
+        elif mine is not None and mine == stated:
             theirs = None
         else:
             continue

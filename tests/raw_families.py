@@ -279,6 +279,28 @@ def slope(model: Any, tokens: Tensor, score: Callable[[Tensor], Tensor], place: 
     return leaf.detach(), found
 
 
+def integrated_estimate(
+    model: Any,
+    tokens: Tensor,
+    score: Callable[[Tensor], Tensor],
+    places: Sequence[Place],
+    news: Sequence[Tensor],
+    steps: int,
+) -> list[Tensor]:
+    """As that of `raw_paths`: the places are of one component of one layer, and move together."""
+    olds = [read(model, tokens, place) for place in places]
+    totals = [torch.zeros_like(old) for old in olds]
+    for step in range(steps):
+        share = (step + 0.5) / steps
+        leaves = [(old + share * (new - old)).requires_grad_() for old, new in zip(olds, news, strict=True)]
+        with torch.enable_grad():
+            logits = _forward(model, tokens, [(one, _fixed(leaf)) for one, leaf in zip(places, leaves, strict=True)])
+            for total, slope in zip(totals, torch.autograd.grad(score(logits).sum(), leaves), strict=True):
+                total += slope / steps
+    moves = [new - old for old, new in zip(olds, news, strict=True)]
+    return [(move * total).flatten(1).sum(1) for move, total in zip(moves, totals, strict=True)]
+
+
 @torch.no_grad()
 def own_weights(model: Any, tokens: Tensor) -> tuple[Tensor, ...]:
     """The attention weights that the model itself returns under eager attention, layer by layer."""

@@ -19,6 +19,7 @@ import headwise as hw
 from headwise import DeclarationError, HeadwiseError, ModelError
 from headwise.interventions import (
     Add,
+    Grid,
     Head,
     Knockout,
     Layer,
@@ -182,18 +183,24 @@ def test_rounding_is_no_failure(name, dtype):
     assert selfcheck.failures(hw.load(raw_families.random_model(name), dtype=dtype)) == []
 
 
-def test_gradient_estimates_equal_autograd(name, model):
-    there = world(name, (logit_diff,))
+def differences(model):
+    """The mean logit difference of each prompt, from logits."""
     batch = TASK.draw(model)
     (group,) = batch.groups()
-    facts, tokens = batch.facts("clean", group), torch.as_tensor(batch.runs["clean"])
-    other = torch.as_tensor(batch.runs["corrupted"])
+    facts = batch.facts("clean", group)
     ids = [torch.as_tensor(one)[..., None] for one in (facts.targets, facts.distractors)]
 
     def score(logits):
         target, distractor = (logits[:, list(group.scored)].gather(-1, one)[..., 0] for one in ids)
         return (target - distractor).mean(-1)
 
+    return score
+
+
+def test_gradient_estimates_equal_autograd(name, model):
+    there = world(name, (logit_diff,))
+    tokens, other = (torch.as_tensor(TASK.draw(model).runs[run]) for run in ("clean", "corrupted"))
+    score = differences(model)
     several = [Patch(one) for one in sites(there, whole=False, turn=0) if one.component not in ("embed", "pos_embed")]
     base = measure(model, TASK, None, [logit_diff])["baseline_logit_diff"].sel(run="clean").values
     found = measure(model, TASK, named(several), [logit_diff], estimator="gradient")["logit_diff"].values
@@ -202,6 +209,35 @@ def test_gradient_estimates_equal_autograd(name, model):
         old, slope = raw_families.slope(model.module, tokens, score, place)
         wanted = ((raw_families.read(model.module, other, place) - old) * slope).flatten(1).sum(1)
         np.testing.assert_allclose(found[row] - base, wanted.numpy(), atol=1e-5, rtol=1e-4, err_msg=str(edit))
+
+
+@pytest.mark.parametrize("name", ["llama", "pythia", "qwen3"])
+@pytest.mark.parametrize("component", ["k", "q_rot", "k_rot", "pattern", "z", "head_out"])
+@pytest.mark.parametrize("kind", [ZeroAblate, Patch])
+def test_integrated_estimates_equal_autograd(name, model, component, kind):
+    """All heads of a layer, which move together; key-value heads where the component is of those."""
+    tokens, other = (torch.as_tensor(TASK.draw(model).runs[run]) for run in ("clean", "corrupted"))
+    heads = model.kv_heads if component in raw_families.OF_KEYS else model.heads
+    grid = Grid(lambda layer, head: kind(Head(layer, head).site(component)), layer=[0, 1], head=heads)
+    found = hw.effect(measure(model, TASK, grid, [logit_diff], estimator="integrated", steps=4), "logit_diff").values
+    for layer in (0, 1):
+        places = [Place(layer, component, head, None) for head in heads]
+        news = [raw_families.read(model.module, other, place) * (kind is Patch) for place in places]
+        wanted = raw_families.integrated_estimate(model.module, tokens, differences(model), places, news, steps=4)
+        np.testing.assert_allclose(found[layer], torch.stack(wanted).numpy(), atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["llama", "pythia"])
+def test_integrated_estimates_of_parts_add_up_to_what_is_exact(name, model):
+    errors = []
+    exact = hw.effect(measure(model, TASK, ZeroAblate(Layer(1).z), [loss]), "loss").values
+    for steps in (2, 64):
+        grid = Grid(lambda head: ZeroAblate(Head(1, head)), head=model.heads)
+        parts = hw.effect(measure(model, TASK, grid, [loss], estimator="integrated", steps=steps), "loss")
+        errors.append(np.abs(parts.sum("head").values - exact).max())
+    assert errors[1] < 5e-3
+    assert errors[1] < errors[0]
+    assert np.abs(exact).max() > 0.1
 
 
 @pytest.mark.parametrize("metrics", [[loss], [logit_diff], [induction, loss]], ids=str)

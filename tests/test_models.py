@@ -1,6 +1,7 @@
 """Opening models: a folder, a module, a shipped name; and what is said when there is none."""
 
 import json
+import logging
 import re
 
 import pytest
@@ -138,9 +139,13 @@ OLD = {
 
 
 @pytest.mark.parametrize("name", OLD)
-def test_masks_and_frequencies_that_older_files_hold_are_no_weights(name, tmp_path):
+def test_masks_and_frequencies_that_older_files_hold_are_no_weights(name, tmp_path, caplog, monkeypatch):
     module = saved(name, tmp_path)
-    found = hw.load(edited(tmp_path, lambda tensors: tensors.update({key: torch.ones(3) for key in OLD[name]})))
+    edited(tmp_path, lambda tensors: tensors.update({key: torch.ones(3) for key in OLD[name]}))
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    caplog.set_level("WARNING", "transformers")
+    found = hw.load(tmp_path)
+    assert caplog.text == ""
     tokens = torch.arange(10)[None]
     torch.testing.assert_close(found.module(tokens).logits, module(tokens).logits)
 

@@ -76,7 +76,9 @@ def test_weights_had_by_calls_are_right_in_half_precision(half_server, server, m
     there, folder, dtype = half_server
     monkeypatch.setattr(CONFIG.API, "HOST", there.host)
     for name in ("words-2l", folder):
-        found, wanted = composition_scores(hw.load(name, remote=True)), composition_scores(hw.load(name, dtype=dtype))
+        models_of = hw.load(name, remote=True), hw.load(name, dtype=dtype)
+        assert [model.dtype for model in models_of] == [dtype] * 2
+        found, wanted = (composition_scores(model) for model in models_of)
         scores = found["composition"], wanted["composition"]
         np.testing.assert_array_equal(*(np.isfinite(one) for one in scores))
         raw, folded = ([one.sel(variant=variant).values for one in scores] for variant in ("raw", "folded"))

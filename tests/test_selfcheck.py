@@ -7,7 +7,7 @@ import raw_hooks
 
 import headwise as hw
 from headwise.errors import ModelError
-from headwise.interventions import Head, ZeroAblate, selfcheck, traces
+from headwise.interventions import Head, ZeroAblate, forward, selfcheck, traces
 from headwise.metrics import loss
 from headwise.studies import RepeatedTokens, capture, composition_scores, measure
 
@@ -96,6 +96,17 @@ def test_what_is_read_is_checked_too(work, monkeypatch):
     for _ in range(2):
         work(model)
     assert calls == [model]
+
+
+def test_writes_between_attention_and_mlp_and_to_embeddings_are_compared_too(monkeypatch):
+    model, usual = hw.load(module()), forward.changed
+    for place, names in (("mid", ["resid_mid"]), ("stream", ["resid_pre", "embed", "pos_embed"])):
+        monkeypatch.setattr(
+            forward, "changed", lambda value, *more, lost=place: value if more[1] == lost else usual(value, *more)
+        )
+        failed = selfcheck.failures(model)
+        for name in names:
+            assert any(one.startswith(f"seen (a write to {name} of layer 0 moves") for one in failed), failed
 
 
 def test_a_write_that_moves_nothing_is_found():

@@ -90,27 +90,16 @@ def test_a_window_without_a_size_is_refused():
 LARGE = {"sliding_window": 600, "use_sliding_window": True, "max_window_layers": 1, **LONG}
 
 
+WIDE = {"sliding_window": 600, **LONG}
+
+
 @pytest.mark.parametrize(
     ("kind", "config", "stated", "message"),
     [
-        (
-            "Llama",
-            {"sliding_window": 600, **LONG},
-            (600, 600),
-            "layer 0 of the table has a window of 600, where the mo",
-        ),
-        (
-            "Mistral",
-            {"sliding_window": 600, **LONG},
-            (),
-            "layer 0 of the table has no window, where the model has a wi",
-        ),
-        (
-            "Starcoder2",
-            {"sliding_window": 9},
-            (),
-            "layer 0 of the table has no window, where the model has a window of",
-        ),
+        ("Llama", WIDE, (600, 600), "layer 0 of the table has a window of 600, where the model has no window"),
+        ("Mistral", WIDE, (), "layer 0 of the table has no window, where the model has a window of 600"),
+        ("Mistral", WIDE, (None, 600), "layer 0 of the table has no window, where the model has a window of 600"),
+        ("Starcoder2", {"sliding_window": 9}, (), "has no window, where the model has a window of 9"),
         ("Qwen2", LARGE, (600, 600), "layer 0 of the table has a window of 600, where the model has no window"),
         ("Qwen3", LARGE, (None, None), "layer 1 of the table has no window, where the model has a window of 600"),
         ("Qwen3", LARGE, (None, 601), "layer 1 of the table has a window of 601, where the model has a window of 600"),
