@@ -146,7 +146,7 @@ class Office:
                 if done is not None:
                     del active[at]
                     yield at, done[0]
-            told = self._tell(active, len(where), told, say)
+                told = self._tell(active, len(where), told, say)
             if active:
                 time.sleep(max(0.0, min(sent.again for sent in active.values()) - time.monotonic()))
 
@@ -229,14 +229,14 @@ class Office:
 
     def _no_answer(self, sent: Sent, line: Line, error: Exception) -> None:
         """Ask again, for a while, where that may do."""
-        code = code_of(error)
         why = first_line(error, line.api_key)
-        if isinstance(error, httpx.HTTPStatusError) and code is not None:
+        if isinstance(error, httpx.HTTPStatusError):
+            code, said = error.response.status_code, detail(error)
             if not is_passing(code):
-                raise ServerError(explain_refusal(self.host, self.name, code, detail(error), line.api_key)) from None
-            why = f"it answers {code}: {one_line(detail(error), line.api_key)}"
+                raise ServerError(explain_refusal(self.host, self.name, code, said, line.api_key)) from None
+            why = f"it answers {code}: {one_line(said, line.api_key)}"
         elif not isinstance(error, httpx.HTTPError):
-            why = f"its answer cannot be read: {why}"
+            why = f"what answers does not speak as NDIF does ({why})"
         now = time.monotonic()
         sent.silent, sent.unknown = sent.silent or now, None
         if now - sent.silent > GIVE_UP:

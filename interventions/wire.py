@@ -22,6 +22,7 @@ from nnsight.schema.response import ResponseModel, Status
 from nnsight.tracing.backend import Backend
 
 from ..errors import DeclarationError, ServerError, choices
+from .refusals import first_line
 
 CONNECT, READ = 10.0, 30.0
 """Seconds that a question waits for a connection, and for the next bytes on it; other jobs wait meanwhile."""
@@ -140,9 +141,10 @@ def packed(root: Any, served: Callable[[Any, dict[str, Any]], Any], program: dic
         nnsight.save(results)
     if packing.error is not None:
         stuck = sorted({getattr(one, "__qualname__", repr(one)) for one in _functions(program) if not _travels(one)})
+        why = first_line(packing.error, None)
         raise DeclarationError(
-            f"{choices(stuck) or 'what is asked'} cannot travel to a server ({packing.error}): a function that is sent "
-            "there may use plain data, tensors and modules, and no open files, locks or the like"
+            f"{choices(stuck) or 'what is asked'} cannot travel to a server ({why}): a function that is sent may use "
+            "plain data, tensors and modules, and no open files, locks or the like"
         )
     return packing.blob
 

@@ -11,6 +11,7 @@ import time
 import traceback
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import remote_client
@@ -111,7 +112,9 @@ def test_what_was_sent_is_told_of_when_nothing_is_finished(tmp_path):
             shards.note_job("job", record)
             raise KeyboardInterrupt
 
-    with pytest.raises(Stopped, match="jobs that were sent go on at the server, and the same call finds them again"):
+    with pytest.raises(
+        KeyboardInterrupt, match="jobs that were sent go on at the server, and the same call finds them again"
+    ):
         stopped({"id": "1", "state": "sent"})
     with pytest.raises(KeyboardInterrupt) as caught:
         stopped({"dtype": "float32"})
@@ -291,6 +294,17 @@ def test_a_key_that_cannot_be_sent(server, monkeypatch, given, caplog):
     told = "".join(traceback.format_exception(caught.value)) + caplog.text
     assert KEY[:9] not in told
     assert "\n" not in str(caught.value)
+
+
+def test_an_error_that_quotes_the_key(server, monkeypatch):
+    def broken(*given):
+        raise httpx.ReadError(f"cannot send {'long ' * 58}{KEY}")
+
+    monkeypatch.setattr(wire.Line, "poll", broken)
+    monkeypatch.setattr(office, "GIVE_UP", 0.2)
+    with pytest.raises(ServerError, match="gives no answer: cannot send") as caught:
+        swept()
+    assert KEY[:8] not in "".join(traceback.format_exception(caught.value))
 
 
 @pytest.mark.parametrize("given", ["api.ndif.us", "", "http://", "ftp://api.ndif.us", "http://api.ndif.us:port"])
