@@ -170,11 +170,11 @@ def open_model(name: str, where: str, place: str, tokenizer: Any) -> RemoteModel
         family = family_of(config, name)
         tokenizer = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(where, **hub)
         traced = TransformersModel(where, task="text-generation", tokenizer=tokenizer, **hub)
-        office = Office(traced, name)
     except ModelError:
         raise
     except Exception as error:  # whatever the loaders raise
         raise ModelError(why(name, where, error)) from error
     commit = getattr(config, "_commit_hash", None) or place
     check_fits(family, traced._module, name)
+    office = Office(traced, name)
     return RemoteModel(name, place, family, family.shape(config), tokenizer, traced, office=office, commit=commit)

@@ -1,5 +1,9 @@
 """Jobs on an NDIF server: sent without waiting, asked for, and found again.
 
+A *job* is something for the server to do, in one session; jobs that ask the same have one key. An *office* sends the
+jobs on one model to one server and asks how they are. Its *book* is where it writes down what it sends: memory, or the
+folder beside a result.
+
 A job's number is made here and written down before it is sent, so that an answer that is lost, a process that is killed
 or a connection that drops leaves a job that can be asked for: nothing is sent twice that the server may still have.
 """
@@ -12,30 +16,42 @@ import uuid
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
-from nnsight.intervention.backends.remote import RemoteError as Refused
 from nnsight.schema.response import Status
 
 from ..errors import ServerError, ServerWarning
 from . import book
-from .refusals import explain_failure, explain_refusal, first_line, is_passing, may_be_taken, without_key
-from .wire import Envelope, Line, detail, packed
+from .refusals import (
+    explain_failure,
+    explain_key,
+    explain_refusal,
+    first_line,
+    is_key,
+    is_passing,
+    may_be_taken,
+    one_line,
+    without_key,
+)
+from .sent import Sent
+from .waiting import telling
+from .wire import Envelope, Line, address, code_of, detail, never_sent, packed
 
 LOG = logging.getLogger("headwise.remote")
 AT_ONCE = 4
 """Jobs that a server has at a time."""
 PAUSES = (0.05, 2.0)
-"""Seconds between two questions, at first and at most."""
+"""Seconds between two questions on a job, at first and at most."""
 LOST = 60.0
-"""Seconds after which a job that the server does not know is taken for lost."""
+"""Seconds for which a server does not know a job, or its result cannot be read, before it is taken for lost."""
+LOSSES = 2
+"""Times that a server may lose a job; then something is wrong with the server."""
 GIVE_UP = 600.0
-"""Seconds without any answer after which waiting ends; what was sent is written down."""
-
-UNREAD = 3
-"""Results that cannot be read before that is taken for more than a broken connection."""
+"""Seconds without an answer of use after which waiting ends; what was sent is written down."""
+KEPT = "what was sent to it is written down where the result is, and the same call goes on from there"
 
 
 @dataclass
@@ -47,7 +63,9 @@ class Job:
     key : str
         A hash of what it asks; jobs with one key give the same.
     served : callable
+        A function of `served`; it is sent along, and runs where the model's weights are.
     program : dict
+        What it takes beside the model: plain data, tensors and functions.
     """
 
     key: str
@@ -62,21 +80,6 @@ class Failed:
     reason: str
 
 
-@dataclass
-class _Sent:
-    """Where a job is."""
-
-    job: Job
-    number: str
-    state: str  # "new", "unsure" whether the server has it, "sent"
-    since: float = field(default_factory=time.monotonic)
-    silent: float | None = None
-    unread: int = 0
-    again: float = 0.0
-    wait: float = PAUSES[0]
-    status: str = "sending"
-
-
 class Office:
     """Sends jobs on one model to one server.
 
@@ -86,29 +89,51 @@ class Office:
         Without weights.
     name : str
         Of the model.
+
+    Raises
+    ------
+    ServerError
+        The address or the key that nnsight is set to cannot be one.
     """
 
     def __init__(self, root: Any, name: str) -> None:
-        self.root, self.name = root, name
+        self.root, self.name, self.host = root, name, address()
         self.model_key = root.to_model_key()
-        line = self._line("")
-        self.host = str(line.host)
+        self._line("")
 
     def _line(self, number: str) -> Line:
-        line = Line(self.model_key, blocking=False, job_id=number, env=self.root._remoteable_get_env())
-        line.display.enabled, line.compress = False, True
+        line = Line(self.host, self.model_key, number, self.root._remoteable_get_env())
+        if not is_key(line.api_key):
+            raise ServerError(explain_key(self.host))
         return line
 
     def run(self, jobs: Sequence[Job], say: Callable[[str], None] | None = None) -> Iterator[tuple[int, Any]]:
-        """Place in `jobs` and what came back, in the order in which they are finished; `Failed` where nothing did.
+        """Send jobs, as many as the server should have at a time, and wait for them.
+
+        Parameters
+        ----------
+        jobs : sequence of Job
+        say : callable, optional
+            Gets a line on how they are doing, again and again. Without it a terminal shows the line.
+
+        Yields
+        ------
+        tuple of int and object
+            Place in `jobs` and what came back, `Failed` where nothing did; in the order in which they are finished.
 
         Raises
         ------
         ServerError
             The server refuses, or cannot be reached for a long time. Jobs that it has stay written down.
+        DeclarationError
+            A function in a job cannot be sent.
         """
+        with nullcontext(say) if say is not None else telling(self.host) as tell:
+            yield from self._run(jobs, tell)
+
+    def _run(self, jobs: Sequence[Job], say: Callable[[str], None]) -> Iterator[tuple[int, Any]]:
         where, kept = list(range(len(jobs))), book.current()
-        active: dict[int, _Sent] = {}
+        active: dict[int, Sent] = {}
         told = ""
         while where or active:
             while where and len(active) < AT_ONCE:
@@ -121,7 +146,7 @@ class Office:
                 if done is not None:
                     del active[at]
                     yield at, done[0]
-            told = self._tell(active, len(where), told, say)
+                told = self._tell(active, len(where), told, say)
             if active:
                 time.sleep(max(0.0, min(sent.again for sent in active.values()) - time.monotonic()))
 
@@ -129,138 +154,138 @@ class Office:
         """Forget a job, whose values are safe."""
         book.current().drop_job(job.key)
 
-    def _found(self, job: Job, kept: book.Book) -> _Sent:
-        record = kept.job(job.key)
-        if record is None or record.get("host") != self.host or record.get("model") != self.model_key:
-            return _Sent(job, uuid.uuid4().hex, "new")
-        return _Sent(job, record["id"], "sent" if record["state"] == "sent" else "unsure")
-
     def knows(self, job: Job) -> bool:
         """Whether a job was sent before, by this process or another."""
         return self._found(job, book.current()).state != "new"
 
-    def _note(self, sent: _Sent, kept: book.Book, state: str) -> None:
-        sent.state, sent.since = state, time.monotonic()
+    def failure(self, failed: Failed) -> ServerError:
+        """What a server said of a job, as an error."""
+        return ServerError(explain_failure(self.host, self.name, failed.reason))
+
+    def _found(self, job: Job, kept: book.Book) -> Sent:
+        record = kept.job(job.key)
+        if record is None or record.get("host") != self.host or record.get("model") != self.model_key:
+            return Sent(job, uuid.uuid4().hex, "new", PAUSES[0])
+        return Sent(job, record["id"], "sent" if record["state"] == "sent" else "unsure", PAUSES[0])
+
+    def _note(self, sent: Sent, kept: book.Book, state: str) -> None:
+        sent.state = state
         record = {"id": sent.number, "host": self.host, "model": self.model_key, "state": state}
         kept.note_job(sent.job.key, record | {"sent": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
 
-    def _step(self, sent: _Sent, kept: book.Book) -> tuple[Any] | None:
-        """Ask once; what came back, in a tuple, where the job has ended."""
-        if sent.state == "new":
-            self._send(sent, kept)
-            return None
+    def _forget(self, sent: Sent, kept: book.Book) -> None:
+        kept.drop_job(sent.job.key)
+        sent.state, sent.unknown, sent.status = "new", None, "sending"
+
+    def _step(self, sent: Sent, kept: book.Book) -> tuple[Any] | None:
+        """Send it or ask once; what came back, in a tuple, where the job has ended."""
         line = self._line(sent.number)
+        if sent.state == "new":
+            self._send(sent, kept, line)
+            return None
         try:
-            result = line.poll()
-        except httpx.HTTPStatusError as error:
+            results = line.ask()
+        except Exception as error:  # an answer that is cut off fails in many ways
             self._not_told(sent, kept, line, error)
             return None
-        except httpx.HTTPError as error:
-            self._wait(sent, first_line(error))
-            return None
-        except Exception as error:  # a result that is cut off fails in many ways
-            sent.unread += 1
-            if sent.unread > UNREAD:
-                kept.drop_job(sent.job.key)
-                raise ServerError(f"a result of {self.host} cannot be read: {first_line(error)}") from error
-            self._pause(sent)
-            return None
-        sent.silent = None
         if line.last is None:
-            if time.monotonic() - sent.since > LOST:
-                self._lost(sent, kept)
-            else:
-                self._pause(sent)
+            self._unknown(sent, kept)
             return None
+        sent.silent = sent.unknown = None
         if sent.state == "unsure":
             self._note(sent, kept, "sent")
         if line.last.status == Status.ERROR:
             kept.drop_job(sent.job.key)
             return (Failed(without_key(line.last.description, line.api_key)),)
         if line.last.status == Status.COMPLETED:
-            return (result["results"],)
+            return (results,)
         sent.status = line.last.status.value.lower()
         self._pause(sent)
         return None
 
-    def _not_told(self, sent: _Sent, kept: book.Book, line: Line, error: httpx.HTTPStatusError) -> None:
-        """An answer that is no status: of the server itself, or of where it keeps results."""
-        code = error.response.status_code
-        if line.last is not None and code in (403, 404, 410):  # results are kept for a while only
-            self._lost(sent, kept, "its result is no longer kept")
-        elif is_passing(code):
-            self._wait(sent, f"it answers {code}")
-        else:
-            raise ServerError(explain_refusal(self.host, self.name, code, detail(error), line.api_key)) from None
-
-    def _send(self, sent: _Sent, kept: book.Book) -> None:
-        line = self._line(sent.number)
+    def _send(self, sent: Sent, kept: book.Book, line: Line) -> None:
         blob = packed(self.root, sent.job.served, sent.job.program)
         self._note(sent, kept, "unsure")
-        envelope = Envelope(model_key=self.model_key, compress=True, env=line.env, id=sent.number)
         try:
-            answer = line._post(envelope, blob)
-        except Refused as error:
-            self._not_sent(sent, kept, line, error.__cause__)
+            answer = line.post(Envelope(model_key=self.model_key, compress=True, env=line.env, id=sent.number), blob)
+        except Exception as error:  # so does an answer to this
+            code = code_of(error)
+            if never_sent(error) or (code is not None and not may_be_taken(code)):
+                self._forget(sent, kept)
+            self._no_answer(sent, line, error)
             return
         sent.number, sent.status, sent.silent = answer.id, answer.status.value.lower(), None
         self._note(sent, kept, "sent")
         LOG.info("sent job %s to %s", sent.number, self.host)
 
-    def _not_sent(self, sent: _Sent, kept: book.Book, line: Line, cause: BaseException | None) -> None:
-        """A job that was not taken, or of which it is not known."""
-        if isinstance(cause, httpx.HTTPStatusError):
-            code = cause.response.status_code
+    def _not_told(self, sent: Sent, kept: book.Book, line: Line, error: Exception) -> None:
+        """A question without an answer of use: of the server itself, or of where it keeps results."""
+        if line.last is not None and code_of(error) in (403, 404, 410):  # results are kept for a while only
+            self._lost(sent, kept, "its result is no longer kept")
+        elif line.last is None or isinstance(error, httpx.HTTPError):
+            self._no_answer(sent, line, error)
+        else:
+            self._not_read(sent, kept, first_line(error, line.api_key))
+
+    def _no_answer(self, sent: Sent, line: Line, error: Exception) -> None:
+        """Ask again, for a while, where that may do."""
+        why = first_line(error, line.api_key)
+        if isinstance(error, httpx.HTTPStatusError):
+            code, said = error.response.status_code, detail(error)
             if not is_passing(code):
-                kept.drop_job(sent.job.key)
-                reason = explain_refusal(self.host, self.name, code, detail(cause), line.api_key)
-                raise ServerError(reason) from None
-            if may_be_taken(code):
-                self._note(sent, kept, "unsure")
-            else:
-                kept.drop_job(sent.job.key)
-                sent.state = "new"
-            self._wait(sent, f"it answers {code}: {without_key(detail(cause), line.api_key)}")
-        elif isinstance(cause, httpx.ConnectError | httpx.ConnectTimeout):
+                raise ServerError(explain_refusal(self.host, self.name, code, said, line.api_key)) from None
+            why = f"it answers {code}: {one_line(said, line.api_key)}"
+        elif not isinstance(error, httpx.HTTPError):
+            why = f"what answers does not speak as NDIF does ({why})"
+        now = time.monotonic()
+        sent.silent, sent.unknown = sent.silent or now, None
+        if now - sent.silent > GIVE_UP:
+            raise ServerError(f"{self.host} gives no answer: {why}; {KEPT}") from None
+        sent.status = "waiting for the server"
+        self._pause(sent)
+
+    def _not_read(self, sent: Sent, kept: book.Book, why: str) -> None:
+        """A finished job whose result makes no sense: a connection that was cut off, or something worse."""
+        now = time.monotonic()
+        sent.unread = sent.unread or now
+        if now - sent.unread > LOST:
             kept.drop_job(sent.job.key)
-            sent.state = "new"
-            self._wait(sent, first_line(cause))
+            raise ServerError(
+                f"a result of {self.host} cannot be read: {why}; the same call asks for it anew"
+            ) from None
+        self._pause(sent)
+
+    def _unknown(self, sent: Sent, kept: book.Book) -> None:
+        now = time.monotonic()
+        sent.unknown = sent.unknown or now
+        if now - sent.unknown > LOST:
+            self._lost(sent, kept, "the server does not know it")
         else:
             self._pause(sent)
 
-    def _lost(self, sent: _Sent, kept: book.Book, why: str = "the server does not know it") -> None:
+    def _lost(self, sent: Sent, kept: book.Book, why: str) -> None:
         if sent.state == "sent":
+            sent.losses += 1
+            if sent.losses >= LOSSES:
+                raise ServerError(
+                    f"{self.host} has lost a job on {self.name} {LOSSES} times ({why}): it takes jobs, and does not "
+                    f"give what they find; {KEPT}"
+                ) from None
             warnings.warn(f"job {sent.number} is lost ({why}): it is sent again", ServerWarning, stacklevel=2)
             sent.number = uuid.uuid4().hex
-        kept.drop_job(sent.job.key)
-        sent.state, sent.again, sent.status = "new", 0.0, "sending"
+        self._forget(sent, kept)
+        sent.again = 0.0
 
-    def _pause(self, sent: _Sent) -> None:
+    def _pause(self, sent: Sent) -> None:
         sent.again = time.monotonic() + sent.wait
         sent.wait = min(PAUSES[1], sent.wait * 1.5)
 
-    def _wait(self, sent: _Sent, why: str) -> None:
-        """No answer of use: ask again, for a while."""
-        now = time.monotonic()
-        sent.silent = sent.silent or now
-        sent.status = "waiting for the server"
-        if now - sent.silent > GIVE_UP:
-            raise ServerError(
-                f"{self.host} gives no answer: {why}; what was sent to it is written down where the result is, and the "
-                "same call goes on from there"
-            )
-        self._pause(sent)
-
-    def _tell(self, active: dict[int, _Sent], later: int, told: str, say: Callable[[str], None] | None) -> str:
+    def _tell(self, active: dict[int, Sent], later: int, told: str, say: Callable[[str], None]) -> str:
         counts = Counter(sent.status for sent in active.values())
         counts.update({"to send": later} if later else {})
         text = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
         if text and text != told:
             LOG.info("jobs at %s: %s", self.host, text)
-        if text and say is not None:
+        if text:
             say(text)  # each time, so that a wish to stop is heard
         return text
-
-    def failure(self, failed: Failed) -> ServerError:
-        """What a server said of a job, as an error."""
-        return ServerError(explain_failure(self.host, self.name, failed.reason))

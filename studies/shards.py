@@ -134,6 +134,15 @@ class Shards:
     def _job(self, key: str) -> Path:
         return self.folder / f"{key}.job"
 
+    def left(self) -> str:
+        """What the same call would go on from, in words."""
+        found = []
+        if any(self.folder.glob("*.nc")):
+            found.append(f"what was finished is kept in {self.folder}")
+        if any("id" in (self.job(path.stem) or {}) for path in self.folder.glob("*.job")):
+            found.append("jobs that were sent go on at the server, and the same call finds them again")
+        return "; ".join(found)
+
     def clear(self) -> None:
         """Take away all parts."""
         for path in self.folder.iterdir():
@@ -192,9 +201,9 @@ def keeping(out: str | os.PathLike[str], about: Callable[[], Mapping[str, object
                 write_beside(shards.folder / "about.json", lambda path: path.write_text(json.dumps(note, indent=1)))
                 yield shards
         except KeyboardInterrupt as error:
-            if str(error) or not any(shards.folder.glob("*.nc")):
+            if str(error) or not (left := shards.left()):
                 raise
-            raise Stopped(f"stopped; what was finished is kept in {shards.folder}") from error
+            raise Stopped(f"stopped; {left}") from error
         finally:
             _CURRENT.reset(token)
     finally:

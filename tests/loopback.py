@@ -45,10 +45,6 @@ class Loopback:
         self.process.wait()
         self.process.stdout.close()
 
-    def restart(self):
-        self.stop()
-        return self.start()
-
     @property
     def host(self):
         return f"http://127.0.0.1:{self.config['port']}"

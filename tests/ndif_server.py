@@ -188,7 +188,11 @@ class Server:
     def deliver(self, envelope, content):
         """Send a result: on the socket where there is one, else by its address."""
         self.note("sent", id=envelope.id, bytes=len(content))
-        if envelope.session_id and len(content) <= LARGEST_INLINE and not self.fault("deliver"):
+        fault = self.fault("deliver") or {}
+        if fault.get("how") == "empty":
+            self.respond(envelope, Status.COMPLETED, "Your job has been completed.")
+            return
+        if envelope.session_id and len(content) <= LARGEST_INLINE and not fault:
             self.respond(envelope, Status.COMPLETED, "Your job has been completed.", content)
             return
         (self.folder / f"{envelope.id}.pt").write_bytes(content)
@@ -228,6 +232,9 @@ class Handler(web.RequestHandler):
             return False
         if fault["how"] == "drop":
             self.detach().close()
+            return True
+        if fault["how"] == "page":
+            self.finish("<html>Log in to the network.</html>")
             return True
         return self.refuse(int(fault["how"]), fault.get("detail", f"told to answer {fault['how']}"))
 
@@ -295,8 +302,6 @@ class Subscribe(websocket.WebSocketHandler):
         self.number = uuid.uuid4().hex
         self.server.sockets[self.number] = self
         self.write_message(json.dumps({"session_id": self.number}))
-        if self.server.fault("subscribe"):
-            self.close()
 
     def on_close(self):
         self.server.sockets.pop(self.number, None)

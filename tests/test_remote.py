@@ -4,6 +4,7 @@ import io
 import pickletools
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import loopback
@@ -30,7 +31,7 @@ from headwise.interventions import (
     models,
     wire,
 )
-from headwise.metrics import accuracy, induction, kl, logit_diff, loss, prob, rank
+from headwise.metrics import Card, Metric, accuracy, induction, kl, logit_diff, loss, prob, rank
 from headwise.studies import InductionStudy, Prompts, RepeatedTokens, capture, composition_scores, measure, plan
 from headwise.studies.cli import main
 
@@ -255,6 +256,18 @@ def test_nothing_of_ours_is_named_in_what_is_sent(there):
     assert names
     assert not [name for name in names if name[0].startswith("headwise")]
     assert not [name for name in names if "skeleton" in name[-1]], "a class was sent"
+
+
+def test_a_kernel_that_cannot_be_sent(there):
+    lock = threading.Lock()
+
+    def locked(logits, targets):
+        with lock:
+            return logits.gather(-1, targets[..., None])[..., 0]
+
+    mine = Metric(Card("mine", "mine", "1", (0, 1)), "logits", locked, lambda facts: {"targets": facts.targets})
+    with pytest.raises(hw.DeclarationError, match=r"locked cannot travel to a server \(cannot pickle '_thread.lock' "):
+        measure(there, TASK, WHAT, [mine], check=False)
 
 
 def test_what_cannot_be_meant(there, words_model, tmp_path):

@@ -1,5 +1,6 @@
 """What goes wrong with a server is survived or told in a line; nothing is lost or run twice, and no key is told."""
 
+import io
 import json
 import os
 import signal
@@ -10,21 +11,25 @@ import time
 import traceback
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import remote_client
 from loopback import KEY, Loopback
+from nnsight.intervention.backends import remote as nnsight_remote
 from nnsight.schema.config import CONFIG
 
 import headwise as hw
 from headwise.errors import ServerError, ServerWarning
-from headwise.interventions import office, remote
+from headwise.interventions import office, remote, waiting, wire
 from headwise.metrics import loss
 from headwise.studies import RepeatedTokens, measure
-from headwise.studies.progress import Progress
+from headwise.studies.progress import Progress, Stopped
+from headwise.studies.shards import keeping
 
 TASK = RepeatedTokens(n=2, length=6)
 JOBS = 4
+LARGE = "413 Request Entity Too Large"
 
 
 @pytest.fixture
@@ -43,6 +48,14 @@ def wanted(words_model):
 
 def swept(out=None):
     return remote_client.sweep(hw.load("words-2l", remote=True), out)
+
+
+def wait_for(reached, seconds=60):
+    """Until something is so; a failure where it does not come."""
+    until = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < until, "it was not reached in time"
+        time.sleep(0.02)
 
 
 def same(found, wanted):
@@ -83,9 +96,7 @@ def test_waiting_ends_when_it_is_asked_to(server, small_jobs, wanted, tmp_path):
     out = tmp_path / "out.nc"
     server.fault("execute", "delay", times=1 + JOBS, seconds=0.7)
     process = client(server, out)
-    until = time.monotonic() + 60
-    while len(small_jobs()) < 2 and time.monotonic() < until:
-        time.sleep(0.02)
+    wait_for(lambda: len(small_jobs()) >= 2)
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     told = process.communicate(timeout=20)[0]
@@ -93,6 +104,81 @@ def test_waiting_ends_when_it_is_asked_to(server, small_jobs, wanted, tmp_path):
     assert list((tmp_path / "out.nc.parts").glob("*.job"))
     same(swept(out), wanted)
     assert len(small_jobs()) == len(set(small_jobs())) == 1 + JOBS
+
+
+def test_what_was_sent_is_told_of_when_nothing_is_finished(tmp_path):
+    def stopped(record):
+        with keeping(tmp_path / "out.nc", dict, True) as shards:
+            shards.note_job("job", record)
+            raise KeyboardInterrupt
+
+    with pytest.raises(
+        KeyboardInterrupt, match="jobs that were sent go on at the server, and the same call finds them again"
+    ):
+        stopped({"id": "1", "state": "sent"})
+    with pytest.raises(KeyboardInterrupt) as caught:
+        stopped({"dtype": "float32"})
+    assert not isinstance(caught.value, Stopped)
+
+
+def test_a_job_that_is_lost_again_and_again(server, small_jobs, wanted, tmp_path):
+    server.fault("execute", "lose", times=9)
+    begun = len(server.lines("lost"))
+    with (
+        pytest.warns(ServerWarning, match="it is sent again"),
+        pytest.raises(ServerError, match=r"has lost a job on words-2l 2 times \(the server does not know it\)"),
+    ):
+        swept(tmp_path / "out.nc")
+    assert len(server.lines("lost")) == begun + 2
+    assert list((tmp_path / "out.nc.parts").glob("*.job"))
+    server.quiet()
+    with pytest.warns(ServerWarning, match="it is sent again"):
+        same(swept(tmp_path / "out.nc"), wanted)
+
+
+def test_results_that_are_never_kept(server, small_jobs):
+    server.fault("result", "404", times=9)
+    with pytest.warns(ServerWarning), pytest.raises(ServerError, match=r"2 times .*its result is no longer kept"):
+        swept()
+    assert len(small_jobs()) == 2
+
+
+def test_a_server_that_fails_for_ever(server, monkeypatch):
+    monkeypatch.setattr(office, "GIVE_UP", 0.5)
+    monkeypatch.setattr(office, "LOST", 0.2)
+    server.fault("request", "500", times=40)
+    with pytest.raises(ServerError, match="gives no answer: it answers 500: told to answer 500; what was sent"):
+        swept()
+
+
+@pytest.mark.parametrize("at", ["request", "response"])
+def test_a_page_of_the_network_in_place_of_an_answer(server, small_jobs, wanted, tmp_path, at):
+    server.fault(at, "page", times=6 if at == "response" else 1)
+    same(swept(tmp_path / "out.nc"), wanted)
+    assert len(small_jobs()) == len(set(small_jobs())) == 1 + JOBS
+
+
+def test_a_result_that_holds_nothing(server, small_jobs, wanted, tmp_path):
+    server.fault("deliver", "empty")
+    with pytest.raises(ServerError, match=r"a result of .* cannot be read: it is said to be complete, and holds noth"):
+        swept(tmp_path / "out.nc")
+    same(swept(tmp_path / "out.nc"), wanted)
+
+
+def test_a_job_that_takes_long_to_be_taken(server, small_jobs, wanted, monkeypatch):
+    """The server takes it after the question has ended, longer after it was sent than a job is waited for."""
+    monkeypatch.setattr(nnsight_remote, "_READ_TIMEOUT", 1.6)
+    server.fault("request", "delay", seconds=2.0)
+    same(swept(), wanted)
+    assert len(small_jobs()) == len(set(small_jobs())) == 1 + JOBS
+
+
+def test_a_question_that_hangs_does_not_hold_up_the_others(server, small_jobs, wanted, monkeypatch, caplog):
+    caplog.set_level("INFO", "headwise")
+    monkeypatch.setattr(wire, "READ", 0.3)
+    server.fault("response", "delay", seconds=5.0)
+    same(swept(), wanted)
+    assert "waiting for the server" in caplog.text
 
 
 def test_a_lost_job_is_sent_again(server, small_jobs, wanted):
@@ -116,9 +202,7 @@ def test_a_server_that_starts_again(server, small_jobs, wanted, tmp_path):
     begun, before = len(server.lines("executed")), []
 
     def restart():
-        until = time.monotonic() + 60
-        while len(small_jobs()) < 3 and time.monotonic() < until:
-            time.sleep(0.02)
+        wait_for(lambda: len(small_jobs()) >= 3)
         time.sleep(0.2)
         server.stop()
         before.extend(server.lines("executed")[begun:])
@@ -139,8 +223,11 @@ def test_a_server_that_starts_again(server, small_jobs, wanted, tmp_path):
 def test_running_out_of_memory_there_makes_smaller_passes(server, small_jobs, wanted):
     there = hw.load("words-2l", remote=True)
     there.facts  # noqa: B018
+    begun = len(small_jobs())
     server.fault("execute", "error", times=2, detail="Traceback ...\ntorch.OutOfMemoryError: CUDA out of memory.")
     same(remote_client.sweep(there, None), wanted)
+    keys = small_jobs()[begun:]
+    assert len(keys) == len(set(keys)) == JOBS, "what had been finished ran again"
 
 
 @pytest.mark.parametrize(
@@ -149,6 +236,19 @@ def test_running_out_of_memory_there_makes_smaller_passes(server, small_jobs, wa
         ("request", "401", "Missing or invalid API key.", "get one at https://login.ndif.us, then run `nnsight login`"),
         ("request", "400", "Client nnsight version 0.8.1 is below the minimum supported 0.9.0.", "nnsight.compare()"),
         ("request", "413", "too large", "give a smaller batch_size"),
+        (
+            "request",
+            "413",
+            f"<html>\r\n<head><title>{LARGE}</title></head>\r\n<body></body></html>",
+            f"{LARGE} (413); give",
+        ),
+        (
+            "request",
+            "403",
+            "<html>\n<style>p {}\n</style>\n<h1>Blocked</h1>\n</html>",
+            "or what stands before it, refuses a job on words-2l: Blocked (403)",
+        ),
+        ("request", "400", "Unsupported conversion of tensor", "words-2l: Unsupported conversion of tensor (400)"),
         ("request", "422", "no such thing", "refuses a job on words-2l: no such thing (422)"),
         ("response", "401", "Missing or invalid API key.", "run `nnsight login` or set NDIF_API_KEY"),
         (
@@ -161,6 +261,18 @@ def test_running_out_of_memory_there_makes_smaller_passes(server, small_jobs, wa
         ("execute", "error", "Your job exceeded the execution timeout of 60s.", "give a smaller batch_size"),
         ("execute", "error", "Replica was evicted. Please try again later.", "the same call goes on"),
         ("execute", "error", "Traceback (most recent call last):\n  File x\nValueError: odd", "ValueError: odd"),
+        (
+            "execute",
+            "error",
+            "Traceback (most recent call last):\n  File 'architecture_utils.py'\nValueError: odd\nand more",
+            "a job on words-2l failed on http://127.0.0.1",
+        ),
+        (
+            "execute",
+            "error",
+            "Traceback (most recent call last):\n  File x\nModuleNotFoundError: No module named 'mine.parts'",
+            "`nnsight.register('mine')`",
+        ),
         ("execute", "error", "", "it gives no reason"),
     ],
 )
@@ -170,6 +282,41 @@ def test_what_does_not_pass_is_told_in_a_line(server, at, how, detail, told):
         swept()
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("given", [f"{KEY}\n", f" {KEY}", f"{KEY[:9]} {KEY[9:]}", f"\u201c{KEY}\u201d"])
+def test_a_key_that_cannot_be_sent(server, monkeypatch, given, caplog):
+    monkeypatch.setattr(CONFIG.API, "APIKEY", given)
+    with pytest.raises(
+        ServerError, match=r"the key that nnsight found cannot be sent to .* set NDIF_API_KEY"
+    ) as caught:
+        swept()
+    told = "".join(traceback.format_exception(caught.value)) + caplog.text
+    assert KEY[:9] not in told
+    assert "\n" not in str(caught.value)
+
+
+def test_an_error_that_quotes_the_key(server, monkeypatch):
+    def broken(*given):
+        raise httpx.ReadError(f"cannot send {'long ' * 58}{KEY}")
+
+    monkeypatch.setattr(wire.Line, "poll", broken)
+    monkeypatch.setattr(office, "GIVE_UP", 0.2)
+    with pytest.raises(ServerError, match="gives no answer: cannot send") as caught:
+        swept()
+    assert KEY[:8] not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("given", ["api.ndif.us", "", "http://", "ftp://api.ndif.us", "http://api.ndif.us:port"])
+def test_an_address_that_cannot_be_one(server, monkeypatch, given):
+    monkeypatch.setattr(CONFIG.API, "HOST", given)
+    with pytest.raises(ServerError, match=f"NDIF_HOST='{given}' is no address of a server: write it as in https://"):
+        hw.load("words-2l", remote=True)
+
+
+def test_an_address_may_end_in_a_slash(server, monkeypatch):
+    monkeypatch.setattr(CONFIG.API, "HOST", f"{server.host}/")
+    assert hw.load("words-2l", remote=True).dtype == "float32"
 
 
 @pytest.mark.parametrize("given", [None, "short", "9c1bb6aa-0000-4d0e-9b59-000000000000"])
@@ -217,9 +364,7 @@ def test_a_client_that_is_killed_finds_its_jobs(server, small_jobs, wanted, tmp_
     out = tmp_path / "out.nc"
     server.fault("execute", "delay", times=1 + JOBS, seconds=0.5)
     process = client(server, out)
-    until = time.monotonic() + 60
-    while len(small_jobs()) < moment and time.monotonic() < until:
-        time.sleep(0.05)
+    wait_for(lambda: len(small_jobs()) >= moment)
     time.sleep(0.2 if moment <= JOBS else 0)
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -234,9 +379,7 @@ def test_a_study_that_is_killed_twice_runs_nothing_twice(server, small_jobs, wor
     for many in (4, 12):
         server.fault("execute", "delay", times=many, seconds=0.3)
         process = client(server, out, "study")
-        until = time.monotonic() + 60
-        while len(small_jobs()) < many and time.monotonic() < until:
-            time.sleep(0.02)
+        wait_for(lambda: len(small_jobs()) >= many)  # noqa: B023
         process.kill()
         process.communicate()
     server.quiet()
@@ -259,9 +402,7 @@ def test_no_key_is_written_anywhere(server, small_jobs, tmp_path, caplog, capfd)
     server.fault("response", "503", times=2, detail=f"{KEY} has to wait")
     begun = len(small_jobs())
     process = client(server, out)
-    until = time.monotonic() + 60
-    while len(small_jobs()) < begun + 2 and time.monotonic() < until:
-        time.sleep(0.05)
+    wait_for(lambda: len(small_jobs()) >= begun + 2)
     process.kill()
     told = process.communicate()[0] + "".join(traceback.format_exception(caught.value))
     kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
@@ -288,12 +429,27 @@ def test_how_jobs_are_doing_is_told(server, small_jobs, caplog, capfd):
         assert bar.bar.tasks[0].description == "measuring (1 running)"
 
 
+def test_how_jobs_are_doing_is_shown_where_there_is_no_bar(server, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(waiting, "QUIET_SECONDS", 0.0)
+    server.fault("execute", "delay", seconds=0.5)
+    hw.load("words-2l", remote=True).facts  # noqa: B018
+    shown = terminal.getvalue()
+    assert f"\r{server.host}: 1 running" in shown
+    assert shown.endswith(" \r"), "it is taken away"
+
+
 def test_jobs_are_written_down_without_more_than_is_needed(server, tmp_path, monkeypatch):
     seen = []
     real = office.Office._send
 
-    def watched(self, sent, kept):
-        real(self, sent, kept)
+    def watched(self, *given):
+        real(self, *given)
         seen.extend(json.loads(path.read_text()) for path in (tmp_path / "out.nc.parts").glob("*.job"))
 
     monkeypatch.setattr(office.Office, "_send", watched)
@@ -318,9 +474,7 @@ def test_two_servers_do_not_share_jobs(server, small_jobs, wanted, tmp_path):
         out = tmp_path / "out.nc"
         server.fault("execute", "delay", times=3, seconds=1.0)
         process = client(server, out)
-        until = time.monotonic() + 60
-        while len(small_jobs()) < 2 and time.monotonic() < until:
-            time.sleep(0.05)
+        wait_for(lambda: len(small_jobs()) >= 2)
         process.kill()
         process.communicate()
         CONFIG.API.HOST = other.host
