@@ -6,6 +6,7 @@ The protocol is nnsight's own; this only uses it without waiting, silently, and 
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -48,13 +49,17 @@ def address() -> str:
 
 
 class _Packing(Backend):  # type: ignore[misc]  # nnsight has no types
-    """Takes a session as the bytes that would be sent."""
+    """Takes a session as the bytes that would be sent, with the source of some packages."""
 
     blob: bytes = b""
     error: Exception | None = None
 
+    def __init__(self, packages: set[str]) -> None:
+        self.packages = {__name__.partition(".")[0], *packages}
+
     def __call__(self, tracer: Any) -> None:
-        nnsight.register(__name__.partition(".")[0])
+        for package in self.packages:
+            nnsight.register(package)
         pull_env()
         try:
             self.blob = RequestModel.serialize(tracer, compress=True)
@@ -130,12 +135,14 @@ def code_of(error: Exception) -> int | None:
 def packed(root: Any, served: Callable[[Any, dict[str, Any]], Any], program: dict[str, Any]) -> bytes:
     """A session that does ``served(root, program)`` and sends back what it gives, as ``results``.
 
+    Functions in `program` go along as source, with the others of their package, unless it is an installed one.
+
     Raises
     ------
     DeclarationError
         A function in `program` holds something that cannot be sent.
     """
-    packing = _Packing()
+    packing = _Packing({package for one in _functions(program) if (package := _own_package(one))})
     with root.session(backend=packing):
         results = served(root, program)
         nnsight.save(results)
@@ -156,6 +163,15 @@ def _functions(value: Any) -> Iterator[Any]:
             yield from _functions(one)
     elif callable(value) and not isinstance(value, torch.Tensor):
         yield value
+
+
+def _own_package(function: Any) -> str:
+    """The package, or the module that is in none, that somebody wrote a function in; nothing where it was installed."""
+    name = str(getattr(getattr(function, "func", function), "__module__", "")).partition(".")[0]
+    found = sys.modules.get(name)
+    places = [*getattr(found, "__path__", []), getattr(found, "__file__", None) or ""]
+    installed = any(part in place for place in places for part in ("site-packages", "dist-packages"))
+    return "" if name in ("", "__main__", *sys.stdlib_module_names) or installed else name
 
 
 def _travels(function: Any) -> bool:

@@ -38,6 +38,22 @@ def test_a_kernel_of_another_shape_is_refused_as_here(there, words_model, kernel
         measure(there, TASK, WHAT, [metric], check=False)
 
 
+def smallest(logits):
+    return logits.min(-1).values
+
+
+def above_smallest(logits, targets):
+    """A kernel that calls another function of this module, which the server has not."""
+    return logits.gather(-1, targets[..., None])[..., 0] - smallest(logits)
+
+
+def test_a_kernel_of_ones_own_module_travels(there, words_model):
+    metric = Metric(Card("mine", "mine", "1", (0, 100)), "logits", above_smallest, loss.prepare)
+    found, wanted = (measure(model, TASK, WHAT, [metric]) for model in (there, words_model))
+    assert abs(found["mine"] - wanted["mine"]).max() < 1e-5
+    assert float(abs(wanted["mine"]).min()) > 1
+
+
 def test_what_was_cut_for_want_of_memory_is_found_again(there, server, tmp_path, monkeypatch):
     """The client stops once the parts of a cut job are executed: the same call runs none of them again."""
     monkeypatch.setattr(office, "LOST", 1.5)
