@@ -7,8 +7,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 QUIET_SECONDS = 2.0
+_QUIET: ContextVar[bool] = ContextVar("quiet", default=False)
+
+
+@contextmanager
+def quiet(wanted: bool) -> Iterator[None]:
+    """Meanwhile, nothing is shown."""
+    token = _QUIET.set(wanted or _QUIET.get())
+    try:
+        yield
+    finally:
+        _QUIET.reset(token)
 
 
 @contextmanager
@@ -18,7 +30,7 @@ def telling(label: str) -> Iterator[Callable[[str], None]]:
 
     def say(text: str) -> None:
         nonlocal shown
-        if not sys.stderr.isatty() or time.monotonic() - started < QUIET_SECONDS:
+        if _QUIET.get() or not sys.stderr.isatty() or time.monotonic() - started < QUIET_SECONDS:
             return
         line = f"{label}: {text}"[: shutil.get_terminal_size().columns - 1]
         print(f"\r{line:<{shown}}", end="", file=sys.stderr, flush=True)

@@ -7,10 +7,12 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import xarray as xr
 
+from ..interventions import waiting
 from ..interventions.digest import short_hash
 from ..interventions.plan import Plan
 from ..metrics.card import Metric
@@ -108,22 +110,23 @@ def measure(
     ServerError
         The server of a remote model cannot be reached, or refuses; the text says what to do.
     """
-    setup = set_up(model, task, what, metrics, base=base, per_position=per_position, batch_size=batch_size)
-    check_remote(model, remote)
-    check_estimable(setup.metrics, estimator, steps, per_position)
-    check_executor(model, executor, estimator)
-    executor = executor or current(model)
-    work = Work(model, task, what, setup, base, per_position, estimator, steps, check)
-    if out is None:
-        return work.run(progress, work.keeper(shards.current()), executor)
-    with shards.keeping(out, lambda: provenance(model) | work.attrs, resume) as kept:
-        keeper = work.keeper(kept)
-        inputs = short_hash(keeper.inputs, json.dumps(work.attrs), str(per_position))
-        if (there := kept.finished(inputs)) is not None:
-            return there.to_dataset()
-        dataset = work.run(progress, keeper, executor).assign_attrs(inputs=inputs)
-        kept.finish(dataset)
-    return dataset
+    with waiting.quiet(progress is not None and progress is not True):
+        setup = set_up(model, task, what, metrics, base=base, per_position=per_position, batch_size=batch_size)
+        check_remote(model, remote)
+        check_estimable(setup.metrics, estimator, steps, per_position)
+        check_executor(model, executor, estimator)
+        work = Work(model, task, what, setup, base, per_position, estimator, steps, check)
+        run = partial(work.run, progress, executor=executor or current(model))
+        if out is None:
+            return run(work.keeper(shards.current()))
+        with shards.keeping(out, lambda: provenance(model) | work.attrs, resume) as kept:
+            keeper = work.keeper(kept)
+            inputs = short_hash(keeper.inputs, json.dumps(work.attrs), str(per_position))
+            if (there := kept.finished(inputs)) is not None:
+                return there.to_dataset()
+            dataset = run(keeper).assign_attrs(inputs=inputs)
+            kept.finish(dataset)
+        return dataset
 
 
 def plan(

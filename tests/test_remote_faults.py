@@ -429,14 +429,27 @@ def test_how_jobs_are_doing_is_told(server, small_jobs, caplog, capfd):
         assert bar.bar.tasks[0].description == "measuring (1 running)"
 
 
-def test_how_jobs_are_doing_is_shown_where_there_is_no_bar(server, monkeypatch):
+@pytest.fixture
+def terminal(monkeypatch):
+    """What is shown in a terminal."""
+
     class Terminal(io.StringIO):
         def isatty(self):
             return True
 
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
+    shown = Terminal()
+    monkeypatch.setattr(sys, "stderr", shown)
     monkeypatch.setattr(waiting, "QUIET_SECONDS", 0.0)
+    return shown
+
+
+def test_nothing_is_shown_where_no_progress_is_wanted(server, terminal):
+    server.fault("execute", "delay", seconds=0.5)
+    measure(hw.load("words-2l", remote=True), TASK, None, [loss], progress=False)
+    assert terminal.getvalue() == ""
+
+
+def test_how_jobs_are_doing_is_shown_where_there_is_no_bar(server, terminal):
     server.fault("execute", "delay", seconds=0.5)
     hw.load("words-2l", remote=True).facts  # noqa: B018
     shown = terminal.getvalue()
