@@ -186,7 +186,8 @@ FAMILIES: dict[str, Family] = {}
 def register(family: Family) -> Family:
     """Make a family known to `load`; one that is known already under this name is replaced.
 
-    Before the first sweep on a model, a self-check compares what its table leads to with the model's own forward pass.
+    Before the first sweep, capture or composition on a model, a self-check compares what its table leads to with the
+    model's own forward pass.
     """
     if not isinstance(family, Family):
         raise DeclarationError(f"a family is registered as a Family, got {family!r}")

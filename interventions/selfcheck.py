@@ -1,4 +1,4 @@
-"""Checks of an unfamiliar model before a sweep: whether planned passes see what the model itself does.
+"""Checks of an unfamiliar model before it is measured: whether planned passes see what the model itself does.
 
 On one short prompt of random tokens: *parts*, what the family's table leads to is what the model has, from the
 embeddings to the weights that are used in part; *identity*, a planned pass that changes nothing gives the logits of the
