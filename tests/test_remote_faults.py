@@ -429,32 +429,32 @@ def test_how_jobs_are_doing_is_told(server, small_jobs, caplog, capfd):
         assert bar.bar.tasks[0].description == "measuring (1 running)"
 
 
-@pytest.fixture
-def terminal(monkeypatch):
-    """What is shown in a terminal."""
-
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    shown = Terminal()
-    monkeypatch.setattr(sys, "stderr", shown)
-    monkeypatch.setattr(waiting, "QUIET_SECONDS", 0.0)
-    return shown
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
 
 
-def test_nothing_is_shown_where_no_progress_is_wanted(server, terminal):
+def shown_while(monkeypatch, act):
+    """What a terminal shows meanwhile."""
+    terminal = Terminal()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", terminal)
+        patch.setattr(waiting, "QUIET_SECONDS", 0.0)
+        act()
+    return terminal.getvalue()
+
+
+def test_how_jobs_are_doing_is_shown_where_there_is_no_bar(server, monkeypatch):
     server.fault("execute", "delay", seconds=0.5)
-    measure(hw.load("words-2l", remote=True), TASK, None, [loss], progress=False)
-    assert terminal.getvalue() == ""
-
-
-def test_how_jobs_are_doing_is_shown_where_there_is_no_bar(server, terminal):
-    server.fault("execute", "delay", seconds=0.5)
-    hw.load("words-2l", remote=True).facts  # noqa: B018
-    shown = terminal.getvalue()
+    shown = shown_while(monkeypatch, lambda: hw.load("words-2l", remote=True).facts)
     assert f"\r{server.host}: 1 running" in shown
     assert shown.endswith(" \r"), "it is taken away"
+
+
+@pytest.mark.parametrize("progress", [False, lambda done, total: None])
+def test_nothing_is_shown_where_no_bar_is_wanted(server, monkeypatch, progress):
+    there = hw.load("words-2l", remote=True)
+    assert shown_while(monkeypatch, lambda: measure(there, TASK, None, [loss], progress=progress)) == ""
 
 
 def test_jobs_are_written_down_without_more_than_is_needed(server, tmp_path, monkeypatch):
