@@ -6,7 +6,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from types import CodeType, FunctionType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,8 @@ def code_hash(function: Callable[..., Any]) -> str:
     """A hash of what a function does: its code, its defaults, what it closes over, and what of its globals it names.
 
     Functions that it calls count whole, also those of modules (``ops.split_heads``), but for those of libraries, which
-    count by name, as classes do.
+    count by name, as classes do. A kernel that is an object counts by what it holds and what its class does; one that
+    says nothing of what it holds is like no other, so that nothing is taken for its work.
     """
     return data_hash(function)
 
@@ -46,7 +47,7 @@ def array_bytes(array: Any) -> bytes:
 
 
 def _data(value: Any, seen: set[int]) -> Iterator[bytes | str]:
-    """`seen` are functions that were gone into already: some call each other."""
+    """`seen` are functions and objects that were gone into already: some lead to each other."""
     if isinstance(value, dict):
         yield f"dict {len(value)}"
         for key, inner in sorted(value.items(), key=lambda item: repr(item[0])):
@@ -69,9 +70,25 @@ def _data(value: Any, seen: set[int]) -> Iterator[bytes | str]:
         yield from _data(value.co_consts, seen)
     elif isinstance(value, partial):
         yield from _data([value.func, value.args, value.keywords], seen)
+    elif isinstance(value, MethodType):
+        yield from _data([value.__func__, value.__self__], seen)
+    elif isinstance(value, BuiltinFunctionType):
+        yield value.__qualname__
+    elif hasattr(value, "__dict__") and (callable(value) or " at 0x" in repr(value)):
+        yield from _object(value, seen)
     else:
-        text = repr(value)
-        yield type(value).__qualname__ if " at 0x" in text else text  # an address says nothing
+        yield repr(value)
+
+
+def _object(value: Any, seen: set[int]) -> Iterator[bytes | str]:
+    """What an object holds, and what its class does; its repr may say nothing of either."""
+    yield f"{type(value).__module__}.{type(value).__qualname__}"
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    yield from _data(value.state_dict() if hasattr(value, "state_dict") else vars(value), seen)
+    if not _of_library(type(value).__module__):
+        yield from _data([one for one in vars(type(value)).values() if isinstance(one, FunctionType)], seen)
 
 
 def _function(function: FunctionType, seen: set[int]) -> Iterator[bytes | str]:

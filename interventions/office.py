@@ -150,9 +150,9 @@ class Office:
             if active:
                 time.sleep(max(0.0, min(sent.again for sent in active.values()) - time.monotonic()))
 
-    def close(self, job: Job) -> None:
+    def close(self, key: str) -> None:
         """Forget a job, whose values are safe."""
-        book.current().drop_job(job.key)
+        book.current().drop_job(key)
 
     def knows(self, job: Job) -> bool:
         """Whether a job was sent before, by this process or another."""

@@ -66,13 +66,13 @@ def run_plan(
         jobs = Made([partial(sweep.job, session) for session in waiting])
         for at, result in model.office.run(jobs, say):
             if isinstance(result, Failed):
-                again += sweep.cut(waiting[at], result)
+                again += sweep.cut(waiting[at], jobs.keys[at], result)
                 continue
             for piece in pieces(plan, waiting[at], unpacked(result)):
                 outcome.put(piece)
                 if keeper is not None:
                     keeper.keep(piece)
-            model.office.close(jobs[at])
+            model.office.close(jobs.keys[at])
             if progress is not None:
                 left = sum(len(chunk.passes) + len(plan.runs) for chunk in outcome.missing())
                 progress(plan.steps - left, plan.steps)
@@ -153,16 +153,16 @@ class Sweep:
         if not missing:
             return []
         job = self.job(session)
-        if cut := book.current().job(_cut(job)):
+        if cut := book.current().job(_cut(job.key)):
             return [left for half in self.halved(session, cut["reason"]) for left in self.left(half, outcome)]
         return [session if missing == session or self.model.office.knows(job) else missing]
 
-    def cut(self, session: list[Chunk], failed: Failed) -> list[list[Chunk]]:
+    def cut(self, session: list[Chunk], key: str, failed: Failed) -> list[list[Chunk]]:
         """The parts of a session that needed too much memory, which is written down; an error where it failed else."""
         if not is_memory(failed.reason):
             raise self.model.office.failure(failed)
         halves = self.halved(session, failed.reason)
-        book.current().note_job(_cut(self.job(session)), {"reason": failed.reason})
+        book.current().note_job(_cut(key), {"reason": failed.reason})
         return halves
 
     def halved(self, session: list[Chunk], reason: str) -> list[list[Chunk]]:
@@ -228,21 +228,24 @@ class Sweep:
 
 
 class Made(Sequence[Job]):
-    """Jobs that are made when they are asked for: those of a long sweep are large together."""
+    """Jobs that are made when they are asked for: those of a long sweep are large together. Their keys are kept."""
 
     def __init__(self, makers: Sequence[Callable[[], Job]]) -> None:
         self.makers = makers
+        self.keys: dict[int, str] = {}
 
     def __len__(self) -> int:
         return len(self.makers)
 
     def __getitem__(self, at: Any) -> Any:
-        return self.makers[at]()
+        job = self.makers[at]()
+        self.keys[at] = job.key
+        return job
 
 
-def _cut(job: Job) -> str:
+def _cut(key: str) -> str:
     """Where it is written down that a job needed too much memory."""
-    return f"cut-{job.key}"
+    return f"cut-{key}"
 
 
 def ordered(plan: Plan) -> list[str]:

@@ -163,14 +163,14 @@ def facts(root: Any, program: dict[str, Any]) -> Any:
         flat = weight.detach().reshape(-1)
         if flat.is_meta:  # whose format is the configuration's, and not what the server computes in
             like = where(root, program["parts"])[0]["like"]
-            return {"dtype": str(like.dtype)[6:], "device": "", "prints": [], "torch": str(torch.__version__)}
+            return {"dtype": str(like.dtype)[6:], "device": "", "prints": []}
         dtype, device = dtype or str(weight.dtype)[6:], device or weight.device.type
         chosen = torch.linspace(0, flat.numel() - 1, min(SAMPLE, flat.numel()), dtype=torch.float64).long()
         sample = flat[chosen.to(flat.device)].cpu().contiguous().view(torch.uint8).long()
         order = torch.arange(1, sample.numel() + 1)
         total = int((sample * (order * 2654435761 % 1000003 + 1)).sum() % MODULUS)
         prints.append([name, list(weight.shape), str(weight.dtype), total])
-    return {"dtype": dtype, "device": device, "prints": prints, "torch": str(torch.__version__)}
+    return {"dtype": dtype, "device": device, "prints": prints}
 
 
 def check(root: Any, program: dict[str, Any]) -> Any:

@@ -118,7 +118,6 @@ class InductionStudy:
             server gives no gradients), and the conclusion as JSON text in the attributes.
         """
         self.task.draw(model)  # what does not fit the model is refused before any forward pass
-        heads.check_room(model)
         workers.check_executor(model, executor)
         if out is None:
             with workers.using(executor):
@@ -141,6 +140,7 @@ class InductionStudy:
         keep: Callable[[str, Callable[[], xr.Dataset]], xr.Dataset] = lambda name, make: make(),
     ) -> xr.DataTree:
         """Run it; `keep` gets each stage's name and what makes it, and gives what was made, now or before."""
+        heads.check_room(model)
         task = self.task
         seconds: dict[str, float] = {}
         parts: dict[str, xr.Dataset] = {}

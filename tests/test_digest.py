@@ -57,6 +57,44 @@ def test_all_of_large_arguments_counts():
     assert data_hash({1, 2}) == data_hash({2, 1}) != data_hash({2, 3})
 
 
+class Scaled:
+    """A kernel that is an object; its repr does not say what it holds."""
+
+    def __init__(self, by):
+        self.by = by
+
+    def __call__(self, x):
+        return x * self.by
+
+    def plus(self, x):
+        return x + self.by
+
+
+class Shifted(Scaled):
+    def __call__(self, x):
+        return x + self.by
+
+
+def test_what_an_object_holds_and_does_counts():
+    assert code_hash(Scaled(2)) == code_hash(Scaled(2))
+    assert len({code_hash(one) for one in (Scaled(2), Scaled(3), Shifted(2))}) == 3
+    assert code_hash(Scaled(2).plus) == code_hash(Scaled(2).plus) != code_hash(Scaled(3).plus)
+    assert code_hash(Scaled(2).plus) != code_hash(Scaled(2))
+    assert code_hash(Scaled(torch.nn.Linear(2, 2))) != code_hash(Scaled(torch.nn.Linear(2, 2)))
+
+
+def test_an_object_that_does_not_say_what_it_holds_is_like_no_other():
+    one, other = object(), object()
+    assert data_hash(one) != data_hash(other)
+    assert data_hash(torch.cat) == data_hash(torch.cat) != data_hash(torch.stack)
+
+
+def test_an_object_that_holds_itself_ends():
+    one = Scaled(2)
+    one.by = one
+    assert code_hash(one) == code_hash(one)
+
+
 def test_functions_that_call_each_other_end():
     scope = {}
     exec("def even(n): return n == 0 or odd(n - 1)\ndef odd(n): return n != 0 and even(n - 1)", scope)
@@ -68,8 +106,13 @@ def test_another_process_finds_the_same(seed):
     """Sets of text have another order in each process."""
     code = (
         "from headwise.interventions.digest import code_hash, data_hash; from headwise.interventions import served\n"
-        "print(code_hash(served.passes), data_hash(lambda x: x in {'aa', 'bb', 'cc', 'dd'}))"
+        "import torch\n"
+        "print(code_hash(served.passes), data_hash(lambda x: x in {'aa', 'bb', 'cc', 'dd'}), data_hash(torch.cat))"
     )
     env = {"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)}
     made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True).stdout
-    assert made.split() == [code_hash(served.passes), data_hash(lambda x: x in {"aa", "bb", "cc", "dd"})]
+    assert made.split() == [
+        code_hash(served.passes),
+        data_hash(lambda x: x in {"aa", "bb", "cc", "dd"}),
+        data_hash(torch.cat),
+    ]

@@ -80,19 +80,16 @@ def test_what_was_cut_for_want_of_memory_is_found_again(there, server, tmp_path,
 
 
 def test_jobs_are_made_when_they_are_sent(there, monkeypatch):
+    """Once to see whether the server knows them, and once more when it is their turn; not all at a time."""
     monkeypatch.setattr(remote, "ROWS", 16)
     made, ended = [], []
-    usual, close = remote.Sweep.job, office.Office.close
-    monkeypatch.setattr(remote.Sweep, "job", lambda sweep, session: made.append(len(ended)) or usual(sweep, session))
-    monkeypatch.setattr(office.Office, "close", lambda self, job: ended.append(job) or close(self, job))
-    laid = []
-    monkeypatch.setattr(remote, "Laid", lambda *given: laid.append(len(ended)) or REAL(*given))
+    make, close = remote.Sweep.job, office.Office.close
+    monkeypatch.setattr(remote.Sweep, "job", lambda sweep, session: made.append(len(ended)) or make(sweep, session))
+    monkeypatch.setattr(office.Office, "close", lambda self, key: ended.append(key) or close(self, key))
     remote_client.sweep(there, None)
-    assert len(ended) > office.AT_ONCE
-    assert max(laid) >= len(ended) - office.AT_ONCE
-
-
-REAL = remote.Laid
+    assert len(set(ended)) == len(ended) > office.AT_ONCE
+    assert len(made) == 2 * len(ended)
+    assert max(made) >= len(ended) - office.AT_ONCE
 
 
 def test_models_of_one_server_are_told_apart_without_their_weights(server, tmp_path, monkeypatch):
