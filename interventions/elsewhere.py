@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -12,10 +13,13 @@ from nnsight.modeling import huggingface
 from nnsight.modeling.transformers import TransformersModel
 from transformers import AutoConfig, AutoTokenizer
 
-from ..errors import ModelError
-from . import book, served
+from ..errors import ModelError, ServerError
+from . import served
+from .configuration import configuration_of
 from .digest import data_hash, short_hash
 from .family import HeadWeights, check_fits, family_of
+from .identify import modules_facts, prompt
+from .identity import Fingerprint, Identity, unequal_configurations
 from .models import Model
 from .native import described, point_of
 from .office import Failed, Job, Office
@@ -49,21 +53,21 @@ class RemoteModel(Model):
         return torch.device("cpu")
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """What the server says of its copy; asked for once, and written down beside a result that is being made."""
-        if not self._hashed:
-            self._hashed.update(self._asked())
-        return self._hashed
+    def identity(self) -> Identity:
+        """Which model the server has, as it said last; asked for where it has not said yet."""
+        found = self._memory.identity
+        return found if found is not None else self.ask_identity()
 
     @property
     def dtype(self) -> str:
         """Number format of the weights on the server."""
-        return str(self.facts["dtype"])
+        return self.identity.dtype
 
     @property
     def place(self) -> str:
         """Kind of device on the server."""
-        return str(self.facts["device"])
+        self.identity  # noqa: B018  asks where the server has not said
+        return str(self._memory.addresses)
 
     @property
     def executed(self) -> str:
@@ -77,7 +81,7 @@ class RemoteModel(Model):
         Made on the server, which cannot be asked to read all of a large model. A server that runs what it is sent apart
         from the weights gives none: then it is a hash of the model's name and revision (``revision:`` and 16 digits).
         """
-        return str(self.facts["weights"])
+        return self.identity.weights
 
     @property
     def has_gradients(self) -> bool:
@@ -91,28 +95,73 @@ class RemoteModel(Model):
     def ask(self, what: str, function: Callable[..., Any], program: dict[str, Any]) -> Any:
         """What one job gives. It stays written down: only the caller knows when what it gave is safe."""
         job = self.job(what, function, program)
-        for _, result in self.office.run([job]):
+        for _, result in self.answers([job]):
             if isinstance(result, Failed):
                 raise self.office.failure(result)
         return result
 
-    def job(self, what: str, function: Callable[..., Any], program: dict[str, Any]) -> Job:
-        """A job; `what` is for those who look at the server."""
-        whole = {"parts": described(self), **program}
-        key = data_hash([what, self.office.model_key, function, whole])
-        return Job(key, function, {**whole, "key": key, "what": what})
+    def answers(self, jobs: Sequence[Job], say: Callable[[str], None] | None = None) -> Iterator[tuple[int, Any]]:
+        """As `Office.run`; each answer comes from the model that this call began with.
 
-    def _asked(self) -> dict[str, str]:
-        key = "model-" + short_hash(self.office.host, self.office.model_key)
-        kept = book.current()
-        record = kept.job(key)
-        if record is None:
-            found = self.ask("facts", served.facts, {})
-            named = f"revision:{short_hash(self.office.model_key, self.commit)}"
-            weights = f"sample:{data_hash(found['prints'])}" if found["prints"] else named
-            record = {"dtype": found["dtype"], "device": found["device"] or "server", "weights": weights}
-            kept.note_job(key, record)
-        return {name: str(value) for name, value in record.items()}
+        Raises
+        ------
+        ServerError
+            The model computes otherwise now. What it gave is not taken, and the next call asks which model it is.
+        """
+        for at, result in self.office.run(jobs, say):
+            known = self._memory.identity
+            if not isinstance(result, Failed) and known is not None:
+                found = Fingerprint.of(result["fingerprint"].numpy())
+                if unlike := known.fingerprint.unlike(found, known.dtype):
+                    self._memory.identity = None
+                    self.office.close(jobs[at].key)
+                    raise ServerError(
+                        f"{self.name} on {self.office.host} is not the model that it was when this began: {unlike}. "
+                        "Nothing of that answer is kept; the same call measures the model that is there now"
+                    )
+            yield at, result
+
+    def job(self, what: str, function: Callable[..., Any], program: dict[str, Any]) -> Job:
+        """A job; `what` is for those who look at the server. What the model computes comes back with what it gives."""
+        tokens = torch.as_tensor(prompt(self.shape.vocabulary, self.shape.context))
+        whole = {"parts": described(self), "prompt": tokens, **program, "job": function}
+        key = data_hash([what, self.office.model_key, served.answered, whole])
+        return Job(key, served.answered, {**whole, "key": key, "what": what})
+
+    def ask_identity(self) -> Identity:
+        """Which model the server has now.
+
+        Raises
+        ------
+        ModelError
+            Its configuration is not the one that this handle was opened with.
+        """
+        self._memory.identity = None
+        # numbered, so that the answer to an earlier question is never taken for this one's
+        job = self.job("facts", served.facts, {"asked": uuid.uuid4().hex})
+        for _, found in self.answers([job]):
+            if isinstance(found, Failed):
+                raise self.office.failure(found)
+        self.office.close(job.key)
+        named = f"revision:{short_hash(self.office.model_key, self.commit)}"
+        here = configuration_of(self.traced._module.config)
+        apart = not found["weights"]
+        unknown = {"modules": {}, "modules_hash": ""}
+        identity = Identity(
+            family=self.family.name,
+            dtype=str(found["dtype"]),
+            attention=str(found.get("attention", "")),
+            configuration=str(found.get("configuration", here)),
+            buffers="" if apart else f"sample:{data_hash(found['buffers'])}",
+            weights=named if apart else f"sample:{data_hash(found['weights'])}",
+            tokenizer=self.tokenizer_hash,
+            fingerprint=Fingerprint.of(found["fingerprint"].numpy()),
+            **(unknown if apart else modules_facts(found["modules"], "names:")),
+        )
+        if differ := unequal_configurations(here, identity.configuration, "here", f"on {self.office.host}"):
+            raise ModelError(f"{self.name} has another {differ[0]}: open the revision that the server has")
+        self._memory.identity, self._memory.addresses = identity, found["device"] or "server"
+        return identity
 
     def capture(self, sites: Sequence[Site], tokens: Sequence[Array]) -> list[list[torch.Tensor]]:
         """The values of sites for each group of prompts."""

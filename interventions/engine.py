@@ -242,8 +242,16 @@ def kernels_of(
         tokens = torch.cat(parts, dim=-1)
     kernels = [(reader.name, reader.kernel, given[reader.name]) for reader in scoring]
     extent = plan.extent(chunk)
-    rows = max(1, plan.budget // 4 // logits_bytes(plan.shape, extent))
-    return watch, {"kernels": kernels, "tokens": tokens, "compare": compare, "rows": rows, "apart": False}
+    every = replace(extent, columns=plan.shape.vocabulary)
+    rows, rows_of_all = (max(1, plan.budget // 4 // logits_bytes(plan.shape, one)) for one in (extent, every))
+    return watch, {
+        "kernels": kernels,
+        "tokens": tokens,
+        "compare": compare,
+        "rows": rows,
+        "rows_of_all": rows_of_all,
+        "apart": False,
+    }
 
 
 def halves_of(model: Model, chunk: Chunk, error: Exception) -> list[Chunk]:

@@ -171,6 +171,7 @@ class Family:
             "heads": shape.heads,
             "kv_heads": shape.kv_heads,
             "d_head": shape.d_head,
+            "d_model": shape.d_model,
         }
 
     def head_weights(self, model: Any, layer: int, shape: Shape) -> HeadWeights:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from nnsight.intervention.envoy import Envoy
 from nnsight.modeling.transformers import TransformersModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging
@@ -22,12 +23,38 @@ from .family import Family, HeadWeights, check_fits, family_of
 from .places import SHIPPED, locate, shipped, why
 from .shape import Shape
 from .sites import Head, Site
+from .structure import weight_hash
 
 __all__ = ["DTYPES", "SHIPPED", "Model", "load", "shipped"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BUFFERS = (".attn.bias", ".attention.bias", ".masked_bias", ".rotary_emb.inv_freq")
 """Ends of names of masks and frequencies, which older files hold beside the weights, and models make themselves."""
+
+
+@dataclass
+class Memory:
+    """What a handle remembers of its model between calls, see `begin`.
+
+    Attributes
+    ----------
+    identity : Identity or None
+        Of the last call.
+    addresses : tuple
+        Of parameters and buffers then.
+    call : Call or None
+        The call that is going on.
+    checked : Identity or None
+        The model that passed the self-check.
+    vocabulary : tuple of int and str
+        Size of the tokenizer, and the hash of its vocabulary at that size.
+    """
+
+    identity: Any = None
+    addresses: Any = None
+    call: Any = None
+    checked: Any = None
+    vocabulary: tuple[int, str] = (-1, "")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -55,7 +82,7 @@ class Model:
     tokenizer: Any
     traced: TransformersModel
     source: str | None = None
-    _hashed: dict[Any, str] = field(default_factory=dict, init=False)
+    _memory: Memory = field(default_factory=Memory, init=False)
     remote: ClassVar[bool] = False
     """Whether it runs on a server, which has the weights."""
 
@@ -114,26 +141,18 @@ class Model:
 
     @property
     def weight_hash(self) -> str:
-        """SHA-256 over names, shapes and bytes of all weights (first 16 hexadecimal digits).
+        """SHA-256 over names, shapes and bytes of all weights, read anew (first 16 hexadecimal digits)."""
+        return weight_hash(self.module)
 
-        Computed anew after a weight was changed in place, as training does; changes through ``.data`` are not seen.
-        """
-        weights = sorted(self.module.state_dict().items())
-        state = tuple((tensor.data_ptr(), tensor._version) for _, tensor in weights)
-        if state not in self._hashed:
-            digest = hashlib.sha256()
-            for name, tensor in weights:
-                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-            self._hashed.clear()
-            self._hashed[state] = digest.hexdigest()[:16]
-        return self._hashed[state]
-
-    @cached_property
+    @property
     def tokenizer_hash(self) -> str:
         """SHA-256 over the vocabulary (first 16 hexadecimal digits)."""
-        pairs = sorted(self.tokenizer.get_vocab().items(), key=lambda pair: pair[1])
-        return hashlib.sha256(repr(pairs).encode()).hexdigest()[:16]
+        size, known = self._memory.vocabulary
+        if size != len(self.tokenizer):
+            pairs = sorted(self.tokenizer.get_vocab().items(), key=lambda pair: pair[1])
+            size, known = len(self.tokenizer), hashlib.sha256(repr(pairs).encode()).hexdigest()[:16]
+            self._memory.vocabulary = size, known
+        return known
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without special tokens."""
@@ -175,14 +194,15 @@ def load(
     ----------
     source : str, Path or PreTrainedModel
         A shipped name (``"words-2l"``), a Hugging Face Hub id (``"openai-community/gpt2"``), a folder with
-        ``config.json``, weights and tokenizer, or a Hugging Face module in memory (it is used as it is, and put into
-        evaluation mode).
+        ``config.json``, weights and tokenizer, or a Hugging Face module in memory, which is used as it is: nothing of it
+        is changed but that nnsight takes the place of each ``forward`` to hear what passes through.
     revision : str, optional
         Branch, tag or commit on the Hub; only for a Hub id.
     device : str
-        ``"auto"`` (the GPU where there is one, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
+        ``"auto"`` (the GPU where there is one, else the CPU; a module in memory stays where it is), ``"cpu"``,
+        ``"cuda"``, ``"cuda:1"``, ``"mps"``. On another device than its own, a module in memory is copied.
     dtype : {"float32", "bfloat16", "float16"}, optional
-        float32 when left out; a module in memory keeps its own.
+        float32 when left out; a module in memory keeps its own, and is copied where another one is asked for.
     tokenizer : optional
         Replaces the one in the folder; for a module in memory, token ids stand as words when it is left out.
     remote : bool
@@ -195,32 +215,72 @@ def load(
         The model cannot be found or read whole, or its family is not known.
     """
     if remote:
-        if isinstance(source, PreTrainedModel) or device != "auto" or dtype is not None:
+        if isinstance(source, torch.nn.Module) or device != "auto" or dtype is not None:
             raise DeclarationError("remote=True takes the name of a model: a server has its own copy, device and dtype")
         name, where, place = locate(str(source))
         if revision is not None and place != "main":
             raise DeclarationError(f"revision={revision!r} is for a Hub id: {name} is {place}")
         away: Model = import_module(".elsewhere", __package__).open_model(name, where, revision or place, tokenizer)
         return away
-    target = _device(device)
+    _device(device)
     if dtype is not None and dtype not in DTYPES:
         raise DeclarationError(f"dtype {dtype!r}: possible are {choices(DTYPES)}")
-    if isinstance(source, PreTrainedModel):
-        module, name, place = source, source.config.name_or_path or type(source).__name__, "memory"
-        opened: str | None = None
-        family = family_of(module.config, name)
-        tokenizer = tokenizer if tokenizer is not None else _id_tokenizer(module.config.vocab_size)
-        module = module if dtype is None else module.to(DTYPES[dtype])
-    else:
-        name, where, place = locate(str(source))
-        opened = name if place in ("shipped", "main") else str(Path(where).resolve())
-        if revision is not None and place != "main":
-            raise DeclarationError(f"revision={revision!r} is for a Hub id: {name} is {place}")
-        place = revision or place
-        family, module, tokenizer = _read(name, where, revision, DTYPES[dtype or "float32"], tokenizer)
+    if isinstance(source, torch.nn.Module) or not isinstance(source, str | Path):
+        return _in_memory(_plain_module(source), device, dtype, tokenizer)
+    name, where, place = locate(str(source))
+    opened = name if place in ("shipped", "main") else str(Path(where).resolve())
+    if revision is not None and place != "main":
+        raise DeclarationError(f"revision={revision!r} is for a Hub id: {name} is {place}")
+    family, module, tokenizer = _read(name, where, revision, DTYPES[dtype or "float32"], tokenizer)
     check_fits(family, module, name)
-    traced = TransformersModel(module.to(target).eval(), task="text-generation", tokenizer=tokenizer)
-    return Model(name, place, family, family.shape(module.config), tokenizer, traced, opened)
+    return _handle(module.to(_device(device)), name, revision or place, family, tokenizer, opened)
+
+
+def _handle(module: Any, name: str, revision: str, family: Family, tokenizer: Any, source: str | None) -> Model:
+    traced = TransformersModel(module, task="text-generation", tokenizer=tokenizer)
+    return Model(name, revision, family, family.shape(module.config), tokenizer, traced, source)
+
+
+def _in_memory(module: PreTrainedModel, device: str, dtype: str | None, tokenizer: Any) -> Model:
+    """The handle of a module in memory, or of a copy of it in another number format or on another device."""
+    name = module.config.name_or_path or type(module).__name__
+    family = family_of(module.config, name)
+    check_fits(family, module, name)
+    first = next(module.parameters())
+    wanted = first.dtype if dtype is None else DTYPES[dtype]
+    target = first.device if device == "auto" else _device(device)
+    if wanted != first.dtype or target != first.device:
+        module = copy.deepcopy(module).to(device=target, dtype=wanted)
+    tokenizer = tokenizer if tokenizer is not None else _id_tokenizer(module.config.vocab_size)
+    return _handle(module, name, "memory", family, tokenizer, None)
+
+
+def _plain_module(source: Any) -> PreTrainedModel:
+    """`source` as a module that can be traced, or an error that says what to give instead."""
+    kind = type(source).__name__
+    if hasattr(source, "_orig_mod") or getattr(source, "_compiled_call_impl", None) is not None:
+        raise DeclarationError(
+            f"{kind} is compiled, and what is compiled cannot be traced: give the module that it was made from "
+            "(model._orig_mod of torch.compile; after model.compile(), a new one)"
+        )
+    if isinstance(source, Envoy):
+        raise DeclarationError(f"{kind} is a model of nnsight: give what it wraps, load(model._module)")
+    if hasattr(source, "get_base_model"):
+        raise DeclarationError(
+            f"{kind} is a model of peft: where its adapter sits in modules, as LoRA does, give load(model"
+            ".get_base_model()); what is put in front of prompts is not in it"
+        )
+    if not isinstance(source, PreTrainedModel):
+        raise DeclarationError(
+            f"cannot load {kind}: give a shipped name ({choices(shipped())}), a Hub id, a folder, or a causal language "
+            "model of transformers"
+        )
+    if any(one.is_inference() for one in source.parameters()):
+        raise DeclarationError(
+            f"{kind} was made under torch.inference_mode, where its weights can have no gradient: make it outside, or "
+            "give load(copy.deepcopy(model))"
+        )
+    return source
 
 
 def _read(

@@ -2,8 +2,8 @@
 
 Imports torch and `rows`. q, k and v of all heads lie side by side wherever headwise handles them. A family keeps them
 so (``"side by side"``), one head after the other in one matrix (``"by head"``), or in three matrices (``"apart"``).
-``model`` is the dict that `forward` describes; where its ``apart`` is set, the weights are elsewhere, and modules are
-called instead of looked into.
+``model`` is the dict that `forward` describes. Some columns of a weight are read only where the module is a plain linear
+layer with nothing around it, and where the weights are here (not where ``apart`` is set); else the module is called.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from .rows import called, cut
+from .structure import is_linear
 
 
 def sides(model: dict[str, Any], block: Any, normed: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -33,7 +34,8 @@ def split(model: dict[str, Any], qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 def project(model: dict[str, Any], block: Any, normed: torch.Tensor, columns: slice) -> torch.Tensor:
     """These columns of q, k and v side by side."""
-    if model["apart"]:
+    names = ("q", "k", "v") if model["layout"] == "apart" else ("qkv",)
+    if not all([is_readable(model, operator.attrgetter(model["paths"][name])(block)) for name in names]):
         return torch.cat(sides(model, block, normed), -1)[..., columns]
     if model["layout"] == "apart":
         parts, first = [], 0
@@ -55,6 +57,11 @@ def project(model: dict[str, Any], block: Any, normed: torch.Tensor, columns: sl
     return linear(normed, module, columns)
 
 
+def is_readable(model: dict[str, Any], module: Any) -> bool:
+    """Whether rows of the weight of a linear layer are what the layer computes with; `module` may be its handle."""
+    return not model["apart"] and is_linear(getattr(module, "_module", module))
+
+
 def linear(value: torch.Tensor, module: Any, rows: Any) -> torch.Tensor:
     """Some outputs of a linear layer."""
     return F.linear(value, module.weight[rows], None if module.bias is None else module.bias[rows])
@@ -62,7 +69,7 @@ def linear(value: torch.Tensor, module: Any, rows: Any) -> torch.Tensor:
 
 def combine(model: dict[str, Any], block: Any, z: torch.Tensor, columns: slice) -> torch.Tensor:
     """What these columns of ``z`` write into the stream, without bias."""
-    if model["apart"]:
+    if not is_readable(model, operator.attrgetter(model["paths"]["out"])(block)):
         full = torch.zeros(*z.shape[:-1], model["heads"] * model["d_head"], dtype=z.dtype, device=z.device)
         full[..., columns] = z
         return called(block, model["paths"]["out"], full) - called(block, model["paths"]["out"], torch.zeros_like(full))

@@ -64,7 +64,7 @@ def run_plan(
     while waiting:
         again: list[list[Chunk]] = []
         jobs = Made([partial(sweep.job, session) for session in waiting])
-        for at, result in model.office.run(jobs, say):
+        for at, result in model.answers(jobs, say):
             if isinstance(result, Failed):
                 again += sweep.cut(waiting[at], jobs.keys[at], result)
                 continue
@@ -96,7 +96,8 @@ def run_estimate(
     sweep, outcome, done = Sweep(model, plan, readers, inputs, positions), Outcome(plan), 0
     chunks = list(chunks_of(plan, steps or 1))
     total = sum(chunk.size for chunk in chunks)
-    for at, result in model.office.run(Made([partial(sweep.estimate, chunk, steps) for chunk in chunks]), say):
+    jobs = Made([partial(sweep.estimate, chunk, steps) for chunk in chunks])
+    for at, result in model.answers(jobs, say):
         if isinstance(result, Failed):
             raise model.office.failure(result)
         *runs, change = unpacked(result)

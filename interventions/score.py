@@ -1,4 +1,4 @@
-"""From the normed stream to what metrics make of its logits. Runs inside a trace: plain functions; imports torch."""
+"""From the normed stream to what metrics make of its logits. Runs inside a trace: plain functions."""
 
 from __future__ import annotations
 
@@ -6,20 +6,24 @@ from typing import Any
 
 import torch
 
+from .projections import is_readable
+
 
 def score(normed: torch.Tensor, unembed: Any, job: dict[str, Any], examples: int) -> dict[str, torch.Tensor]:
     """Kernels of logits: name to ``(row, scored)``.
 
     ``job`` has ``kernels``, a list of ``(name, kernel, arguments)``; ``tokens`` ``(example, scored, token)`` where only
-    their logits are wanted, which the kernels then find in this order; ``rows``, how many at a time; and ``apart``,
-    whether the weights are elsewhere, so that all logits are computed all the same.
+    their logits are wanted, which the kernels then find in this order; ``apart``, whether the weights are elsewhere;
+    and how many rows are scored at a time, ``rows``, or ``rows_of_all`` where all logits are computed: also where those
+    of tokens are wanted, if the last layer is more than its weight or its weight is elsewhere.
     """
     found: dict[str, list[torch.Tensor]] = {name: [] for name, _, _ in job["kernels"]}
-    whole = job["tokens"] is None or job["apart"]
+    whole = job["tokens"] is None or not is_readable(job, unembed)
     columns = None if whole else unembed.weight[job["tokens"]]
     bias = getattr(unembed, "bias", None) if columns is not None else None
-    for start in range(0, normed.shape[0], job["rows"]):
-        part = normed[start : start + job["rows"]]
+    size = job["rows_of_all"] if whole else job["rows"]
+    for start in range(0, normed.shape[0], size):
+        part = normed[start : start + size]
         rows = torch.arange(start, start + part.shape[0], device=part.device) % examples
         if columns is None:
             logits = unembed(part)

@@ -1,7 +1,7 @@
 """Checks of an unfamiliar model before it is measured: whether planned passes see what the model itself does.
 
-On one short prompt of random tokens: *parts*, what the family's table leads to is what the model has, from the
-embeddings to the weights that are used in part; *identity*, a planned pass that changes nothing gives the logits of the
+On one short prompt of random tokens, in every layer: *parts*, what the family's table leads to is what the model has,
+from the embeddings to the weights of heads and to the logits of some tokens; *identity*, a planned pass that changes nothing gives the logits of the
 model's own forward pass; *seen*, a write in a planned pass gives the same logits as the write put into the model's own
 pass; *windows*, the first holds on a longer prompt too where layers have short windows, and modules say nothing else of
 windows of any size; and *moved*, a write to the stream does move the logits.
@@ -13,8 +13,8 @@ Writes go to what modules take and give. One to ``resid_mid`` or to an embedding
 
 from __future__ import annotations
 
+import json
 from typing import Any
-from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from .digest import short_hash
 from .edits import Compose, Edit, Patch
 from .elsewhere import RemoteModel
 from .engine import run_plan
+from .identity import Identity
 from .known import Reader
 from .memory import is_out_of_memory
 from .models import Model
@@ -46,25 +47,31 @@ WINDOW = 512
 """Windows of attention up to this size are checked, on a prompt that is longer."""
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}
 """Largest difference that counts as rounding, in standard deviations of the logits."""
+SHOWN = 6
+"""Failures that are told; the rest is counted."""
 WRITES = ("resid_pre", "q", "k", "v", "z", "attn_out", "mlp_out", "resid_post")
 ADDED = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 """Parts that are added to the stream, so that a write to them reaches the logits of any model that uses them."""
 RESID, Z = Component.resid_pre, Component.z
-_FAMILIAR: WeakSet[Model] = WeakSet()
+AT_ONCE = 3
+"""Layers that are checked together."""
 
 
-def check_model(model: Model) -> None:
-    """Check a model once.
+def check_model(model: Model, identity: Identity) -> None:
+    """Check a model, unless this very model has passed already.
+
+    Parameters
+    ----------
+    model : Model
+    identity : Identity
+        Of this moment, see `begin`.
 
     Raises
     ------
     ModelError
         Names every check that failed.
     """
-    noted = ""
-    if isinstance(model, RemoteModel) and model not in _FAMILIAR:
-        noted = "checked-" + short_hash(model.office.host, model.office.model_key, model.weight_hash)
-    if model in _FAMILIAR or (noted and book.current().job(noted)):
+    if _has_passed(model, identity):
         return
     try:
         failed = failures(model)
@@ -72,25 +79,56 @@ def check_model(model: Model) -> None:
         if isinstance(error, HeadwiseError) or is_out_of_memory(error):
             raise
         raise ModelError(
-            f"self-check of {model.name} ended early: {_line(error)}. Does what the family {model.family.name} says of "
+            f"self-check of {model.name} ended early: {line_of(error)}. Does what the family {model.family.name} says of "
             "its modules and counts hold for this model?"
         ) from error
     if failed:
+        more = f" and {len(failed) - SHOWN} more" if len(failed) > SHOWN else ""
         raise ModelError(
-            f"self-check of {model.name} failed: {'; '.join(failed)}. headwise would give wrong numbers on this model; "
-            "check=False measures all the same"
+            f"self-check of {model.name} failed: {'; '.join(failed[:SHOWN])}{more}. headwise would give wrong numbers on "
+            "this model; check=False measures all the same"
         )
-    _FAMILIAR.add(model)
-    if noted:
-        book.current().note_job(noted, {"checked": True})
+    model._memory.checked = identity
+    if isinstance(model, RemoteModel):
+        book.current().note_job(_note(model, identity), {"checked": True})
+
+
+def _has_passed(model: Model, identity: Identity) -> bool:
+    """Whether this very model passed: the same facts, and a fingerprint that is the same up to rounding."""
+    before = model._memory.checked
+    if before is not None and before.exact == identity.exact:
+        one, two = before.fingerprint, identity.fingerprint
+        return one is None or two is None or not one.unlike(two, identity.dtype)
+    if not isinstance(model, RemoteModel) or not book.current().job(_note(model, identity)):
+        return False
+    model._memory.checked = identity
+    return True
+
+
+def _note(model: RemoteModel, identity: Identity) -> str:
+    """Where it is written down that a model of a server passed."""
+    return "checked-" + short_hash(model.office.host, model.office.model_key, json.dumps(identity.exact))
 
 
 def failures(model: Model) -> list[str]:
     """What goes wrong, in words; nothing on a model that headwise reads right."""
-    length, last = min(LENGTH, model.shape.context), model.shape.layers - 1
+    length = min(LENGTH, model.shape.context)
     random = np.random.RandomState(0)
     tokens = random.randint(0, model.shape.vocabulary, (1, length))
-    layers = sorted({0, last // 2, last})
+    failed, moves = [], dict.fromkeys(ADDED, 0.0)
+    layers = list(model.layers)
+    for start in range(0, len(layers), AT_ONCE):
+        failed += _failures_of(model, layers[start : start + AT_ONCE], tokens, random, moves)
+    failed += _windows(model, random)
+    failed += [f"moved (no write to {name} moves the logits)" for name in ADDED if not moves[name] > 1]
+    return list(dict.fromkeys(failed))
+
+
+def _failures_of(
+    model: Model, layers: list[int], tokens: Array, random: np.random.RandomState, moves: dict[str, float]
+) -> list[str]:
+    """What goes wrong in some layers; `moves` gets how far writes move the logits, in shares of what is rounding."""
+    length = tokens.shape[1]
     parts = [(layer, name) for layer in layers for name in WRITES if not (length == 1 and name in ("q", "k"))]
     changes = [_change(model, name, random) for _, name in parts]
     at = _scored(length)[len(_scored(length)) // 2]
@@ -101,11 +139,10 @@ def failures(model: Model) -> list[str]:
         f"parts ({what} of layer {layer} is off by {by:.2g})"
         for layer, found in zip(layers, off, strict=True)
         for what, by, deviation in found
-        if by > TOLERANCE.get(model.dtype, TOLERANCE["float32"]) * max(1e-6, deviation)
+        if not by <= TOLERANCE.get(model.dtype, TOLERANCE["float32"]) * max(1e-6, deviation)
     ]
     if not _most(planned[0] - own[0]) <= allowed:
         failed.append(f"identity (a pass that changes nothing moves the logits by {_most(planned[0] - own[0]):.2g})")
-    failed += _windows(model, random)
     every = [*parts, *((layer, name) for layer, name, _ in twins)]
     again = [own[row + 1] for _, _, row in twins]
     for (layer, name), mine, theirs in zip(every, planned[1:], [*own[1:], *again], strict=True):
@@ -113,10 +150,9 @@ def failures(model: Model) -> list[str]:
             failed.append(
                 f"seen (a write to {name} of layer {layer} moves them elsewhere by {_most(mine - theirs):.2g})"
             )
-    for name in ADDED:
-        moves = [_most(row - own[0]) for (_, part), row in zip(parts, own[1:], strict=True) if part == name]
-        if not max(moves) > allowed / 100:  # both from one pass of the model, so rounded alike
-            failed.append(f"moved (no write to {name} moves the logits)")
+    for (_, name), row in zip(parts, own[1:], strict=True):
+        if name in ADDED:  # both from one pass of the model, so rounded alike
+            moves[name] = max(moves[name], _most(row - own[0]) / (allowed / 100))
     return failed
 
 
@@ -135,6 +171,7 @@ def _both(
     rows, writes = _rows(model, tokens, at, parts, changes)
     scored = _scored(tokens.shape[1])
     sites = [Site(part, layer) for layer in layers for part in (RESID, Z, Component.q)]
+    sites += [Site(Component.resid_post, model.shape.layers - 1)] if layers else []
     sites += [Site(Component(name), 0) for name in model.family.embeddings] if layers else []
     if not model.remote:
         planned = run_plan(model, plan, readers, inputs).values["probe", 0][:, 0]
@@ -175,7 +212,8 @@ def _windows(model: Model, random: np.random.RandomState) -> list[str]:
     return [f"windows (a pass that changes nothing moves the logits of {length} tokens by {off:.2g})"]
 
 
-def _line(error: Exception) -> str:
+def line_of(error: Exception) -> str:
+    """The last line of what an error says."""
     return next((line for line in reversed(str(error).strip().splitlines()) if line.strip()), type(error).__name__)
 
 
@@ -194,7 +232,8 @@ def _twins(model: Model, parts: list[tuple[int, str]]) -> Twins:
     """Other sites where the change that is made at a part comes to the same: layer, name, and number of the part."""
     names = {} if model.shape.parallel else {"attn_out": "resid_mid"}
     found = [(layer, names[name], row) for row, (layer, name) in enumerate(parts) if name in names]
-    return found + [(0, name, parts.index((0, "resid_pre"))) for name in model.family.embeddings]
+    first = (0, "resid_pre")
+    return found + [(0, name, parts.index(first)) for name in model.family.embeddings if first in parts]
 
 
 def _plan(

@@ -11,15 +11,35 @@ from typing import Any
 import torch
 
 from .calls import weights_of
+from .configuration import configuration_of
 from .fill import compared, filled
 from .ops import pattern_between, split_heads
 from .score import comparing
 from .tangent import estimated
-from .traces import as_it_is, by_itself, changed, misshapen, nothing, opened, planned, read
+from .structure import modules_of, names_of
+from .traces import (
+    as_it_is,
+    by_itself,
+    changed,
+    misshapen,
+    nothing,
+    opened,
+    planned,
+    read,
+    short_run,
+    sketch,
+)
 
 SAMPLE = 4096
 """Numbers of each tensor of weights that a fingerprint looks at."""
 MODULUS = 2**61 - 1
+
+
+def answered(root: Any, program: dict[str, Any]) -> Any:
+    """What ``program["job"]`` gives, and a sketch of what the model that gave it computes on ``program["prompt"]``."""
+    found = program["job"](root, program)
+    parts, device = where(root, program["parts"])
+    return {**found, "fingerprint": sketch(short_run(root, parts, program["prompt"].to(device)))}
 
 
 def passes(root: Any, program: dict[str, Any]) -> Any:
@@ -157,20 +177,34 @@ def scores_of_weights(root: Any, program: dict[str, Any]) -> Any:
 
 
 def facts(root: Any, program: dict[str, Any]) -> Any:
-    """What this copy of the model is: number format, device, and a fingerprint of the weights."""
-    prints, dtype, device = [], "", ""
-    for name, weight in sorted(root._module.state_dict().items()):
+    """What this copy of the model is: number format, device, configuration, modules, and samples of its numbers."""
+    weights = sorted(root._module.state_dict().items())
+    if any([weight.is_meta for _, weight in weights]):  # its format is the configuration's, and not the server's
+        like = where(root, program["parts"])[0]["like"]
+        return {"dtype": str(like.dtype)[6:], "device": "", "weights": [], "buffers": [], "modules": {}}
+    buffers = sorted(root._module.named_buffers())
+    return {
+        "dtype": str(weights[0][1].dtype)[6:],
+        "device": weights[0][1].device.type,
+        "weights": sampled(weights),
+        "buffers": sampled(buffers),
+        "modules": modules_of(root._module, names_of),
+        "configuration": configuration_of(root._module.config),
+        "attention": str(root._module.config._attn_implementation),
+    }
+
+
+def sampled(tensors: list[tuple[str, torch.Tensor]]) -> list[Any]:
+    """Names, shapes, formats and a sum over a sample of the bytes of tensors."""
+    prints = []
+    for name, weight in tensors:
         flat = weight.detach().reshape(-1)
-        if flat.is_meta:  # whose format is the configuration's, and not what the server computes in
-            like = where(root, program["parts"])[0]["like"]
-            return {"dtype": str(like.dtype)[6:], "device": "", "prints": []}
-        dtype, device = dtype or str(weight.dtype)[6:], device or weight.device.type
         chosen = torch.linspace(0, flat.numel() - 1, min(SAMPLE, flat.numel()), dtype=torch.float64).long()
         sample = flat[chosen.to(flat.device)].cpu().contiguous().view(torch.uint8).long()
         order = torch.arange(1, sample.numel() + 1)
         total = int((sample * (order * 2654435761 % 1000003 + 1)).sum() % MODULUS)
         prints.append([name, list(weight.shape), str(weight.dtype), total])
-    return {"dtype": dtype, "device": device, "prints": prints}
+    return prints
 
 
 def check(root: Any, program: dict[str, Any]) -> Any:

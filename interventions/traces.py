@@ -14,12 +14,17 @@ import nnsight
 import torch
 
 from . import forward, ops
+from .attention import wide
 from .projections import combine, project, sides
 from .rows import called
 from .score import comparing, score
-from .weights import GAINS, gains_made, gains_read
+from .weights import GAINS, gains_made, gains_read, weights_read
 
 Points = dict[tuple[int, str], torch.Tensor]
+DIRECTIONS = 3
+"""Fixed vectors that those of a fingerprint are multiplied with."""
+TOKENS = 16
+"""Tokens whose logits are compared, more or less."""
 
 
 def opened(root: Any, described: dict[str, Any]) -> dict[str, Any]:
@@ -86,6 +91,30 @@ def as_it_is(
     return points, dict(values), found.get("logits")
 
 
+def short_run(root: Any, parts: dict[str, Any], tokens: torch.Tensor) -> list[torch.Tensor]:
+    """The residual stream after each block, and the logits, of one prompt ``(1, position)``: each ``(position, width)``."""
+    layers = parts["layers"]
+    wanted = {(layer, "resid_post") for layer in range(layers)}
+    with torch.no_grad(), root.trace(tokens, use_cache=False):
+        taken, _ = ops.walk(root, parts, parts["embeddings"], parts["points"], layers, wanted, [], {})
+        found = nnsight.save([*(taken[(layer, "resid_post")][0] for layer in range(layers)), root.output.logits[0]])
+    return list(found)
+
+
+def sketch(found: list[torch.Tensor]) -> torch.Tensor:
+    """Vectors in few numbers: ``(vector set, position, 1 + DIRECTIONS)``, in float64.
+
+    First the root mean square of a vector, then its products with fixed vectors of length 1, which are about as large.
+    """
+    rows = []
+    for one in found:
+        wide = one.detach().double().cpu()
+        order = torch.arange(1, wide.shape[-1] + 1, dtype=torch.float64)
+        along = torch.stack([torch.cos(order * (1.7 + direction)) for direction in range(DIRECTIONS)], -1)
+        rows.append(torch.cat([wide.pow(2).mean(-1, keepdim=True).sqrt(), wide @ (along / along.norm(dim=0))], -1))
+    return torch.stack(rows)
+
+
 def misshapen(parts: dict[str, Any], values: dict[str, torch.Tensor], watch: list[Any], rows: int, scored: int) -> str:
     """Which kernel gives values that are not one for each row and scored position, or row, layer and head, if any."""
     watched = {name for name, _, _ in watch}
@@ -142,7 +171,8 @@ def by_itself(
     """For each layer, how far what the family's table leads to is from what the model has, and the deviation of that.
 
     What it leads to: q, k and v of all heads (``sides``), some columns of them (``project``), what heads write
-    (``combine``), what norms multiply by (``gain``) and, in layer 0, the sum of the embeddings.
+    (``combine``), the weights of heads (``weights of q, k and v``, ``weights of out``) and what norms multiply by
+    (``gain``); in layer 0, the sum of the embeddings; and after the last layer, the logits of some tokens (``columns``).
     """
     size, out = (parts["heads"] + 2 * parts["kv_heads"]) * parts["d_head"], parts["paths"]["out"]
     every = []
@@ -151,12 +181,13 @@ def by_itself(
         with torch.no_grad(), root.trace(nothing(device), use_cache=False) as tracer:
             normed = called(block, parts["paths"]["norm_1"], points[(layer, "resid_pre")])
             whole = torch.cat(sides(parts, block, normed), -1)
+            bias = torch.cat(sides(parts, block, torch.zeros_like(normed)), -1)
             thirds = range(0, size, size // 3 + 1)  # do not end where heads do
             some = [project(parts, block, normed, slice(start, start + size // 3 + 1)) for start in thirds]
             written = combine(parts, block, z, slice(0, z.shape[-1]))
             given = called(block, out, z) - called(block, out, torch.zeros_like(z))
             gains = [] if parts["apart"] else gains_made(parts, block, normed)
-            found = nnsight.save([whole, torch.cat(some, -1), written, given, *gains])
+            found = nnsight.save([whole, torch.cat(some, -1), written, given, normed, bias, *gains])
             end(parts, tracer)
         qkv = points[(layer, "qkv")]
         pairs = [("sides", found[0], qkv), ("project", found[1], qkv), ("combine", found[2], found[3])]
@@ -165,12 +196,40 @@ def by_itself(
                 [points[(0, name)].expand_as(points[(0, "resid_pre")]) for name, _ in parts["embeddings"]]
             )
             pairs.append(("embeddings", embedded.sum(0), points[(0, "resid_pre")]))
+        if layer == parts["layers"] - 1:
+            pairs.append(("columns", *columns(root, parts, points[(layer, "resid_post")], device)))
+        if not parts["apart"]:
+            *matrices, written_out = (wide(one) for one in weights_read(parts, block._module)[:4])
+            made = [torch.einsum("epm,hmd->ephd", wide(found[4]), one).flatten(-2) for one in matrices]
+            pairs.append(("weights of q, k and v", torch.cat(made, -1) + wide(found[5]), found[0]))
+            pairs.append(("weights of out", wide(z) @ written_out.flatten(0, 1), found[3]))
         every.append([(what, far_off(a, b), float(b.float().std())) for what, a, b in pairs])
-        of_table = [] if parts["apart"] else gains_read(parts, block._module, points[(layer, "resid_pre")].shape[-1])
-        for name, made, gain in zip(GAINS, found[4:], of_table, strict=False):
+        of_table = [] if parts["apart"] else gains_read(parts, block._module)
+        for name, made, gain in zip(GAINS, found[6:], of_table, strict=False):
             if gain is not None:
                 every[-1].append((f"gain of {name}", far_off(made, gain), float(gain.float().pow(2).mean().sqrt())))
     return every
+
+
+def columns(
+    root: Any, parts: dict[str, Any], stream: torch.Tensor, device: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of some tokens as a metric of tokens gets them, and as the last layer gives them: ``(position, token)``."""
+    with torch.no_grad(), root.trace(nothing(device), use_cache=False) as tracer:
+        normed = parts["norm"](stream)
+        logits = parts["unembed"](normed)
+        size = logits.shape[-1]
+        tokens = torch.arange(0, size, max(1, size // TOKENS), device=logits.device).expand(*logits.shape[:2], -1)
+        job = {"kernels": [("columns", as_they_are, {})], "tokens": tokens, "apart": parts["apart"]}
+        made = score(normed, parts["unembed"], {**job, "rows": 1, "rows_of_all": 1}, 1)["columns"]
+        found = nnsight.save([made, logits.gather(-1, tokens)])
+        end(parts, tracer)
+    return found[0], found[1]
+
+
+def as_they_are(logits: torch.Tensor) -> torch.Tensor:
+    """A kernel that gives the logits that it gets."""
+    return logits
 
 
 def far_off(found: torch.Tensor, wanted: torch.Tensor) -> float:

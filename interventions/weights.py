@@ -13,6 +13,7 @@ import torch
 
 from .projections import side_by_side, sides, split
 from .rows import called
+from .structure import is_bare, is_linear
 
 FAR = 1e4
 """How far apart the numbers are that a norm is called with, so that what it adds to their variance does not count."""
@@ -22,27 +23,32 @@ GAINS = ("norm_1", "q_norm", "k_norm")
 
 
 def weights_read(parts: dict[str, Any], block: Any) -> list[torch.Tensor | None]:
-    """The fields of `HeadWeights`, from the modules themselves."""
-    paths, matrices = parts["paths"], {}
-    for name in ("q", "k", "v", "qkv", "out"):
-        if name in paths:
-            weight = operator.attrgetter(paths[name])(block).weight.detach()
-            matrices[name] = weight if parts["transposed"] else weight.T
+    """The fields of `HeadWeights`, from the modules of a block: read where they are plain linear layers, else found."""
+    paths = parts["paths"]
+    linear = {name: operator.attrgetter(paths[name])(block) for name in ("q", "k", "v", "qkv", "out") if name in paths}
+    if not all([is_linear(module) for module in linear.values()]):
+        return [*matrices_made(parts, block, vector_of(parts, block)), *gains_read(parts, block)]
+    matrices = {
+        name: module.weight.detach() if parts["transposed"] else module.weight.detach().T
+        for name, module in linear.items()
+    }
     if parts["layout"] == "apart":
         qkv = [matrices[side] for side in ("q", "k", "v")]
     else:
         whole = matrices["qkv"]
         qkv = list(split(parts, side_by_side(whole, parts["heads"]) if parts["layout"] == "by head" else whole))
-    return [*by_head(parts, qkv, matrices["out"]), *gains_read(parts, block, len(qkv[0]))]
+    return [*by_head(parts, qkv, matrices["out"]), *gains_read(parts, block)]
 
 
-def gains_read(parts: dict[str, Any], block: Any, d_model: int) -> list[torch.Tensor | None]:
+def gains_read(parts: dict[str, Any], block: Any) -> list[torch.Tensor | None]:
     """What the norms of `GAINS` multiply by, as the table has it; at least float32, in which norms compute."""
     found: list[torch.Tensor | None] = []
-    for name, size in zip(GAINS, (d_model, parts["d_head"], parts["d_head"]), strict=True):
+    for name, size in zip(GAINS, (parts["d_model"], parts["d_head"], parts["d_head"]), strict=True):
         module = operator.attrgetter(parts["paths"][name])(block) if name in parts["paths"] else None
         weight = getattr(module, "weight", None)
-        if weight is not None:
+        if module is not None and not is_bare(module):
+            found.append(gain_made(parts, block, name, size, vector_of(parts, block)))
+        elif weight is not None:
             wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
             found.append(wide + parts["gain_offset"])
         else:
@@ -50,19 +56,31 @@ def gains_read(parts: dict[str, Any], block: Any, d_model: int) -> list[torch.Te
     return found
 
 
+def vector_of(parts: dict[str, Any], block: Any) -> torch.Tensor:
+    """A vector of the stream, in the number format and on the device of a block."""
+    first = next(block.parameters())
+    return torch.zeros(1, parts["d_model"], dtype=first.dtype, device=first.device)
+
+
 def weights_made(parts: dict[str, Any], block: Any, like: torch.Tensor) -> list[torch.Tensor | None]:
-    """The same from what the modules make of unit vectors, in the number format of `like`; for inside a trace."""
+    """The same from what the modules make of unit vectors, in the number format of `like`; also inside a trace."""
+    return [*matrices_made(parts, block, like), *gains_made(parts, block, like)]
+
+
+def matrices_made(parts: dict[str, Any], block: Any, like: torch.Tensor) -> list[torch.Tensor]:
+    """The matrices of `HeadWeights`, from what the modules make of unit vectors."""
     paths, sizes = parts["paths"], (like.shape[-1], parts["heads"] * parts["d_head"])
     large = LARGE.get(like.dtype, 2.0**40)
-    units, wide = (torch.eye(size, dtype=like.dtype, device=like.device) * large for size in sizes)
-    both = zip(sides(parts, block, units), sides(parts, block, -units), strict=True)
-    qkv = [half_between(up, down) / large for up, down in both]
-    out = half_between(called(block, paths["out"], wide), called(block, paths["out"], -wide)) / large
-    return [*(one.to(like.dtype) for one in by_head(parts, qkv, out)), *gains_made(parts, block, like)]
+    with torch.no_grad():
+        units, wide = (torch.eye(size, dtype=like.dtype, device=like.device) * large for size in sizes)
+        both = zip(sides(parts, block, units), sides(parts, block, -units), strict=True)
+        qkv = [half_between(up, down) / large for up, down in both]
+        out = half_between(called(block, paths["out"], wide), called(block, paths["out"], -wide)) / large
+    return [one.to(like.dtype) for one in by_head(parts, qkv, out)]
 
 
 def gains_made(parts: dict[str, Any], block: Any, like: torch.Tensor) -> list[torch.Tensor | None]:
-    """The same from calls with numbers that are far apart, in the format of `like`; for inside a trace."""
+    """The gains from calls with numbers that are far apart, in the format of `like`; also inside a trace."""
     sizes = zip(GAINS, (like.shape[-1], parts["d_head"], parts["d_head"]), strict=True)
     return [gain_made(parts, block, name, size, like) if name in parts["paths"] else None for name, size in sizes]
 
@@ -71,7 +89,9 @@ def gain_made(parts: dict[str, Any], block: Any, name: str, size: int, like: tor
     """One of them."""
     order = torch.arange(size, device=like.device)
     far = (FAR * ((1 - 2 * (order % 2)) * (1 + order / size) + 0.25)).to(like.dtype)
-    made = half_between(called(block, parts["paths"][name], far[None]), called(block, parts["paths"][name], -far[None]))
+    path = parts["paths"][name]
+    with torch.no_grad():
+        made = half_between(called(block, path, far[None]), called(block, path, -far[None]))
     normed = far.to(made.dtype)
     normed = normed - normed.mean() if parts["centred"] else normed
     gain: torch.Tensor = made[0] * normed.pow(2).mean().sqrt() / normed

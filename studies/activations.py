@@ -64,7 +64,8 @@ def capture(
     DeclarationError
         A site that the model or the prompts do not have.
     """
-    from ..interventions import native, selfcheck
+    from ..interventions import native
+    from ..interventions.begin import begin
 
     check_model(model)
     check_remote(model, remote)
@@ -76,21 +77,20 @@ def capture(
         raise UnknownNameError(f"run={run!r}: the task has the runs {choices(batch.runs)}")
     make_plan([], model=model.name, shape=model.shape, groups=groups, runs=list(batch.runs), base=run)
     native.check_sites(model, wanted, groups)
-    if check:
-        selfcheck.check_model(model)
     dataset = xr.Dataset(coords=coordinates(model, batch, run))
     found: dict[Site, list[Array]] = {site: [] for site in wanted}
-    if model.remote:
-        from ..interventions.elsewhere import RemoteModel
+    with begin(model, check=check) as call:
+        if model.remote:
+            from ..interventions.elsewhere import RemoteModel
 
-        assert isinstance(model, RemoteModel)
-        for values in model.capture(wanted, [batch.tokens(run, group) for group in groups]):
-            for site, value in zip(wanted, values, strict=True):
-                found[site].append(value.numpy())
-    for group in groups if not model.remote else ():
-        points = native.read_points(model, batch.tokens(run, group), wanted)
-        for site in wanted:
-            found[site].append(native.capture_site(model, points, site).float().cpu().numpy())
+            assert isinstance(model, RemoteModel)
+            for values in model.capture(wanted, [batch.tokens(run, group) for group in groups]):
+                for site, value in zip(wanted, values, strict=True):
+                    found[site].append(value.numpy())
+        for group in groups if not model.remote else ():
+            points = native.read_points(model, batch.tokens(run, group), wanted)
+            for site in wanted:
+                found[site].append(native.capture_site(model, points, site).float().cpu().numpy())
     for site, pieces in found.items():
         dims = _site_dims(site, model.shape)
         size = [max(piece.shape[axis] for piece in pieces) for axis in range(len(dims))]
@@ -104,7 +104,7 @@ def capture(
             array = array.rename({own.rsplit("_", 1)[1]: own}).assign_coords({own: list(site.positions)})
         dataset[name] = array
     dataset = number_dims(dataset)
-    dataset.attrs = provenance(model) | {
+    dataset.attrs = provenance(model, call.identity) | {
         "run": run,
         "task": task_json(task),
         "sites": json.dumps(encode(tuple(wanted), TASKS)),

@@ -14,8 +14,9 @@ import xarray as xr
 
 from ..errors import HeadwiseError, ModelError, ResultError, choices
 from ..interventions import codec
+from ..interventions.identity import Identity
 from .agreement import Agreement, compare
-from .results import SCHEMA, open_tree, provenance
+from .results import SCHEMA, open_tree, provenance, versions
 from .setup import conditions
 from .tables import TASKS, metric_names
 
@@ -89,15 +90,21 @@ def rerun(
         opened = _open(source, attrs, device, model)
     else:
         opened = model
-    others = _other_weights(attrs, opened)
-    if others and model is None:
-        raise ModelError(
-            f"{source} cannot be repeated: {others}; to compare with other weights all the same, give model="
-        )
-    result = repeat(opened, say)
+    from ..interventions.begin import begin
+
+    with begin(opened, check=False, anew=True) as call:
+        others = _differences(attrs, call.identity)
+        if others and model is None:
+            raise ModelError(
+                f"{source} cannot be repeated: {opened.name} is not the model of the file: {'; '.join(others)}. To "
+                "compare with another model all the same, give model="
+            )
+        result = repeat(opened, say)
+        notes = [f"another model: {one}" for one in others] + _notes(attrs, opened, call.identity)
     again = result if isinstance(result, xr.DataTree) else xr.DataTree(result)
-    notes = [others] if others else []
-    return compare(stored, again, str(source), tolerance, [*notes, *_notes(attrs, opened, again)])
+    if "conclusion" in attrs and attrs["conclusion"] != again.attrs.get("conclusion"):
+        notes.append("the sentences of the conclusion are not all the same")
+    return compare(stored, again, str(source), tolerance, notes)
 
 
 def _check_readable(source: Path, attrs: Mapping[str, Any]) -> None:
@@ -235,24 +242,26 @@ def _open(source: Path, attrs: Mapping[str, Any], device: str, given: str | os.P
     return load(name, revision=None if revision in ("shipped", "main") else revision)
 
 
-def _other_weights(attrs: Mapping[str, Any], model: Model) -> str:
-    """What of a model is not as the file says; nothing where all is."""
-    facts = {"weights": (attrs["weight_hash"], model.weight_hash)}
-    facts["tokenizer"] = (attrs["tokenizer_hash"], model.tokenizer_hash)
-    differ = [f"{what} of {model.name}: {old} then, {new} now" for what, (old, new) in facts.items() if old != new]
-    return f"other {', other '.join(differ)} (hashes)" if differ else ""
+def _differences(attrs: Mapping[str, Any], now: Identity) -> list[str]:
+    """What of a model is not as the file says; nothing where all that the file knows is."""
+    then = Identity.from_attrs(attrs)
+    before, after = (_versions(one).get("transformers") for one in (attrs.get("versions"), versions()))
+    but = () if before == after else ("modules",)  # classes have other attributes in other versions
+    return then.differences(now, "then", "now", but)
 
 
-def _notes(attrs: Mapping[str, Any], model: Model, again: xr.DataTree) -> list[str]:
-    """What was not the same about the two runs beside their numbers."""
-    now, unknown = provenance(model), "not recorded"
+def _notes(attrs: Mapping[str, Any], model: Model, identity: Identity) -> list[str]:
+    """What was not the same about the two runs beside their numbers, and what cannot be known."""
+    now, unknown = provenance(model, identity), "not recorded"
     before, after = (_versions(one.get("versions")) for one in (attrs, now))
     pairs = {name: (before.get(name, unknown), after.get(name, unknown)) for name in sorted({*before, *after})}
-    for name, words in {"device": "device", "dtype": "number type", "platform": "platform"}.items():
-        pairs[words] = (attrs.get(name, unknown), now[name])
+    words = {"device": "device", "dtype": "number type", "platform": "platform", "attention": "implementation of attention"}
+    for name, text in words.items():
+        if name != "attention" or name in attrs:
+            pairs[text] = (attrs.get(name, unknown), now[name])
     notes = [f"{name}: {old} then, {new} now" for name, (old, new) in pairs.items() if str(old) != str(new)]
-    if "conclusion" in attrs and attrs["conclusion"] != again.attrs.get("conclusion"):
-        notes.append("the sentences of the conclusion are not all the same")
+    if lacking := Identity.from_attrs(attrs).unknown():
+        notes.append(f"the file does not say which {choices(lacking)} its model had: unknown whether they are the same")
     return notes
 
 

@@ -17,6 +17,7 @@ from .ablation import METHODS, ablation_grid
 from .heads import mean_of_heads
 from .labels import check_model
 from .measurement import measure
+from .results import provenance
 from .tasks import Task
 
 if TYPE_CHECKING:
@@ -54,11 +55,15 @@ def composition_scores(model: Model, *, draws: int = 200, seed: int = 0, check: 
     ModelError
         A self-check failed.
     """
-    from ..interventions import selfcheck
+    from ..interventions.begin import begin
 
     check_model(model)
-    if check:
-        selfcheck.check_model(model)
+    with begin(model, check=check) as call:
+        found = _composition(model, draws, seed)
+    return found.assign_attrs(provenance(model, call.identity))
+
+
+def _composition(model: Model, draws: int, seed: int) -> xr.Dataset:
     shape = model.shape
     score = partial(_tables, centred=model.family.centred)
     if model.remote:

@@ -30,15 +30,17 @@ OTHER = "other"
 RESTING_SHARE = 0.5
 
 
-def head_scores(model: Model, task: Task, metrics: Sequence[Metric] = SCORES) -> xr.Dataset:
-    """Attention scores of every head on the clean run.
+def head_scores(
+    model: Model, task: Task, metrics: Sequence[Metric] = SCORES, *, check: bool = True
+) -> xr.Dataset:
+    """Attention scores of every head on the clean run; `check` as for `measure`.
 
     Returns
     -------
     Dataset
         ``<score>(layer, head, example)`` and ``chance_<score>(example)``, the value of uniform causal attention.
     """
-    measured = measure(model, task, None, metrics)
+    measured = measure(model, task, None, metrics, check=check)
     batch = task.draw(model)
     scores = xr.Dataset(attrs=measured.attrs)
     for metric in metrics:
@@ -69,7 +71,7 @@ def untrained_scores(model: Model, task: Task, metrics: Sequence[Metric], seeds:
             module = type(model.module)(model.module.config)
         device = "auto" if model.remote else str(model.device)
         untrained = load(module, device=device, dtype=model.dtype, tokenizer=model.tokenizer)
-        scores = head_scores(untrained, task, metrics)
+        scores = head_scores(untrained, task, metrics, check=False)  # built as `model`, which was checked
         found.append(scores[[metric.name for metric in metrics]].mean("example", keep_attrs=True))
     return xr.concat(found, xr.DataArray(list(seeds), dims="seed", name="seed"))
 

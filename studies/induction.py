@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -18,13 +19,14 @@ from ..interventions.digest import short_hash
 from ..interventions.sites import Head
 from . import ablation, behaviour, composition, heads, patching, shards, words, workers
 from .conclusion import conclude
-from .results import as_attrs, model_identity, provenance
+from .results import as_attrs, exact_facts, provenance
 from .tables import TASKS
 from .tasks import RepeatedTokens
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
+    from ..interventions.identity import Identity
     from ..interventions.models import Model
 
 STAGES = {
@@ -119,28 +121,35 @@ class InductionStudy:
         """
         self.task.draw(model)  # what does not fit the model is refused before any forward pass
         workers.check_executor(model, executor)
-        if out is None:
-            with workers.using(executor):
-                return self._run(model, progress)
-        about = {"title": self._title(model), "study": self.to_json(), "task": self._task()}
-        with shards.keeping(out, lambda: provenance(model) | about, resume) as kept:
-            inputs = short_hash(self.to_json(), json.dumps(model_identity(model)))
-            if (there := kept.finished(inputs)) is not None:
-                return there
-            with workers.using(executor):
-                tree = self._run(model, progress, lambda name, make: kept.stage(f"{inputs}-{name}", make))
-            tree.attrs["inputs"] = inputs
-            kept.finish(tree)
-        return tree
+        heads.check_room(model)
+        from ..interventions.begin import begin
+
+        with nullcontext(None) if out is None else shards.keeping(out, resume) as kept:
+            with begin(model, check=False, anew=kept is not None or executor is not None) as call, workers.using(executor):
+                if kept is None:
+                    return self._run(model, call.identity, progress)
+                about = {"title": self._title(model), "study": self.to_json(), "task": self._task()}
+                kept.describe(provenance(model, call.identity) | about)
+                inputs = short_hash(self.to_json(), json.dumps(exact_facts(model, call.identity)))
+                if (there := kept.finished(inputs, call.identity)) is not None:
+                    return there
+
+                def keep(name: str, make: Callable[[], xr.Dataset]) -> xr.Dataset:
+                    return kept.stage(f"{inputs}-{name}", make, call.identity)
+
+                tree = self._run(model, call.identity, progress, keep)
+                tree.attrs["inputs"] = inputs
+                kept.finish(tree)
+                return tree
 
     def _run(
         self,
         model: Model,
+        identity: Identity,
         progress: Callable[[str], None] | None,
         keep: Callable[[str, Callable[[], xr.Dataset]], xr.Dataset] = lambda name, make: make(),
     ) -> xr.DataTree:
         """Run it; `keep` gets each stage's name and what makes it, and gives what was made, now or before."""
-        heads.check_room(model)
         task = self.task
         seconds: dict[str, float] = {}
         parts: dict[str, xr.Dataset] = {}
@@ -177,7 +186,7 @@ class InductionStudy:
             stage("estimates", make, f"estimates/{name}")
 
         tree = xr.DataTree.from_dict({f"/{name}": part for name, part in parts.items()})
-        tree.attrs = provenance(model) | as_attrs(
+        tree.attrs = provenance(model, identity) | as_attrs(
             {
                 "title": self._title(model),
                 "study": self.to_json(),

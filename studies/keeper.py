@@ -12,11 +12,12 @@ from ..interventions.codec import encode
 from ..interventions.digest import array_bytes, code_hash, short_hash
 from ..interventions.outcome import Inputs, Piece
 from ..interventions.plan import Plan
-from .results import model_identity
+from .results import exact_facts
 from .shards import Shards
 from .tables import TASKS
 
 if TYPE_CHECKING:
+    from ..interventions.identity import Identity
     from ..interventions.known import Reader
     from ..interventions.models import Model
 
@@ -28,6 +29,8 @@ class PassKeeper:
     ----------
     shards : Shards
     model : Model
+    identity : Identity
+        Of the model when the call began.
     plan : Plan
     readers : sequence of Reader
     inputs : Inputs
@@ -46,13 +49,14 @@ class PassKeeper:
         self,
         shards: Shards,
         model: Model,
+        identity: Identity,
         plan: Plan,
         readers: Sequence[Reader],
         inputs: Inputs,
         whole: bool = True,
     ) -> None:
-        self.shards = shards
-        common = json.dumps([model_identity(model), plan.base] + ([] if whole else ["mean over positions"]))
+        self.shards, self.identity = shards, identity
+        common = json.dumps([exact_facts(model, identity), plan.base] + ([] if whole else ["mean over positions"]))
         self.groups = [
             short_hash(common, *prompts(plan, inputs, at), *(_reader(reader, at) for reader in readers))
             for at in range(len(plan.groups))
@@ -71,7 +75,7 @@ class PassKeeper:
             places.setdefault(name, []).append(number)
         for group, start in enumerate(self.groups):
             for key in self.shards.keys(start):
-                part = self.shards.load(key)
+                part = self.shards.load(key, self.identity)
                 if part is not None:
                     yield from _pieces(part, group, places)
 
@@ -86,7 +90,7 @@ class PassKeeper:
                 name: ((*first, *(f"{name}_{axis}" for axis in range(value.ndim - len(first)))), value)
                 for name, value in piece.values.items()
             }
-            self.shards.save(key, xr.Dataset(values, attrs=what))
+            self.shards.save(key, xr.Dataset(values, attrs=what), self.identity)
 
 
 def _pieces(part: xr.Dataset, group: int, places: dict[str, list[int]]) -> Iterator[Piece]:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
-from functools import partial
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import xarray as xr
@@ -110,23 +110,29 @@ def measure(
     ServerError
         The server of a remote model cannot be reached, or refuses; the text says what to do.
     """
+    from ..interventions.begin import begin
+
     with waiting.quiet(progress is not None and progress is not True):
         setup = set_up(model, task, what, metrics, base=base, per_position=per_position, batch_size=batch_size)
         check_remote(model, remote)
         check_estimable(setup.metrics, estimator, steps, per_position)
         check_executor(model, executor, estimator)
         work = Work(model, task, what, setup, base, per_position, estimator, steps, check)
-        run = partial(work.run, progress, executor=executor or current(model))
-        if out is None:
-            return run(work.keeper(shards.current()))
-        with shards.keeping(out, lambda: provenance(model) | work.attrs, resume) as kept:
-            keeper = work.keeper(kept)
-            inputs = short_hash(keeper.inputs, json.dumps(work.attrs), str(per_position))
-            if (there := kept.finished(inputs)) is not None:
-                return there.to_dataset()
-            dataset = run(keeper).assign_attrs(inputs=inputs)
-            kept.finish(dataset)
-        return dataset
+        work.check_request()
+        executor = executor or current(model)
+        outer = shards.current()
+        with nullcontext(outer) if out is None else shards.keeping(out, resume) as kept:
+            with begin(model, check=False, anew=kept is not None or executor is not None) as call:
+                if out is None:
+                    return work.run(progress, call, work.keeper(kept, call), executor)
+                kept.describe(provenance(model, call.identity) | work.attrs)
+                keeper = work.keeper(kept, call)
+                inputs = short_hash(keeper.inputs, json.dumps(work.attrs), str(per_position))
+                if (there := kept.finished(inputs, call.identity)) is not None:
+                    return there.to_dataset()
+                dataset = work.run(progress, call, keeper, executor).assign_attrs(inputs=inputs)
+                kept.finish(dataset)
+                return dataset
 
 
 def plan(
@@ -157,6 +163,8 @@ def plan(
     setup.readers()  # refuses metrics that the task cannot have, as `measure` does
     if not timed or model.remote:
         return setup.plan
+    from ..interventions.begin import evaluating
     from ..interventions.deviation import speed
 
-    return replace(setup.plan, speed=speed(model, setup.plan, setup.inputs(task, model)))
+    with evaluating(model.module):
+        return replace(setup.plan, speed=speed(model, setup.plan, setup.inputs(task, model)))

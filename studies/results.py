@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
@@ -20,51 +20,49 @@ from ..errors import ResultError, UnknownNameError, choices
 from ..version import version
 
 if TYPE_CHECKING:
+    from ..interventions.identity import Identity
     from ..interventions.models import Model
     from ..metrics.card import Card
 
 SCHEMA = "1"
-NUMBERS = "1"
+NUMBERS = "2"
 """Changes when headwise computes any number otherwise than before, so that old parts are not mixed with new ones."""
 LIBRARIES = ("torch", "transformers", "nnsight", "numpy", "xarray")
 
 
-def provenance(model: Model) -> dict[str, str]:
-    """What produced a result: model, versions, place and time. Text only, as NetCDF attributes want it."""
+def provenance(model: Model, identity: Identity) -> dict[str, str]:
+    """What produced a result: model, versions, place and time. Text only, as NetCDF attributes want it.
+
+    Parameters
+    ----------
+    model : Model
+    identity : Identity
+        Of the model when the call began, see `headwise.interventions.begin`.
+    """
     return {
         "Conventions": "headwise",
         "schema_version": SCHEMA,
         "model": model.name,
         "model_revision": model.revision,
-        "model_family": model.family.name,
         "model_shape": json.dumps(vars(model.shape)),
-        "weight_hash": model.weight_hash,
-        "tokenizer_hash": model.tokenizer_hash,
+        **identity.attrs(),
         "device": model.place,
-        "dtype": model.dtype,
         "executed": model.executed,
         "host": socket.gethostname(),
         "platform": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "versions": _versions(),
+        "versions": versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
-def model_identity(model: Model) -> dict[str, str]:
-    """What the numbers of a model depend on, beside the prompts: weights, precision, device and versions."""
-    return {
-        "numbers": NUMBERS,
-        "family": model.family.name,
-        "weights": model.weight_hash,
-        "tokenizer": model.tokenizer_hash,
-        "device": model.place,
-        "dtype": model.dtype,
-        "versions": _versions(),
-    }
+def exact_facts(model: Model, identity: Identity) -> dict[str, Any]:
+    """What the numbers of a model depend on, beside the prompts, as far as it can be hashed into names."""
+    return {"numbers": NUMBERS, **identity.exact, "device": model.place, "versions": versions()}
 
 
 @cache
-def _versions() -> str:
+def versions() -> str:
+    """Versions of headwise and of the libraries that numbers depend on, as JSON."""
     return json.dumps({"headwise": version()} | {name: metadata.version(name) for name in LIBRARIES})
 
 

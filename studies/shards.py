@@ -25,9 +25,12 @@ from filelock import SoftFileLock, Timeout
 from ..errors import DeclarationError, ResultError, ResultWarning
 from ..interventions import book
 from ..interventions.digest import short_hash
+from ..interventions.identity import Identity, stored_fingerprint
 from .progress import Stopped
 from .results import check_writable, flush, open_tree, reason, write_beside
 
+MADE_BY = "made_by"
+"""Attribute of a part that holds the fingerprint of its model."""
 _CURRENT: ContextVar[Shards | None] = ContextVar("shards", default=None)
 
 
@@ -47,32 +50,46 @@ class Shards:
         self.folder = parts_of(target)
         self.lock = SoftFileLock(self.folder / "lock", timeout=0)
 
-    def load(self, key: str) -> xr.Dataset | None:
-        """What is stored under a key; None where there is nothing. A damaged file is set aside, with a warning."""
+    def load(self, key: str, identity: Identity) -> xr.Dataset | None:
+        """What is stored under a key; None where there is nothing that can be used.
+
+        A file that is damaged, or that a model made which computes otherwise than this one on the prompt of its
+        fingerprint, is set aside with a warning.
+        """
         for path in sorted(self.folder.glob(f"{key}.*.nc")):
             try:
                 whole = path.read_bytes()
                 if path.name != f"{key}.{short_hash(whole)}.nc":
                     raise ValueError("it is not what was written")
                 with xr.open_dataset(path, engine="netcdf4") as stored:
-                    return stored.load()
+                    part = stored.load()
             except (OSError, ValueError) as error:
-                aside = path.with_suffix(".damaged")
-                os.replace(path, aside)
-                warnings.warn(
-                    f"{path} is damaged ({error}): set aside as {aside.name}, and computed again",
-                    ResultWarning,
-                    stacklevel=2,
-                )
+                self._aside(path, f"is damaged ({error})", "damaged")
+                continue
+            if not (why := _unlike(part.attrs.pop(MADE_BY, None), identity)):
+                return part
+            self._aside(path, f"was made with another model than the one in hand: {why}", "other")
         return None
+
+    def describe(self, about: Mapping[str, object]) -> None:
+        """Write down what the result will be, for those who look at the folder."""
+        note = dict(about) | {"created": datetime.now(UTC).isoformat(timespec="seconds")}
+        write_beside(self.folder / "about.json", lambda path: path.write_text(json.dumps(note, indent=1)))
+
+    def _aside(self, path: Path, why: str, suffix: str) -> None:
+        aside = path.with_suffix(f".{suffix}")
+        os.replace(path, aside)
+        text = f"{path} {why}: set aside as {aside.name}, and computed again"
+        warnings.warn(text, ResultWarning, stacklevel=3)
 
     def keys(self, start: str) -> list[str]:
         """Keys under which something is stored, of those that start so."""
         return sorted({path.name.split(".")[0] for path in self.folder.glob(f"{start}*.nc")})
 
-    def save(self, key: str, part: xr.Dataset) -> None:
-        """Store a finished part."""
+    def save(self, key: str, part: xr.Dataset, identity: Identity) -> None:
+        """Store a finished part, and what its model computes on the prompt of its fingerprint."""
         beside = self.folder / f"{key}.part"
+        part = part.assign_attrs({MADE_BY: identity.attrs()["fingerprint"]})
         try:
             part.to_netcdf(beside, engine="netcdf4")
             flush(beside)
@@ -86,17 +103,17 @@ class Shards:
         finally:
             beside.unlink(missing_ok=True)
 
-    def stage(self, key: str, make: Callable[[], xr.Dataset]) -> xr.Dataset:
+    def stage(self, key: str, make: Callable[[], xr.Dataset], identity: Identity) -> xr.Dataset:
         """What is stored under a key, made and stored now where there is nothing."""
-        if (there := self.load(key)) is None:
-            self.save(key, make())
-            there = self.load(key)
+        if (there := self.load(key, identity)) is None:
+            self.save(key, make(), identity)
+            there = self.load(key, identity)
         if there is None:
             raise ResultError(f"{self.folder} does not keep what is written to it")
         return there
 
-    def finished(self, inputs: str) -> xr.DataTree | None:
-        """The result, where it is whole already and was made from these inputs."""
+    def finished(self, inputs: str, identity: Identity) -> xr.DataTree | None:
+        """The result, where it is whole already and was made from these inputs by a model that computes the same."""
         if not (self.resume and self.target.is_file()):
             return None
         try:
@@ -104,6 +121,10 @@ class Shards:
         except ResultError:
             return None
         if tree.attrs.get("inputs") != inputs:
+            return None
+        if why := _unlike(tree.attrs.get("fingerprint"), identity):
+            text = f"{self.target} was made with another model than the one in hand: {why}: it is computed again"
+            warnings.warn(text, ResultWarning, stacklevel=2)
             return None
         self.clear()
         return tree
@@ -171,16 +192,22 @@ class Shards:
             self.folder.rmdir()
 
 
+def _unlike(text: object, identity: Identity) -> str:
+    """Why what is stored, with this fingerprint, was not made by the model in hand; empty where nothing shows that."""
+    stored = stored_fingerprint(text)
+    if stored is None or identity.fingerprint is None:
+        return "it says nothing of what its model computes"
+    return identity.fingerprint.unlike(stored, identity.dtype)
+
+
 @contextmanager
-def keeping(out: str | os.PathLike[str], about: Callable[[], Mapping[str, object]], resume: bool) -> Iterator[Shards]:
+def keeping(out: str | os.PathLike[str], resume: bool) -> Iterator[Shards]:
     """The parts of the result `out`, for one process at a time; measurements made meanwhile keep their passes there.
 
     Parameters
     ----------
     out : path
         Ends in ``.nc``.
-    about : callable
-        Gives what the result will be, for those who look at the folder.
     resume : bool
         Whether parts that are there are used; else they are removed.
 
@@ -197,8 +224,6 @@ def keeping(out: str | os.PathLike[str], about: Callable[[], Mapping[str, object
         token = _CURRENT.set(shards)
         try:
             with book.writing(shards):
-                note = dict(about()) | {"created": datetime.now(UTC).isoformat(timespec="seconds")}
-                write_beside(shards.folder / "about.json", lambda path: path.write_text(json.dumps(note, indent=1)))
                 yield shards
         except KeyboardInterrupt as error:
             if str(error) or not (left := shards.left()):

@@ -24,6 +24,7 @@ from .tables import TASKS
 from .tasks import Task
 
 if TYPE_CHECKING:
+    from ..interventions.begin import Call
     from ..interventions.known import Reader
     from ..interventions.models import Model
     from ..interventions.outcome import Inputs, Outcome
@@ -70,57 +71,67 @@ class Work:
             "estimator": self.estimator if self.estimator != "integrated" else f"integrated, {self.steps} steps",
         }
 
-    @overload
-    def keeper(self, kept: Shards) -> PassKeeper: ...
+    def check_request(self) -> None:
+        """Refuse, before any forward pass, what the engine or the estimator cannot do."""
+        from ..interventions import engine, gradients
+
+        engine.check_readers(self.setup.plan, self.readers)
+        if self.estimator != "exact":
+            gradients.check_estimable(self.setup.plan, self.readers, self._steps)
+
+    @property
+    def _steps(self) -> int | None:
+        return self.steps if self.estimator == "integrated" else None
 
     @overload
-    def keeper(self, kept: Shards | None) -> PassKeeper | None: ...
+    def keeper(self, kept: Shards, call: Call) -> PassKeeper: ...
 
-    def keeper(self, kept: Shards | None) -> PassKeeper | None:
+    @overload
+    def keeper(self, kept: Shards | None, call: Call) -> PassKeeper | None: ...
+
+    def keeper(self, kept: Shards | None, call: Call) -> PassKeeper | None:
         """Keeps the passes among the parts of a result, where there is one."""
         if kept is None:
             return None
         from .keeper import PassKeeper
 
         whole = self.per_position or not self.model.remote  # of a server, the mean over positions comes back
-        return PassKeeper(kept, self.model, self.setup.plan, self.readers, self.inputs, whole)
+        return PassKeeper(kept, self.model, call.identity, self.setup.plan, self.readers, self.inputs, whole)
 
     def run(
         self,
         progress: Callable[[int, int], None] | bool | None,
+        call: Call,
         keeper: PassKeeper | None,
         executor: Executor | None = None,
     ) -> xr.Dataset:
-        """Do it; an estimate, which takes few passes, keeps none of them, and takes no worker."""
+        """Do it in a call; an estimate, which takes few passes, keeps none of them, and takes no worker."""
         from ..interventions import engine, gradients, selfcheck
         from ..interventions.deviation import against_float32
         from .workers import run_on
 
+        if self.check:
+            selfcheck.check_model(self.model, call.identity)
         started = time.monotonic()
         model, plan, batch, axes = self.model, self.setup.plan, self.setup.batch, self.setup.axes
         attrs = self.attrs
         dataset = labelled(coordinates(model, batch, self.base), axes)
         readers, inputs = self.readers, self.inputs
-        engine.check_readers(plan, readers)
-        steps = self.steps if self.estimator == "integrated" else None
-        if self.estimator != "exact":
-            gradients.check_estimable(plan, readers, steps)
         deviation = against_float32(model, plan, readers, inputs)
-        if self.check and plan.conditions:
-            selfcheck.check_model(model)
         where = None if keeper is None or self.estimator != "exact" else keeper.shards.folder
         with Progress("measuring", progress, kept=where, total=plan.steps) as bar:
             if model.remote:
                 outcome = self._elsewhere(bar, keeper)
             elif self.estimator == "exact":
-                elsewhere = None if executor is None else partial(run_on, executor, self)
+                elsewhere = None if executor is None else partial(run_on, executor, self, call.identity)
                 outcome = engine.run_plan(model, plan, readers, inputs, bar.update, keeper, elsewhere)
             else:
-                outcome = gradients.run_estimate(model, plan, readers, inputs, steps, bar.update)
+                outcome = gradients.run_estimate(model, plan, readers, inputs, self._steps, bar.update)
         for metric in self.setup.metrics:
             dataset = dataset.assign(_variables(metric, outcome, batch, axes, self.per_position))
         dataset = number_dims(dataset)
-        dataset.attrs = provenance(model) | attrs | {"seconds": f"{time.monotonic() - started:.3f}"}
+        seconds = {"seconds": f"{time.monotonic() - started:.3f}"}
+        dataset.attrs = provenance(model, call.identity) | attrs | seconds
         if deviation:
             dataset.attrs["float32_deviation"] = json.dumps(deviation)
         return dataset
@@ -134,8 +145,7 @@ class Work:
         given = (self.model, self.setup.plan, self.readers, self.inputs)
         if self.estimator == "exact":
             return remote.run_plan(*given, bar.update, keeper, positions=self.per_position, say=bar.say)
-        steps = self.steps if self.estimator == "integrated" else None
-        return remote.run_estimate(*given, steps, bar.update, positions=self.per_position, say=bar.say)
+        return remote.run_estimate(*given, self._steps, bar.update, positions=self.per_position, say=bar.say)
 
 
 def _variables(

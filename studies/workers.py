@@ -1,7 +1,7 @@
 """Pieces of a plan for any `concurrent.futures.Executor`: what travels, what a worker does with it, what comes back.
 
 What travels is declarations and numbers: where the model is opened from, the task and the interventions as JSON, the
-metrics, and which passes to run. A worker opens the model once, checks that it has the same weights, and gives values.
+metrics, and which passes to run. A worker opens the model once, checks that it is the same one, and gives values.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from .setup import set_up
 from .tables import TASKS, metric_names
 
 if TYPE_CHECKING:
+    from ..interventions.identity import Identity
     from ..interventions.models import Model
     from ..interventions.outcome import Inputs, Outcome, Piece
     from ..interventions.plan import Plan
@@ -84,8 +85,10 @@ class Errand:
     ----------
     model : tuple of (source, revision, device, dtype, attention)
         For `headwise.load`, and the implementation of attention that was chosen.
-    weight_hash, token_hash : str
-        Of the weights, and of the token ids of all prompts.
+    identity : Identity
+        Of the model here, which a worker has to reproduce.
+    token_hash : str
+        Of the token ids of all prompts.
     declared : str
         Task and interventions as JSON.
     metrics : tuple
@@ -97,7 +100,7 @@ class Errand:
     """
 
     model: tuple[str, str | None, str, str, str]
-    weight_hash: str
+    identity: Identity
     token_hash: str
     declared: str
     metrics: tuple[str | Metric, ...]
@@ -107,7 +110,12 @@ class Errand:
 
 
 def run_on(
-    executor: Executor, work: Work, outcome: Outcome, keep: Callable[[Piece], None], step: Callable[[int], None]
+    executor: Executor,
+    work: Work,
+    identity: Identity,
+    outcome: Outcome,
+    keep: Callable[[Piece], None],
+    step: Callable[[int], None],
 ) -> None:
     """Run what `outcome` misses on the workers of `executor`.
 
@@ -117,6 +125,8 @@ def run_on(
     ----------
     executor : concurrent.futures.Executor
     work : Work
+    identity : Identity
+        Of the model when the call began.
     outcome : Outcome
         Gets what comes back.
     keep : callable
@@ -131,7 +141,7 @@ def run_on(
     HeadwiseError
         What a worker refused, as it was raised there.
     """
-    errands = list(cut(work, outcome.missing()))
+    errands = list(cut(work, identity, outcome.missing()))
     waiting: dict[Future[list[Piece]], Errand] = {}
     done, errors = 0, []
     try:
@@ -192,14 +202,14 @@ def _line(error: Exception) -> str:
     return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
 
 
-def cut(work: Work, chunks: Sequence[Chunk]) -> Iterator[Errand]:
+def cut(work: Work, identity: Identity, chunks: Sequence[Chunk]) -> Iterator[Errand]:
     """What is left of a plan, in pieces for workers."""
     model, setup = work.model, work.setup
     assert model.source is not None
     known = model.revision not in ("local", "shipped")
     errand = Errand(
         (model.source, model.revision if known else None, str(model.device), model.dtype, _attention(model)),
-        model.weight_hash,
+        identity,
         _token_hash(setup.plan, work.inputs),
         json.dumps(encode({"task": work.task, "what": work.what}, TASKS)),
         tuple(_travelling(metric) for metric in setup.metrics),
@@ -221,28 +231,41 @@ def run_errand(errand: Errand) -> list[Piece]:
     ModelError
         The model cannot be opened, or has other weights or another tokenizer here.
     """
+    from ..interventions.begin import begin
     from ..interventions.engine import run_chunks
     from ..interventions.outcome import Outcome
 
     with _ONE_AT_A_TIME:
         model = _opened(*errand.model)
-        if model.weight_hash != errand.weight_hash:
-            raise ModelError(f"{model.name} has other weights on a worker ({model.weight_hash}) than here")
         shipped = metric_names()
         declared = decode(json.loads(errand.declared), TASKS)
         metrics = [shipped[one][1] if isinstance(one, str) else one for one in errand.metrics]
-        setup = set_up(
-            model, declared["task"], declared["what"], metrics, base=errand.base, per_position=False, batch_size="auto"
-        )
-        inputs = setup.inputs(declared["task"], model)
-        if _token_hash(setup.plan, inputs) != errand.token_hash:
-            raise ModelError(
-                f"{model.name} has other tokens for these prompts on a worker than here: workers read the "
-                "tokenizer that lies beside the weights"
+        with begin(model, check=False) as call:  # `model` is this worker's own: nobody changes it between errands
+            differ = errand.identity.differences(call.identity, "here", "on a worker", but=("tokenizer",))
+            if differ:
+                raise ModelError(
+                    f"a worker cannot reproduce {model.name}: opened there, it differs in {'; '.join(differ)}. Workers "
+                    "open the model from where it was loaded, so what was changed in place since is not there: save the "
+                    "changed model in a folder and load that, or leave the executor out"
+                )
+            setup = set_up(
+                model,
+                declared["task"],
+                declared["what"],
+                metrics,
+                base=errand.base,
+                per_position=False,
+                batch_size="auto",
             )
-        plan = replace(setup.plan, chunks=errand.chunks, budget=errand.budget)
-        pieces: list[Piece] = []
-        run_chunks(model, plan.chunks, setup.readers(), inputs, Outcome(plan), pieces.append, _quiet)
+            inputs = setup.inputs(declared["task"], model)
+            if _token_hash(setup.plan, inputs) != errand.token_hash:
+                raise ModelError(
+                    f"{model.name} has other tokens for these prompts on a worker than here: workers read the "
+                    "tokenizer that lies beside the weights"
+                )
+            plan = replace(setup.plan, chunks=errand.chunks, budget=errand.budget)
+            pieces: list[Piece] = []
+            run_chunks(model, plan.chunks, setup.readers(), inputs, Outcome(plan), pieces.append, _quiet)
     return pieces
 
 

@@ -187,8 +187,8 @@ def own(words):
         ({"study": '{"type": "MyStudy"}'}, ResultError, r"unknown type 'MyStudy' in JSON: possible are InductionStudy"),
         ({"estimator": "guess"}, ResultError, r"its estimator 'guess' is not known"),
         ({"metrics": '["accuracy"]'}, ResultError, r"has no baseline_accuracy"),
-        ({"weight_hash": "0123"}, ModelError, r"other weights of words-2l: 0123 then, [0-9a-f]{16} now"),
-        ({"tokenizer_hash": "0123"}, ModelError, r"other tokenizer of words-2l: 0123 then"),
+        ({"weight_hash": "0123"}, ModelError, r"words-2l is not the model of the file: weights 0123 then, [0-9a-f]{16} now"),
+        ({"tokenizer_hash": "0123"}, ModelError, r"words-2l is not the model of the file: tokenizer 0123 then"),
         ({"model": "words-9l"}, ModelError, r"no model is called 'words-9l'"),
         ({"model_revision": "memory"}, ResultError, r"a module in memory, words-2l: give it as rerun"),
         ({"model_revision": "local", "model": "../elsewhere"}, ResultError, r"measured on the folder \.\./elsewhere"),
@@ -229,7 +229,7 @@ def test_a_model_in_memory_is_given_and_other_weights_are_noted(tmp_path):
     other.lm_head.weight.data.mul_(1.5)
     found = rerun(path, model=hw.load(other))
     assert not found.agrees
-    assert re.search("other weights of GPT2LMHeadModel: [0-9a-f]{16} then, [0-9a-f]{16} now", found.notes[0])
+    assert re.search("another model: weights [0-9a-f]{16} then, [0-9a-f]{16} now", found.notes[0])
     assert found.differences["loss"] > 1e-3
 
 

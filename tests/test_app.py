@@ -295,7 +295,7 @@ def test_prompts_of_the_study_are_those_that_were_measured(tree, words_model):
 
 
 def test_another_model_than_that_of_the_file_is_named(words_model):
-    assert "not those" in live.fire(words_model, "apple banana", {"weight_hash": "another"}).differs
+    assert "is not the model of the file" in live.fire(words_model, "apple banana", {"weight_hash": "another"}).differs
     assert live.fire(words_model, "apple banana", {"weight_hash": "sample:another"}).differs == ""
 
 

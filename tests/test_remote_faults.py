@@ -108,7 +108,7 @@ def test_waiting_ends_when_it_is_asked_to(server, small_jobs, wanted, tmp_path):
 
 def test_what_was_sent_is_told_of_when_nothing_is_finished(tmp_path):
     def stopped(record):
-        with keeping(tmp_path / "out.nc", dict, True) as shards:
+        with keeping(tmp_path / "out.nc", True) as shards:
             shards.note_job("job", record)
             raise KeyboardInterrupt
 

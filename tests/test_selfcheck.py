@@ -118,14 +118,12 @@ def test_a_write_that_moves_nothing_is_found():
     assert "moved (no write to attn_out moves the logits)" in failed
 
 
-def test_a_model_is_checked_once_and_only_before_interventions(monkeypatch):
+def test_a_model_is_checked_once_before_anything_is_measured(monkeypatch):
     calls = []
     monkeypatch.setattr(selfcheck, "failures", lambda model: calls.append(model) or [])
     model = hw.load(module())
-    measure(model, TASK, None, [loss])
-    assert calls == []
     measure(model, TASK, ZeroAblate(Head(0, 1)), [loss], check=False)
     assert calls == []
-    for _ in range(2):
-        measure(model, TASK, ZeroAblate(Head(0, 1)), [loss])
+    for what in (None, ZeroAblate(Head(0, 1)), None):
+        measure(model, TASK, what, [loss])
     assert calls == [model]

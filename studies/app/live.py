@@ -14,6 +14,7 @@ import xarray as xr
 
 from ...errors import DeclarationError, HeadwiseError, ModelError
 from ...interventions import codec
+from ...interventions.identity import Identity
 from ...interventions.sites import Layer
 from ..activations import capture
 from ..behaviour import SHOWN_LENGTH
@@ -100,11 +101,13 @@ def _is_hub_id(name: str, revision: str) -> bool:
     return plain and "\0" not in name and revision not in ("local", "memory", "") and not Path(name).exists()
 
 
-def _differs(model: Model, attrs: Mapping[Any, Any]) -> str:
-    known = str(attrs.get("weight_hash", model.weight_hash))
-    if model.weight_hash == known or known.partition(":")[0] in ("sample", "revision"):  # made on a server
+def _differs(model: Model, attrs: Mapping[Any, Any], captured: Mapping[Any, Any]) -> str:
+    then, now = (Identity.from_attrs(one) for one in (attrs, captured))
+    of_server = then.weights.partition(":")[0] in ("sample", "revision")
+    differ = then.differences(now, "in the file", "here", ("weights", "buffers") if of_server else ())
+    if not differ:
         return ""
-    return f"The weights of {model.name} are not those that this file was measured on, so patterns may differ."
+    return f"This {model.name} is not the model of the file, so patterns may differ: {differ[0]}."
 
 
 @dataclass(frozen=True, eq=False)
@@ -268,4 +271,4 @@ def _fire(model: Model, task: Task, attrs: Mapping[Any, Any]) -> Firing:
     ]
     ids = [row[:size] for row, size in zip(batch.runs["clean"], batch.lengths, strict=True)]
     patterns = joined.transpose("example", "layer", "head", "query", "key")
-    return Firing(patterns, tokens, ids, _differs(model, attrs))
+    return Firing(patterns, tokens, ids, _differs(model, attrs, captured.attrs))

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from ...errors import DeclarationError, ResultError, UnknownNameError, choices
+from ...interventions.identity import Identity
 from .entries import Entry, in_short
 from .names import group_names
 from .probe_child import attributes
@@ -53,6 +54,7 @@ def combine(parts: Sequence[tuple[Entry, xr.Dataset]], dim: str) -> xr.Dataset:
     _, first, reference = pairs[0]
     for _, entry, ds in pairs[1:]:
         _check_measured_alike(dim, (first, reference), (entry, ds))
+        _check_same_model(dim, (first, reference), (entry, ds))
         _check_same_shape((first, reference), (entry, ds))
     labels = np.asarray([label for label, _, _ in pairs], dtype=object if dim == "model" else np.int64)
     attrs = {"long_name": {"model": "model", "seed": "seed of the prompts", "step": "step of training"}[dim]}
@@ -104,6 +106,19 @@ def _check_measured_alike(dim: str, one: tuple[Entry, xr.Dataset], two: tuple[En
                     f"{one[0].path} and {two[0].path} cannot stand side by side along {dim!r}, since they differ in "
                     f"{name}: {_shown(here)} and {_shown(there)}"
                 )
+
+
+def _check_same_model(dim: str, one: tuple[Entry, xr.Dataset], two: tuple[Entry, xr.Dataset]) -> None:
+    """Along seeds the model is one; along steps of training its weights differ, and what it is built of does not."""
+    if dim == "model":
+        return
+    first, second = (Identity.from_attrs(ds.attrs) for _, ds in (one, two))
+    but = () if dim == "seed" else ("weights", "buffers", "fingerprint")
+    if differ := first.differences(second, f"in {one[0].path}", f"in {two[0].path}", but):
+        raise DeclarationError(
+            f"{one[0].path} and {two[0].path} cannot stand side by side along {dim!r}, since they come from different "
+            f"models: {'; '.join(differ)}"
+        )
 
 
 def _read(text: str) -> Any:

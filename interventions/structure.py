@@ -1,0 +1,160 @@
+"""What a module is made of: its classes, their plain attributes, and what surrounds or replaces their code.
+
+Plain functions, as in `traces`: they run here, and on a server that does not have this package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch.nn.modules import module as torch_module
+
+from .configuration import configuration_of, without_names
+
+SCALARS = (bool, int, float, complex, str, type(None))
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+GLOBAL_HOOKS = (
+    "_global_forward_pre_hooks",
+    "_global_forward_hooks",
+    "_global_backward_pre_hooks",
+    "_global_backward_hooks",
+)
+OF_TORCH = {*vars(torch.nn.Module()), *HOOKS, "forward", "__nnsight__"}
+"""Attributes that every module has, or that nnsight adds: parameters, hooks and the mode are read elsewhere."""
+OF_LOADING = {
+    "name_or_path",
+    "generation_config",
+    "warnings_issued",
+    "loss_type",
+    "all_tied_weights_keys",
+    "is_loaded_in_8bit",
+    "is_loaded_in_4bit",
+    "hf_device_map",
+    "_is_hf_initialized",
+    "_weight_conversions",
+    "_use_kernels",
+    "_no_split_modules",
+    "_skip_keys_device_placement",
+    "_keys_to_ignore_on_save",
+    "_keys_to_ignore_on_load_missing",
+    "_keys_to_ignore_on_load_unexpected",
+    "_keep_in_fp32_modules",
+    "_keep_in_fp32_modules_strict",
+    "_tp_plan",
+    "_ep_plan",
+    "_pp_plan",
+    "_fsdp_plan",
+    "_hf_peft_config_loaded",
+}
+"""Attributes that say how transformers loads, saves or shares out a model: no number depends on them."""
+
+
+def modules_of(root: Any, told: Callable[[Any], str]) -> dict[str, str]:
+    """Path of each module to the name of its class and a hash of what else its numbers may depend on.
+
+    Parameters
+    ----------
+    root : torch.nn.Module
+        With a ``config``, which is told elsewhere where modules hold that very object.
+    told : callable
+        Says in text what a class, a function, or another object without plain data is.
+    """
+    around = [f"{name} {told(one)}" for name in GLOBAL_HOOKS for one in vars(torch_module)[name].values()]
+    found = {}
+    for path, one in root.named_modules(remove_duplicate=False):
+        rows = [*rows_of(one, root.config, told), *([] if path else around)]
+        found[path] = f"{type(one).__name__} {hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]}"
+    return found
+
+
+def rows_of(module: Any, config: Any, told: Callable[[Any], str]) -> list[str]:
+    """What is told of a module."""
+    rows = [told(type(module))]
+    if own_forward(module) is not None:
+        rows.append(f"forward {told(own_forward(module))}")
+    for name in HOOKS:
+        rows += [f"{name} {told(hook)}" for hook in vars(module)[name].values()]
+    for name, value in sorted(vars(module).items()):
+        if name in OF_TORCH or name in OF_LOADING or value is config or isinstance(value, torch.device):
+            continue
+        if hasattr(value, "to_diff_dict"):  # a configuration of its own
+            value = without_names(configuration_of(value))
+        rows.append(f"{name} {json.dumps(value, sort_keys=True) if is_plain_data(value) else told(value)}")
+    return rows
+
+
+def is_plain_data(value: Any) -> bool:
+    """Whether a value is made of numbers, texts and lists of them alone."""
+    if isinstance(value, list | tuple):
+        return all([is_plain_data(one) for one in value])
+    if isinstance(value, dict):
+        return all([isinstance(key, str) and is_plain_data(one) for key, one in value.items()])
+    return type(value) in SCALARS
+
+
+def own_forward(module: Any) -> Any:
+    """The `forward` that stands in for that of the module's class; None where the class's own runs.
+
+    nnsight puts an object of its own there, which knows what it runs.
+    """
+    forward = vars(module).get("forward")
+    state = vars(module).get("__nnsight__")
+    if state is not None and type(forward).__module__.startswith("nnsight."):
+        forward = state.original
+    forward = getattr(forward, "__func__", forward)
+    return None if forward is type(module).forward else forward
+
+
+def is_bare(module: Any) -> bool:
+    """Whether nothing stands between a module and its class: no hook, no parametrisation, no other forward.
+
+    Its weights may be read then, if its class is one whose arithmetic is known.
+    """
+    return (
+        own_forward(module) is None
+        and not any(vars(module)[name] for name in HOOKS[:2])
+        and not any(vars(torch_module)[name] for name in GLOBAL_HOOKS[:2])
+        and "_hf_hook" not in vars(module)
+        and "parametrizations" not in vars(module)["_modules"]
+    )
+
+
+def is_linear(module: Any) -> bool:
+    """Whether a module is a plain linear layer, so that rows of its weight give some of its outputs."""
+    kind = type(module)
+    named = (kind.__module__, kind.__name__)
+    known = (("torch.nn.modules.linear", "Linear"), ("transformers.pytorch_utils", "Conv1D"))
+    return named in known and is_bare(module)
+
+
+def names_of(value: Any) -> str:
+    """What a server says of a class, a function or an object: its name."""
+    kind = value if isinstance(value, type) or hasattr(value, "__qualname__") else type(value)
+    return f"{getattr(kind, '__module__', '')}.{getattr(kind, '__qualname__', '')}"
+
+
+def weight_hash(module: torch.nn.Module) -> str:
+    """SHA-256 over names, shapes and bytes of the state of a module (first 16 hexadecimal digits)."""
+    return tensors_hash(sorted(module.state_dict().items()))
+
+
+def buffer_hash(module: torch.nn.Module) -> str:
+    """The same over its buffers, those that no file holds too."""
+    return tensors_hash(sorted(module.named_buffers(remove_duplicate=False)))
+
+
+def tensors_hash(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """SHA-256 over names, shapes and bytes (first 16 hexadecimal digits)."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(bytes_of(tensor))
+    return digest.hexdigest()[:16]
+
+
+def bytes_of(tensor: torch.Tensor) -> Any:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
