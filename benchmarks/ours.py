@@ -10,6 +10,7 @@ from cases import SCORES, Job, Place
 import headwise as hw
 from headwise import metrics
 from headwise.interventions import Grid, Head, Intervention, Layer, Patch, ZeroAblate
+from headwise.interventions.begin import begin
 from headwise.studies import measure
 
 
@@ -38,6 +39,17 @@ def prepare(job: Job) -> Callable[[Sequence[Place]], np.ndarray]:
     if job.case.name == "scores":
         return scores
     return lambda places: whole() if tuple(places) == job.places else some(places)
+
+
+def identities(job: Job) -> dict[str, Callable[[], None]]:
+    """What a call does to tell which model it is: where nothing is stored, and where every weight is read anew."""
+    model = hw.load(job.twin(), device="cpu", tokenizer=job.tokenizer)
+
+    def told(anew: bool) -> None:
+        with begin(model, check=False, anew=anew):
+            pass
+
+    return {"in memory": lambda: told(False), "stored": lambda: told(True)}
 
 
 def _grid(job: Job, model: hw.Model) -> Grid:

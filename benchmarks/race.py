@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import ours
 import torch
 from cases import Job, Place, sample
 from contenders import CONTENDERS, REFERENCE, YARDSTICK
@@ -106,6 +107,22 @@ def operations(job: Job, name: str) -> int:
     with FlopCounterMode(display=False, custom_mapping=fused) as counter:
         run(job.places)
     return int(counter.get_total_flops())
+
+
+def identity_cost(job: Job, rounds: int) -> dict[str, Any]:
+    """What a call of headwise takes to tell which model it is, in plain passes, by whether it stores a result."""
+    plain = CONTENDERS[YARDSTICK].ready(job)
+    runs: dict[str, Callable[[], Any]] = {YARDSTICK: lambda: plain(job.places), **ours.identities(job)}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(rounds + 1):  # the first of each is not counted
+        for name, run in runs.items():
+            begun = time.perf_counter()
+            run()
+            seconds[name] += [time.perf_counter() - begun] if number else []
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    passes = job.passes(job.places)
+    shares = {name: medians[name] * passes / medians[YARDSTICK] for name in runs if name != YARDSTICK}
+    return {"model": job.model, "prompts": len(job.clean), "shares": shares}
 
 
 def _fused_attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:

@@ -27,8 +27,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import torch
 from cases import CASES, MODELS, make_job
 from contenders import CONTENDERS, YARDSTICK
-from race import TOLERANCE, operations, peak_memory, race
-from table import lines_of, write_readme
+from race import TOLERANCE, identity_cost, operations, peak_memory, race
+from table import identity_line, lines_of, write_readme
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("headwise", "torch", "transformers", "nnsight", "transformer-lens", "pyvene")
@@ -85,12 +85,16 @@ def main() -> None:
         "tolerance": TOLERANCE,
         "races": [],
         "operations": [],
+        "identity": [],
     }
     for setting in settings:
         for case in setting.cases:
             found = race(make_job(case, setting.model, setting.prompts), names, setting.rounds, setting.size)
             results["races"].append(found)
             print("\n" + "\n".join(lines_of(found)), flush=True)
+        told = identity_cost(make_job("scores", setting.model, setting.prompts), max(5, setting.rounds))
+        results["identity"].append(told)
+        print("\n" + identity_line(told), flush=True)
     if not given.no_memory:
         _add_memory(results["races"], settings)
         for setting in (setting for setting in settings if setting.alone):

@@ -93,6 +93,7 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
         counted = [one for one in results.get("operations", []) if one["model"] == model]
         shares = "; ".join(f"{one['share']:.0%} ({one['what']})" for one in counted)
         notes += [f"floating-point operations of headwise on {model}, of plain forward passes: {shares}"] * bool(shares)
+    notes += [identity_line(one) for one in results.get("identity", [])]
     notes.append("headwise computes logits at the scored positions, all others at every position")
     reasons = {
         f"{CONTENDERS[name].title} is left out of {CASES[race['case']].words}: {why}"
@@ -100,6 +101,16 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
         for name, why in race["left out"].items()
     }
     return [f"- {note}." for note in [*notes, *sorted(reasons)]]
+
+
+def identity_line(told: Mapping[str, Any]) -> str:
+    """What telling which model it is costs a call, in words; it is in the times above."""
+    shares = told["shares"]
+    return (
+        f"to tell which model it is, each call of headwise on {told['model']} takes {shares['in memory']:.2f} of a "
+        f"plain forward pass of {told['prompts']} prompt{'s' if told['prompts'] > 1 else ''}, and "
+        f"{shares['stored']:.2f} where a result is stored, as every weight is read; the times above hold the former"
+    )
 
 
 def _largest(races: Sequence[Mapping[str, Any]]) -> float:

@@ -122,8 +122,8 @@ def _identity(model: Model, anew: bool) -> Identity:
     holds = before is not None and before.fingerprint is not None and before.fingerprint.bits == fingerprint.bits
     before = before if holds and addresses[0] == addresses[1] else None
     model._memory.addresses = addresses[1]
-    model._memory.identity = identity_of(model, fingerprint, before)
-    return model._memory.identity
+    model._memory.identity = found = identity_of(model, fingerprint, before)
+    return found
 
 
 def _addresses(module: torch.nn.Module) -> tuple[tuple[int, int], ...]:

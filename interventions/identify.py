@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
+from functools import cache
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -58,12 +61,17 @@ def identity_of(model: Model, fingerprint: Fingerprint, before: Identity | None 
         weights=hashes[0],
         tokenizer=model.tokenizer_hash,
         fingerprint=fingerprint,
-        **modules_facts(structure.modules_of(module, _told)),
+        **modules_facts(facts_of_modules(module)),
     )
 
 
 def _hashes(module: Any) -> tuple[str, str]:
     return structure.weight_hash(module), structure.buffer_hash(module)
+
+
+def facts_of_modules(module: Any) -> dict[str, str]:
+    """What `structure.modules_of` says here of a module."""
+    return structure.modules_of(module, _told)
 
 
 def modules_facts(modules: dict[str, str], kind: str = "") -> dict[str, Any]:
@@ -72,7 +80,24 @@ def modules_facts(modules: dict[str, str], kind: str = "") -> dict[str, Any]:
 
 
 def _told(value: Any) -> str:
-    """A class, function or object as text: a library's class by name, all else by its code and what it holds."""
-    if isinstance(value, type) and value.__module__.partition(".")[0] in LIBRARIES:
-        return f"{value.__module__}.{value.__qualname__}"
+    """A class, function or object as text: a class of a released package by name, all else by code and content."""
+    if isinstance(value, type) and (release := _release_of(value.__module__.partition(".")[0])):
+        return f"{value.__module__}.{value.__qualname__} {release}"
     return data_hash(value)
+
+
+@cache
+def _release_of(package: str) -> str:
+    """The version of a package that was installed; empty where somebody works on it, or where it is a script.
+
+    Of `LIBRARIES`, results state the versions by themselves.
+    """
+    if package in LIBRARIES:
+        return "released"
+    place = getattr(sys.modules.get(package), "__file__", None) or ""
+    if not any(part in place for part in ("site-packages", "dist-packages")):
+        return ""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""

@@ -127,15 +127,16 @@ class Identity:
     @classmethod
     def from_attrs(cls, attrs: Mapping[str, Any]) -> Identity:
         """What a result says of the model that it was made with."""
-        known = {name: str(attrs.get(name, "")) for name in ("dtype", "attention", "configuration")}
         return cls(
             family=str(attrs.get("model_family", "")),
+            dtype=str(attrs.get("dtype", "")),
+            attention=str(attrs.get("attention", "")),
+            configuration=str(attrs.get("configuration", "")),
             modules_hash=str(attrs.get("module_hash", "")),
             buffers=str(attrs.get("buffer_hash", "")),
             weights=str(attrs.get("weight_hash", "")),
             tokenizer=str(attrs.get("tokenizer_hash", "")),
             fingerprint=stored_fingerprint(attrs.get("fingerprint")),
-            **known,
         )
 
     def differences(

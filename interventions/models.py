@@ -194,8 +194,8 @@ def load(
     ----------
     source : str, Path or PreTrainedModel
         A shipped name (``"words-2l"``), a Hugging Face Hub id (``"openai-community/gpt2"``), a folder with
-        ``config.json``, weights and tokenizer, or a Hugging Face module in memory, which is used as it is: nothing of it
-        is changed but that nnsight takes the place of each ``forward`` to hear what passes through.
+        ``config.json``, weights and tokenizer, or a Hugging Face module in memory, which is used as it is: nothing of
+        it is changed but that nnsight takes the place of each ``forward`` to hear what passes through.
     revision : str, optional
         Branch, tag or commit on the Hub; only for a Hub id.
     device : str

@@ -2,8 +2,9 @@
 
 Imports torch and `rows`. q, k and v of all heads lie side by side wherever headwise handles them. A family keeps them
 so (``"side by side"``), one head after the other in one matrix (``"by head"``), or in three matrices (``"apart"``).
-``model`` is the dict that `forward` describes. Some columns of a weight are read only where the module is a plain linear
-layer with nothing around it, and where the weights are here (not where ``apart`` is set); else the module is called.
+``model`` is the dict that `forward` describes. Some columns of a weight are read only where the module is a plain
+linear layer with nothing around it, and where the weights are here (not where ``apart`` is set); else the module is
+called.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Checks of an unfamiliar model before it is measured: whether planned passes see what the model itself does.
 
 On one short prompt of random tokens, in every layer: *parts*, what the family's table leads to is what the model has,
-from the embeddings to the weights of heads and to the logits of some tokens; *identity*, a planned pass that changes nothing gives the logits of the
-model's own forward pass; *seen*, a write in a planned pass gives the same logits as the write put into the model's own
-pass; *windows*, the first holds on a longer prompt too where layers have short windows, and modules say nothing else of
-windows of any size; and *moved*, a write to the stream does move the logits.
+from the embeddings to the weights of heads and to the logits of some tokens; *identity*, a planned pass that changes
+nothing gives the logits of the model's own forward pass; *seen*, a write in a planned pass gives the same logits as the
+write put into the model's own pass; *windows*, the first holds on a longer prompt too where layers have short windows,
+and modules say nothing else of windows of any size; and *moved*, a write to the stream does move the logits.
 
 Writes go to what modules take and give. One to ``resid_mid`` or to an embedding is compared with the same write to
 ``attn_out`` or to the first ``resid_pre``, as the model's own pass has no place for it; ``q_rot``, ``k_rot`` and
@@ -79,14 +79,14 @@ def check_model(model: Model, identity: Identity) -> None:
         if isinstance(error, HeadwiseError) or is_out_of_memory(error):
             raise
         raise ModelError(
-            f"self-check of {model.name} ended early: {line_of(error)}. Does what the family {model.family.name} says of "
-            "its modules and counts hold for this model?"
+            f"self-check of {model.name} ended early: {line_of(error)}. Does what the family {model.family.name} says "
+            "of its modules and counts hold for this model?"
         ) from error
     if failed:
         more = f" and {len(failed) - SHOWN} more" if len(failed) > SHOWN else ""
         raise ModelError(
-            f"self-check of {model.name} failed: {'; '.join(failed[:SHOWN])}{more}. headwise would give wrong numbers on "
-            "this model; check=False measures all the same"
+            f"self-check of {model.name} failed: {'; '.join(failed[:SHOWN])}{more}. headwise would give wrong numbers "
+            "on this model; check=False measures all the same"
         )
     model._memory.checked = identity
     if isinstance(model, RemoteModel):

@@ -15,8 +15,8 @@ from .configuration import configuration_of
 from .fill import compared, filled
 from .ops import pattern_between, split_heads
 from .score import comparing
-from .tangent import estimated
 from .structure import modules_of, names_of
+from .tangent import estimated
 from .traces import (
     as_it_is,
     by_itself,

@@ -63,7 +63,7 @@ def modules_of(root: Any, told: Callable[[Any], str]) -> dict[str, str]:
     told : callable
         Says in text what a class, a function, or another object without plain data is.
     """
-    around = [f"{name} {told(one)}" for name in GLOBAL_HOOKS for one in vars(torch_module)[name].values()]
+    around = [told(one) for one in global_hooks()]
     found = {}
     for path, one in root.named_modules(remove_duplicate=False):
         rows = [*rows_of(one, root.config, told), *([] if path else around)]
@@ -85,6 +85,12 @@ def rows_of(module: Any, config: Any, told: Callable[[Any], str]) -> list[str]:
             value = without_names(configuration_of(value))
         rows.append(f"{name} {json.dumps(value, sort_keys=True) if is_plain_data(value) else told(value)}")
     return rows
+
+
+def global_hooks() -> list[Any]:
+    """Hooks on every module there is, but for those of torch itself, which count or watch and change nothing."""
+    found = [one for name in GLOBAL_HOOKS for one in vars(torch_module)[name].values()]
+    return [one for one in found if not getattr(one, "__module__", "").startswith("torch.")]
 
 
 def is_plain_data(value: Any) -> bool:
@@ -117,7 +123,7 @@ def is_bare(module: Any) -> bool:
     return (
         own_forward(module) is None
         and not any(vars(module)[name] for name in HOOKS[:2])
-        and not any(vars(torch_module)[name] for name in GLOBAL_HOOKS[:2])
+        and not global_hooks()
         and "_hf_hook" not in vars(module)
         and "parametrizations" not in vars(module)["_modules"]
     )
@@ -157,4 +163,5 @@ def tensors_hash(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
 
 
 def bytes_of(tensor: torch.Tensor) -> Any:
+    """The bytes of a tensor, without a copy where it lies in order on this machine."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

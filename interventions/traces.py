@@ -92,7 +92,7 @@ def as_it_is(
 
 
 def short_run(root: Any, parts: dict[str, Any], tokens: torch.Tensor) -> list[torch.Tensor]:
-    """The residual stream after each block, and the logits, of one prompt ``(1, position)``: each ``(position, width)``."""
+    """The stream after each block, and the logits, of one prompt ``(1, position)``: each ``(position, width)``."""
     layers = parts["layers"]
     wanted = {(layer, "resid_post") for layer in range(layers)}
     with torch.no_grad(), root.trace(tokens, use_cache=False):
@@ -172,7 +172,7 @@ def by_itself(
 
     What it leads to: q, k and v of all heads (``sides``), some columns of them (``project``), what heads write
     (``combine``), the weights of heads (``weights of q, k and v``, ``weights of out``) and what norms multiply by
-    (``gain``); in layer 0, the sum of the embeddings; and after the last layer, the logits of some tokens (``columns``).
+    (``gain``); in layer 0, the sum of the embeddings; after the last layer, the logits of some tokens (``columns``).
     """
     size, out = (parts["heads"] + 2 * parts["kv_heads"]) * parts["d_head"], parts["paths"]["out"]
     every = []
@@ -199,7 +199,7 @@ def by_itself(
         if layer == parts["layers"] - 1:
             pairs.append(("columns", *columns(root, parts, points[(layer, "resid_post")], device)))
         if not parts["apart"]:
-            *matrices, written_out = (wide(one) for one in weights_read(parts, block._module)[:4])
+            *matrices, written_out = (wide(one) for one in weights_read(parts, block._module)[:4] if one is not None)
             made = [torch.einsum("epm,hmd->ephd", wide(found[4]), one).flatten(-2) for one in matrices]
             pairs.append(("weights of q, k and v", torch.cat(made, -1) + wide(found[5]), found[0]))
             pairs.append(("weights of out", wide(z) @ written_out.flatten(0, 1), found[3]))
@@ -211,9 +211,7 @@ def by_itself(
     return every
 
 
-def columns(
-    root: Any, parts: dict[str, Any], stream: torch.Tensor, device: Any
-) -> tuple[torch.Tensor, torch.Tensor]:
+def columns(root: Any, parts: dict[str, Any], stream: torch.Tensor, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits of some tokens as a metric of tokens gets them, and as the last layer gives them: ``(position, token)``."""
     with torch.no_grad(), root.trace(nothing(device), use_cache=False) as tracer:
         normed = parts["norm"](stream)

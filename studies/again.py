@@ -255,7 +255,12 @@ def _notes(attrs: Mapping[str, Any], model: Model, identity: Identity) -> list[s
     now, unknown = provenance(model, identity), "not recorded"
     before, after = (_versions(one.get("versions")) for one in (attrs, now))
     pairs = {name: (before.get(name, unknown), after.get(name, unknown)) for name in sorted({*before, *after})}
-    words = {"device": "device", "dtype": "number type", "platform": "platform", "attention": "implementation of attention"}
+    words = {
+        "device": "device",
+        "dtype": "number type",
+        "platform": "platform",
+        "attention": "implementation of attention",
+    }
     for name, text in words.items():
         if name != "attention" or name in attrs:
             pairs[text] = (attrs.get(name, unknown), now[name])

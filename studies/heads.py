@@ -30,9 +30,7 @@ OTHER = "other"
 RESTING_SHARE = 0.5
 
 
-def head_scores(
-    model: Model, task: Task, metrics: Sequence[Metric] = SCORES, *, check: bool = True
-) -> xr.Dataset:
+def head_scores(model: Model, task: Task, metrics: Sequence[Metric] = SCORES, *, check: bool = True) -> xr.Dataset:
     """Attention scores of every head on the clean run; `check` as for `measure`.
 
     Returns
@@ -59,20 +57,24 @@ def untrained_scores(model: Model, task: Task, metrics: Sequence[Metric], seeds:
     """Scores (mean over examples) of models of the same shape with random weights, ``(seed, layer, head)``.
 
     They are made and run here, one after the other, also where `model` is on a server: memory for one is needed.
-    """
-    import torch
 
+    Raises
+    ------
+    ModelError
+        The model was changed in place so that random weights of its class do not fit it.
+    """
+    from ..interventions.begin import begin
     from ..interventions.models import load
+    from ..interventions.untrained import untrained_module
 
     found = []
-    for seed in seeds:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            module = type(model.module)(model.module.config)
-        device = "auto" if model.remote else str(model.device)
-        untrained = load(module, device=device, dtype=model.dtype, tokenizer=model.tokenizer)
-        scores = head_scores(untrained, task, metrics, check=False)  # built as `model`, which was checked
-        found.append(scores[[metric.name for metric in metrics]].mean("example", keep_attrs=True))
+    with begin(model, check=False) as call:
+        for seed in seeds:
+            module = untrained_module(model, call.identity, seed)
+            device = "auto" if model.remote else str(model.device)
+            untrained = load(module, device=device, dtype=model.dtype, tokenizer=model.tokenizer)
+            scores = head_scores(untrained, task, metrics, check=False)  # built as `model`, which is checked
+            found.append(scores[[metric.name for metric in metrics]].mean("example", keep_attrs=True))
     return xr.concat(found, xr.DataArray(list(seeds), dims="seed", name="seed"))
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -124,23 +123,24 @@ class InductionStudy:
         heads.check_room(model)
         from ..interventions.begin import begin
 
-        with nullcontext(None) if out is None else shards.keeping(out, resume) as kept:
-            with begin(model, check=False, anew=kept is not None or executor is not None) as call, workers.using(executor):
-                if kept is None:
-                    return self._run(model, call.identity, progress)
-                about = {"title": self._title(model), "study": self.to_json(), "task": self._task()}
-                kept.describe(provenance(model, call.identity) | about)
-                inputs = short_hash(self.to_json(), json.dumps(exact_facts(model, call.identity)))
-                if (there := kept.finished(inputs, call.identity)) is not None:
-                    return there
+        if out is None:
+            with begin(model, check=False, anew=executor is not None) as call, workers.using(executor):
+                return self._run(model, call.identity, progress)
+        with shards.keeping(out, resume) as kept, begin(model, check=False, anew=True) as call:
+            about = {"title": self._title(model), "study": self.to_json(), "task": self._task()}
+            kept.describe(provenance(model, call.identity) | about)
+            inputs = short_hash(self.to_json(), json.dumps(exact_facts(model, call.identity)))
+            if (there := kept.finished(inputs, call.identity)) is not None:
+                return there
 
-                def keep(name: str, make: Callable[[], xr.Dataset]) -> xr.Dataset:
-                    return kept.stage(f"{inputs}-{name}", make, call.identity)
+            def keep(name: str, make: Callable[[], xr.Dataset]) -> xr.Dataset:
+                return kept.stage(f"{inputs}-{name}", make, call.identity)
 
+            with workers.using(executor):
                 tree = self._run(model, call.identity, progress, keep)
-                tree.attrs["inputs"] = inputs
-                kept.finish(tree)
-                return tree
+            tree.attrs["inputs"] = inputs
+            kept.finish(tree)
+            return tree
 
     def _run(
         self,

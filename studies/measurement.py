@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
-from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import xarray as xr
@@ -120,19 +119,19 @@ def measure(
         work = Work(model, task, what, setup, base, per_position, estimator, steps, check)
         work.check_request()
         executor = executor or current(model)
-        outer = shards.current()
-        with nullcontext(outer) if out is None else shards.keeping(out, resume) as kept:
-            with begin(model, check=False, anew=kept is not None or executor is not None) as call:
-                if out is None:
-                    return work.run(progress, call, work.keeper(kept, call), executor)
-                kept.describe(provenance(model, call.identity) | work.attrs)
-                keeper = work.keeper(kept, call)
-                inputs = short_hash(keeper.inputs, json.dumps(work.attrs), str(per_position))
-                if (there := kept.finished(inputs, call.identity)) is not None:
-                    return there.to_dataset()
-                dataset = work.run(progress, call, keeper, executor).assign_attrs(inputs=inputs)
-                kept.finish(dataset)
-                return dataset
+        if out is None:
+            outer = shards.current()  # of a study that this measurement is a part of
+            with begin(model, check=False, anew=outer is not None or executor is not None) as call:
+                return work.run(progress, call, work.keeper(outer, call), executor)
+        with shards.keeping(out, resume) as kept, begin(model, check=False, anew=True) as call:
+            kept.describe(provenance(model, call.identity) | work.attrs)
+            keeper = work.keeper(kept, call)
+            inputs = short_hash(keeper.inputs, json.dumps(work.attrs), str(per_position))
+            if (there := kept.finished(inputs, call.identity)) is not None:
+                return there.to_dataset()
+            dataset = work.run(progress, call, keeper, executor).assign_attrs(inputs=inputs)
+            kept.finish(dataset)
+            return dataset
 
 
 def plan(

@@ -245,7 +245,7 @@ def run_errand(errand: Errand) -> list[Piece]:
             if differ:
                 raise ModelError(
                     f"a worker cannot reproduce {model.name}: opened there, it differs in {'; '.join(differ)}. Workers "
-                    "open the model from where it was loaded, so what was changed in place since is not there: save the "
+                    "open the model from where it was loaded, without what was changed in place since: save the "
                     "changed model in a folder and load that, or leave the executor out"
                 )
             setup = set_up(

@@ -187,7 +187,11 @@ def own(words):
         ({"study": '{"type": "MyStudy"}'}, ResultError, r"unknown type 'MyStudy' in JSON: possible are InductionStudy"),
         ({"estimator": "guess"}, ResultError, r"its estimator 'guess' is not known"),
         ({"metrics": '["accuracy"]'}, ResultError, r"has no baseline_accuracy"),
-        ({"weight_hash": "0123"}, ModelError, r"words-2l is not the model of the file: weights 0123 then, [0-9a-f]{16} now"),
+        (
+            {"weight_hash": "0123"},
+            ModelError,
+            r"words-2l is not the model of the file: weights 0123 then, [0-9a-f]{16} now",
+        ),
         ({"tokenizer_hash": "0123"}, ModelError, r"words-2l is not the model of the file: tokenizer 0123 then"),
         ({"model": "words-9l"}, ModelError, r"no model is called 'words-9l'"),
         ({"model_revision": "memory"}, ResultError, r"a module in memory, words-2l: give it as rerun"),

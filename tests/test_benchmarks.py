@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from cases import CASES, make_job, sample
 from contenders import CONTENDERS, REFERENCE, Contender
-from race import TOLERANCE, operations, race
+from race import TOLERANCE, identity_cost, operations, race
 from table import CLOSE, OPEN, between_marks, tables, write_readme
 
 INSTALLED = ["plain", "headwise", "hooks", "nnsight"]
@@ -57,6 +57,19 @@ def test_operations_of_a_plain_pass_are_those_of_its_matrices():
     weights = 2 * (4 * 64 * 64 + 2 * 64 * 128) + 64 * 857  # two layers of attention and MLP, and the logits
     attention = 2 * 2 * (8 * 50 * 50 * 8) * len(job.clean)  # scores and their sum of values, in two layers
     assert operations(job, "plain") == 2 * (positions * weights + attention)
+
+
+def test_the_cost_of_telling_models_apart_is_given_in_plain_passes():
+    told = identity_cost(make_job("scores", "words-2l", 2), rounds=1)
+    assert 0 < told["shares"]["in memory"] < 1000
+    assert set(told["shares"]) == {"in memory", "stored"}
+    assert "words-2l takes" in tables_of(told)
+
+
+def tables_of(told):
+    found = race(make_job("scores", "words-2l", 2), INSTALLED, rounds=1, size=None)
+    results = {"machine": "", "threads": 1, "versions": {}, "races": [found], "identity": [told]}
+    return tables(results)
 
 
 def test_the_readme_changes_between_the_marks_only(tmp_path):

@@ -156,8 +156,10 @@ def test_packages_import_in_one_direction_only():
 
 def test_inside_interventions_imports_go_one_way():
     declared = ["components", "sites", "edits", "steering", "paths", "grid", "codec", "estimators"]
+    facts = ["configuration", "identity"]
     planned = ["shape", "lowering", "checks", "cost", "packing", "explain", "plan"]
     inside = [
+        "structure",
         "rows",
         "projections",
         "weights",
@@ -179,14 +181,28 @@ def test_inside_interventions_imports_go_one_way():
         "models",
         "known",
         "native",
+        "identify",
+        "untrained",
         "values",
         "jobs",
         "memory",
         "outcome",
         "engine",
     ]
-    away = ["book", "digest", "refusals", "waiting", "wire", "sent", "office", "elsewhere", "remote"]
-    order = [*declared, *planned, *inside, *run, "engine", "gradients", *away, "selfcheck", "deviation"]
+    away = ["book", "refusals", "waiting", "wire", "sent", "office", "elsewhere", "remote"]
+    order = [
+        *declared,
+        *planned,
+        "digest",
+        *facts,
+        *inside,
+        *run,
+        "gradients",
+        *away,
+        "selfcheck",
+        "begin",
+        "deviation",
+    ]
     assert {path.stem for path in (ROOT / "interventions").glob("[!_]*.py")} == set(order)
     for name in order:
         tree = ast.parse((ROOT / "interventions" / f"{name}.py").read_text())
