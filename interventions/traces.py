@@ -212,7 +212,7 @@ def by_itself(
 
 
 def columns(root: Any, parts: dict[str, Any], stream: torch.Tensor, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of some tokens as a metric of tokens gets them, and as the last layer gives them: ``(position, token)``."""
+    """Logits of some tokens as a metric gets them, and as the last layer gives them: ``(position, token)``."""
     with torch.no_grad(), root.trace(nothing(device), use_cache=False) as tracer:
         normed = parts["norm"](stream)
         logits = parts["unembed"](normed)
