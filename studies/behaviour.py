@@ -10,8 +10,8 @@ import numpy as np
 import xarray as xr
 
 from ..interventions.sites import Head
+from ..metrics.intervals import bootstrap_interval
 from ..metrics.outputs import accuracy, loss
-from ..metrics.statistics import bootstrap_interval
 from .activations import capture
 from .measurement import measure
 from .results import card_attrs

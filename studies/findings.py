@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import xarray as xr
 
-from ..metrics.statistics import bootstrap_interval
+from ..metrics.intervals import bootstrap_interval
 from .heads import ROLES
 from .patching import verdicts
 from .report.phrases import article, count, listed, percent, points

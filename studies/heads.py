@@ -14,7 +14,8 @@ from ..interventions.memory import free_memory
 from ..interventions.sites import Head
 from ..metrics.attention import SCORES, chance
 from ..metrics.card import Metric
-from ..metrics.statistics import benjamini_hochberg, bootstrap_interval, null_p_value
+from ..metrics.intervals import bootstrap_interval
+from ..metrics.statistics import benjamini_hochberg, null_p_value
 from .measurement import measure
 from .results import card_attrs
 from .tasks import Task

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..metrics.card import Card
 
 SCHEMA = "1"
-NUMBERS = "1"
+NUMBERS = "2"
 """Changes when headwise computes any number otherwise than before, so that old parts are not mixed with new ones."""
 LIBRARIES = ("torch", "transformers", "nnsight", "numpy", "xarray")
 
@@ -98,7 +98,7 @@ def effect(ds: xr.Dataset, name: str) -> xr.DataArray:
 
 def effect_interval(ds: xr.Dataset, name: str) -> dict[str, xr.DataArray]:
     """``<name>_effect_low`` and ``_high``: a 95% bootstrap interval over examples of the mean `effect`."""
-    from ..metrics.statistics import bootstrap_interval  # here, since reading results needs no torch
+    from ..metrics.intervals import bootstrap_interval  # here, since reading results needs no torch
 
     change = effect(ds, name).transpose(..., "example")
     ends = bootstrap_interval(change.values)

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from ...interventions.sites import Head
-from ...metrics.statistics import bootstrap_interval
+from ...metrics.intervals import bootstrap_interval
 from ..results import effect
 from .variables import HEAD, READ, datasets
 

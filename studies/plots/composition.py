@@ -11,7 +11,7 @@ import holoviews as hv
 import numpy as np
 import xarray as xr
 
-from ...metrics.statistics import bootstrap_interval
+from ...metrics.intervals import bootstrap_interval
 from .base import BLUE, GREY, ORANGE, PALE, cells, dimension, heat_map, hover, scale_for, styled
 from .inputs import names_of, need, need_dims
 from .pairs import pairs_of

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from ...errors import DeclarationError
-from ...metrics.statistics import bootstrap_interval
+from ...metrics.intervals import bootstrap_interval
 from .base import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, dimension, hover, overlay, styled
 from .inputs import dataset_of, listed, names_of, numbers_of
 

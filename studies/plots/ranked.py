@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from ...errors import DeclarationError
-from ...metrics.statistics import bootstrap_interval
+from ...metrics.intervals import bootstrap_interval
 from ..labels import condition_names
 from .base import BLUE, GREY, dimension, hover
 from .inputs import array_of, dataset_of
