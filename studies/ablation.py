@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
+from ..errors import check_text
 from ..interventions.edits import Compose, Intervention, MeanAblate, ResampleAblate, ZeroAblate
 from ..interventions.grid import Grid
 from ..interventions.sites import Head, Layer
@@ -148,6 +149,8 @@ def sets_against_controls(
         least as much damage; it cannot be below ``1 / (1 + draws)``; and ``q_<metric>``, the same after
         Benjamini-Hochberg.
     """
+    for name in sets:
+        check_text(name, "the name of the set")
     wanted = {name: tuple(sorted(heads)) for name, heads in sets.items() if heads}
     drawn = {
         (name, control): [
