@@ -173,7 +173,7 @@ def sets_against_controls(
         result[f"baseline_{name}"] = measured[f"baseline_{name}"]
         result = result.assign(effect_interval(result, name))
         shape = (*result["control_heads"].shape, len(METHODS), values.sizes["example"])
-        control = np.full(shape, np.nan, dtype=np.float32)
+        control = np.full(shape, np.nan, dtype=values.dtype)
         for at, heads in np.ndenumerate(result["control_heads"].values):
             if heads:
                 row = numbers[tuple(map(Head.parse, heads.split()))]
