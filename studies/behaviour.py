@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from ..interventions.sites import Head
-from ..metrics.intervals import bootstrap_interval
+from ..metrics.intervals import bootstrap_interval, interval_attrs
 from ..metrics.outputs import accuracy, loss
 from .activations import capture
 from .measurement import measure
@@ -47,7 +47,7 @@ def by_position(model: Model, task: RepeatedTokens) -> xr.Dataset:
                 values.isel(position=span).mean("position").assign_attrs(long_name=words, units=metric.card.units)
             )
         low, high = bootstrap_interval(values.transpose("run", "position", "example").values)
-        attrs = {"units": metric.card.units}
+        attrs = {"units": metric.card.units} | interval_attrs(values.sizes["example"])
         result[f"{metric.name}_low"] = (("run", "position"), low, attrs | {"long_name": "lower end of 95% interval"})
         result[f"{metric.name}_high"] = (("run", "position"), high, attrs | {"long_name": "upper end of 95% interval"})
     result.attrs["repeat_starts"] = start + half

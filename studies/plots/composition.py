@@ -13,6 +13,7 @@ import xarray as xr
 
 from ...metrics.intervals import bootstrap_interval
 from .base import BLUE, GREY, ORANGE, PALE, cells, dimension, heat_map, hover, scale_for, styled
+from .few import marks_few
 from .inputs import names_of, need, need_dims
 from .pairs import pairs_of
 from .rows import dots, intervals, reference, row_chart, rows_of, spread
@@ -158,6 +159,7 @@ def _thinned(scores: Any) -> Any:
     return order[np.unique(np.concatenate([np.arange(HIGHEST), evenly]))]
 
 
+@marks_few
 def causal_check(ds: xr.Dataset, *, title: str = "") -> Any:
     """Induction score of the induction heads with and without the previous-token heads, against random heads.
 

@@ -12,6 +12,7 @@ import xarray as xr
 from ...errors import UnknownNameError, choices
 from ...metrics.intervals import bootstrap_interval, ratio_interval
 from .base import BLUE, GREY, ORANGE, dimension, hover, styled
+from .few import marks_few
 from .heads import head_grids
 from .inputs import names_of, need, need_dims
 from .rows import dots, intervals, reference, row_chart, rows_of
@@ -42,6 +43,7 @@ def qkv_grids(ds: xr.Dataset, direction: str) -> Any:
     return head_grids(values, "component", centre=UNTOUCHED[direction], title=f", {direction}")
 
 
+@marks_few
 def qkv_of_set(ds: xr.Dataset) -> Any:
     """Induction score and normalised logit difference when q, k or v of all induction heads is patched together.
 
