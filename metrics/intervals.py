@@ -19,12 +19,18 @@ BLOCK = 2_000_000
 """Statistics of resamples that are held at once."""
 
 
-def bootstrap_interval(values: Array, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> tuple[Array, Array]:
+def bootstrap_interval(
+    values: Array,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+    bounds: tuple[float, float] = (-np.inf, np.inf),
+) -> tuple[Array, Array]:
     """Studentised bootstrap (bootstrap-t) interval of the mean over the last axis (examples).
 
     With mean ``m`` and standard error ``e``, and ``m*`` and ``e*`` of a resample, the interval is that of
-    ``m - e * q`` between the quantiles ``q`` of ``(m* - m) / e*``. It contains the mean, may be longer to one side, and
-    is not cut at the bounds of a metric.
+    ``m - e * q`` between the quantiles ``q`` of ``(m* - m) / e*``. It contains the mean, and may be longer to one
+    side.
 
     Parameters
     ----------
@@ -34,6 +40,8 @@ def bootstrap_interval(values: Array, level: float = 0.95, resamples: int = 2000
     resamples : int
     seed : int
         The same seed gives the same interval.
+    bounds : (float, float)
+        Smallest and largest possible value, at which the ends are cut: no mean lies beyond.
 
     Returns
     -------
@@ -85,6 +93,7 @@ def bootstrap_interval(values: Array, level: float = 0.95, resamples: int = 2000
         parts = (statistics(scaled[start : start + size]) for start in range(0, max(len(rows), 1), size))
         low, high = _ends(mean, spread / np.sqrt(examples), parts, level, examples)
     equal = (rows == rows[:, :1]).all(axis=-1)
+    low, high = np.maximum(low, np.minimum(bounds[0], mean)), np.minimum(high, np.maximum(bounds[1], mean))
     low, high = (np.where(equal, rows[:, 0], end).reshape(values.shape[:-1]) for end in (low, high))
     return low, high
 

@@ -46,7 +46,7 @@ def by_position(model: Model, task: RepeatedTokens) -> xr.Dataset:
             result[f"{metric.name}_{name}"] = (
                 values.isel(position=span).mean("position").assign_attrs(long_name=words, units=metric.card.units)
             )
-        low, high = bootstrap_interval(values.transpose("run", "position", "example").values)
+        low, high = bootstrap_interval(values.transpose("run", "position", "example").values, bounds=metric.card.bounds)
         attrs = {"units": metric.card.units} | interval_attrs(values.sizes["example"])
         result[f"{metric.name}_low"] = (("run", "position"), low, attrs | {"long_name": "lower end of 95% interval"})
         result[f"{metric.name}_high"] = (("run", "position"), high, attrs | {"long_name": "upper end of 95% interval"})

@@ -108,7 +108,7 @@ def describe_heads(
     for metric in measured:
         name, where = metric.name, ("layer", "head")
         mean = scores[name].mean("example")
-        low, high = bootstrap_interval(scores[name].values)
+        low, high = bootstrap_interval(scores[name].values, bounds=metric.card.bounds)
         draws = null[name].values.ravel()
         p = np.array([[null_p_value(value, draws) for value in row] for row in mean.values])
         long = metric.card.long_name

@@ -2,15 +2,20 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from types import ModuleType
 
 import numpy as np
 import pytest
+import raw_hooks
 import torch
 
-from headwise.interventions import served
+import headwise as hw
+from headwise.interventions import Head, ZeroAblate, served
 from headwise.interventions.digest import code_hash, data_hash
+from headwise.metrics import Metric, loss
+from headwise.studies import RepeatedTokens, measure
 
 KERNEL = """
 import mine
@@ -206,6 +211,26 @@ def test_a_class_attribute_that_changes_makes_another_kernel(monkeypatch):
     monkeypatch.setattr(Steady, "scale", 2.0)
     after = code_hash(kernel), code_hash(kernel.__call__), code_hash(lambda x: Steady.scale * x)
     assert all(one != other for one, other in zip(before, after, strict=True))
+
+
+def test_a_file_of_another_kernel_is_not_taken_up(monkeypatch, tmp_path):
+    """Not from the finished file, and not from its parts."""
+
+    class Scaled:
+        by = 1.0
+
+        def __call__(self, logits, targets):
+            return logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) * self.by
+
+    metric = Metric(replace(loss.card, name="scaled"), "logits", Scaled(), loss.prepare)
+    model, task = hw.load(raw_hooks.random_gpt2(1, 2, 4, 30, 20)), RepeatedTokens(n=2, length=4)
+    out = tmp_path / "scaled.nc"
+    one = measure(model, task, ZeroAblate(Head(0, 0)), metric, out=out)["scaled"]
+    again = measure(model, task, ZeroAblate(Head(0, 0)), metric, out=out)
+    np.testing.assert_array_equal(again["scaled"], one)
+    monkeypatch.setattr(Scaled, "by", 3.0)
+    other = measure(model, task, ZeroAblate(Head(0, 0)), metric, out=out)["scaled"]
+    np.testing.assert_allclose(other, 3 * one, rtol=1e-6)
 
 
 def test_what_hangs_on_an_object_counts():

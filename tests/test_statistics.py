@@ -88,6 +88,14 @@ def test_intervals_are_finite_and_contain_the_mean(values, level):
         assert low < high
 
 
+def test_ends_are_cut_where_no_mean_can_lie():
+    values = np.array([[1.0, 1.0, 0.9, 1.0, 0.4, 1.0], [1.0, 2.0, 3.0, 2.0, 1.0, 1.5]])
+    low, high = bootstrap_interval(values)
+    cut = bootstrap_interval(values, bounds=(0.0, 1.0))
+    assert high[0] > 1
+    np.testing.assert_allclose(cut, [[low[0], low[1]], [1.0, values[1].mean()]])
+
+
 def test_bootstrap_of_equal_values_is_a_point_and_of_one_value_is_missing():
     low, high = bootstrap_interval(np.full((2, 5), 0.1))
     assert (np.array([low, high]) == 0.1).all()

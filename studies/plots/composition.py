@@ -182,7 +182,7 @@ def causal_check(ds: xr.Dataset, *, title: str = "") -> Any:
     rows, shown = rows_of(methods), dimension("score", ds["receiver_induction"])
     axes = [shown, "row"]
     after = np.asarray(ds["ablated_induction"].transpose("ablation", "example").values, dtype=float)
-    low, high = bootstrap_interval(after)
+    low, high = bootstrap_interval(after, bounds=(0, 1))
     control = np.asarray(ds["control_induction"].transpose("ablation", "control_draw").values, dtype=float)
     count = control.shape[1]
     places = np.concatenate([row - 0.22 + spread(count, 0.2) for row in rows])
