@@ -25,8 +25,8 @@ def _prob(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 def _accuracy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     wide = torch.promote_types(logits.dtype, torch.float32)
-    missing = logits.amax(-1).isnan()  # of NaN, argmax and any comparison say something all the same
-    return (logits.argmax(-1) == targets).to(wide).masked_fill(missing, float("nan"))
+    best, first = logits.max(-1)  # NaN where there is one; an index or a comparison would not show it
+    return (first == targets).to(wide).masked_fill(best.isnan(), float("nan"))
 
 
 def _rank(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
