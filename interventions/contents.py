@@ -115,8 +115,7 @@ class Contents:
     def _container(self, value: Any, names: Iterable[str] | None) -> Parts:
         if isinstance(value, dict | MappingProxyType):
             yield f"dict {len(value)}"
-            plain = all(type(key) in PLAIN for key in value)
-            for key, inner in sorted(value.items(), key=lambda item: repr(item[0])) if plain else value.items():
+            for key, inner in value.items():  # in their order, which a function may go by
                 yield from self.of(key)
                 yield from self.of(inner, names)
         elif isinstance(value, list | tuple):
