@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import unicodedata
 
 
 class HeadwiseError(Exception):
@@ -56,6 +57,56 @@ def whole(value: object, what: str, low: int = 0, high: int | None = None) -> in
 
 LARGEST_SEED = 2**32 - 1
 """Seeds of frozen random streams are 32-bit."""
+
+
+LONGEST_NAME = 200
+"""Bytes of a name: NetCDF takes 255, and results put more around some, as in ``baseline_loss``."""
+
+
+def check_name(name: object, what: str) -> None:
+    """Refuse a name that no variable or dim of a NetCDF file can have, or that would come back as another.
+
+    Names start with a letter, a digit or ``_``; ``/`` and control characters are not in them, and no space at the end.
+    """
+    check_text(name, what)
+    text = str(name)
+    if not text:
+        why = "is empty"
+    elif "/" in text:
+        why = "has a '/'"
+    elif any(ord(letter) < 32 or ord(letter) == 127 for letter in text):
+        why = "has a control character"
+    elif text[0].isascii() and not (text[0].isalnum() or text[0] == "_"):
+        why = f"starts with {text[0]!r}"
+    elif text.endswith(" "):
+        why = "ends with a space"
+    elif unicodedata.normalize("NFC", text) != text:
+        why = f"has letters in parts, which files keep as one: {unicodedata.normalize('NFC', text)!r}"
+    elif len(text.encode()) > LONGEST_NAME:
+        why = f"is longer than {LONGEST_NAME} bytes"
+    else:
+        return
+    raise DeclarationError(
+        f"{what} {_short(text)} {why}: possible are letters, digits, _ and, inside, most other signs, such as 'layer_2'"
+    )
+
+
+def check_text(text: object, what: str) -> None:
+    """Refuse a text that a NetCDF file would cut or cannot hold."""
+    if not isinstance(text, str):
+        raise DeclarationError(f"{what} must be text, got {text!r}")
+    if "\0" in text:
+        raise DeclarationError(
+            f"{what} {_short(text)} has a NUL, at which files cut it: possible is any text without one"
+        )
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise DeclarationError(
+            f"{what} {_short(text)} has half of a character: possible is any text that UTF-8 can hold"
+        )
+
+
+def _short(text: str) -> str:
+    return repr(text) if len(text) <= 60 else repr(text[:60]) + "..."
 
 
 def choices(names: object) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,22 +24,27 @@ LEAST_SECONDS = 0.05
 
 
 def against_float32(model: Model, plan: Plan, readers: Sequence[Reader], inputs: Inputs) -> dict[str, float | None]:
-    """The largest difference from a float32 copy of the model, by reader, over runs and prompts; none in float32.
+    """The largest difference of half precision from a float32 copy of the model, by reader, over runs and prompts.
 
     It is that of the values of runs as they are, averaged over scored positions, in the metric's own units. The copy
     starts from the weights as they stand, so what rounding them lost before is not in it. None where there is no
-    memory for a copy, and of a model on a server, where there can be none.
+    memory for a copy and its passes, and of a model on a server, where there can be none.
     """
-    if model.dtype == "float32" or not plan.chunks:
+    if model.dtype not in ("bfloat16", "float16") or not plan.chunks:
         return {}
+    unknown: dict[str, float | None] = {reader.name: None for reader in readers}
     if model.remote:
-        return {reader.name: None for reader in readers}
+        return unknown
     try:
-        exact = load(copy.deepcopy(model.module), device=str(model.device), dtype="float32", tokenizer=model.tokenizer)
+        return {**_differences(model, plan, readers, inputs)}
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        return {reader.name: None for reader in readers}
+        return unknown
+
+
+def _differences(model: Model, plan: Plan, readers: Sequence[Reader], inputs: Inputs) -> dict[str, float]:
+    exact = load(model.module, device=str(model.device), dtype="float32", tokenizer=model.tokenizer)
     first = plan.chunks[0]
     chunk = replace(first, examples=(0, min(PROMPTS, first.size)), passes=())
     found = [look(one, replace(plan, conditions=()), chunk, readers, inputs, {})[1] for one in (model, exact)]

@@ -195,7 +195,7 @@ def slopes(
     values = run(model, leaves, job, keep)
     found = {}
     for name in names:
-        total = values[name].float().mean(-1).sum()
+        total = values[name].to(torch.promote_types(values[name].dtype, torch.float32)).mean(-1).sum()
         slope = torch.autograd.grad(total, list(keep.values()), retain_graph=True, allow_unused=True)
         found[name] = {
             place: torch.zeros_like(value) if one is None else one

@@ -7,7 +7,7 @@ import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from ..errors import DeclarationError, choices
+from ..errors import DeclarationError, check_name, check_text, choices
 from .edits import Intervention
 
 Label = int | str
@@ -58,6 +58,7 @@ class Grid:
     def _fill(self, axes: tuple[tuple[str, tuple[Label, ...]], ...], made: tuple[Intervention, ...]) -> None:
         size = 1
         for name, values in axes:
+            check_name(name, "the grid axis")
             if name in RESERVED:
                 raise DeclarationError(
                     f"a grid axis cannot be called {name!r}: results use {choices(RESERVED)} themselves"
@@ -70,6 +71,11 @@ class Grid:
                 raise DeclarationError(f"axis {name!r} of the grid is empty")
             if len(set(values)) < len(values):
                 raise DeclarationError(f"axis {name!r} of the grid has equal values: {values}")
+            for value in values:
+                if isinstance(value, str):
+                    check_text(value, f"the label of axis {name!r}")
+                elif not -(2**63) <= value < 2**63:
+                    raise DeclarationError(f"axis {name!r} of the grid has {value}: a file holds numbers below 2**63")
             size *= len(values)
         for intervention in made:
             if not isinstance(intervention, Intervention):

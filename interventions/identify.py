@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
-from functools import cache
-from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -14,7 +11,7 @@ import torch
 
 from . import structure, traces
 from .configuration import configuration_of
-from .digest import LIBRARIES, data_hash, short_hash
+from .digest import data_hash, short_hash
 from .identity import Fingerprint, Identity
 from .models import Model
 from .native import handles
@@ -71,33 +68,9 @@ def _hashes(module: Any) -> tuple[str, str]:
 
 def facts_of_modules(module: Any) -> dict[str, str]:
     """What `structure.modules_of` says here of a module."""
-    return structure.modules_of(module, _told)
+    return structure.modules_of(module, data_hash)
 
 
 def modules_facts(modules: dict[str, str], kind: str = "") -> dict[str, Any]:
     """The facts of an identity on modules, from what `structure.modules_of` says of them."""
     return {"modules": modules, "modules_hash": kind + short_hash(json.dumps(modules))}
-
-
-def _told(value: Any) -> str:
-    """A class, function or object as text: a class of a released package by name, all else by code and content."""
-    if isinstance(value, type) and (release := _release_of(value.__module__.partition(".")[0])):
-        return f"{value.__module__}.{value.__qualname__} {release}"
-    return data_hash(value)
-
-
-@cache
-def _release_of(package: str) -> str:
-    """The version of a package that was installed; empty where somebody works on it, or where it is a script.
-
-    Of `LIBRARIES`, results state the versions by themselves.
-    """
-    if package in LIBRARIES:
-        return "released"
-    place = getattr(sys.modules.get(package), "__file__", None) or ""
-    if not any(part in place for part in ("site-packages", "dist-packages")):
-        return ""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""

@@ -27,7 +27,12 @@ from .structure import weight_hash
 
 __all__ = ["DTYPES", "SHIPPED", "Model", "load", "shipped"]
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 BUFFERS = (".attn.bias", ".attention.bias", ".masked_bias", ".rotary_emb.inv_freq")
 """Ends of names of masks and frequencies, which older files hold beside the weights, and models make themselves."""
 

@@ -34,12 +34,13 @@ def split_heads(value: torch.Tensor, heads: int) -> torch.Tensor:
 def attention_pattern(q: torch.Tensor, k: torch.Tensor, scaling: float, window: int | None = None) -> torch.Tensor:
     """Causal attention weights from q and k of shape ``(example, position, head, d_head)``.
 
-    Returns ``(example, head, query, key)`` in float32, whatever implementation of attention the model itself uses. k
-    may have fewer heads, each of which as many neighbours of q read; a query sees `window` keys back, itself among
-    them.
+    Returns ``(example, head, query, key)``, float32 at least, whatever implementation of attention the model itself
+    uses. k may have fewer heads, each of which as many neighbours of q read; a query sees `window` keys back, itself
+    among them.
     """
     k = k if k.shape[2] == q.shape[2] else k.repeat_interleave(q.shape[2] // k.shape[2], 2)
-    scores = torch.einsum("eqhd,ekhd->ehqk", q.float(), k.float()) * scaling
+    wide = torch.promote_types(q.dtype, torch.float32)
+    scores = torch.einsum("eqhd,ekhd->ehqk", q.to(wide), k.to(wide)) * scaling
     hidden = hidden_keys(torch.arange(q.shape[1], device=q.device), k.shape[1], window)
     return scores.masked_fill(hidden, float("-inf")).softmax(-1)
 

@@ -84,10 +84,10 @@ class Outcome:
         examples = slice(*piece.examples)
         for name, value in piece.values.items():
             if piece.run is not None:
-                empty = np.empty((size, *value.shape[1:]), dtype=np.float32)
+                empty = np.empty((size, *value.shape[1:]), dtype=value.dtype)
                 self.baseline.setdefault((name, piece.run, group), empty)[examples] = value
             else:
-                empty = np.empty((len(self.plan.conditions), size, *value.shape[2:]), dtype=np.float32)
+                empty = np.empty((len(self.plan.conditions), size, *value.shape[2:]), dtype=value.dtype)
                 self.values.setdefault((name, group), empty)[list(piece.conditions), examples] = value
         if piece.run is not None:
             self._done(group, piece.run)[examples] = True
@@ -158,8 +158,9 @@ class Outcome:
 
 
 def as_array(tensor: torch.Tensor) -> Array:
-    """A tensor as float32 on this machine."""
-    array: Array = tensor.detach().float().cpu().numpy()
+    """A tensor on this machine: float64 as it is, all else as float32."""
+    kept = tensor.detach().cpu() if tensor.dtype == torch.float64 else tensor.detach().float().cpu()
+    array: Array = kept.numpy()
     return array
 
 

@@ -20,8 +20,9 @@ from .attention import (
     self_attention,
 )
 from .card import Card, Metric, Run
+from .intervals import bootstrap_interval
 from .outputs import OUTPUTS, accuracy, kl, logit_diff, loss, prob, rank
-from .statistics import benjamini_hochberg, bootstrap_interval, control_sets, normalised, null_p_value
+from .statistics import benjamini_hochberg, control_sets, normalised, null_p_value
 from .weights import composition, factors, random_composition
 
 __all__ = [

@@ -3,7 +3,7 @@
 With ``A[i, j]`` the attention from query ``i`` to key ``j`` (0-based), ``L`` the half length of a repeated sequence and
 ``S`` the length of the prompt, each score below is stated for a prompt without BOS; a BOS in front shifts every index
 of the repeat by one. A score is the mean over the queries it names, so it lies between 0 and 1, and its chance level is
-the score of uniform causal attention, ``A[i, j] = 1 / (i + 1)``.
+the score of uniform causal attention, ``A[i, j] = 1 / (i + 1)``. Where a prompt has none of the queries, it is NaN.
 
 =====================  =========================================================================================
 score                  definition
@@ -36,6 +36,10 @@ LENS = "TransformerLens, head_detector"
 
 def _sum(pattern: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return torch.einsum("rhqk,rqk->rh", pattern, weights.to(pattern.dtype))
+
+
+def _portion(pattern: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    return torch.einsum("rhqk,rqk->rh", pattern, weights.to(pattern.dtype)) / pattern.sum((-2, -1))
 
 
 def _closeness(pattern: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -144,7 +148,7 @@ duplicate_token = _attention(
 
 def _first(run: Run) -> Array:
     examples, size = run.tokens.shape
-    weights = np.zeros((examples, size, size), dtype=np.float32)
+    weights = np.full((examples, size, size), np.nan if size == 1 else 0.0, dtype=np.float32)
     weights[:, 1:, 0] = 1 / max(size - 1, 1)
     return weights
 
@@ -185,13 +189,15 @@ induction_bos = _attention(
 """With a BOS in front: mean of the diagonal ``-L + 1`` of ``A``, all ``L + 2`` entries."""
 
 
-def _share(mask: Callable[[Array], Array]) -> Callable[[Run], Array]:
-    return lambda run: mask(run.tokens) / np.float32(run.tokens.shape[1])  # the rows of a pattern sum to 1 each
-
-
 def _detector(head: str, words: str, mask: Callable[[Array], Array]) -> tuple[Metric, Metric]:
     return (
-        _attention(f"{head}_mul", f"{words} score, mul", _share(mask), f"sum(A * D) / sum(A); {LENS}, mul"),
+        _attention(
+            f"{head}_mul",
+            f"{words} score, mul",
+            lambda run: mask(run.tokens),
+            f"sum(A * D) / sum(A); {LENS}, mul",
+            _portion,
+        ),
         _attention(
             f"{head}_abs",
             f"{words} score, abs",

@@ -1,4 +1,8 @@
-"""Metrics of the logits at scored positions. Kernels are plain functions of tensors; imports `card` only."""
+"""Metrics of the logits at scored positions. Kernels are plain functions of tensors; imports `card` only.
+
+Values have the number format of the logits, and float32 at least. A logit that is NaN makes every metric NaN that looks
+at it: `logit_diff` looks at two, all others at the whole vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -10,28 +14,37 @@ from .card import Array, Card, Metric, Run, need
 
 
 def _loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return -logits.float().log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return -logits.to(wide).log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
 
 def _prob(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return logits.float().softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return logits.to(wide).softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
 
 def _accuracy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return (logits.argmax(-1) == targets).float()
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    best, first = logits.max(-1)  # NaN where there is one; an index or a comparison would not show it
+    return (first == targets).to(wide).masked_fill(best.isnan(), float("nan"))
 
 
 def _rank(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return (logits > logits.gather(-1, targets.unsqueeze(-1))).sum(-1).float()
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    missing = logits.amax(-1).isnan()
+    larger = (logits > logits.gather(-1, targets.unsqueeze(-1))).sum(-1)
+    return larger.to(wide).masked_fill(missing, float("nan"))
 
 
 def _logit_diff(logits: torch.Tensor, targets: torch.Tensor, distractors: torch.Tensor) -> torch.Tensor:
-    both = logits.gather(-1, torch.stack([targets, distractors], dim=-1)).float()
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    both = logits.gather(-1, torch.stack([targets, distractors], dim=-1)).to(wide)
     return both[..., 0] - both[..., 1]
 
 
 def _kl(logits: torch.Tensor, base_logits: torch.Tensor) -> torch.Tensor:
-    base, other = base_logits.float().log_softmax(-1), logits.float().log_softmax(-1)
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    base, other = base_logits.to(wide).log_softmax(-1), logits.to(wide).log_softmax(-1)
     return (base.exp() * (base - other)).sum(-1)
 
 
@@ -70,10 +83,10 @@ loss = _output(Card("loss", "next-token cross-entropy", "nat", (0.0, INF), "lowe
 accuracy = _output(
     Card("accuracy", "next-token accuracy", "1", (0.0, 1.0), "higher", "argmax equals target"), _accuracy, counts=True
 )
-"""Whether the target has the largest logit, 0 or 1 (of equal logits, the first token wins)."""
+"""Whether the target has the largest logit, 0 or 1 (of equal logits, the first token wins); NaN where any is NaN."""
 
 rank = _output(Card("rank", "rank of the target", "1", (0.0, INF), "lower", "0 is best"), _rank, counts=True)
-"""How many tokens have a larger logit than the target; 0 is best."""
+"""How many tokens have a larger logit than the target; 0 is best; NaN where any logit is NaN."""
 
 prob = _output(Card("prob", "probability of the target", "1", (0.0, 1.0), "higher"), _prob)
 """Probability of the target token."""

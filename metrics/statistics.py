@@ -1,4 +1,4 @@
-"""How sure: intervals, nulls, multiplicity, control sets. Plain NumPy and SciPy; imports errors only."""
+"""How sure: nulls, multiplicity, control sets. Plain NumPy and SciPy; imports errors and `intervals` only."""
 
 from __future__ import annotations
 
@@ -10,39 +10,10 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from ..errors import DeclarationError
+from .intervals import within_noise
 
 Array = np.ndarray[Any, Any]
 HeadSet = tuple[tuple[int, int], ...]
-
-
-def bootstrap_interval(values: Array, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> tuple[Array, Array]:
-    """Percentile bootstrap interval of the mean over the last axis (examples).
-
-    Parameters
-    ----------
-    values : array (..., example)
-    level : float
-        Coverage, between 0 and 1.
-    resamples : int
-    seed : int
-
-    Returns
-    -------
-    low, high : arrays (...)
-        NaN where a value is missing or there are fewer than two examples.
-    """
-    if not 0 < level < 1:
-        raise DeclarationError(f"level={level}: a coverage lies between 0 and 1, such as 0.95")
-    values = np.asarray(values, dtype=np.float64)
-    examples = values.shape[-1]
-    if examples < 2:
-        missing = np.full(values.shape[:-1], np.nan)
-        return missing, missing
-    counts = np.random.default_rng(seed).multinomial(examples, np.full(examples, 1 / examples), size=resamples)
-    means = values @ (counts.T / examples)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=-1)
-    return low, high
 
 
 def null_p_value(observed: float, null: Array) -> float:
@@ -125,20 +96,22 @@ def strongest_shared(one: Array, other: Array, most: int = 5) -> float:
 def normalised(x: Array, clean: Array, corrupted: Array) -> Array:
     """``(mean x - mean corrupted) / (mean clean - mean corrupted)`` over the last axis (examples).
 
-    0 is as bad as the corrupted run, 1 as good as the clean one. NaN where the denominator is within two standard
-    errors of 0 (paired over examples). Per-example ratios are not averaged.
+    0 is as bad as the corrupted run, 1 as good as the clean one. All means are over the examples of which all three
+    values are known. NaN where the denominator is within two standard errors of 0 (paired over examples), and where no
+    example is left. Per-example ratios are not averaged.
 
     Parameters
     ----------
     x : array (..., example)
     clean, corrupted : array (example,) or (..., example)
     """
-    clean, corrupted = (np.asarray(part, dtype=np.float64) for part in (clean, corrupted))
-    gap = np.nanmean(clean - corrupted, axis=-1)
-    spread = np.nanstd(clean - corrupted, axis=-1, ddof=1) if clean.shape[-1] > 1 else np.zeros_like(gap)
-    noise = 2 * spread / np.sqrt(np.maximum(np.isfinite(clean - corrupted).sum(axis=-1), 1))
-    safe = np.where((np.abs(gap) > noise) & (gap != 0), gap, np.nan)
-    ratio: Array = (np.nanmean(np.asarray(x, dtype=np.float64) - corrupted, axis=-1)) / safe
+    x, clean, corrupted = (np.asarray(part, dtype=np.float64) for part in (x, clean, corrupted))
+    change, gap = np.broadcast_arrays(x - corrupted, clean - corrupted)
+    known = ~(np.isnan(change) | np.isnan(gap))
+    safe = known.any(axis=-1) & ~within_noise(np.where(known, gap, np.nan))
+    count = np.maximum(known.sum(axis=-1), 1)
+    above, below = (np.where(known, part, 0.0).sum(axis=-1) / count for part in (change, gap))
+    ratio: Array = np.where(safe, above / np.where(safe, below, 1.0), np.nan)
     return ratio
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
+from ..errors import check_text
 from ..interventions.edits import Compose, Intervention, MeanAblate, ResampleAblate, ZeroAblate
 from ..interventions.grid import Grid
 from ..interventions.sites import Head, Layer
@@ -148,6 +149,8 @@ def sets_against_controls(
         least as much damage; it cannot be below ``1 / (1 + draws)``; and ``q_<metric>``, the same after
         Benjamini-Hochberg.
     """
+    for name in sets:
+        check_text(name, "the name of the set")
     wanted = {name: tuple(sorted(heads)) for name, heads in sets.items() if heads}
     drawn = {
         (name, control): [
@@ -170,7 +173,7 @@ def sets_against_controls(
         result[f"baseline_{name}"] = measured[f"baseline_{name}"]
         result = result.assign(effect_interval(result, name))
         shape = (*result["control_heads"].shape, len(METHODS), values.sizes["example"])
-        control = np.full(shape, np.nan, dtype=np.float32)
+        control = np.full(shape, np.nan, dtype=values.dtype)
         for at, heads in np.ndenumerate(result["control_heads"].values):
             if heads:
                 row = numbers[tuple(map(Head.parse, heads.split()))]

@@ -66,6 +66,7 @@ def capture(
     """
     from ..interventions import native
     from ..interventions.begin import begin
+    from ..interventions.outcome import as_array
 
     check_model(model)
     check_remote(model, remote)
@@ -90,11 +91,11 @@ def capture(
         for group in groups if not model.remote else ():
             points = native.read_points(model, batch.tokens(run, group), wanted)
             for site in wanted:
-                found[site].append(native.capture_site(model, points, site).float().cpu().numpy())
+                found[site].append(as_array(native.capture_site(model, points, site)))
     for site, pieces in found.items():
         dims = _site_dims(site, model.shape)
         size = [max(piece.shape[axis] for piece in pieces) for axis in range(len(dims))]
-        whole = np.full((len(batch.lengths), *size[1:]), np.nan, dtype=np.float32)
+        whole = np.full((len(batch.lengths), *size[1:]), np.nan, dtype=pieces[0].dtype)
         for group, piece in zip(groups, pieces, strict=True):
             whole[np.ix_(group.examples, *(range(width) for width in piece.shape[1:]))] = piece
         array = xr.DataArray(whole, dims=dims, attrs={"long_name": str(site), "units": "1", "site": repr(site)})

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import check_text
 from ..interventions.shape import Group
 from ..metrics.card import Run
 
@@ -46,6 +47,10 @@ class Batch:
     period: int | None = None
     start: int = 0
     own_targets: Mapping[str, Array] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.runs:
+            check_text(name, "the name of the run")
 
     def groups(self) -> list[Group]:
         """The examples by length and scored positions; those of a group run together, so nothing is padded."""

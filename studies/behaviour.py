@@ -10,8 +10,8 @@ import numpy as np
 import xarray as xr
 
 from ..interventions.sites import Head
+from ..metrics.intervals import bootstrap_interval, interval_attrs
 from ..metrics.outputs import accuracy, loss
-from ..metrics.statistics import bootstrap_interval
 from .activations import capture
 from .measurement import measure
 from .results import card_attrs
@@ -46,8 +46,8 @@ def by_position(model: Model, task: RepeatedTokens) -> xr.Dataset:
             result[f"{metric.name}_{name}"] = (
                 values.isel(position=span).mean("position").assign_attrs(long_name=words, units=metric.card.units)
             )
-        low, high = bootstrap_interval(values.transpose("run", "position", "example").values)
-        attrs = {"units": metric.card.units}
+        low, high = bootstrap_interval(values.transpose("run", "position", "example").values, bounds=metric.card.bounds)
+        attrs = {"units": metric.card.units} | interval_attrs(values.sizes["example"])
         result[f"{metric.name}_low"] = (("run", "position"), low, attrs | {"long_name": "lower end of 95% interval"})
         result[f"{metric.name}_high"] = (("run", "position"), high, attrs | {"long_name": "upper end of 95% interval"})
     result.attrs["repeat_starts"] = start + half

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import xarray as xr
 
+from ..metrics.intervals import few_prompts
 from .findings import WRITERS
 from .patching import verdicts
 from .report.phrases import count, listed, percent
@@ -102,7 +103,9 @@ def _limits(tree: xr.DataTree) -> list[str]:
     sets, heads, weights = (tree[name].to_dataset() for name in ("sets", "heads", "composition"))
     threshold = float(heads.attrs["threshold"])
     near = (heads["induction"].mean("example") > threshold / 2) & (heads["role"] != "induction")
+    few = few_prompts(tree["behaviour"].sizes["example"])
     limits = [
+        *([f"{few}."] if few else []),
         f"One model and one seed of prompts ({tree['behaviour'].sizes['example']} of them): intervals are over "
         "prompts, not over trained models.",
         f"Roles rest on a threshold of {threshold:.2f}. Heads without the role whose induction score is above half of "
@@ -114,11 +117,11 @@ def _limits(tree: xr.DataTree) -> list[str]:
             "removes everything they write, and only path patching would isolate what the keys read."
         )
     if "draws" in sets:
-        few = listed(
+        fewest = listed(
             f"{int(sets['draws'].sel(set=name, control='same layers'))} for {name}" for name in sets["set"].values
         )
         limits.append(
-            f"Small p-values where there are few other heads: sets of the same layers number {few}, and p cannot be "
+            f"Small p-values where there are few other heads: sets of the same layers number {fewest}, and p cannot be "
             "below 1 / (1 + that)."
         )
     return limits

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import xarray as xr
 
-from ..metrics.statistics import bootstrap_interval
+from ..metrics.intervals import bootstrap_interval
 from .heads import ROLES
 from .patching import verdicts
 from .report.phrases import article, count, listed, percent, points
@@ -24,7 +24,7 @@ def _behaviour(ds: xr.Dataset) -> list[str]:
     clean = ds.sel(run="clean")
     before, after = (float(clean[f"accuracy_{when}"].mean()) for when in ("before", "after"))
     early, late = (float(clean[f"loss_{when}"].mean()) for when in ("before", "after"))
-    low, high = bootstrap_interval(clean["accuracy_after"].values)
+    low, high = bootstrap_interval(clean["accuracy_after"].values, bounds=(0, 1))
     broken = float(ds["accuracy_after"].sel(run="corrupted").mean())
     gain = "The model repeats what it has seen" if after - before > 0.1 else "The model hardly uses the repeat"
     return [

@@ -14,7 +14,8 @@ from ..interventions.memory import free_memory
 from ..interventions.sites import Head
 from ..metrics.attention import SCORES, chance
 from ..metrics.card import Metric
-from ..metrics.statistics import benjamini_hochberg, bootstrap_interval, null_p_value
+from ..metrics.intervals import bootstrap_interval, interval_attrs
+from ..metrics.statistics import benjamini_hochberg, null_p_value
 from .measurement import measure
 from .results import card_attrs
 from .tasks import Task
@@ -111,12 +112,13 @@ def describe_heads(
     for metric in measured:
         name, where = metric.name, ("layer", "head")
         mean = scores[name].mean("example")
-        low, high = bootstrap_interval(scores[name].values)
+        low, high = bootstrap_interval(scores[name].values, bounds=metric.card.bounds)
         draws = null[name].values.ravel()
         p = np.array([[null_p_value(value, draws) for value in row] for row in mean.values])
         long = metric.card.long_name
-        scores[f"{name}_low"] = (where, low, {"long_name": f"{long}, lower end of 95% interval", "units": "1"})
-        scores[f"{name}_high"] = (where, high, {"long_name": f"{long}, upper end of 95% interval", "units": "1"})
+        attrs = {"units": "1"} | interval_attrs(scores.sizes["example"])
+        scores[f"{name}_low"] = (where, low, attrs | {"long_name": f"{long}, lower end of 95% interval"})
+        scores[f"{name}_high"] = (where, high, attrs | {"long_name": f"{long}, upper end of 95% interval"})
         scores[f"untrained_{name}"] = null[name].assign_attrs(long_name=f"{long} of an untrained model", units="1")
         scores[f"p_{name}"] = (where, p, {"long_name": f"{long}: p against untrained heads", "units": "1"})
         scores[f"q_{name}"] = (where, benjamini_hochberg(p), {"long_name": f"{long}: q over all heads", "units": "1"})

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from ..errors import DeclarationError
+from ..errors import DeclarationError, check_name, check_text, choices
 from ..interventions.codec import encode
+from ..interventions.grid import RESERVED
 from ..metrics.card import Metric
 from .batch import Batch
 from .tables import TASKS
@@ -19,13 +20,20 @@ from .tasks import Task
 if TYPE_CHECKING:
     from ..interventions.models import Model
 
+OWN = (*RESERVED, "position", "layer", "head")
+"""Names of dims and coordinates of results, which no variable can have."""
+
 
 def coordinates(model: Model, batch: Batch, run: str) -> dict[str, Any]:
-    """Runs, examples, positions, and the tokens of `run` as text and id (empty and NaN beyond a prompt's end)."""
+    """Runs, examples, positions, and the tokens of `run` as text and id (empty and NaN beyond a prompt's end).
+
+    NUL in the text of a token, at which files would cut it, stands as ``␀``.
+    """
     ids = batch.runs[run].astype(np.float64)
     ids[np.arange(ids.shape[1]) >= batch.lengths[:, None]] = np.nan
     known = np.unique(batch.runs[run])
-    words = dict(zip(known.tolist(), model.token_text(known.tolist()), strict=True))
+    texts = (text.replace("\0", "␀") for text in model.token_text(known.tolist()))
+    words = dict(zip(known.tolist(), texts, strict=True))
     text = [["" if np.isnan(token) else words[int(token)] for token in row] for row in ids]
     ids = ids if np.isnan(ids).any() else ids.astype(np.int64)  # missing is NaN, which whole numbers cannot hold
     return {
@@ -79,11 +87,19 @@ def _at(values: xr.DataArray, dim: str, place: int) -> Any:
     return values[dim].values[place] if dim in values.coords else place
 
 
-def check_axes(axes: Sequence[tuple[str, tuple[Any, ...]]], metrics: Sequence[Metric], per_position: bool) -> None:
-    """Refuse axes whose names the results need for something else."""
-    taken = {metric.name for metric in metrics} | {f"baseline_{metric.name}" for metric in metrics}
+def check_names(axes: Sequence[tuple[str, tuple[Any, ...]]], metrics: Sequence[Metric], per_position: bool) -> None:
+    """Refuse names of metrics and axes that no file can hold, or that the results need for something else."""
+    names = [metric.name for metric in metrics]
+    baselines = {f"baseline_{name}" for name in names}
+    for metric in metrics:
+        check_name(metric.name, "the metric")
+        for text in (metric.card.long_name, metric.card.units, metric.card.reference):
+            check_text(text, f"a text of the metric {metric.name}:")
+        if metric.name in OWN or metric.name in baselines:
+            taken = choices(sorted({*OWN} | baselines))
+            raise DeclarationError(f"a metric cannot be called {metric.name!r}: results use {taken} themselves")
     for name, _ in axes:
-        if name in taken or (name == "position" and per_position):
+        if name in {*names} | baselines or (name == "position" and per_position):
             raise DeclarationError(f"a grid axis cannot be called {name!r} here: a variable or dim of the result is")
 
 

@@ -95,8 +95,11 @@ def effect(ds: xr.Dataset, name: str) -> xr.DataArray:
 
 
 def effect_interval(ds: xr.Dataset, name: str) -> dict[str, xr.DataArray]:
-    """``<name>_effect_low`` and ``_high``: a 95% bootstrap interval over examples of the mean `effect`."""
-    from ..metrics.statistics import bootstrap_interval  # here, since reading results needs no torch
+    """``<name>_effect_low`` and ``_high``: a 95% bootstrap interval over examples of the mean `effect`.
+
+    Over fewer than 5 examples, their attribute ``comment`` says that they tell little.
+    """
+    from ..metrics.intervals import bootstrap_interval, interval_attrs  # here, since reading results needs no torch
 
     change = effect(ds, name).transpose(..., "example")
     ends = bootstrap_interval(change.values)
@@ -107,6 +110,7 @@ def effect_interval(ds: xr.Dataset, name: str) -> dict[str, xr.DataArray]:
             attrs={
                 "units": change.attrs["units"],
                 "long_name": f"{change.attrs['long_name']}, 95% interval, {end} end",
+                **interval_attrs(change.sizes["example"]),
             },
         )
         for end, values in zip(("low", "high"), ends, strict=True)

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DeclarationError
+from ..errors import DeclarationError, check_text
 from ..interventions.edits import Intervention
 from ..interventions.grid import Grid
 from ..interventions.plan import Plan, make_plan
 from ..metrics.card import Metric
 from .batch import Batch
-from .labels import check_axes, check_model, task_json
+from .labels import check_model, check_names, task_json
 from .tasks import Task, reference_tokens
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def set_up(
     check_model(model)
     chosen = chosen_metrics(metrics)
     axes, interventions = conditions(what)
-    check_axes(axes, chosen, per_position)
+    check_names(axes, chosen, per_position)
     declared = task_json(task)
     batch = task.draw(model)
     plan = make_plan(
@@ -143,6 +143,8 @@ def conditions(what: What) -> tuple[Axes, list[Intervention]]:
     if not what:
         raise DeclarationError("the mapping of conditions is empty; leave it out to measure the baseline alone")
     names = tuple(map(str, what))
+    for name in names:
+        check_text(name, "the name of the condition")
     if len(set(names)) < len(names):
         raise DeclarationError(f"the names of the conditions must differ as text, got {names}")
     return [("condition", names)], list(what.values())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ..errors import LARGEST_SEED, DeclarationError, UnknownNameError, choices, whole
+from ..errors import LARGEST_SEED, DeclarationError, UnknownNameError, check_text, choices, whole
 from ..interventions.shape import Group
 from .batch import Batch
 
@@ -271,6 +271,8 @@ def _runs(given: object) -> tuple[tuple[str, tuple[str, ...]], ...]:
     except (TypeError, ValueError):
         raise DeclarationError(f"runs={given!r}: give a mapping of names to lists of texts") from None
     names = [name for name, _ in runs]
+    for name in names:
+        check_text(name, "the name of the run")
     if {"clean", "corrupted"} & {*names} or len({*names}) < len(names):
         raise DeclarationError(f"runs are called {choices(names)}: names must differ, from clean and corrupted too")
     return runs

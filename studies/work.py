@@ -178,7 +178,7 @@ def _layout(metric: Metric, batch: Batch, per_position: bool) -> tuple[tuple[str
         return ("example",), lambda value, number: value.mean(axis=-1)
 
     def spread(value: Array, number: int) -> Array:
-        whole = np.full((*value.shape[:2], int(batch.lengths.max())), np.nan, dtype=np.float32)
+        whole = np.full((*value.shape[:2], int(batch.lengths.max())), np.nan, dtype=value.dtype)
         whole[..., list(groups[number].scored)] = value
         return whole
 
@@ -188,7 +188,7 @@ def _layout(metric: Metric, batch: Batch, per_position: bool) -> tuple[tuple[str
 def _assemble(pieces: list[Array], batch: Batch, groups: Sequence[Any]) -> Array:
     """Groups ``(condition, example of the group, ...)`` as ``(condition, example, ...)``."""
     first = pieces[0]
-    whole = np.full((first.shape[0], len(batch.lengths), *first.shape[2:]), np.nan, dtype=np.float32)
+    whole = np.full((first.shape[0], len(batch.lengths), *first.shape[2:]), np.nan, dtype=first.dtype)
     for group, piece in zip(groups, pieces, strict=True):
         whole[:, list(group.examples)] = piece
     return whole

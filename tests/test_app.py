@@ -25,7 +25,7 @@ import xarray as xr
 import headwise as hw
 from headwise.errors import DeclarationError, ModelError, ResultError, UnknownNameError
 from headwise.interventions import Grid, Head, Layer, ZeroAblate
-from headwise.metrics import accuracy, induction, loss, prefix_matching, previous_token
+from headwise.metrics import accuracy, bootstrap_interval, induction, loss, prefix_matching, previous_token
 from headwise.studies import InductionStudy, Prompts, RepeatedTokens, capture, measure
 from headwise.studies.app import facts, live, variables, words
 from headwise.studies.app.folder import Folder, Listed
@@ -218,7 +218,9 @@ def test_effects_of_a_sweep_get_intervals_of_their_own(folder):
     (one,) = [one for one in facts.effects(tree, Head(0, 3)) if one.metric == "loss"]
     change = hw.effect(tree.to_dataset(), "loss").sel(layer=0, head=3)
     assert one.mean == pytest.approx(float(change.mean()))
-    assert float(change.min()) <= one.low < one.mean < one.high <= float(change.max())
+    low, high = bootstrap_interval(change.values)
+    assert (one.low, one.high) == (pytest.approx(float(low)), pytest.approx(float(high)))
+    assert one.low < one.mean < one.high
     assert facts.partners(tree, Head(0, 3)) == {}
     assert facts.stored_patterns(tree) is None
 

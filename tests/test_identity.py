@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import pickle
 import subprocess
 import sys
@@ -194,16 +193,16 @@ def test_weights_that_change_without_a_trace_are_read_anew(name, tmp_path):
 def test_a_hook_whose_code_says_nothing_is_seen_by_what_the_model_computes(tmp_path, monkeypatch):
     """The fingerprint refuses: all facts are the same here, and the numbers are not."""
     module = of_configuration("gpt2")
-    module.transformer.h[0].mlp.act.register_forward_hook(lambda act, given, made: made * float(os.environ["FACTOR"]))
-    monkeypatch.setenv("FACTOR", "1.0")
+    module.transformer.h[0].mlp.act.register_forward_hook(lambda act, given, made: made * np.factor_of_this_test)
+    monkeypatch.setattr(np, "factor_of_this_test", 1.0, raising=False)
     model, out = hw.load(module), tmp_path / "out.nc"
     stopped_or_done(module, out, False)
-    monkeypatch.setenv("FACTOR", "1.5")
+    monkeypatch.setattr(np, "factor_of_this_test", 1.5)
     wanted = measure(model, TASK, WHAT, [loss])
     with pytest.warns(ResultWarning, match="was made with another model than the one in hand: what it computes on"):
         found = measure(model, TASK, WHAT, [loss], out=out, batch_size=4)
     np.testing.assert_allclose(found["loss"], wanted["loss"], atol=1e-6)
-    monkeypatch.setenv("FACTOR", "2.0")
+    monkeypatch.setattr(np, "factor_of_this_test", 2.0)
     wanted = measure(model, TASK, WHAT, [loss])
     with pytest.warns(ResultWarning, match="it is computed again"):
         found = measure(model, TASK, WHAT, [loss], out=out, batch_size=4)

@@ -113,6 +113,21 @@ def test_head_detector_scores_equal_the_loops(seed):
             np.testing.assert_allclose(apply(metric, pattern, run), wanted, atol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [0.5, 3.0])
+def test_mul_divides_by_the_sum_of_what_is_there(scale):
+    """Of a pattern whose rows do not sum to 1, as `Scale` makes it."""
+    run = repeated(2, False, 3)
+    pattern = patterns(2, 3, 2 * L, 3)
+    for metric, mask in (
+        (previous_token_mul, lambda tokens: naive.detection_previous(len(tokens))),
+        (duplicate_token_mul, naive.detection_duplicate),
+        (induction_mul, naive.detection_induction),
+    ):
+        wanted = naive.mul(scale * pattern, np.stack([mask(tokens) for tokens in run.tokens]))
+        np.testing.assert_allclose(apply(metric, scale * pattern, run), wanted, rtol=1e-6)
+        np.testing.assert_allclose(apply(metric, scale * pattern, run), apply(metric, pattern, run), rtol=1e-6)
+
+
 @pytest.mark.parametrize("metric", [*SCORES, *VARIANTS], ids=repr)
 def test_chance_is_the_score_of_uniform_attention(metric):
     run = repeated(3, metric is induction_bos, 5)
@@ -149,7 +164,9 @@ def test_prefix_matching_is_missing_where_nothing_repeats():
 
 def test_scores_without_a_query_are_missing():
     one_token = Run(np.array([[3]]))
-    assert np.isnan(apply(previous_token, np.ones((1, 2, 1, 1)), one_token)).all()
+    for metric in (previous_token, first_token, prefix_matching):
+        assert np.isnan(apply(metric, np.ones((1, 2, 1, 1)), one_token)).all()
+        assert np.isnan(chance(metric, one_token)).all()
     assert (apply(self_attention, np.ones((1, 2, 1, 1)), one_token) == 1).all()
 
 
@@ -170,6 +187,39 @@ def test_output_metrics_equal_the_loops(seed):
         atol=1e-5,
     )
     np.testing.assert_allclose(kl(given_logits, torch.as_tensor(base)).numpy(), naive.kl(base, logits), atol=1e-5)
+
+
+@pytest.mark.parametrize("where", [0, 2, 4], ids=["target", "distractor", "another"])
+@pytest.mark.parametrize("metric", OUTPUTS, ids=repr)
+def test_a_logit_that_is_nan_makes_the_metrics_that_look_at_it_nan(metric, where):
+    logits = torch.randn(1, 2, 6, generator=torch.Generator().manual_seed(0))
+    logits[0, 1, where] = float("nan")
+    targets, distractors = torch.tensor([[0, 0]]), torch.tensor([[2, 2]])
+    given = {"targets": targets, "distractors": distractors}
+    run = {"base_logits": torch.zeros(1, 2, 6)} if metric.needs_base else {name: given[name] for name in NEEDS[metric]}
+    found = metric(logits, **run)
+    assert torch.isfinite(found[0, 0])
+    assert bool(found[0, 1].isnan()) == (metric is not logit_diff or where != 4)
+    if metric.needs_base:
+        assert metric(torch.zeros(1, 2, 6), base_logits=logits)[0, 1].isnan()
+
+
+NEEDS = {metric: ("targets", "distractors") if metric is logit_diff else ("targets",) for metric in OUTPUTS}
+
+
+@pytest.mark.parametrize("metric", OUTPUTS, ids=repr)
+def test_output_metrics_keep_float64(metric):
+    random = np.random.default_rng(0)
+    logits, base = random.normal(0, 3, (2, 3, 4, 9))
+    targets, distractors = random.integers(0, 9, (2, 3, 4))
+    given = {"targets": targets, "distractors": distractors}
+    run = {"base_logits": base} if metric.needs_base else {name: given[name] for name in NEEDS[metric]}
+    found = metric(torch.as_tensor(logits), **{name: torch.as_tensor(value) for name, value in run.items()})
+    plain = [base, logits] if metric is kl else [logits, *run.values()]
+    assert found.dtype == torch.float64
+    np.testing.assert_allclose(found, getattr(naive, metric.name)(*plain), rtol=1e-12, atol=1e-12)
+    half = metric(torch.as_tensor(logits).bfloat16(), **{name: torch.as_tensor(value) for name, value in run.items()})
+    assert half.dtype == torch.float32
 
 
 def test_kl_is_that_of_the_base_run():

@@ -77,7 +77,10 @@ def test_dtype_is_honoured(folder):
         (lambda tmp: hw.load("words-2l", device=None), "device None cannot be used here"),
         (lambda tmp: hw.load("words-2l", device="meta"), "device 'meta' cannot be used here"),
         (lambda tmp: hw.load("words-2l", revision="v2"), "revision='v2' is for a Hub id: words-2l is shipped"),
-        (lambda tmp: hw.load("words-2l", dtype="int3"), "dtype 'int3': possible are float32, bfloat16 and float16"),
+        (
+            lambda tmp: hw.load("words-2l", dtype="int3"),
+            "possible are float32, float64, bfloat16 and float16",
+        ),
     ],
 )
 def test_what_is_no_model_is_refused(tmp_path, make, message):

@@ -10,7 +10,8 @@ import torch
 import headwise as hw
 from headwise.interventions import Grid, Head, Knockout, Layer, Patch, ZeroAblate
 from headwise.metrics import accuracy, induction, loss
-from headwise.studies import RepeatedTokens, measure
+from headwise.studies import RepeatedTokens, capture, measure
+from headwise.studies.heads import describe_heads
 
 TASK = RepeatedTokens(n=3, length=6, seed=1)
 WHAT = {
@@ -62,6 +63,82 @@ def test_no_memory_for_a_float32_copy_loses_nothing(monkeypatch):
     model = hw.load(module(), dtype="bfloat16")
     monkeypatch.setattr(deviation, "load", full)
     assert json.loads(measure(model, TASK, WHAT, [loss]).attrs["float32_deviation"]) == {"loss": None}
+
+
+@pytest.mark.parametrize("when", ["copy", "passes", "elsewhere"])
+def test_no_memory_while_comparing_with_float32_loses_nothing(monkeypatch, when):
+    """Wherever it runs out: the copy fits, and its passes do not."""
+    from headwise.interventions import deviation
+
+    def full(given, *rest):
+        if when == "passes" and given.dtype == "float32":
+            raise RuntimeError("CUDA error: out of memory")
+        if when == "elsewhere":
+            raise ValueError("something else")
+        return before(given, *rest)
+
+    model, before = hw.load(module(), dtype="bfloat16"), deviation.look
+    wanted = measure(model, TASK, WHAT, [loss])
+    monkeypatch.setattr(deviation, "look", full)
+    if when == "copy":
+        monkeypatch.setattr(deviation, "load", lambda *given, **more: (_ for _ in ()).throw(MemoryError()))
+    if when == "elsewhere":
+        with pytest.raises(ValueError, match="something else"):
+            measure(model, TASK, WHAT, [loss])
+        return
+    found = measure(model, TASK, WHAT, [loss])
+    assert json.loads(found.attrs["float32_deviation"]) == {"loss": None}
+    np.testing.assert_array_equal(found["loss"], wanted["loss"])
+
+
+def in_float64(model, queries, layer=1, head=0):
+    """Loss with the pattern of a head at some queries taken from the corrupted run, by hooks, in double precision."""
+    batch = TASK.draw(hw.load(model))
+    runs = {run: torch.as_tensor(tokens) for run, tokens in batch.runs.items()}
+    pattern = raw_hooks.activation(model, runs["corrupted"], "pattern", layer)[:, head]
+    v = raw_hooks.activation(model, runs["clean"], "v", layer)[:, :, head]
+    other = raw_hooks.activation(model, runs["clean"], "z", layer).clone()
+    other[:, :, head] = pattern @ v
+    edit = raw_hooks.patch_edit(other, "z", layer, head, tuple(queries))
+    logits = raw_hooks.run(model, runs["clean"], [edit]).log_softmax(-1)
+    (group,) = batch.groups()
+    targets = torch.as_tensor(batch.facts("clean", group).targets)
+    return -logits[:, list(group.scored)].gather(-1, targets[..., None])[..., 0].mean(-1).numpy()
+
+
+@pytest.mark.parametrize("way", ["in memory", "loaded"])
+def test_float64_is_float64_from_the_patterns_to_the_results(way):
+    own = module().double()
+    model = hw.load(own) if way == "in memory" else hw.load(module(), dtype="float64")
+    queries = {"one": [7], "two": [7, 9], "many": list(range(3, 11)), "all": list(range(12))}
+    what = {name: Patch(Head(1, 0).pattern.at(at)) for name, at in queries.items()}
+    found = measure(model, TASK, what, [loss, accuracy, induction])
+    assert found.attrs["dtype"] == "float64"
+    assert "float32_deviation" not in found.attrs
+    assert found["loss"].dtype == found["accuracy"].dtype == found["baseline_induction"].dtype == np.float64
+    for name, at in queries.items():
+        np.testing.assert_allclose(found["loss"].sel(condition=name), in_float64(own, at), rtol=1e-12)
+    wanted = raw_hooks.activation(own, torch.as_tensor(TASK.draw(model).runs["clean"]), "pattern", 1)
+    taken = capture(model, TASK, Head(1, 0).pattern)["L1H0_pattern"]
+    np.testing.assert_allclose(taken, wanted[:, 0], rtol=1e-12)
+    by_position = measure(model, TASK, what, [loss], per_position=True)["loss"].mean("position")
+    np.testing.assert_allclose(by_position, found["loss"], rtol=1e-12)
+
+
+def test_float64_goes_through_files_and_parts(tmp_path):
+    model = hw.load(module(), dtype="float64")
+    found = measure(model, TASK, WHAT, [loss], out=tmp_path / "double.nc")
+    read = hw.open_tree(tmp_path / "double.nc").to_dataset()
+    assert read["loss"].dtype == np.float64
+    np.testing.assert_array_equal(read["loss"], found["loss"])
+
+
+def test_heads_of_a_float64_model_are_described():
+    double, single = (describe_heads(hw.load(one), TASK) for one in (module().double(), module()))
+    assert double["induction"].dtype == np.float64
+    for name in ("induction", "untrained_induction", "p_induction"):
+        np.testing.assert_allclose(double[name], single[name], atol=1e-6)
+    assert (double["role"] == single["role"]).all()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

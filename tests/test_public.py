@@ -193,6 +193,8 @@ def test_inside_interventions_imports_go_one_way():
     order = [
         *declared,
         *planned,
+        "names",
+        "contents",
         "digest",
         *facts,
         *inside,

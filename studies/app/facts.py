@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from ...interventions.sites import Head
-from ...metrics.statistics import bootstrap_interval
+from ...metrics.intervals import bootstrap_interval
 from ..results import effect
 from .variables import HEAD, READ, datasets
 
@@ -29,6 +29,7 @@ class Score:
     low: float
     high: float
     chance: float
+    examples: int = 0
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Effect:
     mean: float
     low: float
     high: float
+    examples: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def _score(ds: xr.Dataset, name: str, here: xr.DataArray, head: Head) -> Score:
     )
     chance = float(ds[f"chance_{name}"].mean()) if f"chance_{name}" in ds else np.nan
     long = str(here.attrs.get("long_name", name)).removesuffix(", no intervention")
-    return Score(name, long, float(here.mean()), low, high, chance)
+    return Score(name, long, float(here.mean()), low, high, chance, ds.sizes.get("example", 0))
 
 
 def effects(tree: xr.DataTree, head: Head) -> list[Effect]:
@@ -137,7 +139,7 @@ def _effects(name: str, change: xr.DataArray, ds: xr.Dataset, head: Head) -> lis
         ]
         unit = str(change.attrs.get("units", "1"))
         mean = float(np.nanmean(numbers)) if np.isfinite(numbers).any() else np.nan
-        found.append(Effect(" ".join(words), name, "" if unit == "1" else unit, mean, low, high))
+        found.append(Effect(" ".join(words), name, "" if unit == "1" else unit, mean, low, high, len(numbers)))
     return found
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
+from ...metrics.intervals import few_prompts
 from .facts import Effect, Partner, Score
 from .folder import Listed
 
@@ -54,8 +55,14 @@ def scores_table(scores: Sequence[Score]) -> str:
         rows.append(f"<tr><td>{escape(one.long_name)}</td>{_cell(one.value, '.2f')}<td class=bar>{drawn}</td></tr>")
     return (
         "<h3>Scores</h3><table><thead><tr><th>score</th><th class=n>mean</th><th>0 to 1; orange: chance</th></tr>"
-        f"</thead><tbody>{''.join(rows)}</tbody></table>"
+        f"</thead><tbody>{''.join(rows)}</tbody></table>{_few(scores)}"
     )
+
+
+def _few(shown: Sequence[Score | Effect]) -> str:
+    """What is said of intervals over few prompts; nothing where there are enough, or no interval."""
+    said = dict.fromkeys(few_prompts(one.examples) for one in shown if math.isfinite(one.low))
+    return "".join(f'<p class="soft">{escape(words)}.</p>' for words in said if words)
 
 
 def effects_table(effects: Sequence[Effect]) -> str:
@@ -83,7 +90,7 @@ def effects_table(effects: Sequence[Effect]) -> str:
             "<div class=scroll><table><thead><tr><th></th><th class=n>mean</th><th class=n>95% interval</th><th></th>"
             f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
         )
-    return "".join(parts)
+    return "".join(parts) + _few(effects)
 
 
 def interval(

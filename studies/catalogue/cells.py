@@ -49,7 +49,8 @@ def table(
         Columns: ``name`` (``L5H1``) where ``layer`` and ``head`` are dims; each dim; ``value``, in the unit of the
         variable; ``effect``, the change from the run without intervention, where that was measured; intervals and
         q-values that are stored beside it (``effect_low``, ``effect_high``, ``effect_q``, ``chance``, ...); text of the
-        same dims, such as ``role``. ``.attrs`` holds ``variable``, ``units`` and ``long_name``.
+        same dims, such as ``role``. ``.attrs`` holds ``variable``, ``units`` and ``long_name``, and ``comment``
+        where intervals are over few examples.
 
     Raises
     ------
@@ -87,12 +88,15 @@ def cells(ds: xr.Dataset, name: str) -> pd.DataFrame:
     put("value", values)
     if f"baseline_{name}" in ds and "base" in ds.attrs:
         put("effect", mean_of(effect(ds, name)))
-    for column, array in _beside(ds, name, dims).items():
+    beside = _beside(ds, name, dims)
+    for column, array in beside.items():
         put(column, array)
     frame = pd.DataFrame({column: _plain(data) for column, data in columns.items()})
     frame.attrs = {"variable": name} | {
         key: str(ds[name].attrs[key]) for key in ("units", "long_name") if key in ds[name].attrs
     }
+    comments = dict.fromkeys(str(one.attrs["comment"]) for one in beside.values() if "comment" in one.attrs)
+    frame.attrs |= {"comment": "; ".join(comments)} if comments else {}
     return frame
 
 

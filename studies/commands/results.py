@@ -195,6 +195,8 @@ def _print_frame(frame: pd.DataFrame) -> None:
     if words:
         print(f"{frame.attrs['variable']}: {', '.join(word if word != '1' else 'no unit' for word in words)}")
     shared.print_table(lambda wide: table)
+    if frame.attrs.get("comment"):
+        print(frame.attrs["comment"])
     if frame.empty:
         say("no row meets the condition")
 

@@ -23,6 +23,7 @@ from .base import (
     styled,
     unit_of,
 )
+from .few import marks_few
 from .heads import head_grids, names_of_heads
 from .inputs import names_of, need, per_head, possible, with_dims
 from .rows import PLAIN, dots, intervals, names_at, row_chart, rows_of, span_of, spread, stand_out
@@ -115,6 +116,7 @@ def zero_against_mean(ds: xr.Dataset, metric: str, *, title: str = "") -> Any:
     return overlay([equal, points, *labels], title=title, xlim=ends, ylim=ends, **axis_labels, **size)
 
 
+@marks_few
 def sets_against_null(ds: xr.Dataset, metric: str) -> Any:
     """What sets of heads cost when they are ablated together, against random sets of as many other heads.
 
@@ -158,7 +160,8 @@ def sets_against_null(ds: xr.Dataset, metric: str) -> Any:
     }
     whole = xr.Dataset(beside | {"own": own, "control_change": control})
     whole = whole.assign_coords({dim: names_of(whole, dim) for dim in ("set", "ablation", "control")})
-    both = np.concatenate([own.values.ravel(), control.values.ravel(), [0.0]])
+    ends = [whole[name].values.ravel() for name in whole if str(name).endswith(("_effect_low", "_effect_high"))]
+    both = np.concatenate([own.values.ravel(), control.values.ravel(), [0.0], *ends])
     limits = span_of([both])
     panels = [_set_panel(whole.isel(set=at), metric, limits) for at in range(whole.sizes["set"])]
     return hv.Layout(panels).cols(3)

@@ -11,8 +11,9 @@ import holoviews as hv
 import numpy as np
 import xarray as xr
 
-from ...metrics.statistics import bootstrap_interval
+from ...metrics.intervals import bootstrap_interval
 from .base import BLUE, GREY, ORANGE, PALE, cells, dimension, heat_map, hover, scale_for, styled
+from .few import marks_few
 from .inputs import names_of, need, need_dims
 from .pairs import pairs_of
 from .rows import dots, intervals, reference, row_chart, rows_of, spread
@@ -158,6 +159,7 @@ def _thinned(scores: Any) -> Any:
     return order[np.unique(np.concatenate([np.arange(HIGHEST), evenly]))]
 
 
+@marks_few
 def causal_check(ds: xr.Dataset, *, title: str = "") -> Any:
     """Induction score of the induction heads with and without the previous-token heads, against random heads.
 
@@ -180,7 +182,7 @@ def causal_check(ds: xr.Dataset, *, title: str = "") -> Any:
     rows, shown = rows_of(methods), dimension("score", ds["receiver_induction"])
     axes = [shown, "row"]
     after = np.asarray(ds["ablated_induction"].transpose("ablation", "example").values, dtype=float)
-    low, high = bootstrap_interval(after)
+    low, high = bootstrap_interval(after, bounds=(0, 1))
     control = np.asarray(ds["control_induction"].transpose("ablation", "control_draw").values, dtype=float)
     count = control.shape[1]
     places = np.concatenate([row - 0.22 + spread(count, 0.2) for row in rows])

@@ -25,6 +25,7 @@ from .base import (
     unit_of,
     write_in_cells,
 )
+from .few import marks_few
 from .inputs import array_of, dataset_of, names_of, per_head, places_of
 from .rows import dots, intervals, reference, row_chart, rows_of, span_of
 
@@ -146,6 +147,7 @@ def names_of_heads(grid: xr.DataArray) -> list[str]:
     return [head_name(layer, head) for layer in layers for head in heads]
 
 
+@marks_few
 def ranked_heads(ds: xr.Dataset | xr.DataArray, score: str | None = None, *, top: int = TOP, title: str = "") -> Any:
     """The heads with the highest `score`, with what they are compared with.
 

@@ -10,8 +10,9 @@ import numpy as np
 import xarray as xr
 
 from ...errors import UnknownNameError, choices
-from ...metrics.statistics import bootstrap_interval
+from ...metrics.intervals import bootstrap_interval, ratio_interval
 from .base import BLUE, GREY, ORANGE, dimension, hover, styled
+from .few import marks_few
 from .heads import head_grids
 from .inputs import names_of, need, need_dims
 from .rows import dots, intervals, reference, row_chart, rows_of
@@ -42,6 +43,7 @@ def qkv_grids(ds: xr.Dataset, direction: str) -> Any:
     return head_grids(values, "component", centre=UNTOUCHED[direction], title=f", {direction}")
 
 
+@marks_few
 def qkv_of_set(ds: xr.Dataset) -> Any:
     """Induction score and normalised logit difference when q, k or v of all induction heads is patched together.
 
@@ -50,7 +52,7 @@ def qkv_of_set(ds: xr.Dataset) -> Any:
     ds : Dataset
         ``set_induction(component, example)``, ``clean_induction(example)`` and ``set_normalized(component)``; with
         ``set_logit_diff(component, example)`` and ``baseline_logit_diff(run, example)`` the latter gets an interval too
-        (over examples, with the means of the two runs held fixed).
+        (over examples, of the ratio of means).
 
     Returns
     -------
@@ -79,10 +81,13 @@ def _interval(values: Any) -> tuple[Any, Any]:
 
 
 def _answer_interval(ds: xr.Dataset, otherwise: Any) -> tuple[Any, Any]:
+    """Of the ratio of means; the ratio itself where there is none."""
     if "set_logit_diff" not in ds or "baseline_logit_diff" not in ds or not np.isfinite(otherwise).all():
         return otherwise, otherwise
-    clean, corrupted = (float(ds["baseline_logit_diff"].sel(run=run).mean()) for run in ("clean", "corrupted"))
-    return _interval((ds["set_logit_diff"].transpose("component", "example").values - corrupted) / (clean - corrupted))
+    clean, corrupted = (ds["baseline_logit_diff"].sel(run=run).values.astype(float) for run in ("clean", "corrupted"))
+    patched = ds["set_logit_diff"].transpose("component", "example").values - corrupted
+    low, high = ratio_interval(patched, clean - corrupted)
+    return np.where(np.isnan(low), otherwise, low), np.where(np.isnan(high), otherwise, high)
 
 
 def _panel(ds: xr.Dataset, values: Any, interval: tuple[Any, Any], shown: Any, lines: dict[str, float]) -> Any:

@@ -9,8 +9,9 @@ import numpy as np
 import xarray as xr
 
 from ...errors import DeclarationError
-from ...metrics.statistics import bootstrap_interval
+from ...metrics.intervals import bootstrap_interval
 from .base import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, dimension, hover, overlay, styled
+from .few import marks_few
 from .inputs import dataset_of, listed, names_of, numbers_of
 
 RUNS = {"clean": (BLUE, "solid"), "corrupted": (ORANGE, "dashed")}
@@ -41,6 +42,7 @@ def by_position(ds: xr.Dataset | xr.DataArray, metric: str | None = None, *, tit
     return along(ds, metric, "position", curves="run", title=title)
 
 
+@marks_few
 def along(
     ds: xr.Dataset | xr.DataArray, name: str | None, dim: str, *, curves: str | None = None, title: str = ""
 ) -> Any:

@@ -8,9 +8,10 @@ import numpy as np
 import xarray as xr
 
 from ...errors import DeclarationError
-from ...metrics.statistics import bootstrap_interval
+from ...metrics.intervals import bootstrap_interval
 from ..labels import condition_names
 from .base import BLUE, GREY, dimension, hover
+from .few import marks_few
 from .inputs import array_of, dataset_of
 from .rows import dots, intervals, reference, row_chart, rows_of, span_of
 
@@ -18,6 +19,7 @@ TOP, LETTERS = 24, 44
 """How many are drawn; letters of a name that are written, hover shows all."""
 
 
+@marks_few
 def ranked_conditions(
     ds: xr.Dataset | xr.DataArray, name: str | None = None, *, top: int = TOP, title: str = ""
 ) -> Any:

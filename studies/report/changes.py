@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ...metrics.statistics import benjamini_hochberg, bootstrap_interval, t_test
+from ...metrics.intervals import bootstrap_interval
+from ...metrics.statistics import benjamini_hochberg, t_test
 from ..labels import condition_names
 from ..results import effect, normalized
 

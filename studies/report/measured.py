@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from ...metrics.intervals import few_prompts
 from .changes import NOISE, READ, Changes, Values, baseline, changes, metrics_in
 from .drawings import draw, draw_changes
 from .generic import figure, overview, unit_words
@@ -158,6 +159,8 @@ def limits(ds: xr.Dataset) -> list[str]:
             "headwise.studies.compare_estimates says how far they can be trusted."
         )
     if "example" in ds.sizes:
+        few = few_prompts(ds.sizes["example"])
+        texts += [f"{few}."] if few else []
         number_of = count(ds.sizes["example"], "prompt")
         texts.append(
             f"One model and one draw of prompts ({number_of}): intervals are over prompts, not over trained models."
