@@ -6,15 +6,16 @@ nothing gives the logits of the model's own forward pass; *seen*, a write in a p
 write put into the model's own pass; *windows*, the first holds on a longer prompt too where layers have short windows,
 and modules say nothing else of windows of any size; and *moved*, a write to the stream does move the logits.
 
-Writes go to what modules take and give. One to ``resid_mid`` or to an embedding is compared with the same write to
-``attn_out`` or to the first ``resid_pre``, as the model's own pass has no place for it; ``q_rot``, ``k_rot`` and
-``pattern`` are no module's output, and are seen by *identity* and by writes to ``q``, ``k`` and ``v``.
+Writes go to what modules take and give, one by one in the first, the middle and the last layer, together in the others.
+One to ``resid_mid`` or to an embedding is compared with the same write to ``attn_out`` or to the first ``resid_pre``, as
+the model's own pass has no place for it; ``q_rot``, ``k_rot`` and ``pattern`` are no module's output, and are seen by
+*identity* and by writes to ``q``, ``k`` and ``v``.
 """
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,7 +41,6 @@ from .windows import unlike
 from .wire import unpacked
 
 Array = np.ndarray[Any, Any]
-Twins = list[tuple[int, str, int]]
 LENGTH = 8
 """Tokens of the prompt."""
 WINDOW = 512
@@ -53,8 +53,8 @@ WRITES = ("resid_pre", "q", "k", "v", "z", "attn_out", "mlp_out", "resid_post")
 ADDED = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 """Parts that are added to the stream, so that a write to them reaches the logits of any model that uses them."""
 RESID, Z = Component.resid_pre, Component.z
-AT_ONCE = 3
-"""Layers that are checked together."""
+AT_ONCE = 24
+"""Probes that go through the model together, or some more."""
 
 
 def check_model(model: Model, identity: Identity) -> None:
@@ -110,30 +110,43 @@ def _note(model: RemoteModel, identity: Identity) -> str:
     return "checked-" + short_hash(model.office.host, model.office.model_key, json.dumps(identity.exact))
 
 
+class Probe(NamedTuple):
+    """Writes to parts of a layer in one forward pass: names, and for each the vector that is added, of all heads."""
+
+    layer: int
+    names: tuple[str, ...]
+    changes: tuple[Array, ...]
+
+
 def failures(model: Model) -> list[str]:
     """What goes wrong, in words; nothing on a model that headwise reads right."""
     length = min(LENGTH, model.shape.context)
     random = np.random.RandomState(0)
     tokens = random.randint(0, model.shape.vocabulary, (1, length))
+    names = [name for name in WRITES if not (length == 1 and name in ("q", "k"))]
+    last = model.shape.layers - 1
     failed, moves = [], dict.fromkeys(ADDED, 0.0)
-    layers = list(model.layers)
-    for start in range(0, len(layers), AT_ONCE):
-        failed += _failures_of(model, layers[start : start + AT_ONCE], tokens, random, moves)
+    layers: list[int] = []
+    probes: list[Probe] = []
+    for layer in model.layers:
+        layers.append(layer)
+        together = [(name,) for name in names] if layer in (0, last // 2, last) else [tuple(names)]
+        probes += [Probe(layer, some, tuple(_change(model, name, random) for name in some)) for some in together]
+        if len(probes) >= AT_ONCE or layer == last:
+            failed += _failures_of(model, tokens, layers, probes, moves)
+            layers, probes = [], []
     failed += _windows(model, random)
     failed += [f"moved (no write to {name} moves the logits)" for name in ADDED if not moves[name] > 1]
     return list(dict.fromkeys(failed))
 
 
 def _failures_of(
-    model: Model, layers: list[int], tokens: Array, random: np.random.RandomState, moves: dict[str, float]
+    model: Model, tokens: Array, layers: list[int], probes: list[Probe], moves: dict[str, float]
 ) -> list[str]:
     """What goes wrong in some layers; `moves` gets how far writes move the logits, in shares of what is rounding."""
-    length = tokens.shape[1]
-    parts = [(layer, name) for layer in layers for name in WRITES if not (length == 1 and name in ("q", "k"))]
-    changes = [_change(model, name, random) for _, name in parts]
-    at = _scored(length)[len(_scored(length)) // 2]
-    twins = _twins(model, parts)
-    planned, own, scale, off = _both(model, tokens, at, parts, changes, layers, twins)
+    scored = _scored(tokens.shape[1])
+    twins = _twins(model, probes)
+    planned, own, scale, off = _both(model, tokens, scored[len(scored) // 2], probes, twins, layers)
     allowed = TOLERANCE.get(model.dtype, TOLERANCE["float32"]) * scale
     failed = [
         f"parts ({what} of layer {layer} is off by {by:.2g})"
@@ -143,32 +156,25 @@ def _failures_of(
     ]
     if not _most(planned[0] - own[0]) <= allowed:
         failed.append(f"identity (a pass that changes nothing moves the logits by {_most(planned[0] - own[0]):.2g})")
-    every = [*parts, *((layer, name) for layer, name, _ in twins)]
-    again = [own[row + 1] for _, _, row in twins]
-    for (layer, name), mine, theirs in zip(every, planned[1:], [*own[1:], *again], strict=True):
+    again = [own[1 + number] for number, _ in twins]
+    for one, mine, theirs in zip([*probes, *(two for _, two in twins)], planned[1:], [*own[1:], *again], strict=True):
         if not _most(mine - theirs) <= allowed:
+            what = one.names[0] if len(one.names) == 1 else "all parts"
             failed.append(
-                f"seen (a write to {name} of layer {layer} moves them elsewhere by {_most(mine - theirs):.2g})"
+                f"seen (a write to {what} of layer {one.layer} moves them elsewhere by {_most(mine - theirs):.2g})"
             )
-    for (_, name), row in zip(parts, own[1:], strict=True):
-        if name in ADDED:  # both from one pass of the model, so rounded alike
-            moves[name] = max(moves[name], _most(row - own[0]) / (allowed / 100))
+    for one, row in zip(probes, own[1:], strict=True):
+        if len(one.names) == 1 and one.names[0] in ADDED:  # both from one pass of the model, so rounded alike
+            moves[one.names[0]] = max(moves[one.names[0]], _most(row - own[0]) / (allowed / 100))
     return failed
 
 
 def _both(
-    model: Model,
-    tokens: Array,
-    at: int,
-    parts: list[tuple[int, str]],
-    changes: list[Array],
-    layers: list[int],
-    twins: Twins,
+    model: Model, tokens: Array, at: int, probes: list[Probe], twins: list[tuple[int, Probe]], layers: list[int]
 ) -> tuple[Array, Array, float, list[Any]]:
     """Probes in planned passes, in the model's own, the deviation of its logits, and what its parts are off by."""
-    every = [*zip(parts, changes, strict=True), *(((layer, name), changes[row]) for layer, name, row in twins)]
-    plan, readers, inputs = _plan(model, tokens, at, every)
-    rows, writes = _rows(model, tokens, at, parts, changes)
+    plan, readers, inputs = _plan(model, tokens, at, [*probes, *(two for _, two in twins)])
+    rows, writes = _rows(model, tokens, at, probes)
     scored = _scored(tokens.shape[1])
     sites = [Site(part, layer) for layer in layers for part in (RESID, Z, Component.q)]
     sites += [Site(Component.resid_post, model.shape.layers - 1)] if layers else []
@@ -205,7 +211,7 @@ def _windows(model: Model, random: np.random.RandomState) -> list[str]:
     if not sizes or length > model.shape.context:
         return []
     tokens = random.randint(0, model.shape.vocabulary, (1, length))
-    planned, own, scale, _ = _both(model, tokens, 0, [], [], [], [])
+    planned, own, scale, _ = _both(model, tokens, 0, [], [], [])
     off = _most(planned[0] - own[0])
     if off <= TOLERANCE.get(model.dtype, TOLERANCE["float32"]) * scale:
         return []
@@ -228,27 +234,30 @@ def _change(model: Model, name: str, random: np.random.RandomState) -> Array:
     return random.standard_normal(width if component.per_head else shape.d_model)
 
 
-def _twins(model: Model, parts: list[tuple[int, str]]) -> Twins:
-    """Other sites where the change that is made at a part comes to the same: layer, name, and number of the part."""
-    names = {} if model.shape.parallel else {"attn_out": "resid_mid"}
-    found = [(layer, names[name], row) for row, (layer, name) in enumerate(parts) if name in names]
-    first = (0, "resid_pre")
-    return found + [(0, name, parts.index(first)) for name in model.family.embeddings if first in parts]
+def _twins(model: Model, probes: list[Probe]) -> list[tuple[int, Probe]]:
+    """The number of a probe, and a probe of another part of its layer that comes to the same."""
+    others = {("attn_out",): [] if model.shape.parallel else ["resid_mid"]}
+    first = {("resid_pre",): list(model.family.embeddings)}
+    return [
+        (number, one._replace(names=(name,)))
+        for number, one in enumerate(probes)
+        for name in (others if one.layer else others | first).get(one.names, [])
+    ]
 
 
-def _plan(
-    model: Model, tokens: Array, at: int, every: list[tuple[tuple[int, str], Array]]
-) -> tuple[Plan, list[Reader], Inputs]:
+def _plan(model: Model, tokens: Array, at: int, probes: list[Probe]) -> tuple[Plan, list[Reader], Inputs]:
     """Planned passes that probe the logits, the first of one that changes nothing."""
     conditions: list[tuple[Edit, ...]] = [(Patch(Site(Component.resid_pre, 0), source="own"),)]
-    for (layer, name), change in every:
-        component = Component(name)
-        if component.per_head:
-            each = change.reshape(-1, model.shape.d_head)
-            adds = (Add(Site(component, layer, head, (at,)), one) for head, one in enumerate(each))
-            conditions.append(Compose(*adds).edits())
-        else:
-            conditions.append((Add(Site(component, layer, None, (at,)), change),))
+    for one in probes:
+        adds: list[Edit] = []
+        for name, change in zip(one.names, one.changes, strict=True):
+            component = Component(name)
+            if component.per_head:
+                each = change.reshape(-1, model.shape.d_head)
+                adds += [Add(Site(component, one.layer, head, (at,)), part) for head, part in enumerate(each)]
+            else:
+                adds.append(Add(Site(component, one.layer, None, (at,)), change))
+        conditions.append(Compose(*adds).edits())
     length = tokens.shape[1]
     group = Group((0,), length, tuple(_scored(length)))
     plan = make_plan(
@@ -257,18 +266,17 @@ def _plan(
     return plan, [Reader("probe", "logits", probe, {"own": ({},)})], Inputs({"own": (tokens,)})
 
 
-def _rows(
-    model: Model, tokens: Array, at: int, parts: list[tuple[int, str]], changes: list[Array]
-) -> tuple[Any, dict[tuple[int, str], list[Any]]]:
-    """Tokens for the model's own pass, a row for each part, and the changes that are put into it."""
+def _rows(model: Model, tokens: Array, at: int, probes: list[Probe]) -> tuple[Any, dict[tuple[int, str], list[Any]]]:
+    """Tokens for the model's own pass, a row for each probe, and the changes that are put into it."""
     writes: dict[tuple[int, str], list[Any]] = {}
     shape, width = model.shape, tokens.shape[1]
-    for row, ((layer, name), change) in enumerate(zip(parts, changes, strict=True), start=1):
-        point = Component(name).point
-        full = np.zeros((width, shape.qkv_width if point == "qkv" else len(change)), dtype=np.float32)
-        full[at, ops.columns(name, None, shape.heads, shape.d_head, shape.kv_heads)] = change
-        writes.setdefault((layer, point), []).append((row, torch.as_tensor(full, device=model.device)))
-    return as_tensor(model, np.repeat(tokens, len(parts) + 1, axis=0)), writes
+    for row, one in enumerate(probes, start=1):
+        for name, change in zip(one.names, one.changes, strict=True):
+            point = Component(name).point
+            full = np.zeros((width, shape.qkv_width if point == "qkv" else len(change)), dtype=np.float32)
+            full[at, ops.columns(name, None, shape.heads, shape.d_head, shape.kv_heads)] = change
+            writes.setdefault((one.layer, point), []).append((row, torch.as_tensor(full, device=model.device)))
+    return as_tensor(model, np.repeat(tokens, len(probes) + 1, axis=0)), writes
 
 
 def _scored(length: int) -> list[int]:
