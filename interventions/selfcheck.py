@@ -6,9 +6,9 @@ nothing gives the logits of the model's own forward pass; *seen*, a write in a p
 write put into the model's own pass; *windows*, the first holds on a longer prompt too where layers have short windows,
 and modules say nothing else of windows of any size; and *moved*, a write to the stream does move the logits.
 
-Writes go to what modules take and give, one by one in the first, the middle and the last layer, together in the others.
-One to ``resid_mid`` or to an embedding is compared with the same write to ``attn_out`` or to the first ``resid_pre``, as
-the model's own pass has no place for it; ``q_rot``, ``k_rot`` and ``pattern`` are no module's output, and are seen by
+Writes go to what modules take and give: one by one in the first, the middle and the last layer, together in others. One
+to ``resid_mid`` or to an embedding is compared with the same write to ``attn_out`` or to the first ``resid_pre``, as the
+model's own pass has no place for it; ``q_rot``, ``k_rot`` and ``pattern`` are no module's output, and are seen by
 *identity* and by writes to ``q``, ``k`` and ``v``.
 """
 
@@ -236,8 +236,8 @@ def _change(model: Model, name: str, random: np.random.RandomState) -> Array:
 
 def _twins(model: Model, probes: list[Probe]) -> list[tuple[int, Probe]]:
     """The number of a probe, and a probe of another part of its layer that comes to the same."""
-    others = {("attn_out",): [] if model.shape.parallel else ["resid_mid"]}
-    first = {("resid_pre",): list(model.family.embeddings)}
+    others: dict[tuple[str, ...], list[str]] = {("attn_out",): [] if model.shape.parallel else ["resid_mid"]}
+    first: dict[tuple[str, ...], list[str]] = {("resid_pre",): list(model.family.embeddings)}
     return [
         (number, one._replace(names=(name,)))
         for number, one in enumerate(probes)
