@@ -112,8 +112,9 @@ def test_another_process_finds_the_same(seed):
     """Sets of text have another order in each process."""
     code = (
         "from headwise.interventions.digest import code_hash, data_hash; from headwise.interventions import served\n"
-        "import torch\n"
-        "print(code_hash(served.passes), data_hash(lambda x: x in {'aa', 'bb', 'cc', 'dd'}), data_hash(torch.cat))"
+        "import test_digest, torch\n"
+        "print(code_hash(served.passes), data_hash(lambda x: x in {'aa', 'bb', 'cc', 'dd'}), data_hash(torch.cat), "
+        "test_digest.reading())"
     )
     env = {"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)}
     made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True).stdout
@@ -121,6 +122,7 @@ def test_another_process_finds_the_same(seed):
         code_hash(served.passes),
         data_hash(lambda x: x in {"aa", "bb", "cc", "dd"}),
         data_hash(torch.cat),
+        reading(),
     ]
 
 
