@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import DeclarationError, HeadwiseError, ModelError, ResultError, ServerError, UnknownNameError
-    from .interventions.models import Model, load, shipped
+    from .interventions.load import load
+    from .interventions.models import Model
+    from .interventions.places import shipped
     from .studies.activations import capture
     from .studies.measurement import measure
     from .studies.results import effect, normalized, open_tree, write_netcdf
@@ -23,8 +25,8 @@ _WHERE = {
     "ServerError": ".errors",
     "UnknownNameError": ".errors",
     "Model": ".interventions.models",
-    "load": ".interventions.models",
-    "shipped": ".interventions.models",
+    "load": ".interventions.load",
+    "shipped": ".interventions.places",
     "capture": ".studies.activations",
     "measure": ".studies.measurement",
     "effect": ".studies.results",

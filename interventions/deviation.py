@@ -11,8 +11,9 @@ import torch
 from .cost import forward_flops
 from .engine import look
 from .known import Reader
+from .load import load
 from .memory import is_out_of_memory
-from .models import Model, load
+from .models import Model
 from .native import as_tensor
 from .outcome import Inputs
 from .plan import Plan

@@ -1,40 +1,21 @@
-"""Open a model: a shipped name, a Hub id, a local folder, or a module in memory. Owns the `Model` handle."""
+"""The handle of a model that runs here: counts, tokenizer, weights of heads. `load` makes it."""
 
 from __future__ import annotations
 
-import copy
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from importlib import import_module
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from nnsight.intervention.envoy import Envoy
 from nnsight.modeling.transformers import TransformersModel
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
-from transformers.utils import logging
+from transformers import PreTrainedModel
 
-from ..errors import DeclarationError, ModelError, choices
 from . import architectures  # noqa: F401  registers the families
-from .family import Family, HeadWeights, check_fits, family_of
-from .places import SHIPPED, locate, shipped, why
+from .family import Family, HeadWeights
 from .shape import Shape
 from .sites import Head, Site
 from .structure import weight_hash
-
-__all__ = ["DTYPES", "SHIPPED", "Model", "load", "shipped"]
-
-DTYPES = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-BUFFERS = (".attn.bias", ".attention.bias", ".masked_bias", ".rotary_emb.inv_freq")
-"""Ends of names of masks and frequencies, which older files hold beside the weights, and models make themselves."""
 
 
 @dataclass
@@ -182,167 +163,3 @@ class Model:
             f"<Model {self.name} ({self.revision}): {self.family.name}, {self.shape.layers} layers of "
             f"{self.shape.heads} heads{shared}, {self.dtype} on {self.device}, runs here>"
         )
-
-
-def load(
-    source: str | Path | PreTrainedModel,
-    *,
-    revision: str | None = None,
-    device: str = "auto",
-    dtype: str | None = None,
-    tokenizer: Any = None,
-    remote: bool = False,
-) -> Model:
-    """Open a causal language model.
-
-    Parameters
-    ----------
-    source : str, Path or PreTrainedModel
-        A shipped name (``"words-2l"``), a Hugging Face Hub id (``"openai-community/gpt2"``), a folder with
-        ``config.json``, weights and tokenizer, or a Hugging Face module in memory, which is used as it is: nothing of
-        it is changed but that nnsight takes the place of each ``forward`` to hear what passes through.
-    revision : str, optional
-        Branch, tag or commit on the Hub; only for a Hub id.
-    device : str
-        ``"auto"`` (the GPU where there is one, else the CPU; a module in memory stays where it is), ``"cpu"``,
-        ``"cuda"``, ``"cuda:1"``, ``"mps"``. On another device than its own, a module in memory is copied.
-    dtype : {"float32", "bfloat16", "float16"}, optional
-        float32 when left out; a module in memory keeps its own, and is copied where another one is asked for.
-    tokenizer : optional
-        Replaces the one in the folder; for a module in memory, token ids stand as words when it is left out.
-    remote : bool
-        Leave the weights where they are: what is asked of the model runs on NDIF (or on the server that nnsight is set
-        to, by ``NDIF_HOST``), and only metrics come back. The server says which number format it holds them in.
-
-    Raises
-    ------
-    ModelError
-        The model cannot be found or read whole, or its family is not known.
-    """
-    if remote:
-        if isinstance(source, torch.nn.Module) or device != "auto" or dtype is not None:
-            raise DeclarationError("remote=True takes the name of a model: a server has its own copy, device and dtype")
-        name, where, place = locate(str(source))
-        if revision is not None and place != "main":
-            raise DeclarationError(f"revision={revision!r} is for a Hub id: {name} is {place}")
-        away: Model = import_module(".elsewhere", __package__).open_model(name, where, revision or place, tokenizer)
-        return away
-    _device(device)
-    if dtype is not None and dtype not in DTYPES:
-        raise DeclarationError(f"dtype {dtype!r}: possible are {choices(DTYPES)}")
-    if isinstance(source, torch.nn.Module) or not isinstance(source, str | Path):
-        return _in_memory(_plain_module(source), device, dtype, tokenizer)
-    name, where, place = locate(str(source))
-    opened = name if place in ("shipped", "main") else str(Path(where).resolve())
-    if revision is not None and place != "main":
-        raise DeclarationError(f"revision={revision!r} is for a Hub id: {name} is {place}")
-    family, module, tokenizer = _read(name, where, revision, DTYPES[dtype or "float32"], tokenizer)
-    check_fits(family, module, name)
-    return _handle(module.to(_device(device)), name, revision or place, family, tokenizer, opened)
-
-
-def _handle(module: Any, name: str, revision: str, family: Family, tokenizer: Any, source: str | None) -> Model:
-    traced = TransformersModel(module, task="text-generation", tokenizer=tokenizer)
-    return Model(name, revision, family, family.shape(module.config), tokenizer, traced, source)
-
-
-def _in_memory(module: PreTrainedModel, device: str, dtype: str | None, tokenizer: Any) -> Model:
-    """The handle of a module in memory, or of a copy of it in another number format or on another device."""
-    name = module.config.name_or_path or type(module).__name__
-    family = family_of(module.config, name)
-    check_fits(family, module, name)
-    first = next(module.parameters())
-    wanted = first.dtype if dtype is None else DTYPES[dtype]
-    target = first.device if device == "auto" else _device(device)
-    if wanted != first.dtype or target != first.device:
-        module = copy.deepcopy(module).to(device=target, dtype=wanted)
-    tokenizer = tokenizer if tokenizer is not None else _id_tokenizer(module.config.vocab_size)
-    return _handle(module, name, "memory", family, tokenizer, None)
-
-
-def _plain_module(source: Any) -> PreTrainedModel:
-    """`source` as a module that can be traced, or an error that says what to give instead."""
-    kind = type(source).__name__
-    if hasattr(source, "_orig_mod") or getattr(source, "_compiled_call_impl", None) is not None:
-        raise DeclarationError(
-            f"{kind} is compiled, and what is compiled cannot be traced: give the module that it was made from "
-            "(model._orig_mod of torch.compile; after model.compile(), a new one)"
-        )
-    if isinstance(source, Envoy):
-        raise DeclarationError(f"{kind} is a model of nnsight: give what it wraps, load(model._module)")
-    if hasattr(source, "get_base_model"):
-        raise DeclarationError(
-            f"{kind} is a model of peft: where its adapter sits in modules, as LoRA does, give load(model"
-            ".get_base_model()); what is put in front of prompts is not in it"
-        )
-    if not isinstance(source, PreTrainedModel):
-        raise DeclarationError(
-            f"cannot load {kind}: give a shipped name ({choices(shipped())}), a Hub id, a folder, or a causal language "
-            "model of transformers"
-        )
-    if any(one.is_inference() for one in source.parameters()):
-        raise DeclarationError(
-            f"{kind} was made under torch.inference_mode, where its weights can have no gradient: make it outside, or "
-            "give load(copy.deepcopy(model))"
-        )
-    return source
-
-
-def _read(
-    name: str, where: str, revision: str | None, dtype: torch.dtype, tokenizer: Any
-) -> tuple[Family, PreTrainedModel, Any]:
-    """Family, module and tokenizer of a folder or Hub id, or one line that says why not."""
-    hub = {} if revision is None else {"revision": revision}
-    try:
-        family = family_of(AutoConfig.from_pretrained(where, **hub), name)
-        tokenizer = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(where, **hub)
-        with _quiet():
-            module, report = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, output_loading_info=True, **hub)
-    except ModelError:
-        raise
-    except Exception as error:  # whatever a broken file makes the loaders raise, the user gets one line
-        raise ModelError(why(name, where, error)) from error
-    for what, words in (("missing_keys", "lack"), ("unexpected_keys", "have, beyond the configuration,")):
-        keys = sorted(key for key in map(str, report[what]) if what == "missing_keys" or not key.endswith(BUFFERS))
-        if keys:
-            raise ModelError(f"the weights of {name} {words} {len(keys)} tensors ({', '.join(keys[:3])}): is it whole?")
-    if len(tokenizer) < 2:
-        raise ModelError(f"{name} has no tokenizer: save one beside the weights, or give tokenizer=")
-    module.config.pad_token_id = None  # prompts are never padded, so no token stands for padding
-    return family, module, tokenizer
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the bar that transformers draws, and its table of tensors that do not fit: `_read` says which matter."""
-    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if shown:
-            logging.enable_progress_bar()
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device).item()
-    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-        found = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-        raise ModelError(f"device {name!r} cannot be used here: possible are auto, {choices(found)}") from error
-    return device
-
-
-def _id_tokenizer(size: int) -> PreTrainedTokenizerFast:
-    """A tokenizer whose words are the token ids, for modules that have none."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    words = {str(token): token for token in range(size)} | {"<unk>": size}  # unknown words get an id no model has
-    table = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    table.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=table, unk_token="<unk>")

@@ -6,10 +6,10 @@ nothing gives the logits of the model's own forward pass; *seen*, a write in a p
 write put into the model's own pass; *windows*, the first holds on a longer prompt too where layers have short windows,
 and modules say nothing else of windows of any size; and *moved*, a write to the stream does move the logits.
 
-Writes go to what modules take and give: one by one in the first, the middle and the last layer, together in others. One
-to ``resid_mid`` or to an embedding is compared with the same write to ``attn_out`` or to the first ``resid_pre``, as the
-model's own pass has no place for it; ``q_rot``, ``k_rot`` and ``pattern`` are no module's output, and are seen by
-*identity* and by writes to ``q``, ``k`` and ``v``.
+Writes go to what modules take and give: one by one in the first, the middle and the last layer, together in others.
+One to ``resid_mid`` or to an embedding is compared with the same write to ``attn_out`` or to the first ``resid_pre``,
+as the model's own pass has no place for it; ``q_rot``, ``k_rot`` and ``pattern`` are no module's output, and are seen
+by *identity* and by writes to ``q``, ``k`` and ``v``.
 """
 
 from __future__ import annotations

@@ -220,13 +220,13 @@ def estimator_of(attrs: Mapping[str, Any]) -> tuple[str, int]:
 
 def _open(source: Path, attrs: Mapping[str, Any], device: str, given: str | os.PathLike[str] | None) -> Model:
     """The model that was given by name, or the one that the file names, where it ran."""
-    from ..interventions import models
+    from ..interventions.load import load
 
-    load = partial(models.load, device=device, dtype=str(attrs["dtype"]))
+    opening = partial(load, device=device, dtype=str(attrs["dtype"]))
     if attrs.get("executed", "local") != "local":
-        load = partial(models.load, remote=True)
+        opening = partial(load, remote=True)
     if given is not None:
-        return load(os.fspath(given))
+        return opening(os.fspath(given))
     name, revision = (str(attrs[key]) for key in ("model", "model_revision"))
     if revision == "memory":
         raise ResultError(f"{source} was measured on a module in memory, {name}: give it as rerun(..., model=...)")
@@ -238,8 +238,8 @@ def _open(source: Path, attrs: Mapping[str, Any], device: str, given: str | os.P
                 f"{source} was measured on the folder {name}, and files do not keep where folders are: say where it is "
                 "now, rerun(..., model=...) or --model"
             )
-        return load(places[0])
-    return load(name, revision=None if revision in ("shipped", "main") else revision)
+        return opening(places[0])
+    return opening(name, revision=None if revision in ("shipped", "main") else revision)
 
 
 def _differences(attrs: Mapping[str, Any], now: Identity) -> list[str]:

@@ -65,7 +65,7 @@ def untrained_scores(model: Model, task: Task, metrics: Sequence[Metric], seeds:
         The model was changed in place so that random weights of its class do not fit it.
     """
     from ..interventions.begin import begin
-    from ..interventions.models import load
+    from ..interventions.load import load
     from ..interventions.untrained import untrained_module
 
     found = []

@@ -248,16 +248,9 @@ def run_errand(errand: Errand) -> list[Piece]:
                     "open the model from where it was loaded, without what was changed in place since: save the "
                     "changed model in a folder and load that, or leave the executor out"
                 )
-            setup = set_up(
-                model,
-                declared["task"],
-                declared["what"],
-                metrics,
-                base=errand.base,
-                per_position=False,
-                batch_size="auto",
-            )
-            inputs = setup.inputs(declared["task"], model)
+            task, what = declared["task"], declared["what"]
+            setup = set_up(model, task, what, metrics, base=errand.base, per_position=False, batch_size="auto")
+            inputs = setup.inputs(task, model)
             if _token_hash(setup.plan, inputs) != errand.token_hash:
                 raise ModelError(
                     f"{model.name} has other tokens for these prompts on a worker than here: workers read the "
@@ -271,7 +264,7 @@ def run_errand(errand: Errand) -> list[Piece]:
 
 @lru_cache(maxsize=1)
 def _opened(source: str, revision: str | None, device: str, dtype: str, attention: str) -> Model:
-    from ..interventions.models import load
+    from ..interventions.load import load
 
     model = load(source, revision=revision, device=device, dtype=dtype)
     if _attention(model) != attention:

@@ -68,7 +68,7 @@ def words_model():
 
 @pytest.fixture(scope="session")
 def _loopback(tmp_path_factory):
-    from headwise.interventions.models import SHIPPED
+    from headwise.interventions.places import SHIPPED
 
     folder = str((SHIPPED / "words-2l").resolve())
     server = Loopback(tmp_path_factory.mktemp("ndif"), {folder: folder}, key=KEY).start()

@@ -312,10 +312,10 @@ def test_a_file_cannot_make_the_app_open_a_folder(name, tmp_path, monkeypatch):
 
 
 def test_a_model_is_opened_once_for_all(monkeypatch, words_model):
-    from headwise.interventions import models
+    from headwise.interventions import load
 
     opened = []
-    monkeypatch.setattr(models, "load", lambda name, revision, remote: opened.append((name, revision)) or words_model)
+    monkeypatch.setattr(load, "load", lambda name, revision, remote: opened.append((name, revision)) or words_model)
     shared = live.Models()
     threads = [threading.Thread(target=shared.get, args=("words-2l", "shipped")) for _ in range(4)]
     for one in threads:
@@ -332,10 +332,10 @@ def test_a_model_is_opened_once_for_all(monkeypatch, words_model):
 
 
 def test_the_model_of_a_result_of_a_server_stays_there(monkeypatch, words_model):
-    from headwise.interventions import models
+    from headwise.interventions import load
 
     asked = []
-    monkeypatch.setattr(models, "load", lambda name, **options: asked.append((name, options)) or words_model)
+    monkeypatch.setattr(load, "load", lambda name, **options: asked.append((name, options)) or words_model)
     for name, executed in (("openai-community/gpt2", "https://api.ndif.us"), ("words-2l", "https://api.ndif.us")):
         with live.Models().using({"model": name, "model_revision": "main", "executed": executed}):
             pass

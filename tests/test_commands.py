@@ -9,6 +9,7 @@ import subprocess
 import sys
 from argparse import Namespace
 
+import browser as driver
 import netCDF4
 import numpy as np
 import pandas as pd
@@ -342,7 +343,10 @@ def test_report_of_a_measurement(folder, capsys):
     assert (folder / "new" / "again.html").is_file()
 
 
-@pytest.mark.parametrize("name", ["grid.html", "grid.svg"])
+NO_BROWSER = pytest.mark.skipif(driver.found() is None, reason="Chromium is not installed: SVG is not drawn")
+
+
+@pytest.mark.parametrize("name", ["grid.html", pytest.param("grid.svg", marks=NO_BROWSER)])
 def test_plot_of_a_variable(folder, capsys, name):
     out = printed(capsys, "plot", folder / "a.nc", "loss", "-o", folder / name).out
     assert out.startswith(str(folder / name))

@@ -11,7 +11,7 @@ import torch
 
 import headwise as hw
 from headwise import HeadwiseError, ModelError
-from headwise.interventions import models
+from headwise.interventions import load
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def saved(name, folder):
     """A random model of a family, with a tokenizer."""
     module = raw_hooks.random_gpt2(2, 2, 8, 50, 20) if name == "gpt2" else raw_families.random_model(name)
     module.save_pretrained(folder)
-    models._id_tokenizer(50).save_pretrained(folder)
+    load._id_tokenizer(50).save_pretrained(folder)
     return module
 
 

@@ -201,6 +201,7 @@ def test_inside_interventions_imports_go_one_way():
         *run,
         "gradients",
         *away,
+        "load",
         "selfcheck",
         "begin",
         "deviation",

@@ -28,7 +28,7 @@ from headwise.interventions import (
     ResampleAblate,
     Scale,
     ZeroAblate,
-    models,
+    places,
     wire,
 )
 from headwise.metrics import Card, Metric, accuracy, induction, kl, logit_diff, loss, prob, rank
@@ -297,7 +297,7 @@ def test_what_cannot_be_meant(there, words_model, tmp_path):
 
 @pytest.fixture(scope="module")
 def _apart(tmp_path_factory):
-    folder = str((models.SHIPPED / "words-2l").resolve())
+    folder = str((places.SHIPPED / "words-2l").resolve())
     server = Loopback(tmp_path_factory.mktemp("apart"), {folder: folder}, apart=True).start()
     yield server
     server.stop()

@@ -7,7 +7,7 @@ from loopback import Loopback
 from nnsight.schema.config import CONFIG
 
 import headwise as hw
-from headwise.interventions import Grid, Head, Patch, PathPatch, ZeroAblate, models
+from headwise.interventions import Grid, Head, Patch, PathPatch, ZeroAblate, load, places
 from headwise.metrics import induction, loss
 from headwise.studies import RepeatedTokens, capture, composition_scores, measure
 
@@ -23,7 +23,7 @@ def folders(tmp_path_factory):
         folder = tmp_path_factory.mktemp(name).resolve()
         module = raw_families.random_model(name)
         module.save_pretrained(folder)
-        models._id_tokenizer(module.config.vocab_size).save_pretrained(folder)
+        load._id_tokenizer(module.config.vocab_size).save_pretrained(folder)
         made[name] = folder
     return made
 
@@ -64,8 +64,8 @@ def half_server(request, tmp_path_factory):
         for side in "qkv":
             getattr(block.self_attn, f"{side}_proj").bias.data.mul_(100)
     module.save_pretrained(folder)
-    models._id_tokenizer(module.config.vocab_size).save_pretrained(folder)
-    shipped = str((models.SHIPPED / "words-2l").resolve())
+    load._id_tokenizer(module.config.vocab_size).save_pretrained(folder)
+    shipped = str((places.SHIPPED / "words-2l").resolve())
     paths = {str(folder): str(folder), shipped: shipped}
     server = Loopback(tmp_path_factory.mktemp("half"), paths, apart=True, dtype=request.param).start()
     yield server, folder, request.param

@@ -8,7 +8,7 @@ from loopback import Loopback
 from nnsight.schema.config import CONFIG
 
 import headwise as hw
-from headwise.interventions import Head, ZeroAblate, models, office, remote
+from headwise.interventions import Head, ZeroAblate, office, places, remote
 from headwise.metrics import Card, Metric, loss
 from headwise.studies import InductionStudy, RepeatedTokens, heads, measure
 
@@ -96,7 +96,7 @@ def test_models_of_one_server_are_told_apart_without_their_weights(server, tmp_p
     """Where jobs see no weights, two folders with the same configuration are two models all the same."""
     folders = [tmp_path / name for name in ("one", "two")]
     for folder in folders:
-        shutil.copytree(models.SHIPPED / "words-2l", folder, ignore=shutil.ignore_patterns("checkpoints*"))
+        shutil.copytree(places.SHIPPED / "words-2l", folder, ignore=shutil.ignore_patterns("checkpoints*"))
     apart = Loopback(tmp_path / "server", {str(folder): str(folder) for folder in folders}, apart=True).start()
     try:
         monkeypatch.setattr(CONFIG.API, "HOST", apart.host)

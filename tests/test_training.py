@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 import headwise as hw
 from headwise import ModelError, UnknownNameError
-from headwise.interventions.models import SHIPPED
+from headwise.interventions.places import SHIPPED
 from headwise.metrics import accuracy
 from headwise.studies import RepeatedTokens, measure
 from headwise.studies.checkpoints import checkpoint_steps, load_checkpoint

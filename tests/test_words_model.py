@@ -8,7 +8,7 @@ import pytest
 
 import headwise as hw
 from headwise.interventions import Head, Scale
-from headwise.interventions.models import SHIPPED
+from headwise.interventions.places import SHIPPED
 from headwise.metrics import accuracy, loss
 from headwise.studies import InductionStudy, Prompts, RepeatedTokens, measure
 from headwise.studies.heads import head_scores

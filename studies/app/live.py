@@ -56,7 +56,7 @@ class Models:
 
     def ready(self, name: str) -> bool:
         """Whether it is open already, or ships with headwise and opens in a moment."""
-        from ...interventions.models import shipped
+        from ...interventions.places import shipped
 
         return (self.instead or name) in self._models or (self.instead or name) in shipped()
 
@@ -79,7 +79,8 @@ class Models:
         ModelError
             It cannot be had, in words.
         """
-        from ...interventions.models import load, shipped
+        from ...interventions.load import load
+        from ...interventions.places import shipped
 
         wanted = self.instead or name
         with self._lock:

@@ -85,7 +85,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def open_model(options: argparse.Namespace, revision: str | None = None) -> Model:
     """The model that the options name, here or on NDIF."""
-    from ...interventions.models import load
+    from ...interventions.load import load
 
     return load(options.model, revision=revision, device=options.device, remote=options.remote)
 
