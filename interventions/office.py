@@ -40,7 +40,7 @@ from .refusals import (
     one_line,
     without_key,
 )
-from .sent import Call, Sent, nothing, runs
+from .sent import Call, Sent, nothing
 from .waiting import telling
 from .wire import Envelope, Line, address, code_of, detail, never_sent, packed
 
@@ -174,8 +174,8 @@ class Office:
         marker = active.get(MARKER)
         if marker is not None and now - marker.begun < call.still:
             return
-        waiting = [one for one in active.values() if not one.marker and one.stood and not one.passed and not runs(one)]
-        if any(now - (one.stood or now) > call.still for one in waiting):
+        stood = [one.stood for one in active.values() if one.waits and one.stood and one.stood >= call.ran]
+        if stood and now - min(stood) > call.still:
             number = uuid.uuid4().hex
             job = Job(number, nothing, {"key": number, "what": "marker"})
             active[MARKER] = Sent(job, number, "new", PAUSES[0], book.Memory(), marker=True)
@@ -264,10 +264,10 @@ class Office:
         """A status that is not final: a late one may have taken the place of a final one, or the job is forgotten."""
         now = time.monotonic()
         stood = sent.stood or now
-        if call.ran > stood and not runs(sent):
+        if call.ran > stood and sent.waits:
             sent.passed = sent.passed or now
         if sent.passed and now - sent.passed > LOST:
-            said = sent.said[0].value.lower()
+            said, sent.hidden = sent.said[0].value.lower(), True
             self._lost(sent, call, f"it is said to be {said}, and a job that was sent after it has run")
             return
         if now - stood > STANDS:
@@ -275,7 +275,7 @@ class Office:
                 f"{self.host} has said nothing new of a job on {self.name} for {STANDS / 60:.0f} minutes: it is "
                 f"{sent.status}; {call.goes_on}"
             )
-        if now - stood > call.patience and not runs(sent) and "without news" not in sent.status:
+        if now - stood > call.patience and sent.waits and "without news" not in sent.status:
             sent.status += " without news"
         self._pause(sent)
 

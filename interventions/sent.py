@@ -49,6 +49,8 @@ class Sent:
         Since when that is all that is said; since when a job that was sent after `stood` is known to have run.
     losses : int
         Times that the server lost it.
+    hidden : bool
+        Whether the server wrote something over how it ended, as far as can be told.
     again : float
         When to ask next.
     status : str
@@ -70,8 +72,15 @@ class Sent:
     stood: float | None = None
     passed: float | None = None
     losses: int = 0
+    hidden: bool = False
     again: float = 0.0
     status: str = "sending"
+
+    @property
+    def waits(self) -> bool:
+        """Whether the server has said that it has the job, and neither that it runs nor how it ended."""
+        known = self.stood is not None and self.unknown is None
+        return known and not self.marker and self.said[0] != Status.RUNNING
 
     def hear(self, said: Any, now: float) -> None:
         """Take a status."""
@@ -110,8 +119,8 @@ class Call:
         return KEPT if self.lasting else NOT_KEPT
 
     def session(self, sent: Sent, key: str) -> str:
-        """What a job is sent under: of a websocket, if there is one, where no process could find it again anyway."""
-        if self.lasting and not sent.marker and not sent.losses:
+        """What a job is sent under, where no later process could find it anyway or its end was hidden before."""
+        if self.lasting and not sent.marker and not sent.hidden:
             return ""
         self.listener = self.listener or Listener(self.host, key)
         return self.listener.session if self.listener.open else ""
@@ -147,11 +156,6 @@ class Call:
         """Nothing is listened to any more."""
         if self.listener:
             self.listener.close()
-
-
-def runs(sent: Sent) -> bool:
-    """Whether a job runs, as is last said: then it may take as long as it likes, whatever is run beside."""
-    return sent.said is not None and sent.said[0] == Status.RUNNING
 
 
 def nothing(root: Any, program: dict[str, Any]) -> dict[str, Any]:

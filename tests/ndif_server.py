@@ -99,24 +99,19 @@ class Server:
 
     def respond(self, envelope, status, description="", data=None):
         """To the socket of a job that was sent under its session, and nowhere else; to the store for the others."""
-        response = ResponseModel(id=envelope.id, status=status, description=description, data=data)
-        if status in (Status.COMPLETED, Status.ERROR) and (late := self.fault("late")):
-            # another process of the server is late to say something: who listens hears it after the end, and who asks
-            # finds it in the place of the end
+        said = [ResponseModel(id=envelope.id, status=status, description=description, data=data)]
+        if status in (Status.COMPLETED, Status.ERROR) and (late := self.fault("late")):  # another process has its say
             self.note("late", id=envelope.id)
-            after = ResponseModel(id=envelope.id, status=Status[late["how"]], description="Moved to position 1.")
-            if envelope.session_id:
-                self.loop.call_soon_threadsafe(self.loop.call_later, 0.05, self.say, envelope.session_id, after.model_dump_json())
-            else:
-                response = after
+            said.append(ResponseModel(id=envelope.id, status=Status[late["how"]], description="Moved to position 1."))
         if not envelope.session_id:
             path = self.folder / "responses" / f"{envelope.id}.json"
             beside = path.with_suffix(".part")
-            beside.write_text(response.model_dump_json())
+            beside.write_text(said[-1].model_dump_json())  # the last one wins
             os.replace(beside, path)
             return
-        frame = response.pickle() if isinstance(data, bytes) else response.model_dump_json()
-        self.loop.call_soon_threadsafe(self.say, envelope.session_id, frame)
+        for one in said:
+            frame = one.pickle() if isinstance(one.data, bytes) else one.model_dump_json()
+            self.loop.call_soon_threadsafe(self.say, envelope.session_id, frame)
 
     def say(self, session, frame):
         """A frame on a socket; nobody keeps what nobody listens to."""
