@@ -12,6 +12,7 @@ import json
 import logging
 import pickle
 import threading
+import time
 import zipfile
 from typing import Any
 
@@ -27,6 +28,8 @@ SILENT = 20.0
 """Seconds without a word after which the server is asked for a sign, which it has as long again to give."""
 CLOSING = 2.0
 """Seconds that the end of a call waits for the thread."""
+LEFT = 600.0
+"""Seconds after which nobody wants to hear any more: a call that is left in the middle of its results has no end."""
 WITHOUT: set[str] = set()
 """Servers whose websocket could not be opened by this process: it is not tried again."""
 _FINAL = (Status.COMPLETED, Status.ERROR)
@@ -53,7 +56,7 @@ class Listener:
         self._heard: dict[str, ResponseModel] = {}
         self._fresh: set[str] = set()
         self._lock, self._news, self._tried = threading.Lock(), threading.Event(), threading.Event()
-        self._closed = False
+        self._closed, self._wanted = False, time.monotonic()
         self._socket: Any = None
         self._thread = threading.Thread(target=self._listen, name="headwise listener", daemon=True)
         if host not in WITHOUT:
@@ -82,6 +85,7 @@ class Listener:
     def wait(self, seconds: float) -> set[str]:
         """Wait until something is heard, or some time; the jobs of which something was."""
         self._news.wait(seconds)
+        self._wanted = time.monotonic()
         with self._lock:
             self._news.clear()
             fresh, self._fresh = self._fresh, set()
@@ -117,7 +121,7 @@ class Listener:
 
     def _hear(self) -> None:
         asked = False
-        while not self._closed:
+        while not self._closed and time.monotonic() - self._wanted < LEFT:
             try:
                 kind, content = self._socket.recv_data(control_frame=True)
             except websocket.WebSocketTimeoutException:

@@ -162,6 +162,8 @@ class Office:
                     call.forget(sent)
                     if not isinstance(done[0], Failed):
                         call.has_run(sent)
+                    if not where and not active.keys() - {MARKER}:
+                        call.close()  # whoever takes the last may never come back
                     if at != MARKER:
                         yield at, done[0]
                 told = self._tell(active, len(where), told, say)

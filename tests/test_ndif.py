@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -21,6 +22,8 @@ pytestmark = [
     pytest.mark.ndif,
     pytest.mark.skipif(not HOST, reason="no NDIF server: `make ndif` starts one and runs this"),
 ]
+LIMIT = int(os.environ.get("HEADWISE_NDIF_LIMIT", "600"))
+"""Seconds that a test may take: the whole study, of jobs that run apart from the weights, takes minutes."""
 TASK = RepeatedTokens(n=4, length=8)
 WHAT = {
     "zero": ZeroAblate(Head(1, 2)),
@@ -46,6 +49,20 @@ model.facts
 print("go", file=sys.stderr, flush=True)
 measure(model, RepeatedTokens(n=64, length=25), heads, [loss], out=sys.argv[1], check=False)
 """
+
+
+@pytest.fixture(autouse=True)
+def _limit():
+    """Ends a test that hangs, where it hangs."""
+
+    def late(number, frame):
+        raise TimeoutError(f"no end after {LIMIT} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(LIMIT)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 def same(found, wanted):

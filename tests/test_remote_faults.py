@@ -491,7 +491,7 @@ def test_a_model_that_the_server_does_not_have(server, tmp_path, small_model):
 
 @pytest.fixture
 def first(server, monkeypatch):
-    """A process that has not reached any server yet, in a hurry, and which no name of a proxy leads astray."""
+    """A process that has not reached any server yet, and is in a hurry."""
     monkeypatch.setattr(reaching, "REACHED", set())
     monkeypatch.setattr(reaching, "REACH", 1.0)
 
@@ -544,9 +544,10 @@ def test_a_name_that_is_looked_up_without_end(first, monkeypatch, caplog, capfd)
         gone.wait(20)
         raise socket.gaierror("no such name")
 
-    monkeypatch.setattr(socket, "getaddrinfo", hangs)
-    unreached(monkeypatch, "http://ndif.example", caplog)
-    gone.set()
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", hangs)
+        unreached(patch, "http://ndif.example", caplog)
+        gone.set()
     assert all("waiting for the server" not in line for line in lines_said(capfd))
 
 
