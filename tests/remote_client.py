@@ -1,4 +1,4 @@
-"""A process that measures on a server, to be killed: ``python remote_client.py OUT KIND``.
+"""A process that measures on a server, to be killed: ``python remote_client.py OUT KIND``; OUT may be empty.
 
 Where the server is, and the key, are in the environment, as nnsight wants them.
 """
@@ -34,4 +34,4 @@ def study(model, out):
 
 if __name__ == "__main__":
     in_small_jobs()
-    {"sweep": sweep, "study": study}[sys.argv[2]](hw.load("words-2l", remote=True), sys.argv[1])
+    {"sweep": sweep, "study": study}[sys.argv[2]](hw.load("words-2l", remote=True), sys.argv[1] or None)

@@ -116,6 +116,25 @@ def test_waiting_ends_when_it_is_asked_to(server, small_jobs, wanted, tmp_path):
     assert len(small_jobs()) == len(set(small_jobs())) == 1 + JOBS
 
 
+def test_listening_ends_when_it_is_asked_to(server, small_jobs):
+    server.fault("execute", "delay", times=1 + JOBS, seconds=0.7)
+    process = client(server, "")
+    wait_for(lambda: len(small_jobs()) >= 2)
+    time.sleep(0.3)
+    begun = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert "Stopped: stopped" in process.communicate(timeout=20)[0]
+    assert time.monotonic() - begun < 10
+
+
+def test_a_call_that_fails_leaves_no_thread(server, small_jobs):
+    server.fault("execute", "error", detail="ValueError: odd")
+    with pytest.raises(ServerError) as caught:
+        swept()
+    assert caught.value.__traceback__ is not None  # which holds what was not finished
+    assert not listening()
+
+
 def test_what_was_sent_is_told_of_when_nothing_is_finished(tmp_path):
     def stopped(record):
         with keeping(tmp_path / "out.nc", dict, True) as shards:
