@@ -17,49 +17,33 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
 from nnsight.schema.response import Status
 
-from ..errors import ServerError, ServerWarning
-from . import book
+from ..errors import ServerError
+from . import book, patience
+from .patience import Call
 from .reaching import reach
 from .refusals import (
     explain_failure,
     explain_key,
-    explain_refusal,
-    first_line,
     is_key,
-    is_passing,
     may_be_taken,
-    one_line,
     without_key,
 )
-from .sent import Call, Sent, nothing
+from .sent import Sent, nothing
 from .waiting import telling
-from .wire import Envelope, Line, address, code_of, detail, never_sent, packed
+from .wire import Envelope, Line, address, code_of, never_sent, packed
 
 LOG = logging.getLogger("headwise.remote")
 AT_ONCE = 4
 """Jobs that a server has at a time."""
-PAUSES = (0.05, 2.0)
-"""Seconds between two questions on a job, at first and at most."""
-LOST = 60.0
-"""Seconds for which a server does not know a job, or its result cannot be read, before it is taken for lost."""
-LOSSES = 2
-"""Times that a server may lose a job; then something is wrong with the server."""
-GIVE_UP = 600.0
-"""Seconds without an answer of use after which waiting ends; what was sent is written down."""
-STANDS = 3600.0
-"""Seconds without a new status of a job, where a marker has not run either, after which waiting ends."""
 MARKER = -1
 """The place of a marker among jobs."""
-NOT_KNOWN = "the server does not know it"
 
 
 @dataclass
@@ -136,7 +120,7 @@ class Office:
         DeclarationError
             A function in a job cannot be sent.
         """
-        call = Call(self.host)
+        call = Call(self.host, self.name)
         with telling(self.host, say) as tell:
             try:
                 if len(jobs):
@@ -167,22 +151,9 @@ class Office:
                     if at != MARKER:
                         yield at, done[0]
                 told = self._tell(active, len(where), told, say)
-            self._mark(active, call)
+            if call.wants_marker(active.values()):
+                active[MARKER] = self._marker()
             fresh = call.wait(min(sent.again for sent in active.values())) if active else set()
-
-    def _mark(self, active: dict[int, Sent], call: Call) -> None:
-        """Send a job that does nothing after one of which there is no news: they are run in the order they are sent."""
-        now = time.monotonic()
-        marker = active.get(MARKER)
-        if marker is not None and now - marker.begun < call.still:
-            return
-        stood = [one.stood for one in active.values() if one.waits and one.stood and one.stood >= call.ran]
-        if stood and now - min(stood) > call.still:
-            number = uuid.uuid4().hex
-            job = Job(number, nothing, {"key": number, "what": "marker"})
-            active[MARKER] = Sent(job, number, "new", PAUSES[0], book.Memory(), marker=True)
-            call.still *= 2
-            LOG.info("no news of a job at %s: one that does nothing is sent, to see whether it runs before", self.host)
 
     def close(self, key: str) -> None:
         """Forget a job, whose values are safe."""
@@ -196,11 +167,18 @@ class Office:
         """What a server said of a job, as an error."""
         return ServerError(explain_failure(self.host, self.name, failed.reason))
 
+    def _marker(self) -> Sent:
+        """A job that does nothing: what was sent before it, and is not said to have run when it has, is lost."""
+        number = uuid.uuid4().hex
+        job = Job(number, nothing, {"key": number, "what": "marker"})
+        LOG.info("no news of a job at %s: one that does nothing is sent, to see whether it runs before", self.host)
+        return Sent(job, number, "new", patience.PAUSES[0], book.Memory(), marker=True)
+
     def _found(self, job: Job, kept: book.Book) -> Sent:
         record = kept.job(job.key)
         if record is None or record.get("host") != self.host or record.get("model") != self.model_key:
-            return Sent(job, uuid.uuid4().hex, "new", PAUSES[0], kept)
-        return Sent(job, record["id"], "sent" if record["state"] == "sent" else "unsure", PAUSES[0], kept)
+            return Sent(job, uuid.uuid4().hex, "new", patience.PAUSES[0], kept)
+        return Sent(job, record["id"], "sent" if record["state"] == "sent" else "unsure", patience.PAUSES[0], kept)
 
     def _note(self, sent: Sent, state: str) -> None:
         sent.state = state
@@ -219,15 +197,15 @@ class Office:
             return None
         heard = call.heard(sent)
         if heard is None and call.listens(sent):
-            self._unknown(sent, call) if sent.state == "unsure" else self._no_news(sent, call)
+            call.unknown(sent) if sent.state == "unsure" else call.no_news(sent)
             return None
         try:
             results = line.ask(heard)
         except Exception as error:  # an answer that is cut off fails in many ways
-            self._not_told(sent, call, line, error)
+            call.not_told(sent, line, error)
             return None
         if line.last is None:
-            self._unknown(sent, call)
+            call.unknown(sent)
             return None
         sent.silent = sent.unknown = None
         if sent.state == "unsure":
@@ -239,7 +217,7 @@ class Office:
             return (results,)
         sent.hear((line.last.status, line.last.description), time.monotonic())
         sent.status = line.last.status.value.lower()
-        self._no_news(sent, call)
+        call.no_news(sent)
         return None
 
     def _send(self, sent: Sent, call: Call, line: Line) -> None:
@@ -255,97 +233,12 @@ class Office:
             code = code_of(error)
             if never_sent(error) or (code is not None and not may_be_taken(code)):
                 self._forget(sent)
-            self._no_answer(sent, call, line, error)
+            call.no_answer(sent, line, error)
             return
         sent.number, sent.status, sent.silent = answer.id, answer.status.value.lower(), None
         sent.hear((answer.status, answer.description), time.monotonic())
         self._note(sent, "sent")
         LOG.info("sent job %s to %s", sent.number, self.host)
-
-    def _no_news(self, sent: Sent, call: Call) -> None:
-        """A status that is not final: a late one may have taken the place of a final one, or the job is forgotten."""
-        now = time.monotonic()
-        stood = sent.stood or now
-        if call.ran > stood and sent.waits:
-            sent.passed = sent.passed or now
-        if sent.passed and now - sent.passed > LOST:
-            said, sent.hidden = sent.said[0].value.lower(), True
-            self._lost(sent, call, f"it is said to be {said}, and a job that was sent after it has run")
-            return
-        if now - stood > STANDS:
-            raise ServerError(
-                f"{self.host} has said nothing new of a job on {self.name} for {STANDS / 60:.0f} minutes: it is "
-                f"{sent.status}; {call.goes_on}"
-            )
-        if now - stood > call.patience and sent.waits and "without news" not in sent.status:
-            sent.status += " without news"
-        self._pause(sent)
-
-    def _not_told(self, sent: Sent, call: Call, line: Line, error: Exception) -> None:
-        """A question without an answer of use: of the server itself, or of where it keeps results."""
-        if line.last is not None and code_of(error) in (403, 404, 410):  # results are kept for a while only
-            self._lost(sent, call, "its result is no longer kept")
-        elif line.last is None or isinstance(error, httpx.HTTPError):
-            self._no_answer(sent, call, line, error)
-        else:
-            self._not_read(sent, first_line(error, line.api_key))
-
-    def _no_answer(self, sent: Sent, call: Call, line: Line, error: Exception) -> None:
-        """Ask again, for a while, where that may do."""
-        why = first_line(error, line.api_key)
-        if isinstance(error, httpx.HTTPStatusError):
-            code, said = error.response.status_code, detail(error)
-            if not is_passing(code):
-                raise ServerError(explain_refusal(self.host, self.name, code, said, line.api_key)) from None
-            why = f"it answers {code}: {one_line(said, line.api_key)}"
-        elif not isinstance(error, httpx.HTTPError):
-            why = f"what answers does not speak as NDIF does ({why})"
-        now = time.monotonic()
-        sent.silent, sent.unknown = sent.silent or now, None
-        if now - sent.silent > GIVE_UP:
-            raise ServerError(f"{self.host} gives no answer: {why}; {call.goes_on}") from None
-        sent.status = "waiting for the server"
-        self._pause(sent)
-
-    def _not_read(self, sent: Sent, why: str) -> None:
-        """A finished job whose result makes no sense: a connection that was cut off, or something worse."""
-        now = time.monotonic()
-        sent.unread = sent.unread or now
-        if now - sent.unread > LOST:
-            sent.kept.drop_job(sent.job.key)
-            raise ServerError(
-                f"a result of {self.host} cannot be read: {why}; the same call asks for it anew"
-            ) from None
-        self._pause(sent)
-
-    def _unknown(self, sent: Sent, call: Call) -> None:
-        now = time.monotonic()
-        sent.unknown = sent.unknown or now
-        if now - sent.unknown > LOST:
-            cut = sent.session and not call.listens(sent)
-            self._lost(sent, call, "the connection that it was to answer on was cut" if cut else NOT_KNOWN)
-        else:
-            self._pause(sent)
-
-    def _lost(self, sent: Sent, call: Call, why: str) -> None:
-        if sent.marker:
-            sent.again = time.monotonic() + STANDS  # another takes its place
-            return
-        if sent.state == "sent":
-            sent.losses += 1
-            if sent.losses >= LOSSES:
-                raise ServerError(
-                    f"{self.host} has lost a job on {self.name} {LOSSES} times ({why}): it takes jobs, and does not "
-                    f"give what they find; {call.goes_on}"
-                ) from None
-            warnings.warn(f"job {sent.number} is lost ({why}): it is sent again", ServerWarning, stacklevel=2)
-            sent.number = uuid.uuid4().hex
-        self._forget(sent)
-        sent.again = 0.0
-
-    def _pause(self, sent: Sent) -> None:
-        sent.again = time.monotonic() + sent.wait
-        sent.wait = min(PAUSES[1], sent.wait * 1.5)
 
     def _tell(self, active: dict[int, Sent], later: int, told: str, say: Callable[[str], None]) -> str:
         counts = Counter(sent.status for sent in active.values() if not sent.marker)

@@ -1,23 +1,16 @@
-"""What is known of the jobs that are sent to a server, one by one and in a call."""
+"""What is known of a job that is sent to a server."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nnsight.schema.response import ResponseModel, Status
+from nnsight.schema.response import Status
 
 from . import book
-from .listener import Listener
 
 if TYPE_CHECKING:
     from .office import Job
-
-STILL = 30.0
-"""Seconds without news of a job after which a marker is sent."""
-KEPT = "what was sent to it is written down where the result is, and the same call goes on from there"
-NOT_KEPT = "with out= the same call could go on from there"
 
 
 @dataclass
@@ -91,71 +84,6 @@ class Sent:
         """It is as if it had not been sent."""
         self.state, self.status, self.session = "new", "sending", ""
         self.unknown = self.said = self.stood = self.passed = None
-
-
-class Call:
-    """What one call of `Office.run` knows beside its jobs.
-
-    Attributes
-    ----------
-    kept : Book
-    lasting : bool
-        Whether a later process finds there what was sent.
-    ran : float
-        When the latest of the jobs that have run was sent: servers run them in the order in which they were sent.
-    patience, still : float
-        Seconds without news of a job after which a marker is sent, at first and by now.
-    """
-
-    def __init__(self, host: str) -> None:
-        self.host, self.kept = host, book.current()
-        self.lasting = not isinstance(self.kept, book.Memory)
-        self.ran, self.still, self.patience = 0.0, STILL, STILL
-        self.listener: Listener | None = None
-
-    @property
-    def goes_on(self) -> str:
-        """What the same call would do after an error."""
-        return KEPT if self.lasting else NOT_KEPT
-
-    def session(self, sent: Sent, key: str) -> str:
-        """What a job is sent under, where no later process could find it anyway or its end was hidden before."""
-        if self.lasting and not sent.marker and not sent.hidden:
-            return ""
-        self.listener = self.listener or Listener(self.host, key)
-        return self.listener.session if self.listener.open else ""
-
-    def heard(self, sent: Sent) -> ResponseModel | None:
-        """What the websocket has said of a job."""
-        return self.listener.heard(sent.number) if self.listener and sent.session else None
-
-    def listens(self, sent: Sent) -> bool:
-        """Whether what becomes of a job will be heard, and need not be asked."""
-        return bool(self.listener and sent.session and self.listener.open)
-
-    def wait(self, until: float) -> set[str]:
-        """Wait; the numbers of jobs of which something was heard meanwhile."""
-        seconds = max(0.0, until - time.monotonic())
-        if self.listener and self.listener.open:
-            return self.listener.wait(seconds)
-        time.sleep(seconds)
-        return set()
-
-    def has_run(self, sent: Sent) -> None:
-        """A job has run."""
-        self.ran = max(self.ran, sent.begun)
-        if sent.marker:
-            self.still = self.patience
-
-    def forget(self, sent: Sent) -> None:
-        """A job has ended."""
-        if self.listener:
-            self.listener.forget(sent.number)
-
-    def close(self) -> None:
-        """Nothing is listened to any more."""
-        if self.listener:
-            self.listener.close()
 
 
 def nothing(root: Any, program: dict[str, Any]) -> dict[str, Any]:

@@ -94,11 +94,11 @@ def server(_loopback, monkeypatch):
     """A server on loopback that has the shipped model, and nnsight set to it."""
     from nnsight.schema.config import CONFIG
 
-    from headwise.interventions import office
+    from headwise.interventions import patience
 
     monkeypatch.setattr(CONFIG.API, "HOST", _loopback.host)
     monkeypatch.setattr(CONFIG.API, "APIKEY", KEY)
-    monkeypatch.setattr(office, "PAUSES", (0.02, 0.1))
-    monkeypatch.setattr(office, "GIVE_UP", 20.0)
+    monkeypatch.setattr(patience, "PAUSES", (0.02, 0.1))
+    monkeypatch.setattr(patience, "GIVE_UP", 20.0)
     yield _loopback
     _loopback.quiet()

@@ -22,8 +22,7 @@ from headwise.interventions import (
     PathPatch,
     Scale,
     ZeroAblate,
-    office,
-    sent,
+    patience,
     wire,
 )
 from headwise.interventions.places import SHIPPED
@@ -175,8 +174,8 @@ def test_estimates(there, words_model):
 
 def test_a_late_status_in_the_place_of_the_end(both, words_model, monkeypatch, tmp_path):
     """As one of the server's processes does on a busy machine: then nothing leads to the result."""
-    monkeypatch.setattr(sent, "STILL", 1.0)
-    monkeypatch.setattr(office, "LOST", 3.0)
+    monkeypatch.setattr(patience, "STILL", 1.0)
+    monkeypatch.setattr(patience, "LOST", 3.0)
     late = []
     real = wire.Line.poll
 

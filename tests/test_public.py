@@ -185,7 +185,8 @@ def test_inside_interventions_imports_go_one_way():
         "outcome",
         "engine",
     ]
-    away = ["book", "digest", "refusals", "waiting", "wire", "sent", "office", "elsewhere", "remote"]
+    away = ["book", "digest", "refusals", "waiting", "wire", "listener", "reaching"]
+    away += ["sent", "patience", "office", "elsewhere", "remote"]
     order = [*declared, *planned, *inside, *run, "engine", "gradients", *away, "selfcheck", "deviation"]
     assert {path.stem for path in (ROOT / "interventions").glob("[!_]*.py")} == set(order)
     for name in order:

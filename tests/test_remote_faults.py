@@ -24,7 +24,7 @@ from nnsight.schema.response import ResponseModel, Status
 
 import headwise as hw
 from headwise.errors import ServerError, ServerWarning
-from headwise.interventions import listener, office, reaching, remote, sent, waiting, wire
+from headwise.interventions import listener, office, patience, reaching, remote, waiting, wire
 from headwise.metrics import loss
 from headwise.studies import RepeatedTokens, measure
 from headwise.studies.progress import Progress, Stopped
@@ -39,8 +39,8 @@ LARGE = "413 Request Entity Too Large"
 def small_jobs(server, monkeypatch):
     """Several jobs in a sweep, and the server's books from here on."""
     monkeypatch.setattr(remote, "ROWS", 32)
-    monkeypatch.setattr(office, "LOST", 1.5)
-    monkeypatch.setattr(sent, "STILL", 1.0)
+    monkeypatch.setattr(patience, "LOST", 1.5)
+    monkeypatch.setattr(patience, "STILL", 1.0)
     begun = len(server.executed())
     return lambda: server.executed()[begun:]
 
@@ -173,8 +173,8 @@ def test_results_that_are_never_kept(server, small_jobs, asked):
 
 
 def test_a_server_that_fails_for_ever(server, monkeypatch, tmp_path):
-    monkeypatch.setattr(office, "GIVE_UP", 0.5)
-    monkeypatch.setattr(office, "LOST", 0.2)
+    monkeypatch.setattr(patience, "GIVE_UP", 0.5)
+    monkeypatch.setattr(patience, "LOST", 0.2)
     server.fault("request", "500", times=40)
     with pytest.raises(ServerError, match="gives no answer: it answers 500: told to answer 500; what was sent"):
         swept(tmp_path / "out.nc")
@@ -278,8 +278,8 @@ def test_a_late_status_of_a_single_job(server, small_jobs, words_model, tmp_path
 
 def test_a_job_that_waits_long_is_not_sent_again(server, small_jobs, wanted, tmp_path, monkeypatch):
     """Others are before it: what is sent after it does not run before it either."""
-    monkeypatch.setattr(sent, "STILL", 0.3)
-    monkeypatch.setattr(office, "LOST", 0.3)
+    monkeypatch.setattr(patience, "STILL", 0.3)
+    monkeypatch.setattr(patience, "LOST", 0.3)
     there = hw.load("words-2l", remote=True)
     there.facts  # noqa: B018
     begun = len(server.executed("passes"))
@@ -290,13 +290,13 @@ def test_a_job_that_waits_long_is_not_sent_again(server, small_jobs, wanted, tmp
 
 
 def test_a_status_that_stands_still_for_ever(server, monkeypatch, tmp_path):
-    monkeypatch.setattr(office, "STANDS", 1.0)
+    monkeypatch.setattr(patience, "STANDS", 1.0)
     there = hw.load("words-2l", remote=True)
     there.facts  # noqa: B018
     server.fault("execute", "delay", seconds=3.0)
     with pytest.raises(ServerError, match=r"has said nothing new of a job on words-2l for .*; what was sent to it"):
         measure(there, TASK, None, [loss], out=tmp_path / "out.nc")
-    monkeypatch.setattr(office, "STANDS", 60.0)
+    monkeypatch.setattr(patience, "STANDS", 60.0)
     same(measure(there, TASK, None, [loss], out=tmp_path / "out.nc"), measure(there, TASK, None, [loss]))
 
 
@@ -472,7 +472,7 @@ def test_an_error_that_quotes_the_key(server, asked, monkeypatch):
         raise httpx.ReadError(f"cannot send {'long ' * 58}{KEY}")
 
     monkeypatch.setattr(wire.Line, "poll", broken)
-    monkeypatch.setattr(office, "GIVE_UP", 0.2)
+    monkeypatch.setattr(patience, "GIVE_UP", 0.2)
     with pytest.raises(ServerError, match="gives no answer: cannot send") as caught:
         swept()
     assert KEY[:8] not in "".join(traceback.format_exception(caught.value))

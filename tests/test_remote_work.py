@@ -8,7 +8,7 @@ from loopback import Loopback
 from nnsight.schema.config import CONFIG
 
 import headwise as hw
-from headwise.interventions import Head, ZeroAblate, models, office, remote
+from headwise.interventions import Head, ZeroAblate, models, office, patience, remote
 from headwise.metrics import Card, Metric, loss
 from headwise.studies import InductionStudy, RepeatedTokens, heads, measure
 
@@ -56,7 +56,7 @@ def test_a_kernel_of_ones_own_module_travels(there, words_model):
 
 def test_what_was_cut_for_want_of_memory_is_found_again(there, server, tmp_path, monkeypatch):
     """The client stops once the parts of a cut job are executed: the same call runs none of them again."""
-    monkeypatch.setattr(office, "LOST", 1.5)
+    monkeypatch.setattr(patience, "LOST", 1.5)
     there.facts  # noqa: B018
     begun = len(server.executed("passes"))
 
