@@ -39,8 +39,9 @@ test: setup
 	.ndif/bin/python -m pip install --quiet --no-deps --ignore-requires-python ndif==0.1.2
 	@touch $@
 
+# A test ends after ten minutes, and where all threads are is shown before; all of them end after an hour.
 ndif: setup .ndif/.ready
-	$(RUN) tests/ndif/up.py .ndif $(abspath $(RUN)) -m pytest -m ndif tests/test_ndif.py
+	$(RUN) tests/ndif/up.py .ndif $(abspath $(RUN)) -m pytest -m ndif -o faulthandler_timeout=540 tests/test_ndif.py
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -41,15 +41,15 @@ def prepare(job: Job) -> Callable[[Sequence[Place]], np.ndarray]:
     return lambda places: whole() if tuple(places) == job.places else some(places)
 
 
-def identities(job: Job) -> dict[str, Callable[[], None]]:
-    """What a call does to tell which model it is: where nothing is stored, and where every weight is read anew."""
+def identity(job: Job) -> Callable[[], None]:
+    """What each call does to tell which model it is."""
     model = hw.load(job.twin(), device="cpu", tokenizer=job.tokenizer)
 
-    def told(anew: bool) -> None:
-        with begin(model, check=False, anew=anew):
+    def told() -> None:
+        with begin(model, check=False):
             pass
 
-    return {"in memory": lambda: told(False), "stored": lambda: told(True)}
+    return told
 
 
 def _grid(job: Job, model: hw.Model) -> Grid:

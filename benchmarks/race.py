@@ -110,9 +110,9 @@ def operations(job: Job, name: str) -> int:
 
 
 def identity_cost(job: Job, rounds: int) -> dict[str, Any]:
-    """What a call of headwise takes to tell which model it is, in plain passes, by whether it stores a result."""
+    """What a call of headwise takes to tell which model it is, in plain forward passes of the prompts."""
     plain = CONTENDERS[YARDSTICK].ready(job)
-    runs: dict[str, Callable[[], Any]] = {YARDSTICK: lambda: plain(job.places), **ours.identities(job)}
+    runs: dict[str, Callable[[], Any]] = {YARDSTICK: lambda: plain(job.places), "identity": ours.identity(job)}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):  # the first of each is not counted
         for name, run in runs.items():
@@ -120,9 +120,8 @@ def identity_cost(job: Job, rounds: int) -> dict[str, Any]:
             run()
             seconds[name] += [time.perf_counter() - begun] if number else []
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    passes = job.passes(job.places)
-    shares = {name: medians[name] * passes / medians[YARDSTICK] for name in runs if name != YARDSTICK}
-    return {"model": job.model, "prompts": len(job.clean), "shares": shares}
+    share = medians["identity"] * job.passes(job.places) / medians[YARDSTICK]
+    return {"model": job.model, "prompts": len(job.clean), "share": share}
 
 
 def _fused_attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:

@@ -105,11 +105,10 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
 
 def identity_line(told: Mapping[str, Any]) -> str:
     """What telling which model it is costs a call, in words; it is in the times above."""
-    shares = told["shares"]
+    prompts = f"{told['prompts']} prompt{'s' if told['prompts'] > 1 else ''}"
     return (
-        f"to tell which model it is, each call of headwise on {told['model']} takes {shares['in memory']:.2f} of a "
-        f"plain forward pass of {told['prompts']} prompt{'s' if told['prompts'] > 1 else ''}, and "
-        f"{shares['stored']:.2f} where a result is stored, as every weight is read; the times above hold the former"
+        f"to tell which model it is, each call of headwise on {told['model']} takes {told['share']:.2f} of a plain "
+        f"forward pass of {prompts}, whatever it measures; the times above hold it"
     )
 
 

@@ -32,7 +32,9 @@ NOT_NUMBERS = (
 def configuration_of(config: Any) -> str:
     """A configuration as JSON text, without the place it was read from."""
     found = {key: value for key, value in config.to_dict().items() if key not in ("_name_or_path", "_commit_hash")}
-    return json.dumps(found, sort_keys=True, default=str)
+    return json.dumps(
+        found, sort_keys=True, default=lambda one: sorted(map(str, one)) if isinstance(one, set) else str(one)
+    )
 
 
 def without_names(configuration: str) -> dict[str, Any]:

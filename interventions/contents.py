@@ -7,7 +7,7 @@ import importlib
 import pickle
 import sys
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property, partial
 from types import (
     BuiltinFunctionType,
@@ -70,10 +70,12 @@ class Contents:
     ----------
     summed : callable
         One text for several, for what has no order.
+    known : mapping of int to str
+        Objects, by their `id`, that count by a name.
     """
 
-    def __init__(self, summed: Callable[..., str]) -> None:
-        self.summed = summed
+    def __init__(self, summed: Callable[..., str], known: Mapping[int, str]) -> None:
+        self.summed, self.known = summed, known
         self.seen: dict[int, tuple[int, Any]] = {}  # holds what it saw, so that no other gets its address
         self.within: list[Any] = []
 
@@ -82,6 +84,8 @@ class Contents:
         kind = type(value)
         if kind in PLAIN:
             yield repr(value)
+        elif id(value) in self.known:
+            yield self.known[id(value)]
         elif kind in (dict, list, tuple, set, frozenset, MappingProxyType):
             if id(value) in self.within:
                 yield f"within {self.within.index(id(value))}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .contents import Contents, array_bytes, like_no_other
@@ -20,13 +20,15 @@ def short_hash(*parts: bytes | str) -> str:
     return digest.hexdigest()[:16]
 
 
-def data_hash(value: Any) -> str:
+def data_hash(value: Any, names: Mapping[int, str] | None = None) -> str:
     """A hash of nested dicts, lists, tuples, sets, slices, numbers, texts, arrays, tensors, functions and objects.
+
+    `names` gives objects, by their `id`, that count by a name.
 
     What cannot be seen into (a lock, a generator, a bare ``object()``) is like no other: its hash differs each time.
     """
     try:
-        return short_hash(*Contents(short_hash).of(value))
+        return short_hash(*Contents(short_hash, names or {}).of(value))
     except Exception:  # nested too deep, or an object that raises where it is looked at
         return short_hash(*like_no_other())
 

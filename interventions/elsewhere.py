@@ -67,7 +67,7 @@ class RemoteModel(Model):
     def place(self) -> str:
         """Kind of device on the server."""
         self.identity  # noqa: B018  asks where the server has not said
-        return str(self._memory.addresses)
+        return self._memory.device
 
     @property
     def executed(self) -> str:
@@ -160,7 +160,7 @@ class RemoteModel(Model):
         )
         if differ := unequal_configurations(here, identity.configuration, "here", f"on {self.office.host}"):
             raise ModelError(f"{self.name} has another {differ[0]}: open the revision that the server has")
-        self._memory.identity, self._memory.addresses = identity, found["device"] or "server"
+        self._memory.identity, self._memory.device = identity, found["device"] or "server"
         return identity
 
     def capture(self, sites: Sequence[Site], tokens: Sequence[Array]) -> list[list[torch.Tensor]]:

@@ -2,7 +2,7 @@
 
 Two models are the same where every fact agrees: configuration, modules, buffers, weights, tokenizer, family, number
 format, and the *fingerprint*, what the model computes on one short fixed prompt. The facts are exact. The fingerprint
-is compared to the last bit within a process, and elsewhere up to `TOLERANCE`; it can show that two models differ and
+is compared up to `TOLERANCE`; it can show that two models differ and
 never that they are the same, since it cannot see a window of attention longer than its prompt, an embedding of another
 token, or a step of training that is lost in rounding. `identify` reads it; this imports no torch.
 """
@@ -32,21 +32,18 @@ class Fingerprint:
     values : tuple of tuples of tuples of float
         ``(layer + 1, position, 1 + direction)``, see `traces.sketch`: of the residual stream after each block, and of
         the logits.
-    bits : str
-        A hash of all bytes of the stream and the logits; empty where they were computed elsewhere.
     """
 
     values: tuple[tuple[tuple[float, ...], ...], ...]
-    bits: str = field(default="", compare=False)
 
     @classmethod
-    def of(cls, values: Any, bits: str = "") -> Fingerprint:
+    def of(cls, values: Any) -> Fingerprint:
         """From an array, rounded to what is stored."""
         rounded = (
             tuple(tuple(float(f"{number:.{DIGITS}g}") for number in row) for row in vectors)
             for vectors in np.asarray(values, dtype=np.float64).tolist()
         )
-        return cls(tuple(rounded), bits)
+        return cls(tuple(rounded))
 
     def unlike(self, other: Fingerprint, dtype: str) -> str:
         """Where two fingerprints lie farther apart than rounding takes them, in words; empty where they do not."""
@@ -157,7 +154,7 @@ class Identity:
             found += unequal_configurations(self.configuration, other.configuration, here, there)
         if "modules" not in but and _comparable(self.modules_hash, other.modules_hash):
             found += _unequal_modules(self, other, here, there)
-        for name in ("family", "dtype", "buffers", "weights", "tokenizer"):
+        for name in ("family", "dtype", "attention", "buffers", "weights", "tokenizer"):
             one, two = getattr(self, name), getattr(other, name)
             if name not in but and one != two and _comparable(one, two):
                 found.append(f"{name} {one} {here}, {two} {there}")
@@ -166,15 +163,12 @@ class Identity:
             found += [unlike] if unlike else []
         return found
 
-    def unknown(self) -> list[str]:
-        """Facts that are not known."""
-        facts = {
-            "configuration": self.configuration,
-            "modules": self.modules_hash,
-            "buffers": self.buffers,
-            "fingerprint": self.fingerprint,
-        }
-        return [name for name, value in facts.items() if not value]
+    def unknown(self, other: Identity) -> list[str]:
+        """Facts in which it cannot be compared with another: one of them lacks these, or knows them in another way."""
+        facts = {"modules": "modules_hash", "buffers": "buffers", "weights": "weights"}
+        found = [] if self.configuration and other.configuration else ["configuration"]
+        found += [name for name, one in facts.items() if not _comparable(getattr(self, one), getattr(other, one))]
+        return found + ([] if self.fingerprint and other.fingerprint else ["fingerprint"])
 
 
 SHOWN = 3
@@ -193,7 +187,7 @@ def stored_fingerprint(text: object) -> Fingerprint | None:
 def _comparable(one: str, two: str) -> bool:
     """Whether both are known; what a server samples or names is not comparable with what is read whole here."""
     kinds = [text.partition(":")[0] if ":" in text else "" for text in (one, two)]
-    return bool(one and two) and ("names" not in kinds or kinds[0] == kinds[1])
+    return bool(one and two) and kinds[0] == kinds[1]
 
 
 def unequal_configurations(one: str, two: str, here: str = "here", there: str = "there") -> list[str]:

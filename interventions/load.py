@@ -52,7 +52,7 @@ def load(
     device : str
         ``"auto"`` (the GPU where there is one, else the CPU; a module in memory stays where it is), ``"cpu"``,
         ``"cuda"``, ``"cuda:1"``, ``"mps"``. On another device than its own, a module in memory is copied.
-    dtype : {"float32", "bfloat16", "float16"}, optional
+    dtype : {"float32", "float64", "bfloat16", "float16"}, optional
         float32 when left out; a module in memory keeps its own, and is copied where another one is asked for.
     tokenizer : optional
         Replaces the one in the folder; for a module in memory, token ids stand as words when it is left out.
@@ -98,11 +98,12 @@ def _in_memory(module: PreTrainedModel, device: str, dtype: str | None, tokenize
     name = module.config.name_or_path or type(module).__name__
     family = family_of(module.config, name)
     check_fits(family, module, name)
-    first = next(module.parameters())
-    wanted = first.dtype if dtype is None else DTYPES[dtype]
-    target = first.device if device == "auto" else _device(device)
-    if wanted != first.dtype or target != first.device:
-        module = copy.deepcopy(module).to(device=target, dtype=wanted)
+    found = {one.dtype for one in module.parameters() if one.is_floating_point()}
+    place = next(module.parameters()).device
+    target = place if device == "auto" else _device(device)
+    moves = target.type != place.type or (target.index is not None and target.index != place.index)
+    if moves or (dtype is not None and found != {DTYPES[dtype]}):
+        module = copy.deepcopy(module).to(device=target, dtype=None if dtype is None else DTYPES[dtype])
     tokenizer = tokenizer if tokenizer is not None else _id_tokenizer(module.config.vocab_size)
     return _handle(module, name, "memory", family, tokenizer, None)
 

@@ -15,7 +15,7 @@ from . import architectures  # noqa: F401  registers the families
 from .family import Family, HeadWeights
 from .shape import Shape
 from .sites import Head, Site
-from .structure import weight_hash
+from .structure import evaluating, weight_hash
 
 
 @dataclass
@@ -26,20 +26,23 @@ class Memory:
     ----------
     identity : Identity or None
         Of the last call.
-    addresses : tuple
-        Of parameters and buffers then.
+    device : str
+        Kind of device of a server.
     call : Call or None
         The call that is going on.
     checked : Identity or None
         The model that passed the self-check.
+    longest : int
+        Tokens of the longest prompt on which it was seen to be read right.
     vocabulary : tuple of int and str
         Size of the tokenizer, and the hash of its vocabulary at that size.
     """
 
     identity: Any = None
-    addresses: Any = None
+    device: str = ""
     call: Any = None
     checked: Any = None
+    longest: int = 0
     vocabulary: tuple[int, str] = (-1, "")
 
 
@@ -150,7 +153,8 @@ class Model:
 
     def head_weights(self, layer: int) -> HeadWeights:
         """Weights of the heads of `layer`, for row vectors."""
-        return self.family.head_weights(self.module, layer, self.shape)
+        with evaluating(self.module):
+            return self.family.head_weights(self.module, layer, self.shape)
 
     def scaling(self, layer: int) -> float:
         """Factor of the attention scores in `layer`."""

@@ -6,6 +6,10 @@ folder beside a result.
 
 A job's number is made here and written down before it is sent, so that an answer that is lost, a process that is killed
 or a connection that drops leaves a job that can be asked for: nothing is sent twice that the server may still have.
+
+A job that a later process could not find again, as no result is being kept, is answered on a websocket where there is
+one. The others are asked for again and again. There a late status may take the place of a final one, which the server
+then has no way to tell: a job is taken for lost where its status stands still and a job that was sent after it has run.
 """
 
 from __future__ import annotations
@@ -13,45 +17,33 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
 from nnsight.schema.response import Status
 
-from ..errors import ServerError, ServerWarning
-from . import book
+from ..errors import ServerError
+from . import book, patience
+from .patience import Call
+from .reaching import reach
 from .refusals import (
     explain_failure,
     explain_key,
-    explain_refusal,
-    first_line,
     is_key,
-    is_passing,
     may_be_taken,
-    one_line,
     without_key,
 )
-from .sent import Sent
+from .sent import Sent, nothing
 from .waiting import telling
-from .wire import Envelope, Line, address, code_of, detail, never_sent, packed
+from .wire import Envelope, Line, address, code_of, never_sent, packed
 
 LOG = logging.getLogger("headwise.remote")
 AT_ONCE = 4
 """Jobs that a server has at a time."""
-PAUSES = (0.05, 2.0)
-"""Seconds between two questions on a job, at first and at most."""
-LOST = 60.0
-"""Seconds for which a server does not know a job, or its result cannot be read, before it is taken for lost."""
-LOSSES = 2
-"""Times that a server may lose a job; then something is wrong with the server."""
-GIVE_UP = 600.0
-"""Seconds without an answer of use after which waiting ends; what was sent is written down."""
-KEPT = "what was sent to it is written down where the result is, and the same call goes on from there"
+MARKER = -1
+"""The place of a marker among jobs."""
 
 
 @dataclass
@@ -128,27 +120,40 @@ class Office:
         DeclarationError
             A function in a job cannot be sent.
         """
-        with nullcontext(say) if say is not None else telling(self.host) as tell:
-            yield from self._run(jobs, tell)
+        call = Call(self.host, self.name)
+        with telling(self.host, say) as tell:
+            try:
+                if len(jobs):
+                    reach(self.host, self._line("").api_key, tell)
+                yield from self._run(jobs, call, tell)
+            finally:
+                call.close()
 
-    def _run(self, jobs: Sequence[Job], say: Callable[[str], None]) -> Iterator[tuple[int, Any]]:
-        where, kept = list(range(len(jobs))), book.current()
+    def _run(self, jobs: Sequence[Job], call: Call, say: Callable[[str], None]) -> Iterator[tuple[int, Any]]:
+        where = list(range(len(jobs)))
         active: dict[int, Sent] = {}
-        told = ""
-        while where or active:
+        told, fresh = "", set[str]()
+        while where or active.keys() - {MARKER}:
             while where and len(active) < AT_ONCE:
-                active[where[0]] = self._found(jobs[where[0]], kept)
+                active[where[0]] = self._found(jobs[where[0]], call.kept)
                 del where[0]
             for at, sent in list(active.items()):
-                if time.monotonic() < sent.again:
+                if time.monotonic() < sent.again and sent.number not in fresh:
                     continue
-                done = self._step(sent, kept)
+                done = self._step(sent, call)
                 if done is not None:
                     del active[at]
-                    yield at, done[0]
+                    call.forget(sent)
+                    if not isinstance(done[0], Failed):
+                        call.has_run(sent)
+                    if not where and not active.keys() - {MARKER}:
+                        call.close()  # whoever takes the last may never come back
+                    if at != MARKER:
+                        yield at, done[0]
                 told = self._tell(active, len(where), told, say)
-            if active:
-                time.sleep(max(0.0, min(sent.again for sent in active.values()) - time.monotonic()))
+            if call.wants_marker(active.values()):
+                active[MARKER] = self._marker()
+            fresh = call.wait(min(sent.again for sent in active.values())) if active else set()
 
     def close(self, key: str) -> None:
         """Forget a job, whose values are safe."""
@@ -162,126 +167,81 @@ class Office:
         """What a server said of a job, as an error."""
         return ServerError(explain_failure(self.host, self.name, failed.reason))
 
+    def _marker(self) -> Sent:
+        """A job that does nothing: what was sent before it, and is not said to have run when it has, is lost."""
+        number = uuid.uuid4().hex
+        job = Job(number, nothing, {"key": number, "what": "marker"})
+        LOG.info("no news of a job at %s: one that does nothing is sent, to see whether it runs before", self.host)
+        return Sent(job, number, "new", patience.PAUSES[0], book.Memory(), marker=True)
+
     def _found(self, job: Job, kept: book.Book) -> Sent:
         record = kept.job(job.key)
         if record is None or record.get("host") != self.host or record.get("model") != self.model_key:
-            return Sent(job, uuid.uuid4().hex, "new", PAUSES[0])
-        return Sent(job, record["id"], "sent" if record["state"] == "sent" else "unsure", PAUSES[0])
+            return Sent(job, uuid.uuid4().hex, "new", patience.PAUSES[0], kept)
+        return Sent(job, record["id"], "sent" if record["state"] == "sent" else "unsure", patience.PAUSES[0], kept)
 
-    def _note(self, sent: Sent, kept: book.Book, state: str) -> None:
+    def _note(self, sent: Sent, state: str) -> None:
         sent.state = state
         record = {"id": sent.number, "host": self.host, "model": self.model_key, "state": state}
-        kept.note_job(sent.job.key, record | {"sent": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+        sent.kept.note_job(sent.job.key, record | {"sent": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
 
-    def _forget(self, sent: Sent, kept: book.Book) -> None:
-        kept.drop_job(sent.job.key)
-        sent.state, sent.unknown, sent.status = "new", None, "sending"
+    def _forget(self, sent: Sent) -> None:
+        sent.kept.drop_job(sent.job.key)
+        sent.forget()
 
-    def _step(self, sent: Sent, kept: book.Book) -> tuple[Any] | None:
+    def _step(self, sent: Sent, call: Call) -> tuple[Any] | None:
         """Send it or ask once; what came back, in a tuple, where the job has ended."""
         line = self._line(sent.number)
         if sent.state == "new":
-            self._send(sent, kept, line)
+            self._send(sent, call, line)
+            return None
+        heard = call.heard(sent)
+        if heard is None and call.listens(sent):
+            call.unknown(sent) if sent.state == "unsure" else call.no_news(sent)
             return None
         try:
-            results = line.ask()
+            results = line.ask(heard)
         except Exception as error:  # an answer that is cut off fails in many ways
-            self._not_told(sent, kept, line, error)
+            call.not_told(sent, line, error)
             return None
         if line.last is None:
-            self._unknown(sent, kept)
+            call.unknown(sent)
             return None
         sent.silent = sent.unknown = None
         if sent.state == "unsure":
-            self._note(sent, kept, "sent")
+            self._note(sent, "sent")
         if line.last.status == Status.ERROR:
-            kept.drop_job(sent.job.key)
+            sent.kept.drop_job(sent.job.key)
             return (Failed(without_key(line.last.description, line.api_key)),)
         if line.last.status == Status.COMPLETED:
             return (results,)
+        sent.hear((line.last.status, line.last.description), time.monotonic())
         sent.status = line.last.status.value.lower()
-        self._pause(sent)
+        call.no_news(sent)
         return None
 
-    def _send(self, sent: Sent, kept: book.Book, line: Line) -> None:
+    def _send(self, sent: Sent, call: Call, line: Line) -> None:
         blob = packed(self.root, sent.job.served, sent.job.program)
-        self._note(sent, kept, "unsure")
+        sent.session, sent.begun = call.session(sent, line.api_key), time.monotonic()
+        envelope = Envelope(
+            model_key=self.model_key, compress=True, env=line.env, id=sent.number, session_id=sent.session
+        )
+        self._note(sent, "unsure")
         try:
-            answer = line.post(Envelope(model_key=self.model_key, compress=True, env=line.env, id=sent.number), blob)
+            answer = line.post(envelope, blob)
         except Exception as error:  # so does an answer to this
             code = code_of(error)
             if never_sent(error) or (code is not None and not may_be_taken(code)):
-                self._forget(sent, kept)
-            self._no_answer(sent, line, error)
+                self._forget(sent)
+            call.no_answer(sent, line, error)
             return
         sent.number, sent.status, sent.silent = answer.id, answer.status.value.lower(), None
-        self._note(sent, kept, "sent")
+        sent.hear((answer.status, answer.description), time.monotonic())
+        self._note(sent, "sent")
         LOG.info("sent job %s to %s", sent.number, self.host)
 
-    def _not_told(self, sent: Sent, kept: book.Book, line: Line, error: Exception) -> None:
-        """A question without an answer of use: of the server itself, or of where it keeps results."""
-        if line.last is not None and code_of(error) in (403, 404, 410):  # results are kept for a while only
-            self._lost(sent, kept, "its result is no longer kept")
-        elif line.last is None or isinstance(error, httpx.HTTPError):
-            self._no_answer(sent, line, error)
-        else:
-            self._not_read(sent, kept, first_line(error, line.api_key))
-
-    def _no_answer(self, sent: Sent, line: Line, error: Exception) -> None:
-        """Ask again, for a while, where that may do."""
-        why = first_line(error, line.api_key)
-        if isinstance(error, httpx.HTTPStatusError):
-            code, said = error.response.status_code, detail(error)
-            if not is_passing(code):
-                raise ServerError(explain_refusal(self.host, self.name, code, said, line.api_key)) from None
-            why = f"it answers {code}: {one_line(said, line.api_key)}"
-        elif not isinstance(error, httpx.HTTPError):
-            why = f"what answers does not speak as NDIF does ({why})"
-        now = time.monotonic()
-        sent.silent, sent.unknown = sent.silent or now, None
-        if now - sent.silent > GIVE_UP:
-            raise ServerError(f"{self.host} gives no answer: {why}; {KEPT}") from None
-        sent.status = "waiting for the server"
-        self._pause(sent)
-
-    def _not_read(self, sent: Sent, kept: book.Book, why: str) -> None:
-        """A finished job whose result makes no sense: a connection that was cut off, or something worse."""
-        now = time.monotonic()
-        sent.unread = sent.unread or now
-        if now - sent.unread > LOST:
-            kept.drop_job(sent.job.key)
-            raise ServerError(
-                f"a result of {self.host} cannot be read: {why}; the same call asks for it anew"
-            ) from None
-        self._pause(sent)
-
-    def _unknown(self, sent: Sent, kept: book.Book) -> None:
-        now = time.monotonic()
-        sent.unknown = sent.unknown or now
-        if now - sent.unknown > LOST:
-            self._lost(sent, kept, "the server does not know it")
-        else:
-            self._pause(sent)
-
-    def _lost(self, sent: Sent, kept: book.Book, why: str) -> None:
-        if sent.state == "sent":
-            sent.losses += 1
-            if sent.losses >= LOSSES:
-                raise ServerError(
-                    f"{self.host} has lost a job on {self.name} {LOSSES} times ({why}): it takes jobs, and does not "
-                    f"give what they find; {KEPT}"
-                ) from None
-            warnings.warn(f"job {sent.number} is lost ({why}): it is sent again", ServerWarning, stacklevel=2)
-            sent.number = uuid.uuid4().hex
-        self._forget(sent, kept)
-        sent.again = 0.0
-
-    def _pause(self, sent: Sent) -> None:
-        sent.again = time.monotonic() + sent.wait
-        sent.wait = min(PAUSES[1], sent.wait * 1.5)
-
     def _tell(self, active: dict[int, Sent], later: int, told: str, say: Callable[[str], None]) -> str:
-        counts = Counter(sent.status for sent in active.values())
+        counts = Counter(sent.status for sent in active.values() if not sent.marker)
         counts.update({"to send": later} if later else {})
         text = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
         if text and text != told:

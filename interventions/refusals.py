@@ -45,6 +45,14 @@ def explain_key(host: str) -> str:
     )
 
 
+def explain_unreached(host: str, why: str, key: str | None) -> str:
+    """What is said of a server that does not answer the first question."""
+    return (
+        f"{host} cannot be reached: {why}; see whether this machine is on the network and NDIF_HOST names a server "
+        "that is there" + ("" if key else f"; nnsight found no key either: {LOGIN}")
+    )
+
+
 def one_line(text: str, key: str | None) -> str:
     """The first line of what is said, without the key and without the tags of a web page."""
     if _is_page(text):

@@ -57,7 +57,7 @@ AT_ONCE = 24
 """Probes that go through the model together, or some more."""
 
 
-def check_model(model: Model, identity: Identity) -> None:
+def check_model(model: Model, identity: Identity, length: int = 0) -> None:
     """Check a model, unless this very model has passed already.
 
     Parameters
@@ -65,16 +65,20 @@ def check_model(model: Model, identity: Identity) -> None:
     model : Model
     identity : Identity
         Of this moment, see `begin`.
+    length : int
+        Tokens of the longest prompt that is going to be run; a longer one than before is checked too, where the model
+        runs here.
 
     Raises
     ------
     ModelError
         Names every check that failed.
     """
-    if _has_passed(model, identity):
+    passed = _has_passed(model, identity)
+    if passed and (model.remote or length <= max(LENGTH, model._memory.longest)):
         return
     try:
-        failed = failures(model)
+        failed = ([] if passed else failures(model)) or _on_length(model, length)
     except Exception as error:
         if isinstance(error, HeadwiseError) or is_out_of_memory(error):
             raise
@@ -88,6 +92,7 @@ def check_model(model: Model, identity: Identity) -> None:
             f"self-check of {model.name} failed: {'; '.join(failed[:SHOWN])}{more}. headwise would give wrong numbers "
             "on this model; check=False measures all the same"
         )
+    model._memory.longest = max(length, model._memory.longest if passed else 0)
     model._memory.checked = identity
     if isinstance(model, RemoteModel):
         book.current().note_job(_note(model, identity), {"checked": True})
@@ -135,7 +140,7 @@ def failures(model: Model) -> list[str]:
         if len(probes) >= AT_ONCE or layer == last:
             failed += _failures_of(model, tokens, layers, probes, moves)
             layers, probes = [], []
-    failed += _windows(model, random)
+    failed += _windows(model, random) + _around(model, tokens)
     failed += [f"moved (no write to {name} moves the logits)" for name in ADDED if not moves[name] > 1]
     return list(dict.fromkeys(failed))
 
@@ -151,8 +156,8 @@ def _failures_of(
     failed = [
         f"parts ({what} of layer {layer} is off by {by:.2g})"
         for layer, found in zip(layers, off, strict=True)
-        for what, by, deviation in found
-        if not by <= TOLERANCE.get(model.dtype, TOLERANCE["float32"]) * max(1e-6, deviation)
+        for what, by, deviation, rounding in found
+        if not by <= TOLERANCE.get(model.dtype, TOLERANCE["float32"]) * max(1e-6, deviation) + rounding
     ]
     if not _most(planned[0] - own[0]) <= allowed:
         failed.append(f"identity (a pass that changes nothing moves the logits by {_most(planned[0] - own[0]):.2g})")
@@ -210,12 +215,38 @@ def _windows(model: Model, random: np.random.RandomState) -> list[str]:
     length = max(sizes, default=0) + 2
     if not sizes or length > model.shape.context:
         return []
-    tokens = random.randint(0, model.shape.vocabulary, (1, length))
+    return _no_op(model, random.randint(0, model.shape.vocabulary, (1, length)), "windows")
+
+
+def _on_length(model: Model, length: int) -> list[str]:
+    """What goes wrong on a prompt of this length; nothing of a short one, which `failures` has seen."""
+    if model.remote or length <= LENGTH:
+        return []
+    tokens = np.random.RandomState(1).randint(0, model.shape.vocabulary, (1, min(length, model.shape.context)))
+    return _no_op(model, tokens, "identity")
+
+
+def _no_op(model: Model, tokens: Array, check: str) -> list[str]:
+    """Whether a planned pass that changes nothing gives other logits than the model's own, on one prompt."""
     planned, own, scale, _ = _both(model, tokens, 0, [], [], [])
     off = _most(planned[0] - own[0])
     if off <= TOLERANCE.get(model.dtype, TOLERANCE["float32"]) * scale:
         return []
-    return [f"windows (a pass that changes nothing moves the logits of {length} tokens by {off:.2g})"]
+    return [f"{check} (a pass that changes nothing moves the logits of {tokens.shape[1]} tokens by {off:.2g})"]
+
+
+def _around(model: Model, tokens: Array) -> list[str]:
+    """Whether hooks on the model as a whole change its logits: they come after all that a trace hears of."""
+    if model.remote:
+        return []
+    given = as_tensor(model, tokens)
+    with torch.no_grad():
+        whole = model.module(given, use_cache=False).logits[0]
+    heard = traces.short_run(model.traced, handles(model), given)[-1]
+    off = traces.far_off(heard, whole)
+    if off <= TOLERANCE.get(model.dtype, TOLERANCE["float32"]) * (float(whole.float().std()) or 1.0):
+        return []
+    return [f"identity (a hook on the whole model moves its logits by {off:.2g}, and no trace hears of it)"]
 
 
 def line_of(error: Exception) -> str:
@@ -280,8 +311,8 @@ def _rows(model: Model, tokens: Array, at: int, probes: list[Probe]) -> tuple[An
 
 
 def _scored(length: int) -> list[int]:
-    """Every other position, the last among them, so that the last layer is computed in part."""
-    return list(range(length - 1, -1, -2))[::-1]
+    """Every other position or fewer, the last among them, so that the last layer is computed in part."""
+    return list(range(length - 1, -1, -max(2, length // 16)))[::-1]
 
 
 def probe(logits: torch.Tensor) -> torch.Tensor:

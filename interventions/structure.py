@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -49,6 +50,9 @@ OF_LOADING = {
     "_pp_plan",
     "_fsdp_plan",
     "_hf_peft_config_loaded",
+    "peft_config",
+    "gradient_checkpointing",
+    "_gradient_checkpointing_func",
 }
 """Attributes that say how transformers loads, saves or shares out a model: no number depends on them."""
 
@@ -73,9 +77,8 @@ def modules_of(root: Any, told: Callable[[Any], str]) -> dict[str, str]:
 
 def rows_of(module: Any, config: Any, told: Callable[[Any], str]) -> list[str]:
     """What is told of a module."""
-    rows = [told(type(module))]
-    if own_forward(module) is not None:
-        rows.append(f"forward {told(own_forward(module))}")
+    replaced = [one for one in (own_forward(module), class_forward(type(module))) if one is not None]
+    rows = [told(type(module)), *(f"forward {told(one)}" for one in replaced)]
     for name in HOOKS:
         rows += [f"{name} {told(hook)}" for hook in vars(module)[name].values()]
     for name, value in sorted(vars(module).items()):
@@ -105,14 +108,29 @@ def is_plain_data(value: Any) -> bool:
 def own_forward(module: Any) -> Any:
     """The `forward` that stands in for that of the module's class; None where the class's own runs.
 
-    nnsight puts an object of its own there, which knows what it runs.
+    nnsight puts an object of its own there, which knows what it runs, inside a function where that was replaced before.
     """
     forward = vars(module).get("forward")
     state = vars(module).get("__nnsight__")
     if state is not None and type(forward).__module__.startswith("nnsight."):
         forward = state.original
-    forward = getattr(forward, "__func__", forward)
+        if getattr(forward, "__module__", "").startswith("nnsight.") and getattr(forward, "__closure__", None):
+            forward = forward.__closure__[0].cell_contents
+    if getattr(forward, "__self__", None) is module:
+        forward = forward.__func__
     return None if forward is type(module).forward else forward
+
+
+def class_forward(kind: type) -> Any:
+    """The `forward` of a class, where somebody put another in the place of the one that was written there."""
+    owner = next((one for one in kind.__mro__ if "forward" in vars(one)), None)
+    forward = None if owner is None else vars(owner)["forward"]
+    if owner is None or getattr(forward, "__qualname__", "") in (
+        f"{owner.__qualname__}.forward",
+        "_forward_unimplemented",
+    ):
+        return None
+    return forward
 
 
 def is_bare(module: Any) -> bool:
@@ -122,6 +140,7 @@ def is_bare(module: Any) -> bool:
     """
     return (
         own_forward(module) is None
+        and class_forward(type(module)) is None
         and not any(vars(module)[name] for name in HOOKS[:2])
         and not global_hooks()
         and "_hf_hook" not in vars(module)
@@ -149,19 +168,49 @@ def weight_hash(module: torch.nn.Module) -> str:
 
 
 def buffer_hash(module: torch.nn.Module) -> str:
-    """The same over its buffers, those that no file holds too."""
-    return tensors_hash(sorted(module.named_buffers(remove_duplicate=False)))
+    """The same over its buffers, those that no file holds too, and over parameters that its state leaves out."""
+    state = {name: one for name, one in module.state_dict().items() if isinstance(one, torch.Tensor)}
+    hidden = [
+        (name, one)
+        for name, one in module.named_parameters(remove_duplicate=False)
+        if name not in state or state[name].data_ptr() != one.data_ptr()
+    ]
+    return tensors_hash(sorted([*module.named_buffers(remove_duplicate=False), *hidden]))
 
 
-def tensors_hash(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+def tensors_hash(tensors: Iterable[tuple[str, Any]]) -> str:
     """SHA-256 over names, shapes and bytes (first 16 hexadecimal digits)."""
     digest = hashlib.sha256()
     for name, tensor in tensors:
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(bytes_of(tensor))
+        if isinstance(tensor, torch.Tensor):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(bytes_of(tensor))
+        else:  # what a module of its own kind puts into its state
+            digest.update(f"{name} {tensor!r}".encode())
     return digest.hexdigest()[:16]
 
 
 def bytes_of(tensor: torch.Tensor) -> Any:
     """The bytes of a tensor, without a copy where it lies in order on this machine."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+@contextmanager
+def evaluating(module: torch.nn.Module) -> Iterator[None]:
+    """Meanwhile every module below `module` is in evaluation mode; then each has the mode it had.
+
+    The flag alone is set; but where a class has a `train` of its own, which may do more, that is called.
+    """
+    modes = [(one, one.training) for one in module.modules() if hasattr(one, "training")]
+    special = [one for one, training in modes if training and type(one).train is not torch.nn.Module.train]
+    for one in special:
+        one.train(False)
+    for one, _ in modes:
+        one.training = False
+    try:
+        yield
+    finally:
+        for one in special:
+            one.train(True)
+        for one, training in modes:
+            one.training = training

@@ -167,8 +167,11 @@ def changed(
 
 def by_itself(
     root: Any, parts: dict[str, Any], points: Points, layers: list[int], device: Any
-) -> list[list[tuple[str, float, float]]]:
-    """For each layer, how far what the family's table leads to is from what the model has, and the deviation of that.
+) -> list[list[tuple[str, float, float, float]]]:
+    """For each layer, how far what the family's table leads to is from what the model has, and what that may be.
+
+    With each part its name, how far off it is, the deviation of what the model has, and what rounding can do to it
+    where it is the difference of larger numbers.
 
     What it leads to: q, k and v of all heads (``sides``), some columns of them (``project``), what heads write
     (``combine``), the weights of heads (``weights of q, k and v``, ``weights of out``) and what norms multiply by
@@ -185,9 +188,10 @@ def by_itself(
             thirds = range(0, size, size // 3 + 1)  # do not end where heads do
             some = [project(parts, block, normed, slice(start, start + size // 3 + 1)) for start in thirds]
             written = combine(parts, block, z, slice(0, z.shape[-1]))
-            given = called(block, out, z) - called(block, out, torch.zeros_like(z))
+            full = called(block, out, z)
+            given = full - called(block, out, torch.zeros_like(z))
             gains = [] if parts["apart"] else gains_made(parts, block, normed)
-            found = nnsight.save([whole, torch.cat(some, -1), written, given, normed, bias, *gains])
+            found = nnsight.save([whole, torch.cat(some, -1), written, given, normed, bias, full, *gains])
             end(parts, tracer)
         qkv = points[(layer, "qkv")]
         pairs = [("sides", found[0], qkv), ("project", found[1], qkv), ("combine", found[2], found[3])]
@@ -203,12 +207,28 @@ def by_itself(
             made = [torch.einsum("epm,hmd->ephd", wide(found[4]), one).flatten(-2) for one in matrices]
             pairs.append(("weights of q, k and v", torch.cat(made, -1) + wide(found[5]), found[0]))
             pairs.append(("weights of out", wide(z) @ written_out.flatten(0, 1), found[3]))
-        every.append([(what, far_off(a, b), float(b.float().std())) for what, a, b in pairs])
+        large = {"combine": found[6], "weights of out": found[6], "weights of q, k and v": found[0]}
+        every.append(
+            [
+                (what, far_off(a, b), float(b.float().std()), rounding_of(large[what]) if what in large else 0.0)
+                for what, a, b in pairs
+            ]
+        )
         of_table = [] if parts["apart"] else gains_read(parts, block._module)
-        for name, made, gain in zip(GAINS, found[6:], of_table, strict=False):
+        for name, made, gain in zip(GAINS, found[7:], of_table, strict=False):
             if gain is not None:
-                every[-1].append((f"gain of {name}", far_off(made, gain), float(gain.float().pow(2).mean().sqrt())))
+                mean = float(gain.float().pow(2).mean().sqrt())
+                norm = operator.attrgetter(parts["paths"][name])(block._module)
+                added = getattr(norm, "bias", None)
+                every[-1].append(
+                    (f"gain of {name}", far_off(made, gain), mean, 0.0 if added is None else rounding_of(added))
+                )
     return every
+
+
+def rounding_of(value: torch.Tensor) -> float:
+    """What rounding can do to the difference of two tensors that are as large as this one."""
+    return 8 * float(torch.finfo(value.dtype).eps) * float(value.detach().float().abs().max())
 
 
 def columns(root: Any, parts: dict[str, Any], stream: torch.Tensor, device: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -29,10 +29,10 @@ def untrained_module(model: Model, identity: Identity, seed: int) -> Any:
         fresh = type(model.module)(model.module.config)
     if model.remote or _built_alike(fresh, identity):
         return fresh
-    changed = copy.deepcopy(model.module)
     try:
+        changed = copy.deepcopy(model.module)
         changed.load_state_dict(fresh.state_dict())
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:  # other names, or something that cannot be copied
         raise ModelError(
             f"{model.name} was changed since it was made from its configuration, so that random weights do not fit it "
             f"({str(error).strip().splitlines()[-1].strip()}): scores cannot be compared with those of untrained "

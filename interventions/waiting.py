@@ -1,4 +1,4 @@
-"""A line in a terminal on how jobs are doing, where no bar says it. A leaf."""
+"""Lines on standard error on how jobs are doing, where no bar says it. A leaf."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 QUIET_SECONDS = 2.0
+LONGEST = 600.0
+"""Seconds between two lines at most, where standard error is no terminal."""
 _QUIET: ContextVar[bool] = ContextVar("quiet", default=False)
 
 
@@ -24,13 +26,33 @@ def quiet(wanted: bool) -> Iterator[None]:
 
 
 @contextmanager
-def telling(label: str) -> Iterator[Callable[[str], None]]:
-    """Gives what shows a text on standard error, if that is a terminal, once two seconds have passed; cleared after."""
-    started, shown = time.monotonic(), 0
+def telling(label: str, also: Callable[[str], None] | None = None) -> Iterator[Callable[[str], None]]:
+    """Gives what shows a text on standard error, once two seconds have passed.
+
+    A terminal has one line, which is cleared at the end. Elsewhere lines are printed, each after twice the time of the
+    one before.
+
+    Parameters
+    ----------
+    label : str
+        Begins the line.
+    also : callable, optional
+        Gets each text, and shows it in a terminal.
+    """
+    started, shown, gap = time.monotonic(), 0, QUIET_SECONDS
+    due = started + gap
 
     def say(text: str) -> None:
-        nonlocal shown
-        if _QUIET.get() or not sys.stderr.isatty() or time.monotonic() - started < QUIET_SECONDS:
+        nonlocal shown, gap, due
+        if also is not None:
+            also(text)
+        now, terminal = time.monotonic(), sys.stderr.isatty()
+        if _QUIET.get() or (also is not None and terminal) or now < (started + QUIET_SECONDS if terminal else due):
+            return
+        if not terminal:
+            print(f"{label}: {text}, after {now - started:.0f} s", file=sys.stderr, flush=True)
+            gap = min(LONGEST, 2 * gap)
+            due = now + gap
             return
         line = f"{label}: {text}"[: shutil.get_terminal_size().columns - 1]
         print(f"\r{line:<{shown}}", end="", file=sys.stderr, flush=True)

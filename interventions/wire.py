@@ -89,9 +89,12 @@ class Line(RemoteBackend):  # type: ignore[misc]
         except RemoteError as error:
             raise error.__cause__ or error from None
 
-    def ask(self) -> Any:
-        """Ask how the job is, for `last`, which stays None where the server does not know it; its results, if any."""
-        found = self.poll()
+    def ask(self, heard: ResponseModel | None = None) -> Any:
+        """Ask how the job is, for `last`, which stays None where the server does not know it; its results, if any.
+
+        What was heard of it on a websocket is taken without asking.
+        """
+        found = self.poll() if heard is None else self.handle(heard)
         if self.last is None or self.last.status != Status.COMPLETED:
             return None
         if not isinstance(found, dict) or "results" not in found:
@@ -111,12 +114,12 @@ class Line(RemoteBackend):  # type: ignore[misc]
         self.last = response
         return bool(response.status == Status.COMPLETED)
 
-    def download_result(self, url: str | None) -> Any:
-        """A result, as tensors and plain data and nothing else."""
+    def download_result(self, url: str | bytes | None) -> Any:
+        """A result, as tensors and plain data and nothing else; from its address, or as it came on a websocket."""
         if not url:
             return None
-        content = zstandard.ZstdDecompressor().decompress(self._get(url, {}).raise_for_status().content)
-        return torch.load(io.BytesIO(content), weights_only=True)
+        packed = url if isinstance(url, bytes) else self._get(url, {}).raise_for_status().content
+        return torch.load(io.BytesIO(zstandard.ZstdDecompressor().decompress(packed)), weights_only=True)
 
     def _get(self, url: str, headers: dict[str, str]) -> httpx.Response:
         return httpx.get(url, headers=headers, timeout=httpx.Timeout(CONNECT, read=READ))

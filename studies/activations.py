@@ -80,7 +80,7 @@ def capture(
     native.check_sites(model, wanted, groups)
     dataset = xr.Dataset(coords=coordinates(model, batch, run))
     found: dict[Site, list[Array]] = {site: [] for site in wanted}
-    with begin(model, check=check) as call:
+    with begin(model, check=check, length=int(batch.lengths.max())) as call:
         if model.remote:
             from ..interventions.elsewhere import RemoteModel
 

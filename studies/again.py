@@ -246,7 +246,7 @@ def _differences(attrs: Mapping[str, Any], now: Identity) -> list[str]:
     """What of a model is not as the file says; nothing where all that the file knows is."""
     then = Identity.from_attrs(attrs)
     before, after = (_versions(one).get("transformers") for one in (attrs.get("versions"), versions()))
-    but = () if before == after else ("modules",)  # classes have other attributes in other versions
+    but = ("attention",) if before == after else ("attention", "modules")  # classes change with versions
     return then.differences(now, "then", "now", but)
 
 
@@ -265,7 +265,7 @@ def _notes(attrs: Mapping[str, Any], model: Model, identity: Identity) -> list[s
         if name != "attention" or name in attrs:
             pairs[text] = (attrs.get(name, unknown), now[name])
     notes = [f"{name}: {old} then, {new} now" for name, (old, new) in pairs.items() if str(old) != str(new)]
-    if lacking := Identity.from_attrs(attrs).unknown():
+    if lacking := Identity.from_attrs(attrs).unknown(identity):
         notes.append(f"the file does not say which {choices(lacking)} its model had: unknown whether they are the same")
     return notes
 

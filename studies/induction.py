@@ -128,7 +128,7 @@ class InductionStudy:
                 return self._run(model, call.identity, progress)
         with shards.keeping(out, resume) as kept, begin(model, check=False, anew=True) as call:
             about = {"title": self._title(model), "study": self.to_json(), "task": self._task()}
-            kept.describe(provenance(model, call.identity) | about)
+            kept.describe(provenance(model, call.identity) | about, call.identity)
             inputs = short_hash(self.to_json(), json.dumps(exact_facts(model, call.identity)))
             if (there := kept.finished(inputs, call.identity)) is not None:
                 return there

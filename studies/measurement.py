@@ -21,7 +21,7 @@ from .labels import check_remote
 from .results import provenance
 from .setup import What, check_estimable, set_up
 from .tasks import Task
-from .work import Work
+from .work import CHECKED, Work
 from .workers import check_executor, current
 
 if TYPE_CHECKING:
@@ -124,10 +124,12 @@ def measure(
             with begin(model, check=False, anew=outer is not None or executor is not None) as call:
                 return work.run(progress, call, work.keeper(outer, call), executor)
         with shards.keeping(out, resume) as kept, begin(model, check=False, anew=True) as call:
-            kept.describe(provenance(model, call.identity) | work.attrs)
+            kept.describe(provenance(model, call.identity) | work.attrs, call.identity)
             keeper = work.keeper(kept, call)
             inputs = short_hash(keeper.inputs, json.dumps(work.attrs), str(per_position))
             if (there := kept.finished(inputs, call.identity)) is not None:
+                if check and there.attrs.get(CHECKED) != "passed":
+                    work.check_model(call)
                 return there.to_dataset()
             dataset = work.run(progress, call, keeper, executor).assign_attrs(inputs=inputs)
             kept.finish(dataset)
@@ -162,8 +164,8 @@ def plan(
     setup.readers()  # refuses metrics that the task cannot have, as `measure` does
     if not timed or model.remote:
         return setup.plan
-    from ..interventions.begin import evaluating
+    from ..interventions.begin import turn
     from ..interventions.deviation import speed
 
-    with evaluating(model.module):
+    with turn(model):
         return replace(setup.plan, speed=speed(model, setup.plan, setup.inputs(task, model)))

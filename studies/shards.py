@@ -71,10 +71,25 @@ class Shards:
             self._aside(path, f"was made with another model than the one in hand: {why}", "other")
         return None
 
-    def describe(self, about: Mapping[str, object]) -> None:
-        """Write down what the result will be, for those who look at the folder."""
+    def describe(self, about: Mapping[str, object], identity: Identity) -> None:
+        """Write down what the result will be, for those who look; say what is not taken, as another model made it."""
+        self._tell_others(identity)
         note = dict(about) | {"created": datetime.now(UTC).isoformat(timespec="seconds")}
         write_beside(self.folder / "about.json", lambda path: path.write_text(json.dumps(note, indent=1)))
+
+    def _tell_others(self, identity: Identity) -> None:
+        """Warn where what is finished, or begun, comes from another model: it is computed again."""
+        found: dict[str, Any] = {}
+        if any(self.folder.glob("*.nc")):
+            with suppress(OSError, ValueError):
+                found = json.loads((self.folder / "about.json").read_text())
+        elif self.resume and self.target.is_file():
+            with suppress(ResultError):
+                found = {str(name): one for name, one in open_tree(self.target).attrs.items()}
+        differ = Identity.from_attrs(found).differences(identity, "then", "now") if isinstance(found, dict) else []
+        if differ:
+            text = f"{self.target} was begun with another model than the one in hand: {'; '.join(differ)}"
+            warnings.warn(f"{text}. It is computed again", ResultWarning, stacklevel=4)
 
     def _aside(self, path: Path, why: str, suffix: str) -> None:
         aside = path.with_suffix(f".{suffix}")
@@ -89,7 +104,7 @@ class Shards:
     def save(self, key: str, part: xr.Dataset, identity: Identity) -> None:
         """Store a finished part, and what its model computes on the prompt of its fingerprint."""
         beside = self.folder / f"{key}.part"
-        part = part.assign_attrs({MADE_BY: identity.attrs()["fingerprint"]})
+        part = part.assign_attrs({MADE_BY: identity.attrs().get("fingerprint", "")})
         try:
             part.to_netcdf(beside, engine="netcdf4")
             flush(beside)

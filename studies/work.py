@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from .shards import Shards
 
 Array = np.ndarray[Any, Any]
+CHECKED = "self_check"
+"""Attribute that says whether the model passed the self-check."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +81,12 @@ class Work:
         if self.estimator != "exact":
             gradients.check_estimable(self.setup.plan, self.readers, self._steps)
 
+    def check_model(self, call: Call) -> None:
+        """Run the self-check, unless this very model has passed it."""
+        from ..interventions import selfcheck
+
+        selfcheck.check_model(self.model, call.identity, int(self.setup.batch.lengths.max()))
+
     @property
     def _steps(self) -> int | None:
         return self.steps if self.estimator == "integrated" else None
@@ -106,12 +114,12 @@ class Work:
         executor: Executor | None = None,
     ) -> xr.Dataset:
         """Do it in a call; an estimate, which takes few passes, keeps none of them, and takes no worker."""
-        from ..interventions import engine, gradients, selfcheck
+        from ..interventions import engine, gradients
         from ..interventions.deviation import against_float32
         from .workers import run_on
 
         if self.check:
-            selfcheck.check_model(self.model, call.identity)
+            self.check_model(call)
         started = time.monotonic()
         model, plan, batch, axes = self.model, self.setup.plan, self.setup.batch, self.setup.axes
         attrs = self.attrs
@@ -130,8 +138,8 @@ class Work:
         for metric in self.setup.metrics:
             dataset = dataset.assign(_variables(metric, outcome, batch, axes, self.per_position))
         dataset = number_dims(dataset)
-        seconds = {"seconds": f"{time.monotonic() - started:.3f}"}
-        dataset.attrs = provenance(model, call.identity) | attrs | seconds
+        told = {"seconds": f"{time.monotonic() - started:.3f}", CHECKED: "passed" if self.check else "left out"}
+        dataset.attrs = provenance(model, call.identity) | attrs | told
         if deviation:
             dataset.attrs["float32_deviation"] = json.dumps(deviation)
         return dataset

@@ -1,6 +1,8 @@
 """Strict, seeded, offline; and the models that several test files share."""
 
 import os
+import time
+from pathlib import Path
 
 if "HEADWISE_HUB" not in os.environ:  # the network stays off unless the tests marked hub are asked for
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -9,7 +11,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from loopback import KEY, Loopback
+from loopback import KEY, Loopback, last_words
 from planted import planted_model
 from raw_hooks import random_gpt2
 
@@ -31,6 +33,17 @@ SHAPES = {
     "three layers": {"layers": 3, "heads": 5, "d_head": 4, "vocab": 51, "context": 32},
 }
 """Random GPT-2s whose layers, heads, head widths and vocabularies all differ."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """A test of `make ndif` that fails is shown with what the server's processes said meanwhile."""
+    report = yield
+    logs = os.environ.get("HEADWISE_NDIF_LOGS")
+    if logs and report.failed and item.get_closest_marker("ndif"):
+        since = time.time() - call.duration - 60
+        report.sections.append(("what the server said last", last_words(Path(logs), since)))
+    return report
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -81,11 +94,11 @@ def server(_loopback, monkeypatch):
     """A server on loopback that has the shipped model, and nnsight set to it."""
     from nnsight.schema.config import CONFIG
 
-    from headwise.interventions import office
+    from headwise.interventions import patience
 
     monkeypatch.setattr(CONFIG.API, "HOST", _loopback.host)
     monkeypatch.setattr(CONFIG.API, "APIKEY", KEY)
-    monkeypatch.setattr(office, "PAUSES", (0.02, 0.1))
-    monkeypatch.setattr(office, "GIVE_UP", 20.0)
+    monkeypatch.setattr(patience, "PAUSES", (0.02, 0.1))
+    monkeypatch.setattr(patience, "GIVE_UP", 20.0)
     yield _loopback
     _loopback.quiet()

@@ -8,7 +8,19 @@ from pathlib import Path
 import httpx
 
 KEY = "5a1f0e5c-7c0f-4d0e-9b59-3c0ffee0c0de"
+OF_RAY = "ray/session_latest/logs/ray_client_server*.err"
 SERVER = Path(__file__).with_name("ndif_server.py")
+
+
+def last_words(folder, since=0.0, lines=25, width=400):
+    """The end of what each process of `make ndif` has written since a time: what a test that fails is shown with."""
+    found = [*folder.glob("*.log"), *folder.glob("ray/session_latest/logs/worker-*"), *folder.glob(OF_RAY)]
+    told = []
+    for path in found:
+        if path.stat().st_size and path.stat().st_mtime >= since:
+            end = path.read_text(errors="replace").splitlines()[-lines:]
+            told.append("\n".join([f"-- {path.name}", *(line[:width] for line in end)]))
+    return "\n".join(told) or "nothing"
 
 
 class Loopback:
@@ -62,5 +74,6 @@ class Loopback:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
     def executed(self, what=""):
-        """Keys of the jobs it ran."""
-        return [line["key"] for line in self.lines("executed") if line["what"].startswith(what)]
+        """Keys of the jobs it ran; of those that do nothing only where they are asked for."""
+        lines = [line for line in self.lines("executed") if line["what"].startswith(what)]
+        return [line["key"] for line in lines if what == "marker" or line["what"] != "marker"]

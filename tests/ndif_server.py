@@ -62,7 +62,7 @@ class Server:
             InterleavingTracer.stop = no_stop
         self.folder = Path(config["folder"])
         (self.folder / "responses").mkdir(parents=True, exist_ok=True)
-        self.jobs, self.sockets, self.models = Queue(), {}, {}
+        self.jobs, self.sockets, self.models = Queue(), {}, {}  # sockets by session
         self.faults = []  # of {"at", "how", ...}, each taken once
         self.loop = None
         self.base = ""
@@ -72,8 +72,11 @@ class Server:
                 path.unlink()
 
     def fault(self, at):
-        """The next thing that is to go wrong there, if any."""
+        """The next thing that is to go wrong there, if any; one may first be skipped so many times."""
         for number, fault in enumerate(self.faults):
+            if fault["at"] == at and fault.get("skip", 0):
+                fault["skip"] -= 1
+                return None
             if fault["at"] == at:
                 return self.faults.pop(number)
         return None
@@ -98,18 +101,26 @@ class Server:
         return self.models[key]
 
     def respond(self, envelope, status, description="", data=None):
-        """To the socket of a blocking job, to the store for the others."""
-        response = ResponseModel(id=envelope.id, status=status, description=description, data=data)
+        """To the socket of a job that was sent under its session, and nowhere else; to the store for the others."""
+        said = [ResponseModel(id=envelope.id, status=status, description=description, data=data)]
+        if status in (Status.COMPLETED, Status.ERROR) and (late := self.fault("late")):  # another process has its say
+            self.note("late", id=envelope.id)
+            said.append(ResponseModel(id=envelope.id, status=Status[late["how"]], description="Moved to position 1."))
         if not envelope.session_id:
             path = self.folder / "responses" / f"{envelope.id}.json"
             beside = path.with_suffix(".part")
-            beside.write_text(response.model_dump_json())
+            beside.write_text(said[-1].model_dump_json())  # the last one wins
             os.replace(beside, path)
             return
-        frame = response.pickle() if isinstance(data, bytes) else response.model_dump_json()
-        socket = self.sockets.get(envelope.session_id)
-        if socket is not None:
-            self.loop.call_soon_threadsafe(send, socket, frame)
+        for one in said:
+            frame = one.pickle() if isinstance(one.data, bytes) else one.model_dump_json()
+            self.loop.call_soon_threadsafe(self.say, envelope.session_id, frame)
+
+    def say(self, session, frame):
+        """A frame on a socket; nobody keeps what nobody listens to."""
+        socket = self.sockets.get(session)
+        if socket is not None and socket.ws_connection is not None:
+            socket.write_message(frame, binary=isinstance(frame, bytes))
 
     def work(self):
         """Run jobs, one after the other."""
@@ -123,6 +134,8 @@ class Server:
                 continue
             self.respond(envelope, Status.DISPATCHED, "Your job has been sent to the model deployment.")
             self.respond(envelope, Status.RUNNING, "Your job has started running.")
+            if fault.get("how") == "cut":
+                self.loop.call_soon_threadsafe(cut, list(self.sockets.values()))
             time.sleep(fault.get("seconds", 0))
             if fault.get("how") == "error":
                 self.respond(envelope, Status.ERROR, fault["detail"])
@@ -151,6 +164,9 @@ class Server:
                     getattr(model, fn.__name__), *given, **more
                 )
             program = tracer.info.frame.f_locals.get("program", {})
+            if change := self.fault("model"):  # somebody works on the model while it is served
+                part = model._module.get_submodule(change["part"])
+                part.weight.data.mul_(change["factor"]) if change["how"] == "weight" else setattr(part, "eps", 0.5)
             self.note("executed", id=envelope.id, key=program.get("key", ""), what=program.get("what", ""))
             inc()
             try:
@@ -206,9 +222,10 @@ def no_stop(tracer):
     raise RuntimeError("a trace cannot be stopped on this server")
 
 
-def send(socket, frame):
-    if socket.ws_connection is not None:
-        socket.write_message(frame, binary=isinstance(frame, bytes))
+def cut(sockets):
+    """End connections as a network does: without a word."""
+    for socket in sockets:
+        socket.ws_connection.stream.close()
 
 
 class Handler(web.RequestHandler):
@@ -298,9 +315,19 @@ class Subscribe(websocket.WebSocketHandler):
     def initialize(self, server):
         self.server = server
 
+    async def get(self, *given):
+        fault = self.server.fault("subscribe") or {}
+        await asyncio.sleep(fault.get("seconds", 0))
+        if fault.get("how", "delay") != "delay":
+            self.set_status(int(fault["how"]))
+            self.finish("no websocket here")
+            return
+        await super().get(*given)
+
     def open(self):
         self.number = uuid.uuid4().hex
         self.server.sockets[self.number] = self
+        self.server.note("subscribed", id=self.number)
         self.write_message(json.dumps({"session_id": self.number}))
 
     def on_close(self):
@@ -308,7 +335,9 @@ class Subscribe(websocket.WebSocketHandler):
 
 
 class Ping(Handler):
-    def get(self):
+    async def get(self):
+        if await self.wrong("ping"):
+            return
         try:
             import headwise  # noqa: F401
         except ModuleNotFoundError:

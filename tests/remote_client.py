@@ -1,4 +1,4 @@
-"""A process that measures on a server, to be killed: ``python remote_client.py OUT KIND``.
+"""A process that measures on a server, to be killed: ``python remote_client.py OUT KIND``; OUT may be empty.
 
 Where the server is, and the key, are in the environment, as nnsight wants them.
 """
@@ -6,7 +6,7 @@ Where the server is, and the key, are in the environment, as nnsight wants them.
 import sys
 
 import headwise as hw
-from headwise.interventions import Grid, Head, Patch, ZeroAblate, office, remote
+from headwise.interventions import Grid, Head, Patch, ZeroAblate, patience, remote
 from headwise.metrics import loss
 from headwise.studies import InductionStudy, RepeatedTokens, measure
 
@@ -24,7 +24,7 @@ def sweep(model, out):
 
 def in_small_jobs():
     """Few rows in a job, so that there are several; short pauses."""
-    remote.ROWS, office.PAUSES, office.LOST = 32, (0.02, 0.1), 5.0
+    remote.ROWS, patience.PAUSES, patience.LOST = 32, (0.02, 0.1), 5.0
 
 
 def study(model, out):
@@ -34,4 +34,4 @@ def study(model, out):
 
 if __name__ == "__main__":
     in_small_jobs()
-    {"sweep": sweep, "study": study}[sys.argv[2]](hw.load("words-2l", remote=True), sys.argv[1])
+    {"sweep": sweep, "study": study}[sys.argv[2]](hw.load("words-2l", remote=True), sys.argv[1] or None)

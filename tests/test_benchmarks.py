@@ -61,8 +61,7 @@ def test_operations_of_a_plain_pass_are_those_of_its_matrices():
 
 def test_the_cost_of_telling_models_apart_is_given_in_plain_passes():
     told = identity_cost(make_job("scores", "words-2l", 2), rounds=1)
-    assert 0 < told["shares"]["in memory"] < 1000
-    assert set(told["shares"]) == {"in memory", "stored"}
+    assert 0 < told["share"] < 1000
     assert "words-2l takes" in tables_of(told)
 
 

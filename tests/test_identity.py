@@ -2,11 +2,13 @@
 
 import copy
 import json
+import os
 import pickle
 import subprocess
 import sys
 import warnings
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -58,8 +60,17 @@ CONFIGURATIONS = {
 }
 
 
+@pytest.fixture
+def facts_alone(monkeypatch):
+    """Without the fingerprint, which sees most changes whatever the facts say of them."""
+    from headwise.interventions.identity import Fingerprint
+
+    monkeypatch.setattr(Fingerprint, "unlike", lambda *given: "")
+
+
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 @pytest.mark.parametrize("finished", [True, False], ids=["finished file", "parts"])
+@pytest.mark.usefixtures("facts_alone")
 def test_another_configuration_takes_nothing(name, finished, tmp_path):
     family, change = CONFIGURATIONS[name]
     out = tmp_path / "out.nc"
@@ -68,7 +79,8 @@ def test_another_configuration_takes_nothing(name, finished, tmp_path):
     stopped_or_done(first, out, finished)
     wanted = losses(second)
     assert abs(wanted - losses(first)).max() > 1e-3
-    np.testing.assert_array_equal(losses(second, out=out), wanted)
+    with pytest.warns(ResultWarning, match=r"begun with another model than the one in hand: configuration \("):
+        np.testing.assert_array_equal(losses(second, out=out), wanted)
 
 
 class Halt(Exception):
@@ -88,48 +100,127 @@ def stopped_or_done(module, out, finished, **options):
         assert list(out.with_name("out.nc.parts").glob("*.nc"))
 
 
-def replaced_activation(module):
-    module.transformer.h[1].mlp.act = torch.nn.ReLU()
+def late(value, factor):
+    """Times a factor from position 8 on, where the prompt of the fingerprint has ended."""
+    return torch.cat([value[:, :8], value[:, 8:] * factor], 1)
 
 
-def changed_epsilon(module):
-    module.transformer.h[0].ln_1.eps = 0.5
+def acts(factor):
+    """A class of one's own; two of them differ in what they do, and not by name."""
+
+    class Act(torch.nn.Module):
+        def forward(self, hidden):
+            return late(torch.relu(hidden), factor)
+
+    return Act()
 
 
-def hooked(module):
-    module.transformer.h[0].mlp.act.register_forward_hook(lambda act, given, made: made * 1.5)
+class Holder:
+    def __init__(self, factor):
+        self.factor, self.table = factor, np.arange(3000.0)
+
+    def __repr__(self):
+        return "a holder"
+
+    def __call__(self, module, given, made):
+        return late(made, self.factor)
+
+    def bound(self, hidden):
+        return late(torch.relu(hidden), self.factor)
 
 
-def pre_hooked(module):
-    module.transformer.h[0].mlp.register_forward_pre_hook(lambda mlp, given: (given[0] * 1.5,))
+class ModuleAsHook(torch.nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def __call__(self, module, given, made):
+        return late(made, self.factor)
 
 
-def another_forward(module):
-    mlp = module.transformer.h[0].mlp
-    usual = mlp.forward
-    mlp.forward = lambda hidden: usual(hidden) * 1.5
+def with_attribute(factor):
+    def hook(act, given, made):
+        return late(made, hook.factor)
+
+    hook.factor = factor
+    return hook
 
 
-def scaled_by_parametrisation(module):
-    class Doubled(torch.nn.Module):
+def hook_on(act, hook):
+    act.register_forward_hook(hook)
+
+
+def of_block(module, number=0):
+    return module.transformer.h[number]
+
+
+def scaled_by_parametrisation(module, factor):
+    class Scaled(torch.nn.Module):
         def forward(self, weight):
-            return 2 * weight
+            return factor * weight
 
-    torch.nn.utils.parametrize.register_parametrization(module.transformer.h[0].mlp.c_fc, "weight", Doubled())
-
-
-IN_PLACE = [replaced_activation, changed_epsilon, hooked, pre_hooked, another_forward, scaled_by_parametrisation]
+    torch.nn.utils.parametrize.register_parametrization(of_block(module).mlp.c_fc, "weight", Scaled())
 
 
-@pytest.mark.parametrize("change", IN_PLACE)
+def given_late(factor):
+    return lambda mlp, given: (late(given[0], factor),)
+
+
+def forward_of_partial(module, factor):
+    of_block(module).mlp.act.forward = partial(lambda factor, hidden: late(torch.relu(hidden), factor), factor)
+
+
+IN_PLACE = {
+    "another activation": lambda module, factor: setattr(
+        of_block(module, 1).mlp, "act", torch.nn.ReLU() if factor == 1 else torch.nn.SiLU()
+    ),
+    "epsilon": lambda module, factor: setattr(of_block(module).ln_1, "eps", factor - 0.9),
+    "class of one's own": lambda module, factor: setattr(of_block(module).mlp, "act", acts(factor)),
+    "hook": lambda module, factor: hook_on(of_block(module).mlp.act, lambda act, given, made: late(made, factor)),
+    "hook that is an object": lambda module, factor: hook_on(of_block(module).mlp.act, Holder(factor)),
+    "hook that is a module": lambda module, factor: hook_on(of_block(module).mlp.act, ModuleAsHook(factor)),
+    "hook with an attribute": lambda module, factor: hook_on(of_block(module).mlp.act, with_attribute(factor)),
+    "hook before": lambda module, factor: of_block(module).mlp.register_forward_pre_hook(given_late(factor)),
+    "forward": lambda module, factor: setattr(
+        of_block(module).mlp.act, "forward", lambda hidden: late(torch.relu(hidden), factor)
+    ),
+    "forward of another object": lambda module, factor: setattr(
+        of_block(module).mlp.act, "forward", Holder(factor).bound
+    ),
+    "forward that is a partial": forward_of_partial,
+    "parametrisation": scaled_by_parametrisation,
+}
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
 @pytest.mark.parametrize("finished", [True, False], ids=["finished file", "parts"])
-def test_what_is_changed_in_place_takes_nothing(change, finished, tmp_path):
-    first, second = (of_configuration("gpt2") for _ in range(2))
-    change(second)
+@pytest.mark.usefixtures("facts_alone")
+def test_what_is_changed_in_place_takes_nothing(name, finished, tmp_path):
+    made = [of_configuration("gpt2") for _ in range(3)]
+    for module, factor in zip(made, (1.0, 2.0, 2.0), strict=True):
+        IN_PLACE[name](module, factor)
+    first, second, third = made
     stopped_or_done(first, tmp_path / "out.nc", finished)
     wanted = losses(second)
     assert abs(wanted - losses(first)).max() > 1e-3
-    np.testing.assert_array_equal(losses(second, out=tmp_path / "out.nc"), wanted)
+    with pytest.warns(ResultWarning, match="with another model than the one in hand"):
+        np.testing.assert_array_equal(losses(second, out=tmp_path / "out.nc"), wanted)
+    before = (tmp_path / "out.nc").stat().st_mtime_ns
+    np.testing.assert_array_equal(losses(third, out=tmp_path / "out.nc"), wanted)
+    assert (tmp_path / "out.nc").stat().st_mtime_ns == before, "one that is changed alike is the same model"
+
+
+@pytest.mark.usefixtures("facts_alone")
+def test_a_patched_class_of_a_library_takes_nothing(tmp_path, monkeypatch):
+    from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
+
+    module, usual = of_configuration("gpt2"), GPT2MLP.forward
+    stopped_or_done(module, tmp_path / "out.nc", True)
+    monkeypatch.setattr(GPT2MLP, "forward", lambda self, hidden: 2 * usual(self, hidden))
+    second = of_configuration("gpt2")
+    wanted = losses(second)
+    with pytest.warns(ResultWarning, match="modules"):
+        np.testing.assert_array_equal(losses(second, out=tmp_path / "out.nc"), wanted)
 
 
 def test_a_buffer_that_no_file_holds_counts(tmp_path):
@@ -138,7 +229,8 @@ def test_a_buffer_that_no_file_holds_counts(tmp_path):
     losses(first, out=tmp_path / "out.nc")
     wanted = losses(second)
     assert abs(wanted - losses(first)).max() > 1e-3
-    np.testing.assert_array_equal(losses(second, out=tmp_path / "out.nc"), wanted)
+    with pytest.warns(ResultWarning, match=r"another model than the one in hand: buffers \w+ then, \w+ now"):
+        np.testing.assert_array_equal(losses(second, out=tmp_path / "out.nc"), wanted)
 
 
 def stepped(kind):
@@ -185,7 +277,10 @@ def test_weights_that_change_without_a_trace_are_read_anew(name, tmp_path):
     assert model.weight_hash != before
     wanted = measure(hw.load(copy.deepcopy(module)), TASK, WHAT, [loss])
     assert abs(wanted["loss"] - old["loss"]).max() > 1e-3
-    found = measure(model, TASK, WHAT, [loss], out=out)
+    in_memory = measure(model, TASK, WHAT, [loss])
+    assert in_memory.attrs["weight_hash"] == wanted.attrs["weight_hash"]
+    with pytest.warns(ResultWarning, match=r"another model than the one in hand: weights \w+ then, \w+ now"):
+        found = measure(model, TASK, WHAT, [loss], out=out)
     xr.testing.assert_equal(found, wanted)
     assert found.attrs["weight_hash"] == wanted.attrs["weight_hash"] != before
 
@@ -199,12 +294,12 @@ def test_a_hook_whose_code_says_nothing_is_seen_by_what_the_model_computes(tmp_p
     stopped_or_done(module, out, False)
     monkeypatch.setattr(np, "factor_of_this_test", 1.5)
     wanted = measure(model, TASK, WHAT, [loss])
-    with pytest.warns(ResultWarning, match="was made with another model than the one in hand: what it computes on"):
+    with pytest.warns(ResultWarning, match="with another model than the one in hand: what it computes on"):
         found = measure(model, TASK, WHAT, [loss], out=out, batch_size=4)
     np.testing.assert_allclose(found["loss"], wanted["loss"], atol=1e-6)
     monkeypatch.setattr(np, "factor_of_this_test", 2.0)
     wanted = measure(model, TASK, WHAT, [loss])
-    with pytest.warns(ResultWarning, match="it is computed again"):
+    with pytest.warns(ResultWarning, match="(?i)it is computed again"):
         found = measure(model, TASK, WHAT, [loss], out=out, batch_size=4)
     np.testing.assert_allclose(found["loss"], wanted["loss"], atol=1e-6)
 
@@ -291,6 +386,14 @@ def pool():
         yield pool
 
 
+def replaced_activation(module):
+    module.transformer.h[1].mlp.act = torch.nn.ReLU()
+
+
+def changed_epsilon(module):
+    module.transformer.h[0].ln_1.eps = 0.5
+
+
 @pytest.mark.parametrize("change", [replaced_activation, changed_epsilon, through_data])
 def test_a_model_that_workers_cannot_reproduce_is_refused(change, folder, pool):
     model = hw.load(folder)
@@ -333,6 +436,50 @@ def test_another_process_finds_the_same_facts_of_every_family():
             here = call.identity
         assert Identity.from_attrs(attrs).exact == here.exact, name
         assert Identity.from_attrs(attrs).differences(here) == []
+
+
+SEEDS = """
+import sys, warnings
+warnings.simplefilter("ignore")
+import peft, raw_hooks, torch
+import headwise as hw
+from headwise.interventions.begin import begin
+module = raw_hooks.random_gpt2(2, 2, 6, 40, 20, seed=3)
+config = peft.LoraConfig(r=2, target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True)
+torch.manual_seed(0)
+module = peft.get_peft_model(module, config).get_base_model()
+module.transformer.h[0].mlp.act.register_forward_hook(lambda act, given, made: made * len({"a", "b", module.dtype}))
+with begin(hw.load(module), check=False) as call:
+    print(call.identity.modules_hash, call.identity.weights)
+"""
+
+
+def test_facts_do_not_depend_on_the_seed_of_hashes():
+    pytest.importorskip("peft")
+    found = set()
+    for seed in ("1", "2", "3"):
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        done = subprocess.run(
+            [sys.executable, "-c", SEEDS], capture_output=True, text=True, cwd=Path(__file__).parent, env=environment
+        )
+        assert done.stdout, done.stderr
+        found.add(done.stdout)
+    assert len(found) == 1
+
+
+def test_a_hook_that_holds_the_model_reads_no_weight_again(monkeypatch):
+    """Modules and weights that a hook reaches count by their path: they are read once, as the model's own."""
+    from headwise.interventions import contents
+    from headwise.interventions.begin import begin
+
+    module = of_configuration("gpt2").to(torch.bfloat16)
+    for block in module.transformer.h:
+        block.mlp.act.register_forward_hook(lambda act, given, made: made * (1 + 0 * len(module.transformer.h)))
+    read, usual = [], contents.array_bytes
+    monkeypatch.setattr(contents, "array_bytes", lambda array: read.append(array) or usual(array))
+    with begin(hw.load(module)) as call:
+        assert call.identity.fingerprint is not None
+    assert read == []
 
 
 def test_an_identity_travels(folder):
@@ -441,6 +588,41 @@ def test_scores_and_baselines_are_checked_too():
     assert measure(model, TASK, None, [loss], check=False)["baseline_loss"].notnull().all()
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama", "pythia"])
+def test_a_hook_on_the_whole_model_is_refused(name):
+    """It comes after all that a trace hears of."""
+    module = of_configuration(name)
+    module.register_forward_hook(lambda model, given, made: type(made)(logits=made.logits * 0.5))
+    with pytest.raises(ModelError, match="a hook on the whole model moves its logits"):
+        measure(hw.load(module), TASK, None, [loss])
+
+
+def test_the_self_check_looks_as_far_as_the_prompts_go():
+    module = of_configuration("gpt2")
+    module.transformer.h[1].register_forward_hook(
+        lambda block, given, made: uneven(block, given, late(made, 1.0)) * 1.0
+    )
+    late_only = of_configuration("gpt2")
+    late_only.transformer.h[1].register_forward_hook(
+        lambda block, given, made: torch.cat([made[:, :8], uneven(block, given, made[:, 8:])], 1)
+    )
+    short, long = RepeatedTokens(n=2, length=4), RepeatedTokens(n=2, length=8)
+    model = hw.load(late_only)
+    measure(model, short, WHAT, [loss])
+    with pytest.raises(ModelError, match="a pass that changes nothing moves the logits of 16 tokens"):
+        measure(model, long, WHAT, [loss])
+    with pytest.raises(ModelError, match="self-check"):
+        measure(hw.load(module), short, WHAT, [loss])
+
+
+def test_a_finished_file_of_an_unchecked_model_is_checked(tmp_path):
+    module = of_configuration("gpt2")
+    module.transformer.h[1].register_forward_hook(uneven)
+    measure(hw.load(module), TASK, WHAT, [loss], out=tmp_path / "out.nc", check=False)
+    with pytest.raises(ModelError, match="self-check"):
+        measure(hw.load(module), TASK, WHAT, [loss], out=tmp_path / "out.nc")
+
+
 def test_a_model_is_checked_again_once_it_is_another():
     module = of_configuration("gpt2")
     model = hw.load(module)
@@ -506,6 +688,36 @@ def test_training_mode_changes_no_number_and_is_given_back(name):
     with pytest.raises(hw.HeadwiseError):
         capture(model, TASK, Head(7, 7))
     assert modes(module) == before
+
+
+def test_weights_of_heads_are_those_in_evaluation_mode():
+    wrapped = adapted(deep(), ["transformer.h.1.attn.c_attn"], lora_dropout=0.4)
+    model = hw.load(wrapped.get_base_model())
+    merged = hw.load(copy.deepcopy(wrapped).merge_and_unload())
+    model.module.train()
+    for mine, theirs in zip(model.head_weights(1), merged.head_weights(1), strict=True):
+        assert (mine is None and theirs is None) or torch.allclose(mine, theirs, atol=1e-5)
+    assert all(modes(model.module).values())
+
+
+def test_a_module_whose_train_does_more_is_told():
+    class Act(torch.nn.Module):
+        factor = 1.0
+
+        def train(self, mode=True):
+            self.factor = 3.0 if mode else 1.0
+            return super().train(mode)
+
+        def forward(self, hidden):
+            return torch.relu(hidden) * self.factor
+
+    module = of_configuration("gpt2")
+    module.transformer.h[0].mlp.act = Act()
+    wanted = losses(module)
+    module.train()
+    np.testing.assert_allclose(losses(module), wanted, atol=1e-6)
+    assert module.transformer.h[0].mlp.act.factor == 3.0
+    assert all(modes(module).values())
 
 
 def test_a_call_that_fails_gives_the_mode_back():

@@ -2,25 +2,42 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
+import httpx
 import numpy as np
 import pytest
 from nnsight.schema.config import CONFIG
 
 import headwise as hw
-from headwise.interventions import Add, Head, Knockout, Layer, MeanAblate, Patch, PathPatch, Scale, ZeroAblate
+from headwise.interventions import (
+    Add,
+    Head,
+    Knockout,
+    Layer,
+    MeanAblate,
+    Patch,
+    PathPatch,
+    Scale,
+    ZeroAblate,
+    patience,
+    wire,
+)
 from headwise.interventions.places import SHIPPED
 from headwise.metrics import accuracy, induction, kl, logit_diff, loss
 from headwise.studies import InductionStudy, RepeatedTokens, capture, composition_scores, measure
 
 HOST = os.environ.get("HEADWISE_NDIF")
+STORE = os.environ.get("HEADWISE_NDIF_STORE")
 UNTRUSTED = os.environ.get("HEADWISE_NDIF_UNTRUSTED")
 pytestmark = [
     pytest.mark.ndif,
     pytest.mark.skipif(not HOST, reason="no NDIF server: `make ndif` starts one and runs this"),
 ]
+LIMIT = int(os.environ.get("HEADWISE_NDIF_LIMIT", "600"))
+"""Seconds that a test may take: the whole study, of jobs that run apart from the weights, takes minutes."""
 TASK = RepeatedTokens(n=4, length=8)
 WHAT = {
     "zero": ZeroAblate(Head(1, 2)),
@@ -46,6 +63,20 @@ model.facts
 print("go", file=sys.stderr, flush=True)
 measure(model, RepeatedTokens(n=64, length=25), heads, [loss], out=sys.argv[1], check=False)
 """
+
+
+@pytest.fixture(autouse=True)
+def _limit():
+    """Ends a test that hangs, where it hangs."""
+
+    def late(number, frame):
+        pytest.fail(f"no end after {LIMIT} s")  # no Exception, which what waits for a server would take for a fault
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(LIMIT)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 def same(found, wanted):
@@ -139,6 +170,29 @@ def test_estimates_need_weights(there, monkeypatch):
 def test_estimates(there, words_model):
     what = {"v": Patch(Head(1, 2).v)}
     same(*(measure(model, TASK, what, [loss], estimator="gradient") for model in (there, words_model)))
+
+
+def test_a_late_status_in_the_place_of_the_end(both, words_model, monkeypatch, tmp_path):
+    """As one of the server's processes does on a busy machine: then nothing leads to the result."""
+    monkeypatch.setattr(patience, "STILL", 1.0)
+    monkeypatch.setattr(patience, "LOST", 3.0)
+    late = []
+    real = wire.Line.poll
+
+    def poll(line, tracer=None):
+        stored = httpx.get(f"{HOST}/response/{line.job_id}").json()
+        if stored.get("status") == "COMPLETED" and len(late) < 2 and line.job_id not in late:
+            late.append(line.job_id)
+            stored |= {"status": "QUEUED", "description": "Moved to position 1 in Queue.", "data": None}
+            signed = {"Authorization": "AWS test:not-looked-at"}
+            httpx.put(f"{STORE}/responses/{line.job_id}.json", json=stored, headers=signed).raise_for_status()
+        return real(line, tracer)
+
+    monkeypatch.setattr(wire.Line, "poll", poll)
+    with pytest.warns(hw.errors.ServerWarning, match="is said to be queued, and a job that was sent after it has run"):
+        found = measure(both, TASK, WHAT, [loss], out=tmp_path / "out.nc")
+    assert late
+    same(found, measure(words_model, TASK, WHAT, [loss]))
 
 
 def test_a_killed_client_goes_on(there, tmp_path):

@@ -189,7 +189,8 @@ def test_inside_interventions_imports_go_one_way():
         "outcome",
         "engine",
     ]
-    away = ["book", "refusals", "waiting", "wire", "sent", "office", "elsewhere", "remote"]
+    away = ["book", "refusals", "waiting", "wire", "listener", "reaching"]
+    away += ["sent", "patience", "office", "elsewhere", "remote"]
     order = [
         *declared,
         *planned,

@@ -3,7 +3,9 @@
 import io
 import json
 import os
+import pickle
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,10 +20,11 @@ import remote_client
 from loopback import KEY, Loopback
 from nnsight.intervention.backends import remote as nnsight_remote
 from nnsight.schema.config import CONFIG
+from nnsight.schema.response import ResponseModel, Status
 
 import headwise as hw
 from headwise.errors import ServerError, ServerWarning
-from headwise.interventions import office, remote, waiting, wire
+from headwise.interventions import listener, office, patience, reaching, remote, waiting, wire
 from headwise.metrics import loss
 from headwise.studies import RepeatedTokens, measure
 from headwise.studies.progress import Progress, Stopped
@@ -36,9 +39,16 @@ LARGE = "413 Request Entity Too Large"
 def small_jobs(server, monkeypatch):
     """Several jobs in a sweep, and the server's books from here on."""
     monkeypatch.setattr(remote, "ROWS", 32)
-    monkeypatch.setattr(office, "LOST", 1.5)
-    begun = len(server.lines("executed"))
+    monkeypatch.setattr(patience, "LOST", 1.5)
+    monkeypatch.setattr(patience, "STILL", 1.0)
+    begun = len(server.executed())
     return lambda: server.executed()[begun:]
+
+
+@pytest.fixture
+def asked(server, monkeypatch):
+    """No websocket: what becomes of jobs is asked for."""
+    monkeypatch.setattr(listener, "WITHOUT", {server.host})
 
 
 @pytest.fixture(scope="session")
@@ -103,7 +113,26 @@ def test_waiting_ends_when_it_is_asked_to(server, small_jobs, wanted, tmp_path):
     assert "Stopped: stopped" in told
     assert list((tmp_path / "out.nc.parts").glob("*.job"))
     same(swept(out), wanted)
-    assert len(small_jobs()) == len(set(small_jobs())) == 1 + JOBS
+    assert len(small_jobs()) == len(set(small_jobs())) == 2 + JOBS, "each call asks which model the server has"
+
+
+def test_listening_ends_when_it_is_asked_to(server, small_jobs):
+    server.fault("execute", "delay", times=1 + JOBS, seconds=0.7)
+    process = client(server, "")
+    wait_for(lambda: len(small_jobs()) >= 2)
+    time.sleep(0.3)
+    begun = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert "Stopped: stopped" in process.communicate(timeout=20)[0]
+    assert time.monotonic() - begun < 10
+
+
+def test_a_call_that_fails_leaves_no_thread(server, small_jobs):
+    server.fault("execute", "error", detail="ValueError: odd")
+    with pytest.raises(ServerError) as caught:
+        swept()
+    assert caught.value.__traceback__ is not None  # which holds what was not finished
+    assert not listening()
 
 
 def test_what_was_sent_is_told_of_when_nothing_is_finished(tmp_path):
@@ -136,23 +165,23 @@ def test_a_job_that_is_lost_again_and_again(server, small_jobs, wanted, tmp_path
         same(swept(tmp_path / "out.nc"), wanted)
 
 
-def test_results_that_are_never_kept(server, small_jobs):
+def test_results_that_are_never_kept(server, small_jobs, asked):
     server.fault("result", "404", times=9)
     with pytest.warns(ServerWarning), pytest.raises(ServerError, match=r"2 times .*its result is no longer kept"):
         swept()
     assert len(small_jobs()) == 2
 
 
-def test_a_server_that_fails_for_ever(server, monkeypatch):
-    monkeypatch.setattr(office, "GIVE_UP", 0.5)
-    monkeypatch.setattr(office, "LOST", 0.2)
+def test_a_server_that_fails_for_ever(server, monkeypatch, tmp_path):
+    monkeypatch.setattr(patience, "GIVE_UP", 0.5)
+    monkeypatch.setattr(patience, "LOST", 0.2)
     server.fault("request", "500", times=40)
     with pytest.raises(ServerError, match="gives no answer: it answers 500: told to answer 500; what was sent"):
-        swept()
+        swept(tmp_path / "out.nc")
 
 
 @pytest.mark.parametrize("at", ["request", "response"])
-def test_a_page_of_the_network_in_place_of_an_answer(server, small_jobs, wanted, tmp_path, at):
+def test_a_page_of_the_network_in_place_of_an_answer(server, small_jobs, asked, wanted, tmp_path, at):
     server.fault(at, "page", times=6 if at == "response" else 1)
     same(swept(tmp_path / "out.nc"), wanted)
     assert len(small_jobs()) == len(set(small_jobs())) == 1 + JOBS
@@ -173,7 +202,7 @@ def test_a_job_that_takes_long_to_be_taken(server, small_jobs, wanted, monkeypat
     assert len(small_jobs()) == len(set(small_jobs())) == 1 + JOBS
 
 
-def test_a_question_that_hangs_does_not_hold_up_the_others(server, small_jobs, wanted, monkeypatch, caplog):
+def test_a_question_that_hangs_does_not_hold_up_the_others(server, small_jobs, asked, wanted, monkeypatch, caplog):
     caplog.set_level("INFO", "headwise")
     monkeypatch.setattr(wire, "READ", 0.3)
     server.fault("response", "delay", seconds=5.0)
@@ -181,15 +210,157 @@ def test_a_question_that_hangs_does_not_hold_up_the_others(server, small_jobs, w
     assert "waiting for the server" in caplog.text
 
 
-def test_a_lost_job_is_sent_again(server, small_jobs, wanted):
+def test_a_lost_job_is_sent_again(server, small_jobs, asked, wanted):
     server.fault("execute", "lose")
     with pytest.warns(ServerWarning, match=r"job \w+ is lost \(the server does not know it\): it is sent again"):
         same(swept(), wanted)
     assert len(small_jobs()) == len(set(small_jobs())) == 1 + JOBS
 
 
+def listening():
+    return [one.name for one in threading.enumerate() if one.name == "headwise listener"]
+
+
+LATE = ["QUEUED", "DISPATCHED"]
+
+
+@pytest.mark.parametrize("late", LATE)
+def test_a_late_status_after_the_end_is_not_heard(server, small_jobs, wanted, late):
+    """Two processes of a server speak of a job, and the one that is late speaks last."""
+    begun = len(server.lines("late"))
+    server.fault("late", late, times=1 + JOBS)
+    same(swept(), wanted)
+    assert len(server.lines("late")) == begun + 1 + JOBS
+    assert len(small_jobs()) == len(set(small_jobs())) == 1 + JOBS
+    assert not listening()
+
+
+@pytest.mark.parametrize("late", LATE)
+@pytest.mark.parametrize("how", ["refused", "kept"])
+def test_a_late_status_in_the_place_of_the_end(server, small_jobs, wanted, tmp_path, monkeypatch, caplog, late, how):
+    """Where a job is asked for, its result cannot be had any more: it is sent again, aloud, and not waited for."""
+    caplog.set_level("INFO", "headwise")
+    monkeypatch.setattr(listener, "WITHOUT", set())
+    if how == "refused":
+        server.fault("subscribe", "403", times=9)
+    begun = len(server.executed("passes"))
+    there = hw.load("words-2l", remote=True)
+    there.identity  # noqa: B018
+    server.fault("late", late)
+    told = rf"job \w+ is lost \(it is said to be {late.lower()}, and a job that was sent after it has run\)"
+    with pytest.warns(ServerWarning, match=told) as warned:
+        same(remote_client.sweep(there, tmp_path / "out.nc" if how == "kept" else None), wanted)
+    assert len(warned) == 1
+    keys = server.executed("passes")[begun:]
+    assert len(keys) == JOBS + 1
+    assert len(set(keys)) == JOBS
+    assert not listening()
+
+
+@pytest.mark.parametrize("how", ["refused", "kept"])
+def test_a_late_status_of_a_single_job(server, small_jobs, words_model, tmp_path, monkeypatch, caplog, how):
+    """Nothing is sent after it, by which it could be told: something is."""
+    caplog.set_level("INFO", "headwise")
+    monkeypatch.setattr(listener, "WITHOUT", set())
+    if how == "refused":
+        server.fault("subscribe", "403", times=9)
+    there = hw.load("words-2l", remote=True)
+    there.identity  # noqa: B018
+    begun = [len(server.executed(what)) for what in ("passes", "marker")]
+    server.fault("late", "QUEUED")
+    with pytest.warns(ServerWarning, match="is said to be queued, and a job that was sent after it has run"):
+        found = measure(there, TASK, None, [loss], out=tmp_path / "one.nc" if how == "kept" else None)
+    same(found, measure(words_model, TASK, None, [loss]))
+    assert [len(server.executed(what)) for what in ("passes", "marker")] == [begun[0] + 2, begun[1] + 1]
+    assert "queued without news" in caplog.text
+    assert not listening()
+
+
+def test_a_job_that_waits_long_is_not_sent_again(server, small_jobs, wanted, tmp_path, monkeypatch):
+    """Others are before it: what is sent after it does not run before it either."""
+    monkeypatch.setattr(patience, "STILL", 0.3)
+    monkeypatch.setattr(patience, "LOST", 0.3)
+    there = hw.load("words-2l", remote=True)
+    there.identity  # noqa: B018
+    begun = len(server.executed("passes"))
+    server.fault("execute", "delay", seconds=4.0)
+    same(remote_client.sweep(there, tmp_path / "out.nc"), wanted)
+    keys = server.executed("passes")[begun:]
+    assert len(keys) == len(set(keys)) == JOBS
+
+
+def test_a_status_that_stands_still_for_ever(server, monkeypatch, tmp_path):
+    monkeypatch.setattr(patience, "STANDS", 1.0)
+    there = hw.load("words-2l", remote=True)
+    there.identity  # noqa: B018
+    server.fault("execute", "delay", seconds=3.0)
+    with pytest.raises(ServerError, match=r"has said nothing new of a job on words-2l for .*; what was sent to it"):
+        measure(there, TASK, None, [loss], out=tmp_path / "out.nc")
+    monkeypatch.setattr(patience, "STANDS", 60.0)
+    same(measure(there, TASK, None, [loss], out=tmp_path / "out.nc"), measure(there, TASK, None, [loss]))
+
+
+def test_a_websocket_that_is_cut(server, small_jobs, wanted):
+    """What was to be heard on it is asked for, as long as a job may be unknown, and then sent again, aloud."""
+    there = hw.load("words-2l", remote=True)
+    there.identity  # noqa: B018
+    begun = len(server.executed("passes"))
+    server.fault("execute", "cut", seconds=0.3)
+    told = r"is lost \(the connection that it was to answer on was cut\): it is sent again"
+    with pytest.warns(ServerWarning, match=told):
+        same(remote_client.sweep(there, None), wanted)
+    assert len(set(server.executed("passes")[begun:])) == JOBS
+    assert not listening()
+
+
+def test_a_websocket_that_is_cut_does_nothing_to_jobs_that_are_kept(server, small_jobs, wanted, tmp_path):
+    server.fault("execute", "cut", seconds=0.3, times=2)
+    same(swept(tmp_path / "out.nc"), wanted)
+    assert len(small_jobs()) == len(set(small_jobs())) == 1 + JOBS
+
+
+@pytest.mark.parametrize("fault", [{"how": "403"}, {"how": "delay", "seconds": 3.0}])
+def test_a_websocket_that_is_not_opened(server, small_jobs, wanted, monkeypatch, fault):
+    monkeypatch.setattr(listener, "WITHOUT", set())
+    monkeypatch.setattr(listener, "OPENING", 0.3)
+    server.fault("subscribe", **fault)
+    same(swept(), wanted)
+    assert {server.host} == listener.WITHOUT, "it is tried once"
+    assert len(small_jobs()) == len(set(small_jobs())) == 1 + JOBS
+
+
+@pytest.mark.parametrize(("at", "how"), [("request", "drop"), ("received", "drop"), ("received", "502")])
+def test_an_answer_that_is_lost_beside_a_websocket(server, small_jobs, wanted, at, how):
+    server.fault(at, how, times=2)
+    same(swept(), wanted)
+    assert len(small_jobs()) == len(set(small_jobs())) == 1 + JOBS
+
+
+def test_a_job_that_is_lost_beside_a_websocket(server, small_jobs, wanted):
+    server.fault("execute", "lose")
+    with pytest.warns(ServerWarning, match="it is sent again"):
+        same(swept(), wanted)
+
+
+def test_a_large_result_is_heard_of_and_fetched(server, small_jobs, wanted):
+    server.fault("deliver", "by address", times=1 + JOBS)
+    server.fault("result", "503", times=2)
+    same(swept(), wanted)
+    assert len(small_jobs()) == len(set(small_jobs())) == 1 + JOBS
+
+
+def test_what_is_heard_is_read_as_plain_data(server, monkeypatch):
+    class Shell:
+        def __reduce__(self):
+            return (print, ("run",))
+
+    frame = ResponseModel(id="1", status=Status.COMPLETED, data=Shell()).pickle()
+    with pytest.raises(pickle.UnpicklingError, match="which is not plain data"):
+        listener._read(2, frame)
+
+
 @pytest.mark.parametrize("how", ["403", "404"])
-def test_a_result_that_is_no_longer_kept_is_computed_again(server, small_jobs, wanted, how):
+def test_a_result_that_is_no_longer_kept_is_computed_again(server, small_jobs, asked, wanted, how):
     server.fault("result", how)
     with pytest.warns(ServerWarning, match="its result is no longer kept"):
         same(swept(), wanted)
@@ -205,7 +376,7 @@ def test_a_server_that_starts_again(server, small_jobs, wanted, tmp_path):
         wait_for(lambda: len(small_jobs()) >= 3)
         time.sleep(0.2)
         server.stop()
-        before.extend(server.lines("executed")[begun:])
+        before.extend(line for line in server.lines("executed")[begun:] if line["what"] != "marker")
         server.start()
 
     beside = threading.Thread(target=restart)
@@ -222,7 +393,7 @@ def test_a_server_that_starts_again(server, small_jobs, wanted, tmp_path):
 
 def test_running_out_of_memory_there_makes_smaller_passes(server, small_jobs, wanted):
     there = hw.load("words-2l", remote=True)
-    there.facts  # noqa: B018
+    there.identity  # noqa: B018
     begun = len(small_jobs())
     server.fault("execute", "error", times=2, detail="Traceback ...\ntorch.OutOfMemoryError: CUDA out of memory.")
     same(remote_client.sweep(there, None), wanted)
@@ -276,7 +447,7 @@ def test_running_out_of_memory_there_makes_smaller_passes(server, small_jobs, wa
         ("execute", "error", "", "it gives no reason"),
     ],
 )
-def test_what_does_not_pass_is_told_in_a_line(server, at, how, detail, told):
+def test_what_does_not_pass_is_told_in_a_line(server, asked, at, how, detail, told):
     server.fault(at, how, detail=detail)
     with pytest.raises(ServerError) as caught:
         swept()
@@ -296,12 +467,12 @@ def test_a_key_that_cannot_be_sent(server, monkeypatch, given, caplog):
     assert "\n" not in str(caught.value)
 
 
-def test_an_error_that_quotes_the_key(server, monkeypatch):
+def test_an_error_that_quotes_the_key(server, asked, monkeypatch):
     def broken(*given):
         raise httpx.ReadError(f"cannot send {'long ' * 58}{KEY}")
 
     monkeypatch.setattr(wire.Line, "poll", broken)
-    monkeypatch.setattr(office, "GIVE_UP", 0.2)
+    monkeypatch.setattr(patience, "GIVE_UP", 0.2)
     with pytest.raises(ServerError, match="gives no answer: cannot send") as caught:
         swept()
     assert KEY[:8] not in "".join(traceback.format_exception(caught.value))
@@ -337,11 +508,109 @@ def test_a_model_that_the_server_does_not_have(server, tmp_path, small_model):
         measure(there, TASK, None, [loss])
 
 
-def test_a_server_that_is_not_there(server, monkeypatch):
+@pytest.fixture
+def first(server, monkeypatch):
+    """A process that has not reached any server yet, and is in a hurry."""
+    monkeypatch.setattr(reaching, "REACHED", set())
+    monkeypatch.setattr(reaching, "REACH", 1.0)
+
+
+def lines_said(capfd):
+    return capfd.readouterr().err.splitlines()
+
+
+@pytest.mark.parametrize("key", [KEY, None])
+def test_a_server_that_is_not_there(first, monkeypatch, key):
     monkeypatch.setattr(CONFIG.API, "HOST", "http://127.0.0.1:1")
-    monkeypatch.setattr(office, "GIVE_UP", 0.3)
-    with pytest.raises(ServerError, match=r"http://127\.0\.0\.1:1 gives no answer: .*Connection refused"):
+    monkeypatch.setattr(CONFIG.API, "APIKEY", key)
+    begun = time.monotonic()
+    with pytest.raises(
+        ServerError,
+        match=r"http://127\.0\.0\.1:1 cannot be reached: .*Connection refused; see whether this machine is on the "
+        r"network and NDIF_HOST names a server that is there",
+    ) as caught:
         swept()
+    assert time.monotonic() - begun < 10
+    assert "\n" not in str(caught.value)
+    assert ("set NDIF_API_KEY" in str(caught.value)) == (key is None)
+
+
+def unreached(monkeypatch, host, caplog):
+    """What is said of a server that never answers, and that it is said in time."""
+    monkeypatch.setattr(CONFIG.API, "HOST", host)
+    monkeypatch.setattr(waiting, "QUIET_SECONDS", 0.3)
+    there = hw.load("words-2l", remote=True)
+    begun = time.monotonic()
+    with pytest.raises(ServerError, match=f"{host} cannot be reached: no answer within 1 seconds; see whether"):
+        measure(there, TASK, None, [loss])
+    assert time.monotonic() - begun < 3
+    assert "waiting for the server" not in caplog.text
+
+
+def test_a_server_that_takes_a_connection_and_never_answers(first, monkeypatch, caplog, capfd):
+    caplog.set_level("INFO", "headwise")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        host = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        unreached(monkeypatch, host, caplog)
+    (line,) = lines_said(capfd)
+    assert line.startswith(f"{host}: connecting, after "), "where there is no terminal, it is said in a line"
+
+
+def test_a_name_that_is_looked_up_without_end(first, monkeypatch, caplog, capfd):
+    gone = threading.Event()
+
+    def hangs(*given, **more):
+        gone.wait(20)
+        raise socket.gaierror("no such name")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", hangs)
+        unreached(patch, "http://ndif.example", caplog)
+        gone.set()
+    assert all("waiting for the server" not in line for line in lines_said(capfd))
+
+
+@pytest.mark.parametrize("how", ["502", "503"])
+def test_a_server_that_what_stands_before_it_does_not_reach(first, server, how):
+    server.fault("ping", how, times=20)
+    with pytest.raises(ServerError, match=f"cannot be reached: what stands before it answers {how}; see whether"):
+        swept()
+
+
+@pytest.mark.parametrize("how", ["404", "500", "page"])
+def test_any_other_answer_is_one(first, server, small_jobs, wanted, how):
+    server.fault("ping", how)
+    same(swept(), wanted)
+
+
+def test_a_server_that_was_reached_is_waited_for(server, small_jobs, asked, wanted, caplog, capfd, monkeypatch):
+    caplog.set_level("INFO", "headwise")
+    monkeypatch.setattr(waiting, "QUIET_SECONDS", 0.1)
+    there = hw.load("words-2l", remote=True)
+    there.identity  # noqa: B018
+    capfd.readouterr()
+    server.stop()
+    beside = threading.Timer(4.0, server.start)
+    beside.start()
+    same(remote_client.sweep(there, None), wanted)
+    beside.join()
+    assert "waiting for the server" in caplog.text
+    said = lines_said(capfd)
+    assert any("waiting for the server, after " in line for line in said)
+    assert len(said) < 10, "not one for each question"
+
+
+@pytest.mark.parametrize(("progress", "said"), [(None, True), (True, True), (False, False), (print, False)])
+def test_where_there_is_no_terminal_a_line_is_said_now_and_then(server, monkeypatch, capfd, progress, said):
+    monkeypatch.setattr(waiting, "QUIET_SECONDS", 0.2)
+    there = hw.load("words-2l", remote=True)
+    there.identity  # noqa: B018
+    capfd.readouterr()
+    server.fault("execute", "delay", seconds=1.5)
+    measure(there, TASK, None, [loss], progress=progress)
+    lines = [line for line in lines_said(capfd) if line.startswith(f"{server.host}: 1 running, after ")]
+    assert bool(lines) == said
+    assert len(lines) < 4
 
 
 def environment(server):
@@ -358,7 +627,7 @@ def client(server, out, kind="sweep"):
     )
 
 
-@pytest.mark.parametrize("moment", [1, 3, 5])
+@pytest.mark.parametrize("moment", [2, 3, 5])
 def test_a_client_that_is_killed_finds_its_jobs(server, small_jobs, wanted, tmp_path, moment):
     """Killed when the server has run some of its jobs; the next client gets them all, and sends what was not sent."""
     out = tmp_path / "out.nc"
@@ -371,7 +640,7 @@ def test_a_client_that_is_killed_finds_its_jobs(server, small_jobs, wanted, tmp_
     assert out.is_file() or list((tmp_path / "out.nc.parts").glob("*.job"))
     same(swept(out), wanted)
     keys = small_jobs()
-    assert len(keys) == len(set(keys)) == 1 + JOBS
+    assert len(keys) == len(set(keys)) == 2 + JOBS, "each call asks which model the server has"
 
 
 def test_a_study_that_is_killed_twice_runs_nothing_twice(server, small_jobs, words_model, tmp_path):
@@ -446,7 +715,7 @@ def shown_while(monkeypatch, act):
 
 def test_how_jobs_are_doing_is_shown_where_there_is_no_bar(server, monkeypatch):
     server.fault("execute", "delay", seconds=0.5)
-    shown = shown_while(monkeypatch, lambda: hw.load("words-2l", remote=True).facts)
+    shown = shown_while(monkeypatch, lambda: hw.load("words-2l", remote=True).identity)
     assert f"\r{server.host}: 1 running" in shown
     assert shown.endswith(" \r"), "it is taken away"
 
@@ -473,9 +742,6 @@ def test_jobs_are_written_down_without_more_than_is_needed(server, tmp_path, mon
         "model",
         "state",
         "sent",
-        "dtype",
-        "device",
-        "weights",
     }
 
 

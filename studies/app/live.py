@@ -104,8 +104,7 @@ def _is_hub_id(name: str, revision: str) -> bool:
 
 def _differs(model: Model, attrs: Mapping[Any, Any], captured: Mapping[Any, Any]) -> str:
     then, now = (Identity.from_attrs(one) for one in (attrs, captured))
-    of_server = then.weights.partition(":")[0] in ("sample", "revision")
-    differ = then.differences(now, "in the file", "here", ("weights", "buffers") if of_server else ())
+    differ = then.differences(now, "in the file", "here", but=("attention",))
     if not differ:
         return ""
     return f"This {model.name} is not the model of the file, so patterns may differ: {differ[0]}."

@@ -113,7 +113,7 @@ def _check_same_model(dim: str, one: tuple[Entry, xr.Dataset], two: tuple[Entry,
     if dim == "model":
         return
     first, second = (Identity.from_attrs(ds.attrs) for _, ds in (one, two))
-    but = () if dim == "seed" else ("weights", "buffers", "fingerprint")
+    but = ("attention",) if dim == "seed" else ("attention", "weights", "buffers", "fingerprint")
     if differ := first.differences(second, f"in {one[0].path}", f"in {two[0].path}", but):
         raise DeclarationError(
             f"{one[0].path} and {two[0].path} cannot stand side by side along {dim!r}, since they come from different "

@@ -2,7 +2,8 @@
 
 ``python tests/ndif/up.py VENV COMMAND...``: VENV holds ``ndif``, Ray and moto. Run with the Python that has headwise.
 The command finds the server's address in ``HEADWISE_NDIF`` and, where Postgres is installed, a key that the server does
-not trust with the weights in ``HEADWISE_NDIF_UNTRUSTED``.
+not trust with the weights in ``HEADWISE_NDIF_UNTRUSTED``; what the server's processes write in ``HEADWISE_NDIF_LOGS``;
+and the bucket of its object store in ``HEADWISE_NDIF_STORE``.
 """
 
 import json
@@ -22,6 +23,8 @@ import headwise as hw
 
 HERE = Path(__file__).resolve().parent
 BUCKET = "ndif-results"
+LIMIT = 3600
+"""Seconds that the command may take."""
 
 
 def main(venv, command):
@@ -35,8 +38,8 @@ def main(venv, command):
     stack = Stack(folder, environment(where))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        found = served(stack, where, redis)
-        return subprocess.run(command, env={**os.environ, **found}).returncode
+        found = served(stack, where, redis) | {"HEADWISE_NDIF_LOGS": str(folder)}
+        return subprocess.run(command, env={**os.environ, **found}, timeout=LIMIT).returncode
     except KeyboardInterrupt:
         return 130
     except subprocess.TimeoutExpired as error:
@@ -80,7 +83,7 @@ def served(stack, where, redis):
         "NDIF_API_PORT": str(api),
         "NDIF_RAY_ADDRESS": f"ray://127.0.0.1:{client}",
     }
-    found = {"NDIF_HOST": host, "HEADWISE_NDIF": host}
+    found = {"NDIF_HOST": host, "HEADWISE_NDIF": host, "HEADWISE_NDIF_STORE": f"http://127.0.0.1:{store}/{BUCKET}"}
     stack.start("redis", redis, "--port", str(redis_port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no")
     stack.start("store", str(where / "moto_server"), "-H", "127.0.0.1", "-p", str(store))
     resources = json.dumps({"head": 10, "cuda_memory_bytes": 8 << 30, "cpu_memory_bytes": 2 << 30})
