@@ -1,5 +1,6 @@
 """What is sent to a server, and what is known of it afterwards: shapes of kernels, jobs that were cut, other models."""
 
+import json
 import shutil
 
 import pytest
@@ -104,10 +105,62 @@ def test_models_of_one_server_are_told_apart_without_their_weights(server, tmp_p
         assert one.weight_hash != two.weight_hash
         assert all(model.weight_hash.startswith("revision:") for model in (one, two))
         measure(one, TASK, WHAT, [loss], out=tmp_path / "out.nc")
-        measure(two, TASK, WHAT, [loss], out=tmp_path / "out.nc")
+        with pytest.warns(hw.errors.ResultWarning, match="begun with another model than the one in hand: weights rev"):
+            measure(two, TASK, WHAT, [loss], out=tmp_path / "out.nc")
         assert hw.open_tree(tmp_path / "out.nc").attrs["model"] == "two"
     finally:
         apart.stop()
+
+
+@pytest.fixture
+def own_server(tmp_path, monkeypatch):
+    """A server whose model a test may change: its folder, and the model while it is served."""
+    folder = tmp_path / "served"
+    shutil.copytree(places.SHIPPED / "words-2l", folder, ignore=shutil.ignore_patterns("checkpoints*"))
+    own = Loopback(tmp_path / "server", {str(folder): str(folder)}).start()
+    monkeypatch.setattr(CONFIG.API, "HOST", own.host)
+    yield own, folder
+    own.stop()
+
+
+def test_a_model_that_changes_in_the_middle_of_a_call_is_refused(own_server, monkeypatch):
+    own, folder = own_server
+    monkeypatch.setattr(remote, "ROWS", 32)
+    there = hw.load(folder, remote=True)
+    there.identity  # noqa: B018
+    own.fault("model", "weight", skip=2, part="transformer.h.1.mlp.c_proj", factor=1.5)
+    with pytest.raises(hw.ServerError, match="is not the model that it was when this began: what it computes"):
+        remote_client.sweep(there, None)
+    found = remote_client.sweep(there, None)  # which asks which model is there now
+    changed = hw.load(folder)
+    changed.module.transformer.h[1].mlp.c_proj.weight.data.mul_(1.5)
+    assert abs(found["loss"] - remote_client.sweep(changed, None)["loss"]).max() < 1e-6
+
+
+@pytest.mark.parametrize("how", ["weight", "eps"])
+def test_what_another_model_of_a_server_gave_is_not_taken(own_server, tmp_path, how):
+    """Changed while it is served, so that name and revision are the same; by a number, or by an attribute of a norm."""
+    own, folder = own_server
+    out, part = tmp_path / "out.nc", {"weight": "transformer.h.1.mlp.c_proj", "eps": "transformer.h.0.ln_1"}[how]
+    first = remote_client.sweep(hw.load(folder, remote=True), out)
+    own.fault("model", how, part=part, factor=1.5)
+    with pytest.warns(hw.errors.ResultWarning, match="begun with another model than the one in hand"):
+        found = remote_client.sweep(hw.load(folder, remote=True), out)
+    changed = hw.load(folder)
+    module = changed.module.get_submodule(part)
+    module.weight.data.mul_(1.5) if how == "weight" else setattr(module, "eps", 0.5)
+    wanted = remote_client.sweep(changed, None)
+    assert abs(found["loss"] - wanted["loss"]).max() < 1e-6
+    assert abs(found["loss"] - first["loss"]).max() > 1e-3
+
+
+def test_a_server_with_another_configuration_is_refused(own_server, tmp_path):
+    _, folder = own_server
+    there = hw.load(folder, remote=True)
+    config = json.loads((folder / "config.json").read_text()) | {"layer_norm_epsilon": 0.5}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(hw.ModelError, match=r"another configuration \(layer_norm_epsilon 1e-05 here, 0.5 on http"):
+        remote_client.sweep(there, None)
 
 
 def test_untrained_models_that_do_not_fit_are_refused_first(there, server, monkeypatch):
