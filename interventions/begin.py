@@ -10,22 +10,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from threading import RLock
-from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
 
+from ..errors import ModelError
 from . import selfcheck
 from .elsewhere import RemoteModel
 from .identify import identity_of
 from .identity import Identity
+from .models import Model
 from .structure import evaluating
-
-if TYPE_CHECKING:
-    from .models import Model
 
 _TURNS: WeakKeyDictionary[torch.nn.Module, RLock] = WeakKeyDictionary()
 _ADDING = RLock()
+_SEEN: WeakKeyDictionary[Model, Identity] = WeakKeyDictionary()
+"""On a worker: the model that it opened, and the one that it was seen to be."""
 
 
 @dataclass
@@ -99,3 +99,24 @@ def _identity(model: Model, anew: bool) -> Identity:
         return model.ask_identity() if anew else model.identity
     model._memory.identity = found = identity_of(model)
     return found
+
+
+def check_reproduced(model: Model, identity: Identity) -> None:
+    """Refuse, on a worker, a model that is not the one it was asked for; once, as nobody changes a worker's own model.
+
+    The tokenizer does not matter, since token ids are compared by themselves.
+
+    Raises
+    ------
+    ModelError
+        Says what differs.
+    """
+    if _SEEN.get(model) == identity:
+        return
+    differ = identity.differences(identity_of(model), "here", "on a worker", but=("tokenizer",))
+    if differ:
+        raise ModelError(
+            f"a worker cannot reproduce {model.name}: opened there, it differs in {'; '.join(differ)}. Workers open the "
+            "model from where it was loaded, without what was changed in place since: save it in a folder and load that"
+        )
+    _SEEN[model] = identity

@@ -231,7 +231,7 @@ def run_errand(errand: Errand) -> list[Piece]:
     ModelError
         The model cannot be opened, or has other weights or another tokenizer here.
     """
-    from ..interventions.begin import begin
+    from ..interventions.begin import check_reproduced, turn
     from ..interventions.engine import run_chunks
     from ..interventions.outcome import Outcome
 
@@ -240,14 +240,8 @@ def run_errand(errand: Errand) -> list[Piece]:
         shipped = metric_names()
         declared = decode(json.loads(errand.declared), TASKS)
         metrics = [shipped[one][1] if isinstance(one, str) else one for one in errand.metrics]
-        with begin(model, check=False) as call:  # `model` is this worker's own: nobody changes it between errands
-            differ = errand.identity.differences(call.identity, "here", "on a worker", but=("tokenizer",))
-            if differ:
-                raise ModelError(
-                    f"a worker cannot reproduce {model.name}: opened there, it differs in {'; '.join(differ)}. Workers "
-                    "open the model from where it was loaded, without what was changed in place since: save the "
-                    "changed model in a folder and load that, or leave the executor out"
-                )
+        with turn(model):
+            check_reproduced(model, errand.identity)
             task, what = declared["task"], declared["what"]
             setup = set_up(model, task, what, metrics, base=errand.base, per_position=False, batch_size="auto")
             inputs = setup.inputs(task, model)
