@@ -116,7 +116,7 @@ def check_reproduced(model: Model, identity: Identity) -> None:
     differ = identity.differences(identity_of(model), "here", "on a worker", but=("tokenizer",))
     if differ:
         raise ModelError(
-            f"a worker cannot reproduce {model.name}: opened there, it differs in {'; '.join(differ)}. Workers open the "
-            "model from where it was loaded, without what was changed in place since: save it in a folder and load that"
+            f"a worker cannot reproduce {model.name}: opened there, it differs in {'; '.join(differ)}. Workers open "
+            "it from where it was loaded, without what was changed in place since: save it in a folder and load that"
         )
     _SEEN[model] = identity

