@@ -1,7 +1,7 @@
 """How a call on a model begins and ends: which model it is, whether it is read right, and its mode.
 
-Everything public that runs a model does so inside `begin`. Composes identity, self-check and remote models; nothing in
-this package imports it.
+What gives numbers of a model does so inside `begin`, or in a `turn` of its own. Composes identity, self-check and
+remote models; nothing below the studies imports it.
 """
 
 from __future__ import annotations

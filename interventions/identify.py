@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..errors import HeadwiseError
 from . import structure, traces
@@ -44,7 +45,7 @@ def identity_of(model: Model) -> Identity:
     return Identity(
         family=model.family.name,
         dtype=model.dtype,
-        attention=str(module.config._attn_implementation),
+        attention=_attention(module),
         configuration=configuration_of(module.config),
         buffers=structure.buffer_hash(module),
         weights=structure.weight_hash(module),
@@ -52,6 +53,14 @@ def identity_of(model: Model) -> Identity:
         fingerprint=fingerprint_of(model),
         **modules_facts(facts_of_modules(module)),
     )
+
+
+def _attention(module: Any) -> str:
+    """The implementation of attention; one that somebody registered counts by what it does."""
+    name = str(module.config._attn_implementation)
+    function = ALL_ATTENTION_FUNCTIONS.get(name) if name in ALL_ATTENTION_FUNCTIONS.valid_keys() else None
+    of_library = function is None or getattr(function, "__module__", "").startswith("transformers.")
+    return name if of_library else f"{name} {data_hash(function)}"
 
 
 def facts_of_modules(module: Any) -> dict[str, str]:

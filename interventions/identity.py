@@ -2,9 +2,9 @@
 
 Two models are the same where every fact agrees: configuration, modules, buffers, weights, tokenizer, family, number
 format, and the *fingerprint*, what the model computes on one short fixed prompt. The facts are exact. The fingerprint
-is compared up to `TOLERANCE`; it can show that two models differ and
-never that they are the same, since it cannot see a window of attention longer than its prompt, an embedding of another
-token, or a step of training that is lost in rounding. `identify` reads it; this imports no torch.
+is compared up to `TOLERANCE`; it can show that two models differ and never that they are the same, since it cannot see
+a window of attention longer than its prompt, an embedding of another token, or a step of training that is lost in
+rounding. `identify` reads it; this imports no torch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .configuration import without_names
 
 TOLERANCE = {"float64": 1e-8, "float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}
 """How far fingerprints of one model may lie apart, by number format: shares of the root mean square of the vector."""
-DIGITS = 9
+DIGITS = 12
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,8 @@ def load(
 
     Raises
     ------
+    DeclarationError
+        `source` is nothing that can be traced, such as a compiled module, or an option does not go with it.
     ModelError
         The model cannot be found or read whole, or its family is not known.
     """

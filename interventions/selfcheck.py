@@ -3,8 +3,9 @@
 On one short prompt of random tokens, in every layer: *parts*, what the family's table leads to is what the model has,
 from the embeddings to the weights of heads and to the logits of some tokens; *identity*, a planned pass that changes
 nothing gives the logits of the model's own forward pass; *seen*, a write in a planned pass gives the same logits as the
-write put into the model's own pass; *windows*, the first holds on a longer prompt too where layers have short windows,
-and modules say nothing else of windows of any size; and *moved*, a write to the stream does move the logits.
+write put into the model's own pass; *windows*, *identity* holds on a longer prompt too where layers have short windows,
+and modules say nothing else of windows of any size; and *moved*, a write to the stream does move the logits. *Identity*
+is seen once more on a prompt as long as the longest that is measured, where the model runs here.
 
 Writes go to what modules take and give: one by one in the first, the middle and the last layer, together in others.
 One to ``resid_mid`` or to an embedding is compared with the same write to ``attn_out`` or to the first ``resid_pre``,
@@ -23,7 +24,7 @@ import torch
 from ..errors import HeadwiseError, ModelError
 from . import book, ops, remote, served, traces
 from .components import Component
-from .digest import short_hash
+from .digest import data_hash, short_hash
 from .edits import Compose, Edit, Patch
 from .elsewhere import RemoteModel
 from .engine import run_plan
@@ -45,7 +46,7 @@ LENGTH = 8
 """Tokens of the prompt."""
 WINDOW = 512
 """Windows of attention up to this size are checked, on a prompt that is longer."""
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}
+TOLERANCE = {"float64": 1e-6, "float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}
 """Largest difference that counts as rounding, in standard deviations of the logits."""
 SHOWN = 6
 """Failures that are told; the rest is counted."""
@@ -112,7 +113,8 @@ def _has_passed(model: Model, identity: Identity) -> bool:
 
 def _note(model: RemoteModel, identity: Identity) -> str:
     """Where it is written down that a model of a server passed."""
-    return "checked-" + short_hash(model.office.host, model.office.model_key, json.dumps(identity.exact))
+    facts = json.dumps([identity.exact, data_hash(model.family)])
+    return "checked-" + short_hash(model.office.host, model.office.model_key, facts)
 
 
 class Probe(NamedTuple):

@@ -108,10 +108,11 @@ def sketch(found: list[torch.Tensor]) -> torch.Tensor:
     """
     rows = []
     for one in found:
-        wide = one.detach().double().cpu()
-        order = torch.arange(1, wide.shape[-1] + 1, dtype=torch.float64)
+        vectors = one.detach().cpu().double()  # in this order, as not every device has float64
+        order = torch.arange(1, vectors.shape[-1] + 1, dtype=torch.float64)
         along = torch.stack([torch.cos(order * (1.7 + direction)) for direction in range(DIRECTIONS)], -1)
-        rows.append(torch.cat([wide.pow(2).mean(-1, keepdim=True).sqrt(), wide @ (along / along.norm(dim=0))], -1))
+        size = vectors.pow(2).mean(-1, keepdim=True).sqrt()
+        rows.append(torch.cat([size, vectors @ (along / along.norm(dim=0))], -1))
     return torch.stack(rows)
 
 

@@ -29,16 +29,26 @@ def untrained_module(model: Model, identity: Identity, seed: int) -> Any:
         fresh = type(model.module)(model.module.config)
     if model.remote or _built_alike(fresh, identity):
         return fresh
+    drawn = dict(fresh.named_parameters())
     try:
         changed = copy.deepcopy(model.module)
-        changed.load_state_dict(fresh.state_dict())
-    except (RuntimeError, TypeError) as error:  # other names, or something that cannot be copied
-        raise ModelError(
-            f"{model.name} was changed since it was made from its configuration, so that random weights do not fit it "
-            f"({str(error).strip().splitlines()[-1].strip()}): scores cannot be compared with those of untrained "
-            "models; merge an adapter into the weights, or measure its scores alone"
-        ) from None
+    except Exception as error:  # a module may hold what cannot be copied
+        raise _unlike(model, f"it cannot be copied: {type(error).__name__}") from error
+    own = dict(changed.named_parameters())
+    if other := sorted({*own} ^ {*drawn}) or [name for name in own if own[name].shape != drawn[name].shape]:
+        raise _unlike(model, f"such as {other[0]}")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(drawn[name])
     return changed
+
+
+def _unlike(model: Model, why: str) -> ModelError:
+    return ModelError(
+        f"{model.name} was changed since it was made from its configuration, so that random weights do not fit it "
+        f"({why}): scores cannot be compared with those of untrained models; merge an adapter into the weights, or "
+        "measure its scores alone"
+    )
 
 
 def _built_alike(fresh: Any, identity: Identity) -> bool:

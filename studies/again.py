@@ -246,7 +246,7 @@ def _differences(attrs: Mapping[str, Any], now: Identity) -> list[str]:
     """What of a model is not as the file says; nothing where all that the file knows is."""
     then = Identity.from_attrs(attrs)
     before, after = (_versions(one).get("transformers") for one in (attrs.get("versions"), versions()))
-    but = ("attention",) if before == after else ("attention", "modules")  # classes change with versions
+    but = ("attention", "dtype", *(() if before == after else ("modules",)))  # classes change with versions
     return then.differences(now, "then", "now", but)
 
 

@@ -124,7 +124,7 @@ class InductionStudy:
         from ..interventions.begin import begin
 
         if out is None:
-            with begin(model, check=False, anew=executor is not None) as call, workers.using(executor):
+            with begin(model, check=False) as call, workers.using(executor):
                 return self._run(model, call.identity, progress)
         with shards.keeping(out, resume) as kept, begin(model, check=False, anew=True) as call:
             about = {"title": self._title(model), "study": self.to_json(), "task": self._task()}

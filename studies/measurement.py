@@ -121,7 +121,7 @@ def measure(
         executor = executor or current(model)
         if out is None:
             outer = shards.current()  # of a study that this measurement is a part of
-            with begin(model, check=False, anew=outer is not None or executor is not None) as call:
+            with begin(model, check=False, anew=outer is not None) as call:
                 return work.run(progress, call, work.keeper(outer, call), executor)
         with shards.keeping(out, resume) as kept, begin(model, check=False, anew=True) as call:
             kept.describe(provenance(model, call.identity) | work.attrs, call.identity)

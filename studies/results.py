@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from ..errors import ResultError, UnknownNameError, choices
+from ..interventions.digest import data_hash
 from ..version import version
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ def provenance(model: Model, identity: Identity) -> dict[str, str]:
 
 def exact_facts(model: Model, identity: Identity) -> dict[str, Any]:
     """What the numbers of a model depend on, beside the prompts, as far as it can be hashed into names."""
-    return {"numbers": NUMBERS, **identity.exact, "device": model.place, "versions": versions()}
+    table = data_hash(model.family)  # which says how headwise reads the model
+    return {"numbers": NUMBERS, "table": table, **identity.exact, "device": model.place, "versions": versions()}
 
 
 @cache

@@ -22,7 +22,7 @@ from typing import Any
 import xarray as xr
 from filelock import SoftFileLock, Timeout
 
-from ..errors import DeclarationError, ResultError, ResultWarning
+from ..errors import DeclarationError, ResultError, ResultWarning, choices
 from ..interventions import book
 from ..interventions.digest import short_hash
 from ..interventions.identity import Identity, stored_fingerprint
@@ -86,10 +86,18 @@ class Shards:
         elif self.resume and self.target.is_file():
             with suppress(ResultError):
                 found = {str(name): one for name, one in open_tree(self.target).attrs.items()}
-        differ = Identity.from_attrs(found).differences(identity, "then", "now") if isinstance(found, dict) else []
-        if differ:
-            text = f"{self.target} was begun with another model than the one in hand: {'; '.join(differ)}"
-            warnings.warn(f"{text}. It is computed again", ResultWarning, stacklevel=4)
+        if not isinstance(found, dict) or "weight_hash" not in found:
+            return
+        then = Identity.from_attrs(found)
+        if differ := then.differences(identity, "then", "now"):
+            why = f"was begun with another model than the one in hand: {'; '.join(differ)}"
+        elif lacking := [
+            name for name in then.unknown(identity) if not (name == "fingerprint" and identity.fingerprint is None)
+        ]:
+            why = f"does not say which {choices(lacking)} its model had, so that it may be another one"
+        else:
+            return
+        warnings.warn(f"{self.target} {why}. It is computed again", ResultWarning, stacklevel=4)
 
     def _aside(self, path: Path, why: str, suffix: str) -> None:
         aside = path.with_suffix(f".{suffix}")
@@ -210,7 +218,9 @@ class Shards:
 def _unlike(text: object, identity: Identity) -> str:
     """Why what is stored, with this fingerprint, was not made by the model in hand; empty where nothing shows that."""
     stored = stored_fingerprint(text)
-    if stored is None or identity.fingerprint is None:
+    if identity.fingerprint is None:  # a model that fails on a short prompt: the facts in the name are all there is
+        return ""
+    if stored is None:
         return "it says nothing of what its model computes"
     return identity.fingerprint.unlike(stored, identity.dtype)
 

@@ -229,7 +229,7 @@ def run_errand(errand: Errand) -> list[Piece]:
     Raises
     ------
     ModelError
-        The model cannot be opened, or has other weights or another tokenizer here.
+        The model cannot be opened, or is another one here, or its tokenizer gives other tokens.
     """
     from ..interventions.begin import check_reproduced, turn
     from ..interventions.engine import run_chunks

@@ -181,12 +181,15 @@ def test_a_late_status_in_the_place_of_the_end(both, words_model, monkeypatch, t
     real = wire.Line.poll
 
     def poll(line, tracer=None):
+        found = real(line, tracer)
+        ended = line.last is not None and line.last.status == "COMPLETED"
+        if not ended or len(late) == 2 or line.job_id in late:
+            return found
+        late.append(line.job_id)
         stored = httpx.get(f"{HOST}/response/{line.job_id}").json()
-        if stored.get("status") == "COMPLETED" and len(late) < 2 and line.job_id not in late:
-            late.append(line.job_id)
-            stored |= {"status": "QUEUED", "description": "Moved to position 1 in Queue.", "data": None}
-            signed = {"Authorization": "AWS test:not-looked-at"}
-            httpx.put(f"{STORE}/responses/{line.job_id}.json", json=stored, headers=signed).raise_for_status()
+        stored |= {"status": "QUEUED", "description": "Moved to position 1 in Queue.", "data": None}
+        signed = {"Authorization": "AWS test:not-looked-at"}
+        httpx.put(f"{STORE}/responses/{line.job_id}.json", json=stored, headers=signed).raise_for_status()
         return real(line, tracer)
 
     monkeypatch.setattr(wire.Line, "poll", poll)
