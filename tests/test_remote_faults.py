@@ -151,6 +151,7 @@ def test_what_was_sent_is_told_of_when_nothing_is_finished(tmp_path):
 
 
 def test_a_job_that_is_lost_again_and_again(server, small_jobs, wanted, tmp_path):
+    server.fault("execute", "delay", seconds=0.0)  # the job that asks which model the server has
     server.fault("execute", "lose", times=9)
     begun = len(server.lines("lost"))
     with (
@@ -158,7 +159,7 @@ def test_a_job_that_is_lost_again_and_again(server, small_jobs, wanted, tmp_path
         pytest.raises(ServerError, match=r"has lost a job on words-2l 2 times \(the server does not know it\)"),
     ):
         swept(tmp_path / "out.nc")
-    assert len(server.lines("lost")) == begun + 2
+    assert len(server.lines("lost")) >= begun + 2
     assert list((tmp_path / "out.nc.parts").glob("*.job"))
     server.quiet()
     with pytest.warns(ServerWarning, match="it is sent again"):
@@ -246,7 +247,7 @@ def test_a_late_status_in_the_place_of_the_end(server, small_jobs, wanted, tmp_p
     begun = len(server.executed("passes"))
     there = hw.load("words-2l", remote=True)
     there.identity  # noqa: B018
-    server.fault("late", late)
+    server.fault("late", late, skip=int(how == "kept"))  # where the first job asks which model the server has
     told = rf"job \w+ is lost \(it is said to be {late.lower()}, and a job that was sent after it has run\)"
     with pytest.warns(ServerWarning, match=told) as warned:
         same(remote_client.sweep(there, tmp_path / "out.nc" if how == "kept" else None), wanted)
@@ -267,9 +268,10 @@ def test_a_late_status_of_a_single_job(server, small_jobs, words_model, tmp_path
     there = hw.load("words-2l", remote=True)
     there.identity  # noqa: B018
     begun = [len(server.executed(what)) for what in ("passes", "marker")]
-    server.fault("late", "QUEUED")
+    server.fault("late", "QUEUED", skip=int(how == "kept"))
+    out = tmp_path / "one.nc" if how == "kept" else None
     with pytest.warns(ServerWarning, match="is said to be queued, and a job that was sent after it has run"):
-        found = measure(there, TASK, None, [loss], out=tmp_path / "one.nc" if how == "kept" else None)
+        found = measure(there, TASK, None, [loss], out=out, check=False)
     same(found, measure(words_model, TASK, None, [loss]))
     assert [len(server.executed(what)) for what in ("passes", "marker")] == [begun[0] + 2, begun[1] + 1]
     assert "queued without news" in caplog.text
@@ -607,7 +609,7 @@ def test_where_there_is_no_terminal_a_line_is_said_now_and_then(server, monkeypa
     there.identity  # noqa: B018
     capfd.readouterr()
     server.fault("execute", "delay", seconds=1.5)
-    measure(there, TASK, None, [loss], progress=progress)
+    measure(there, TASK, None, [loss], progress=progress, check=False)
     lines = [line for line in lines_said(capfd) if line.startswith(f"{server.host}: 1 running, after ")]
     assert bool(lines) == said
     assert len(lines) < 4
