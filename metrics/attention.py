@@ -18,6 +18,8 @@ score                  definition
 ``induction_bos``      BOS in front: mean of the diagonal ``-L+1`` of ``A``, all ``L+2`` entries
 ``*_mul``, ``*_abs``   ``sum(A * D) / sum(A)`` and ``1 - S * mean|A - D|`` for the pattern ``D`` of that kind of head
 =====================  =========================================================================================
+
+A pattern that is all zeros has no ``*_mul`` score: it is NaN.
 """
 
 from __future__ import annotations

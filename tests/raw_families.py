@@ -14,6 +14,7 @@ mask that the model made. Heads of ``k v k_rot`` are key-value heads.
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -367,7 +368,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 def random_model(name: str, seed: int = 0, **more: Any) -> Any:
     """A random model in eval mode, float32, far from linear: weights and biases N(0, 0.3), gains N(1, 0.3)."""
     kind, config = MODELS[name]
-    return random_weights(kind, {**config, **more}, seed)
+    return random_weights(kind, {**copy.deepcopy(config), **more}, seed)  # transformers writes into what it is given
 
 
 @torch.no_grad()
