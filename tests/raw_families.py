@@ -368,14 +368,14 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 def random_model(name: str, seed: int = 0, **more: Any) -> Any:
     """A random model in eval mode, float32, far from linear: weights and biases N(0, 0.3), gains N(1, 0.3)."""
     kind, config = MODELS[name]
-    return random_weights(kind, {**copy.deepcopy(config), **more}, seed)  # transformers writes into what it is given
+    return random_weights(kind, {**config, **more}, seed)
 
 
 @torch.no_grad()
 def random_weights(kind: str, config: dict[str, Any], seed: int = 0) -> Any:
     """The same, of a class without ``ForCausalLM`` and a configuration."""
     with torch.random.fork_rng():
-        made = getattr(transformers, f"{kind}Config")(**config)
+        made = getattr(transformers, f"{kind}Config")(**copy.deepcopy(config))  # it writes into what it is given
         model = getattr(transformers, f"{kind}ForCausalLM")(made)
     generator = torch.Generator().manual_seed(seed)
     own = anatomy(model)

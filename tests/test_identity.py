@@ -425,17 +425,23 @@ print(json.dumps(found))
 
 
 def test_another_process_finds_the_same_facts_of_every_family():
-    from headwise.interventions.begin import begin
     from headwise.interventions.identity import Identity
 
-    done = subprocess.run([sys.executable, "-c", FACTS], capture_output=True, text=True, cwd=Path(__file__).parent)
-    there = json.loads(done.stdout)
-    assert list(there) == list(raw_families.MODELS)
-    for name, attrs in there.items():
-        with begin(hw.load(raw_families.random_model(name)), check=False) as call:
-            here = call.identity
-        assert Identity.from_attrs(attrs).exact == here.exact, name
-        assert Identity.from_attrs(attrs).differences(here) == []
+    found = []
+    for seed in ("1", "2"):
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        done = subprocess.run(
+            [sys.executable, "-c", FACTS], capture_output=True, text=True, cwd=Path(__file__).parent, env=environment
+        )
+        assert done.stdout, done.stderr
+        found.append({name: Identity.from_attrs(attrs) for name, attrs in json.loads(done.stdout).items()})
+    one, other = found
+    assert list(one) == list(raw_families.MODELS)
+    for name, identity in one.items():
+        assert identity.exact == other[name].exact, name
+        assert identity.differences(other[name]) == []
+        assert identity.weights
+        assert identity.modules_hash
 
 
 SEEDS = """
