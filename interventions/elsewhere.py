@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,10 +28,20 @@ from .native import described, point_of
 from .office import Failed, Job, Office
 from .ops import columns
 from .places import why
+from .refusals import SHOWN
 from .sites import Site
-from .wire import unpacked
+from .traces import DIRECTIONS
+from .wire import ROOM, Unfit, room, unpacked
 
 Array = np.ndarray[Any, Any]
+FACTS = 32 * 2**20
+"""Bytes of what tells which model a server has: a name, a shape and a sum for each of its tensors."""
+WORD = re.compile(r"[\w .:/@+-]{0,100}")
+"""What the name of a number format, of a device or of an implementation looks like."""
+NAME = 1000
+"""Characters of the name of a module or tensor, or of what is said of one."""
+LONGEST = 2**20
+"""Characters of a configuration."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -92,10 +105,11 @@ class RemoteModel(Model):
         """Not here."""
         raise ModelError(f"the weights of {self.name} are on {self.office.host}: composition_scores is computed there")
 
-    def ask(self, what: str, function: Callable[..., Any], program: dict[str, Any]) -> Any:
+    def ask(
+        self, what: str, function: Callable[..., Any], program: dict[str, Any], read: Callable[[Any], Any], most: int
+    ) -> Any:
         """What one job gives. It stays written down: only the caller knows when what it gave is safe."""
-        job = self.job(what, function, program)
-        for _, result in self.answers([job]):
+        for _, result in self.answers([self.job(what, function, program, read, most)]):
             if isinstance(result, Failed):
                 raise self.office.failure(result)
         return result
@@ -109,24 +123,35 @@ class RemoteModel(Model):
             The model computes otherwise now. What it gave is not taken, and the next call asks which model it is.
         """
         for at, result in self.office.run(jobs, say):
-            known = self._memory.identity
-            if not isinstance(result, Failed) and known is not None:
-                found = Fingerprint.of(result["fingerprint"].numpy())
-                if unlike := known.fingerprint.unlike(found, known.dtype):
-                    self._memory.identity = None
-                    self.office.close(jobs[at].key)
-                    raise ServerError(
-                        f"{self.name} on {self.office.host} is not the model that it was when this began: {unlike}. "
-                        "Nothing of that answer is kept; the same call measures the model that is there now"
-                    )
-            yield at, result
+            if isinstance(result, Failed):
+                yield at, result
+                continue
+            known, (found, values) = self._memory.identity, result
+            if known is not None and (unlike := known.fingerprint.unlike(found, known.dtype)):
+                self._memory.identity = None
+                self.office.close(jobs[at].key)
+                raise ServerError(
+                    f"{self.name} on {self.office.host} is not the model that it was when this began: {unlike}. "
+                    "Nothing of that answer is kept; the same call measures the model that is there now"
+                )
+            yield at, values
 
-    def job(self, what: str, function: Callable[..., Any], program: dict[str, Any]) -> Job:
-        """A job; `what` is for those who look at the server. What the model computes comes back with what it gives."""
+    def job(
+        self, what: str, function: Callable[..., Any], program: dict[str, Any], read: Callable[[Any], Any], most: int
+    ) -> Job:
+        """A job; `what` is for those who look at the server. What the model computes comes back with what it gives.
+
+        `read` makes what is used of what came back, of `most` bytes, or raises where it is not what was asked for.
+        """
         tokens = torch.as_tensor(prompt(self.shape.vocabulary, self.shape.context))
         whole = {"parts": described(self), "prompt": tokens, **program, "job": function}
         key = data_hash([what, self.office.model_key, served.answered, whole])
-        return Job(key, served.answered, {**whole, "key": key, "what": what})
+        size = (self.shape.layers + 1, tokens.shape[1], 1 + DIRECTIONS)
+
+        def taken(result: Any) -> tuple[Fingerprint, Any]:
+            return Fingerprint.of(numbers(result["fingerprint"], size, torch.float64)), read(result)
+
+        return Job(key, served.answered, {**whole, "key": key, "what": what}, taken, most)
 
     def ask_identity(self) -> Identity:
         """Which model the server has now.
@@ -138,7 +163,7 @@ class RemoteModel(Model):
         """
         self._memory.identity = None
         # numbered, so that the answer to an earlier question is never taken for this one's
-        job = self.job("facts", served.facts, {"asked": uuid.uuid4().hex})
+        job = self.job("facts", served.facts, {"asked": uuid.uuid4().hex}, facts_of, FACTS)
         for _, found in self.answers([job]):
             if isinstance(found, Failed):
                 raise self.office.failure(found)
@@ -149,9 +174,9 @@ class RemoteModel(Model):
         unknown = {"modules": {}, "modules_hash": ""}
         identity = Identity(
             family=self.family.name,
-            dtype=str(found["dtype"]),
-            attention=str(found.get("attention", "")),
-            configuration=str(found.get("configuration", here)),
+            dtype=found["dtype"],
+            attention=found.get("attention", ""),
+            configuration=found.get("configuration", here),
             buffers="" if apart else f"sample:{data_hash(found['buffers'])}",
             weights=named if apart else f"sample:{data_hash(found['weights'])}",
             tokenizer=self.tokenizer_hash,
@@ -159,7 +184,8 @@ class RemoteModel(Model):
             **(unknown if apart else modules_facts(found["modules"], "names:")),
         )
         if differ := unequal_configurations(here, identity.configuration, "here", f"on {self.office.host}"):
-            raise ModelError(f"{self.name} has another {differ[0]}: open the revision that the server has")
+            told = differ[0] if len(differ[0]) <= SHOWN else f"{differ[0][:SHOWN]}..."
+            raise ModelError(f"{self.name} has another {told}: open the revision that the server has")
         self._memory.identity, self._memory.device = identity, found["device"] or "server"
         return identity
 
@@ -167,8 +193,20 @@ class RemoteModel(Model):
         """The values of sites for each group of prompts."""
         asked = [self._site(site) for site in sites]
         program = {"sites": asked, "tokens": [torch.as_tensor(np.ascontiguousarray(one)) for one in tokens]}
-        result = self.ask("capture", served.activations, program)
-        return [list(values.values()) for values in unpacked(result)]
+        wanted = [{str(at): self._size(site, *one.shape) for at, site in enumerate(sites)} for one in tokens]
+        found = self.ask("capture", served.activations, program, partial(unpacked, wanted=wanted), room(wanted))
+        return [[values[str(at)] for at in range(len(sites))] for values in found]
+
+    def _size(self, site: Site, examples: int, length: int) -> tuple[int, ...]:
+        """The shape of the values of a site."""
+        shape, component = self.shape, site.component
+        some = length if site.positions is None else len(site.positions)
+        heads = () if site.head is not None else (shape.kv_heads if component.of_keys else shape.heads,)
+        if str(component) == "pattern":
+            return (examples, *heads, some, length)
+        if not component.per_head:
+            return (examples, some, shape.d_model)
+        return (examples, some, *heads, shape.d_model if str(component) == "head_out" else shape.d_head)
 
     def _site(self, site: Site) -> Any:
         """A site as `served.activations` takes it."""
@@ -193,9 +231,16 @@ class RemoteModel(Model):
         kind = kind if kind == "head_out" else "heads" if component.per_head else "whole"
         return (kind, point_of(site), cols, count, head, at)
 
-    def score_weights(self, score: Callable[[list[list[Array | None]]], Array]) -> Array:
-        """``score(layers)`` of the weights of all heads, computed on the server; `score` is a plain function."""
-        table: Array = self.ask("weights", served.scores_of_weights, {"score": score})["table"].numpy()
+    def score_weights(self, score: Callable[[list[list[Array | None]]], Array], shape: tuple[int, ...]) -> Array:
+        """``score(layers)`` of the weights of all heads, an array of a shape; `score` is a plain function."""
+        size = ROOM + 8 * int(np.prod(shape))
+        table: Array = self.ask(
+            "weights",
+            served.scores_of_weights,
+            {"score": score},
+            lambda result: numbers(result["table"], shape, torch.float64),
+            size,
+        )
         return table
 
     def __repr__(self) -> str:
@@ -204,6 +249,38 @@ class RemoteModel(Model):
             f"<Model {self.name} ({self.revision}): {self.family.name}, {self.shape.layers} layers of "
             f"{self.shape.heads} heads, runs on {where}, {self.office.host}>"
         )
+
+
+def numbers(given: Any, shape: tuple[int, ...], dtype: torch.dtype) -> Array:
+    """What came back, as long as it is an array of this shape and number format.
+
+    Raises
+    ------
+    Unfit
+        It is something else.
+    """
+    if not isinstance(given, torch.Tensor) or given.dtype != dtype or tuple(given.shape) != shape:
+        raise Unfit(f"it does not hold the {str(dtype)[6:]} numbers of shape {shape} that were asked for")
+    array: Array = given.numpy()
+    return array
+
+
+def facts_of(result: Any) -> dict[str, Any]:
+    """What `served.facts` says, as long as it says it in such words."""
+    for name in ("dtype", "device", "attention"):
+        if not WORD.fullmatch(result.get(name, "")):
+            raise Unfit(f"its {name} is no name")
+    for name in ("weights", "buffers"):
+        for path, shape, dtype, total in result[name]:
+            words, sizes = {type(path), type(dtype)}, {type(total), *map(type, shape)}
+            if words != {str} or sizes != {int} or max(len(path), len(dtype), len(shape)) > NAME:
+                raise Unfit(f"what it says of its {name} makes no sense")
+    if not all(type(one) is str and len(one) <= NAME for pair in result["modules"].items() for one in pair):
+        raise Unfit("what it says of its modules makes no sense")
+    text = result.get("configuration", "{}")
+    if len(text) > LONGEST or not isinstance(json.loads(text), dict):
+        raise Unfit("its configuration is none")
+    return dict(result)
 
 
 def open_model(name: str, where: str, place: str, tokenizer: Any) -> RemoteModel:

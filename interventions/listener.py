@@ -7,23 +7,30 @@ without a session has its status stored, where any process can ask for it, and w
 
 from __future__ import annotations
 
-import io
+import base64
+import http.client
 import json
 import logging
-import pickle
+import socket
 import threading
 import time
-import zipfile
-from typing import Any
+import urllib.request
 
+import httpx
 import websocket
 from nnsight.schema.response import ResponseModel, Status
 
+from . import plain
+from .asking import PACE, STATUS, is_loopback, trusted
+from .plain import Oversize
 from .refusals import first_line
+from .wire import NUMBER, ROOM, brief, said
 
 LOG = logging.getLogger("headwise.remote")
 OPENING = 5.0
 """Seconds in which a websocket is open, or is done without."""
+OTHERS = 4
+"""Jobs that are not known here of which the last word is kept: a server may give a job another number than ours."""
 SILENT = 20.0
 """Seconds without a word after which the server is asked for a sign, which it has as long again to give."""
 CLOSING = 2.0
@@ -54,10 +61,12 @@ class Listener:
     def __init__(self, host: str, key: str) -> None:
         self.host, self.key, self.session = host, key, ""
         self._heard: dict[str, ResponseModel] = {}
+        self._ours: set[str] = set()
         self._fresh: set[str] = set()
         self._lock, self._news, self._tried = threading.Lock(), threading.Event(), threading.Event()
         self._closed, self._wanted = False, time.monotonic()
-        self._socket: Any = None
+        self._plug: http.client.HTTPConnection | None = None
+        self._socket: _Socket | None = None
         self._thread = threading.Thread(target=self._listen, name="headwise listener", daemon=True)
         if host not in WITHOUT:
             self._thread.start()
@@ -71,6 +80,13 @@ class Listener:
         """Whether the server is still heard."""
         return bool(self.session) and not self._closed and self._thread.is_alive()
 
+    def expect(self, number: str, most: int) -> None:
+        """A job is sent, whose result may have so many bytes."""
+        with self._lock:
+            self._ours.add(number)
+        if self._socket is not None:
+            self._socket.most = max(self._socket.most, most + ROOM)
+
     def heard(self, number: str) -> ResponseModel | None:
         """The last that was said of a job; of a websocket that was cut, only how a job ended."""
         with self._lock:
@@ -81,6 +97,7 @@ class Listener:
         """A job has ended, and what was said of it, which may be large, is not needed any more."""
         with self._lock:
             self._heard.pop(number, None)
+            self._ours.discard(number)
 
     def wait(self, seconds: float) -> set[str]:
         """Wait until something is heard, or some time; the jobs of which something was."""
@@ -94,40 +111,66 @@ class Listener:
     def close(self) -> None:
         """Stop listening; the thread ends."""
         self._closed = True
-        if self._socket is not None:
-            self._socket.abort()  # wakes the thread
+        for holder in (self._plug, self._socket):  # which wakes the thread, at whatever it is
+            try:
+                if holder is not None and holder.sock is not None:
+                    holder.sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
         if self._thread.is_alive():
             self._thread.join(CLOSING)
 
     def _listen(self) -> None:
         try:
-            scheme, _, rest = self.host.partition("://")
-            address = f"{'wss' if scheme == 'https' else 'ws'}://{rest}/subscribe"
-            header = {"ndif-api-key": self.key} if self.key else None
-            self._socket = websocket.create_connection(address, timeout=OPENING, header=header)
-            self.session = str(json.loads(self._socket.recv())["session_id"])
-            self._tried.set()
+            self._socket = self._dialled()
+            session = json.loads(self._socket.message()[1])["session_id"]
+            if not isinstance(session, str) or not NUMBER.fullmatch(session):
+                raise ValueError("a websocket without a number")
             self._socket.settimeout(SILENT)
-            self._hear()
+            self.session = session
+            self._tried.set()
+            self._hear(self._socket)
             LOG.info("the websocket of %s was closed", self.host)
         except Exception as error:  # proxies and servers fail in many ways, and polling does without
             if not self._closed:
                 LOG.info("no websocket of %s: %s", self.host, first_line(error, self.key))
         finally:
-            if self._socket is not None:
-                self._socket.shutdown()
+            for holder in (self._socket, self._plug):
+                if holder is not None and holder.sock is not None:
+                    holder.sock.close()
             self._tried.set()
             self._news.set()
 
-    def _hear(self) -> None:
+    def _dialled(self) -> _Socket:
+        """A websocket, made through what stands between, with the same trust as any other question."""
+        url = httpx.URL(self.host)
+        port = url.port or (443 if url.scheme == "https" else 80)
+        proxy = None if is_loopback(url.host) or urllib.request.proxy_bypass(url.host) else _proxy(url.scheme)
+        place = (proxy.host, proxy.port or 80) if proxy else (url.host, port)
+        self._plug = http.client.HTTPConnection(*place, timeout=OPENING)
+        if url.scheme == "https":
+            self._plug = http.client.HTTPSConnection(*place, timeout=OPENING, context=trusted())
+        if proxy:
+            who = base64.b64encode(proxy.userinfo).decode()
+            self._plug.set_tunnel(url.host, port, {"Proxy-Authorization": f"Basic {who}"} if who else {})
+        self._plug.connect()
+        if self._closed:
+            raise OSError("nobody wants to hear any more")
+        made, (scheme, _, rest) = _Socket(), self.host.partition("://")
+        header = {"ndif-api-key": self.key} if self.key else None
+        address = f"{'wss' if scheme == 'https' else 'ws'}://{rest}/subscribe"
+        made.connect(address, socket=self._plug.sock, header=header, redirect_limit=0)  # type: ignore[no-untyped-call]
+        return made
+
+    def _hear(self, heard: _Socket) -> None:
         asked = False
         while not self._closed and time.monotonic() - self._wanted < LEFT:
             try:
-                kind, content = self._socket.recv_data(control_frame=True)
+                kind, content = heard.message()
             except websocket.WebSocketTimeoutException:
-                if asked:
+                if asked or heard.came:
                     raise
-                self._socket.ping()
+                heard.ping()
                 asked = True
                 continue
             asked = False
@@ -143,26 +186,60 @@ class Listener:
                 return  # what is said after the end is late
             self._heard[response.id] = response
             self._fresh.add(response.id)
+            for other in [one for one in self._heard if one not in self._ours][:-OTHERS]:
+                del self._heard[other]
+                self._fresh.discard(other)
             self._news.set()
 
 
-class _Plain(pickle.Unpickler):
-    """Reads plain data and nothing else: the bytes come from elsewhere."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """A status; all else is refused."""
-        if (module, name) == (Status.__module__, Status.__name__):
-            return Status
-        raise pickle.UnpicklingError(f"a result comes with a {module}.{name}, which is not plain data")
-
-
 def _read(kind: int, content: bytes) -> ResponseModel:
-    """A frame: JSON, or, where it carries a result as bytes, what nnsight's `ResponseModel.pickle` made.
-
-    That is an archive of `torch.save`, which `torch.load` with ``weights_only`` cannot read in this pickle protocol.
-    """
+    """A message: JSON, or, where it carries a result as bytes, what nnsight's `ResponseModel.pickle` made."""
     if kind == websocket.ABNF.OPCODE_TEXT:
-        return ResponseModel.model_validate_json(content)
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        (name,) = [one for one in archive.namelist() if one.endswith("/data.pkl")]
-        return ResponseModel(**_Plain(io.BytesIO(archive.read(name))).load())
+        if len(content) > STATUS:
+            raise Oversize(f"a status of more than {STATUS:,} bytes")
+        return said(content)
+    return brief(ResponseModel(**plain.read(content)))
+
+
+class _Socket(websocket.WebSocket):
+    """Takes no message that has more than `most` bytes, or that takes long.
+
+    Attributes
+    ----------
+    most : int
+    came : int
+        Bytes of the message that has begun.
+    begun : float
+        When it did.
+    """
+
+    most, came, begun = STATUS, 0, 0.0
+
+    def _recv(self, size: int) -> bytes:
+        piece: bytes = super()._recv(size)  # type: ignore[no-untyped-call]
+        self.begun = self.begun if self.came else time.monotonic()
+        self.came += len(piece)
+        if self.came > self.most:
+            raise Oversize(f"a message of more than {self.most:,} bytes")
+        if time.monotonic() - self.begun > SILENT + self.came / PACE:
+            raise websocket.WebSocketTimeoutException("a message that takes too long")
+        return piece
+
+    def message(self) -> tuple[int, bytes]:
+        """The next one, or the next sign."""
+        kind, content = self.recv_data(control_frame=True)
+        if self.cont_frame.cont_data is None:  # no sign in the midst of a message
+            self.came = 0
+        return int(kind), content
+
+
+def _proxy(scheme: str) -> httpx.URL | None:
+    """What this machine is set to go through, if anything."""
+    found = urllib.request.getproxies()
+    text = found.get(scheme) or found.get("all")
+    if not text:
+        return None
+    proxy = httpx.URL(text if "://" in text else f"http://{text}")
+    if proxy.scheme != "http":
+        raise OSError(f"no websocket through a proxy of the kind {proxy.scheme}")
+    return proxy

@@ -20,15 +20,18 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from nnsight.schema.response import Status
 
 from ..errors import ServerError
 from . import book, patience
+from .asking import ALLOW, goes_in_clear
 from .patience import Call
 from .reaching import reach
 from .refusals import (
+    explain_clear,
     explain_failure,
     explain_key,
     is_key,
@@ -37,7 +40,7 @@ from .refusals import (
 )
 from .sent import Sent, nothing
 from .waiting import telling
-from .wire import Envelope, Line, address, code_of, never_sent, packed
+from .wire import ROOM, Envelope, Line, Unfit, address, code_of, never_sent, packed
 
 LOG = logging.getLogger("headwise.remote")
 AT_ONCE = 4
@@ -58,11 +61,32 @@ class Job:
         A function of `served`; it is sent along, and runs where the model's weights are.
     program : dict
         What it takes beside the model: plain data, tensors and functions.
+    read : callable
+        Gives what came back as it is to be used; raises anything where that is not what was asked for.
+    most : int
+        Bytes of what may come back.
     """
 
     key: str
     served: Callable[[Any, dict[str, Any]], Any]
     program: dict[str, Any]
+    read: Callable[[Any], Any] = dict
+    most: int = ROOM
+
+    def taken(self, results: Any) -> Any:
+        """What came back, as it is to be used.
+
+        Raises
+        ------
+        Unfit
+            It is not what was asked for.
+        """
+        try:
+            return self.read(results)
+        except Unfit:
+            raise
+        except Exception as error:  # data of any kind fails in any way
+            raise Unfit(f"it is not made as what was asked for is ({type(error).__name__})") from None
 
 
 @dataclass
@@ -85,7 +109,7 @@ class Office:
     Raises
     ------
     ServerError
-        The address or the key that nnsight is set to cannot be one.
+        The address or the key that nnsight is set to cannot be one, or the key would go there in clear.
     """
 
     def __init__(self, root: Any, name: str) -> None:
@@ -93,10 +117,12 @@ class Office:
         self.model_key = root.to_model_key()
         self._line("")
 
-    def _line(self, number: str) -> Line:
-        line = Line(self.host, self.model_key, number, self.root._remoteable_get_env())
+    def _line(self, number: str, tick: Callable[[], object] | None = None) -> Line:
+        line = Line(self.host, number, self.root._remoteable_get_env(), tick)
         if not is_key(line.api_key):
             raise ServerError(explain_key(self.host))
+        if line.api_key and goes_in_clear(self.host):
+            raise ServerError(explain_clear(self.host, ALLOW))
         return line
 
     def run(self, jobs: Sequence[Job], say: Callable[[str], None] | None = None) -> Iterator[tuple[int, Any]]:
@@ -151,6 +177,7 @@ class Office:
                     if at != MARKER:
                         yield at, done[0]
                 told = self._tell(active, len(where), told, say)
+                call.tick = partial(say, told) if told else call.tick
             if call.wants_marker(active.values()):
                 active[MARKER] = self._marker()
             fresh = call.wait(min(sent.again for sent in active.values())) if active else set()
@@ -191,7 +218,7 @@ class Office:
 
     def _step(self, sent: Sent, call: Call) -> tuple[Any] | None:
         """Send it or ask once; what came back, in a tuple, where the job has ended."""
-        line = self._line(sent.number)
+        line = self._line(sent.number, call.tick)
         if sent.state == "new":
             self._send(sent, call, line)
             return None
@@ -200,7 +227,8 @@ class Office:
             call.unknown(sent) if sent.state == "unsure" else call.no_news(sent)
             return None
         try:
-            results = line.ask(heard)
+            results = line.ask(sent.job.most, heard)
+            results = sent.job.taken(results) if results is not None else None
         except Exception as error:  # an answer that is cut off fails in many ways
             call.not_told(sent, line, error)
             return None
@@ -236,6 +264,7 @@ class Office:
             call.no_answer(sent, line, error)
             return
         sent.number, sent.status, sent.silent = answer.id, answer.status.value.lower(), None
+        call.expect(sent)
         sent.hear((answer.status, answer.description), time.monotonic())
         self._note(sent, "sent")
         LOG.info("sent job %s to %s", sent.number, self.host)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 import uuid
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import httpx
 from nnsight.schema.response import ResponseModel
@@ -18,7 +18,7 @@ from . import book
 from .listener import Listener
 from .refusals import explain_refusal, first_line, is_passing, one_line
 from .sent import Sent
-from .wire import Line, code_of, detail
+from .wire import Line, Unfit, code_of, detail
 
 PAUSES = (0.05, 2.0)
 """Seconds between two questions on a job, at first and at most."""
@@ -55,6 +55,8 @@ class Call:
         When the latest of the jobs that have run was sent: servers run them in the order in which they were sent.
     patience, still : float
         Seconds without news of a job after which a marker is sent, at first and by now.
+    tick : callable
+        Called while a question is being asked, so that a wish to stop is heard.
     """
 
     def __init__(self, host: str, name: str) -> None:
@@ -62,6 +64,7 @@ class Call:
         self.lasting = not isinstance(self.kept, book.Memory)
         self.ran, self.still, self.patience = 0.0, STILL, STILL
         self.listener: Listener | None = None
+        self.tick: Callable[[], object] | None = None
 
     @property
     def goes_on(self) -> str:
@@ -73,7 +76,13 @@ class Call:
         if self.lasting and not sent.marker and not sent.hidden:
             return ""
         self.listener = self.listener or Listener(self.host, key)
+        self.expect(sent)
         return self.listener.session if self.listener.open else ""
+
+    def expect(self, sent: Sent) -> None:
+        """A job's answer is to be heard, where there is a websocket."""
+        if self.listener:
+            self.listener.expect(sent.number, sent.job.most)
 
     def heard(self, sent: Sent) -> ResponseModel | None:
         """What the websocket has said of a job."""
@@ -138,7 +147,9 @@ class Call:
 
     def not_told(self, sent: Sent, line: Line, error: Exception) -> None:
         """A question without an answer of use: of the server itself, or of where it keeps results."""
-        if line.last is not None and code_of(error) in (403, 404, 410):  # results are kept for a while only
+        if isinstance(error, Unfit):
+            self.unfit(sent, first_line(error, line.api_key))
+        elif line.last is not None and code_of(error) in (403, 404, 410):  # results are kept for a while only
             self.lost(sent, "its result is no longer kept")
         elif line.last is None or isinstance(error, httpx.HTTPError):
             self.no_answer(sent, line, error)
@@ -167,11 +178,13 @@ class Call:
         now = time.monotonic()
         sent.unread = sent.unread or now
         if now - sent.unread > LOST:
-            sent.kept.drop_job(sent.job.key)
-            raise ServerError(
-                f"a result of {self.host} cannot be read: {why}; the same call asks for it anew"
-            ) from None
+            self.unfit(sent, why)
         self.pause(sent)
+
+    def unfit(self, sent: Sent, why: str) -> None:
+        """A result that makes no sense, however often it is asked for."""
+        sent.kept.drop_job(sent.job.key)
+        raise ServerError(f"a result of {self.host} cannot be read: {why}; the same call asks for it anew") from None
 
     def unknown(self, sent: Sent) -> None:
         """A job that the server does not know, or whose answers cannot be heard any more."""

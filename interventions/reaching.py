@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import httpx
 
 from ..errors import ServerError
+from .asking import STATUS, fetch
 from .refusals import explain_unreached, first_line
 
 REACH = 10.0
@@ -23,7 +23,7 @@ UNREACHED = (502, 503, 504)
 def reach(host: str, key: str, say: Callable[[str], None]) -> None:
     """Ask a server whether it is there, unless it has answered this process before.
 
-    The question is asked in a thread, as nothing else puts an end to a name that is looked up for minutes.
+    Any answer will do, but for that of a gateway that has not reached the server: then it is asked again.
 
     Parameters
     ----------
@@ -41,34 +41,20 @@ def reach(host: str, key: str, say: Callable[[str], None]) -> None:
     """
     if host in REACHED:
         return
-    answers: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
-    until = time.monotonic() + REACH
-    threading.Thread(target=_ask, args=(host, until, answers), name="headwise first question", daemon=True).start()
-    why = f"no answer within {REACH:g} seconds"
-    while (left := until - time.monotonic()) > 0:
-        say("connecting")
-        try:
-            error = answers.get(timeout=min(0.25, left))
-        except queue.Empty:
-            continue
-        if error is None:
-            REACHED.add(host)
-            return
-        why = why if isinstance(error, httpx.TimeoutException) else first_line(error, key)
-        break
-    raise ServerError(explain_unreached(host, why, key)) from None
-
-
-def _ask(host: str, until: float, answers: queue.SimpleQueue[Exception | None]) -> None:
-    """Any answer will do, but for that of a gateway that has not reached the server: then it is asked again."""
+    until, why = time.monotonic() + REACH, f"no answer within {REACH:g} seconds"
     try:
-        while True:
-            answer = httpx.get(f"{host}/ping", timeout=REACH)
-            if answer.status_code not in UNREACHED:
-                answers.put(None)
+        while (left := until - time.monotonic()) > 0:
+            tell = partial(say, "connecting")
+            code = fetch("GET", f"{host}/ping", most=STATUS, silent=left, seconds=left, tick=tell).status_code
+            if code not in UNREACHED:
+                REACHED.add(host)
                 return
-            if time.monotonic() > until - 2:
-                raise httpx.HTTPError(f"what stands before it answers {answer.status_code}")
+            why = f"what stands before it answers {code}"
+            if left < 2:
+                break
             time.sleep(1.0)
-    except Exception as error:
-        answers.put(error)
+    except httpx.TimeoutException:
+        pass
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+        why = first_line(error, key)
+    raise ServerError(explain_unreached(host, why, key)) from None

@@ -10,8 +10,10 @@ UNSURE = (408, 500, 502, 504)
 """Answers after which a job may have been taken all the same: of whatever stands between, or of a fault on the way."""
 SHOWN = 300
 """Characters of a server's reason that are shown."""
+READ = 16_000
+"""Characters of what a server says that are looked at: the first half of them, and the last."""
 HIDDEN = re.compile(r"<!--.*?-->|<(style|script)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
-TAG = re.compile(r"<[^>]*>")
+TAG = re.compile(r"<[^<>]*>")
 RAISED = re.compile(r"[\w.]*(Error|Exception|Exit|Interrupt|Iteration|Warning)(: .*)?")
 LACKING = re.compile(r"No module named ['\"]([\w.]+)['\"]")
 LOGIN = "get one at https://login.ndif.us, then run `nnsight login` or set NDIF_API_KEY"
@@ -25,6 +27,11 @@ def is_passing(code: int) -> bool:
 def may_be_taken(code: int) -> bool:
     """Whether the server may have a job that it answered so."""
     return code in UNSURE
+
+
+def shortened(text: str) -> str:
+    """A text without its middle, where it is longer than anybody reads."""
+    return text if len(text) <= READ else f"{text[: READ // 2]}\n...\n{text[-READ // 2 :]}"
 
 
 def without_key(text: str, key: str | None) -> str:
@@ -45,6 +52,14 @@ def explain_key(host: str) -> str:
     )
 
 
+def explain_clear(host: str, allow: str) -> str:
+    """What is said of a key that anybody between here and the server could read."""
+    return (
+        f"the key that nnsight found would go to {host} in clear, for everybody on the way to read: write its address "
+        f"with https://, or, where the network between is trusted, set {allow}=1"
+    )
+
+
 def explain_unreached(host: str, why: str, key: str | None) -> str:
     """What is said of a server that does not answer the first question."""
     return (
@@ -55,6 +70,7 @@ def explain_unreached(host: str, why: str, key: str | None) -> str:
 
 def one_line(text: str, key: str | None) -> str:
     """The first line of what is said, without the key and without the tags of a web page."""
+    text = shortened(text)
     if _is_page(text):
         text = TAG.sub("\n", HIDDEN.sub("", text))
     lines = [line.strip() for line in without_key(text, key).splitlines() if line.strip()]

@@ -25,8 +25,8 @@ from .office import Failed, Job
 from .outcome import Inputs, Keeper, Outcome, Part, Piece
 from .packing import Chunk, Pass
 from .plan import Plan
-from .refusals import is_memory
-from .wire import unpacked
+from .refusals import SHOWN, is_memory
+from .wire import Shapes, room, unpacked
 
 ROWS = 8192
 """Rows of one job, more or less."""
@@ -68,7 +68,7 @@ def run_plan(
             if isinstance(result, Failed):
                 again += sweep.cut(waiting[at], jobs.keys[at], result)
                 continue
-            for piece in pieces(plan, waiting[at], unpacked(result)):
+            for piece in pieces(plan, waiting[at], result):
                 outcome.put(piece)
                 if keeper is not None:
                     keeper.keep(piece)
@@ -100,7 +100,7 @@ def run_estimate(
     for at, result in model.answers(jobs, say):
         if isinstance(result, Failed):
             raise model.office.failure(result)
-        *runs, change = unpacked(result)
+        *runs, change = result
         chunk = chunks[at]
         for piece in _runs(plan, chunk, runs):
             outcome.put(piece)
@@ -180,25 +180,41 @@ class Sweep:
         if stop - start < 2:
             raise ModelError(
                 f"a single prompt needs more memory on {self.model.name} than {self.model.office.host} has left: "
-                f"{reason.strip().splitlines()[-1]}"
+                f"{reason.strip().splitlines()[-1][:SHOWN]}"
             )
         middle = (start + stop) // 2
         return [[replace(chunk, examples=span)] for span in ((start, middle), (middle, stop))]
 
     def job(self, session: list[Chunk]) -> Job:
         """The job that runs the chunks of a session."""
-        return self._job("passes", served.passes, [self._chunk(chunk, chunk)[1] for chunk in session])
+        return self._job(
+            "passes", served.passes, [self._chunk(chunk, chunk)[1] for chunk in session], self.shapes(session)
+        )
+
+    def shapes(self, session: list[Chunk]) -> list[Shapes]:
+        """What the chunks of a session give: the values of each run and of each pass, by reader."""
+        shape = self.model.shape
+        found: list[Shapes] = []
+        for chunk in session:
+            scored = len(self.plan.groups[chunk.group].scored) if self.positions else 1
+            for rows in [*([1] * len(self.plan.runs)), *(len(one.conditions) for one in chunk.passes)]:
+                kinds = {"pattern": (shape.layers, shape.heads), "logits": (scored,)}
+                found.append({one.name: (rows * chunk.size, *kinds[one.kind]) for one in self.readers})
+        return found
 
     def estimate(self, chunk: Chunk, steps: int | None) -> Job:
         """The job that estimates every condition for the examples of a chunk."""
         known, laid = self._chunk(replace(chunk, passes=()), chunk)
         names = [reader.name for reader in self.readers]
         laid["estimate"] = described_estimate(self.model, self.plan, chunk, known, names, steps)
-        return self._job("estimates", served.estimates, [laid])
+        change = dict.fromkeys(names, (len(self.plan.conditions), chunk.size))
+        wanted = [*self.shapes([replace(chunk, passes=())]), change]
+        return self._job("estimates", served.estimates, [laid], wanted)
 
-    def _job(self, what: str, function: Any, laid: list[Any]) -> Job:
+    def _job(self, what: str, function: Any, laid: list[Any], wanted: list[Shapes]) -> Job:
         compares = any(reader.needs_base for reader in self.readers)
-        return self.model.job(what, function, {"chunks": laid, "positions": self.positions, "compares": compares})
+        program = {"chunks": laid, "positions": self.positions, "compares": compares}
+        return self.model.job(what, function, program, partial(unpacked, wanted=wanted), room(wanted))
 
     def _chunk(self, chunk: Chunk, reads: Chunk) -> tuple[Known, dict[str, Any]]:
         """What is known here of a chunk, and the chunk as `served.passes` takes it."""

@@ -26,7 +26,7 @@ from . import book, ops, remote, served, traces
 from .components import Component
 from .digest import data_hash, short_hash
 from .edits import Compose, Edit, Patch
-from .elsewhere import RemoteModel
+from .elsewhere import RemoteModel, numbers
 from .engine import run_plan
 from .identity import Identity
 from .known import Reader
@@ -39,7 +39,7 @@ from .shape import Group
 from .sites import Site
 from .steering import Add
 from .windows import unlike
-from .wire import unpacked
+from .wire import Unfit, room, unpacked
 
 Array = np.ndarray[Any, Any]
 LENGTH = 8
@@ -194,14 +194,26 @@ def _both(
         off = traces.by_itself(model.traced, opened, points, layers, model.device)
         return planned, probe(logits).float().cpu().numpy(), float(deviation) or 1.0, off
     assert isinstance(model, RemoteModel)
-    laid = remote.Sweep(model, plan, readers, inputs, True).job(list(plan.chunks)).program
+    sweep, chunks = remote.Sweep(model, plan, readers, inputs, True), list(plan.chunks)
     more = {"rows": rows, "writes": writes, "scored": scored, "layers": layers, "probe": probe}
-    result = model.ask("check", served.check, {**laid, **more, "wanted": sorted({point_of(site) for site in sites})})
+    program = {**sweep.job(chunks).program, **more, "wanted": sorted({point_of(site) for site in sites})}
+    wanted = sweep.shapes(chunks)
+
+    def taken(result: Any) -> tuple[list[dict[str, torch.Tensor]], Array, float, list[Any]]:
+        own = numbers(result["own"], (len(rows), len(scored)), torch.float32)
+        off = result["off"]
+        for what, *rest in (part for one in off for part in one):
+            if type(what) is not str or len(what) > 100 or [type(value) for value in rest] != [float] * 3:
+                raise Unfit("what it says of parts makes no sense")
+        if len(off) != len(layers):
+            raise Unfit(f"it says something of {len(off)} layers, where {len(layers)} were asked for")
+        return unpacked(result["planned"], wanted), own, float(result["deviation"]), off
+
+    given, own, deviation, off = model.ask("check", served.check, program, taken, room(wanted))
     outcome = Outcome(plan)
-    for piece in remote.pieces(plan, list(plan.chunks), unpacked(result["planned"])):
+    for piece in remote.pieces(plan, chunks, given):
         outcome.put(piece)
-    values = outcome.close().values["probe", 0][:, 0]
-    return values, result["own"].numpy(), result["deviation"] or 1.0, result["off"]
+    return outcome.close().values["probe", 0][:, 0], own, deviation or 1.0, off
 
 
 def _windows(model: Model, random: np.random.RandomState) -> list[str]:

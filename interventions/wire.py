@@ -1,20 +1,21 @@
 """What goes over the wire to an NDIF server, and what comes back: sessions as bytes, questions, results.
 
-The protocol is nnsight's own; this only uses it without waiting, silently, and with numbers made here.
+The protocol is nnsight's own; this speaks it without waiting, silently, and with numbers made here. Nothing that comes
+back is used before it is seen to be what was asked for.
 """
 
 from __future__ import annotations
 
-import io
+import re
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import httpx
 import nnsight
 import torch
-import zstandard
-from nnsight.intervention.backends.remote import RemoteBackend, RemoteError
 from nnsight.intervention.serialization import dumps
 from nnsight.ndif import pull_env
 from nnsight.schema.config import CONFIG
@@ -23,10 +24,18 @@ from nnsight.schema.response import ResponseModel, Status
 from nnsight.tracing.backend import Backend
 
 from ..errors import DeclarationError, ServerError, choices
-from .refusals import first_line
+from . import plain
+from .asking import PACE, STATUS, fetch, is_address, unsafe
+from .refusals import first_line, shortened
 
-CONNECT, READ = 10.0, 30.0
-"""Seconds that a question waits for a connection, and for the next bytes on it; other jobs wait meanwhile."""
+READ = 30.0
+"""Seconds in which a question is answered whole, and in which something more of a large answer comes."""
+TAKE = 600.0
+"""Seconds in which a job is taken."""
+ROOM = 8 * 2**20
+"""Bytes of a result beside its numbers: fingerprint, names and shapes."""
+NUMBER = re.compile(r"[\w.-]{1,100}")
+"""What the number of a job, or of a websocket, looks like."""
 
 
 def address() -> str:
@@ -39,11 +48,7 @@ def address() -> str:
     """
     given = CONFIG.API.HOST or ""
     host: str = given.strip().rstrip("/")
-    try:
-        url = httpx.URL(host)
-    except httpx.InvalidURL:
-        url = httpx.URL("")
-    if url.scheme not in ("http", "https") or not url.host:
+    if not is_address(host):
         raise ServerError(f"NDIF_HOST={given!r} is no address of a server: write it as in https://api.ndif.us")
     return host
 
@@ -73,56 +78,98 @@ class Envelope(RequestModel):  # type: ignore[misc]
     id: str
 
 
-class Line(RemoteBackend):  # type: ignore[misc]
-    """One question to the server at a time; shows nothing by itself."""
+class Unfit(ValueError):
+    """A result that cannot be what was asked for: asking again gives no other."""
+
+
+class Line:
+    """One question to the server at a time; shows nothing by itself.
+
+    Parameters
+    ----------
+    host : str
+    number : str
+        Of the job.
+    env : dict
+        What nnsight has the server do to the model first.
+    tick : callable
+        Called now and then while a question is being asked; may end it by raising.
+    """
 
     last: ResponseModel | None = None
 
-    def __init__(self, host: str, model_key: str, number: str, env: dict[str, Any]) -> None:
-        super().__init__(model_key, host=host, blocking=False, job_id=number, env=env)
-        self.display.enabled, self.compress = False, True
+    def __init__(self, host: str, number: str, env: dict[str, Any], tick: Callable[[], object] | None = None) -> None:
+        self.host, self.job_id, self.env, self.tick = host, number, env, tick
+        self.api_key: str = CONFIG.API.APIKEY or ""
+
+    @property
+    def _key(self) -> dict[str, str]:
+        return {"ndif-api-key": self.api_key} if self.api_key else {}
 
     def post(self, envelope: Envelope, blob: bytes) -> ResponseModel:
         """Send a job; its first status. What goes wrong is raised as it is."""
-        try:
-            return self._post(envelope, blob)
-        except RemoteError as error:
-            raise error.__cause__ or error from None
+        about = {"ndif-timestamp": repr(time.time()), "nnsight-version": version("nnsight")}
+        answer = fetch(
+            "POST",
+            f"{self.host}/request",
+            most=STATUS,
+            silent=TAKE,
+            seconds=TAKE + len(blob) / PACE,
+            headers={**about, "python-version": sys.version, **self._key},
+            tick=self.tick,
+            data={"data": envelope.metadata()},
+            files={"blob": ("request", blob, "application/octet-stream")},
+        )
+        response = said(answer.raise_for_status().text)
+        if not NUMBER.fullmatch(response.id):
+            raise ValueError("it gives a job a number that is none")
+        return response
 
-    def ask(self, heard: ResponseModel | None = None) -> Any:
+    def ask(self, most: int, heard: ResponseModel | None = None) -> Any:
         """Ask how the job is, for `last`, which stays None where the server does not know it; its results, if any.
 
-        What was heard of it on a websocket is taken without asking.
+        What was heard of it on a websocket is taken without asking. A result has `most` bytes at most.
         """
-        found = self.poll() if heard is None else self.handle(heard)
+        self.last = self.poll() if heard is None else heard
         if self.last is None or self.last.status != Status.COMPLETED:
             return None
-        if not isinstance(found, dict) or "results" not in found:
+        try:
+            found = self.download(self.last.data, most)
+        except plain.Oversize as error:
+            raise Unfit(str(error)) from None
+        if not isinstance(found, dict) or found.get("results") is None:
             raise ValueError("it is said to be complete, and holds nothing")
         return found["results"]
 
-    def poll(self, tracer: Any = None) -> Any:
-        """As nnsight's, which would wait for ten minutes."""
-        key = {"ndif-api-key": self.api_key} if self.api_key else {}
-        answer = self._get(f"{self.host}/response/{self.job_id}", key)
-        if answer.status_code == httpx.codes.NOT_FOUND:
-            return None
-        return self.handle(ResponseModel.model_validate_json(answer.raise_for_status().text))
+    def poll(self) -> ResponseModel | None:
+        """How the job is; None where the server does not know it."""
+        url = f"{self.host}/response/{self.job_id}"
+        answer = fetch("GET", url, most=STATUS, silent=READ, seconds=READ, headers=self._key, tick=self.tick)
+        return None if answer.status_code == httpx.codes.NOT_FOUND else said(answer.raise_for_status().text)
 
-    def note(self, response: ResponseModel) -> bool:
-        """Keep a status update; errors are ours to tell."""
-        self.last = response
-        return bool(response.status == Status.COMPLETED)
-
-    def download_result(self, url: str | bytes | None) -> Any:
+    def download(self, place: Any, most: int) -> Any:
         """A result, as tensors and plain data and nothing else; from its address, or as it came on a websocket."""
-        if not url:
+        if not place:
             return None
-        packed = url if isinstance(url, bytes) else self._get(url, {}).raise_for_status().content
-        return torch.load(io.BytesIO(zstandard.ZstdDecompressor().decompress(packed)), weights_only=True)
+        if isinstance(place, bytes):
+            packed = place
+        elif not isinstance(place, str) or (why := unsafe(place, self.host)):
+            raise Unfit(f"it is said to be {why if isinstance(place, str) else 'where no address leads'}")
+        else:
+            answer = fetch("GET", place, most=most, silent=READ, seconds=READ, tick=self.tick)
+            packed = answer.raise_for_status().content
+        return plain.read(plain.decompressed(packed, most))
 
-    def _get(self, url: str, headers: dict[str, str]) -> httpx.Response:
-        return httpx.get(url, headers=headers, timeout=httpx.Timeout(CONNECT, read=READ))
+
+def said(text: str | bytes) -> ResponseModel:
+    """A status that came as JSON."""
+    return brief(ResponseModel.model_validate_json(text))
+
+
+def brief(response: ResponseModel) -> ResponseModel:
+    """A status whose description is no longer than a person would read."""
+    response.description = shortened(response.description)
+    return response
 
 
 def never_sent(error: Exception) -> bool:
@@ -189,21 +236,51 @@ def detail(error: httpx.HTTPStatusError) -> str:
     """What a server says beside an error code."""
     try:
         body = error.response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         body = error.response.text
-    return str(body.get("detail", body) if isinstance(body, dict) else body)
+    told = body.get("detail", body) if isinstance(body, dict) else body
+    return shortened(told if isinstance(told, str) else error.response.text)
 
 
-def unpacked(result: dict[str, Any]) -> list[dict[str, torch.Tensor]]:
-    """What `served.together` packed."""
+Shapes = Mapping[str, tuple[int, ...]]
+"""What a pass is to give: shapes by name."""
+
+
+def room(wanted: Sequence[Shapes]) -> int:
+    """Bytes that a result may have, from what it is to hold."""
+    sizes = [_size(shape) for shapes in wanted for shape in shapes.values()]
+    return ROOM + 4 * sum(sizes) + 512 * (len(sizes) + len(wanted))
+
+
+def unpacked(result: Any, wanted: Sequence[Shapes]) -> list[dict[str, torch.Tensor]]:
+    """What `served.together` packed, as long as it is what was asked for.
+
+    Raises
+    ------
+    Unfit
+        It has other names, other shapes, or more or fewer numbers.
+    """
+    given, numbers = result["shapes"], result["numbers"]
+    total = sum(_size(shape) for shapes in wanted for shape in shapes.values())
+    if not isinstance(numbers, torch.Tensor) or numbers.dtype != torch.float32 or tuple(numbers.shape) != (total,):
+        raise Unfit(f"it does not hold the {total} numbers that were asked for")
+    if len(given) != len(wanted):
+        raise Unfit(f"it holds {len(given)} sets of values, where {len(wanted)} were asked for")
     found, start = [], 0
-    for shapes in result["shapes"]:
+    for pairs, shapes in zip(given, wanted, strict=True):
+        if {name: tuple(shape) for name, shape in pairs} != shapes or len(pairs) != len(shapes):
+            raise Unfit(f"its values have other names or shapes than those that were asked for, {dict(shapes)}")
         values = {}
-        for name, shape in shapes:
-            size = 1
-            for length in shape:
-                size *= length
-            values[name] = result["numbers"][start : start + size].reshape(shape)
+        for name, _ in pairs:
+            size = _size(shapes[name])
+            values[name] = numbers[start : start + size].reshape(shapes[name])
             start += size
         found.append(values)
     return found
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for length in shape:
+        size *= length
+    return size

@@ -70,7 +70,8 @@ def _composition(model: Model, draws: int, seed: int) -> xr.Dataset:
         from ..interventions.elsewhere import RemoteModel
 
         assert isinstance(model, RemoteModel)
-        table = model.score_weights(score)
+        pairs = (shape.layers, shape.heads) * 2
+        table = model.score_weights(score, (len(KINDS), len(FOLDING), *pairs))
     else:
         weights = [model.head_weights(layer) for layer in model.layers]
         table = score([[None if part is None else part.double().cpu().numpy() for part in one] for one in weights])

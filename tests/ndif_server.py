@@ -180,6 +180,8 @@ class Server:
             BLOCKS.clear()
         if any(name.partition(".")[0] == "headwise" for name in sys.modules):
             raise RuntimeError("headwise was imported")
+        if change := self.fault("tamper"):
+            tampered(saved["results"], change["how"])
         buffer = io.BytesIO()
         torch.save(saved, buffer)
         content = buffer.getvalue()
@@ -215,6 +217,31 @@ class Server:
         self.respond(
             envelope, Status.COMPLETED, "Your job has been completed.", f"{self.base}/results/{envelope.id}.pt"
         )
+
+
+def tampered(results, how):
+    """Make of results what they are not."""
+    results = results.get("planned", results)
+    if how == "double":
+        for name in {"numbers", "table"} & set(results):
+            other = torch.float32 if results[name].dtype == torch.float64 else torch.float64
+            results[name] = results[name].to(other)
+        return
+    numbers, shapes = results["numbers"], results["shapes"]
+    if how == "broadcast":
+        shapes[0][0][1], results["numbers"] = [1, 1], numbers[:1].clone()
+    elif how == "rows":
+        shapes[0][0][1] = shapes[0][0][1][::-1]
+    elif how in ("fewer", "more"):
+        results["numbers"] = numbers[:-1].clone() if how == "fewer" else torch.cat([numbers, numbers])
+    elif how == "renamed":
+        shapes[0][0][0] = "other"
+    elif how == "negative":
+        shapes[0][0][1] = [-1, -1]
+    elif how == "shapes":
+        results["shapes"] = {"0": shapes}
+    elif how == "extra":
+        shapes.append(shapes[0])
 
 
 def no_stop(tracer):

@@ -180,9 +180,9 @@ def test_a_late_status_in_the_place_of_the_end(both, words_model, monkeypatch, t
     late = []
     real = wire.Line.poll
 
-    def poll(line, tracer=None):
-        found = real(line, tracer)
-        ended = line.last is not None and line.last.status == "COMPLETED"
+    def poll(line):
+        found = real(line)
+        ended = found is not None and found.status == "COMPLETED"
         if not ended or len(late) == 2 or line.job_id in late:
             return found
         late.append(line.job_id)
@@ -190,7 +190,7 @@ def test_a_late_status_in_the_place_of_the_end(both, words_model, monkeypatch, t
         stored |= {"status": "QUEUED", "description": "Moved to position 1 in Queue.", "data": None}
         signed = {"Authorization": "AWS test:not-looked-at"}
         httpx.put(f"{STORE}/responses/{line.job_id}.json", json=stored, headers=signed).raise_for_status()
-        return real(line, tracer)
+        return real(line)
 
     monkeypatch.setattr(wire.Line, "poll", poll)
     with pytest.warns(hw.errors.ServerWarning, match="is said to be queued, and a job that was sent after it has run"):

@@ -189,7 +189,7 @@ def test_inside_interventions_imports_go_one_way():
         "outcome",
         "engine",
     ]
-    away = ["book", "refusals", "waiting", "wire", "listener", "reaching"]
+    away = ["book", "refusals", "waiting", "plain", "asking", "wire", "listener", "reaching"]
     away += ["sent", "patience", "office", "elsewhere", "remote"]
     order = [
         *declared,

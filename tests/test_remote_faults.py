@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import remote_client
 from loopback import KEY, Loopback
-from nnsight.intervention.backends import remote as nnsight_remote
 from nnsight.schema.config import CONFIG
 from nnsight.schema.response import ResponseModel, Status
 
@@ -197,7 +196,7 @@ def test_a_result_that_holds_nothing(server, small_jobs, wanted, tmp_path):
 
 def test_a_job_that_takes_long_to_be_taken(server, small_jobs, wanted, monkeypatch):
     """The server takes it after the question has ended, longer after it was sent than a job is waited for."""
-    monkeypatch.setattr(nnsight_remote, "_READ_TIMEOUT", 1.6)
+    monkeypatch.setattr(wire, "TAKE", 1.6)
     server.fault("request", "delay", seconds=2.0)
     same(swept(), wanted)
     assert len(small_jobs()) == len(set(small_jobs())) == 1 + JOBS
@@ -567,7 +566,7 @@ def test_a_name_that_is_looked_up_without_end(first, monkeypatch, caplog, capfd)
 
     with monkeypatch.context() as patch:
         patch.setattr(socket, "getaddrinfo", hangs)
-        unreached(patch, "http://ndif.example", caplog)
+        unreached(patch, "https://ndif.example", caplog)
         gone.set()
     assert all("waiting for the server" not in line for line in lines_said(capfd))
 
