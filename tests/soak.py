@@ -34,6 +34,7 @@ def parser():
     made.add_argument("--rounds", type=int, default=10**9, help="how many at most")
     made.add_argument("--limit", type=float, default=300, help="seconds that a round may take")
     made.add_argument("--plant", nargs="*", choices=PLANTS, default=[], help="faults to put in, which are to be found")
+    made.add_argument("--requests", nargs="+", help="requests that are made, of `soak_child.ALL`")
     made.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # these are for the process that does the rounds
     made.add_argument("--until", type=float, help=argparse.SUPPRESS)
     made.add_argument("--last", type=int, help=argparse.SUPPRESS)
@@ -140,7 +141,8 @@ class Watch:
         rounds = sorted({number for number, _ in self.wrong})
         print(f"{len(self.wrong)} things were wrong, in rounds {rounds}; all is in {self.folder}; the first again:")
         print(f"  {sys.executable} {Path(__file__)} --seed {self.options.seed} --rounds 1 --first {rounds[0]}", end="")
-        print("" if self.options.kinds == KINDS else f" --kinds {' '.join(self.options.kinds)}")
+        print("" if self.options.kinds == KINDS else f" --kinds {' '.join(self.options.kinds)}", end="")
+        print(f" --requests {' '.join(self.options.requests)}" if self.options.requests else "")
         return 1
 
 

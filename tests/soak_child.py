@@ -2,6 +2,7 @@
 
 import ctypes
 import faulthandler
+import json
 import os
 import pickle
 import re
@@ -107,7 +108,7 @@ def numbers(result):
     """Every variable of a result, as arrays."""
     tree = result if isinstance(result, xr.DataTree) else xr.DataTree(result)
     return {
-        f"{node.path}/{name}": np.asarray(one)
+        f"{node.path}/{name}".lstrip("/"): np.asarray(one)
         for node in tree.subtree
         for name, one in node.to_dataset(inherit=False).variables.items()
     }
@@ -153,16 +154,18 @@ def body(log, work, given):
     os._exit(status)
 
 
-def reference(path, library):
+def reference(path, library, names):
     """Every request, one after the other: numbers, and what it costs to make each with ``out=``."""
     model, wanted = hw.load("words-2l"), {}
-    for name in ALL:
+    for name in names:
         wanted[name] = {"numbers": numbers(ask(name, model))}
-    for name in KEPT:
+    kept = [name for name in names if name in KEPT]
+    for name in kept:
         begun, passes = time.monotonic(), counted()
         ask(name, hw.load("words-2l"), library / f"{name}.nc")
         wanted[name] |= {"seconds": time.monotonic() - begun, "passes": len(passes)}
-    for name in KEPT:
+    wanted["attrs"] = dict(hw.open_tree(library / f"{kept[0]}.nc").attrs)
+    for name in kept:
         wanted[name] |= {how: READ[how](name, library) for how in ("table", "summary")}
     path.write_bytes(pickle.dumps(wanted))
 
@@ -309,10 +312,10 @@ CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """What a terminal would follow."""
 
 
-def hostile(folder, rng):
-    """Put something into a folder of results that is none, or lies."""
-    path, attrs = folder / f"bad-{rng.random()}.nc", {"Conventions": "headwise", "schema_version": 1, "model": "m"}
-    notes = ["[" * 100_000, '{"step": ' + "9" * 5000 + "}", '{"model": "\\ud800"}', '{"seconds": "abc", "model": [1]}']
+def hostile(folder, rng, attrs):
+    """Put something into a folder of results that is none, or lies; given the attributes of one."""
+    path, begun = folder / f"bad-{rng.random()}.nc", json.dumps(attrs)[:-1]
+    lies = ['"step": ' + "9" * 5000, '"model": "\\ud800"', '"seconds": "abc", "model": [1]', '"task": ' + "[" * 100_000]
     how = rng.randrange(9)
     if how == 0:
         path.write_bytes(rng.choice([b"", b"\x89HDF\r\n\x1a\n", b"\x89HDF\r\n\x1a\n" + rng.randbytes(5000)]))
@@ -323,7 +326,7 @@ def hostile(folder, rng):
     elif how in (3, 4):
         path.with_name(f"{path.name}.parts").mkdir()
         about = path.with_name(f"{path.name}.parts") / "about.json"
-        os.mkfifo(about) if how == 3 else about.write_text(rng.choice(notes))
+        os.mkfifo(about) if how == 3 else about.write_text(f"{begun}, {rng.choice(lies)}}}")
     elif how == 5:
         path.with_name(f"bad-\x1b[31m\u202e{rng.random()}.nc").write_bytes(b"no result")
     elif how == 6:
@@ -333,8 +336,9 @@ def hostile(folder, rng):
                 file.createDimension(dim, 200_000)
             file.createVariable("loss", "f8", ("layer", "head"), chunksizes=(1000, 1000), zlib=True)
     elif how == 7:
-        told = {"seed": 1e30, "model": [1, 2, 3], "title": "\x1b]0;x\x07\u202e", "seconds": "abc", "task": notes[0]}
-        xr.Dataset({"loss": ("x", [1.0])}, attrs=attrs | told).to_netcdf(path)
+        told = {"seed": 1e30, "model": [1, 2, 3], "title": "\x1b]0;x\x07\u202e", "seconds": "abc", "task": "[" * 9000}
+        holds = xr.Dataset({"loss": ("x", [1.0], {"long_name": "\x1b[2J"})})
+        holds.assign_attrs(attrs | dict(rng.sample(list(told.items()), 2))).to_netcdf(path)
     else:
         path.mkdir()
 

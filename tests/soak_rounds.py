@@ -40,7 +40,7 @@ def threads(soak, rng):
 
     def asking(rng):
         for _ in range(rng.randint(2, 6)):
-            name, model = rng.choice(child.ALL), rng.choice(soak.handles)
+            name, model = rng.choice(soak.names), rng.choice(soak.handles)
             with soak.judged(f"{name} in a thread"):
                 for one in asyncio.run(away(name, model)) if rng.random() < 0.3 else [child.ask(name, model)]:
                     soak.same(name, one, "in a thread")
@@ -51,7 +51,7 @@ def threads(soak, rng):
 
     def reading(rng):
         for _ in range(rng.randint(4, 12)):
-            how, name = rng.choice(list(child.READ)), rng.choice(child.KEPT)
+            how, name = rng.choice(list(child.READ)), rng.choice(soak.kept)
             with soak.judged(f"{name} read {how}, in a thread"):
                 found = child.READ[how](name, soak.library)
                 if how in soak.wanted[name]:
@@ -66,13 +66,21 @@ def threads(soak, rng):
     together(works, rng)
 
 
+def moment_of(soak, rng, name, out):
+    """When to disturb a process: some seconds after it begins, or soon after another part is finished."""
+    seconds, had = soak.wanted[name]["seconds"], len(soak.parts(out))
+    if rng.random() < 0.5:
+        return rng.uniform(0, 1.1) * seconds, None
+    return rng.uniform(0, 0.3) * seconds, lambda: len(soak.parts(out)) > had
+
+
 def kills(soak, rng):
     """A process that is killed at random moments, until it comes to its end."""
-    name = rng.choice(child.KEPT)
+    name = rng.choice(soak.kept)
     out = soak.out(name)
     for _ in range(rng.randint(1, 4)):
-        moment = rng.uniform(0, 1.1) * soak.wanted[name]["seconds"]
-        status, text = soak.run("keep", name, out, signals=[(signal.SIGKILL, moment)])
+        moment, after = moment_of(soak, rng, name, out)
+        status, text = soak.run("keep", name, out, signals=[(signal.SIGKILL, moment)], after=after)
         if status not in (0, None, -signal.SIGKILL):
             soak.wrong("lost", f"{out.name} after a kill: {text[-500:]}")
     soak.finish(name, out, "after kills")
@@ -89,28 +97,27 @@ def interruptions(soak, rng):
             soak.wrong("mismatch", f"Ctrl-C in writes: {text[-1500:]}")
         shutil.rmtree(folder)
         return
-    work, name = rng.choice(["keep", "command"]), rng.choice(child.KEPT)
+    work, name = rng.choice(["keep", "command"]), rng.choice(soak.kept)
     name = "study" if work == "command" else name
     out = soak.out(name)
     given = (work, out) if work == "command" else (work, name, out)
     number = rng.choice([signal.SIGINT, signal.SIGINT, signal.SIGTERM])
-    moment = rng.uniform(0, 1.1) * soak.wanted[name]["seconds"]
+    moment, after = moment_of(soak, rng, name, out)
     times = rng.choice([1, 1, 2, 4]) if number == signal.SIGINT else 1
     moments = [moment + at * rng.uniform(0, 0.1) for at in range(times)]
-    status, text = soak.run(*given, signals=[(number, at) for at in moments])
+    status, text = soak.run(*given, signals=[(number, at) for at in moments], after=after)
     wanted = {signal.SIGINT: (0, 130), signal.SIGTERM: (0, 143, -signal.SIGTERM)}[number]
     told = f"{work} {out.name} after {times} x {number.name}"
     if status not in (None, *wanted):
         soak.wrong("mismatch", f"{told}: status {status}: {text[-700:]}")
-    elif status and times == 1 and any(out.with_name(f"{out.name}.parts").glob("*.nc")) and ".parts" not in text:
+    elif status and times == 1 and soak.parts(out) and ".parts" not in text:
         soak.wrong("mismatch", f"{told}: it is not said where finished work is kept: {text[-300:]!r}")
     soak.finish(name, out, told)
 
 
 def full_disk(soak, rng):
     """No room for what is written; then there is."""
-    name = rng.choice(child.KEPT)
-    soak.done["faults"] += 1
+    name = rng.choice(soak.kept)
     if rng.random() < 0.5:
         out, largest = soak.out(name), rng.choice([0, 5_000, 15_000, 25_000, 60_000])
         status, text = soak.run("limited", name, out, largest)
@@ -121,6 +128,7 @@ def full_disk(soak, rng):
         status, text = soak.run("filled", name, folder, soak.wanted[name]["numbers"], room)
         soak.done["skipped"] += "skipped" in text
         shutil.rmtree(folder)
+    soak.done["faults"] += "full" in text.split()
     if status:
         soak.wrong("mismatch", f"{name} on a full disk: {text[-1500:]}")
 
@@ -128,12 +136,12 @@ def full_disk(soak, rng):
 def slow_server(soak, rng):
     """A server that is slow, drops connections and loses jobs, and clients of it that are killed."""
     host = soak.reached()
-    name = rng.choice(["heads", "noised", "several", "slopes", "capture", "composition"])
+    name = rng.choice([name for name in soak.names if name not in ("study", "estimates", "attention")])
     for _ in range(rng.randint(0, 3)):
         at, how = rng.choice(FAULTS)
         soak.server.fault(at, how, times=rng.randint(1, 2), skip=rng.randint(0, 4), seconds=rng.random())
         soak.done["faults"] += 1
-    kept = name in child.KEPT and rng.random() < 0.6
+    kept = name in soak.kept and rng.random() < 0.6
     out = soak.out(name) if kept else None
     if kept and rng.random() < 0.5:
         soak.run("remotely", name, out, host, signals=[(signal.SIGKILL, rng.uniform(0, 3))])
@@ -154,7 +162,7 @@ def slow_server(soak, rng):
 
 def executors(soak, rng):
     """Workers, some of which are killed."""
-    name = rng.choice([name for name in child.MEASURED if name != "slopes"])
+    name = rng.choice([name for name in soak.kept if name not in ("study", "slopes")])
     if rng.random() < 0.3:
         with ThreadPoolExecutor(3) as pool:
             soak.same(name, child.ask(name, soak.model, executor=pool), "on threads")
@@ -185,7 +193,7 @@ def catalogue(soak, rng):
     """A folder that is read while its files appear, are replaced, cut short and removed, hostile ones among them."""
     shelf = soak.folder / f"shelf-{next(soak.numbers)}"
     shelf.mkdir()
-    steady = [f"steady-{name}" for name in rng.sample(child.KEPT, 3)]
+    steady = [f"steady-{name}" for name in rng.sample(soak.kept, min(3, len(soak.kept)))]
     for name in steady:
         shutil.copy(soak.library / f"{name[7:]}.nc", shelf / f"{name}.nc")
     until = time.monotonic() + rng.uniform(1, 3)
@@ -195,7 +203,7 @@ def catalogue(soak, rng):
             path, beside = shelf / f"moving-{rng.randrange(6)}.nc", shelf / f"moving-{rng.random()}.part"
             how = rng.choice(["replace", "replace", "cut", "remove", "hostile"])
             if how == "replace":
-                shutil.copy(soak.library / f"{rng.choice(child.KEPT)}.nc", beside)
+                shutil.copy(soak.library / f"{rng.choice(soak.kept)}.nc", beside)
                 os.replace(beside, path)
             elif how == "cut" and path.is_file():
                 os.truncate(path, rng.randrange(path.stat().st_size + 1))
@@ -203,7 +211,7 @@ def catalogue(soak, rng):
                 path.unlink(missing_ok=True)
             elif how == "hostile":
                 with suppress(FileExistsError):
-                    child.hostile(shelf, rng)
+                    child.hostile(shelf, rng, soak.wanted["attrs"])
                     soak.done["faults"] += 1
             time.sleep(rng.uniform(0, 0.05))
 

@@ -30,6 +30,8 @@ from headwise.interventions.places import SHIPPED
 
 ROOM = 256
 """MiB by which memory may grow."""
+START = 600
+"""Seconds that beginning may take, and ending."""
 
 
 class Soak:
@@ -42,9 +44,12 @@ class Soak:
     seed : int
     plants : collection of str
         Faults that it should find.
+    names : sequence of str
+        Requests that are made.
     """
 
-    def __init__(self, folder, seed, plants=()):
+    def __init__(self, folder, seed, plants=(), names=child.ALL):
+        self.names, self.kept = names, [name for name in names if name in child.KEPT]
         self.folder, self.seed, self.plants = folder, seed, plants
         self.work, self.library, self.logs = (folder / name for name in ("work", "library", "logs"))
         for one in (self.work, self.library, self.logs):
@@ -55,7 +60,7 @@ class Soak:
         self.fork = multiprocessing.get_context("forkserver")
         self.fork.set_forkserver_preload(["soak_child"])
         kept = folder / "reference"
-        status, text = (0, "") if kept.exists() else self.run("reference", kept, self.library)
+        status, text = (0, "") if kept.exists() else self.run("reference", kept, self.library, names)
         if status:
             raise RuntimeError(f"the wanted numbers could not be had: {text}")
         self.wanted = pickle.loads(kept.read_bytes())
@@ -67,8 +72,8 @@ class Soak:
     def wrong(self, kind, text):
         self.tell(wrong=kind, text=text[: 5000 if kind in ("hang", "crash") else 700])
 
-    def run(self, work, *given, signals=()):
-        """A process that does some work of `soak_child`, and gets signals after some seconds.
+    def run(self, work, *given, signals=(), after=None):
+        """A process that does some work of `soak_child`, and gets signals after some seconds, or from `after()` on.
 
         Its status, None where that it broke down is told already, and its words.
         """
@@ -77,6 +82,8 @@ class Soak:
         with self.turn:
             process.start()
         self.done["calls"] += 1
+        while after and not after() and not self._ended(process, 0.0):
+            pass
         begun = time.monotonic()
         for number, moment in signals:
             if not self._ended(process, begun + moment):
@@ -118,12 +125,15 @@ class Soak:
         """A name for a result that is being made; it says which, so that a later process can end it."""
         return self.work / f"{name}-{os.getpid()}-{next(self.numbers)}.nc"
 
+    def parts(self, out):
+        """What is finished of a result."""
+        return list(Path(f"{out}.parts").glob("*.nc"))
+
     def finish(self, name, out, where, tolerance=None):
         """The same call again, in a process of its own: it ends, does nothing twice, and leaves no parts."""
-        parts = out.with_name(f"{out.name}.parts")
-        had = any(parts.glob("*.nc"))
+        had = bool(self.parts(out))
         if "part" in self.plants:
-            shutil.rmtree(parts, ignore_errors=True)
+            shutil.rmtree(f"{out}.parts", ignore_errors=True)
         status, text = self.run("keep", name, out)
         last = (text.splitlines() or [""])[-1]
         if status:
@@ -206,23 +216,21 @@ class Soak:
         self.kind, self.done = rng.choice(kinds), Counter()
         self.tell(begin=number)
         with self.judged(self.kind):
-            self.planted()
+            self.planted(number)
             ROUNDS[self.kind](self, rng)
         self.look()
         self.tell(done=self.done)
 
-    def planted(self):
-        """Faults that are to be found."""
+    def planted(self, number):
+        """Put in what is to be found."""
         if "descriptor" in self.plants:
             os.open(os.devnull, os.O_RDONLY)
         if "thread" in self.plants:
             threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
         if "process" in self.plants:
             os.spawnlp(os.P_NOWAIT, "sleep", "sleep", "600")
-        if "crash" in self.plants:
-            faulthandler._sigsegv()
-        if "hang" in self.plants:
-            time.sleep(600)
+        if breaks := [one for one in self.plants if one in ("crash", "hang")]:
+            faulthandler._sigsegv() if breaks[number % len(breaks)] == "crash" else time.sleep(600)
 
     @contextmanager
     def judged(self, where):
@@ -247,18 +255,18 @@ def plain(name):
 def work(options):
     """Do rounds until the time is over, and end what was begun; the folder says what was seen."""
     faulthandler.enable()
-    faulthandler.dump_traceback_later(options.limit, exit=True)
+    faulthandler.dump_traceback_later(START, exit=True)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    soak = Soak(options.folder, options.seed, options.plant)
+    soak = Soak(options.folder, options.seed, options.plant, options.requests or child.ALL)
     soak.finish_all("the start")
     number = options.first
     while number < options.last and (time.time() < options.until or number == 0):  # one in any case
         faulthandler.dump_traceback_later(options.limit, exit=True)
         soak.round(number, options.kinds)
         number += 1
-    faulthandler.dump_traceback_later(options.limit, exit=True)
+    faulthandler.dump_traceback_later(START, exit=True)
     soak.finish_all("the end")
     for left in soak.work.iterdir():
         soak.wrong("leak", f"{left.name} is left at the end")
@@ -270,4 +278,5 @@ def work(options):
     for name, many in soak.census().items():
         held[name.split()[0]] += many
     soak.tell(held=held, memory=soak.memory(), bound=soak.rss + ROOM, done=soak.done)
+    shutil.rmtree(multiprocessing.util.get_temp_dir())
     os._exit(0)  # at once: a thread that is left would be waited for
