@@ -228,6 +228,7 @@ def remotely(name, out, host):
 
 def interrupted_writes(seed, folder):
     """Ctrl-C at a random moment of many writes, in one process, which goes on writing."""
+    faulthandler.dump_traceback_later(LIMIT / 3, exit=True)  # this takes seconds
     rng, path = Random(seed), folder / "again.nc"
     made = ask("heads", hw.load("words-2l"))
     threads = threading.active_count()

@@ -67,11 +67,11 @@ def threads(soak, rng):
 
 
 def moment_of(soak, rng, name, out):
-    """When to disturb a process: some seconds after it begins, or soon after another part is finished."""
-    seconds, had = soak.wanted[name]["seconds"], len(soak.parts(out))
+    """When to disturb a process: some seconds after it begins, or soon after some more parts are finished."""
+    seconds, enough = soak.wanted[name]["seconds"], len(soak.parts(out)) + rng.randint(1, 5)
     if rng.random() < 0.5:
         return rng.uniform(0, 1.1) * seconds, None
-    return rng.uniform(0, 0.3) * seconds, lambda: len(soak.parts(out)) > had
+    return rng.uniform(0, 0.3) * seconds, lambda: len(soak.parts(out)) >= enough
 
 
 def kills(soak, rng):
@@ -106,7 +106,7 @@ def interruptions(soak, rng):
     times = rng.choice([1, 1, 2, 4]) if number == signal.SIGINT else 1
     moments = [moment + at * rng.uniform(0, 0.1) for at in range(times)]
     status, text = soak.run(*given, signals=[(number, at) for at in moments], after=after)
-    wanted = {signal.SIGINT: (0, 130), signal.SIGTERM: (0, 143, -signal.SIGTERM)}[number]
+    wanted = {signal.SIGINT: (0, 130, 1)[: 2 + (times > 1)], signal.SIGTERM: (0, 143, -signal.SIGTERM)}[number]
     told = f"{work} {out.name} after {times} x {number.name}"
     if status not in (None, *wanted):
         soak.wrong("mismatch", f"{told}: status {status}: {text[-700:]}")
@@ -205,8 +205,9 @@ def catalogue(soak, rng):
             if how == "replace":
                 shutil.copy(soak.library / f"{rng.choice(soak.kept)}.nc", beside)
                 os.replace(beside, path)
-            elif how == "cut" and path.is_file():
-                os.truncate(path, rng.randrange(path.stat().st_size + 1))
+            elif how == "cut":
+                with suppress(FileNotFoundError):  # another thread has removed it
+                    os.truncate(path, rng.randrange(path.stat().st_size + 1))
             elif how == "remove":
                 path.unlink(missing_ok=True)
             elif how == "hostile":
