@@ -5,7 +5,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup induction test ndif lint format bench bridge gallery model wheel wheel-test clean
+.PHONY: help setup induction test ndif lint format bench bridge soak gallery model wheel wheel-test clean
 
 help:
 	@echo "make induction  the whole induction-head analysis of the shipped model, into results/"
@@ -13,6 +13,7 @@ help:
 	@echo "make ndif       start the real NDIF server here, run the remote tests against it, end it (Linux, needs redis-server)"
 	@echo "make lint       ruff and mypy"
 	@echo "make bridge     compare with TransformerLens, model family by model family"
+	@echo "make soak       random calls, kills, faults and hostile files for two hours, or MINUTES=10 SEED=3 (Linux, macOS)"
 	@echo "make bench      time headwise side by side with plain forward passes and other tools"
 	@echo "make gallery    draw every picture of docs/gallery.md again (needs Chromium, Chrome, Edge or Brave)"
 	@echo "make model      train the shipped model again (some minutes)"
@@ -69,6 +70,12 @@ $(VENV)/.bridge-ready: $(VENV)/.ready
 bridge: $(VENV)/.bridge-ready
 	$(RUN) -c "import transformer_lens.model_bridge"
 	$(RUN) -m pytest tests/test_bridge.py
+
+MINUTES ?= 120
+SEED ?= 0
+
+soak: setup
+	$(RUN) tests/soak.py --minutes $(MINUTES) --seed $(SEED)
 
 gallery: setup
 	$(RUN) docs/make_gallery.py
