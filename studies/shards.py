@@ -4,13 +4,18 @@ Beside ``NAME.nc`` lies ``NAME.nc.parts/`` until the result is whole: one NetCDF
 stage of a study, each written beside its name, flushed and renamed; and a ``.job`` for each job that a server has of
 it (its number there, never a key). A name holds the hash of everything that the
 numbers depend on, so that only work that asks the same finds them, and the hash of the file, so that damage is seen.
+
+The folder may lie where others write. It holds no links, and of what is in it only files with names of headwise are
+touched: anything else stays, and then so does the folder. A part must have the form of what is asked; that its numbers
+were computed and not made up cannot be seen.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
+import re
+import stat
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -24,13 +29,25 @@ from filelock import SoftFileLock, Timeout
 
 from ..errors import DeclarationError, ResultError, ResultWarning, choices
 from ..interventions import book
+from ..interventions.codec import read_json
 from ..interventions.digest import short_hash
 from ..interventions.identity import Identity, stored_fingerprint
-from .progress import Stopped
-from .results import check_writable, flush, open_tree, reason, write_beside
+from .progress import Stopped, Terminated, Terminating, undisturbed
+from .results import beside, check_writable, flush, open_tree, reason, write_beside
 
 MADE_BY = "made_by"
 """Attribute of a part that holds the fingerprint of its model."""
+ABOUT, LOCK = "about.json", "lock"
+OURS = re.compile(
+    rf"{re.escape(ABOUT)}|{LOCK}|\.[0-9a-f]{{16}}\.part"
+    r"|(cut-)?[0-9a-f]{16,64}(-[0-9a-z-]+)?(\.[0-9a-f]{16})?\.(nc|job|damaged|other)"
+)
+"""Names of the files that headwise writes among the parts."""
+BEHIND = ".parts"
+LONGEST = 255 - len(BEHIND)
+"""Bytes of the name of a result, so that a name for its parts is left."""
+LONGEST_RECORD = 1024
+"""Bytes of a lock."""
 _CURRENT: ContextVar[Shards | None] = ContextVar("shards", default=None)
 
 
@@ -48,25 +65,40 @@ class Shards:
     def __init__(self, target: Path, resume: bool) -> None:
         self.target, self.resume = target, resume
         self.folder = parts_of(target)
-        self.lock = SoftFileLock(self.folder / "lock", timeout=0)
+        self.lock = SoftFileLock(self.folder / LOCK, timeout=0)
+        self.made: tuple[int, int] | None = None
+        self.taken: list[str] = []
+        """Stages that were found, not made."""
 
-    def load(self, key: str, identity: Identity) -> xr.Dataset | None:
+    def load(
+        self, key: str, identity: Identity, check: Callable[[xr.Dataset], None] = lambda part: None
+    ) -> xr.Dataset | None:
         """What is stored under a key; None where there is nothing that can be used.
 
-        A file that is damaged, or that a model made which computes otherwise than this one on the prompt of its
-        fingerprint, is set aside with a warning.
+        A file that is damaged, that is not what it should be, or that a model made which computes otherwise than this
+        one on the prompt of its fingerprint, is set aside with a warning.
+
+        Parameters
+        ----------
+        key : str
+        identity : Identity
+        check : callable, optional
+            Raises where a part, whose values were not read yet, is not what is asked for.
         """
-        for path in sorted(self.folder.glob(f"{key}.*.nc")):
+        for path in self._ours(f"{key}.", ".nc"):
             try:
                 whole = path.read_bytes()
                 if path.name != f"{key}.{short_hash(whole)}.nc":
                     raise ValueError("it is not what was written")
-                with xr.open_dataset(path, engine="netcdf4") as stored:
+                with undisturbed(), xr.open_dataset(path, engine="netcdf4") as stored:
+                    _check_size(stored)
+                    check(stored)
                     part = stored.load()
-            except (OSError, ValueError) as error:
-                self._aside(path, f"is damaged ({error})", "damaged")
+                why = _unlike(part.attrs.pop(MADE_BY, None), identity)
+            except Exception as error:  # whatever the library, or what somebody put there, makes of it
+                self._aside(path, f"is damaged ({' '.join(str(error).split())})", "damaged")
                 continue
-            if not (why := _unlike(part.attrs.pop(MADE_BY, None), identity)):
+            if not why:
                 return part
             self._aside(path, f"was made with another model than the one in hand: {why}", "other")
         return None
@@ -75,14 +107,15 @@ class Shards:
         """Write down what the result will be, for those who look; say what is not taken, as another model made it."""
         self._tell_others(identity)
         note = dict(about) | {"created": datetime.now(UTC).isoformat(timespec="seconds")}
-        write_beside(self.folder / "about.json", lambda path: path.write_text(json.dumps(note, indent=1)))
+        self._check_folder()
+        write_beside(self.folder / ABOUT, lambda path: path.write_text(json.dumps(note, indent=1)))
 
     def _tell_others(self, identity: Identity) -> None:
         """Warn where what is finished, or begun, comes from another model: it is computed again."""
         found: dict[str, Any] = {}
-        if any(self.folder.glob("*.nc")):
+        if self._ours("", ".nc"):
             with suppress(OSError, ValueError):
-                found = json.loads((self.folder / "about.json").read_text())
+                found = read_json((self.folder / ABOUT).read_text())
         elif self.resume and self.target.is_file():
             with suppress(ResultError):
                 found = {str(name): one for name, one in open_tree(self.target).attrs.items()}
@@ -101,37 +134,33 @@ class Shards:
 
     def _aside(self, path: Path, why: str, suffix: str) -> None:
         aside = path.with_suffix(f".{suffix}")
-        os.replace(path, aside)
+        with suppress(FileNotFoundError):
+            os.replace(path, aside)
         text = f"{path} {why}: set aside as {aside.name}, and computed again"
         warnings.warn(text, ResultWarning, stacklevel=3)
 
     def keys(self, start: str) -> list[str]:
         """Keys under which something is stored, of those that start so."""
-        return sorted({path.name.split(".")[0] for path in self.folder.glob(f"{start}*.nc")})
+        return sorted({path.name.split(".")[0] for path in self._ours(start, ".nc")})
 
     def save(self, key: str, part: xr.Dataset, identity: Identity) -> None:
         """Store a finished part, and what its model computes on the prompt of its fingerprint."""
-        beside = self.folder / f"{key}.part"
+        self._check_folder()
         part = part.assign_attrs({MADE_BY: identity.attrs().get("fingerprint", "")})
-        try:
-            part.to_netcdf(beside, engine="netcdf4")
-            flush(beside)
-            os.replace(beside, self.folder / f"{key}.{short_hash(beside.read_bytes())}.nc")
+        kept = "; what was finished before is kept there, and the same call goes on from it"
+        with beside(self.folder, self.folder, kept) as path:
+            part.to_netcdf(path, engine="netcdf4")
+            flush(path)
+            os.replace(path, self.folder / f"{key}.{short_hash(path.read_bytes())}.nc")
             flush(self.folder)
-        except (OSError, RuntimeError) as error:  # netCDF4 says RuntimeError where the disk is full
-            raise ResultError(
-                f"cannot write to {self.folder}: {reason(error)}; what was finished before is kept there, and the same "
-                "call goes on from it"
-            ) from error
-        finally:
-            beside.unlink(missing_ok=True)
 
     def stage(self, key: str, make: Callable[[], xr.Dataset], identity: Identity) -> xr.Dataset:
         """What is stored under a key, made and stored now where there is nothing."""
+        if (there := self.load(key, identity)) is not None:
+            self.taken.append(key)
+            return there
+        self.save(key, make(), identity)
         if (there := self.load(key, identity)) is None:
-            self.save(key, make(), identity)
-            there = self.load(key, identity)
-        if there is None:
             raise ResultError(f"{self.folder} does not keep what is written to it")
         return there
 
@@ -154,22 +183,23 @@ class Shards:
 
     def finish(self, result: xr.Dataset | xr.DataTree) -> None:
         """Write the result whole, then take away the parts."""
-        beside = self.folder / "whole.part"
-        write_beside(self.target, lambda path: result.to_netcdf(path, engine="netcdf4"), beside)
+        folder = self.folder if self._is_there() else self.target.parent
+        write_beside(self.target, lambda path: result.to_netcdf(path, engine="netcdf4"), folder)
         self.clear()
 
     def job(self, key: str) -> dict[str, Any] | None:
         """What is known of a job that was sent to a server; None where nothing is, or where it cannot be read."""
         try:
-            found = json.loads(self._job(key).read_text())
+            found = read_json(self._job(key).read_text())
         except (OSError, ValueError):
             return None
         return found if isinstance(found, dict) else None
 
     def note_job(self, key: str, record: dict[str, Any]) -> None:
         """Keep what is known of a job, on the disk before anything else is done."""
+        self._check_folder()
         text = json.dumps(record)
-        write_beside(self._job(key), lambda path: path.write_text(text), self.folder / f"{key}.part")
+        write_beside(self._job(key), lambda path: path.write_text(text))
 
     def drop_job(self, key: str) -> None:
         """Forget a job, whose values are stored."""
@@ -181,38 +211,118 @@ class Shards:
     def left(self) -> str:
         """What the same call would go on from, in words."""
         found = []
-        if any(self.folder.glob("*.nc")):
+        if self._ours("", ".nc"):
             found.append(f"what was finished is kept in {self.folder}")
-        if any("id" in (self.job(path.stem) or {}) for path in self.folder.glob("*.job")):
+        if any("id" in (self.job(path.stem) or {}) for path in self._ours("", ".job")):
             found.append("jobs that were sent go on at the server, and the same call finds them again")
         return "; ".join(found)
 
     def clear(self) -> None:
-        """Take away all parts."""
-        for path in self.folder.iterdir():
-            if path != Path(self.lock.lock_file):
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        """Take away all parts, and nothing else that is there."""
+        for path in self._ours():
+            if path.name != LOCK:
+                with suppress(OSError):
+                    path.unlink()
+
+    def _ours(self, start: str = "", end: str = "") -> list[Path]:
+        """The files among the parts that headwise wrote, of those whose names start and end so."""
+        if not self._is_there():
+            return []
+        with os.scandir(self.folder) as found:
+            names = [
+                one.name
+                for one in found
+                if one.name.startswith(start)
+                and one.name.endswith(end)
+                and OURS.fullmatch(one.name)
+                and one.is_file(follow_symlinks=False)
+            ]
+        return [self.folder / name for name in sorted(names)]
+
+    def _is_there(self) -> bool:
+        """Whether the folder is the one that was there when the work began."""
+        return self.made is not None and _place(self.folder) == self.made
+
+    def _check_folder(self) -> None:
+        """Make the folder again where somebody removed it meanwhile, and say so; refuse another one in its place."""
+        if self._is_there():
+            return
+        if os.path.lexists(self.folder):
+            raise ResultError(
+                f"cannot write {self.target}: somebody put another folder, or a link, in the place of {self.folder} "
+                "meanwhile: what was finished before is gone"
+            )
+        self.lock.release()
+        self._acquire()
+        text = f"{self.folder} was removed meanwhile: of {self.target.name}, only what is finished from now on is kept"
+        warnings.warn(text, ResultWarning, stacklevel=3)
 
     def _acquire(self) -> None:
         try:
-            self.folder.mkdir(exist_ok=True)
+            self._check_ours()
             self.lock.acquire()
         except Timeout:
             raise ResultError(
-                f"{self.target} is being made by {_owner(self.folder / 'lock')}: wait for it, or write elsewhere; if "
-                f"that process is gone, remove {self.folder / 'lock'}"
+                f"{self.target} is being made by {_owner(self.folder / LOCK)}: wait for it, or write elsewhere; if "
+                f"that process is gone, remove {self.folder / LOCK}"
             ) from None
+        except ResultError:
+            raise
         except OSError as error:
             raise ResultError(f"cannot write {self.target}: {reason(error)}") from error
-        for path in self.folder.glob("*.part"):  # of a process that was killed
+        for path in self._ours("", ".part"):  # of a process that was killed
             path.unlink(missing_ok=True)
 
+    def _check_ours(self) -> None:
+        """Make the folder, or refuse one that is a link, or that holds links, or what is no file, under our names."""
+        cannot = f"cannot write {self.target}: {self.folder}"
+        if self.folder.is_symlink():
+            raise ResultError(
+                f"{cannot} is a link, and finished work is kept in a folder of its own: remove the link, or write "
+                "elsewhere"
+            )
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ResultError(f"{cannot} is no folder: remove it, or write elsewhere")
+        self.folder.mkdir(exist_ok=True)
+        self.made = _place(self.folder)
+        with os.scandir(self.folder) as found:
+            for one in found:
+                if one.is_symlink():
+                    raise ResultError(f"{cannot} holds the link {one.name}: remove it, or write elsewhere")
+                if OURS.fullmatch(one.name) and not one.is_file(follow_symlinks=False):
+                    raise ResultError(f"{cannot} holds {one.name}, which is no file: remove it, or write elsewhere")
+        if _is_foreign(self.folder / LOCK):
+            raise ResultError(
+                f"{cannot} holds a file {LOCK} that headwise did not write: move it away, or write elsewhere"
+            )
+
     def _release(self) -> None:
-        if not any(path.suffix in (".nc", ".job") for path in self.folder.iterdir()):
+        if not self.lock.is_locked:
+            return
+        if not any(path.suffix in (".nc", ".job") for path in self._ours()):
             self.clear()
         self.lock.release()
-        with suppress(OSError):  # parts are left for the next time, or another process has begun
-            self.folder.rmdir()
+        if self._is_there():
+            with suppress(OSError):  # parts are left for the next time, or another process has begun
+                self.folder.rmdir()
+
+
+def _place(folder: Path) -> tuple[int, int] | None:
+    """What tells a folder from all others; None for a link, and where there is none."""
+    try:
+        found = os.lstat(folder)
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino) if stat.S_ISDIR(found.st_mode) else None
+
+
+def _check_size(part: xr.Dataset) -> None:
+    """Refuse a part whose values, which were not read yet, do not fit in memory."""
+    from ..interventions.memory import free_memory
+
+    free = free_memory()
+    if free is not None and part.nbytes > free:
+        raise ValueError(f"it says that it holds {part.nbytes / 1e9:.0f} GB, and {free / 1e9:.0f} GB are free")
 
 
 def _unlike(text: object, identity: Identity) -> str:
@@ -242,22 +352,34 @@ def keeping(out: str | os.PathLike[str], resume: bool) -> Iterator[Shards]:
         The name is wrong, the folder cannot be written, or another process is at work on the same result.
     """
     shards = Shards(netcdf_path(out), resume)
-    shards._acquire()
-    try:
-        if not resume:
-            shards.clear()
-        token = _CURRENT.set(shards)
+    with Terminating() as ending:
         try:
-            with book.writing(shards):
-                yield shards
+            try:
+                with undisturbed():
+                    shards._acquire()
+                if not resume:
+                    shards.clear()
+                token = _CURRENT.set(shards)
+                try:
+                    with book.writing(shards):
+                        yield shards
+                finally:
+                    _CURRENT.reset(token)
+            finally:
+                with undisturbed():
+                    shards._release()
+        except Terminated as error:
+            ending.said = _said(error, "stopped by SIGTERM", shards.left())
+            raise
         except KeyboardInterrupt as error:
             if str(error) or not (left := shards.left()):
                 raise
-            raise Stopped(f"stopped; {left}") from error
-        finally:
-            _CURRENT.reset(token)
-    finally:
-        shards._release()
+            raise Stopped(_said(error, "stopped", left)) from error
+
+
+def _said(error: KeyboardInterrupt, stopped: str, left: str) -> str:
+    """What is said of work that was stopped."""
+    return str(error) or "; ".join([stopped, *([left] if left else [])])
 
 
 def current() -> Shards | None:
@@ -269,18 +391,38 @@ def netcdf_path(out: str | os.PathLike[str]) -> Path:
     """`out` as a file that can be written; or an error that says why not."""
     if Path(out).suffix != ".nc":
         raise DeclarationError(f"out={os.fspath(out)!r}: results are NetCDF files, end the name in .nc")
-    return check_writable(out)
+    target = check_writable(out)
+    if (size := len(os.fsencode(target.name))) > LONGEST:
+        raise DeclarationError(
+            f"out={target.name[:20]!r}...: the name has {size} bytes, possible are {LONGEST}, since unfinished work is "
+            f"kept in a folder of that name with {BEHIND} behind it"
+        )
+    return target
 
 
 def parts_of(target: Path) -> Path:
     """Where the finished parts of a result are kept."""
-    return target.with_name(f"{target.name}.parts")
+    return target.with_name(f"{target.name}{BEHIND}")
+
+
+def _record(lock: Path) -> tuple[str, str] | None:
+    """Process and host that a lock file names; None where it names none."""
+    try:
+        pid, host, *_ = lock.read_text().splitlines()
+    except (OSError, ValueError):
+        return None
+    return (pid, host) if pid.isdigit() else None
+
+
+def _is_foreign(lock: Path) -> bool:
+    """Whether a file is no lock: one whose process was killed may be empty."""
+    size = lock.stat().st_size if lock.is_file() else 0
+    return size > LONGEST_RECORD or (size > 0 and _record(lock) is None)
 
 
 def _owner(lock: Path) -> str:
     """``process 12 on host``, as the lock file says."""
-    try:
-        pid, host, *_ = lock.read_text().splitlines()
-    except (OSError, ValueError):
+    if (found := _record(lock)) is None:
         return "another process"
+    pid, host = found
     return f"process {pid} on {host}" + (", this one" if pid == str(os.getpid()) else "")
