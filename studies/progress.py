@@ -111,6 +111,7 @@ class Terminating:
         self.said, self.came, self.process, self.ours = "stopped by SIGTERM", False, os.getpid(), False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Handle the signal."""
         if os.getpid() != self.process:  # a child that was forked meanwhile, as workers are
             _pass_on(signal.SIG_DFL, number, frame)
         self.came = True

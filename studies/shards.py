@@ -4,18 +4,13 @@ Beside ``NAME.nc`` lies ``NAME.nc.parts/`` until the result is whole: one NetCDF
 stage of a study, each written beside its name, flushed and renamed; and a ``.job`` for each job that a server has of
 it (its number there, never a key). A name holds the hash of everything that the
 numbers depend on, so that only work that asks the same finds them, and the hash of the file, so that damage is seen.
-
-The folder may lie where others write. It holds no links, and of what is in it only files with names of headwise are
-touched: anything else stays, and then so does the folder. A part must have the form of what is asked; that its numbers
-were computed and not made up cannot be seen.
+A part must have the form of what is asked; that its numbers were computed and not made up cannot be seen.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
-import stat
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import xarray as xr
-from filelock import SoftFileLock, Timeout
 
 from ..errors import DeclarationError, ResultError, ResultWarning, choices
 from ..interventions import book
@@ -33,25 +27,15 @@ from ..interventions.codec import read_json
 from ..interventions.digest import short_hash
 from ..interventions.identity import Identity, stored_fingerprint
 from .progress import Stopped, Terminated, Terminating, undisturbed
-from .results import beside, check_writable, flush, open_tree, reason, write_beside
+from .results import beside, check_writable, flush, open_tree, write_beside
+from .shelf import ABOUT, BEHIND, LONGEST, Shelf
 
 MADE_BY = "made_by"
 """Attribute of a part that holds the fingerprint of its model."""
-ABOUT, LOCK = "about.json", "lock"
-OURS = re.compile(
-    rf"{re.escape(ABOUT)}|{LOCK}|\.[0-9a-f]{{16}}\.part"
-    r"|(cut-)?[0-9a-f]{16,64}(-[0-9a-z-]+)?(\.[0-9a-f]{16})?\.(nc|job|damaged|other)"
-)
-"""Names of the files that headwise writes among the parts."""
-BEHIND = ".parts"
-LONGEST = 255 - len(BEHIND)
-"""Bytes of the name of a result, so that a name for its parts is left."""
-LONGEST_RECORD = 1024
-"""Bytes of a lock."""
 _CURRENT: ContextVar[Shards | None] = ContextVar("shards", default=None)
 
 
-class Shards:
+class Shards(Shelf):
     """The finished parts of a result that is not whole yet.
 
     Parameters
@@ -63,10 +47,8 @@ class Shards:
     """
 
     def __init__(self, target: Path, resume: bool) -> None:
-        self.target, self.resume = target, resume
-        self.folder = parts_of(target)
-        self.lock = SoftFileLock(self.folder / LOCK, timeout=0)
-        self.made: tuple[int, int] | None = None
+        super().__init__(target)
+        self.resume = resume
         self.taken: list[str] = []
         """Stages that were found, not made."""
 
@@ -85,7 +67,7 @@ class Shards:
         check : callable, optional
             Raises where a part, whose values were not read yet, is not what is asked for.
         """
-        for path in self._ours(f"{key}.", ".nc"):
+        for path in self.files(f"{key}.", ".nc"):
             try:
                 whole = path.read_bytes()
                 if path.name != f"{key}.{short_hash(whole)}.nc":
@@ -107,13 +89,13 @@ class Shards:
         """Write down what the result will be, for those who look; say what is not taken, as another model made it."""
         self._tell_others(identity)
         note = dict(about) | {"created": datetime.now(UTC).isoformat(timespec="seconds")}
-        self._check_folder()
+        self.check_there()
         write_beside(self.folder / ABOUT, lambda path: path.write_text(json.dumps(note, indent=1)))
 
     def _tell_others(self, identity: Identity) -> None:
         """Warn where what is finished, or begun, comes from another model: it is computed again."""
         found: dict[str, Any] = {}
-        if self._ours("", ".nc"):
+        if self.files("", ".nc"):
             with suppress(OSError, ValueError):
                 found = read_json((self.folder / ABOUT).read_text())
         elif self.resume and self.target.is_file():
@@ -141,11 +123,11 @@ class Shards:
 
     def keys(self, start: str) -> list[str]:
         """Keys under which something is stored, of those that start so."""
-        return sorted({path.name.split(".")[0] for path in self._ours(start, ".nc")})
+        return sorted({path.name.split(".")[0] for path in self.files(start, ".nc")})
 
     def save(self, key: str, part: xr.Dataset, identity: Identity) -> None:
         """Store a finished part, and what its model computes on the prompt of its fingerprint."""
-        self._check_folder()
+        self.check_there()
         part = part.assign_attrs({MADE_BY: identity.attrs().get("fingerprint", "")})
         kept = "; what was finished before is kept there, and the same call goes on from it"
         with beside(self.folder, self.folder, kept) as path:
@@ -154,13 +136,21 @@ class Shards:
             os.replace(path, self.folder / f"{key}.{short_hash(path.read_bytes())}.nc")
             flush(self.folder)
 
-    def stage(self, key: str, make: Callable[[], xr.Dataset], identity: Identity) -> xr.Dataset:
-        """What is stored under a key, made and stored now where there is nothing."""
-        if (there := self.load(key, identity)) is not None:
+    def stage(
+        self, key: str, make: Callable[[], xr.Dataset], identity: Identity, sizes: Mapping[str, int] | None = None
+    ) -> xr.Dataset:
+        """What is stored under a key, made and stored now where there is nothing; `sizes` are those of dims it has."""
+
+        def check(part: xr.Dataset) -> None:
+            for dim, size in (sizes or {}).items():
+                if part.sizes.get(dim, size) != size:
+                    raise ValueError(f"it has {part.sizes[dim]} along {dim}, where {size} are asked for")
+
+        if (there := self.load(key, identity, check)) is not None:
             self.taken.append(key)
             return there
         self.save(key, make(), identity)
-        if (there := self.load(key, identity)) is None:
+        if (there := self.load(key, identity, check)) is None:
             raise ResultError(f"{self.folder} does not keep what is written to it")
         return there
 
@@ -183,7 +173,7 @@ class Shards:
 
     def finish(self, result: xr.Dataset | xr.DataTree) -> None:
         """Write the result whole, then take away the parts."""
-        folder = self.folder if self._is_there() else self.target.parent
+        folder = self.folder if self.is_there() else self.target.parent
         write_beside(self.target, lambda path: result.to_netcdf(path, engine="netcdf4"), folder)
         self.clear()
 
@@ -197,7 +187,7 @@ class Shards:
 
     def note_job(self, key: str, record: dict[str, Any]) -> None:
         """Keep what is known of a job, on the disk before anything else is done."""
-        self._check_folder()
+        self.check_there()
         text = json.dumps(record)
         write_beside(self._job(key), lambda path: path.write_text(text))
 
@@ -211,109 +201,11 @@ class Shards:
     def left(self) -> str:
         """What the same call would go on from, in words."""
         found = []
-        if self._ours("", ".nc"):
+        if self.files("", ".nc"):
             found.append(f"what was finished is kept in {self.folder}")
-        if any("id" in (self.job(path.stem) or {}) for path in self._ours("", ".job")):
+        if any("id" in (self.job(path.stem) or {}) for path in self.files("", ".job")):
             found.append("jobs that were sent go on at the server, and the same call finds them again")
         return "; ".join(found)
-
-    def clear(self) -> None:
-        """Take away all parts, and nothing else that is there."""
-        for path in self._ours():
-            if path.name != LOCK:
-                with suppress(OSError):
-                    path.unlink()
-
-    def _ours(self, start: str = "", end: str = "") -> list[Path]:
-        """The files among the parts that headwise wrote, of those whose names start and end so."""
-        if not self._is_there():
-            return []
-        with os.scandir(self.folder) as found:
-            names = [
-                one.name
-                for one in found
-                if one.name.startswith(start)
-                and one.name.endswith(end)
-                and OURS.fullmatch(one.name)
-                and one.is_file(follow_symlinks=False)
-            ]
-        return [self.folder / name for name in sorted(names)]
-
-    def _is_there(self) -> bool:
-        """Whether the folder is the one that was there when the work began."""
-        return self.made is not None and _place(self.folder) == self.made
-
-    def _check_folder(self) -> None:
-        """Make the folder again where somebody removed it meanwhile, and say so; refuse another one in its place."""
-        if self._is_there():
-            return
-        if os.path.lexists(self.folder):
-            raise ResultError(
-                f"cannot write {self.target}: somebody put another folder, or a link, in the place of {self.folder} "
-                "meanwhile: what was finished before is gone"
-            )
-        self.lock.release()
-        self._acquire()
-        text = f"{self.folder} was removed meanwhile: of {self.target.name}, only what is finished from now on is kept"
-        warnings.warn(text, ResultWarning, stacklevel=3)
-
-    def _acquire(self) -> None:
-        try:
-            self._check_ours()
-            self.lock.acquire()
-        except Timeout:
-            raise ResultError(
-                f"{self.target} is being made by {_owner(self.folder / LOCK)}: wait for it, or write elsewhere; if "
-                f"that process is gone, remove {self.folder / LOCK}"
-            ) from None
-        except ResultError:
-            raise
-        except OSError as error:
-            raise ResultError(f"cannot write {self.target}: {reason(error)}") from error
-        for path in self._ours("", ".part"):  # of a process that was killed
-            path.unlink(missing_ok=True)
-
-    def _check_ours(self) -> None:
-        """Make the folder, or refuse one that is a link, or that holds links, or what is no file, under our names."""
-        cannot = f"cannot write {self.target}: {self.folder}"
-        if self.folder.is_symlink():
-            raise ResultError(
-                f"{cannot} is a link, and finished work is kept in a folder of its own: remove the link, or write "
-                "elsewhere"
-            )
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ResultError(f"{cannot} is no folder: remove it, or write elsewhere")
-        self.folder.mkdir(exist_ok=True)
-        self.made = _place(self.folder)
-        with os.scandir(self.folder) as found:
-            for one in found:
-                if one.is_symlink():
-                    raise ResultError(f"{cannot} holds the link {one.name}: remove it, or write elsewhere")
-                if OURS.fullmatch(one.name) and not one.is_file(follow_symlinks=False):
-                    raise ResultError(f"{cannot} holds {one.name}, which is no file: remove it, or write elsewhere")
-        if _is_foreign(self.folder / LOCK):
-            raise ResultError(
-                f"{cannot} holds a file {LOCK} that headwise did not write: move it away, or write elsewhere"
-            )
-
-    def _release(self) -> None:
-        if not self.lock.is_locked:
-            return
-        if not any(path.suffix in (".nc", ".job") for path in self._ours()):
-            self.clear()
-        self.lock.release()
-        if self._is_there():
-            with suppress(OSError):  # parts are left for the next time, or another process has begun
-                self.folder.rmdir()
-
-
-def _place(folder: Path) -> tuple[int, int] | None:
-    """What tells a folder from all others; None for a link, and where there is none."""
-    try:
-        found = os.lstat(folder)
-    except OSError:
-        return None
-    return (found.st_dev, found.st_ino) if stat.S_ISDIR(found.st_mode) else None
 
 
 def _check_size(part: xr.Dataset) -> None:
@@ -356,7 +248,7 @@ def keeping(out: str | os.PathLike[str], resume: bool) -> Iterator[Shards]:
         try:
             try:
                 with undisturbed():
-                    shards._acquire()
+                    shards.acquire()
                 if not resume:
                     shards.clear()
                 token = _CURRENT.set(shards)
@@ -367,7 +259,7 @@ def keeping(out: str | os.PathLike[str], resume: bool) -> Iterator[Shards]:
                     _CURRENT.reset(token)
             finally:
                 with undisturbed():
-                    shards._release()
+                    shards.release()
         except Terminated as error:
             ending.said = _said(error, "stopped by SIGTERM", shards.left())
             raise
@@ -398,31 +290,3 @@ def netcdf_path(out: str | os.PathLike[str]) -> Path:
             f"kept in a folder of that name with {BEHIND} behind it"
         )
     return target
-
-
-def parts_of(target: Path) -> Path:
-    """Where the finished parts of a result are kept."""
-    return target.with_name(f"{target.name}{BEHIND}")
-
-
-def _record(lock: Path) -> tuple[str, str] | None:
-    """Process and host that a lock file names; None where it names none."""
-    try:
-        pid, host, *_ = lock.read_text().splitlines()
-    except (OSError, ValueError):
-        return None
-    return (pid, host) if pid.isdigit() else None
-
-
-def _is_foreign(lock: Path) -> bool:
-    """Whether a file is no lock: one whose process was killed may be empty."""
-    size = lock.stat().st_size if lock.is_file() else 0
-    return size > LONGEST_RECORD or (size > 0 and _record(lock) is None)
-
-
-def _owner(lock: Path) -> str:
-    """``process 12 on host``, as the lock file says."""
-    if (found := _record(lock)) is None:
-        return "another process"
-    pid, host = found
-    return f"process {pid} on {host}" + (", this one" if pid == str(os.getpid()) else "")
