@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import xarray as xr
 
-from ..errors import DeclarationError, ResultError, whole
+from ..errors import MOST_DRAWS, MOST_STEPS, DeclarationError, ResultError, whole
 from ..interventions import codec
 from ..interventions.digest import short_hash
 from ..interventions.sites import Head
@@ -76,8 +76,8 @@ class InductionStudy:
         for name, value in vars(self.task).items():
             if name in ("n", "length", "seed", "bos"):
                 object.__setattr__(self, name, value)
-        object.__setattr__(self, "draws", whole(self.draws, "draws", low=1))
-        object.__setattr__(self, "untrained", whole(self.untrained, "untrained"))
+        object.__setattr__(self, "draws", whole(self.draws, "draws", low=1, high=MOST_DRAWS))
+        object.__setattr__(self, "untrained", whole(self.untrained, "untrained", high=MOST_STEPS))
         if not isinstance(self.threshold, float | int) or not 0 < self.threshold < 1:
             raise DeclarationError(f"threshold={self.threshold}: a score lies between 0 and 1")
         heads.check_untrained(self.untrained, ALPHA)

@@ -74,7 +74,8 @@ class _Waiting:
     def give_back(self) -> None:
         """Let the one before handle the signal again."""
         for number in ENDING:
-            if signal.getsignal(number) is self:
+            now: object = signal.getsignal(number)
+            if now is self:
                 signal.signal(number, self.handler)
 
     def catch_up(self) -> None:
