@@ -115,7 +115,7 @@ def read_json(text: object) -> Any:
     except ValueError as error:  # also whole numbers of thousands of digits
         raise DeclarationError(f"this is not JSON: {error}") from None
     level = [data]
-    for _ in range(DEEPEST + 1):
+    for _ in range(DEEPEST):
         level = [
             item
             for one in level

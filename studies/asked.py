@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 Agree = bool | Callable[[str], bool]
 MOST_WORK = 3e15
 """Floating-point operations that need no word: some hours on a CPU, seconds on a GPU."""
+MOST_CONDITIONS = 10**5
+"""Conditions that need none, however small the model is."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 """Names of models that are no paths."""
 REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
@@ -145,10 +147,9 @@ def check_work(source: Path, model: Model, task: Task, forward: int, yes: Agree)
     """Ask the user about work that takes long: so many forward passes of all prompts, at most."""
     n, tokens = size_of(task)
     work = forward_flops(model.shape, n, min(tokens, model.shape.context)) * forward
-    if work > MOST_WORK:
+    if work > MOST_WORK or forward > MOST_CONDITIONS:
         agree(
             source,
-            f"for {n} prompts times {forward} conditions on {model.name}, up to {work:.1e} floating-point operations "
-            f"({work / 3.6e14:.0f} hours on a CPU)",
+            f"for {n} prompts times {forward} conditions on {model.name}, up to {work:.1e} floating-point operations",
             yes,
         )
