@@ -674,6 +674,16 @@ def test_out_is_where_it_was_when_the_call_began(model, tmp_path, monkeypatch):
     assert list((tmp_path / "other").iterdir()) == []
 
 
+def test_a_folder_of_results_is_where_it_was(model, tmp_path, monkeypatch):
+    (tmp_path / "one").mkdir()
+    sweep(model, tmp_path / "one" / "sweep.nc")
+    monkeypatch.chdir(tmp_path)
+    results = hw.Results("one")
+    monkeypatch.chdir(tmp_path / "one")
+    assert len(results.select(file="sweep.nc")) == len(results.refresh()) == 1
+    assert str(results.folder) == "one"
+
+
 NAMES = {
     "a\0b.nc": r"the file name .* has a NUL",
     "a\ud800.nc": r"the file name .* has half of a character",

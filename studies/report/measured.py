@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -10,7 +11,6 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ...interventions.codec import read_json, read_object
 from ...metrics.intervals import few_prompts
 from .changes import NOISE, READ, Changes, Values, baseline, changes, metrics_in
 from .drawings import draw, draw_changes
@@ -61,8 +61,8 @@ def question(ds: xr.Dataset) -> str:
 def done(attrs: Mapping[Any, Any]) -> str:
     """The kinds of intervention, in words; nothing where there are none or they are not known."""
     try:
-        data = read_json(str(attrs.get("interventions", "null")))
-    except ValueError:
+        data = json.loads(str(attrs.get("interventions", "null")))
+    except json.JSONDecodeError:
         return ""
     found: dict[str, None] = {}
 
@@ -170,8 +170,9 @@ def limits(ds: xr.Dataset) -> list[str]:
             f"Values were kept at each of {count(ds.sizes['position'], 'position')}; sentences and tables are about "
             "the mean over the scored ones."
         )
-    for name, size in read_object(ds.attrs.get("float32_deviation")).items():
-        if isinstance(size, int | float):
+    deviation = json.loads(str(ds.attrs.get("float32_deviation", "{}")))
+    for name, size in deviation.items():
+        if size is not None:
             texts.append(f"In this number type, {name} is off by up to {size:.2g} from that of a float32 copy.")
     return texts
 

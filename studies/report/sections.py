@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,7 +10,6 @@ import holoviews as hv
 import numpy as np
 import xarray as xr
 
-from ...interventions.codec import read_object
 from .. import plots
 from ..plots.base import head_name
 from ..results import effect
@@ -168,7 +168,7 @@ def _composition(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
     if not np.isfinite(ds["composition"]).any():
         page.add("<p>The model has one layer: no head can read what another wrote.</p>")
         return
-    roles = [head for members in read_object(tree.attrs.get("heads")).values() for head in members]
+    roles = [head for members in json.loads(tree.attrs.get("heads", "{}")).values() for head in members]
     marked = "; the diamond is the mean from previous-token to induction heads" if "pair_mean" in ds else ""
     page.figure(
         plots.composition_strip(ds, title="composition from the weights"),

@@ -12,7 +12,6 @@ from typing import Any
 
 import xarray as xr
 
-from ...interventions.codec import read_json, read_object
 from ..results import check_writable, write_beside
 from . import generic, measured
 from .changes import metrics_in
@@ -40,9 +39,7 @@ def write_report(result: xr.DataTree | xr.Dataset, path: str | os.PathLike[str])
     """
     target = check_writable(path)
     text = render(result, Path(result.encoding.get("source") or target.with_suffix(".nc")).name)
-    return write_beside(
-        target, lambda beside: Path(beside).write_text(text, encoding="utf-8", errors="backslashreplace")
-    )
+    return write_beside(target, lambda beside: Path(beside).write_text(text, encoding="utf-8"))
 
 
 def render(result: xr.DataTree | xr.Dataset, file: str = "result.nc") -> str:
@@ -93,7 +90,7 @@ class Contents:
 def _contents(tree: xr.DataTree) -> Contents:
     attrs = tree.attrs
     lead = _lead(attrs)
-    if read_object(attrs.get("study")).get("type") == "InductionStudy":
+    if _json(attrs, "study").get("type") == "InductionStudy":
         known = [section for section in SECTIONS if section.key in tree.children]
         other = generic.sections(tree, tuple(section.key for section in known))
         title = str(attrs.get("title", "Induction heads"))
@@ -113,17 +110,14 @@ def _contents(tree: xr.DataTree) -> Contents:
 def _findings(attrs: Mapping[Any, Any]) -> dict[str, list[str]]:
     """The sentences that a study stored, by section."""
     found: dict[str, list[str]] = {}
-    try:
-        for finding in read_json(attrs.get("conclusion", "[]")):
-            found.setdefault(str(finding["group"]), []).append(str(finding["text"]))
-    except (ValueError, LookupError, TypeError):  # sentences of another kind than ours
-        return {}
+    for finding in json.loads(attrs.get("conclusion", "[]")):
+        found.setdefault(finding["group"], []).append(finding["text"])
     return found
 
 
 def _lead(attrs: Mapping[Any, Any]) -> str:
     """On what it was done, in a sentence; nothing where the result does not say."""
-    shape, task = read_object(attrs.get("model_shape")), read_object(attrs.get("task"))
+    shape, task = _json(attrs, "model_shape"), _json(attrs, "task")
     parts = [f"On {attrs['model']}"] if "model" in attrs else []
     if shape:
         parts.append(f"{count(int(shape.get('layers', 0)), 'layer')} of {count(int(shape.get('heads', 0)), 'head')}")
@@ -217,7 +211,7 @@ def _what_was_run(page: Page, tree: xr.DataTree, file: str) -> None:
         for words, text in (("On the command line:", again.command), ("In Python:", again.python)):
             page.add(f'<p>{words}</p><pre tabindex="0"><code>{escape(text)}</code></pre>')
         page.add(paragraphs(again.notes))
-    seconds = read_object(attrs.get("seconds_by_stage"))
+    seconds = _json(attrs, "seconds_by_stage")
     if seconds:
         names = {key: str(group.attrs.get("long_name", key)) for key, group in tree.children.items()}
         stages = [(names.get(key, key), number(float(value), ".1f")) for key, value in seconds.items()]
@@ -228,8 +222,8 @@ def _what_was_run(page: Page, tree: xr.DataTree, file: str) -> None:
 def _plain(value: object) -> str:
     """JSON objects as ``name value`` pairs, everything else as it is."""
     try:
-        read = read_json(str(value))
-    except ValueError:
+        read = json.loads(str(value))
+    except json.JSONDecodeError:
         read = value
     if isinstance(read, dict):
         pairs = (f"{name} {json.dumps(one) if not isinstance(one, str) else one}" for name, one in read.items())
@@ -237,3 +231,12 @@ def _plain(value: object) -> str:
     else:
         text = ", ".join(map(str, read)) if isinstance(read, list) else str(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} … (the rest is in the file)"
+
+
+def _json(attrs: Mapping[Any, Any], name: str) -> dict[str, Any]:
+    """An attribute that holds a JSON object; empty where there is none."""
+    try:
+        read = json.loads(str(attrs.get(name, "{}")))
+    except json.JSONDecodeError:
+        return {}
+    return read if isinstance(read, dict) else {}
