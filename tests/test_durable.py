@@ -680,7 +680,7 @@ def test_a_folder_of_results_is_where_it_was(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     results = hw.Results("one")
     monkeypatch.chdir(tmp_path / "one")
-    assert len(results.select(file="sweep.nc")) == len(results.refresh()) == 1
+    assert len(results.select(model="*")) == len(results.refresh()) == 1
     assert str(results.folder) == "one"
 
 

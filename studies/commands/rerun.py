@@ -11,7 +11,7 @@ from .shared import add_command, add_device, add_file, add_json, print_json, qui
 EXAMPLES = """  headwise rerun results/induction-words-2l.nc       the same numbers here?
   headwise rerun ablation.nc --tolerance 1e-4 --json
   headwise rerun ablation.nc --model ./my-gpt2       where the folder is now
-  headwise rerun remote.nc --yes                     on a server again, with your key
+  headwise rerun remote.nc --yes                     on a server, with your key
 """
 
 
