@@ -27,7 +27,7 @@ from headwise.interventions import Grid, Head, MeanAblate, Patch, ResampleAblate
 from headwise.interventions.digest import short_hash
 from headwise.metrics import induction, logit_diff, loss
 from headwise.metrics.card import Card, Metric
-from headwise.studies import InductionStudy, RepeatedTokens, ablation, measure
+from headwise.studies import InductionStudy, RepeatedTokens, Results, ablation, measure
 
 TASK = RepeatedTokens(n=4, length=6)
 WANDERING = ("created", "seconds", "seconds_by_stage", "host", "inputs")
@@ -678,7 +678,7 @@ def test_a_folder_of_results_is_where_it_was(model, tmp_path, monkeypatch):
     (tmp_path / "one").mkdir()
     sweep(model, tmp_path / "one" / "sweep.nc")
     monkeypatch.chdir(tmp_path)
-    results = hw.Results("one")
+    results = Results("one")
     monkeypatch.chdir(tmp_path / "one")
     assert len(results.select(model="*")) == len(results.refresh()) == 1
     assert str(results.folder) == "one"
