@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,6 +33,11 @@ TABLE: Table = {
     "Grid": Grid.of,
 }
 """Type name to maker. Studies add their tasks and themselves."""
+LONGEST = 64 * 2**20
+"""Characters of JSON that is read."""
+DEEPEST = 100
+"""Lists and objects within each other in it; declarations have about ten."""
+HALVES = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 
 
 def encode(value: object, table: Table = TABLE) -> Any:
@@ -81,8 +87,60 @@ def to_json(value: object, table: Table = TABLE) -> str:
 
 def from_json(text: str, table: Table = TABLE) -> Any:
     """The value that `to_json` wrote."""
+    return decode(read_json(text), table)
+
+
+def read_json(text: object) -> Any:
+    """Data of JSON text that somebody else may have written.
+
+    Parameters
+    ----------
+    text : object
+        Such as an attribute of a file.
+
+    Raises
+    ------
+    DeclarationError
+        It is no JSON, too long or too deep to be read, or has half of a character, which no file could hold.
+    """
+    if not isinstance(text, str):
+        raise DeclarationError(f"this is not JSON but {type(text).__name__}")
+    if len(text) > LONGEST:
+        raise DeclarationError(f"this JSON has {len(text)} characters: {LONGEST} are read")
+    deep = DeclarationError(f"this JSON has more than {DEEPEST} lists and objects within each other")
     try:
         data = json.loads(text)
-    except (json.JSONDecodeError, TypeError) as error:
+    except RecursionError:
+        raise deep from None
+    except ValueError as error:  # also whole numbers of thousands of digits
         raise DeclarationError(f"this is not JSON: {error}") from None
-    return decode(data, table)
+    level = [data]
+    for _ in range(DEEPEST):
+        level = [
+            item
+            for one in level
+            if isinstance(one, list | dict)
+            for item in (one if isinstance(one, list) else one.values())
+            if isinstance(item, list | dict)
+        ]
+        if not level:
+            break
+    else:
+        raise deep
+    if HALVES.search(text):
+        try:
+            json.dumps(data, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise DeclarationError(
+                "this JSON has half of a character: possible is any text that UTF-8 can hold"
+            ) from None
+    return data
+
+
+def read_object(text: object) -> dict[str, Any]:
+    """The object that is JSON text of somebody else; empty where it is none, or cannot be read."""
+    try:
+        found = read_json(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

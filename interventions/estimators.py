@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..errors import DeclarationError, choices, whole
+from ..errors import MOST_STEPS, DeclarationError, choices, whole
 
 ESTIMATORS = ("exact", "gradient", "integrated")
 
@@ -11,4 +11,4 @@ def check_estimator(estimator: str, steps: int) -> None:
     """Refuse an estimator that is not known, or no number of steps."""
     if estimator not in ESTIMATORS:
         raise DeclarationError(f"estimator={estimator!r}: possible are {choices(ESTIMATORS)}")
-    whole(steps, "steps, of the integrated estimate,", low=1)
+    whole(steps, "steps, of the integrated estimate,", low=1, high=MOST_STEPS)

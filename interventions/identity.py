@@ -196,7 +196,7 @@ def unequal_configurations(one: str, two: str, here: str = "here", there: str = 
         return []
     try:
         first, second = without_names(one), without_names(two)
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return ["configuration that cannot be read"]
     differ = [
         f"{name} {json.dumps(first[name])} {here}, {json.dumps(second[name])} {there}"

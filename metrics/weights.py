@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import UnknownNameError, choices
+from ..errors import MOST_DRAWS, UnknownNameError, choices, whole
 
 Array = np.ndarray[Any, Any]
 KINDS = ("q", "k", "v")
@@ -151,6 +151,7 @@ def _composition(kind: str, first: tuple[Array, ...], second: tuple[Array, ...])
 
 def random_composition(d_model: int, d_head: int, draws: int = 200, seed: int = 0) -> dict[str, tuple[float, float]]:
     """Mean and standard deviation of each score for random Gaussian factors of this shape: the floor."""
+    whole(draws, "draws", high=MOST_DRAWS)
     random = np.random.default_rng(seed)
     found: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for _ in range(draws):

@@ -1,11 +1,14 @@
-"""rerun: do again what a result file says was done, and say whether the numbers agree. Trusts nothing but the file."""
+"""rerun: do again what a result file says was done, and say whether the numbers agree.
+
+Of a measurement, nothing but the file is trusted; of the file, nothing: what it asks for is checked first (`asked`).
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +17,10 @@ import xarray as xr
 
 from ..errors import HeadwiseError, ModelError, ResultError, choices
 from ..interventions import codec
+from ..interventions.codec import read_json, read_object
+from ..interventions.estimators import check_estimator
 from ..interventions.identity import Identity
+from . import asked
 from .agreement import Agreement, compare
 from .results import SCHEMA, open_tree, provenance, versions
 from .setup import conditions
@@ -23,12 +29,32 @@ from .tables import TASKS, metric_names
 if TYPE_CHECKING:
     from ..interventions.models import Model
     from ..metrics.card import Metric
+    from .tasks import Task
 
 Say = Callable[[str], None]
 Again = Callable[["Model", Say], "xr.Dataset | xr.DataTree"]
 NEEDED = ("schema_version", "model", "model_revision", "weight_hash", "tokenizer_hash", "dtype")
 """Attributes without which no result can be repeated."""
-ESTIMATOR = re.compile(r"(exact|gradient)|(integrated), (\d+) steps")
+RUNS, STEPS_OF_STUDY = 3, 4
+"""Runs of a task at most, as they are; steps of the integrated estimates of a study."""
+ESTIMATOR = re.compile(r"(exact|gradient)|(integrated), ([0-9]{1,9}) steps")
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """What repeats a result.
+
+    Attributes
+    ----------
+    again : callable
+    task : Task
+    forward : callable
+        How many forward passes of all prompts it takes, at most, on a model.
+    """
+
+    again: Again
+    task: Task
+    forward: Callable[[Model], int]
 
 
 def rerun(
@@ -38,11 +64,15 @@ def rerun(
     tolerance: float = 1e-6,
     progress: Say | None = None,
     model: Model | str | os.PathLike[str] | None = None,
+    yes: asked.Agree = False,
 ) -> Agreement:
     """Repeat a stored study or measurement, and compare every number with the stored one.
 
     The model is opened by the name and revision that the file holds, in the number type that it was measured in, and
     the task, the interventions and the metrics are made again from the declarations in the file.
+
+    A file may come from anybody, so it gets a shipped model, or one of the Hub, and as many prompts as it holds values
+    of. A model in a folder, a run on a server (which gets your key), and work of many hours are done where you agree.
 
     Parameters
     ----------
@@ -58,6 +88,8 @@ def rerun(
         Repeats it on this model, or on the one that `headwise.load` opens by this name. Needed where the file's model
         was a folder elsewhere or a module in memory; other weights than those of the file are then a note of the
         result instead of an error.
+    yes : bool or callable
+        True agrees to whatever the file asks for; a callable gets that in words, and says whether.
 
     Returns
     -------
@@ -68,7 +100,7 @@ def rerun(
     ------
     ResultError
         The file cannot be read, was written by a newer headwise, lacks what would have to be known, or holds a task, a
-        study or a metric of your own, which no file can bring back.
+        study or a metric of your own, which no file can bring back; or it asks for what was not agreed to.
     ModelError
         The model cannot be opened, or its weights or its tokenizer are not those of the file.
     """
@@ -80,16 +112,16 @@ def rerun(
     attrs = {str(name): value for name, value in stored.attrs.items()}
     _check_readable(source, attrs)
     try:
-        repeat = _how(attrs, stored.to_dataset())
+        repeat = _how(attrs, stored)
     except HeadwiseError as error:
         raise ResultError(f"{source} cannot be repeated: {error}") from error
     except (ValueError, TypeError, LookupError, AttributeError) as error:  # JSON of another shape than ours
         raise ResultError(f"{source} cannot be repeated: what it declares cannot be read ({error!r})") from error
     if model is None or isinstance(model, str | os.PathLike):
-        say(f"opening {model or attrs['model']}")
-        opened = _open(source, attrs, device, model)
+        opened = _open(source, attrs, device, model, say, yes)
     else:
         opened = model
+    asked.check_work(source, opened, repeat.task, repeat.forward(opened), yes)
     from ..interventions.begin import begin
 
     with begin(opened, check=False, anew=True) as call:
@@ -99,7 +131,7 @@ def rerun(
                 f"{source} cannot be repeated: {opened.name} is not the model of the file: {'; '.join(others)}. To "
                 "compare with another model all the same, give model="
             )
-        result = repeat(opened, say)
+        result = repeat.again(opened, say)
         notes = [f"another model: {one}" for one in others] + _notes(attrs, opened, call.identity)
     again = result if isinstance(result, xr.DataTree) else xr.DataTree(result)
     if "conclusion" in attrs and attrs["conclusion"] != again.attrs.get("conclusion"):
@@ -109,21 +141,22 @@ def rerun(
 
 def _check_readable(source: Path, attrs: Mapping[str, Any]) -> None:
     version = str(attrs.get("schema_version", ""))
-    if version.isdigit() and int(version) > int(SCHEMA):
+    if re.fullmatch("[0-9]+", version) and (len(version) > len(SCHEMA) or int(version) > int(SCHEMA)):
         raise ResultError(
-            f"{source} was written by a newer headwise (schema {version}; this one reads up to {SCHEMA}): "
+            f"{source} was written by a newer headwise (schema {version[:20]}; this one reads up to {SCHEMA}): "
             "install that one to repeat it"
         )
     if missing := [name for name in NEEDED if name not in attrs]:
         raise ResultError(f"{source} cannot be repeated: it has no attribute {choices(missing)}")
 
 
-def _how(attrs: Mapping[str, Any], root: xr.Dataset) -> Again:
+def _how(attrs: Mapping[str, Any], stored: xr.DataTree) -> Repeat:
     """What repeats a result; everything that the file declares is read before a model is opened."""
     if "study" in attrs:
-        return _study(str(attrs["study"]))
+        return _study(attrs["study"], stored)
+    root = stored.to_dataset()
     if "sites" in attrs:
-        return _captured(attrs)
+        return _captured(attrs, root)
     if "estimators" in attrs:
         return _estimates(attrs)
     needed = ("task", "interventions", "metrics", "base", "estimator")
@@ -132,24 +165,34 @@ def _how(attrs: Mapping[str, Any], root: xr.Dataset) -> Again:
     return _measurement(attrs, root)
 
 
-def _study(text: str) -> Again:
+def _study(text: str, stored: xr.DataTree) -> Repeat:
     from .induction import STAGES, InductionStudy
 
-    study = codec.from_json(text, {"InductionStudy": InductionStudy})
-    return lambda model, say: study.run(model, lambda stage: say(str(STAGES.get(stage, stage))))
+    study = InductionStudy.from_json(text)
+    asked.check_study(study, stored)
+
+    def forward(model: Model) -> int:
+        sweeps = (6 + 8 * STEPS_OF_STUDY) * model.shape.layers * model.shape.heads
+        return sweeps + 12 * study.draws + study.untrained
+
+    return Repeat(
+        lambda model, say: study.run(model, lambda stage: say(str(STAGES.get(stage, stage)))), study.task, forward
+    )
 
 
-def _measurement(attrs: Mapping[str, Any], root: xr.Dataset) -> Again:
+def _measurement(attrs: Mapping[str, Any], root: xr.Dataset) -> Repeat:
     from .measurement import measure
 
     task, what, metrics = _task(attrs), codec.from_json(attrs["interventions"], TASKS), stored_metrics(attrs)
-    conditions(what)
+    _, interventions = conditions(what)
     lacking = [metric.name for metric in metrics if f"baseline_{metric.name}" not in root]
     if lacking:
         raise ResultError(
             f"it has no baseline_{lacking[0]}, so it is no measurement but was made from one; repeat that, or the study"
         )
+    asked.check_held(task, root)
     estimator, steps = estimator_of(attrs)
+    check_estimator(estimator, steps)
     options: dict[str, Any] = {
         "base": str(attrs["base"]),
         "steps": steps,
@@ -161,31 +204,38 @@ def _measurement(attrs: Mapping[str, Any], root: xr.Dataset) -> Again:
         say("measuring again")
         return measure(model, task, what, metrics, **options)
 
-    return again
+    runs = len(interventions) if estimator == "exact" else 4 * steps
+    return Repeat(again, task, lambda model: RUNS + runs)
 
 
-def _captured(attrs: Mapping[str, Any]) -> Again:
+def _captured(attrs: Mapping[str, Any], root: xr.Dataset) -> Repeat:
     from .activations import capture
 
     task, sites, run = _task(attrs), codec.from_json(attrs["sites"], TASKS), str(attrs.get("run", "clean"))
-    return lambda model, say: capture(model, task, sites, run=run)
+    asked.check_held(task, root)
+    return Repeat(lambda model, say: capture(model, task, sites, run=run), task, lambda model: 1)
 
 
-def _estimates(attrs: Mapping[str, Any]) -> Again:
+def _estimates(attrs: Mapping[str, Any]) -> Repeat:
     from .estimates import compare_estimates
 
     if missing := [name for name in ("task", "interventions", "metrics", "base") if name not in attrs]:
         raise ResultError(f"it has no attribute {choices(missing)}")
     task, what, (metric,) = _task(attrs), codec.from_json(attrs["interventions"], TASKS), stored_metrics(attrs)
-    options = {"estimators": json.loads(attrs["estimators"]), "base": str(attrs["base"])}
-    options |= {"steps": int(attrs["steps"])} if "steps" in attrs else {}
-    return lambda model, say: compare_estimates(model, task, what, metric, **options)
+    options = {"estimators": read_json(attrs["estimators"]), "base": str(attrs["base"])}
+    steps = int(attrs["steps"]) if "steps" in attrs else 1
+    check_estimator("integrated", steps)
+    options |= {"steps": steps} if "steps" in attrs else {}
+    runs = len(conditions(what)[1]) + 4 * steps
+    return Repeat(
+        lambda model, say: compare_estimates(model, task, what, metric, **options), task, lambda model: RUNS + runs
+    )
 
 
 def _task(attrs: Mapping[str, Any]) -> Any:
     if "task" not in attrs:
         raise ResultError("it has no attribute 'task'")
-    data = json.loads(attrs["task"])
+    data = read_json(attrs["task"])
     if isinstance(data, dict) and data.keys() == {"repr"}:
         raise ResultError(f"its task is one of your own, {data['repr']}: no file can bring it back")
     task = codec.decode(data, TASKS)
@@ -196,7 +246,7 @@ def _task(attrs: Mapping[str, Any]) -> Any:
 
 def stored_metrics(attrs: Mapping[str, Any]) -> list[Metric]:
     """The metrics that a measurement names; an error for those that do not ship with headwise."""
-    names, known = json.loads(attrs["metrics"]), metric_names()
+    names, known = read_json(attrs["metrics"]), metric_names()
     if unknown := [name for name in names if name not in known]:
         raise ResultError(
             f"the metric {choices(unknown)} is one of your own, and no file can bring it back; with headwise come "
@@ -218,34 +268,32 @@ def estimator_of(attrs: Mapping[str, Any]) -> tuple[str, int]:
     return (found[1], 8) if found[1] else (found[2], int(found[3]))
 
 
-def _open(source: Path, attrs: Mapping[str, Any], device: str, given: str | os.PathLike[str] | None) -> Model:
-    """The model that was given by name, or the one that the file names, where it ran."""
+def _open(
+    source: Path,
+    attrs: Mapping[str, Any],
+    device: str,
+    given: str | os.PathLike[str] | None,
+    say: Say,
+    yes: asked.Agree,
+) -> Model:
+    """The model that was given by name, or the one that the file names, where it ran; where the user agrees to that."""
     from ..interventions.load import load
 
     opening = partial(load, device=device, dtype=str(attrs["dtype"]))
-    if attrs.get("executed", "local") != "local":
+    name, revision, asks = (os.fspath(given), None, "") if given is not None else asked.place_of(source, attrs)
+    if (ran := str(attrs.get("executed", "local"))) != "local":
         opening = partial(load, remote=True)
-    if given is not None:
-        return opening(os.fspath(given))
-    name, revision = (str(attrs[key]) for key in ("model", "model_revision"))
-    if revision == "memory":
-        raise ResultError(f"{source} was measured on a module in memory, {name}: give it as rerun(..., model=...)")
-    if revision == "local":
-        folder = Path(name).name
-        places = [place for place in (Path(folder), source.parent / folder) if (place / "config.json").is_file()]
-        if not places:
-            raise ResultError(
-                f"{source} was measured on the folder {name}, and files do not keep where folders are: say where it is "
-                "now, rerun(..., model=...) or --model"
-            )
-        return opening(places[0])
-    return opening(name, revision=None if revision in ("shipped", "main") else revision)
+        asked.agree(source, f"to run on the server that is set here, with your key, as it ran on {ran[:80]!r}", yes)
+    if asks:
+        asked.agree(source, asks, yes)
+    say(f"opening {given or attrs['model']}")
+    return opening(name, revision=revision)
 
 
 def _differences(attrs: Mapping[str, Any], now: Identity) -> list[str]:
     """What of a model is not as the file says; nothing where all that the file knows is."""
     then = Identity.from_attrs(attrs)
-    before, after = (_versions(one).get("transformers") for one in (attrs.get("versions"), versions()))
+    before, after = (read_object(one).get("transformers") for one in (attrs.get("versions"), versions()))
     but = ("attention", "dtype", *(() if before == after else ("modules",)))  # classes change with versions
     return then.differences(now, "then", "now", but)
 
@@ -253,7 +301,7 @@ def _differences(attrs: Mapping[str, Any], now: Identity) -> list[str]:
 def _notes(attrs: Mapping[str, Any], model: Model, identity: Identity) -> list[str]:
     """What was not the same about the two runs beside their numbers, and what cannot be known."""
     now, unknown = provenance(model, identity), "not recorded"
-    before, after = (_versions(one.get("versions")) for one in (attrs, now))
+    before, after = (read_object(one.get("versions")) for one in (attrs, now))
     pairs = {name: (before.get(name, unknown), after.get(name, unknown)) for name in sorted({*before, *after})}
     words = {
         "device": "device",
@@ -268,11 +316,3 @@ def _notes(attrs: Mapping[str, Any], model: Model, identity: Identity) -> list[s
     if lacking := Identity.from_attrs(attrs).unknown(identity):
         notes.append(f"the file does not say which {choices(lacking)} its model had: unknown whether they are the same")
     return notes
-
-
-def _versions(text: object) -> dict[str, Any]:
-    try:
-        found = json.loads(str(text))
-    except json.JSONDecodeError:
-        return {}
-    return found if isinstance(found, dict) else {}

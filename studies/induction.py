@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import xarray as xr
 
-from ..errors import DeclarationError, whole
+from ..errors import MOST_DRAWS, MOST_STEPS, DeclarationError, ResultError, whole
 from ..interventions import codec
 from ..interventions.digest import short_hash
 from ..interventions.sites import Head
@@ -76,8 +76,8 @@ class InductionStudy:
         for name, value in vars(self.task).items():
             if name in ("n", "length", "seed", "bos"):
                 object.__setattr__(self, name, value)
-        object.__setattr__(self, "draws", whole(self.draws, "draws", low=1))
-        object.__setattr__(self, "untrained", whole(self.untrained, "untrained"))
+        object.__setattr__(self, "draws", whole(self.draws, "draws", low=1, high=MOST_DRAWS))
+        object.__setattr__(self, "untrained", whole(self.untrained, "untrained", high=MOST_STEPS))
         if not isinstance(self.threshold, float | int) or not 0 < self.threshold < 1:
             raise DeclarationError(f"threshold={self.threshold}: a score lies between 0 and 1")
         heads.check_untrained(self.untrained, ALPHA)
@@ -133,11 +133,21 @@ class InductionStudy:
             if (there := kept.finished(inputs, call.identity)) is not None:
                 return there
 
-            def keep(name: str, make: Callable[[], xr.Dataset]) -> xr.Dataset:
-                return kept.stage(f"{inputs}-{name}", make, call.identity)
+            sizes = {"layer": model.shape.layers, "head": model.shape.heads}
 
-            with workers.using(executor):
-                tree = self._run(model, call.identity, progress, keep)
+            def keep(name: str, make: Callable[[], xr.Dataset]) -> xr.Dataset:
+                return kept.stage(f"{inputs}-{name}", make, call.identity, sizes)
+
+            try:
+                with workers.using(executor):
+                    tree = self._run(model, call.identity, progress, keep)
+            except (LookupError, ValueError, TypeError, AttributeError) as error:
+                if not kept.taken:
+                    raise
+                raise ResultError(
+                    f"{kept.folder} may hold stages that are not what this study makes ({error}): remove it, or take "
+                    "nothing from it, with resume=False or --fresh"
+                ) from error
             tree.attrs["inputs"] = inputs
             kept.finish(tree)
             return tree

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import xarray as xr
 
-from ..interventions.codec import encode
+from ..interventions.codec import encode, read_json
 from ..interventions.digest import array_bytes, code_hash, short_hash
 from ..interventions.outcome import Inputs, Piece
 from ..interventions.plan import Plan
@@ -55,7 +57,15 @@ class PassKeeper:
         inputs: Inputs,
         whole: bool = True,
     ) -> None:
-        self.shards, self.identity = shards, identity
+        self.shards, self.identity, self.plan = shards, identity, plan
+        patterns = (plan.shape.layers, plan.shape.heads)
+        self.trails: list[dict[str, tuple[int, ...]]] = [
+            {
+                reader.name: patterns if reader.kind == "pattern" else (len(group.scored) if whole else 1,)
+                for reader in readers
+            }
+            for group in plan.groups
+        ]
         common = json.dumps([exact_facts(model, identity), plan.base] + ([] if whole else ["mean over positions"]))
         self.groups = [
             short_hash(common, *prompts(plan, inputs, at), *(_reader(reader, at) for reader in readers))
@@ -75,34 +85,63 @@ class PassKeeper:
             places.setdefault(name, []).append(number)
         for group, start in enumerate(self.groups):
             for key in self.shards.keys(start):
-                part = self.shards.load(key, self.identity)
+                part = self.shards.load(key, self.identity, partial(self._check, key, group))
                 if part is not None:
                     yield from _pieces(part, group, places)
 
     def keep(self, piece: Piece) -> None:
         """Keep a piece."""
-        group, names = self.groups[piece.group], [self.conditions[number] for number in piece.conditions]
+        names = [self.conditions[number] for number in piece.conditions]
         what = {"examples": list(piece.examples), "run": piece.run or "", "conditions": json.dumps(names)}
-        key = f"{group}-{short_hash(json.dumps(what))}"
+        key = self._key(piece.group, what)
         if not self.shards.keys(key):
-            first = ("condition", "example") if piece.run is None else ("example",)
-            values = {
-                name: ((*first, *(f"{name}_{axis}" for axis in range(value.ndim - len(first)))), value)
-                for name, value in piece.values.items()
-            }
+            values = {name: (_dims(name, piece.run, value.ndim), value) for name, value in piece.values.items()}
             self.shards.save(key, xr.Dataset(values, attrs=what), self.identity)
+
+    def _key(self, group: int, what: dict[str, Any]) -> str:
+        """The name of what is kept."""
+        return f"{self.groups[group]}-{short_hash(json.dumps(what))}"
+
+    def _check(self, key: str, group: int, part: xr.Dataset) -> None:
+        """Refuse a part that is not what some pass of this plan gives; its values were not read yet.
+
+        Its name says that it is, and the hash in it that nothing was damaged; but names and hashes can be forged.
+        """
+        start, stop = (int(end) for end in np.atleast_1d(part.attrs["examples"]))
+        run, names = str(part.attrs["run"]), read_json(part.attrs["conditions"])
+        what = {"examples": [start, stop], "run": run, "conditions": str(part.attrs["conditions"])}
+        if key != self._key(group, what):
+            raise ValueError("it holds other work than its name says")
+        if not 0 <= start < stop <= len(self.plan.groups[group].examples):
+            raise ValueError(f"it holds the examples {start} to {stop}, which are not there")
+        if not isinstance(names, list) or len({*map(str, names)}) < len(names) or bool(names) == bool(run):
+            raise ValueError("it does not say which conditions it holds")
+        if run and run not in self.plan.runs:
+            raise ValueError(f"it holds the run {run}, which is not there")
+        lead = (stop - start,) if run else (len(names), stop - start)
+        wanted = {name: (*lead, *trail) for name, trail in self.trails[group].items()}
+        found = {str(name): one.shape for name, one in part.variables.items()}
+        if found != wanted or any(one.dims != _dims(name, run, one.ndim) for name, one in part.data_vars.items()):
+            raise ValueError(f"it holds {found}, where {wanted} is asked for")
+        if any(one.dtype not in (np.float32, np.float64) for one in part.variables.values()):
+            raise ValueError("it holds other values than numbers")
+
+
+def _dims(name: object, run: str | None, count: int) -> tuple[str, ...]:
+    """The dims of a variable in a part."""
+    first = ("example",) if run else ("condition", "example")
+    return (*first, *(f"{name}_{axis}" for axis in range(count - len(first))))
 
 
 def _pieces(part: xr.Dataset, group: int, places: dict[str, list[int]]) -> Iterator[Piece]:
+    """What a part that was checked holds of this plan."""
     start, stop = (int(end) for end in part.attrs["examples"])
     values = {str(name): part[name].values for name in part.data_vars}
     if part.attrs["run"]:
         yield Piece(group, (start, stop), values, part.attrs["run"])
         return
     wanted = [
-        (row, number)
-        for row, name in enumerate(json.loads(part.attrs["conditions"]))
-        for number in places.get(name, ())
+        (row, number) for row, name in enumerate(read_json(part.attrs["conditions"])) for number in places.get(name, ())
     ]
     if wanted:
         rows = [row for row, _ in wanted]

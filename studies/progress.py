@@ -1,31 +1,143 @@
-"""Progress in a terminal: nothing for quick work, a bar with rate and time left for the rest; and a clean Ctrl-C.
+"""Progress in a terminal: nothing for quick work, a bar with rate and time left for the rest; and a clean end.
 
-Imports rich when the bar is shown.
+What ends work from outside is Ctrl-C (SIGINT) and SIGTERM. Python takes either between any two of its steps, also
+between those in which a library takes a lock and sees to its release: an interrupted write, or read, of a NetCDF file
+would leave xarray's lock taken for ever. So both wait while a file is read or written (`undisturbed`), and while a pass
+runs (`Progress`). Imports rich when the bar is shown.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
 QUIET_SECONDS = 2.0
+ENDING = (signal.SIGINT, signal.SIGTERM)
+"""Signals that ask for the end."""
 
 
 class Stopped(KeyboardInterrupt):
     """Ctrl-C, taken at the end of a pass; its text says how far the work had come."""
 
 
+class Terminated(Stopped):
+    """SIGTERM, taken as Ctrl-C is."""
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Meanwhile Ctrl-C and SIGTERM wait, however many; what they would have done is done once the block has ended.
+
+    Signals come to the main thread only, so elsewhere nothing is to be done. Whoever handles them (Python, asyncio, a
+    function of the user) gets them afterwards.
+    """
+    waiting: list[_Waiting] = []
+    try:
+        for number in ENDING if _is_main() else ():
+            handler = signal.getsignal(number)
+            if callable(handler) or handler is signal.SIG_DFL:
+                waiting.append(_Waiting(handler))
+                signal.signal(number, waiting[-1])
+        yield
+    finally:
+        try:
+            for one in waiting:
+                one.give_back()
+        finally:
+            for one in waiting:
+                one.over = True
+        for one in waiting:
+            one.catch_up()
+
+
+class _Waiting:
+    """Handles a signal by writing it down, until it is over."""
+
+    def __init__(self, handler: Any) -> None:
+        self.handler, self.over, self.process = handler, False, os.getpid()
+        self.came: tuple[int, FrameType | None] | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.over or os.getpid() != self.process:  # a child that was forked meanwhile has nothing to wait for
+            _pass_on(self.handler, number, frame)
+        else:
+            self.came = (number, frame)
+
+    def give_back(self) -> None:
+        """Let the one before handle the signal again."""
+        for number in ENDING:
+            now: object = signal.getsignal(number)
+            if now is self:
+                signal.signal(number, self.handler)
+
+    def catch_up(self) -> None:
+        """Do what the signal asked for."""
+        came, self.came = self.came, None
+        if came is not None:
+            _pass_on(self.handler, *came)
+
+
+def _is_main() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _pass_on(handler: Any, number: int, frame: FrameType | None) -> None:
+    if callable(handler):
+        handler(number, frame)
+    else:
+        signal.signal(number, handler)
+        signal.raise_signal(number)
+
+
+class Terminating:
+    """Meanwhile SIGTERM unwinds what runs, as Ctrl-C does, and then ends the process as SIGTERM always does.
+
+    Only where it would have ended the process at once, and in the main thread: a handler of the user stays.
+
+    Attributes
+    ----------
+    said : str
+        Printed before the process ends.
+    """
+
+    def __init__(self) -> None:
+        self.said, self.came, self.process, self.ours = "stopped by SIGTERM", False, os.getpid(), False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Handle the signal."""
+        if os.getpid() != self.process:  # a child that was forked meanwhile, as workers are
+            _pass_on(signal.SIG_DFL, number, frame)
+        self.came = True
+        raise Terminated
+
+    def __enter__(self) -> Terminating:
+        self.ours = _is_main() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        if self.ours:
+            signal.signal(signal.SIGTERM, self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if self.came and os.getpid() == self.process:
+            with suppress(OSError, ValueError, AttributeError):  # nobody reads standard error any more
+                print(f"headwise: {self.said}", file=sys.stderr, flush=True)
+            signal.raise_signal(signal.SIGTERM)
+
+
 class Progress:
     """A bar that appears once the work has taken two seconds, if standard error is a terminal.
 
     Ctrl-C lets the pass that runs come to its end, so that nothing is left half done, and then raises `Stopped`; a
-    second Ctrl-C interrupts at once.
+    second Ctrl-C interrupts at once, unless a file is read or written. So does SIGTERM, within `Terminating`.
 
     Parameters
     ----------
@@ -55,20 +167,25 @@ class Progress:
         self.started = time.monotonic()
         self.bar: Any = None
         self.task: Any = None
-        self.asked = False
-        self.before: Any = None
+        self.asked = 0
+        self.before: dict[int, Any] = {}
+        self.process = os.getpid()
         self.said = ""
 
     def __enter__(self) -> Progress:
-        ours = threading.current_thread() is threading.main_thread()
-        if ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            self.before = signal.signal(signal.SIGINT, self._ask)
+        for number in ENDING if _is_main() else ():
+            handler = signal.getsignal(number)
+            if handler is signal.default_int_handler or isinstance(handler, Terminating):
+                self.before[number] = handler
+                signal.signal(number, self._ask)
         return self
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
+        if self.asked or os.getpid() != self.process:
+            _pass_on(self.before[number], number, frame)
+        self.asked = number
+        if isinstance(self.before[number], Terminating):
+            self.before[number].came = True
 
     def update(self, done: int, total: int) -> None:
         """Say that `done` of `total` passes are done."""
@@ -84,7 +201,11 @@ class Progress:
     def _stop_if_asked(self, when: str) -> None:
         if self.asked:
             kept = "nothing of this measurement is kept" if self.kept is None else f"they are kept in {self.kept}"
-            raise Stopped(f"stopped {when}; {kept}")
+            raise self._stopped(f"{when}; {kept}")
+
+    def _stopped(self, when: str) -> Stopped:
+        by_term = isinstance(self.before.get(self.asked), Terminating)
+        return Terminated(f"stopped by SIGTERM {when}") if by_term else Stopped(f"stopped {when}")
 
     def say(self, text: str) -> None:
         """Say how work is doing that runs elsewhere, beside what is done."""
@@ -119,7 +240,7 @@ class Progress:
     ) -> None:
         if self.bar is not None:
             self.bar.stop()
-        if self.before is not None:
-            signal.signal(signal.SIGINT, self.before)
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
         if self.asked and kind is None:  # asked for during the very last pass: the work is done, the wish is not lost
-            raise Stopped(f"stopped after the last of the {self.unit}")
+            raise self._stopped(f"after the last of the {self.unit}")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import platform
+import secrets
 import socket
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -16,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
-from ..errors import ResultError, UnknownNameError, choices
+from ..errors import ResultError, UnknownNameError, check_text, choices
 from ..interventions.digest import data_hash
 from ..version import version
+from .progress import undisturbed
 
 if TYPE_CHECKING:
     from ..interventions.identity import Identity
@@ -152,41 +155,103 @@ def _measured(ds: xr.Dataset, name: str) -> tuple[xr.DataArray, xr.DataArray]:
 
 
 def check_writable(path: str | os.PathLike[str]) -> Path:
-    """`path` as a file that can be written, its folder made; or an error, before any work is done."""
-    target = Path(path).expanduser()
-    if target.is_dir():
-        raise ResultError(f"{target} is a folder: give the name of a file in it")
+    """`path`, made absolute, as a file that can be written, its folder made; or an error, before any work is done.
+
+    A link in its place is replaced by the file, once that is whole; what the link leads to stays as it is.
+    """
+    check_text(os.fspath(path), "the file name")
     try:
+        target = Path(path).expanduser().absolute()
+        if target.is_dir():
+            raise ResultError(f"{target} is a folder: give the name of a file in it")
+        if target.parent.is_symlink() and not target.parent.exists():
+            raise ResultError(f"cannot write {target}: {target.parent} is a link to nothing")
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".writable-"):
+        with suppress(FileNotFoundError):
+            os.lstat(target)  # says where a name is too long
+        with undisturbed(), tempfile.NamedTemporaryFile(dir=target.parent, prefix=".writable-"):
             pass
-    except OSError as error:
-        raise ResultError(f"cannot write {target}: {error.strerror or error}") from error
+    except ResultError:
+        raise
+    except (OSError, RuntimeError) as error:  # RuntimeError: ~ of nobody who is known
+        raise ResultError(f"cannot write {os.fspath(path)}: {reason(error)}") from error
     return target
 
 
 def write_netcdf(result: xr.Dataset | xr.DataTree, path: str | os.PathLike[str]) -> Path:
     """Write a result as NetCDF: beside its final name, then renamed, so that no file is ever half-written.
 
-    Folders that are missing are made.
+    Folders that are missing are made. Ctrl-C and SIGTERM wait until the file is written.
     """
     target = check_writable(path)
     return write_beside(target, lambda beside: result.to_netcdf(beside, engine="netcdf4"))
 
 
-def write_beside(target: Path, write: Callable[[Path], object], beside: Path | None = None) -> Path:
-    """Call ``write(path)`` on a name beside `target`, flush and rename; what was there before stays until then."""
-    beside = beside or target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        write(beside)
-        flush(beside)
-        os.replace(beside, target)
+def write_beside(target: Path, write: Callable[[Path], object], folder: Path | None = None) -> Path:
+    """Call ``write(path)`` on a new name beside `target`, flush and rename; what was there before stays until then.
+
+    Parameters
+    ----------
+    target : Path
+    write : callable
+    folder : Path, optional
+        Where the new name is; that of `target` when left out.
+    """
+    with beside(folder or target.parent, target) as path:
+        write(path)
+        flush(path)
+        os.replace(path, target)
         flush(target.parent)
-    except (OSError, RuntimeError) as error:  # netCDF4 says RuntimeError where the disk is full
-        raise ResultError(f"cannot write {target}: {reason(error)}") from error
-    finally:
-        beside.unlink(missing_ok=True)
     return target
+
+
+@contextmanager
+def beside(folder: Path, cannot: Path, kept: str = "") -> Iterator[Path]:
+    """A new file in a folder, for the block to fill and rename; it is gone afterwards where it was not renamed.
+
+    Its name is one that nobody else can know, so that no link can stand there. Ctrl-C and SIGTERM wait meanwhile.
+
+    Parameters
+    ----------
+    folder : Path
+    cannot : Path
+        What cannot be written where something fails.
+    kept : str
+        Said after the reason.
+
+    Raises
+    ------
+    ResultError
+        It cannot be written.
+    """
+    path = folder / f".{secrets.token_hex(8)}.part"
+    with undisturbed():
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            yield path
+        except ResultError:
+            raise
+        except (OSError, RuntimeError) as error:  # netCDF4 says RuntimeError where the disk is full
+            told = _no_room(folder) or reason(error)
+            raise ResultError(f"cannot write {cannot}: {told}{kept}") from error
+        finally:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+def _no_room(folder: Path) -> str:
+    """Why a little more cannot be written to a folder; empty where it can.
+
+    The NetCDF library says "Permission denied" of any file that it cannot begin, and "HDF error" of any other failure.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(2**16))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return reason(error)
+    return ""
 
 
 def reason(error: Exception) -> str:
@@ -213,7 +278,7 @@ def open_tree(path: str | os.PathLike[str]) -> xr.DataTree:
     if not source.is_file():
         raise ResultError(f"there is no file {source}")
     try:
-        with xr.open_datatree(source, engine="netcdf4") as tree:
+        with undisturbed(), xr.open_datatree(source, engine="netcdf4") as tree:
             # group by group: `DataTree.load` leaves out variables that are called like a group
             return xr.DataTree.from_dict({node.path: node.to_dataset(inherit=False).load() for node in tree.subtree})
     except (OSError, ValueError, RuntimeError) as error:

@@ -4,13 +4,13 @@ Beside ``NAME.nc`` lies ``NAME.nc.parts/`` until the result is whole: one NetCDF
 stage of a study, each written beside its name, flushed and renamed; and a ``.job`` for each job that a server has of
 it (its number there, never a key). A name holds the hash of everything that the
 numbers depend on, so that only work that asks the same finds them, and the hash of the file, so that damage is seen.
+A part must have the form of what is asked; that its numbers were computed and not made up cannot be seen.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,21 +20,22 @@ from pathlib import Path
 from typing import Any
 
 import xarray as xr
-from filelock import SoftFileLock, Timeout
 
 from ..errors import DeclarationError, ResultError, ResultWarning, choices
 from ..interventions import book
+from ..interventions.codec import read_json
 from ..interventions.digest import short_hash
 from ..interventions.identity import Identity, stored_fingerprint
-from .progress import Stopped
-from .results import check_writable, flush, open_tree, reason, write_beside
+from .progress import Stopped, Terminated, Terminating, undisturbed
+from .results import beside, check_writable, flush, open_tree, write_beside
+from .shelf import ABOUT, BEHIND, LONGEST, Shelf
 
 MADE_BY = "made_by"
 """Attribute of a part that holds the fingerprint of its model."""
 _CURRENT: ContextVar[Shards | None] = ContextVar("shards", default=None)
 
 
-class Shards:
+class Shards(Shelf):
     """The finished parts of a result that is not whole yet.
 
     Parameters
@@ -46,27 +47,40 @@ class Shards:
     """
 
     def __init__(self, target: Path, resume: bool) -> None:
-        self.target, self.resume = target, resume
-        self.folder = parts_of(target)
-        self.lock = SoftFileLock(self.folder / "lock", timeout=0)
+        super().__init__(target)
+        self.resume = resume
+        self.taken: list[str] = []
+        """Stages that were found, not made."""
 
-    def load(self, key: str, identity: Identity) -> xr.Dataset | None:
+    def load(
+        self, key: str, identity: Identity, check: Callable[[xr.Dataset], None] = lambda part: None
+    ) -> xr.Dataset | None:
         """What is stored under a key; None where there is nothing that can be used.
 
-        A file that is damaged, or that a model made which computes otherwise than this one on the prompt of its
-        fingerprint, is set aside with a warning.
+        A file that is damaged, that is not what it should be, or that a model made which computes otherwise than this
+        one on the prompt of its fingerprint, is set aside with a warning.
+
+        Parameters
+        ----------
+        key : str
+        identity : Identity
+        check : callable, optional
+            Raises where a part, whose values were not read yet, is not what is asked for.
         """
-        for path in sorted(self.folder.glob(f"{key}.*.nc")):
+        for path in self.files(f"{key}.", ".nc"):
             try:
                 whole = path.read_bytes()
                 if path.name != f"{key}.{short_hash(whole)}.nc":
                     raise ValueError("it is not what was written")
-                with xr.open_dataset(path, engine="netcdf4") as stored:
+                with undisturbed(), xr.open_dataset(path, engine="netcdf4") as stored:
+                    _check_size(stored)
+                    check(stored)
                     part = stored.load()
-            except (OSError, ValueError) as error:
-                self._aside(path, f"is damaged ({error})", "damaged")
+                why = _unlike(part.attrs.pop(MADE_BY, None), identity)
+            except Exception as error:  # whatever the library, or what somebody put there, makes of it
+                self._aside(path, f"is damaged ({' '.join(str(error).split())})", "damaged")
                 continue
-            if not (why := _unlike(part.attrs.pop(MADE_BY, None), identity)):
+            if not why:
                 return part
             self._aside(path, f"was made with another model than the one in hand: {why}", "other")
         return None
@@ -75,14 +89,15 @@ class Shards:
         """Write down what the result will be, for those who look; say what is not taken, as another model made it."""
         self._tell_others(identity)
         note = dict(about) | {"created": datetime.now(UTC).isoformat(timespec="seconds")}
-        write_beside(self.folder / "about.json", lambda path: path.write_text(json.dumps(note, indent=1)))
+        self.check_there()
+        write_beside(self.folder / ABOUT, lambda path: path.write_text(json.dumps(note, indent=1)))
 
     def _tell_others(self, identity: Identity) -> None:
         """Warn where what is finished, or begun, comes from another model: it is computed again."""
         found: dict[str, Any] = {}
-        if any(self.folder.glob("*.nc")):
+        if self.files("", ".nc"):
             with suppress(OSError, ValueError):
-                found = json.loads((self.folder / "about.json").read_text())
+                found = read_json((self.folder / ABOUT).read_text())
         elif self.resume and self.target.is_file():
             with suppress(ResultError):
                 found = {str(name): one for name, one in open_tree(self.target).attrs.items()}
@@ -101,37 +116,41 @@ class Shards:
 
     def _aside(self, path: Path, why: str, suffix: str) -> None:
         aside = path.with_suffix(f".{suffix}")
-        os.replace(path, aside)
+        with suppress(FileNotFoundError):
+            os.replace(path, aside)
         text = f"{path} {why}: set aside as {aside.name}, and computed again"
         warnings.warn(text, ResultWarning, stacklevel=3)
 
     def keys(self, start: str) -> list[str]:
         """Keys under which something is stored, of those that start so."""
-        return sorted({path.name.split(".")[0] for path in self.folder.glob(f"{start}*.nc")})
+        return sorted({path.name.split(".")[0] for path in self.files(start, ".nc")})
 
     def save(self, key: str, part: xr.Dataset, identity: Identity) -> None:
         """Store a finished part, and what its model computes on the prompt of its fingerprint."""
-        beside = self.folder / f"{key}.part"
+        self.check_there()
         part = part.assign_attrs({MADE_BY: identity.attrs().get("fingerprint", "")})
-        try:
-            part.to_netcdf(beside, engine="netcdf4")
-            flush(beside)
-            os.replace(beside, self.folder / f"{key}.{short_hash(beside.read_bytes())}.nc")
+        kept = "; what was finished before is kept there, and the same call goes on from it"
+        with beside(self.folder, self.folder, kept) as path:
+            part.to_netcdf(path, engine="netcdf4")
+            flush(path)
+            os.replace(path, self.folder / f"{key}.{short_hash(path.read_bytes())}.nc")
             flush(self.folder)
-        except (OSError, RuntimeError) as error:  # netCDF4 says RuntimeError where the disk is full
-            raise ResultError(
-                f"cannot write to {self.folder}: {reason(error)}; what was finished before is kept there, and the same "
-                "call goes on from it"
-            ) from error
-        finally:
-            beside.unlink(missing_ok=True)
 
-    def stage(self, key: str, make: Callable[[], xr.Dataset], identity: Identity) -> xr.Dataset:
-        """What is stored under a key, made and stored now where there is nothing."""
-        if (there := self.load(key, identity)) is None:
-            self.save(key, make(), identity)
-            there = self.load(key, identity)
-        if there is None:
+    def stage(
+        self, key: str, make: Callable[[], xr.Dataset], identity: Identity, sizes: Mapping[str, int] | None = None
+    ) -> xr.Dataset:
+        """What is stored under a key, made and stored now where there is nothing; `sizes` are those of dims it has."""
+
+        def check(part: xr.Dataset) -> None:
+            for dim, size in (sizes or {}).items():
+                if part.sizes.get(dim, size) != size:
+                    raise ValueError(f"it has {part.sizes[dim]} along {dim}, where {size} are asked for")
+
+        if (there := self.load(key, identity, check)) is not None:
+            self.taken.append(key)
+            return there
+        self.save(key, make(), identity)
+        if (there := self.load(key, identity, check)) is None:
             raise ResultError(f"{self.folder} does not keep what is written to it")
         return there
 
@@ -154,22 +173,23 @@ class Shards:
 
     def finish(self, result: xr.Dataset | xr.DataTree) -> None:
         """Write the result whole, then take away the parts."""
-        beside = self.folder / "whole.part"
-        write_beside(self.target, lambda path: result.to_netcdf(path, engine="netcdf4"), beside)
+        folder = self.folder if self.is_there() else self.target.parent
+        write_beside(self.target, lambda path: result.to_netcdf(path, engine="netcdf4"), folder)
         self.clear()
 
     def job(self, key: str) -> dict[str, Any] | None:
         """What is known of a job that was sent to a server; None where nothing is, or where it cannot be read."""
         try:
-            found = json.loads(self._job(key).read_text())
+            found = read_json(self._job(key).read_text())
         except (OSError, ValueError):
             return None
         return found if isinstance(found, dict) else None
 
     def note_job(self, key: str, record: dict[str, Any]) -> None:
         """Keep what is known of a job, on the disk before anything else is done."""
+        self.check_there()
         text = json.dumps(record)
-        write_beside(self._job(key), lambda path: path.write_text(text), self.folder / f"{key}.part")
+        write_beside(self._job(key), lambda path: path.write_text(text))
 
     def drop_job(self, key: str) -> None:
         """Forget a job, whose values are stored."""
@@ -181,38 +201,20 @@ class Shards:
     def left(self) -> str:
         """What the same call would go on from, in words."""
         found = []
-        if any(self.folder.glob("*.nc")):
+        if self.files("", ".nc"):
             found.append(f"what was finished is kept in {self.folder}")
-        if any("id" in (self.job(path.stem) or {}) for path in self.folder.glob("*.job")):
+        if any("id" in (self.job(path.stem) or {}) for path in self.files("", ".job")):
             found.append("jobs that were sent go on at the server, and the same call finds them again")
         return "; ".join(found)
 
-    def clear(self) -> None:
-        """Take away all parts."""
-        for path in self.folder.iterdir():
-            if path != Path(self.lock.lock_file):
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
-    def _acquire(self) -> None:
-        try:
-            self.folder.mkdir(exist_ok=True)
-            self.lock.acquire()
-        except Timeout:
-            raise ResultError(
-                f"{self.target} is being made by {_owner(self.folder / 'lock')}: wait for it, or write elsewhere; if "
-                f"that process is gone, remove {self.folder / 'lock'}"
-            ) from None
-        except OSError as error:
-            raise ResultError(f"cannot write {self.target}: {reason(error)}") from error
-        for path in self.folder.glob("*.part"):  # of a process that was killed
-            path.unlink(missing_ok=True)
+def _check_size(part: xr.Dataset) -> None:
+    """Refuse a part whose values, which were not read yet, do not fit in memory."""
+    from ..interventions.memory import free_memory
 
-    def _release(self) -> None:
-        if not any(path.suffix in (".nc", ".job") for path in self.folder.iterdir()):
-            self.clear()
-        self.lock.release()
-        with suppress(OSError):  # parts are left for the next time, or another process has begun
-            self.folder.rmdir()
+    free = free_memory()
+    if free is not None and part.nbytes > free:
+        raise ValueError(f"it says that it holds {part.nbytes / 1e9:.0f} GB, and {free / 1e9:.0f} GB are free")
 
 
 def _unlike(text: object, identity: Identity) -> str:
@@ -242,22 +244,34 @@ def keeping(out: str | os.PathLike[str], resume: bool) -> Iterator[Shards]:
         The name is wrong, the folder cannot be written, or another process is at work on the same result.
     """
     shards = Shards(netcdf_path(out), resume)
-    shards._acquire()
-    try:
-        if not resume:
-            shards.clear()
-        token = _CURRENT.set(shards)
+    with Terminating() as ending:
         try:
-            with book.writing(shards):
-                yield shards
+            try:
+                with undisturbed():
+                    shards.acquire()
+                if not resume:
+                    shards.clear()
+                token = _CURRENT.set(shards)
+                try:
+                    with book.writing(shards):
+                        yield shards
+                finally:
+                    _CURRENT.reset(token)
+            finally:
+                with undisturbed():
+                    shards.release()
+        except Terminated as error:
+            ending.said = _said(error, "stopped by SIGTERM", shards.left())
+            raise
         except KeyboardInterrupt as error:
             if str(error) or not (left := shards.left()):
                 raise
-            raise Stopped(f"stopped; {left}") from error
-        finally:
-            _CURRENT.reset(token)
-    finally:
-        shards._release()
+            raise Stopped(_said(error, "stopped", left)) from error
+
+
+def _said(error: KeyboardInterrupt, stopped: str, left: str) -> str:
+    """What is said of work that was stopped."""
+    return str(error) or "; ".join([stopped, *([left] if left else [])])
 
 
 def current() -> Shards | None:
@@ -269,18 +283,10 @@ def netcdf_path(out: str | os.PathLike[str]) -> Path:
     """`out` as a file that can be written; or an error that says why not."""
     if Path(out).suffix != ".nc":
         raise DeclarationError(f"out={os.fspath(out)!r}: results are NetCDF files, end the name in .nc")
-    return check_writable(out)
-
-
-def parts_of(target: Path) -> Path:
-    """Where the finished parts of a result are kept."""
-    return target.with_name(f"{target.name}.parts")
-
-
-def _owner(lock: Path) -> str:
-    """``process 12 on host``, as the lock file says."""
-    try:
-        pid, host, *_ = lock.read_text().splitlines()
-    except (OSError, ValueError):
-        return "another process"
-    return f"process {pid} on {host}" + (", this one" if pid == str(os.getpid()) else "")
+    target = check_writable(out)
+    if (size := len(os.fsencode(target.name))) > LONGEST:
+        raise DeclarationError(
+            f"out={target.name[:20]!r}...: the name has {size} bytes, possible are {LONGEST}, since unfinished work is "
+            f"kept in a folder of that name with {BEHIND} behind it"
+        )
+    return target

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ..errors import LARGEST_SEED, DeclarationError, UnknownNameError, check_text, choices, whole
+from ..errors import LARGEST_SEED, MOST_PROMPTS, DeclarationError, UnknownNameError, check_text, choices, whole
 from ..interventions.shape import Group
 from .batch import Batch
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ..interventions.models import Model
 
 Array = np.ndarray[Any, Any]
+BYTES = 100
+"""For each token of a prompt: ids in both runs, targets and distractors, and copies of them while they are made."""
 REFERENCE_EXAMPLES = 32
 """Fewest examples of the reference draw of a random task: a mean over a handful is mostly noise."""
 
@@ -65,7 +67,7 @@ class RepeatedTokens:
     score: str = "repeat"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "n", whole(self.n, "n, the number of prompts,", low=1))
+        object.__setattr__(self, "n", whole(self.n, "n, the number of prompts,", low=1, high=MOST_PROMPTS))
         object.__setattr__(self, "length", whole(self.length, "length, the half length,", low=2))
         object.__setattr__(self, "seed", whole(self.seed, "a seed", high=LARGEST_SEED))
         object.__setattr__(self, "bos", bool(self.bos))
@@ -94,6 +96,7 @@ class RepeatedTokens:
                 f"so length can be 2 to {(model.shape.context - start) // 2}"
             )
         pool = self._pool(model)
+        _check_room(n, size)
         random = np.random.RandomState([self.seed, stream])
         picked = np.stack([pool[random.permutation(len(pool))[: 2 * half]] for _ in range(n)])
         first, other = picked[:, :half], picked[:, half:]
@@ -231,6 +234,17 @@ class Prompts:
                 f"prompt {text[:40]!r}... has {len(tokens)} tokens: {model.name} reads at most {model.shape.context}"
             )
         return tokens
+
+
+def _check_room(n: int, size: int) -> None:
+    """Refuse more prompts than fit in memory."""
+    from ..interventions.memory import free_memory
+
+    free, needed = free_memory(), n * size * BYTES
+    if free is not None and needed > free:
+        raise DeclarationError(
+            f"n={n} prompts of {size} tokens need {needed / 1e9:.0f} GB, and {free / 1e9:.0f} GB are free: take fewer"
+        )
 
 
 def reference_tokens(task: Task, model: Model, run: str, groups: Sequence[Group]) -> tuple[Array, ...]:

@@ -240,6 +240,7 @@ def train(out_folder: Path = FOLDER, recipe: Recipe | None = None, progress: boo
     hf_logging.disable_progress_bar()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(recipe.threads)
+    out_folder = out_folder.absolute()
     out_folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=out_folder) as name, warnings.catch_warnings():
         warnings.simplefilter("ignore")

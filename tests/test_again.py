@@ -1,7 +1,9 @@
 """rerun: the same numbers again, and what it says where they are not, or where nothing can be repeated."""
 
+import io
 import json
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -9,13 +11,16 @@ import xarray as xr
 from planted import planted_model
 
 import headwise as hw
-from headwise.errors import ModelError, ResultError
-from headwise.interventions import Add, Grid, Head, Layer, MeanAblate, Patch, ResampleAblate, ZeroAblate
+from headwise.errors import DeclarationError, HeadwiseError, ModelError, ResultError
+from headwise.interventions import Add, Grid, Head, Layer, MeanAblate, Patch, ResampleAblate, ZeroAblate, codec
 from headwise.metrics import Card, Metric, accuracy, induction, kl, logit_diff, loss, self_attention
 from headwise.studies import InductionStudy, Prompts, RepeatedTokens, capture, compare_estimates, measure
+from headwise.studies.ablation import sets_against_controls
 from headwise.studies.again import rerun
 from headwise.studies.agreement import compare
 from headwise.studies.cli import main
+from headwise.studies.composition import composition_scores
+from headwise.studies.report.writing import write_report
 
 TASK = RepeatedTokens(n=3, length=6)
 TEXT = Prompts(
@@ -179,7 +184,7 @@ def own(words):
         ({"task": '{"repr": "MyTask(3)"}'}, ResultError, r"its task is one of your own, MyTask\(3\)"),
         ({"interventions": '{"type": "Mine"}'}, ResultError, r"unknown type 'Mine'"),
         ({"interventions": "{"}, ResultError, r"not JSON"),
-        ({"metrics": "{"}, ResultError, r"what it declares cannot be read"),
+        ({"metrics": "{"}, ResultError, r"not JSON"),
         ({"metrics": "3"}, ResultError, r"what it declares cannot be read"),
         ({"interventions": '{"type": "mapping"}'}, ResultError, r"what it declares cannot be read"),
         ({"task": "[1]"}, ResultError, r"its task is no task"),
@@ -237,20 +242,26 @@ def test_a_model_in_memory_is_given_and_other_weights_are_noted(tmp_path):
     assert found.differences["loss"] > 1e-3
 
 
-def test_a_folder_beside_the_file_is_found(words_model, tmp_path, monkeypatch):
+def test_a_folder_beside_the_file_is_found_and_asked_for(words_model, tmp_path, monkeypatch):
     words_model.module.save_pretrained(tmp_path / "mine")
     words_model.tokenizer.save_pretrained(tmp_path / "mine")
     model = hw.load(tmp_path / "mine")
     path = hw.write_netcdf(measure(model, TASK, None, [loss]), tmp_path / "mine.nc")
-    assert rerun(path).agrees
+    with pytest.raises(ResultError, match=rf"asks to open the model in the folder {tmp_path}/mine: .*yes=True"):
+        rerun(path)
+    asked = []
+    assert rerun(path, yes=lambda text: asked.append(text) or True).agrees
+    assert asked == [f"{path} asks to open the model in the folder {tmp_path}/mine"]
     (tmp_path / "elsewhere").mkdir()
     moved = path.rename(tmp_path / "elsewhere" / "mine.nc")
     with pytest.raises(ResultError, match="files do not keep where folders are"):
-        rerun(moved)
+        rerun(moved, yes=True)
     assert rerun(moved, model=tmp_path / "mine").agrees
     assert main(["rerun", str(moved), "--model", str(tmp_path / "mine")]) == 0
     monkeypatch.chdir(tmp_path)
-    assert rerun(moved).agrees
+    assert rerun(moved, yes=True).agrees
+    assert main(["rerun", str(moved)]) == 1
+    assert main(["rerun", str(moved), "--yes"]) == 0
 
 
 def test_other_versions_are_noted(files, tmp_path):
@@ -263,3 +274,251 @@ def test_other_versions_are_noted(files, tmp_path):
     assert found.notes[0].startswith("torch: 1.0 then, ")
     assert found.notes[1] == "device: cuda:0 then, cpu now"
     assert "note: torch: 1.0 then" in str(found)
+
+
+CONTRADICTIONS = [
+    ({"n": 10**9}, r"n, the number of prompts, must be at most 1000000, got 1000000000"),
+    ({"n": 10**6}, r"asks for 1000000 prompts and holds 3: it contradicts itself"),
+    ({"n": 4}, r"asks for 4 prompts and holds 3"),
+    ({"length": 10**9}, r"asks for 2000000000 tokens in each prompt and holds 12"),
+    ({"seed": 10**9 * 5}, r"a seed must be at most 4294967295"),
+    ({"n": int("9" * 4000)}, r"n, the number of prompts, must be at most 1000000"),
+]
+
+
+@pytest.mark.parametrize(("more", "message"), CONTRADICTIONS)
+@pytest.mark.parametrize("name", ["baseline", "captured"])
+def test_a_file_that_asks_for_more_than_it_holds_is_refused_before_anything(
+    files, tmp_path, monkeypatch, name, more, message
+):
+    """Before a model is opened, and before a prompt is drawn."""
+    from headwise.interventions import load
+
+    def change(tree):
+        tree.attrs["task"] = json.dumps(json.loads(tree.attrs["task"]) | more)
+
+    path = changed(files[name], tmp_path / "large.nc", change)
+    for place, what in ((load, "load"), (RepeatedTokens, "draw")):
+        monkeypatch.setattr(place, what, lambda *given, **more: pytest.fail("it was opened, or drawn"))
+    with pytest.raises(ResultError, match=message) as told:
+        rerun(path)
+    assert "\n" not in str(told.value)
+
+
+def test_a_study_that_asks_for_more_than_it_holds_is_refused(words_model, tmp_path):
+    path = hw.write_netcdf(InductionStudy(n=4, length=8, draws=3).run(words_model), tmp_path / "study.nc")
+    wrong = {
+        "n": (32, "asks for 32 prompts and holds 4"),
+        "length": (25, "asks for 50 tokens in each prompt and holds 16"),
+        "untrained": (40, "asks for 40 untrained models and holds 20"),
+        "draws": (10**9, "draws must be at most 100000"),
+    }
+    for name, (value, message) in wrong.items():
+
+        def change(tree, name=name, value=value):
+            tree.attrs["study"] = json.dumps(json.loads(tree.attrs["study"]) | {name: value})
+
+        with pytest.raises(ResultError, match=message):
+            rerun(changed(path, tmp_path / "large.nc", change))
+
+    def long(tree):
+        tree.attrs["study"] = json.dumps(json.loads(tree.attrs["study"]) | {"draws": 10**5})
+
+    asked = []
+    with pytest.raises(
+        ResultError, match=r"up to \d\.\de\+\d+ floating-point operations .*rerun\(..., yes=True\) or --yes"
+    ):
+        rerun(changed(path, tmp_path / "long.nc", long), yes=asked.append)
+    assert re.search(r"long.nc asks for 4 prompts times 120\d\d\d\d conditions on words-2l", asked[0])
+
+
+def test_steps_are_bounded(files, tmp_path):
+    path = changed(files["integrated"], tmp_path / "a.nc", own({"estimator": "integrated, 1000000000 steps"}))
+    with pytest.raises(ResultError, match=r"its estimator 'integrated, 1000000000 steps' is not known"):
+        rerun(path)
+    path = changed(files["integrated"], tmp_path / "b.nc", own({"estimator": "integrated, 100000000 steps"}))
+    with pytest.raises(ResultError, match=r"steps, of the integrated estimate, must be at most 10000"):
+        rerun(path)
+    path = changed(files["estimates"], tmp_path / "c.nc", own({"steps": 10**9}))
+    with pytest.raises(ResultError, match=r"steps, of the integrated estimate, must be at most 10000"):
+        rerun(path)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda model: RepeatedTokens(n=10**9),
+        lambda model: RepeatedTokens(length=10**9).draw(model),
+        lambda model: RepeatedTokens(seed=10**10),
+        lambda model: RepeatedTokens(tokens=(0, 10**9)).draw(model),
+        lambda model: InductionStudy(n=10**9),
+        lambda model: InductionStudy(length=10**9).run(model),
+        lambda model: InductionStudy(draws=10**9),
+        lambda model: InductionStudy(untrained=10**9),
+        lambda model: measure(model, TASK, ZeroAblate(Head(0, 0)), loss, estimator="integrated", steps=10**9),
+        lambda model: compare_estimates(model, TASK, ZeroAblate(Head(0, 0)), loss, steps=10**9),
+        lambda model: composition_scores(model, draws=10**9),
+        lambda model: sets_against_controls(model, TASK, {"one": [Head(0, 0)]}, draws=10**9),
+    ],
+)
+def test_what_nobody_can_compute_is_refused_at_once(words_model, make):
+    with pytest.raises(HeadwiseError, match=r"must be at most|length can be 2 to|has the token ids|10000000"):
+        make(words_model)
+
+
+def test_prompts_that_do_not_fit_in_memory_are_refused(words_model, monkeypatch):
+    from headwise.interventions import memory
+
+    monkeypatch.setattr(memory, "free_memory", lambda: 10**9)
+    with pytest.raises(
+        DeclarationError, match=r"n=1000000 prompts of 50 tokens need 5 GB, and 1 GB are free: take fewer"
+    ):
+        RepeatedTokens(n=10**6).draw(words_model)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/etc",
+        "~/models",
+        "../../etc",
+        "..",
+        ".",
+        "\\\\server\\share\\model",
+        "C:\\model",
+        "a/b/c",
+        "a/../b",
+        "",
+        "\x1b[2J",
+    ],
+)
+def test_a_path_in_a_file_is_never_followed(files, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "in").mkdir()
+    path = changed(files["baseline"], tmp_path / "in" / "a.nc", own({"model": name, "model_revision": "main"}))
+    with pytest.raises(ResultError, match=r"names the model .*, which is no shipped one and no Hub id"):
+        rerun(path, yes=True)
+    local = changed(files["baseline"], tmp_path / "in" / "b.nc", own({"model": name, "model_revision": "local"}))
+    with pytest.raises(ResultError, match="files do not keep where folders are"):
+        rerun(local, yes=True)
+
+
+def test_a_revision_that_is_a_path_is_refused(files, tmp_path):
+    path = changed(
+        files["baseline"], tmp_path / "a.nc", own({"model": "owner/name", "model_revision": "../../../etc/passwd"})
+    )
+    with pytest.raises(ResultError, match=r"names the revision '\.\./\.\./\.\./etc/passwd', which no model has"):
+        rerun(path, yes=True)
+
+
+def test_a_hub_id_that_is_a_folder_here_is_asked_for(files, tmp_path, monkeypatch):
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    (tmp_path / "owner" / "name" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    path = changed(files["baseline"], tmp_path / "a.nc", own({"model": "owner/name", "model_revision": "main"}))
+    with pytest.raises(ResultError, match=rf"asks to open the model in the folder {tmp_path}/owner/name: .*--yes"):
+        rerun(path)
+    with pytest.raises(ModelError, match="owner/name"):  # agreed to, it is opened, and is no model
+        rerun(path, yes=True)
+
+
+def test_a_run_on_a_server_is_asked_for(files, tmp_path, monkeypatch, capsys):
+    from headwise.interventions import load
+
+    opened = []
+
+    def opening(name, **options):
+        opened.append((name, options))
+        raise ModelError("stopped here")
+
+    monkeypatch.setattr(load, "load", opening)
+    path = changed(files["baseline"], tmp_path / "a.nc", own({"executed": "https://evil.example"}))
+    with pytest.raises(ResultError, match=r"asks to run on the server that is set here, with your key, .* 'https"):
+        rerun(path)
+    with pytest.raises(ResultError, match="that is done only where you agree"):
+        rerun(path, model="words-2l", yes=lambda text: False)
+    assert main(["rerun", str(path)]) == 1
+    assert "asks to run on the server that is set here" in capsys.readouterr().err
+    assert opened == []
+    with pytest.raises(ModelError, match="stopped here"):
+        rerun(path, yes=True)
+    assert main(["rerun", str(path), "--yes"]) == 1
+    assert [options["remote"] for _, options in opened] == [True, True]
+
+
+def test_at_a_terminal_it_is_asked(files, tmp_path, monkeypatch, capsys):
+    from headwise.interventions import load
+
+    def opening(name, **options):
+        raise ModelError("stopped here")
+
+    monkeypatch.setattr(load, "load", opening)
+    path = changed(files["baseline"], tmp_path / "a.nc", own({"executed": "ndif"}))
+    for answer, said in (("y\n", "stopped here"), ("\n", "nothing was run"), ("", "nothing was run")):
+        keys, screen = io.StringIO(answer), io.StringIO()
+        keys.isatty = screen.isatty = lambda: True
+        monkeypatch.setattr(sys, "stdin", keys)
+        monkeypatch.setattr(sys, "stderr", screen)
+        assert main(["rerun", str(path)]) == 1
+        assert "with your key, as it ran on 'ndif'.\nDo it? [y/N]" in screen.getvalue()
+        assert said in screen.getvalue()
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+HALF = '"\\ud800"'
+TEXTS = {"deep": DEEP, "half": HALF}
+ATTRIBUTES = (
+    "task",
+    "interventions",
+    "metrics",
+    "versions",
+    "configuration",
+    "fingerprint",
+    "conclusion",
+    "model_shape",
+)
+ATTRIBUTES += ("float32_deviation", "seconds_by_stage", "study", "heads", "estimators", "sites")
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_whatever_json_a_file_holds_rerun_and_report_come_to_an_end(files, tmp_path, capsys, name, text):
+    path = changed(files["baseline"], tmp_path / "a.nc", own({name: TEXTS[text]}))
+    told = ""
+    try:
+        assert rerun(path).agrees
+    except HeadwiseError as error:
+        told = str(error)
+    assert "\n" not in told
+    assert len(told) < 1000
+    assert main(["report", str(path), "--out", str(tmp_path / "a.html")]) == 0
+    page = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert "words-2l" in page
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_half_of_a_character_in_a_report(files, tmp_path):
+    """Of a result in memory: what a file holds is decoded when it is read."""
+    tree = hw.open_tree(files["baseline"])
+    tree.attrs |= {"title": "half \ud800 of one", "model": "words\udc80"}
+    page = write_report(tree, tmp_path / "a.html").read_text(encoding="utf-8")
+    assert "half " in page
+
+
+def test_json_of_a_file_is_read_with_bounds():
+    assert codec.read_json(json.dumps({"a": [1, "\U0001f600", "\\ud800"]})) == {"a": [1, "\U0001f600", "\\ud800"]}
+    assert codec.read_json("[" * 100 + "]" * 100) is not None
+    for text, message in (
+        ("[" * 101 + "]" * 101, "more than 100 lists and objects within each other"),
+        (DEEP, "more than 100 lists and objects within each other"),
+        (HALF, "half of a character"),
+        ('{"\\udc00": 1}', "half of a character"),
+        ('["\ud800"]', "half of a character"),
+        ("9" * 5000, "this is not JSON"),
+        ("{", "this is not JSON"),
+        (None, "this is not JSON but NoneType"),
+        (b"[]", "this is not JSON but bytes"),
+    ):
+        with pytest.raises(DeclarationError, match=message):
+            codec.read_json(text)

@@ -4,13 +4,17 @@ import errno
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
+import netCDF4
 import numpy as np
 import pytest
 import raw_hooks
@@ -18,11 +22,12 @@ import torch
 import xarray as xr
 
 import headwise as hw
-from headwise.errors import DeclarationError, ResultError, ResultWarning
+from headwise.errors import DeclarationError, HeadwiseError, ResultError, ResultWarning
 from headwise.interventions import Grid, Head, MeanAblate, Patch, ResampleAblate, ZeroAblate, engine
+from headwise.interventions.digest import short_hash
 from headwise.metrics import induction, logit_diff, loss
 from headwise.metrics.card import Card, Metric
-from headwise.studies import InductionStudy, RepeatedTokens, ablation, measure
+from headwise.studies import InductionStudy, RepeatedTokens, Results, ablation, measure
 
 TASK = RepeatedTokens(n=4, length=6)
 WANDERING = ("created", "seconds", "seconds_by_stage", "host", "inputs")
@@ -422,3 +427,330 @@ def test_killed_at_random_moments_it_ends_with_the_same_file(tmp_path, kind, kil
         kept = [line for line in log.read_text().splitlines() if line.startswith("kept")]
         assert kept
         assert set(Counter(kept).values()) == {1}, "a pass that was finished was done again"
+
+
+def refill(folder):
+    """A foreign folder: what is in it, to see that it stays."""
+    (folder / "deep").mkdir(parents=True)
+    kept = {"mine.txt": "mine", "thesis.nc": "no result", "deep/more.txt": "more", "0123456789abcdef.txt": "x"}
+    for name, text in kept.items():
+        (folder / name).write_text(text)
+    return kept
+
+
+def holds(folder, kept):
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()} == kept
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_link_in_the_place_of_the_parts_is_refused(model, out, computed, tmp_path, resume):
+    precious = tmp_path / "precious"
+    kept = refill(precious)
+    parts_folder = out.with_name("sweep.nc.parts")
+    parts_folder.symlink_to(precious)
+    with pytest.raises(ResultError, match=r"sweep.nc.parts is a link, .*: remove the link, or write elsewhere"):
+        sweep(model, out, resume=resume)
+    parts_folder.unlink()
+    parts_folder.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ResultError, match=r"sweep.nc.parts is a link"):
+        sweep(model, out, resume=resume)
+    assert computed == []
+    assert holds(precious, kept)
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("name", ["lock", "about.json", "0123456789abcdef-0123456789abcdef.0123456789abcdef.nc", "a"])
+@pytest.mark.parametrize("dangling", [False, True])
+def test_links_among_the_parts_are_refused(model, out, computed, tmp_path, name, dangling):
+    victim = tmp_path / "victim"
+    if not dangling:
+        victim.write_text("kept")
+    folder = out.with_name("sweep.nc.parts")
+    folder.mkdir()
+    (folder / name).symlink_to(victim)
+    with pytest.raises(ResultError, match=rf"sweep.nc.parts holds the link {name}: remove it, or write elsewhere"):
+        sweep(model, out)
+    assert computed == []
+    assert (folder / name).is_symlink()
+    assert victim.exists() != dangling
+    assert dangling or victim.read_text() == "kept"
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_foreign_files_among_the_parts_stay(model, out, resume):
+    folder = out.with_name("sweep.nc.parts")
+    kept = refill(folder)
+    wanted = sweep(model, None)
+    with pytest.raises(Halt):
+        sweep(model, out, progress=stop_after(5))
+    assert len(parts(out)) > 4
+    xr.testing.assert_equal(sweep(model, out, resume=resume), wanted)
+    assert holds(folder, kept), "only what headwise wrote is gone"
+    xr.testing.assert_equal(xr.load_dataset(out).drop_attrs(), wanted.drop_attrs())
+
+
+def test_a_foreign_file_called_lock_stays(model, out, computed):
+    folder = out.with_name("sweep.nc.parts")
+    folder.mkdir()
+    (folder / "lock").write_text("the combination is 12-34-56\n")
+    os.utime(folder / "lock", (0, 0))
+    with pytest.raises(ResultError, match="holds a file lock that headwise did not write: move it away"):
+        sweep(model, out)
+    assert (folder / "lock").read_text() == "the combination is 12-34-56\n"
+    assert computed == []
+
+
+@pytest.mark.parametrize("name", ["lock", "about.json", "0123456789abcdef-0123456789abcdef.0123456789abcdef.nc"])
+def test_what_is_no_file_among_the_parts_is_refused(model, out, computed, name):
+    """A FIFO would be waited for, for ever."""
+    folder = out.with_name("sweep.nc.parts")
+    folder.mkdir()
+    os.mkfifo(folder / name)
+    with pytest.raises(ResultError, match=rf"holds {name}, which is no file"):
+        sweep(model, out)
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    (folder / name / "mine").write_text("mine")
+    with pytest.raises(ResultError, match=rf"holds {name}, which is no file"):
+        sweep(model, out)
+    assert (folder / name / "mine").read_text() == "mine"
+    assert computed == []
+
+
+@pytest.mark.parametrize("kind", ["removed", "link", "folder"])
+def test_the_parts_are_taken_away_in_mid_run(model, out, tmp_path, kind):
+    wanted = sweep(model, None)
+    folder, precious, calls = out.with_name("sweep.nc.parts"), tmp_path / "precious", []
+    kept = refill(precious)
+    moved = "0123456789abcdef-0123456789abcdef.0123456789abcdef.nc"
+    (precious / moved).write_text("like a part")
+
+    def update(done, total):
+        calls.append(done)
+        if len(calls) == 5:
+            shutil.rmtree(folder)
+            if kind == "link":
+                folder.symlink_to(precious)
+            elif kind == "folder":
+                precious.rename(folder)
+
+    if kind == "removed":
+        with pytest.warns(ResultWarning, match=r"sweep.nc.parts was removed meanwhile: of sweep.nc, only"):
+            found = sweep(model, out, progress=update)
+        xr.testing.assert_equal(found, wanted)
+        xr.testing.assert_equal(xr.load_dataset(out).drop_attrs(), wanted.drop_attrs())
+        assert not folder.exists()
+    else:
+        with pytest.raises(ResultError, match="somebody put another folder, or a link, in the place of"):
+            sweep(model, out, progress=update)
+        assert holds(folder, kept | {moved: "like a part"})
+        assert not out.exists()
+
+
+def forged(path, change):
+    """A part that somebody changed, with the hash that it then has, and the name of the hash of what it says."""
+    part = xr.load_dataset(path)
+    part = change(part)
+    path.unlink()
+    beside = path.with_name("forged")
+    part.to_netcdf(beside)
+    what = {
+        "examples": [int(end) for end in np.atleast_1d(part.attrs["examples"])[:2]],
+        "run": part.attrs["run"],
+        "conditions": part.attrs["conditions"],
+    }
+    key = f"{path.name.split('-')[0]}-{short_hash(json.dumps(what))}"
+    beside.rename(path.with_name(f"{key}.{short_hash(beside.read_bytes())}.nc"))
+
+
+def other_examples(*ends):
+    return lambda part: part.assign_attrs(examples=list(ends))
+
+
+def twice(part):
+    names = json.loads(part.attrs["conditions"])
+    return part.assign_attrs(conditions=json.dumps(names[:1] * len(names)))
+
+
+FORGERIES = {
+    "one position for all": lambda part: part.map(lambda one: one.isel({one.dims[-1]: slice(0, 1)})),
+    "one example for all": lambda part: part.isel(example=slice(0, 1)),
+    "transposed": lambda part: part.transpose("example", ...),
+    "an extra variable": lambda part: part.assign(more=("example", np.zeros(part.sizes["example"]))),
+    "a coordinate": lambda part: part.assign_coords(example=np.arange(part.sizes["example"])),
+    "another name": lambda part: part.rename_vars(loss="other"),
+    "one metric": lambda part: part.drop_vars("loss"),
+    "whole numbers": lambda part: part.astype("int32"),
+    "text": lambda part: part.astype(str),
+    "half precision": lambda part: part.map(lambda one: one.astype("float64").astype("complex64").real.astype("int8")),
+    "examples that are not there": other_examples(2, 6),
+    "no examples": other_examples(2, 2),
+    "negative examples": other_examples(-4, 4),
+    "examples that are a number": lambda part: part.assign_attrs(examples=3),
+    "conditions twice": twice,
+    "no conditions": lambda part: part.assign_attrs(conditions="[]"),
+    "conditions that are no JSON": lambda part: part.assign_attrs(conditions="["),
+    "conditions that are a number": lambda part: part.assign_attrs(conditions="3"),
+    "conditions within each other": lambda part: part.assign_attrs(conditions="[" * 100_000 + "]" * 100_000),
+    "a run that is not there": lambda part: part.assign_attrs(run="dirty"),
+    "a number for a run": lambda part: part.assign_attrs(run=7),
+    "nothing": lambda part: xr.Dataset(attrs=part.attrs),
+}
+
+
+@pytest.mark.parametrize("kind", FORGERIES)
+def test_a_forged_part_is_set_aside_and_done_again(model, out, kind):
+    """Its hash is right, but it is not what the plan asks for."""
+    wanted = sweep(model, None, batch_size=8)
+    with pytest.raises(Halt):
+        sweep(model, out, batch_size=8, progress=stop_after(5))
+    there = [path for path in parts(out) if xr.load_dataset(path).attrs["run"] == ""]
+    forged(there[0], FORGERIES[kind])
+    with pytest.warns(ResultWarning, match=r"is damaged \(.*\): set aside as .*, and computed again"):
+        found = sweep(model, out, batch_size=8)
+    xr.testing.assert_identical(found.drop_attrs(), wanted.drop_attrs())
+
+
+def test_a_forged_part_that_declares_more_than_there_is_memory(model, out):
+    wanted = sweep(model, None)
+    with pytest.raises(Halt):
+        sweep(model, out, progress=stop_after(7))
+    path = parts(out)[0]
+    whole = path.with_name("forged")
+    with netCDF4.Dataset(whole, "w") as file, xr.open_dataset(path) as part:
+        file.setncatts({name: value for name, value in part.attrs.items()})
+        file.createDimension("x", 10**6)
+        file.createDimension("y", 10**6)
+        file.createVariable("loss", "f4", ("x", "y"), chunksizes=(1000, 1000))
+    path.unlink()
+    whole.rename(path.with_name(f"{path.name.split('.')[0]}.{short_hash(whole.read_bytes())}.nc"))
+    with pytest.warns(ResultWarning, match=r"it says that it holds 4000 GB, and \d+ GB are free"):
+        xr.testing.assert_equal(sweep(model, out), wanted)
+
+
+def test_a_forged_stage_of_a_study(words_model, out, monkeypatch):
+    """Of other sizes, it is made again; without what the study needs, the error says what to do."""
+
+    def stopped():
+        monkeypatch.setattr(ablation, "every_head", stop)
+        with pytest.raises(Halt):
+            STUDY.run(words_model, out=out)
+        monkeypatch.undo()
+        return next(path for path in parts(out) if path.name.split(".")[0].endswith("-heads"))
+
+    def stop(*arguments):
+        raise Halt
+
+    def forge(path, change):
+        part = change(xr.load_dataset(path))
+        key = path.name.split(".")[0]
+        path.unlink()
+        part.to_netcdf(out.with_name("forged"))
+        os.replace(out.with_name("forged"), path.with_name("forged"))
+        path.with_name("forged").rename(path.with_name(f"{key}.{short_hash(path.with_name('forged').read_bytes())}.nc"))
+
+    forge(stopped(), lambda part: part.isel(head=slice(0, 3)))
+    with pytest.warns(ResultWarning, match="it has 3 along head, where 8 are asked for"):
+        path = stopped()
+    forge(path, lambda part: part.drop_vars("induction"))
+    with pytest.raises(ResultError, match=r"sweep.nc.parts may hold stages that are not what this study makes") as told:
+        STUDY.run(words_model, out=out)
+    assert "\n" not in str(told.value)
+
+
+def test_out_is_where_it_was_when_the_call_began(model, tmp_path, monkeypatch):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "one")
+    calls = []
+
+    def update(done, total):
+        calls.append(done)
+        if len(calls) == 4:
+            os.chdir(tmp_path / "other")
+
+    sweep(model, "sweep.nc", progress=update)
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["sweep.nc"]
+    assert list((tmp_path / "other").iterdir()) == []
+
+
+def test_a_folder_of_results_is_where_it_was(model, tmp_path, monkeypatch):
+    (tmp_path / "one").mkdir()
+    sweep(model, tmp_path / "one" / "sweep.nc")
+    monkeypatch.chdir(tmp_path)
+    results = Results("one")
+    monkeypatch.chdir(tmp_path / "one")
+    assert len(results.select(model="*")) == len(results.refresh()) == 1
+    assert str(results.folder) == "one"
+
+
+NAMES = {
+    "a\0b.nc": r"the file name .* has a NUL",
+    "a\ud800.nc": r"the file name .* has half of a character",
+    f"a{chr(0xDC80)}.nc": r"the file name .* has half of a character",
+    "x" * 253 + ".nc": r"File name too long",
+    "~nobody-is-called-so/a.nc": r"cannot write ~nobody-is-called-so/a.nc: Could not determine home directory",
+    "dangling/a.nc": r"dangling is a link to nothing",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("way", ["measure", "write_netcdf"])
+def test_names_that_no_file_can_have_are_refused_before_any_pass(model, tmp_path, computed, monkeypatch, name, way):
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    monkeypatch.chdir(tmp_path)
+    write = partial(sweep, model) if way == "measure" else partial(hw.write_netcdf, xr.Dataset({"a": 1}))
+    with pytest.raises(HeadwiseError, match=NAMES[name]) as told:
+        write(name)
+    assert "\n" not in str(told.value)
+    assert computed == []
+
+
+@pytest.mark.parametrize("size", [247, 249, 250, 255])
+def test_long_names(model, tmp_path, computed, size):
+    """Every name that a file can have; unfinished work needs room for the name of its folder."""
+    name = "é" + "x" * (size - 5) + ".nc"
+    assert len(os.fsencode(name)) == size
+    found = hw.write_netcdf(xr.Dataset({"a": 1}), tmp_path / name)
+    assert xr.load_dataset(found)["a"] == 1
+    found.unlink()
+    if size < 250:
+        sweep(model, tmp_path / name)
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+    else:
+        with pytest.raises(DeclarationError, match=rf"the name has {size} bytes, possible are 249"):
+            sweep(model, tmp_path / name)
+        assert computed == []
+
+
+@pytest.mark.parametrize("dangling", [False, True])
+def test_a_link_in_the_place_of_the_result_is_replaced(model, out, tmp_path, dangling):
+    """What it leads to stays as it is: somebody else may have put the link there."""
+    victim = tmp_path / "victim"
+    if not dangling:
+        victim.write_text("kept")
+    out.symlink_to(victim)
+    wanted = sweep(model, out)
+    assert not out.is_symlink()
+    xr.testing.assert_equal(xr.load_dataset(out).drop_attrs(), wanted.drop_attrs())
+    assert dangling != victim.exists()
+    assert dangling or victim.read_text() == "kept"
+
+
+def test_a_full_disk_is_called_so(tmp_path, monkeypatch):
+    """The NetCDF library says "Permission denied" of a file that it cannot begin."""
+
+    def denied(self, path, **options):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    ds = xr.Dataset({"a": 1})
+    monkeypatch.setattr(xr.Dataset, "to_netcdf", denied)
+    with pytest.raises(ResultError, match=r"cannot write .*a.nc: Permission denied"):
+        hw.write_netcdf(ds, tmp_path / "a.nc")
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    with pytest.raises(ResultError, match=r"cannot write .*a.nc: No space left on device"):
+        hw.write_netcdf(ds, tmp_path / "a.nc")
+    assert list(tmp_path.iterdir()) == []

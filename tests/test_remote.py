@@ -342,5 +342,5 @@ def test_a_stored_result_is_repeated_there(there, server, tmp_path):
     assert again.notes == (f"It ran on {server.host}: NDIF_HOST in the environment names the server.",)
     assert f"on cpu at {server.host}" in when_of(ds.attrs)
     begun = len(server.executed("passes"))
-    assert rerun(tmp_path / "there.nc").agrees
+    assert rerun(tmp_path / "there.nc", yes=True).agrees
     assert len(server.executed("passes")) == begun + 1

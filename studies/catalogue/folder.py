@@ -91,7 +91,9 @@ class Results:
 
     def refresh(self) -> Results:
         """The folder as it is now, all of it."""
-        return Results(self.folder)
+        other = Results(self._root)
+        other.folder = self.folder
+        return other
 
     def __len__(self) -> int:
         return len(self._listing()[0])
@@ -139,7 +141,8 @@ class Results:
         return self._with([entry for entry, kept in zip(entries, keep, strict=True) if kept])
 
     def _with(self, entries: list[Entry]) -> Results:
-        other = Results(self.folder)
+        other = Results(self._root)  # the same folder, wherever the process is now
+        other.folder = self.folder
         other._found, other.whole = (entries, self.problems), False
         return other
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 from .shared import add_command, add_device, add_file, add_json, print_json, quiet_libraries, say
@@ -10,6 +11,7 @@ from .shared import add_command, add_device, add_file, add_json, print_json, qui
 EXAMPLES = """  headwise rerun results/induction-words-2l.nc       the same numbers here?
   headwise rerun ablation.nc --tolerance 1e-4 --json
   headwise rerun ablation.nc --model ./my-gpt2       where the folder is now
+  headwise rerun remote.nc --yes                     on a server, with your key
 """
 
 
@@ -33,6 +35,11 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--model", help="repeat it on this one: a shipped name, Hub id or folder (default: the one that the file names)"
     )
+    parser.add_argument(
+        "--yes",
+        action="store_true",
+        help="agree to what the file asks for beyond a shipped model or one of the Hub: a folder, a server, long work",
+    )
     add_device(parser)
     add_json(parser, "print the verdict and the differences as JSON")
 
@@ -43,10 +50,22 @@ def run(options: argparse.Namespace) -> int:
 
     quiet_libraries()
     agreement = rerun(
-        options.file, device=options.device, tolerance=options.tolerance, progress=say, model=options.model
+        options.file,
+        device=options.device,
+        tolerance=options.tolerance,
+        progress=say,
+        model=options.model,
+        yes=options.yes or (sys.stdin.isatty() and sys.stderr.isatty() and agrees),
     )
     if options.json:
         print_json(agreement.to_dict())
     else:
         print(agreement)
     return 0 if agreement.agrees else 1
+
+
+def agrees(text: str) -> bool:
+    """Ask the user at a terminal."""
+    say(f"{text}.")
+    print("Do it? [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")

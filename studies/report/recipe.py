@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import keyword
 import shlex
 import tokenize
@@ -145,7 +144,7 @@ def _metrics_and_options(attrs: Mapping[Any, Any], root: xr.Dataset) -> tuple[li
     names = [metric_names()[metric.name][0] for metric in metrics]
     options: dict[str, object] = {"base": str(attrs["base"])} if attrs["base"] != "clean" else {}
     if "estimators" in attrs:
-        options["estimators"] = json.loads(attrs["estimators"])
+        options["estimators"] = codec.read_json(attrs["estimators"])
         return names, options | ({"steps": int(attrs["steps"])} if "steps" in attrs else {})
     estimator, steps = estimator_of(attrs)
     options |= {"per_position": True} if is_per_position(root, metrics) else {}
