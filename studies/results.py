@@ -208,16 +208,17 @@ def flush(path: Path) -> None:
 
 
 def open_tree(path: str | os.PathLike[str]) -> xr.DataTree:
-    """Read a study's result whole into memory."""
-    source = Path(path).expanduser()
-    if not source.is_file():
-        raise ResultError(f"there is no file {source}")
-    try:
-        with xr.open_datatree(source, engine="netcdf4") as tree:
-            # group by group: `DataTree.load` leaves out variables that are called like a group
-            return xr.DataTree.from_dict({node.path: node.to_dataset(inherit=False).load() for node in tree.subtree})
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ResultError(f"{source} is no NetCDF file that can be read: {error}") from error
+    """Read a study's result whole into memory.
+
+    Raises
+    ------
+    ResultError
+        There is no such file, it cannot be read, or it does not fit into memory.
+    """
+    from .catalogue.reading import load_result
+
+    result = load_result(path)
+    return result if isinstance(result, xr.DataTree) else xr.DataTree(result)
 
 
 def as_attrs(values: Mapping[str, object]) -> dict[str, str | int | float]:

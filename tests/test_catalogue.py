@@ -488,14 +488,14 @@ def test_where_no_process_can_be_started_files_are_read_in_this_one(folder, monk
 
 
 def test_files_and_folders_that_may_not_be_read(folder, monkeypatch):
-    opened = Path.open
+    opened = os.open
 
     def refuse(path, *arguments, **given):
         if path == folder / "a.nc":
             raise PermissionError(13, "Permission denied", str(path))
         return opened(path, *arguments, **given)
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     walk = os.walk
 
     def walked(top, onerror):

@@ -12,7 +12,7 @@ import xarray as xr
 
 from ...errors import ResultError, UnknownNameError, choices
 from ..catalogue.folder import Results
-from ..catalogue.reading import reading
+from ..files import reading
 from ..results import open_tree
 
 if TYPE_CHECKING:

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 import xarray as xr
 
 from ...errors import ResultError, UnknownNameError, choices
+from ..files import Source, reading
 from ..progress import Progress
 from .cells import cells
 from .combine import combine, part
 from .entries import Entry, Problem
 from .index import scan
 from .query import ask, matching
-from .reading import Result, open_result, open_variable, reading
+from .reading import Result, open_result, open_variable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -260,11 +261,11 @@ class Results:
         for entry in self._going_through(complete):
             path = self._place(entry)
             try:
-                ds, name = open_variable(path, variable, exact=len(complete) > 1)
+                ds, name = open_variable(Source(path), variable, exact=len(complete) > 1)
             except UnknownNameError as error:
                 missing.append(error)
                 continue
-            with reading(path), ds:
+            with reading(path):
                 piece = cells(ds, name)
             about = {"file": entry.path, "model": entry.model} if len(complete) > 1 else {}
             for place, (column, value) in enumerate(about.items()):

@@ -7,10 +7,12 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import xarray as xr
 
+from ..files import reading
 from ..report.phrases import count, listed
 from ..results import effect
 from .cells import PREFIXES, SUFFIXES, cells, mean_of
@@ -142,7 +144,8 @@ def summary(result: Result | str | os.PathLike[str]) -> Summary:
     """
     if isinstance(result, xr.Dataset | xr.DataTree):
         return _summary(result)
-    with open_result(result) as opened:
+    opened = open_result(result)
+    with reading(Path(result)):
         return _summary(opened)
 
 
