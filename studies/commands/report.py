@@ -34,7 +34,7 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Write the report."""
     from ..catalogue.reading import load_result
-    from ..files import existing, reading
+    from ..files import existing
     from ..results import check_writable
 
     source = existing(options.file)
@@ -45,7 +45,6 @@ def run(options: argparse.Namespace) -> int:
     result = load_result(source)
     from ..report.writing import write_report
 
-    with reading(source):
-        report = write_report(result, out)
+    report = write_report(result, out)
     print(f"{shown(report)}  {report.stat().st_size / 1e6:.1f} MB")
     return 0
