@@ -21,6 +21,7 @@ from ..interventions.cost import free_memory
 
 if TYPE_CHECKING:
     import netCDF4
+    import xarray as xr
 
 LOCK = threading.RLock()
 """Held by whoever calls the NetCDF library."""
@@ -32,6 +33,7 @@ ALWAYS = 4 * 2**30
 """Bytes that are read at most where the system does not say how much memory there is."""
 MOST = 5_000
 """Groups and variables of a file: results have some hundred, and each takes a millisecond and 40 kB."""
+UNFINISHED = "an unfinished run: the same call or command again goes on where it stopped"
 OBJECT = b"OHDR"
 """How HDF5 marks the header of a group or a variable."""
 
@@ -107,6 +109,12 @@ class Source:
         self.stamp = stamp
 
 
+def write(result: xr.Dataset | xr.DataTree, path: Path) -> None:
+    """Write a result to a file, while nobody else reads or writes one."""
+    with LOCK:
+        result.to_netcdf(path, engine="netcdf4")
+
+
 def existing(path: str | os.PathLike[str]) -> Path:
     """`path` as that of a file that is there, or an error."""
     source = Path(path).expanduser()
@@ -117,7 +125,7 @@ def existing(path: str | os.PathLike[str]) -> Path:
     except (OSError, ValueError, RuntimeError) as error:  # a folder that is closed, links in a ring, a NUL in the name
         raise ResultError(f"there is no file {source} that can be read: {why(error)}") from None
     if stat.S_ISDIR(kind) and source.suffix == ".parts":
-        raise ResultError(f"{source} is an unfinished run: the same call or command again goes on where it stopped")
+        raise ResultError(f"{source} is {UNFINISHED}")
     if stat.S_ISDIR(kind):
         raise ResultError(f"{source} is a folder: open it with Results, or name a file in it")
     if not stat.S_ISREG(kind):

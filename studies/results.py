@@ -19,6 +19,7 @@ import xarray as xr
 from ..errors import ResultError, UnknownNameError, choices
 from ..interventions.digest import data_hash
 from ..version import version
+from .files import write
 
 if TYPE_CHECKING:
     from ..interventions.identity import Identity
@@ -171,7 +172,7 @@ def write_netcdf(result: xr.Dataset | xr.DataTree, path: str | os.PathLike[str])
     Folders that are missing are made.
     """
     target = check_writable(path)
-    return write_beside(target, lambda beside: result.to_netcdf(beside, engine="netcdf4"))
+    return write_beside(target, lambda beside: write(result, beside))
 
 
 def write_beside(target: Path, write: Callable[[Path], object], beside: Path | None = None) -> Path:

@@ -11,6 +11,8 @@ from typing import Any
 
 LONGEST = 50_000_000
 """Letters of an attribute."""
+MOST = 5_000
+"""Groups and variables, as in `headwise.studies.files`."""
 SEVERAL = 20
 """Values of an attribute that are told."""
 ROOM = 8 * 2**30
@@ -38,12 +40,17 @@ def plain(name: str, value: Any) -> Any:
     return several[:SEVERAL] if isinstance(several, list) else str(several)
 
 
-def look_at(group: Any) -> None:
-    """Read what describes the variables of a group and of those in it."""
-    for variable in group.variables.values():
-        variable.ncattrs()
-    for inner in group.groups.values():
-        look_at(inner)
+def look_at(file: Any) -> None:
+    """Read what describes the variables of a file and of the groups in it."""
+    left, held = [file], 0
+    while left:
+        group = left.pop()
+        held += len(group.variables) + len(group.groups)
+        if held > MOST:
+            raise ValueError(f"it holds more than {MOST} groups and variables")
+        for variable in group.variables.values():
+            variable.ncattrs()
+        left += group.groups.values()
 
 
 def main() -> None:
