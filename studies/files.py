@@ -34,6 +34,8 @@ ALWAYS = 4 * 2**30
 MOST = 5_000
 """Groups and variables of a file: results have some hundred, and each takes a millisecond and 40 kB."""
 UNFINISHED = "an unfinished run: the same call or command again goes on where it stopped"
+SIGNATURES = (b"\x89HDF\r\n\x1a\n", b"CDF\x01", b"CDF\x02", b"CDF\x05")
+"""How NetCDF files begin."""
 OBJECT = b"OHDR"
 """How HDF5 marks the header of a group or a variable."""
 
@@ -86,7 +88,10 @@ class Source:
         with regular(self.path) as file:
             self._check_same(os.fstat(file.fileno()))
             size = os.fstat(file.fileno()).st_size
-            image = file.read(size) if size <= IMAGE else None
+            start = file.read(8)
+            image = start + file.read(size) if size <= IMAGE else None
+        if not start.startswith(SIGNATURES):
+            raise ValueError("NetCDF: Unknown file format")
         if image is None:
             root = netCDF4.Dataset(self.path)
         elif image.count(OBJECT) > 2 * MOST:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import random
 import re
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import headwise as hw
 from headwise.studies import Results, open_result
 from headwise.studies.catalogue.summary import summary
 from headwise.studies.cli import main
+from headwise.studies.report.writing import write_report
 
 LIMIT_SECONDS = 60
 """For one command on one file: much more than it takes, to notice what hangs."""
@@ -208,3 +210,103 @@ def test_a_large_attribute_or_very_many_groups_are_refused(tmp_path, monkeypatch
             file.createGroup(f"g{number}")
     with pytest.raises(hw.ResultError, match="more than 5000 groups and variables"):
         open_result(tmp_path / "many.nc")
+
+
+@pytest.mark.parametrize("kind", ["a measurement", "a study"])
+def test_odd_attributes_give_a_line_and_never_end_a_listing(tmp_path, kind):
+    """A drawn sample of each attribute with each odd value; all of them were tried by hand."""
+    variable, folder = ("loss", tmp_path / "odd") if kind == "a measurement" else ("ablation/loss", tmp_path / "odd")
+    folder.mkdir()
+    (hostile.measured() if kind == "a measurement" else hostile.studied()).to_netcdf(folder / "good.nc")
+    pairs = [(name, odd) for name in hostile.SAID for odd in hostile.ODD]
+    made = []
+    for name, odd in [*random.Random(0).sample(pairs, 60), ("seconds", "text"), ("model", "several numbers")]:
+        path = folder / f"{name} {odd}.nc".replace(",", "")
+        if hostile.with_attribute(folder / "good.nc", path, name, hostile.ODD[odd]):
+            made.append(path)
+    results = Results(folder)
+    assert len(results) + len(results.problems) == len({*made}) + 1
+    assert "good.nc" in results
+    assert len(results.frame) == len(results)
+    assert len(results.select(where="size > 1 and date >= '2026-01-01' and step != 3")) > 20
+    for shown in (repr(results), results._repr_html_(), *map(str, results.problems)):
+        shown.encode()
+    frame = results.table(variable, sort="-value")
+    good = frame[frame["file"] == "good.nc"]
+    np.testing.assert_array_equal(sorted(good["value"]), sorted(hostile.LOSS.ravel()))
+    for dim in ("model", "seed", "step"):
+        with pytest.raises(hw.HeadwiseError):
+            results.combine(dim, variable=variable)
+    wrong = []
+    for number, path in enumerate(made):
+        said = [_said(summary, path), _said(lambda one: summary(one)._repr_html_(), path), _said(open_result, path)]
+        said += [_said(lambda one: write_report(open_result(one), tmp_path / "report.html"), path)] * (number % 10 == 0)
+        wrong += [one for one in said if "\n" in one]
+    assert not wrong
+
+
+def _said(question, path):
+    """The error of a question to a file, which must be one of ours; empty where there is an answer that can be shown."""
+    try:
+        str(question(path)).encode()
+    except hw.HeadwiseError as error:
+        return str(error)
+    return ""
+
+
+def test_a_listing_goes_on_whatever_a_file_makes_of_it(tmp_path, monkeypatch):
+    from headwise.studies.catalogue import index
+
+    for name in ("a.nc", "b.nc", "c.nc"):
+        hostile.measured().to_netcdf(tmp_path / name)
+    look = index.row_of
+
+    def fails(relative, *given, **more):
+        if relative == "b.nc":
+            raise RecursionError("too deep\nfor words")
+        return look(relative, *given, **more)
+
+    monkeypatch.setattr(index, "row_of", fails)
+    results = Results(tmp_path)
+    assert [one.path for one in results] == ["a.nc", "c.nc"]
+    assert [str(one) for one in results.problems] == ["b.nc: it cannot be looked at: too deep for words"]
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "reason"),
+    [
+        ("step", "9" * 5000, "its step has 5000 digits"),
+        (
+            "task",
+            json.dumps(hostile.TASK | {"seed": 10**30}),
+            "its seed is no whole number of at most 92233720",
+        ),
+        ("model", np.arange(3), "its attribute model is no text: [0, 1, 2]"),
+        ("versions", '{"headwise": "\\ud800"}', "its version has half of a character"),
+        ("created", "0001-01-01T00:00:00", "its attribute created is no date from 1970 on"),
+        ("created", "9999-12-31T23:59:59-23:59", "its attribute created is no date from 1970 on"),
+        ("study", hostile.DEEP, "its attribute study is no JSON"),
+        ("study", '{"type": ["x"]}', "its attribute type of the study is no text: ['x']"),
+    ],
+)
+def test_a_field_that_no_table_can_hold_is_a_problem_of_its_file(tmp_path, attribute, value, reason):
+    hostile.measured().to_netcdf(tmp_path / "good.nc")
+    assert hostile.with_attribute(tmp_path / "good.nc", tmp_path / "odd.nc", attribute, value)
+    results = Results(tmp_path)
+    assert [one.path for one in results] == ["good.nc"]
+    assert results.problems[0].reason.startswith(reason)
+    assert len(results.frame) == 1
+
+
+def test_a_forged_cache_brings_nothing_into_the_listing(tmp_path):
+    hostile.measured().to_netcdf(tmp_path / "good.nc")
+    right = Results(tmp_path).entries
+    cache = tmp_path / ".headwise-index.json"
+    told = json.loads(cache.read_text())
+    for field, value in (("seed", 10**30), ("model", ["x"]), ("date", "year 0"), ("model", "\ud800"), ("size", True)):
+        forged = json.loads(json.dumps(told))
+        forged["files"]["good.nc"]["row"][field] = value
+        cache.write_text(json.dumps(forged))
+        results = Results(tmp_path)
+        assert results.entries == right, field
+        assert len(results.frame) == 1

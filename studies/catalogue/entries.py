@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ResultError
-from ..files import regular, why
+from ..files import SIGNATURES, regular, why
 from ..results import SCHEMA
 
 NEEDED = ("model", "created", "versions")
 """Attributes that every result has, beside ``schema_version``."""
-SIGNATURES = (b"\x89HDF\r\n\x1a\n", b"CDF\x01", b"CDF\x02", b"CDF\x05")
-"""How NetCDF files begin."""
 CUT = 200
 """Letters of a text in a row."""
 YEARS = (1970, 2200)

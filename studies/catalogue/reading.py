@@ -118,12 +118,12 @@ class _Store(NetCDF4DataStore):
     """A group of an open file, for xarray, with variables that outlive the opening."""
 
     def __init__(self, source: Source, group: Any, path: str) -> None:
-        super().__init__(group)
+        super().__init__(group)  # type: ignore[no-untyped-call]
         self.source, self.place = source, path
 
     def get_attrs(self) -> Mapping[str, Any]:
         """Attributes of the group."""
-        return _checked(self.source, super().get_attrs())
+        return _checked(self.source, super().get_attrs())  # type: ignore[no-untyped-call]
 
     def open_store_variable(self, name: str, var: Any) -> xr.Variable:
         """A variable whose values are read when they are used."""
@@ -153,7 +153,8 @@ class _Stored(BackendArray):
             if self.source.root is None and max(self.least, _bytes(self.shape, self.dtype)) <= SMALL:
                 found = _small(self.source).get((self.group, self.name))
                 if found is not None:
-                    return np.array(indexing.apply_indexer(indexing.as_indexable(found), key), dtype=found.dtype)
+                    picked = indexing.apply_indexer(indexing.as_indexable(found), key)  # type: ignore[no-untyped-call]
+                    return np.array(picked, dtype=found.dtype)
             return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
 
     def _read(self, key: tuple[Any, ...]) -> Any:
