@@ -220,7 +220,7 @@ def test_odd_attributes_give_a_line_and_never_end_a_listing(tmp_path, kind):
     (hostile.measured() if kind == "a measurement" else hostile.studied()).to_netcdf(folder / "good.nc")
     pairs = [(name, odd) for name in hostile.SAID for odd in hostile.ODD]
     made = []
-    for name, odd in [*random.Random(0).sample(pairs, 60), ("seconds", "text"), ("model", "several numbers")]:
+    for name, odd in [*random.Random(0).sample(pairs, 24), ("seconds", "text"), ("model", "several numbers")]:
         path = folder / f"{name} {odd}.nc".replace(",", "")
         if hostile.with_attribute(folder / "good.nc", path, name, hostile.ODD[odd]):
             made.append(path)
@@ -228,7 +228,7 @@ def test_odd_attributes_give_a_line_and_never_end_a_listing(tmp_path, kind):
     assert len(results) + len(results.problems) == len({*made}) + 1
     assert "good.nc" in results
     assert len(results.frame) == len(results)
-    assert len(results.select(where="size > 1 and date >= '2026-01-01' and step != 3")) > 20
+    assert len(results.select(where="size > 1 and date >= '2026-01-01' and step != 3")) > 5
     for shown in (repr(results), results._repr_html_(), *map(str, results.problems)):
         shown.encode()
     frame = results.table(variable, sort="-value")
@@ -246,7 +246,7 @@ def test_odd_attributes_give_a_line_and_never_end_a_listing(tmp_path, kind):
 
 
 def _said(question, path):
-    """The error of a question to a file, which must be one of ours; empty where there is an answer that can be shown."""
+    """The error of a question to a file, one of ours; empty where there is an answer that can be shown."""
     try:
         str(question(path)).encode()
     except hw.HeadwiseError as error:
