@@ -1,12 +1,14 @@
-"""What a pass costs: floating-point operations of its matrix products, and bytes. Plain arithmetic: imports `shape`.
+"""What a pass costs: floating-point operations of its matrix products, and bytes. Imports `shape`, and no torch.
 
 A multiplication and an addition are two operations, as torch's FlopCounterMode counts them.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from .shape import Shape
 
@@ -127,3 +129,16 @@ def cache_bytes(shape: Shape, length: int, points: Sequence[tuple[int, str]]) ->
     """Bytes of what is kept of one example of the base run (float32)."""
     widths = {"qkv": shape.qkv_width, "turned": shape.width + shape.kv_width, "z": shape.width}
     return BYTES * length * sum(widths.get(name, shape.d_model) for _, name in points)
+
+
+def free_memory() -> int | None:
+    """Bytes of main memory that are to be had; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        pass
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return None

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import torch
 
-from .cost import DEFAULT_BUDGET, OVERHEAD
+from .cost import DEFAULT_BUDGET, OVERHEAD, free_memory
 
 SHARE = 4
 """All tensors together take at most one part in this many of the free memory."""
@@ -35,19 +32,6 @@ def budget(device: torch.device) -> int:
 def overhead(device: torch.device) -> float:
     """Operations that a layer of a pass costs beside its work."""
     return OVERHEAD if device.type == "cpu" else ACCELERATOR_OVERHEAD
-
-
-def free_memory() -> int | None:
-    """Bytes of main memory that are to be had; None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):
-        pass
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from ..errors import DeclarationError, ModelError
-from ..interventions.memory import free_memory
+from ..interventions.cost import free_memory
 from ..interventions.sites import Head
 from ..metrics.attention import SCORES, chance
 from ..metrics.card import Metric

@@ -21,6 +21,7 @@ import xarray as xr
 from ..errors import ResultError, UnknownNameError, check_text, choices
 from ..interventions.digest import data_hash
 from ..version import version
+from .files import write
 from .progress import undisturbed
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ def write_netcdf(result: xr.Dataset | xr.DataTree, path: str | os.PathLike[str])
     Folders that are missing are made. Ctrl-C and SIGTERM wait until the file is written.
     """
     target = check_writable(path)
-    return write_beside(target, lambda beside: result.to_netcdf(beside, engine="netcdf4"))
+    return write_beside(target, lambda beside: write(result, beside))
 
 
 def write_beside(target: Path, write: Callable[[Path], object], folder: Path | None = None) -> Path:
@@ -273,16 +274,17 @@ def flush(path: Path) -> None:
 
 
 def open_tree(path: str | os.PathLike[str]) -> xr.DataTree:
-    """Read a study's result whole into memory."""
-    source = Path(path).expanduser()
-    if not source.is_file():
-        raise ResultError(f"there is no file {source}")
-    try:
-        with undisturbed(), xr.open_datatree(source, engine="netcdf4") as tree:
-            # group by group: `DataTree.load` leaves out variables that are called like a group
-            return xr.DataTree.from_dict({node.path: node.to_dataset(inherit=False).load() for node in tree.subtree})
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ResultError(f"{source} is no NetCDF file that can be read: {error}") from error
+    """Read a study's result whole into memory.
+
+    Raises
+    ------
+    ResultError
+        There is no such file, it cannot be read, or it does not fit into memory.
+    """
+    from .catalogue.reading import load_result
+
+    result = load_result(path)
+    return result if isinstance(result, xr.DataTree) else xr.DataTree(result)
 
 
 def as_attrs(values: Mapping[str, object]) -> dict[str, str | int | float]:

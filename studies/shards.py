@@ -26,6 +26,7 @@ from ..interventions import book
 from ..interventions.codec import read_json
 from ..interventions.digest import short_hash
 from ..interventions.identity import Identity, stored_fingerprint
+from .files import alone, write
 from .progress import Stopped, Terminated, Terminating, undisturbed
 from .results import beside, check_writable, flush, open_tree, write_beside
 from .shelf import ABOUT, BEHIND, LONGEST, Shelf
@@ -67,15 +68,20 @@ class Shards(Shelf):
         check : callable, optional
             Raises where a part, whose values were not read yet, is not what is asked for.
         """
+        from .catalogue.reading import open_result
+
         for path in self.files(f"{key}.", ".nc"):
             try:
                 whole = path.read_bytes()
                 if path.name != f"{key}.{short_hash(whole)}.nc":
                     raise ValueError("it is not what was written")
-                with undisturbed(), xr.open_dataset(path, engine="netcdf4") as stored:
-                    _check_size(stored)
-                    check(stored)
-                    part = stored.load()
+                with alone():
+                    part = open_result(path)
+                    if not isinstance(part, xr.Dataset):
+                        raise ValueError("it has groups")
+                    _check_size(part)
+                    check(part)
+                    part = part.load()
                 why = _unlike(part.attrs.pop(MADE_BY, None), identity)
             except Exception as error:  # whatever the library, or what somebody put there, makes of it
                 self._aside(path, f"is damaged ({' '.join(str(error).split())})", "damaged")
@@ -131,7 +137,7 @@ class Shards(Shelf):
         part = part.assign_attrs({MADE_BY: identity.attrs().get("fingerprint", "")})
         kept = "; what was finished before is kept there, and the same call goes on from it"
         with beside(self.folder, self.folder, kept) as path:
-            part.to_netcdf(path, engine="netcdf4")
+            write(part, path)
             flush(path)
             os.replace(path, self.folder / f"{key}.{short_hash(path.read_bytes())}.nc")
             flush(self.folder)

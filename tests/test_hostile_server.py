@@ -15,7 +15,20 @@ import numpy as np
 import pytest
 import remote_client
 import torch
-from hostile_server import PIECE, Hostile, Peak, answer, archive, bomb, endless, frame, packed, status, trickle, upgraded
+from hostile_server import (
+    PIECE,
+    Hostile,
+    Peak,
+    answer,
+    archive,
+    bomb,
+    endless,
+    frame,
+    packed,
+    status,
+    trickle,
+    upgraded,
+)
 from loopback import KEY
 from nnsight.schema.config import CONFIG
 from nnsight.schema.response import ResponseModel, Status

@@ -11,6 +11,7 @@ import xarray as xr
 
 from ...interventions.sites import Head
 from ...metrics.intervals import bootstrap_interval
+from ..catalogue.cells import has_effect
 from ..results import effect
 from .variables import HEAD, READ, datasets
 
@@ -111,7 +112,7 @@ def effects(tree: xr.DataTree, head: Head) -> list[Effect]:
         if group.startswith("estimates"):
             continue
         for name, array in ds.data_vars.items():
-            if f"baseline_{name}" not in ds or "base" not in ds.attrs or not {*HEAD, "example"} <= {*array.dims}:
+            if not has_effect(ds, str(name)) or not {*HEAD, "example"} <= {*array.dims}:
                 continue
             change = _at(effect(ds, str(name)), head)
             if change is not None and not {*READ} & {*change.dims}:

@@ -12,8 +12,9 @@ import xarray as xr
 
 from ...errors import ResultError, UnknownNameError, choices
 from ..catalogue.folder import Results
-from ..catalogue.reading import reading
+from ..files import reading
 from ..results import open_tree
+from ..said import plainly
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -106,4 +107,5 @@ class Folder:
 def _read(path: Path) -> xr.DataTree:
     """A file whole in memory."""
     with reading(path):
-        return open_tree(path)
+        tree: xr.DataTree = plainly(open_tree(path))
+        return tree

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from ...errors import UnknownNameError, choices
+from ..catalogue.cells import has_effect
 from ..results import effect, normalized
 
 HEAD = ("layer", "head")
@@ -139,7 +140,7 @@ def _shows(ds: xr.Dataset, name: str) -> tuple[str, ...]:
     if f"baseline_{name}" not in ds:
         return ("value",)
     runs = [str(run) for run in ds[f"baseline_{name}"]["run"].values] if "run" in ds[f"baseline_{name}"].coords else []
-    shows = ["change"] if str(ds.attrs.get("base")) in runs else []
+    shows = ["change"] if has_effect(ds, name) else []
     shares = ["share"] if {"clean", "corrupted"} <= set(runs) and "example" in ds[name].dims else []
     return (*shows, "value", *shares)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
+from ..files import check_room
 from ..results import effect
 from .query import ask
 from .reading import Result, pick
@@ -19,6 +21,8 @@ SUFFIXES = ("effect_low", "effect_high", "effect_q", "effect_p", "low", "high", 
 """``loss_effect_low`` is the column ``effect_low`` in the table of ``loss``."""
 PREFIXES = ("chance", "q", "p")
 """``q_induction`` is the column ``q`` in the table of ``induction``."""
+ROW = 200
+"""Bytes of a row of a table."""
 
 
 def table(
@@ -64,6 +68,8 @@ def cells(ds: xr.Dataset, name: str) -> pd.DataFrame:
     """Every cell of ``ds[name]`` as a row; see `table`."""
     import pandas as pd
 
+    rows = math.prod(size for dim, size in ds[name].sizes.items() if dim != "example")
+    check_room(rows * ROW, f"the table of {name}, with {rows} rows,")
     values = mean_of(ds[name])
     dims = [str(dim) for dim in values.dims]
     columns: dict[str, Any] = {}
@@ -86,7 +92,7 @@ def cells(ds: xr.Dataset, name: str) -> pd.DataFrame:
             ]
     columns |= {dim: spread(axis) for dim, axis in axes.items()}
     put("value", values)
-    if f"baseline_{name}" in ds and "base" in ds.attrs:
+    if has_effect(ds, name):
         put("effect", mean_of(effect(ds, name)))
     beside = _beside(ds, name, dims)
     for column, array in beside.items():
@@ -98,6 +104,23 @@ def cells(ds: xr.Dataset, name: str) -> pd.DataFrame:
     comments = dict.fromkeys(str(one.attrs["comment"]) for one in beside.values() if "comment" in one.attrs)
     frame.attrs |= {"comment": "; ".join(comments)} if comments else {}
     return frame
+
+
+def has_base(ds: xr.Dataset, name: str) -> bool:
+    """Whether a metric was measured without intervention, on the run that the attribute ``base`` names too."""
+    before = ds.get(f"baseline_{name}")
+    if before is None or before.dtype.kind not in "iuf" or "run" not in before.coords or before["run"].dims != ("run",):
+        return False
+    base = ds.attrs.get("base")
+    return isinstance(base, str | int | float) and before["run"].values.tolist().count(base) == 1
+
+
+def has_effect(ds: xr.Dataset, name: str) -> bool:
+    """Whether ``ds[name]`` can be compared with what was measured without intervention."""
+    if name not in ds or not has_base(ds, name):
+        return False
+    values, before = ds[name], ds[f"baseline_{name}"]
+    return values.dtype.kind in "iuf" and {*before.dims} - {"run"} <= {*values.dims}
 
 
 def mean_of(array: xr.DataArray) -> xr.DataArray:

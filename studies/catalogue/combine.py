@@ -12,10 +12,10 @@ import xarray as xr
 
 from ...errors import DeclarationError, ResultError, UnknownNameError, choices
 from ...interventions.identity import Identity
+from ..files import Source
 from .entries import Entry, in_short
-from .names import group_names
-from .probe_child import attributes
-from .reading import open_group, open_variable, reading
+from .names import groups
+from .reading import loaded, open_group, open_variable
 
 DIMS = ("model", "seed", "step")
 """What results can be lined up along."""
@@ -178,20 +178,19 @@ def _span(values: np.ndarray[Any, Any]) -> str:
 
 def part(path: Path, variable: str | None, group: str | None) -> xr.Dataset:
     """What is combined of a file, in memory: a variable with its run without intervention, a group, or all of it."""
-    if variable is not None:
-        ds, name = open_variable(path, variable)
-        with reading(path), ds:
-            beside = [other for other in (f"baseline_{name}",) if other in ds]
-            return _told(path, ds[[name, *beside]].load())
-    groups = group_names(path)
-    wanted = "" if group is None else group.strip("/")
-    if (wanted and wanted not in groups) or (groups and not wanted):
-        said = f"there is no group {group!r} in {path.name}" if wanted else f"{path.name} has groups"
-        raise UnknownNameError(f"{said}: say group= one of {choices(groups) or 'none: it is a single dataset'}")
-    with reading(path), open_group(path, wanted) as ds:
-        return _told(path, ds.load())
-
-
-def _told(path: Path, ds: xr.Dataset) -> xr.Dataset:
-    """With what the whole file says about itself, beside what its group does."""
-    return ds.assign_attrs(attributes(str(path)) | ds.attrs)
+    source = Source(path)
+    with source.open() as root:
+        if variable is not None:
+            ds, name = open_variable(source, variable)
+            ds = ds[[name, *(other for other in (f"baseline_{name}",) if other in ds)]]
+        else:
+            there = [name for name in groups(root) if name]
+            wanted = "" if group is None else group.strip("/")
+            if (wanted and wanted not in there) or (there and not wanted):
+                said = f"there is no group {group!r} in {path.name}" if wanted else f"{path.name} has groups"
+                raise UnknownNameError(f"{said}: say group= one of {choices(there) or 'none: it is a single dataset'}")
+            ds = open_group(source, wanted)
+        whole = {
+            name: root.getncattr(name) for name in root.ncattrs()
+        }  # what the file says, beside what its group does
+        return loaded(source, {"": ds})[""].assign_attrs(whole | ds.attrs)

@@ -6,17 +6,22 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ...errors import ResultError
+from ..files import SIGNATURES, regular, why
 from ..results import SCHEMA
-from .reading import why
 
 NEEDED = ("model", "created", "versions")
 """Attributes that every result has, beside ``schema_version``."""
-SIGNATURES = (b"\x89HDF\r\n\x1a\n", b"CDF\x01", b"CDF\x02", b"CDF\x05")
-"""How NetCDF files begin."""
+CUT = 200
+"""Letters of a text in a row."""
+YEARS = (1970, 2200)
+"""When a result can have been made: from the first, and before the second."""
+LARGEST = 2**63 - 1
+"""Of a whole number in a table."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,16 @@ class Entry:
     step: int | None = None
     revision: str = ""
 
+    def __post_init__(self) -> None:
+        """Refuse what no table, terminal or page could show, wherever it comes from."""
+        for name in ("model", "study", "task", "version", "state", "revision"):
+            _check_text(getattr(self, name), name)
+        for name in ("size", "seed", "step"):
+            _check_number(getattr(self, name), name, optional=name != "size")
+        if self.state not in ("complete", "partial"):
+            raise NoResult(f"its state is {self.state!r}")
+        _date(self.date)
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -75,9 +90,9 @@ class NoResult(Exception):
 def check_begins_like_netcdf(path: Path) -> None:
     """Refuse what no NetCDF file begins with."""
     try:
-        with path.open("rb") as file:
+        with regular(path) as file:
             start = file.read(8)
-    except OSError as error:
+    except (OSError, ResultError) as error:
         raise NoResult(why(error)) from None
     if not start.startswith(SIGNATURES):
         raise NoResult("no NetCDF file" if start else "an empty file")
@@ -92,16 +107,16 @@ def row_of(relative: str, attrs: Mapping[str, Any], size: int, state: str = "com
     if missing:
         raise NoResult(f"not whole: it has no attribute {', '.join(missing)}")
     study, task, versions = (_object(attrs, name) for name in ("study", "task", "versions"))
-    seeds = [part["seed"] for part in (study, task) if isinstance(part.get("seed"), int)]
-    revision = str(attrs.get("model_revision", ""))
+    seeds = [part["seed"] for part in (study, task) if type(part.get("seed")) is int]
+    revision = _text(attrs, "model_revision")
     return Entry(
         path=relative,
-        model=_line(attrs["model"]),
-        study=_line(study.get("type", "")) or ("capture" if "sites" in attrs else "measure"),
+        model=_line(_text(attrs, "model")),
+        study=_line(_text(study, "type", "of the study")) or ("capture" if "sites" in attrs else "measure"),
         task=in_short(task),
         size=size,
-        date=_date(attrs["created"]),
-        version=_line(versions.get("headwise", "")),
+        date=_date(_text(attrs, "created")),
+        version=_line(_text(versions, "headwise", "of versions")),
         state=state,
         seed=seeds[0] if seeds else None,
         step=_step(attrs.get("step"), revision),
@@ -109,8 +124,32 @@ def row_of(relative: str, attrs: Mapping[str, Any], size: int, state: str = "com
     )
 
 
+def _text(values: Mapping[str, Any], name: str, where: str = "") -> str:
+    """A text that is said under a name; empty where nothing is."""
+    found = values.get(name, "")
+    if not isinstance(found, str):
+        raise NoResult(f"its attribute {name}{f' {where}' if where else ''} is no text: {_line(found)}")
+    return found
+
+
+def _check_text(value: Any, name: str) -> None:
+    if not isinstance(value, str) or len(value) > CUT:
+        raise NoResult(f"its {name} is no text of at most {CUT} letters")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise NoResult(f"its {name} has half of a character: {value!r}") from None
+
+
+def _check_number(value: Any, name: str, *, optional: bool) -> None:
+    if value is None and optional:
+        return
+    if type(value) is not int or not -LARGEST <= value <= LARGEST:
+        raise NoResult(f"its {name} is no whole number of at most {LARGEST}: {_line(value)}")
+
+
 def _check_schema(found: object) -> None:
-    number = str(found).strip()
+    number = str(found).strip() if isinstance(found, str | int) else ""
     if not number.isdecimal() or len(number) > 9:
         raise NoResult(f"its schema_version is {_line(found)!r}: this headwise knows {SCHEMA}")
     if int(number) > int(SCHEMA):
@@ -144,21 +183,34 @@ def in_short(task: Mapping[str, Any]) -> str:
 
 def _line(value: object) -> str:
     """Text on one line, cut where it is long, without control characters."""
-    text = re.sub(r"[\x00-\x1f\x7f-\x9f\s]+", " ", str(value)).strip()
-    return text if len(text) <= 200 else f"{text[:199]}…"
+    try:
+        text = str(value)[: 4 * CUT]
+    except (ValueError, RecursionError):  # a number of very many digits, lists in lists in lists
+        text = type(value).__name__
+    text = re.sub(r"[\x00-\x1f\x7f-\x9f\s]+", " ", text).strip()
+    return text if len(text) <= CUT else f"{text[: CUT - 1]}…"
 
 
 def _date(value: object) -> str:
+    """A date as text of one kind, in UTC where it says its zone."""
     try:
-        return datetime.fromisoformat(str(value)).isoformat(timespec="seconds")
-    except ValueError:
-        raise NoResult(f"its attribute created is no date: {_line(value)!r}") from None
+        found = datetime.fromisoformat(str(value))
+        found = found if found.tzinfo is None else found.astimezone(UTC)
+        if not YEARS[0] <= found.year < YEARS[1]:
+            raise ValueError
+        return found.isoformat(timespec="seconds")
+    except (ValueError, OverflowError):
+        raise NoResult(f"its attribute created is no date from {YEARS[0]} on: {_line(value)!r}") from None
 
 
 def _step(attr: object, revision: str) -> int | None:
     """Step of training: the attribute ``step``, or a revision such as ``step1000`` or ``checkpoint-500``."""
-    if attr is not None:
-        text = str(attr).removesuffix(".0")
-        return int(text) if text.isdecimal() else None
-    named = re.fullmatch(r"(?:global_?)?(?:step|checkpoint)[-_]?(\d+)", revision)
-    return int(named.group(1)) if named else None
+    text = str(attr).removesuffix(".0") if isinstance(attr, str | int | float) else ""
+    if attr is None:
+        named = re.fullmatch(r"(?:global_?)?(?:step|checkpoint)[-_]?(\d+)", revision)
+        text = named.group(1) if named else ""
+    if not text.isdecimal():
+        return None
+    if len(text) > len(str(LARGEST)):
+        raise NoResult(f"its step has {len(text)} digits")
+    return int(text)

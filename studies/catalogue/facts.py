@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import math
 import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import xarray as xr
 
 from ..report.phrases import count, listed
+from ..said import LONGEST, json_in, number_in
 from .entries import in_short
 from .listing import human_date
 from .reading import Result
@@ -42,10 +42,10 @@ def what_of(result: Result) -> str:
     axes = [dim for dim in measured[0].dims if dim not in ("example", "position", "read_layer", "read_head")]
     sizes = " x ".join(f"{dim} {result.sizes[dim]}" for dim in axes)
     edits = [name for name in EDITS if f'"{name}"' in str(attrs.get("interventions", ""))]
-    words = count(int(np.prod([result.sizes[dim] for dim in axes])), "condition") + (f" ({sizes})" if sizes else "")
+    words = count(math.prod(result.sizes[dim] for dim in axes), "condition") + (f" ({sizes})" if sizes else "")
     run = attrs.get("base", "")
     how = "" if attrs.get("estimator", "exact") == "exact" else f", estimated: {attrs['estimator']}"
-    return f"{words} of {listed(edits) or 'an intervention'} on the {run} run, by {listed(metrics)}{how}"
+    return f"{words} of {listed(edits) if edits else 'an intervention'} on the {run} run, by {listed(metrics)}{how}"
 
 
 def model_of(attrs: Mapping[Any, Any]) -> str:
@@ -59,8 +59,7 @@ def model_of(attrs: Mapping[Any, Any]) -> str:
 def when_of(attrs: Mapping[Any, Any]) -> str:
     """When it was made, in how many seconds, where, and by which version."""
     parts = [f"{human_date(str(attrs['created']))} UTC"] if attrs.get("created") else []
-    if attrs.get("seconds"):
-        seconds = float(attrs["seconds"])
+    if seconds := number_in(attrs, "seconds"):
         parts.append(f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s")
     version = json_in(attrs, "versions", dict).get("headwise")
     server = f" at {attrs['executed']}" if attrs.get("executed", "local") != "local" else ""
@@ -76,9 +75,10 @@ def task_in_words(task: Mapping[str, Any]) -> str:
         front = ", BOS in front" if task.get("bos") else ""
         words = f"{task.get('n')} prompts in which {task.get('length')} random tokens are repeated once"
         return f"{words}, seed {task.get('seed')}{front}"
-    if kind == "Prompts" and task.get("prompts"):
-        first = textwrap.shorten(str(task["prompts"][0]), 60, placeholder="...")
-        return f"{count(len(task['prompts']), 'prompt')}, such as {first!r}"
+    prompts = task.get("prompts")
+    if kind == "Prompts" and prompts and isinstance(prompts, list):
+        first = textwrap.shorten(str(prompts[0])[:LONGEST], 60, placeholder="...")
+        return f"{count(len(prompts), 'prompt')}, such as {first!r}"
     return in_short(task)
 
 
@@ -91,12 +91,3 @@ def nodes(result: Result) -> Iterator[tuple[str, xr.Dataset]]:
         ds = node.to_dataset()
         if ds.data_vars:
             yield node.path.strip("/"), ds
-
-
-def json_in(attrs: Mapping[Any, Any], name: str, kind: type) -> Any:
-    """An attribute that holds JSON of that kind; empty where there is none."""
-    try:
-        read = json.loads(str(attrs.get(name, "")))
-    except (ValueError, RecursionError):
-        return kind()
-    return read if isinstance(read, kind) else kind()

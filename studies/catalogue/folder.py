@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 import xarray as xr
 
 from ...errors import ResultError, UnknownNameError, choices
+from ..files import UNFINISHED, Source
 from ..progress import Progress
 from .cells import cells
 from .combine import combine, part
 from .entries import Entry, Problem
-from .index import scan
+from .index import PARTS, scan
 from .query import ask, matching
-from .reading import Result, open_result, open_variable, reading
+from .reading import Result, open_result, open_variable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,6 +63,8 @@ class Results:
         if not self._root.is_dir():
             what = "is a file: open it with open_result" if self._root.exists() else "does not exist"
             raise ResultError(f"the folder {self.folder} {what}")
+        if self.folder.suffix == PARTS:
+            raise ResultError(f"{self.folder} is {UNFINISHED}")
 
     def _listing(self) -> tuple[list[Entry], list[Problem]]:
         if self._found is None:
@@ -261,14 +264,13 @@ class Results:
 
         complete, pieces, missing = self._complete(), [], []
         for entry in self._going_through(complete):
-            path = self._place(entry)
+            source = Source(self._place(entry))
             try:
-                ds, name = open_variable(path, variable, exact=len(complete) > 1)
+                with source.open():
+                    piece = cells(*open_variable(source, variable, exact=len(complete) > 1))
             except UnknownNameError as error:
                 missing.append(error)
                 continue
-            with reading(path), ds:
-                piece = cells(ds, name)
             about = {"file": entry.path, "model": entry.model} if len(complete) > 1 else {}
             for place, (column, value) in enumerate(about.items()):
                 if column not in piece.columns:

@@ -10,21 +10,25 @@ import json
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ...errors import ResultError
+from ..files import text_of, why
 from ..results import SCHEMA, write_beside
 from .entries import Entry, NoResult, Problem, check_begins_like_netcdf, row_of
 from .probe import Probe
-from .reading import why
 
 INDEX = ".headwise-index.json"
 INDEX_VERSION = 1
 SUFFIXES = (".nc", ".nc4")
 PARTS = ".parts"
 ABOUT = "about.json"
+LARGEST_TEXT = 64 * 2**20
+"""Bytes of the cache, and of what an unfinished run says about itself."""
+LONGEST = 400
+"""Letters of a reason."""
 
 
 def scan(
@@ -51,14 +55,14 @@ def scan(
                     continue
                 stamp = _stamp(folder, path)
                 known = cached.get(relative, {})
-                if known.get("stamp") != stamp:
+                if known.get("stamp") != stamp or not _is_known(relative, known):
                     known = _looked_at(probe, relative, path, stamp)
                 kept[relative] = known
                 if "reason" in known:
                     raise NoResult(known["reason"])
-                entries.append(Entry(path=relative, **known["row"]))
-            except NoResult as bad:
-                problems.append(Problem(relative, str(bad)))
+                entries.append(_row(relative, known))
+            except Exception as bad:  # whatever a file does, the listing goes on
+                problems.append(_problem(relative, bad))
     if kept != cached:
         _write_index(folder / INDEX, kept)
     return sorted(entries, key=lambda one: one.path), sorted(problems, key=lambda one: one.path)
@@ -121,44 +125,48 @@ def _looked_at(probe: Probe, relative: str, path: Path, stamp: list[int]) -> dic
 def _partial(folder: Path, relative: str, path: Path) -> Entry:
     """The row of a run that did not come to its end."""
     try:
-        if not (path / ABOUT).resolve().is_relative_to(folder):
+        if path.is_symlink() or not (path / ABOUT).resolve().is_relative_to(folder):
             raise NoResult("a link to a place outside of the folder")
-        about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
-        size = sum(one.stat().st_size for one in os.scandir(path) if one.name.endswith(SUFFIXES))
+        about = json.loads(text_of(path / ABOUT, LARGEST_TEXT))
+        size = sum(one.stat(follow_symlinks=False).st_size for one in os.scandir(path) if one.name.endswith(SUFFIXES))
     except FileNotFoundError:
         raise NoResult(f"an unfinished run without {ABOUT}") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # RecursionError and links in a ring are RuntimeErrors
         raise NoResult(f"an unfinished run whose {ABOUT} cannot be read: {why(error)}") from None
     if not isinstance(about, dict):
         raise NoResult(f"an unfinished run whose {ABOUT} is no JSON object")
     return row_of(relative, about, size, state="partial")
 
 
+def _row(relative: str, known: Mapping[str, Any]) -> Entry:
+    return Entry(path=relative, **known["row"])
+
+
+def _problem(relative: str, bad: Exception) -> Problem:
+    """Why a file is no result, in a line that can be printed."""
+    said = str(bad) if isinstance(bad, NoResult) else f"it cannot be looked at: {why(bad)}"
+    return Problem(relative, " ".join(said.encode("utf-8", "replace").decode().split())[:LONGEST])
+
+
 def _read_index(path: Path) -> dict[str, dict[str, Any]]:
     """The cache as far as it makes sense."""
     try:
-        read = json.loads(path.read_text(encoding="utf-8"))
+        read = json.loads(text_of(path, LARGEST_TEXT))
         if read["index_version"] != INDEX_VERSION or read["schema"] != SCHEMA:
             return {}
-        return {name: known for name, known in read["files"].items() if _is_known(name, known)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {name: known for name, known in read["files"].items() if isinstance(known, dict)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
         return {}
 
 
-def _is_known(name: str, known: Any) -> bool:
-    """Whether an entry of the cache has the shape that this version writes."""
-    if not isinstance(known, dict) or not isinstance(known.get("stamp"), list):
-        return False
+def _is_known(relative: str, known: Mapping[str, Any]) -> bool:
+    """Whether an entry of the cache is one that this version writes."""
     if "reason" in known:
         return set(known) == {"stamp", "reason"} and isinstance(known["reason"], str)
-    row = known.get("row")
-    kinds = {"int": int, "str": str, "int | None": int | None}
-    wanted = {field.name: kinds[str(field.type)] for field in fields(Entry) if field.name != "path"}
-    return (
-        isinstance(row, dict)
-        and set(row) == set(wanted)
-        and all(isinstance(row[name], kind) for name, kind in wanted.items())
-    )
+    try:
+        return set(known) == {"stamp", "row"} and bool(_row(relative, known))
+    except (NoResult, TypeError):
+        return False
 
 
 def _write_index(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:

@@ -2,40 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
-from ...errors import UnknownNameError, choices
+from ...errors import ResultError, UnknownNameError, choices
+from ..files import MOST, Source
 
 SHOWN = 40
 """Variables that an error lists."""
+DEEPEST = 50
+"""Groups in one another."""
 
 
-def variable_names(source: Path) -> list[str]:
+def variable_names(path: str | os.PathLike[str]) -> list[str]:
     """Names of all data variables of a file: ``loss``, or ``ablation/loss`` where it has groups."""
-    import netCDF4
-
-    with netCDF4.Dataset(source) as file:
-        return [f"{group}/{name}".lstrip("/") for group, names in _walk(file) for name in names]
+    with Source(path).open() as root:
+        return names_in(root)
 
 
-def group_names(source: Path) -> list[str]:
-    """Groups of a file, outermost first, such as ``estimates/ablation``."""
-    import netCDF4
-
-    with netCDF4.Dataset(source) as file:
-        return [path for path, _ in _walk(file) if path]
+def names_in(root: Any) -> list[str]:
+    """As `variable_names`, of a file that is open."""
+    return [f"{path}/{name}".lstrip("/") for path, group in groups(root).items() for name in _data(group)]
 
 
-def _walk(group: Any, path: str = "") -> Iterator[tuple[str, list[str]]]:
-    """Each group below `group` with the names of its data variables."""
+def groups(root: Any) -> dict[str, Any]:
+    """The groups of an open file by path, the file itself as ``""`` first.
+
+    Raises
+    ------
+    ResultError
+        It holds more than any result does.
+    """
+    found: dict[str, Any] = {}
+    left, held = [("", root)], 0
+    while left:
+        path, group = left.pop()
+        found[path] = group
+        held += len(group.variables) + len(group.groups)
+        if held > MOST or path.count("/") >= DEEPEST:
+            raise ResultError(
+                f"the file holds more than {MOST} groups and variables, or groups in more than {DEEPEST} groups: no "
+                "result does"
+            )
+        left += [(f"{path}/{name}".lstrip("/"), inner) for name, inner in reversed(group.groups.items())]
+    return found
+
+
+def _data(group: Any) -> list[str]:
+    """The variables of a group that are no coordinates."""
     said = [group, *group.variables.values()]
     labels = {name for one in said for name in str(getattr(one, "coordinates", "")).split()}
-    yield path, [name for name in group.variables if name not in group.dimensions and name not in labels]
-    for name, inner in group.groups.items():
-        yield from _walk(inner, f"{path}/{name}".lstrip("/"))
+    return [name for name in group.variables if name not in group.dimensions and name not in labels]
 
 
 def find(variable: str, known: list[str], *, where: str = "", exact: bool = False) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ..files import alone
 from .entries import NoResult
 from .probe_child import attributes
 
@@ -108,7 +109,8 @@ class Probe:
 
 def _read_here(path: Path) -> dict[str, Any]:
     try:
-        return attributes(str(path))
+        with alone():
+            return attributes(str(path))
     except Exception as error:  # see `probe_child`
         raise _damaged(str(error)) from None
 

@@ -6,29 +6,59 @@ here and not later.
 
 import json
 import sys
+from contextlib import suppress
 from typing import Any
+
+LONGEST = 50_000_000
+"""Letters of an attribute."""
+MOST = 5_000
+"""Groups and variables, as in `headwise.studies.files`."""
+SEVERAL = 20
+"""Values of an attribute that are told."""
+ROOM = 8 * 2**30
+"""Bytes of memory that this process may take."""
 
 
 def attributes(path: str) -> dict[str, Any]:
-    """The root attributes of a NetCDF file, numbers and text; the rest as text."""
+    """The root attributes of a NetCDF file: numbers, text, and lists of them."""
     import netCDF4
 
     with netCDF4.Dataset(path) as file:
         look_at(file)
-        found = {name: file.getncattr(name) for name in file.ncattrs()}
-    return {name: value if isinstance(value, str | int | float) else str(value) for name, value in found.items()}
+        return {name: plain(name, file.getncattr(name)) for name in file.ncattrs()}
 
 
-def look_at(group: Any) -> None:
-    """Read what describes the variables of a group and of those in it."""
-    for variable in group.variables.values():
-        variable.ncattrs()
-    for inner in group.groups.values():
-        look_at(inner)
+def plain(name: str, value: Any) -> Any:
+    """The value of an attribute as JSON has it."""
+    if isinstance(value, str) and len(value) > LONGEST:
+        raise ValueError(f"its attribute {name} has {len(value)} letters")
+    if not getattr(value, "ndim", 0) and hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, str | int | float):
+        return value
+    several = value.ravel()[:SEVERAL].tolist() if hasattr(value, "ravel") else value
+    return several[:SEVERAL] if isinstance(several, list) else str(several)
+
+
+def look_at(file: Any) -> None:
+    """Read what describes the variables of a file and of the groups in it."""
+    left, held = [file], 0
+    while left:
+        group = left.pop()
+        held += len(group.variables) + len(group.groups)
+        if held > MOST:
+            raise ValueError(f"it holds more than {MOST} groups and variables")
+        for variable in group.variables.values():
+            variable.ncattrs()
+        left += group.groups.values()
 
 
 def main() -> None:
     """Answer until the input ends."""
+    with suppress(ImportError, ValueError, OSError):  # not where the system has no limits
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (ROOM, resource.getrlimit(resource.RLIMIT_AS)[1]))
     import netCDF4  # noqa: F401  # so that the first answer is as quick as the others
 
     print(json.dumps("ready"), flush=True)

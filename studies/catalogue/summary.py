@@ -7,14 +7,18 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import xarray as xr
 
+from ...errors import ResultError
+from ..files import reading, why
 from ..report.phrases import count, listed
 from ..results import effect
-from .cells import PREFIXES, SUFFIXES, cells, mean_of
-from .facts import json_in, kind_of, model_of, nodes, task_in_words, what_of, when_of
+from ..said import LONGEST, json_in, plainly
+from .cells import PREFIXES, SUFFIXES, cells, has_effect, mean_of
+from .facts import kind_of, model_of, nodes, task_in_words, what_of, when_of
 from .listing import html_table
 from .reading import Result, open_result
 
@@ -22,6 +26,8 @@ STRONGEST = 5
 """Effects named for each metric."""
 WIDEST = 44
 """Characters to which columns are aligned."""
+MOST = 50
+"""Findings that are shown."""
 
 
 @dataclass(frozen=True)
@@ -142,14 +148,16 @@ def summary(result: Result | str | os.PathLike[str]) -> Summary:
     """
     if isinstance(result, xr.Dataset | xr.DataTree):
         return _summary(result)
-    with open_result(result) as opened:
+    opened = open_result(result)
+    with reading(Path(result)):
         return _summary(opened)
 
 
-def _summary(result: Result) -> Summary:
+def _summary(given: Result) -> Summary:
+    result: Result = plainly(given)
     attrs = result.attrs
     findings = [one for one in json_in(attrs, "conclusion", list) if isinstance(one, dict)]
-    points = [str(one.get("text", "")) for one in findings if one.get("group") == "summary"]
+    points = [str(one.get("text", ""))[:LONGEST] for one in findings if one.get("group") == "summary"][:MOST]
     limits = sum(one.get("group") == "limits" for one in findings)
     if points and limits:
         points.append(f"What was not shown: {count(limits, 'limit')}, in the report.")
@@ -160,16 +168,20 @@ def _summary(result: Result) -> Summary:
     title = str(attrs.get("title") or f"{kind_of(result).capitalize()}{f' of {model}' if model else ''}")
     facts = {"what": what_of(result), "model": model_of(attrs), "task": task_in_words(json_in(attrs, "task", dict))}
     facts["when"] = when_of(attrs)
-    shown = tuple((name, value) for name, value in facts.items() if value)
-    return Summary(title, shown, heading, tuple(points), tuple(_parts(result)))
+    shown = tuple((name, value[:LONGEST]) for name, value in facts.items() if value)
+    return Summary(title[:LONGEST], shown, heading, tuple(points), tuple(_parts(result)))
 
 
 def _strongest(ds: xr.Dataset) -> Iterator[str]:
     """For each measured metric, the conditions that change it most."""
     for name in map(str, ds.data_vars):
-        if f"baseline_{name}" not in ds or "base" not in ds.attrs:
+        if not has_effect(ds, name):
             continue
-        change = mean_of(effect(ds, name))
+        try:
+            change = mean_of(effect(ds, name)).load()
+        except ResultError as error:
+            yield f"{name} cannot be read: {why(error)}"
+            continue
         change = change.mean([dim for dim in ("position", "read_layer", "read_head") if dim in change.dims])
         frame = cells(change.to_dataset(name="change"), "change").dropna(subset=["value"])
         frame = frame.sort_values("value", key=abs, ascending=False, kind="stable").head(STRONGEST)

@@ -37,14 +37,16 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Draw it and write the file."""
     from ..catalogue.reading import open_result, pick
+    from ..files import existing, reading
     from ..results import check_writable
 
     selected = dict(choice(text) for text in options.select)
     check_writable(options.out)
-    with open_result(options.file) as result:
-        ds, name = pick(result, options.variable)
-        from .. import plots
+    source = existing(options.file)
+    ds, name = pick(open_result(source), options.variable)
+    from .. import plots
 
+    with reading(source):
         target = plots.save(plots.picture(ds, name, **selected), options.out)
     print(f"{shown(target)}  {target.stat().st_size / 1e3:.0f} kB")
     return 0

@@ -33,7 +33,8 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the report."""
-    from ..catalogue.reading import existing, open_result
+    from ..catalogue.reading import load_result
+    from ..files import existing
     from ..results import check_writable
 
     source = existing(options.file)
@@ -41,9 +42,9 @@ def run(options: argparse.Namespace) -> int:
     if out.suffix.lower() not in (".html", ".htm"):
         raise DeclarationError(f"--out {out}: end it in .html")
     check_writable(out)
-    with open_result(source) as result:
-        from ..report.writing import write_report
+    result = load_result(source)
+    from ..report.writing import write_report
 
-        report = write_report(result.load(), out)
+    report = write_report(result, out)
     print(f"{shown(report)}  {report.stat().st_size / 1e6:.1f} MB")
     return 0

@@ -171,12 +171,14 @@ def _table(options: argparse.Namespace) -> pd.DataFrame:
     from ..catalogue.cells import table
     from ..catalogue.folder import Results
     from ..catalogue.reading import open_result
+    from ..files import reading
 
     question = {"where": options.where, "sort": options.sort, "top": options.top}
     place = Path(options.place).expanduser()
     if place.is_dir():
         return Results(place).table(options.variable, **question)
-    with open_result(place) as result:
+    result = open_result(place)
+    with reading(place):
         return table(result, options.variable, **question)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from ...errors import DeclarationError
+from ..said import number_in
 from .base import (
     BLUE,
     GREY,
@@ -220,6 +221,6 @@ def _references(ds: xr.Dataset, score: str) -> list[tuple[str, float, tuple[str,
         found.append(("chance", float(ds[f"chance_{score}"].mean()), (GREY, "dashed")))
     if f"untrained_{score}" in ds:
         found.append(("best untrained", float(ds[f"untrained_{score}"].max()), (BLUE, "dotted")))
-    if "threshold" in ds.attrs:
-        found.append(("threshold", float(ds.attrs["threshold"]), (INK, "solid")))
+    if (threshold := number_in(ds.attrs, "threshold")) is not None:
+        found.append(("threshold", threshold, (INK, "solid")))
     return found

@@ -10,6 +10,7 @@ import xarray as xr
 
 from ...errors import DeclarationError
 from ...metrics.intervals import bootstrap_interval
+from ..said import number_in
 from .base import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, dimension, hover, overlay, styled
 from .few import marks_few
 from .inputs import dataset_of, listed, names_of, numbers_of
@@ -116,8 +117,8 @@ def _framed(parts: list[Any], ds: xr.Dataset, dim: str, shown: Any, ends: list[f
     """The figure, with a line where the repeat starts."""
     top, low = ends[1] if ends[1] > ends[0] else ends[0] + 1.0, ends[0]
     reach = top - low
-    if dim == "position" and "repeat_starts" in ds.attrs:
-        start = float(ds.attrs["repeat_starts"])
+    start = number_in(ds.attrs, "repeat_starts")
+    if dim == "position" and start is not None:
         across = hv.Dimension(dim)
         note = hv.Labels(([start], [top + 0.06 * reach], [" the repeat starts"]), [across, shown], "text")
         look = {"text_align": "left", "text_baseline": "bottom", "text_font_size": "11px", "text_color": INK}

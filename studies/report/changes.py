@@ -14,6 +14,7 @@ import xarray as xr
 
 from ...metrics.intervals import bootstrap_interval
 from ...metrics.statistics import benjamini_hochberg, t_test
+from ..catalogue.cells import has_base, has_effect
 from ..labels import condition_names
 from ..results import effect, normalized
 
@@ -109,9 +110,7 @@ class Changes(Values):
 def metrics_in(ds: xr.Dataset) -> list[str]:
     """The metrics of a measurement, by their baselines; none where the dataset is no measurement."""
     found = [str(name).removeprefix("baseline_") for name in ds.data_vars if str(name).startswith("baseline_")]
-    return [
-        name for name in found if "run" in ds[f"baseline_{name}"].dims and str(ds.attrs.get("base", "")) in _runs(ds)
-    ]
+    return [name for name in found if has_base(ds, name) and (name not in ds or has_effect(ds, name))]
 
 
 def _runs(ds: xr.Dataset) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -12,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from ...metrics.intervals import few_prompts
+from ..said import json_in, number_in
 from .changes import NOISE, READ, Changes, Values, baseline, changes, metrics_in
 from .drawings import draw, draw_changes
 from .generic import figure, overview, unit_words
@@ -60,16 +60,12 @@ def question(ds: xr.Dataset) -> str:
 
 def done(attrs: Mapping[Any, Any]) -> str:
     """The kinds of intervention, in words; nothing where there are none or they are not known."""
-    try:
-        data = json.loads(str(attrs.get("interventions", "null")))
-    except json.JSONDecodeError:
-        return ""
     found: dict[str, None] = {}
 
     def walk(one: Any) -> None:
         if isinstance(one, dict):
-            if one.get("type") in KINDS:
-                found[KINDS[one["type"]]] = None
+            if (kind := str(one.get("type"))) in KINDS:
+                found[KINDS[kind]] = None
                 return
             for part in one.values():
                 walk(part)
@@ -77,7 +73,7 @@ def done(attrs: Mapping[Any, Any]) -> str:
             for part in one:
                 walk(part)
 
-    walk(data)
+    walk(json_in(attrs, "interventions", object))
     return listed(found) if found else ""
 
 
@@ -170,9 +166,9 @@ def limits(ds: xr.Dataset) -> list[str]:
             f"Values were kept at each of {count(ds.sizes['position'], 'position')}; sentences and tables are about "
             "the mean over the scored ones."
         )
-    deviation = json.loads(str(ds.attrs.get("float32_deviation", "{}")))
-    for name, size in deviation.items():
-        if size is not None:
+    deviation = json_in(ds.attrs, "float32_deviation", dict)
+    for name in deviation:
+        if (size := number_in(deviation, name)) is not None:
             texts.append(f"In this number type, {name} is off by up to {size:.2g} from that of a float32 copy.")
     return texts
 

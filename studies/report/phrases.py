@@ -13,13 +13,13 @@ def percent(value: Any) -> str:
 
 def points(value: Any) -> str:
     """``0.5`` as ``50 points`` (of a percentage)."""
-    number = round(100 * float(value))
-    return f"{number} point{'' if abs(number) == 1 else 's'}"
+    number = f"{100 * float(value):.0f}"
+    return f"{number} point{'' if number in ('1', '-1') else 's'}"
 
 
 def listed(items: Iterable[str]) -> str:
-    """``a, b and c``."""
-    *rest, last = items
+    """``a, b and c``; nothing where there are none."""
+    *rest, last = [*items] or [""]
     return f"{', '.join(rest)} and {last}" if rest else last
 
 
@@ -30,4 +30,4 @@ def count(number: int, noun: str) -> str:
 
 def article(word: str) -> str:
     """``a`` or ``an``."""
-    return "an" if word[0] in "aeiou" else "a"
+    return "an" if word[:1] in tuple("aeiou") else "a"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ import xarray as xr
 from .. import plots
 from ..plots.base import head_name
 from ..results import effect
+from ..said import json_in
 from .page import Page, number, table
 
 
@@ -168,7 +168,7 @@ def _composition(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
     if not np.isfinite(ds["composition"]).any():
         page.add("<p>The model has one layer: no head can read what another wrote.</p>")
         return
-    roles = [head for members in json.loads(tree.attrs.get("heads", "{}")).values() for head in members]
+    roles = [head for members in json_in(tree.attrs, "heads", dict).values() for head in members]
     marked = "; the diamond is the mean from previous-token to induction heads" if "pair_mean" in ds else ""
     page.figure(
         plots.composition_strip(ds, title="composition from the weights"),

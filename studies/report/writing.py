@@ -12,7 +12,9 @@ from typing import Any
 
 import xarray as xr
 
+from ..files import reading
 from ..results import check_writable, write_beside
+from ..said import json_in, number_in, plainly
 from . import generic, measured
 from .changes import metrics_in
 from .page import Page, bullets, number, paragraphs, table
@@ -38,8 +40,10 @@ def write_report(result: xr.DataTree | xr.Dataset, path: str | os.PathLike[str])
         The file, complete: it is written beside its name and renamed.
     """
     target = check_writable(path)
-    text = render(result, Path(result.encoding.get("source") or target.with_suffix(".nc")).name)
-    return write_beside(target, lambda beside: Path(beside).write_text(text, encoding="utf-8"))
+    source = Path(result.encoding.get("source") or target.with_suffix(".nc"))
+    with reading(source):
+        text = render(result, source.name)
+    return write_beside(target, lambda beside: Path(beside).write_text(text, "utf-8", "replace"))
 
 
 def render(result: xr.DataTree | xr.Dataset, file: str = "result.nc") -> str:
@@ -51,7 +55,7 @@ def render(result: xr.DataTree | xr.Dataset, file: str = "result.nc") -> str:
     file : str
         Name of the file that holds the result, for the lines that run it again.
     """
-    tree = result if isinstance(result, xr.DataTree) else xr.DataTree(result)
+    tree = plainly(result if isinstance(result, xr.DataTree) else xr.DataTree(result))
     told = _contents(tree)
     page = Page(told.title)
     _top(page, told)
@@ -90,7 +94,7 @@ class Contents:
 def _contents(tree: xr.DataTree) -> Contents:
     attrs = tree.attrs
     lead = _lead(attrs)
-    if _json(attrs, "study").get("type") == "InductionStudy":
+    if json_in(attrs, "study", dict).get("type") == "InductionStudy":
         known = [section for section in SECTIONS if section.key in tree.children]
         other = generic.sections(tree, tuple(section.key for section in known))
         title = str(attrs.get("title", "Induction heads"))
@@ -110,22 +114,24 @@ def _contents(tree: xr.DataTree) -> Contents:
 def _findings(attrs: Mapping[Any, Any]) -> dict[str, list[str]]:
     """The sentences that a study stored, by section."""
     found: dict[str, list[str]] = {}
-    for finding in json.loads(attrs.get("conclusion", "[]")):
-        found.setdefault(finding["group"], []).append(finding["text"])
+    for finding in json_in(attrs, "conclusion", list):
+        if isinstance(finding, dict) and {"group", "text"} <= {*finding}:
+            found.setdefault(str(finding["group"]), []).append(str(finding["text"]))
     return found
 
 
 def _lead(attrs: Mapping[Any, Any]) -> str:
     """On what it was done, in a sentence; nothing where the result does not say."""
-    shape, task = _json(attrs, "model_shape"), _json(attrs, "task")
+    shape, task = json_in(attrs, "model_shape", dict), json_in(attrs, "task", dict)
     parts = [f"On {attrs['model']}"] if "model" in attrs else []
     if shape:
-        parts.append(f"{count(int(shape.get('layers', 0)), 'layer')} of {count(int(shape.get('heads', 0)), 'head')}")
-    if task.get("type") == "RepeatedTokens":
+        layers, heads = (number_in(shape, name) or 0 for name in ("layers", "heads"))
+        parts.append(f"{count(int(layers), 'layer')} of {count(int(heads), 'head')}")
+    if task.get("type") == "RepeatedTokens" and {"n", "length", "seed"} <= {*task}:
         prompts = f"{count(task['n'], 'prompt')} in which {task['length']} random tokens are repeated once"
         parts.append(f"with {prompts} (seed {task['seed']})")
-    elif task.get("type") == "Prompts":
-        parts.append(f"with {count(len(task['prompts']), 'prompt')} of text, such as “{task['prompts'][0]}”")
+    elif task.get("type") == "Prompts" and isinstance(prompts := task.get("prompts"), list) and prompts:
+        parts.append(f"with {count(len(prompts), 'prompt')} of text, such as “{prompts[0]}”")
     return f"{', '.join(parts)}." if parts else ""
 
 
@@ -211,10 +217,10 @@ def _what_was_run(page: Page, tree: xr.DataTree, file: str) -> None:
         for words, text in (("On the command line:", again.command), ("In Python:", again.python)):
             page.add(f'<p>{words}</p><pre tabindex="0"><code>{escape(text)}</code></pre>')
         page.add(paragraphs(again.notes))
-    seconds = _json(attrs, "seconds_by_stage")
+    seconds = json_in(attrs, "seconds_by_stage", dict)
     if seconds:
         names = {key: str(group.attrs.get("long_name", key)) for key, group in tree.children.items()}
-        stages = [(names.get(key, key), number(float(value), ".1f")) for key, value in seconds.items()]
+        stages = [(names.get(key, key), number(number_in(seconds, key) or 0.0, ".1f")) for key in seconds]
         page.add("<h3>Time by stage</h3>", table(("stage", "seconds"), stages))
     page.add("</section>")
 
@@ -223,7 +229,7 @@ def _plain(value: object) -> str:
     """JSON objects as ``name value`` pairs, everything else as it is."""
     try:
         read = json.loads(str(value))
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         read = value
     if isinstance(read, dict):
         pairs = (f"{name} {json.dumps(one) if not isinstance(one, str) else one}" for name, one in read.items())
@@ -231,12 +237,3 @@ def _plain(value: object) -> str:
     else:
         text = ", ".join(map(str, read)) if isinstance(read, list) else str(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} … (the rest is in the file)"
-
-
-def _json(attrs: Mapping[Any, Any], name: str) -> dict[str, Any]:
-    """An attribute that holds a JSON object; empty where there is none."""
-    try:
-        read = json.loads(str(attrs.get(name, "{}")))
-    except json.JSONDecodeError:
-        return {}
-    return read if isinstance(read, dict) else {}
