@@ -2,8 +2,8 @@
 
 The NetCDF library is not made for threads. And where a file that holds text is open twice in a process, closing it once
 makes the next use of it read memory that was given back, which ends the process (issue 1444 of netcdf4-python). So
-nothing here keeps a file open: who needs values opens it, reads them and closes it, within `alone`. What is not too large
-is read as bytes first and opened from memory, which shares nothing with handles that others have of the file.
+nothing here keeps a file open: who needs values opens it, reads them and closes it, within `alone`. What is not too
+large is read as bytes first and opened from memory, which shares nothing with handles that others have of the file.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ OBJECT = b"OHDR"
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Meanwhile no other thread calls the NetCDF library, and Ctrl-C and SIGTERM wait: an interrupt keeps locks taken."""
+    """Meanwhile no other thread calls the NetCDF library, and Ctrl-C and SIGTERM, which would keep locks taken, wait."""
     with _LOCK, undisturbed():
         yield
 
