@@ -9,6 +9,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, GPT2LMHeadModel
 
 from ..errors import ModelError, UnknownNameError
+from ..interventions.turns import making
 
 CHECKPOINTS = "checkpoints.safetensors"
 
@@ -30,6 +31,8 @@ def load_checkpoint(folder: str | Path, step: int) -> GPT2LMHeadModel:
     prefix = f"step{step:06d}/"
     with safe_open(folder / CHECKPOINTS, "pt") as file:
         weights = {k.removeprefix(prefix): file.get_tensor(k) for k in file.keys() if k.startswith(prefix)}  # noqa: SIM118
-    model = GPT2LMHeadModel(AutoConfig.from_pretrained(folder, attn_implementation="eager"))
+    config = AutoConfig.from_pretrained(folder, attn_implementation="eager", trust_remote_code=False)
+    with making():
+        model = GPT2LMHeadModel(config)
     model.load_state_dict(weights, strict=False)  # lm_head.weight is tied to the word embedding
     return model.eval()

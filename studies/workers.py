@@ -41,8 +41,8 @@ LEAST = 4
 LOST = {"KilledWorker", "NoWorkerError", "NoValidWorkerError", "CommClosedError", "ClosedClientError"}
 """What Dask raises where workers or the way to them are gone."""
 _CURRENT: ContextVar[Executor | None] = ContextVar("executor", default=None)
-_ONE_AT_A_TIME = Lock()
-"""Tracing is not made for threads; an executor of threads gets right numbers, one piece after the other."""
+_OPENING = Lock()
+"""Where workers are threads of one process, one of them opens the model."""
 
 
 @contextmanager
@@ -83,8 +83,8 @@ class Errand:
 
     Attributes
     ----------
-    model : tuple of (source, revision, device, dtype, attention)
-        For `headwise.load`, and the implementation of attention that was chosen.
+    model : tuple of (source, revision, device, dtype, trusted, attention)
+        For `headwise.load`, with whether code of the model may run, and the implementation of attention.
     identity : Identity
         Of the model here, which a worker has to reproduce.
     token_hash : str
@@ -99,7 +99,7 @@ class Errand:
     chunks : tuple of Chunk
     """
 
-    model: tuple[str, str | None, str, str, str]
+    model: tuple[str, str | None, str, str, bool, str]
     identity: Identity
     token_hash: str
     declared: str
@@ -208,7 +208,14 @@ def cut(work: Work, identity: Identity, chunks: Sequence[Chunk]) -> Iterator[Err
     assert model.source is not None
     known = model.revision not in ("local", "shipped")
     errand = Errand(
-        (model.source, model.revision if known else None, str(model.device), model.dtype, _attention(model)),
+        (
+            model.source,
+            model.revision if known else None,
+            str(model.device),
+            model.dtype,
+            model.trusted,
+            _attention(model),
+        ),
         identity,
         _token_hash(setup.plan, work.inputs),
         json.dumps(encode({"task": work.task, "what": work.what}, TASKS)),
@@ -235,32 +242,32 @@ def run_errand(errand: Errand) -> list[Piece]:
     from ..interventions.engine import run_chunks
     from ..interventions.outcome import Outcome
 
-    with _ONE_AT_A_TIME:
+    with _OPENING:
         model = _opened(*errand.model)
-        shipped = metric_names()
-        declared = decode(json.loads(errand.declared), TASKS)
-        metrics = [shipped[one][1] if isinstance(one, str) else one for one in errand.metrics]
-        with turn(model):
-            check_reproduced(model, errand.identity)
-            task, what = declared["task"], declared["what"]
-            setup = set_up(model, task, what, metrics, base=errand.base, per_position=False, batch_size="auto")
-            inputs = setup.inputs(task, model)
-            if _token_hash(setup.plan, inputs) != errand.token_hash:
-                raise ModelError(
-                    f"{model.name} has other tokens for these prompts on a worker than here: workers read the "
-                    "tokenizer that lies beside the weights"
-                )
-            plan = replace(setup.plan, chunks=errand.chunks, budget=errand.budget)
-            pieces: list[Piece] = []
-            run_chunks(model, plan.chunks, setup.readers(), inputs, Outcome(plan), pieces.append, _quiet)
+    shipped = metric_names()
+    declared = decode(json.loads(errand.declared), TASKS)
+    metrics = [shipped[one][1] if isinstance(one, str) else one for one in errand.metrics]
+    with turn(model):
+        check_reproduced(model, errand.identity)
+        task, what = declared["task"], declared["what"]
+        setup = set_up(model, task, what, metrics, base=errand.base, per_position=False, batch_size="auto")
+        inputs = setup.inputs(task, model)
+        if _token_hash(setup.plan, inputs) != errand.token_hash:
+            raise ModelError(
+                f"{model.name} has other tokens for these prompts on a worker than here: workers read the "
+                "tokenizer that lies beside the weights"
+            )
+        plan = replace(setup.plan, chunks=errand.chunks, budget=errand.budget)
+        pieces: list[Piece] = []
+        run_chunks(model, plan.chunks, setup.readers(), inputs, Outcome(plan), pieces.append, _quiet)
     return pieces
 
 
 @lru_cache(maxsize=1)
-def _opened(source: str, revision: str | None, device: str, dtype: str, attention: str) -> Model:
+def _opened(source: str, revision: str | None, device: str, dtype: str, trusted: bool, attention: str) -> Model:
     from ..interventions.load import load
 
-    model = load(source, revision=revision, device=device, dtype=dtype)
+    model = load(source, revision=revision, device=device, dtype=dtype, trust_remote_code=trusted)
     if _attention(model) != attention:
         model.module.set_attn_implementation(attention)
     return model
