@@ -71,7 +71,7 @@ def run_plan(
         Even a single prompt needs more memory than there is.
     """
     check_readers(plan, readers)
-    outcome = Outcome(plan)
+    outcome = Outcome(plan, readers)
     for piece in keeper.found() if keeper is not None else ():
         outcome.put(piece)
     left = outcome.missing()

@@ -159,9 +159,10 @@ def _read(
     try:
         family = family_of(AutoConfig.from_pretrained(where, **options), name)
         tokenizer = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(where, **options)
+        adapters = {"local_files_only": options.get("local_files_only", False)}
         with making(), _quiet():
             module, report = AutoModelForCausalLM.from_pretrained(
-                where, dtype=dtype, output_loading_info=True, **options
+                where, dtype=dtype, output_loading_info=True, adapter_kwargs=adapters, **options
             )
     except ModelError:
         raise

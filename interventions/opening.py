@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import httpx
 import torch
 from huggingface_hub import constants, get_session, hf_hub_url
 from transformers import PreTrainedConfig
@@ -72,7 +71,7 @@ def options_of(
     if brings and not trusted:
         raise ModelError(
             f"{name} brings code of its own (auto_map in {' and '.join(brings)}), which headwise does not run: "
-            "trust_remote_code=True runs it, as you, with all that you may do"
+            "trust_remote_code=True (--trust-remote-code) runs it, as you, with all that you may do"
         )
     if wrong := _too_large(where, config, dtype):
         raise ModelError(why(name, where, ValueError(wrong)))
@@ -88,8 +87,8 @@ def _silence(where: str) -> str | None:
         return None
     try:
         answer = get_session().head(hf_hub_url(where, "config.json"), timeout=PATIENCE)
-    except httpx.HTTPError as error:
-        return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    except Exception as error:  # of whatever library asks
+        return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
     return f"it answers {answer.status_code}" if answer.status_code >= 500 else None
 
 
@@ -113,8 +112,9 @@ def _too_large(where: str, config: dict[str, Any], dtype: torch.dtype | None) ->
         return ""
     width, heads = size("hidden_size", 1), size("num_attention_heads", 1)
     learned = any(kind in one.model_types and "pos_embed" in one.embeddings for one in FAMILIES.values())
+    inner = max(size("intermediate_size"), size("n_inner"))
     rows = size("vocab_size") + (size("max_position_embeddings") if learned else 0)
-    least = width * (rows + layers * (max(heads * size("head_dim"), width) + size("intermediate_size")))
+    least = width * (rows + layers * (max(heads * size("head_dim"), width) + inner))
     there = _bytes_of_weights(Path(where))
     if there is not None and least > 8 * there:
         return (

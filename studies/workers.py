@@ -16,7 +16,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ..errors import DeclarationError, HeadwiseError, ModelError
 from ..interventions.codec import decode, encode
@@ -108,6 +110,13 @@ class Errand:
     budget: int
     chunks: tuple[Chunk, ...]
 
+    @property
+    def key(self) -> str:
+        """A hash of all that its values depend on."""
+        model = json.dumps([self.model, self.identity.exact], sort_keys=True)
+        metrics = [metric if isinstance(metric, str) else metric.name for metric in self.metrics]
+        return short_hash(model, self.token_hash, self.declared, json.dumps(metrics), self.base, repr(self.chunks))
+
 
 def run_on(
     executor: Executor,
@@ -142,13 +151,17 @@ def run_on(
         What a worker refused, as it was raised there.
     """
     errands = list(cut(work, identity, outcome.missing()))
+    wide = np.float64 if work.model.dtype == "float64" else np.float32
+    for metric in work.setup.metrics:
+        if isinstance(_travelling(metric), str):  # of a metric of one's own, the first piece says it
+            outcome.dtypes.setdefault(metric.name, np.dtype(wide))
     waiting: dict[Future[list[Piece]], Errand] = {}
     done, errors = 0, []
     try:
         not_sent = _send(executor, errands, waiting)
         for future in as_completed(waiting):
             try:
-                pieces = future.result()
+                pieces = _answer(future.result(), waiting[future], outcome)
             except Exception as error:
                 errors.append(error)
                 continue
@@ -162,11 +175,43 @@ def run_on(
     _tell(errors, not_sent, len(errands))
 
 
+def _answer(given: object, errand: Errand, outcome: Outcome) -> list[Piece]:
+    """What a worker gave, if it is what it was asked for: each run of its chunks and all conditions, once."""
+    runs = outcome.plan.runs
+    due = [
+        (chunk.group, chunk.examples, run, conditions)
+        for chunk in errand.chunks
+        for run, conditions in [
+            *((run, ()) for run in runs),
+            (None, tuple(number for one in chunk.passes for number in one.conditions)),
+        ]
+        if run is not None or conditions
+    ]
+    pieces: list[Any] = given if isinstance(given, list) else []
+    wrong = "" if isinstance(given, list) else f"a {type(given).__name__}, which is no list of pieces"
+    wrong = wrong or next((told for piece in pieces if (told := outcome.wrong(piece))), "")
+    if not wrong and any(one.answers != errand.key for one in pieces):
+        wrong = "the answer to another question"
+    if not wrong and [(one.group, one.examples, one.run, one.conditions) for one in pieces] != due:
+        wrong = f"{len(pieces)} pieces, which are not the {len(due)} that were due"
+    if wrong:
+        raise ModelError(
+            f"a worker gave what it was not asked for: {wrong}. That is not taken, and with out=... what else came "
+            "back is kept; does the executor give each piece its own answer?"
+        )
+    return pieces
+
+
 def _send(executor: Executor, errands: Sequence[Errand], waiting: dict[Future[list[Piece]], Errand]) -> list[Exception]:
     """Submit until one is not taken; what that raised, for each errand that was not."""
     try:
         for errand in errands:
-            waiting[executor.submit(run_errand, errand)] = errand
+            future = executor.submit(run_errand, errand)
+            if not isinstance(future, Future) or future in waiting:
+                raise DeclarationError(
+                    f"executor=...: its submit gives {type(future).__name__}, where a new Future is due for each piece"
+                )
+            waiting[future] = errand
     except Exception as error:
         return [error] * (len(errands) - len(waiting))
     return []
@@ -258,9 +303,10 @@ def run_errand(errand: Errand) -> list[Piece]:
                 "tokenizer that lies beside the weights"
             )
         plan = replace(setup.plan, chunks=errand.chunks, budget=errand.budget)
-        pieces: list[Piece] = []
-        run_chunks(model, plan.chunks, setup.readers(), inputs, Outcome(plan), pieces.append, _quiet)
-    return pieces
+        readers = setup.readers()
+        outcome = Outcome(plan, readers)
+        run_chunks(model, plan.chunks, readers, inputs, outcome, _quiet, _quiet)
+    return [replace(piece, answers=errand.key) for chunk in plan.chunks for piece in outcome.pieces(chunk)]
 
 
 @lru_cache(maxsize=1)
@@ -295,5 +341,5 @@ def _travelling(metric: Metric) -> str | Metric:
     return metric
 
 
-def _quiet(count: int) -> None:
+def _quiet(done: object) -> None:
     """Workers say nothing."""
