@@ -51,6 +51,9 @@ class Memory:
 class Model:
     """A causal language model that headwise can intervene on. Made by `load`.
 
+    Several threads may use it: calls on one module take turns, through whatever handles. A thread that calls or
+    trains the module without headwise is not stopped, and may change the numbers of a call that runs at that moment.
+
     Attributes
     ----------
     name : str

@@ -18,8 +18,8 @@ from .family import FAMILIES
 from .memory import free_memory
 from .places import why
 
-PATIENCE = 6.0
-"""Seconds that the Hub has to answer the first question."""
+PATIENCE = 5.0
+"""Seconds that the Hub has to answer the first question; its library may ask one of its own, for three more."""
 MOST = {"num_hidden_layers": 10_000, "num_labels": 1_000_000}
 """More than any model has: each is built, or written down, one by one."""
 
