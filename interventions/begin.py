@@ -7,12 +7,9 @@ remote models; nothing below the studies imports it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from threading import RLock
 from weakref import WeakKeyDictionary
-
-import torch
 
 from ..errors import ModelError
 from . import selfcheck
@@ -20,10 +17,8 @@ from .elsewhere import RemoteModel
 from .identify import identity_of
 from .identity import Identity
 from .models import Model
-from .structure import evaluating
+from .turns import turn_of
 
-_TURNS: WeakKeyDictionary[torch.nn.Module, RLock] = WeakKeyDictionary()
-_ADDING = RLock()
 _SEEN: WeakKeyDictionary[Model, Identity] = WeakKeyDictionary()
 """On a worker: the model that it opened, and the one that it was seen to be."""
 
@@ -47,6 +42,9 @@ class Call:
 @contextmanager
 def begin(model: Model, *, check: bool = True, anew: bool = False, length: int = 0) -> Iterator[Call]:
     """A call on a model: calls on one module take turns, and a call inside a call on the same thread belongs to it.
+
+    That holds for calls of headwise, see `turns`: a thread that calls the module itself, or trains it, is not stopped,
+    is heard by a call that runs meanwhile, and may change its numbers.
 
     For as long as it lasts every module is in evaluation mode; then each gets back the mode it had. Of a model that
     runs here every weight and buffer is read, since nothing cheaper shows that they are as they were.
@@ -84,13 +82,9 @@ def begin(model: Model, *, check: bool = True, anew: bool = False, length: int =
             model._memory.call = outer
 
 
-@contextmanager
-def turn(model: Model) -> Iterator[None]:
-    """Meanwhile no other thread runs the module of a model, and it is in evaluation mode."""
-    with _ADDING:
-        lock = _TURNS.setdefault(model.module, RLock())
-    with lock, nullcontext() if model.remote else evaluating(model.module):
-        yield
+def turn(model: Model) -> AbstractContextManager[None]:
+    """Meanwhile no other thread runs the module of a model, and it is in evaluation mode where it runs here."""
+    return turn_of(model.module, mode=not model.remote, passes=True)
 
 
 def _identity(model: Model, anew: bool) -> Identity:

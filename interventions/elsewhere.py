@@ -26,11 +26,13 @@ from .identity import Fingerprint, Identity, unequal_configurations
 from .models import Model
 from .native import described, point_of
 from .office import Failed, Job, Office
+from .opening import options_of
 from .ops import columns
 from .places import why
 from .refusals import SHOWN
 from .sites import Site
 from .traces import DIRECTIONS
+from .turns import making
 from .wire import ROOM, Unfit, room, unpacked
 
 Array = np.ndarray[Any, Any]
@@ -283,19 +285,21 @@ def facts_of(result: Any) -> dict[str, Any]:
     return dict(result)
 
 
-def open_model(name: str, where: str, place: str, tokenizer: Any) -> RemoteModel:
+def open_model(name: str, where: str, place: str, tokenizer: Any, trusted: bool) -> RemoteModel:
     """A model without weights: configuration and tokenizer from the Hub, or from a folder that the server has too."""
-    hub = {"revision": place} if place not in ("main", "local", "shipped") else {}
+    revision = None if place in ("main", "local", "shipped") else place
     if place in ("local", "shipped"):
         from pathlib import Path
 
         where = str(Path(where).resolve())
         huggingface._ID_CACHE[where] = where  # a folder has no id on the Hub: the server finds it by its path
+    options = options_of(name, where, revision, trusted, tokenizer=tokenizer is None, dtype=None)
     try:
-        config = AutoConfig.from_pretrained(where, **hub)
+        config = AutoConfig.from_pretrained(where, **options)
         family = family_of(config, name)
-        tokenizer = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(where, **hub)
-        traced = TransformersModel(where, task="text-generation", tokenizer=tokenizer, **hub)
+        tokenizer = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(where, **options)
+        with making():
+            traced = TransformersModel(where, task="text-generation", tokenizer=tokenizer, **options)
     except ModelError:
         raise
     except Exception as error:  # whatever the loaders raise
@@ -303,4 +307,5 @@ def open_model(name: str, where: str, place: str, tokenizer: Any) -> RemoteModel
     commit = getattr(config, "_commit_hash", None) or place
     check_fits(family, traced._module, name)
     office = Office(traced, name)
-    return RemoteModel(name, place, family, family.shape(config), tokenizer, traced, office=office, commit=commit)
+    shape = family.shape(config)
+    return RemoteModel(name, place, family, shape, tokenizer, traced, None, trusted, office=office, commit=commit)

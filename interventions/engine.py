@@ -71,9 +71,10 @@ def run_plan(
         Even a single prompt needs more memory than there is.
     """
     check_readers(plan, readers)
-    outcome = Outcome(plan)
+    outcome = Outcome(plan, readers)
     for piece in keeper.found() if keeper is not None else ():
-        outcome.put(piece)
+        if not outcome.wrong(piece):  # what does not fit is computed again
+            outcome.put(piece)
     left = outcome.missing()
     done = plan.steps - outcome.steps(left)
 

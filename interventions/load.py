@@ -18,7 +18,9 @@ from ..errors import DeclarationError, ModelError, choices
 from . import architectures  # noqa: F401  registers the families
 from .family import Family, check_fits, family_of
 from .models import Model
+from .opening import check_python, options_of
 from .places import locate, shipped, why
+from .turns import making, turn_of
 
 DTYPES = {
     "float32": torch.float32,
@@ -38,6 +40,7 @@ def load(
     dtype: str | None = None,
     tokenizer: Any = None,
     remote: bool = False,
+    trust_remote_code: bool = False,
 ) -> Model:
     """Open a causal language model.
 
@@ -59,6 +62,9 @@ def load(
     remote : bool
         Leave the weights where they are: what is asked of the model runs on NDIF (or on the server that nnsight is set
         to, by ``NDIF_HOST``), and only metrics come back. The server says which number format it holds them in.
+    trust_remote_code : bool
+        Run the Python code that the folder or the repository brings with its model (``auto_map``), as you and with all
+        that you may do; workers run it too. False refuses such a model, and no code of it runs.
 
     Raises
     ------
@@ -67,6 +73,7 @@ def load(
     ModelError
         The model cannot be found or read whole, or its family is not known.
     """
+    check_python()
     if remote:
         if isinstance(source, torch.nn.Module) or device != "auto" or dtype is not None:
             raise DeclarationError("remote=True takes the name of a model: a server has its own copy, device and dtype")
@@ -75,7 +82,7 @@ def load(
             raise DeclarationError(f"revision={revision!r} is for a Hub id: {name} is {place}")
         from .elsewhere import open_model
 
-        return open_model(name, where, revision or place, tokenizer)
+        return open_model(name, where, revision or place, tokenizer, trust_remote_code)
     _device(device)
     if dtype is not None and dtype not in DTYPES:
         raise DeclarationError(f"dtype {dtype!r}: possible are {choices(DTYPES)}")
@@ -85,14 +92,18 @@ def load(
     opened = name if place in ("shipped", "main") else str(Path(where).resolve())
     if revision is not None and place != "main":
         raise DeclarationError(f"revision={revision!r} is for a Hub id: {name} is {place}")
-    family, module, tokenizer = _read(name, where, revision, DTYPES[dtype or "float32"], tokenizer)
+    trusted = bool(trust_remote_code)
+    family, module, tokenizer = _read(name, where, revision, DTYPES[dtype or "float32"], tokenizer, trusted)
     check_fits(family, module, name)
-    return _handle(module.to(_device(device)), name, revision or place, family, tokenizer, opened)
+    return _handle(module.to(_device(device)), name, revision or place, family, tokenizer, opened, trusted)
 
 
-def _handle(module: Any, name: str, revision: str, family: Family, tokenizer: Any, source: str | None) -> Model:
-    traced = TransformersModel(module, task="text-generation", tokenizer=tokenizer)
-    return Model(name, revision, family, family.shape(module.config), tokenizer, traced, source)
+def _handle(
+    module: Any, name: str, revision: str, family: Family, tokenizer: Any, source: str | None, trusted: bool = False
+) -> Model:
+    with turn_of(module, mode=False):  # nnsight puts itself in front of modules that a call may be using
+        traced = TransformersModel(module, task="text-generation", tokenizer=tokenizer)
+    return Model(name, revision, family, family.shape(module.config), tokenizer, traced, source, trusted)
 
 
 def _in_memory(module: PreTrainedModel, device: str, dtype: str | None, tokenizer: Any) -> Model:
@@ -105,7 +116,9 @@ def _in_memory(module: PreTrainedModel, device: str, dtype: str | None, tokenize
     target = place if device == "auto" else _device(device)
     moves = target.type != place.type or (target.index is not None and target.index != place.index)
     if moves or (dtype is not None and found != {DTYPES[dtype]}):
-        module = copy.deepcopy(module).to(device=target, dtype=None if dtype is None else DTYPES[dtype])
+        with turn_of(module, mode=False):  # in a call its modes are not those that it has
+            module = copy.deepcopy(module)
+        module = module.to(device=target, dtype=None if dtype is None else DTYPES[dtype])
     tokenizer = tokenizer if tokenizer is not None else _id_tokenizer(module.config.vocab_size)
     return _handle(module, name, "memory", family, tokenizer, None)
 
@@ -139,15 +152,18 @@ def _plain_module(source: Any) -> PreTrainedModel:
 
 
 def _read(
-    name: str, where: str, revision: str | None, dtype: torch.dtype, tokenizer: Any
+    name: str, where: str, revision: str | None, dtype: torch.dtype, tokenizer: Any, trusted: bool
 ) -> tuple[Family, PreTrainedModel, Any]:
     """Family, module and tokenizer of a folder or Hub id, or one line that says why not."""
-    hub = {} if revision is None else {"revision": revision}
+    options = options_of(name, where, revision, trusted, tokenizer=tokenizer is None, dtype=dtype)
     try:
-        family = family_of(AutoConfig.from_pretrained(where, **hub), name)
-        tokenizer = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(where, **hub)
-        with _quiet():
-            module, report = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, output_loading_info=True, **hub)
+        family = family_of(AutoConfig.from_pretrained(where, **options), name)
+        tokenizer = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(where, **options)
+        adapters = {"local_files_only": options.get("local_files_only", False)}
+        with making(), _quiet():
+            module, report = AutoModelForCausalLM.from_pretrained(
+                where, dtype=dtype, output_loading_info=True, adapter_kwargs=adapters, **options
+            )
     except ModelError:
         raise
     except Exception as error:  # whatever a broken file makes the loaders raise, the user gets one line

@@ -15,7 +15,8 @@ from . import architectures  # noqa: F401  registers the families
 from .family import Family, HeadWeights
 from .shape import Shape
 from .sites import Head, Site
-from .structure import evaluating, weight_hash
+from .structure import weight_hash
+from .turns import turn_of
 
 
 @dataclass
@@ -50,6 +51,9 @@ class Memory:
 class Model:
     """A causal language model that headwise can intervene on. Made by `load`.
 
+    Several threads may use it: calls on one module take turns, through whatever handles. A thread that calls or
+    trains the module without headwise is not stopped, and may change the numbers of a call that runs at that moment.
+
     Attributes
     ----------
     name : str
@@ -62,6 +66,8 @@ class Model:
     traced : nnsight model
     source : str, optional
         What `load` opens it from again: a shipped name, a Hub id or the path of a folder; None for a module in memory.
+    trusted : bool
+        Whether `load` was allowed to run code that the model brings.
     """
 
     name: str
@@ -71,6 +77,7 @@ class Model:
     tokenizer: Any
     traced: TransformersModel
     source: str | None = None
+    trusted: bool = False
     _memory: Memory = field(default_factory=Memory, init=False)
     remote: ClassVar[bool] = False
     """Whether it runs on a server, which has the weights."""
@@ -153,7 +160,7 @@ class Model:
 
     def head_weights(self, layer: int) -> HeadWeights:
         """Weights of the heads of `layer`, for row vectors."""
-        with evaluating(self.module):
+        with turn_of(self.module):
             return self.family.head_weights(self.module, layer, self.shape)
 
     def scaling(self, layer: int) -> float:

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from ..errors import ModelError
+from .known import Reader
 from .packing import Chunk, Pass
 from .plan import Plan
 
@@ -45,6 +47,8 @@ class Piece:
     run : str, optional
     conditions : tuple of int
         Left empty for a run.
+    answers : str
+        What it was asked for by, where a worker gives it.
     """
 
     group: int
@@ -52,6 +56,7 @@ class Piece:
     values: Mapping[str, Array]
     run: str | None = None
     conditions: tuple[int, ...] = ()
+    answers: str = ""
 
 
 class Keeper(Protocol):
@@ -73,16 +78,38 @@ class Outcome:
     """
 
     plan: Plan
+    readers: Sequence[Reader] = ()
+    """Whose values there are to be. Without them the first piece says what the others are like."""
     values: dict[tuple[str, int], Array] = field(default_factory=dict)
     baseline: dict[tuple[str, str, int], Array] = field(default_factory=dict)
     done: dict[tuple[int, str | None], Array] = field(default_factory=dict)
     """Which examples of a run, and which ``(condition, example)``, are there."""
+    like: dict[tuple[str, int], tuple[int, ...]] = field(default_factory=dict)
+    """Shape of the values of a reader in a group, for one example."""
+    dtypes: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        shape = self.plan.shape
+        for reader in self.readers:
+            for at, group in enumerate(self.plan.groups):
+                pattern = reader.kind == "pattern"
+                self.like[reader.name, at] = (shape.layers, shape.heads) if pattern else (len(group.scored),)
 
     def put(self, piece: Piece) -> Piece:
-        """Put in a piece, and give it back."""
+        """Put in a piece, and give it back.
+
+        Raises
+        ------
+        ModelError
+            It is none of this plan. Nothing of it is taken.
+        """
+        if wrong := self.wrong(piece):
+            raise ModelError(f"values came back that were not asked for: {wrong}")
         group, size = piece.group, len(self.plan.groups[piece.group].examples)
         examples = slice(*piece.examples)
         for name, value in piece.values.items():
+            self.dtypes.setdefault(name, value.dtype)
+            self.like.setdefault((name, group), value.shape[1 if piece.run is not None else 2 :])
             if piece.run is not None:
                 empty = np.empty((size, *value.shape[1:]), dtype=value.dtype)
                 self.baseline.setdefault((name, piece.run, group), empty)[examples] = value
@@ -94,6 +121,48 @@ class Outcome:
         else:
             self._done(group)[list(piece.conditions), examples] = True
         return piece
+
+    def wrong(self, piece: Any) -> str:
+        """Why something is no piece of this plan, if it is none. Values are never stretched or converted to fit."""
+        if not isinstance(piece, Piece) or not isinstance(piece.values, Mapping):
+            return f"a {type(piece).__name__}, which is no piece of it"
+        plan, run, numbers = self.plan, piece.run, piece.conditions
+        if not _within((piece.group,), len(plan.groups)):
+            return f"group {piece.group!r} of {len(plan.groups)}"
+        size = len(plan.groups[piece.group].examples)
+        if not (
+            _within(piece.examples, size + 1) and len(piece.examples) == 2 and piece.examples[0] < piece.examples[1]
+        ):
+            return f"examples {piece.examples!r} of {size}"
+        if run is not None and (run not in plan.runs or numbers):
+            return f"run {run!r} with conditions {numbers!r}"
+        if run is None and not (_within(numbers, len(plan.conditions)) and 0 < len({*numbers}) == len(numbers)):
+            return f"conditions {numbers!r} of {len(plan.conditions)}"
+        due = {name for name, _ in self.like}
+        if due and {*piece.values} != due:
+            return f"values of {', '.join(map(repr, piece.values)) or 'nothing'} in place of {', '.join(sorted(due))}"
+        span = piece.examples[1] - piece.examples[0]
+        first = (span,) if run is not None else (len(numbers), span)
+        for name, value in piece.values.items():
+            if type(value) is not np.ndarray or value.dtype not in (np.float32, np.float64):
+                given = value.dtype if type(value) is np.ndarray else type(value).__name__
+                return f"{name} as {given}, where an array of float32 or float64 is due"
+            shape = (*first, *self.like.get((name, piece.group), value.shape[len(first) :]))
+            dtype = self.dtypes.get(name, value.dtype)
+            if (value.shape, value.dtype) != (shape, dtype):
+                return f"{name} as {value.dtype} {value.shape}, where {dtype} {shape} is due"
+        return ""
+
+    def pieces(self, chunk: Chunk) -> list[Piece]:
+        """What there is of a chunk: a piece for each run, then one for all conditions."""
+        group, span = chunk.group, slice(*chunk.examples)
+        names = sorted({name for name, at in self.like if at == group})
+        runs = {run: {name: self.baseline[name, run, group][span] for name in names} for run in self.plan.runs}
+        found = [Piece(group, chunk.examples, values, run) for run, values in runs.items()]
+        if numbers := tuple(number for one in chunk.passes for number in one.conditions):
+            values = {name: self.values[name, group][list(numbers), span] for name in names}
+            found.append(Piece(group, chunk.examples, values, None, numbers))
+        return found
 
     def run_piece(self, chunk: Chunk, run: str, values: Mapping[str, torch.Tensor]) -> Piece:
         """What a run gave as it is."""
@@ -135,7 +204,15 @@ class Outcome:
         return sum(len(chunk.passes) + len(self.plan.runs) for chunk in chunks)
 
     def close(self) -> Outcome:
-        """Give conditions that change nothing that is read, and so have no pass, the values of the base run."""
+        """Give conditions that change nothing that is read, and so have no pass, the values of the base run.
+
+        Raises
+        ------
+        ModelError
+            Something is missing.
+        """
+        if left := self.steps(self.missing()):
+            raise ModelError(f"values of {left} of {self.plan.steps} passes never came back")
         for group in range(len(self.plan.groups)):
             passes = [one for chunk in self.plan.chunks if chunk.group == group for one in chunk.passes]
             idle = sorted(
@@ -155,6 +232,11 @@ class Outcome:
         size = len(self.plan.groups[group].examples)
         shape = (size,) if run is not None else (len(self.plan.conditions), size)
         return self.done.setdefault((group, run), np.zeros(shape, dtype=bool))
+
+
+def _within(numbers: Any, count: int) -> bool:
+    """Whether these are whole numbers from 0 to below `count`, in a tuple."""
+    return isinstance(numbers, tuple) and all(type(one) is int and 0 <= one < count for one in numbers)
 
 
 def as_array(tensor: torch.Tensor) -> Array:

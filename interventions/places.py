@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 
 from ..errors import ModelError, choices
 
@@ -38,6 +39,11 @@ def locate(source: str) -> tuple[str, str, str]:
 def why(name: str, where: str, error: Exception) -> str:
     """Why a model cannot be read, in a line."""
     reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+    if isinstance(error, UnpicklingError):
+        reason = (
+            "its weights are a pickle that holds more than tensors, or is broken; reading such a file can run code, so "
+            "it was not read: have the weights as safetensors"
+        )
     if Path(where).is_dir():
         return f"cannot read the model in {where}: {reason}"
     return (

@@ -27,7 +27,7 @@ def estimated(
     starts from; and ``groups`` of changes, ``(place, changes, frame, stream)``, that are on their lines together.
     """
     names, steps, examples = given["names"], given["steps"], given["examples"]
-    found = {name: torch.zeros(given["conditions"], examples, device=device) for name in names}
+    found = {name: torch.zeros(given["conditions"], examples, dtype=torch.float32, device=device) for name in names}
     if not given["places"]:
         return found
     start = (given["frame"], given["stream"])

@@ -12,6 +12,7 @@ from .identify import facts_of_modules
 from .identity import Identity
 from .models import Model
 from .structure import buffer_hash
+from .turns import making
 
 
 def untrained_module(model: Model, identity: Identity, seed: int) -> Any:
@@ -24,7 +25,7 @@ def untrained_module(model: Model, identity: Identity, seed: int) -> Any:
     ModelError
         What was changed has weights of its own, of which it is not known how they begin.
     """
-    with torch.random.fork_rng(devices=[]):
+    with making(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = type(model.module)(model.module.config)
     if model.remote or _built_alike(fresh, identity):

@@ -52,7 +52,8 @@ def gains_read(parts: dict[str, Any], block: Any) -> list[torch.Tensor | None]:
             wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
             found.append(wide + parts["gain_offset"])
         else:
-            found.append(None if module is None else torch.ones(size))  # a norm without weight, as in OLMo
+            ones = torch.ones(size, dtype=torch.float32)  # of a norm without weight, as in OLMo
+            found.append(None if module is None else ones)
     return found
 
 

@@ -231,7 +231,7 @@ VARIANTS = (
 def chance(metric: Metric, run: Run) -> Array:
     """The value that uniform causal attention gives on the same prompts, ``(example,)``."""
     size = run.tokens.shape[1]
-    uniform = torch.tril(torch.ones(size, size)) / torch.arange(1, size + 1).unsqueeze(1)
+    uniform = torch.tril(torch.ones(size, size, dtype=torch.float32)) / torch.arange(1, size + 1).unsqueeze(1)
     arguments = {name: torch.as_tensor(value) for name, value in metric.prepare(run).items()}
     value: Array = metric.kernel(uniform.expand(len(run.tokens), 1, size, size), **arguments)[:, 0].numpy()
     return value

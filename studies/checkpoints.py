@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from transformers import AutoConfig, GPT2LMHeadModel
 
 from ..errors import ModelError, UnknownNameError
+from ..interventions.opening import options_of
+from ..interventions.turns import making
 
 CHECKPOINTS = "checkpoints.safetensors"
 
@@ -30,6 +33,9 @@ def load_checkpoint(folder: str | Path, step: int) -> GPT2LMHeadModel:
     prefix = f"step{step:06d}/"
     with safe_open(folder / CHECKPOINTS, "pt") as file:
         weights = {k.removeprefix(prefix): file.get_tensor(k) for k in file.keys() if k.startswith(prefix)}  # noqa: SIM118
-    model = GPT2LMHeadModel(AutoConfig.from_pretrained(folder, attn_implementation="eager"))
+    options = options_of(folder.name, str(folder), None, False, tokenizer=False, dtype=torch.float32)
+    config = AutoConfig.from_pretrained(folder, attn_implementation="eager", **options)
+    with making():
+        model = GPT2LMHeadModel(config)
     model.load_state_dict(weights, strict=False)  # lm_head.weight is tied to the word embedding
     return model.eval()

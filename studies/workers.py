@@ -16,7 +16,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ..errors import DeclarationError, HeadwiseError, ModelError
 from ..interventions.codec import decode, encode
@@ -41,8 +43,8 @@ LEAST = 4
 LOST = {"KilledWorker", "NoWorkerError", "NoValidWorkerError", "CommClosedError", "ClosedClientError"}
 """What Dask raises where workers or the way to them are gone."""
 _CURRENT: ContextVar[Executor | None] = ContextVar("executor", default=None)
-_ONE_AT_A_TIME = Lock()
-"""Tracing is not made for threads; an executor of threads gets right numbers, one piece after the other."""
+_OPENING = Lock()
+"""Where workers are threads of one process, one of them opens the model."""
 
 
 @contextmanager
@@ -83,8 +85,8 @@ class Errand:
 
     Attributes
     ----------
-    model : tuple of (source, revision, device, dtype, attention)
-        For `headwise.load`, and the implementation of attention that was chosen.
+    model : tuple of (source, revision, device, dtype, trusted, attention)
+        For `headwise.load`, with whether code of the model may run, and the implementation of attention.
     identity : Identity
         Of the model here, which a worker has to reproduce.
     token_hash : str
@@ -99,7 +101,7 @@ class Errand:
     chunks : tuple of Chunk
     """
 
-    model: tuple[str, str | None, str, str, str]
+    model: tuple[str, str | None, str, str, bool, str]
     identity: Identity
     token_hash: str
     declared: str
@@ -107,6 +109,13 @@ class Errand:
     base: str
     budget: int
     chunks: tuple[Chunk, ...]
+
+    @property
+    def key(self) -> str:
+        """A hash of all that its values depend on."""
+        model = json.dumps([self.model, self.identity.exact], sort_keys=True)
+        metrics = [metric if isinstance(metric, str) else metric.name for metric in self.metrics]
+        return short_hash(model, self.token_hash, self.declared, json.dumps(metrics), self.base, repr(self.chunks))
 
 
 def run_on(
@@ -142,13 +151,17 @@ def run_on(
         What a worker refused, as it was raised there.
     """
     errands = list(cut(work, identity, outcome.missing()))
+    wide = np.float64 if work.model.dtype == "float64" else np.float32
+    for metric in work.setup.metrics:
+        if isinstance(_travelling(metric), str):  # of a metric of one's own, the first piece says it
+            outcome.dtypes.setdefault(metric.name, np.dtype(wide))
     waiting: dict[Future[list[Piece]], Errand] = {}
     done, errors = 0, []
     try:
         not_sent = _send(executor, errands, waiting)
         for future in as_completed(waiting):
             try:
-                pieces = future.result()
+                pieces = _answer(future.result(), waiting[future], outcome)
             except Exception as error:
                 errors.append(error)
                 continue
@@ -162,11 +175,43 @@ def run_on(
     _tell(errors, not_sent, len(errands))
 
 
+def _answer(given: object, errand: Errand, outcome: Outcome) -> list[Piece]:
+    """What a worker gave, if it is what it was asked for: each run of its chunks and all conditions, once."""
+    runs = outcome.plan.runs
+    due = [
+        (chunk.group, chunk.examples, run, conditions)
+        for chunk in errand.chunks
+        for run, conditions in [
+            *((run, ()) for run in runs),
+            (None, tuple(number for one in chunk.passes for number in one.conditions)),
+        ]
+        if run is not None or conditions
+    ]
+    pieces: list[Any] = given if isinstance(given, list) else []
+    wrong = "" if isinstance(given, list) else f"a {type(given).__name__}, which is no list of pieces"
+    wrong = wrong or next((told for piece in pieces if (told := outcome.wrong(piece))), "")
+    if not wrong and any(one.answers != errand.key for one in pieces):
+        wrong = "the answer to another question"
+    if not wrong and [(one.group, one.examples, one.run, one.conditions) for one in pieces] != due:
+        wrong = f"{len(pieces)} pieces, which are not the {len(due)} that were due"
+    if wrong:
+        raise ModelError(
+            f"a worker gave what it was not asked for: {wrong}. That is not taken, and with out=... what else came "
+            "back is kept; does the executor give each piece its own answer?"
+        )
+    return pieces
+
+
 def _send(executor: Executor, errands: Sequence[Errand], waiting: dict[Future[list[Piece]], Errand]) -> list[Exception]:
     """Submit until one is not taken; what that raised, for each errand that was not."""
     try:
         for errand in errands:
-            waiting[executor.submit(run_errand, errand)] = errand
+            future = executor.submit(run_errand, errand)
+            if not isinstance(future, Future) or future in waiting:
+                raise DeclarationError(
+                    f"executor=...: its submit gives {type(future).__name__}, where a new Future is due for each piece"
+                )
+            waiting[future] = errand
     except Exception as error:
         return [error] * (len(errands) - len(waiting))
     return []
@@ -208,7 +253,14 @@ def cut(work: Work, identity: Identity, chunks: Sequence[Chunk]) -> Iterator[Err
     assert model.source is not None
     known = model.revision not in ("local", "shipped")
     errand = Errand(
-        (model.source, model.revision if known else None, str(model.device), model.dtype, _attention(model)),
+        (
+            model.source,
+            model.revision if known else None,
+            str(model.device),
+            model.dtype,
+            model.trusted,
+            _attention(model),
+        ),
         identity,
         _token_hash(setup.plan, work.inputs),
         json.dumps(encode({"task": work.task, "what": work.what}, TASKS)),
@@ -235,32 +287,33 @@ def run_errand(errand: Errand) -> list[Piece]:
     from ..interventions.engine import run_chunks
     from ..interventions.outcome import Outcome
 
-    with _ONE_AT_A_TIME:
+    with _OPENING:
         model = _opened(*errand.model)
-        shipped = metric_names()
-        declared = decode(json.loads(errand.declared), TASKS)
-        metrics = [shipped[one][1] if isinstance(one, str) else one for one in errand.metrics]
-        with turn(model):
-            check_reproduced(model, errand.identity)
-            task, what = declared["task"], declared["what"]
-            setup = set_up(model, task, what, metrics, base=errand.base, per_position=False, batch_size="auto")
-            inputs = setup.inputs(task, model)
-            if _token_hash(setup.plan, inputs) != errand.token_hash:
-                raise ModelError(
-                    f"{model.name} has other tokens for these prompts on a worker than here: workers read the "
-                    "tokenizer that lies beside the weights"
-                )
-            plan = replace(setup.plan, chunks=errand.chunks, budget=errand.budget)
-            pieces: list[Piece] = []
-            run_chunks(model, plan.chunks, setup.readers(), inputs, Outcome(plan), pieces.append, _quiet)
-    return pieces
+    shipped = metric_names()
+    declared = decode(json.loads(errand.declared), TASKS)
+    metrics = [shipped[one][1] if isinstance(one, str) else one for one in errand.metrics]
+    with turn(model):
+        check_reproduced(model, errand.identity)
+        task, what = declared["task"], declared["what"]
+        setup = set_up(model, task, what, metrics, base=errand.base, per_position=False, batch_size="auto")
+        inputs = setup.inputs(task, model)
+        if _token_hash(setup.plan, inputs) != errand.token_hash:
+            raise ModelError(
+                f"{model.name} has other tokens for these prompts on a worker than here: workers read the "
+                "tokenizer that lies beside the weights"
+            )
+        plan = replace(setup.plan, chunks=errand.chunks, budget=errand.budget)
+        readers = setup.readers()
+        outcome = Outcome(plan, readers)
+        run_chunks(model, plan.chunks, readers, inputs, outcome, _quiet, _quiet)
+    return [replace(piece, answers=errand.key) for chunk in plan.chunks for piece in outcome.pieces(chunk)]
 
 
 @lru_cache(maxsize=1)
-def _opened(source: str, revision: str | None, device: str, dtype: str, attention: str) -> Model:
+def _opened(source: str, revision: str | None, device: str, dtype: str, trusted: bool, attention: str) -> Model:
     from ..interventions.load import load
 
-    model = load(source, revision=revision, device=device, dtype=dtype)
+    model = load(source, revision=revision, device=device, dtype=dtype, trust_remote_code=trusted)
     if _attention(model) != attention:
         model.module.set_attn_implementation(attention)
     return model
@@ -288,5 +341,5 @@ def _travelling(metric: Metric) -> str | Metric:
     return metric
 
 
-def _quiet(count: int) -> None:
+def _quiet(done: object) -> None:
     """Workers say nothing."""

@@ -160,6 +160,7 @@ def test_inside_interventions_imports_go_one_way():
     planned = ["shape", "lowering", "checks", "cost", "packing", "explain", "plan"]
     inside = [
         "structure",
+        "turns",
         "rows",
         "projections",
         "weights",
@@ -201,6 +202,7 @@ def test_inside_interventions_imports_go_one_way():
         *inside,
         *run,
         "gradients",
+        "opening",
         *away,
         "load",
         "selfcheck",

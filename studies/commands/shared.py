@@ -77,17 +77,24 @@ def add_json(parser: argparse.ArgumentParser, words: str) -> None:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """``--model``, ``--device`` and ``--remote``, of commands that run one: see `open_model`."""
+    """``--model``, ``--device``, ``--remote``, ``--trust-remote-code``, of commands that run one: see `open_model`."""
     parser.add_argument("--model", default="words-2l", help="shipped name, Hub id or folder (default: %(default)s)")
     add_device(parser)
     parser.add_argument("--remote", action="store_true", help="leave the model on NDIF, and run there")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that the model's folder brings")
 
 
 def open_model(options: argparse.Namespace, revision: str | None = None) -> Model:
     """The model that the options name, here or on NDIF."""
     from ...interventions.load import load
 
-    return load(options.model, revision=revision, device=options.device, remote=options.remote)
+    return load(
+        options.model,
+        revision=revision,
+        device=options.device,
+        remote=options.remote,
+        trust_remote_code=options.trust_remote_code,
+    )
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
