@@ -8,7 +8,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any
 
-from ...errors import DeclarationError, HeadwiseError
+from ...errors import DeclarationError, HeadwiseError, printable
 
 if TYPE_CHECKING:
     from .folder import Folder
@@ -55,9 +55,9 @@ def serve(
     from .live import Models
 
     server, url = _server(Folder(folder), Models(model), address, port)
-    print(f"headwise shows {folder} at {url}  (Ctrl-C ends it)", flush=True)
+    print(printable(f"headwise shows {folder} at {url}  (Ctrl-C ends it)"), flush=True)
     if address not in LOOPBACK:
-        print("anyone who reaches this address can look at the results and run prompts", flush=True)
+        print(printable("anyone who reaches this address can look at the results and run prompts"), flush=True)
     if show:
         server.io_loop.add_callback(server.show, "/")
     server.start()
