@@ -242,6 +242,65 @@ def test_partners_are_the_strongest_of_other_layers_on_either_side():
     assert set(facts.partners(xr.DataTree(ds), Head(0, 0))) == {("into", "k")}
 
 
+def large(layers=2, heads=2, labels=2, long="x"):
+    """A file that a page could not bear: many heads, many labels, long texts."""
+    return xr.DataTree(
+        xr.Dataset(
+            {
+                "loss": (
+                    ("layer", "head", "step"),
+                    np.zeros((layers, heads, labels)),
+                    {"long_name": long, "units": long},
+                )
+            },
+            coords={"layer": range(layers), "head": range(heads), "step": [f"{long}{n}" for n in range(labels)]},
+        )
+    )
+
+
+def test_what_a_page_cannot_bear_is_not_offered():
+    tree = large(layers=1000, heads=100)
+    (one,) = variables.variables(tree)
+    with pytest.raises(DeclarationError, match="100000 heads: at most 20000 can be drawn"):
+        variables.heads(tree, one)
+    assert len(variables.heads(large(100, 200), named(large(100, 200), "loss"))) == 20_000
+    (one,) = variables.variables(large(labels=30_000))
+    assert len(one.others["step"]) == 1000
+    assert one.others["step"][999] == "x999"
+    assert float(variables.values(large(labels=30_000), one, "value", {"step": "x999"}).sum()) == 0.0
+    (one,) = variables.variables(large(long="\u202e" + "y" * 5_000_000))
+    assert len(one.label) < 300
+    assert "\u202e" not in one.label
+    assert len(variables.variables(xr.DataTree(xr.Dataset({f"v{n}": large()["loss"] for n in range(1500)})))) == 1000
+
+
+def test_texts_of_megabytes_are_cut():
+    long = "\u202e\x1b[31m<b>" + "y" * 5_000_000
+    score, effect = facts.Score(long, long, 0.5, 0.4, 0.6, 0.1), facts.Effect(long, long, long, 0.5, 0.4, 0.6)
+    shown = words.scores_table([score]) + words.effects_table([effect]) + words.prompt_heading(long)
+    shown += words.heading("L0H0", long) + words.note(long) + words.files([Listed(long, long)] * 5000, long)
+    assert len(shown) < 200_000
+    assert not {"\u202e", "\x1b"} & set(shown)
+    assert "<b>y" not in shown
+    assert "and 4900 more" in shown
+
+
+def test_only_so_many_effects_are_computed(monkeypatch):
+    """A file of 100,000 conditions does not keep the page."""
+    asked = []
+    monkeypatch.setattr(facts, "bootstrap_interval", lambda numbers: asked.append(len(numbers)) or (0.0, 1.0))
+    shape = (1, 1, 100_000, 2)
+    ds = xr.Dataset(
+        {
+            "loss": (("layer", "head", "step", "example"), np.zeros(shape)),
+            "baseline_loss": (("run", "example"), np.zeros((1, 2))),
+        },
+        coords={"layer": [0], "head": [0], "run": ["clean"]},
+        attrs={"base": "clean"},
+    )
+    assert len(facts.effects(xr.DataTree(ds), Head(0, 0))) == len(asked) == facts.MOST
+
+
 # The model
 
 
@@ -327,6 +386,27 @@ def test_a_model_is_opened_once_for_all(monkeypatch, words_model):
     assert opened == [("words-2l", None), ("openai-community/gpt2", "607a30d")]
     assert shared.ready("openai-community/gpt2")
     assert not live.Models().ready("openai-community/gpt2")
+
+
+def test_prompts_wait_in_a_line_that_ends(monkeypatch, words_model):
+    """A client that asks without end is told to wait; nothing is kept of what it asked."""
+    monkeypatch.setattr(live, "WAITING", 2)
+    shared = live.Models()
+    monkeypatch.setattr(shared, "get", lambda *arguments: words_model)
+    with shared.using({}):
+        second = threading.Thread(target=lambda: shared.using({}).__enter__().shape)
+        second.daemon = True
+        second.start()
+        while shared._line._value:
+            time.sleep(0.001)
+        with pytest.raises(ModelError, match="2 prompts wait for a model already"), shared.using({}):
+            pass
+    second.join(60)
+
+
+def test_a_prompt_of_megabytes_is_refused_before_a_model_reads_it():
+    with pytest.raises(DeclarationError, match="5000000 letters: at most 4000"):
+        live.fire(object(), "apple" * 1_000_000)
 
 
 # The address of the page
@@ -460,6 +540,15 @@ def test_no_file_can_be_fetched(served, path):
     refused.value.close()
 
 
+async def closed(wire):
+    """Close a connection, and wait until it is."""
+    wire.close()
+    for _ in range(1000):
+        if wire.protocol is None or wire.protocol.stream.closed():
+            return
+        await asyncio.sleep(0.01)
+
+
 def websocket(served, origin):
     """Status of opening a session from a page of `origin`."""
     from tornado.httpclient import HTTPClientError, HTTPRequest
@@ -468,7 +557,7 @@ def websocket(served, origin):
     async def tried():
         request = HTTPRequest(served.replace("http", "ws") + "ws", headers={"Origin": origin})
         try:
-            (await websocket_connect(request, subprotocols=["bokeh", "no-token"])).close()
+            await closed(await websocket_connect(request, subprotocols=["bokeh", "no-token"]))
         except HTTPClientError as error:
             return error.code
         return 101
@@ -504,12 +593,16 @@ def test_names_are_those_it_is_reached_under():
 
 
 def answer(served, head, path="/", method="GET"):
-    """Status and text of the answer to a request with just these lines in its head."""
+    """Status, head and text of the answer to a request with just these lines in its head."""
     port = int(served.rsplit(":", 1)[1].strip("/"))
     with socket.create_connection(("127.0.0.1", port), timeout=60) as wire:
-        lines = [f"{method} {path} HTTP/1.1", *head, "Connection: close", "", ""]
-        wire.sendall("\r\n".join(lines).encode("latin-1"))
-        whole = b"".join(iter(lambda: wire.recv(65536), b""))
+        closing = [] if path == "/ws" else ["Connection: close"]
+        wire.sendall("\r\n".join([f"{method} {path} HTTP/1.1", *head, *closing, "", ""]).encode("latin-1"))
+        whole = b""
+        while piece := wire.recv(65536):
+            whole += piece
+            if path == "/ws" and b"\r\n\r\n" in whole:
+                break
     head, _, body = whole.partition(b"\r\n\r\n")
     return int(head.split()[1]), head.decode("latin-1"), body.decode(errors="replace")
 
@@ -646,7 +739,7 @@ def said_first(served, token, *messages):
                 await wire.write_message(message)
         while messages and said is not None:
             said = await wire.read_message()
-        wire.close()
+        await closed(wire)
         return said
 
     return asyncio.run(asyncio.wait_for(tried(), 60))

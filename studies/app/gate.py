@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
-from bokeh.util.token import get_session_id
+from bokeh.util.token import check_token_signature, get_session_id
 from panel.io.server import DocHandler, WSHandler
 from tornado.routing import Matcher, Rule
 from tornado.web import OutputTransform, RequestHandler
@@ -147,10 +147,18 @@ class Socket(WSHandler):  # type: ignore[misc]
     taken = 0
 
     def open(self) -> None:
-        """Open the connection, unless there are too many."""
+        """Open the connection of a page that was made here, unless there are too many."""
         self.since = time.monotonic()
         known = {session.id: session for session in self.application_context.sessions}
-        session = known.get(get_session_id(self._token)) if self._token else None
+        app, token = self.application, self._token or ""
+        try:
+            signed = check_token_signature(token, secret_key=app.secret_key, signed=app.sign_sessions)
+            session = known.get(get_session_id(token))
+        except Exception:  # whatever it is, it is no token
+            signed = False
+        if not signed or self.selected_subprotocol != "bokeh":
+            self.close(1008, "no page was made for this session")
+            return
         if len(known) >= SESSIONS if session is None else session.connection_count >= CONNECTIONS:
             self.close(1013, "too many pages are open")
             return
@@ -191,10 +199,8 @@ class _Strangers(Matcher):
         if len(hosts) != 1 or asked_for(hosts[0]) not in self.names:
             host = printable(", ".join(hosts))[:200] or "no name"
             known = ", ".join(self.names)
-            status, said = (
-                421,
-                f"the app is not served as {host}, only as {known}: start it with --allow {host} for more",
-            )
+            said = f"the app is not served as {host}, only as {known}: start it with --allow {host} for more"
+            status = 421
         elif request.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site") and mode != ("navigate", "document"):
             status, said = 403, "the app is no part of pages of other sites"
         elif not PLACES.fullmatch(request.path):
