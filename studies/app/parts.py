@@ -47,7 +47,7 @@ def framed(part: Any) -> Any:
     return frame
 
 
-class Page(pn.Template):
+class Page(pn.Template):  # type: ignore[misc]
     """A template whose parts are put into the page together: Bokeh looks through the whole page after each change."""
 
     def server_doc(self, doc: Any = None, title: str | None = None, location: Any = True) -> Any:

@@ -189,12 +189,12 @@ def take_output() -> None:
     """
     codecs.register_error(OURS, _in_plain)
     if sys.stderr is None:  # closed: print would take standard output for it
-        sys.stderr = Path(os.devnull).open("w")  # type: ignore[unreachable]  # noqa: SIM115
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=OURS)
     if sys.stdout is None:
-        raise OutputError("standard output is closed: there is nowhere to write to")  # type: ignore[unreachable]
+        raise OutputError("standard output is closed: there is nowhere to write to")
 
 
 def put(text: object = "") -> None:
