@@ -6,7 +6,39 @@ import operator
 import unicodedata
 
 
-class HeadwiseError(Exception):
+def printable(text: object, *, lines: bool = False) -> str:
+    """Text from outside as it may be shown: what would steer a terminal, or turn words around, stands as an escape.
+
+    Control characters, marks that change the direction of writing, invisible signs and halves of characters are written
+    out as in a literal of Python; letters of all scripts, and spaces, stay.
+
+    Parameters
+    ----------
+    text : object
+        Names, titles, units, and what else a file, a server or a user gives.
+    lines : bool
+        Text of several lines: line ends and tabs stay too.
+    """
+    given = str(text)
+    if given.isprintable():
+        return given
+    kept = "\n\t" if lines else ""
+    return "".join(
+        one
+        if one.isprintable() or one in kept or unicodedata.category(one) == "Zs"
+        else one.encode("unicode_escape").decode("ascii")
+        for one in given
+    )
+
+
+class _Said:
+    """An error or a warning that quotes what came from outside: its text can be shown anywhere."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__(), lines=True)
+
+
+class HeadwiseError(_Said, Exception):
     """Base of every error that headwise raises on purpose. Its text is one line: what was given, what is possible."""
 
 
@@ -34,11 +66,11 @@ class ServerError(HeadwiseError, ConnectionError):
     """A server that cannot be reached, or that refuses or fails to run what was sent; the text gives its reason."""
 
 
-class ServerWarning(UserWarning):
+class ServerWarning(_Said, UserWarning):
     """A job was lost by its server and is sent again; the text says which."""
 
 
-class ResultWarning(UserWarning):
+class ResultWarning(_Said, UserWarning):
     """A stored part of a result could not be used; the text says what is done instead."""
 
 

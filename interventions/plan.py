@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..errors import DeclarationError, UnknownNameError, choices, whole
+from ..errors import DeclarationError, UnknownNameError, choices, printable, whole
 from .checks import check_edit, check_together
 from .cost import DEFAULT_BUDGET, OVERHEAD, Extent
 from .edits import Edit
@@ -116,7 +116,7 @@ class Plan:
         return wanted
 
     def __str__(self) -> str:
-        return explain(self)
+        return printable(explain(self), lines=True)
 
 
 def _points_of_path(edit: PathPatch, end: int, parallel: bool) -> set[Point]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+
+from ..errors import printable
 
 QUIET_SECONDS = 2.0
 LONGEST = 600.0
@@ -46,20 +49,28 @@ def telling(label: str, also: Callable[[str], None] | None = None) -> Iterator[C
         nonlocal shown, gap, due
         if also is not None:
             also(text)
-        now, terminal = time.monotonic(), sys.stderr.isatty()
+        now, terminal = time.monotonic(), sys.stderr is not None and sys.stderr.isatty()
         if _QUIET.get() or (also is not None and terminal) or now < (started + QUIET_SECONDS if terminal else due):
             return
         if not terminal:
-            print(f"{label}: {text}, after {now - started:.0f} s", file=sys.stderr, flush=True)
+            _write(printable(f"{label}: {text}, after {now - started:.0f} s") + "\n")
             gap = min(LONGEST, 2 * gap)
             due = now + gap
             return
-        line = f"{label}: {text}"[: shutil.get_terminal_size().columns - 1]
-        print(f"\r{line:<{shown}}", end="", file=sys.stderr, flush=True)
+        line = printable(f"{label}: {text}")[: shutil.get_terminal_size().columns - 1]
+        _write(f"\r{line:<{shown}}")
         shown = len(line)
 
     try:
         yield say
     finally:
         if shown:
-            print(f"\r{'':<{shown}}\r", end="", file=sys.stderr, flush=True)
+            _write(f"\r{'':<{shown}}\r")
+
+
+def _write(text: str) -> None:
+    """Write to standard error; work is not lost where that is closed, or its disk full."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+            sys.stderr.flush()

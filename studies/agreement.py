@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from ..errors import printable
 from .report.phrases import count
 
 SHOWN = 12
@@ -59,21 +60,22 @@ class Agreement:
         return {"agrees": self.agrees, "largest": self.largest, **asdict(self), "notes": list(self.notes)}
 
     def __str__(self) -> str:
-        least = f"numbers agree to {self.tolerance:g}"
+        least, path = f"numbers agree to {self.tolerance:g}", printable(self.path)
         total, equal = len(self.differences), sum(size == 0 for size in self.differences.values())
         if not self.agrees:
-            lines = [f"{self.path} does not agree: {count(len(self.beyond), 'variable')} of {total} differ ({least})."]
+            lines = [f"{path} does not agree: {count(len(self.beyond), 'variable')} of {total} differ ({least})."]
         elif equal == total:
-            lines = [f"{self.path} agrees: all {total} numeric variables are the same to the last bit."]
+            lines = [f"{path} agrees: all {total} numeric variables are the same to the last bit."]
         else:
-            lines = [f"{self.path} agrees: of {total} numeric variables, {equal} are the same to the last bit"]
+            lines = [f"{path} agrees: of {total} numeric variables, {equal} are the same to the last bit"]
             lines[0] += f" and the largest difference is {self.largest:.2g} ({least})."
-        width = max(map(len, self.beyond), default=0)
-        lines += _some(f"  {name:<{width}}  {words}" for name, words in self.beyond.items())
+        beyond = {printable(name): printable(words) for name, words in self.beyond.items()}
+        width = max(map(len, beyond), default=0)
+        lines += _some(f"  {name:<{width}}  {words}" for name, words in beyond.items())
         for place in ("the file", "the repetition"):
-            if names := [name for name, one in self.only_in_one.items() if one == place]:
+            if names := [printable(name) for name, one in self.only_in_one.items() if one == place]:
                 lines.append(f"only in {place}: {', '.join(names)}")
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+        return "\n".join([*lines, *(f"note: {printable(note)}" for note in self.notes)])
 
 
 def _some(lines: Any) -> list[str]:

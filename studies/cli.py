@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from ..errors import HeadwiseError
 from ..version import version
 from .commands import app, completion, induction, plan, plot, report, rerun, results
-from .commands.shared import Help, fill
+from .commands.shared import Help, OutputError, Parser, fill, say, take_output, written
 
 COMMANDS = (induction, plan, results, plot, report, rerun, app, completion)
 EXAMPLES = """examples:
@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         argcomplete.autocomplete(parser)
     try:
+        take_output()
         try:
             options = parser.parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
             if options.command is None:
@@ -45,21 +46,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return 2
             return int(options.run(options))
         finally:
-            sys.stdout.flush()  # here, where it can be seen that nobody reads it
+            with written():  # here, where it can be seen that nobody reads it, or that its disk is full
+                sys.stdout.flush()
     except BrokenPipeError:
         _drop_output()
         return PIPE_CLOSED
     except HeadwiseError as error:
-        print(f"headwise: {error}", file=sys.stderr)
+        say(f"headwise: {error}")
+        if isinstance(error, OutputError) and sys.stdout is not None:
+            _drop_output()
         return 1
     except KeyboardInterrupt as error:
-        print(f"headwise: {str(error) or 'stopped'}; no file was left half-written", file=sys.stderr)
+        say(f"headwise: {str(error) or 'stopped'}; no file was left half-written")
         return 130
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="headwise",
         allow_abbrev=False,
         description=fill("Declare interventions on a transformer, run them, and get labelled, stored, drawn results."),

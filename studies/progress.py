@@ -19,6 +19,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+from ..errors import printable
+
 QUIET_SECONDS = 2.0
 ENDING = (signal.SIGINT, signal.SIGTERM)
 """Signals that ask for the end."""
@@ -162,7 +164,7 @@ class Progress:
     ) -> None:
         self.label, self.unit, self.kept, self.total = label, unit, kept, total
         self.callback = show if callable(show) else None
-        self.wanted = sys.stderr.isatty() if show is None else show is True
+        self.wanted = (sys.stderr is not None and sys.stderr.isatty()) if show is None else show is True
         self.patience = 0.0 if show is True else QUIET_SECONDS
         self.started = time.monotonic()
         self.bar: Any = None
@@ -214,7 +216,7 @@ class Progress:
         if self.bar is None and self.callback is None and self.wanted and not patient:
             self._open(self.total)
         if self.bar is not None:
-            self.bar.update(self.task, description=f"{self.label} ({text})")
+            self.bar.update(self.task, description=printable(f"{self.label} ({text})"))
         self._stop_if_asked(f"while waiting ({text})")
 
     def _open(self, total: int) -> None:
@@ -223,7 +225,7 @@ class Progress:
         from rich.progress import Progress as Bar
 
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
@@ -232,7 +234,7 @@ class Progress:
         )
         self.bar = Bar(*columns, console=Console(stderr=True), transient=True)
         label = f"{self.label} ({self.said})" if self.said else self.label
-        self.task = self.bar.add_task(label, total=total, rate="")
+        self.task = self.bar.add_task(printable(label), total=total, rate="")
         self.bar.start()
 
     def __exit__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import importlib.util
 import json
@@ -241,6 +242,65 @@ def test_partners_are_the_strongest_of_other_layers_on_either_side():
     assert set(facts.partners(xr.DataTree(ds), Head(0, 0))) == {("into", "k")}
 
 
+def large(layers=2, heads=2, labels=2, long="x"):
+    """A file that a page could not bear: many heads, many labels, long texts."""
+    return xr.DataTree(
+        xr.Dataset(
+            {
+                "loss": (
+                    ("layer", "head", "step"),
+                    np.zeros((layers, heads, labels)),
+                    {"long_name": long, "units": long},
+                )
+            },
+            coords={"layer": range(layers), "head": range(heads), "step": [f"{long}{n}" for n in range(labels)]},
+        )
+    )
+
+
+def test_what_a_page_cannot_bear_is_not_offered():
+    tree = large(layers=1000, heads=100)
+    (one,) = variables.variables(tree)
+    with pytest.raises(DeclarationError, match="100000 heads: at most 20000 can be drawn"):
+        variables.heads(tree, one)
+    assert len(variables.heads(large(100, 200), named(large(100, 200), "loss"))) == 20_000
+    (one,) = variables.variables(large(labels=30_000))
+    assert len(one.others["step"]) == 1000
+    assert one.others["step"][999] == "x999"
+    assert float(variables.values(large(labels=30_000), one, "value", {"step": "x999"}).sum()) == 0.0
+    (one,) = variables.variables(large(long="\u202e" + "y" * 5_000_000))
+    assert len(one.label) < 300
+    assert "\u202e" not in one.label
+    assert len(variables.variables(xr.DataTree(xr.Dataset({f"v{n}": large()["loss"] for n in range(1500)})))) == 1000
+
+
+def test_texts_of_megabytes_are_cut():
+    long = "\u202e\x1b[31m<b>" + "y" * 5_000_000
+    score, effect = facts.Score(long, long, 0.5, 0.4, 0.6, 0.1), facts.Effect(long, long, long, 0.5, 0.4, 0.6)
+    shown = words.scores_table([score]) + words.effects_table([effect]) + words.prompt_heading(long)
+    shown += words.heading("L0H0", long) + words.note(long) + words.files([Listed(long, long)] * 5000, long)
+    assert len(shown) < 200_000
+    assert not {"\u202e", "\x1b"} & set(shown)
+    assert "<b>y" not in shown
+    assert "and 4900 more" in shown
+
+
+def test_only_so_many_effects_are_computed(monkeypatch):
+    """A file of 100,000 conditions does not keep the page."""
+    asked = []
+    monkeypatch.setattr(facts, "bootstrap_interval", lambda numbers: asked.append(len(numbers)) or (0.0, 1.0))
+    shape = (1, 1, 100_000, 2)
+    ds = xr.Dataset(
+        {
+            "loss": (("layer", "head", "step", "example"), np.zeros(shape)),
+            "baseline_loss": (("run", "example"), np.zeros((1, 2))),
+        },
+        coords={"layer": [0], "head": [0], "run": ["clean"]},
+        attrs={"base": "clean"},
+    )
+    assert len(facts.effects(xr.DataTree(ds), Head(0, 0))) == len(asked) == facts.MOST
+
+
 # The model
 
 
@@ -328,6 +388,27 @@ def test_a_model_is_opened_once_for_all(monkeypatch, words_model):
     assert not live.Models().ready("openai-community/gpt2")
 
 
+def test_prompts_wait_in_a_line_that_ends(monkeypatch, words_model):
+    """A client that asks without end is told to wait; nothing is kept of what it asked."""
+    monkeypatch.setattr(live, "WAITING", 2)
+    shared = live.Models()
+    monkeypatch.setattr(shared, "get", lambda *arguments: words_model)
+    with shared.using({}):
+        second = threading.Thread(target=lambda: shared.using({}).__enter__().shape)
+        second.daemon = True
+        second.start()
+        while shared._line._value:
+            time.sleep(0.001)
+        with pytest.raises(ModelError, match="2 prompts wait for a model already"), shared.using({}):
+            pass
+    second.join(60)
+
+
+def test_a_prompt_of_megabytes_is_refused_before_a_model_reads_it():
+    with pytest.raises(DeclarationError, match="5000000 letters: at most 4000"):
+        live.fire(object(), "apple" * 1_000_000)
+
+
 # The address of the page
 
 
@@ -409,8 +490,9 @@ def served(folder, tmp_path_factory):
     yield from serving(folder, tmp_path_factory.mktemp("elsewhere"))
 
 
-def serving(folder, elsewhere):
-    code = "import sys; from headwise.studies.app import serve; serve(sys.argv[1], port=0, show=False)"
+def serving(folder, elsewhere, *more):
+    call = ", ".join(["sys.argv[1]", "port=0", "show=False", *more])
+    code = f"import sys; from headwise.studies.app import serve; serve({call})"
     with (elsewhere / "errors").open("w+") as errors:
         process = subprocess.Popen(
             [sys.executable, "-c", code, folder], cwd=elsewhere, stdout=subprocess.PIPE, stderr=errors, text=True
@@ -458,6 +540,13 @@ def test_no_file_can_be_fetched(served, path):
     refused.value.close()
 
 
+async def closed(wire):
+    """Close a connection, at this end too."""
+    wire.close()
+    await asyncio.sleep(0.05)
+    wire.stream.close()
+
+
 def websocket(served, origin):
     """Status of opening a session from a page of `origin`."""
     from tornado.httpclient import HTTPClientError, HTTPRequest
@@ -466,7 +555,7 @@ def websocket(served, origin):
     async def tried():
         request = HTTPRequest(served.replace("http", "ws") + "ws", headers={"Origin": origin})
         try:
-            (await websocket_connect(request, subprotocols=["bokeh", "no-token"])).close()
+            await closed(await websocket_connect(request, subprotocols=["bokeh", "no-token"]))
         except HTTPClientError as error:
             return error.code
         return 101
@@ -482,12 +571,258 @@ def test_pages_from_elsewhere_cannot_open_a_session(served):
 
 
 @needs_panel
-def test_origins_are_those_it_is_reached_under():
+def test_names_are_those_it_is_reached_under():
+    from headwise.studies.app import gate
+
+    assert gate.names_of("127.0.0.1", 80) == ["127.0.0.1:80", "localhost:80"]
+    assert gate.names_of("10.1.2.3", 80) == ["10.1.2.3:80"]
+    assert gate.names_of("fe80::1", 80) == ["[fe80::1]:80"]
+    assert {"127.0.0.1:80", f"{socket.gethostname().lower()}:80"} <= set(gate.names_of("0.0.0.0", 80))
+    assert gate.names_of("127.0.0.1", 81, ["Lab.Example", "lab.example:8080", "[::1]"]) == [
+        "127.0.0.1:81",
+        "[::1]:80",
+        "lab.example:80",
+        "lab.example:8080",
+        "localhost:81",
+    ]
+    for name in ("*", "http://lab.example", "a b", "", "lab.example/", "user@lab.example", "[::1", "a:999999"):
+        with pytest.raises(DeclarationError, match="as the address bar shows it"):
+            gate.names_of("127.0.0.1", 80, [name])
+
+
+def answer(served, head, path="/", method="GET"):
+    """Status, head and text of the answer to a request with just these lines in its head."""
+    port = int(served.rsplit(":", 1)[1].strip("/"))
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as wire:
+        closing = [] if path == "/ws" else ["Connection: close"]
+        wire.sendall("\r\n".join([f"{method} {path} HTTP/1.1", *head, *closing, "", ""]).encode("latin-1"))
+        whole = b""
+        while piece := wire.recv(65536):
+            whole += piece
+            if path == "/ws" and b"\r\n\r\n" in whole:
+                break
+    head, _, body = whole.partition(b"\r\n\r\n")
+    return int(head.split()[1]), head.decode("latin-1"), body.decode(errors="replace")
+
+
+UPGRADE = (
+    "Upgrade: websocket",
+    "Connection: Upgrade",
+    "Sec-WebSocket-Version: 13",
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+    "Sec-WebSocket-Protocol: bokeh, none",
+)
+STRANGERS = {
+    "another name": ["Host: evil.example:{port}"],
+    "another name, no port": ["Host: evil.example"],
+    "a name that ends in ours": ["Host: 127.0.0.1.evil.example:{port}"],
+    "a name that begins with ours": ["Host: localhost.evil.example:{port}"],
+    "another port": ["Host: 127.0.0.1:1"],
+    "no port": ["Host: 127.0.0.1"],
+    "a user": ["Host: 127.0.0.1:{port}@evil.example"],
+    "a user in front": ["Host: evil.example@127.0.0.1:{port}"],
+    "a trailing dot": ["Host: localhost.:{port}"],
+    "another address of loopback": ["Host: 127.0.0.2:{port}"],
+    "a number": ["Host: 2130706433:{port}"],
+    "an IPv6 address": ["Host: [::1]:{port}"],
+    "all": ["Host: 0.0.0.0:{port}"],
+    "a wildcard": ["Host: *:{port}"],
+    "two names": ["Host: 127.0.0.1:{port}", "Host: evil.example:{port}"],
+    "two names in one": ["Host: 127.0.0.1:{port}, evil.example:{port}"],
+    "no name": [],
+    "an empty name": ["Host: "],
+    "forwarded": ["Host: evil.example:{port}", "X-Forwarded-Host: 127.0.0.1:{port}", "Forwarded: host=localhost"],
+    "a matching origin": ["Host: evil.example:{port}", "Origin: http://evil.example:{port}"],
+}
+
+
+@pytest.mark.parametrize("case", STRANGERS)
+def test_another_name_than_those_it_is_served_as_gets_nothing(served, case):
+    """DNS rebinding: a page of another site whose name leads here gets no page, no file, no token and no session."""
+    port = served.rsplit(":", 1)[1].strip("/")
+    head = [line.format(port=port) for line in STRANGERS[case]]
+    places = ("/", "/static/js/bokeh.min.js", "/favicon.ico", "/autoload.js?bokeh-autoload-element=a", "/metadata")
+    for path in places if "name" in case else ("/",):
+        status, _, body = answer(served, head, path)
+        assert status in (400, 421)
+        assert "token" not in body
+        assert "Bokeh" not in body
+    assert answer(served, [*head, *UPGRADE], "/ws")[0] in (400, 403, 421)
+    if case == "another name":
+        assert answer(served, head, "/", "POST")[0] == 421
+        said = answer(served, head)[2]
+        assert said == (
+            f"the app is not served as evil.example:{port}, only as 127.0.0.1:{port}, localhost:{port}: "
+            f"start it with --allow evil.example:{port} for more\n"
+        )
+
+
+def test_an_address_in_the_request_line_is_no_way_around_the_name(served):
+    port = served.rsplit(":", 1)[1].strip("/")
+    for target in (f"http://127.0.0.1:{port}/", f"http://evil.example:{port}/", "//evil.example/", "*", "/../"):
+        status, _, body = answer(served, [f"Host: 127.0.0.1:{port}"], target)
+        assert status in (400, 404)
+        assert "token" not in body
+
+
+def test_its_own_names_get_the_page_however_they_are_written(served):
+    port = served.rsplit(":", 1)[1].strip("/")
+    for host in (f"127.0.0.1:{port}", f"localhost:{port}", f"LocalHost:{port}"):
+        status, head, body = answer(served, [f"Host: {host}"], "/favicon.ico")
+        assert status == 200
+    status, head, body = answer(served, [f"Host: 127.0.0.1:{port}"])
+    assert status == 200
+    assert '"token"' in body
+    for line in ("X-Frame-Options: DENY", "frame-ancestors 'none'", "Referrer-Policy: no-referrer", "nosniff"):
+        assert line in head
+
+
+@pytest.mark.parametrize(
+    ("site", "mode", "dest", "status"),
+    [
+        ("cross-site", "no-cors", "script", 403),
+        ("cross-site", "navigate", "iframe", 403),
+        ("same-site", "cors", "empty", 403),
+        ("cross-site", "navigate", "document", 200),
+        ("same-origin", "no-cors", "script", 200),
+        ("none", "navigate", "document", 200),
+    ],
+)
+def test_other_sites_can_link_to_it_and_no_more(served, site, mode, dest, status):
+    port = served.rsplit(":", 1)[1].strip("/")
+    fetch = [f"Sec-Fetch-Site: {site}", f"Sec-Fetch-Mode: {mode}", f"Sec-Fetch-Dest: {dest}"]
+    assert answer(served, [f"Host: 127.0.0.1:{port}", *fetch], "/favicon.ico")[0] == status
+
+
+def test_what_puts_it_into_other_pages_is_not_served(served):
+    port = served.rsplit(":", 1)[1].strip("/")
+    for path in ("/autoload.js?bokeh-autoload-element=a", "/metadata", "/components/panel", "/static", "/index.html"):
+        assert answer(served, [f"Host: 127.0.0.1:{port}", "Origin: http://evil.example"], path)[0] == 404
+
+
+@needs_panel
+def test_a_further_name_is_allowed_by_name(folder, tmp_path):
+    for served in serving(folder, tmp_path, 'allow=["lab.example"]'):
+        assert answer(served, ["Host: lab.example"], "/favicon.ico")[0] == 200
+        assert answer(served, ["Host: lab.example:81"], "/favicon.ico")[0] == 421
+        assert websocket(served, "https://lab.example") == 101
+        assert websocket(served, "http://evil.example") == 403
+
+
+def test_a_session_needs_what_a_page_was_given(served):
+    """A made-up token, and one that another server signed, open no session."""
+    from bokeh.util.token import generate_jwt_token, generate_session_id
+
+    made_up = generate_jwt_token("mine")
+    foreign = generate_jwt_token(generate_session_id("key", signed=True), "key", signed=True)
+    for token in (made_up, foreign, "none"):
+        assert said_first(served, token) is None
+    assert answer(served, [f"Host: {served.split('/')[2]}"], "/?bokeh-session-id=mine")[0] == 403
+    body = answer(served, [f"Host: {served.split('/')[2]}"])[2]
+    token = json.loads(body[body.index('{"token":') :].partition("}")[0].partition(",")[0] + "}")["token"]
+    assert "ACK" in said_first(served, token)
+
+
+def said_first(served, token, *messages):
+    """What a session answers first, and after these messages; None where the connection is closed."""
+    from tornado.httpclient import HTTPRequest
+    from tornado.websocket import websocket_connect
+
+    async def tried():
+        request = HTTPRequest(served.replace("http", "ws") + "ws", headers={"Origin": served.strip("/")})
+        wire = await websocket_connect(request, subprotocols=["bokeh", token])
+        said = await wire.read_message()
+        for message in messages:
+            with contextlib.suppress(Exception):  # closed meanwhile
+                await wire.write_message(message)
+        while messages and said is not None:
+            said = await wire.read_message()
+        await closed(wire)
+        return said
+
+    return asyncio.run(asyncio.wait_for(tried(), 60))
+
+
+@contextlib.contextmanager
+def in_this_process(folder, **options):
+    """The app in a thread; gives the server and its address."""
     from headwise.studies.app import server
 
-    assert server._origins("127.0.0.1", 80) == ["127.0.0.1:80", "localhost:80"]
-    assert server._origins("10.1.2.3", 80) == ["10.1.2.3:80"]
-    assert {"127.0.0.1:80", f"{socket.gethostname()}:80"} <= set(server._origins("0.0.0.0", 80))
+    ready, stop = threading.Event(), {}
+
+    async def run():
+        stop["loop"], stop["event"] = asyncio.get_running_loop(), asyncio.Event()
+        stop["server"], stop["url"] = server._server(Folder(folder), live.Models(), "127.0.0.1", 0, **options)
+        stop["server"].start()
+        ready.set()
+        await stop["event"].wait()
+        stop["server"].stop()
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()))
+    thread.start()
+    try:
+        assert ready.wait(60)
+        yield stop["server"], stop["url"]
+    finally:
+        stop["loop"].call_soon_threadsafe(stop["event"].set)
+        thread.join(60)
+
+
+def at_once(served, count):
+    """The answers to so many requests of a page at the same moment."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(lambda _: answer(served, [f"Host: {served.split('/')[2]}"]), range(count)))
+
+
+@needs_panel
+def test_many_pages_at_once_are_made_or_told_to_wait(folder, monkeypatch):
+    """Fifty readers at once: those for whom a page can be made in time get one, the others are told when to come."""
+    from headwise.studies.app import gate, page
+
+    made = []
+
+    def slow(*arguments):
+        made.append(time.monotonic())
+        time.sleep(0.1)
+        return page.template(page.look.EMPTY, "results", files=page.html("<p>a page</p>"))
+
+    monkeypatch.setattr(page, "page", slow)
+    monkeypatch.setattr(gate, "GUESS", 0.1)
+    monkeypatch.setattr(gate, "PATIENCE", 1.5)
+    with in_this_process(folder) as (server, served):
+        found = at_once(served, 50)
+        counts = {status: [one for one in found if one[0] == status] for status in (200, 503)}
+        assert len(counts[200]) + len(counts[503]) == 50
+        assert len(counts[200]) == len(made) >= 1
+        assert len(counts[503]) >= 50 - 1.5 / 0.1
+        for _, head, body in counts[503]:
+            seconds = int(head.split("Retry-After: ")[1].split()[0])
+            assert f"tries again by itself in {seconds} seconds" in body
+            assert f'content="{seconds}"' in body
+        monkeypatch.setattr(gate, "SESSIONS", len(made) + 1)
+        assert [one[0] for one in at_once(served, 1) + at_once(served, 1)] == [200, 503]
+        assert len(server.get_sessions("/")) == len(made) == gate.SESSIONS
+
+
+@needs_panel
+def test_a_page_that_says_too_much_is_cut_off(folder, monkeypatch):
+    """Messages, and pieces of one that never ends, are bounded; so are the connections to one session."""
+    from headwise.studies.app import gate, page
+
+    monkeypatch.setattr(page, "page", lambda *_: page.template(page.look.EMPTY, "results", files=page.html("<p></p>")))
+    endless = json.dumps({"msgid": "1", "msgtype": "PATCH-DOC", "num_buffers": 10**9})
+    with in_this_process(folder) as (_, served):
+        body = at_once(served, 1)[0][2]
+        token = json.loads(body[body.index('{"token":') :].partition("}")[0].partition(",")[0] + "}")["token"]
+        assert said_first(served, token, "a" * (gate.MESSAGE + 1)) is None
+        pieces = [endless, "{}", json.dumps({"events": []}), *([json.dumps({"id": "1"}), b"a" * 900_000] * 6)]
+        assert said_first(served, token, *pieces) is None
+        assert answer(served, [f"Host: {served.split('/')[2]}", "Content-Length: 999999999"], "/", "POST")[0] in (
+            400,
+            413,
+        )
 
 
 @needs_panel
@@ -858,7 +1193,6 @@ def test_an_empty_folder_says_what_to_do(chromium, tmp_path):
 @needs_browser
 def test_sessions_go_with_their_tabs(chromium, folder, monkeypatch):
     from headwise.studies.app import page as pages
-    from headwise.studies.app import server
 
     kept = []
 
@@ -868,34 +1202,18 @@ def test_sessions_go_with_their_tabs(chromium, folder, monkeypatch):
             kept.append(weakref.ref(self))
 
     monkeypatch.setattr(pages, "Session", Watched)
-    ready, stop = threading.Event(), {}
-
-    async def run():
-        stop["loop"], stop["event"] = asyncio.get_running_loop(), asyncio.Event()
-        stop["server"], stop["url"] = server._server(Folder(folder), live.Models(), "127.0.0.1", 0, unused=4000)
-        stop["server"].start()
-        ready.set()
-        await stop["event"].wait()
-        stop["server"].stop()
-
-    thread = threading.Thread(target=lambda: asyncio.run(run()))
-    thread.start()
-    try:
-        assert ready.wait(60)
-        page = Page(chromium.tab(), stop["url"]).open()
-        assert len(stop["server"].get_sessions("/")) == len(kept) == 1
+    with in_this_process(folder, unused=4000) as (server, url):
+        page = Page(chromium.tab(), url).open()
+        assert len(server.get_sessions("/")) == len(kept) == 1
         page.click("grid", 0, 4)
         page.head("L0H4")
         page.tab.close()
         other = chromium.tab()
         other.open("about:blank")
         asked = time.monotonic()
-        while (stop["server"].get_sessions("/") or kept[0]() is not None) and time.monotonic() - asked < 60:
+        while (server.get_sessions("/") or kept[0]() is not None) and time.monotonic() - asked < 60:
             gc.collect()
             other.evaluate("new Promise(done => setTimeout(done, 50))")
-        assert stop["server"].get_sessions("/") == []
+        assert server.get_sessions("/") == []
         assert kept[0]() is None
         other.close()
-    finally:
-        stop["loop"].call_soon_threadsafe(stop["event"].set)
-        thread.join(60)

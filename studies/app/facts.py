@@ -17,7 +17,11 @@ from .variables import HEAD, READ, datasets
 
 PAIR = ("sender_layer", "sender_head", "receiver_layer", "receiver_head")
 MOST = 24
-"""Rows of effects that are shown at most."""
+"""Rows of scores, and of effects, that are shown at most."""
+LONGEST = 256
+"""Tokens of a stored pattern that can be drawn."""
+MANY = 100_000
+"""Examples beyond which no interval is computed for the page."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ def scores(tree: xr.DataTree, head: Head) -> list[Score]:
                     here = here.sel(run=run) if run in here["run"].values else here.isel(run=0)
             if here is not None and not any(one.name == name for one in found):
                 found.append(_score(ds, name, here, head))
-    return found
+    return found[:MOST]
 
 
 def _score(ds: xr.Dataset, name: str, here: xr.DataArray, head: Head) -> Score:
@@ -124,7 +128,7 @@ def _effects(name: str, change: xr.DataArray, ds: xr.Dataset, head: Head) -> lis
     axes = [str(dim) for dim in change.dims if dim not in ("example", "position")]
     labels = [change[dim].values if dim in change.coords else range(change.sizes[dim]) for dim in axes]
     found = []
-    for place in itertools.product(*(range(len(one)) for one in labels)):
+    for place in itertools.islice(itertools.product(*(range(len(one)) for one in labels)), MOST):
         here = change.isel(dict(zip(axes, place, strict=True)))
         here = here.mean("position") if "position" in here.dims else here
         numbers = np.asarray(here.values, dtype=float)
@@ -133,7 +137,9 @@ def _effects(name: str, change: xr.DataArray, ds: xr.Dataset, head: Head) -> lis
             at = dict(zip(axes, place, strict=True))
             low, high = (_number(_at(end, head).isel(at)) for end in ends)  # type: ignore[union-attr]
         else:
-            low, high = (float(end) for end in bootstrap_interval(numbers)) if len(numbers) > 1 else (np.nan, np.nan)
+            low, high = (
+                (float(end) for end in bootstrap_interval(numbers)) if 1 < len(numbers) <= MANY else (np.nan, np.nan)
+            )
         words = [
             str(label) if isinstance(label, str) else f"{dim} {label}"
             for dim, label in ((dim, one[at]) for dim, one, at in zip(axes, labels, place, strict=True))
@@ -186,7 +192,7 @@ def stored_patterns(tree: xr.DataTree) -> xr.Dataset | None:
     """The patterns that the file holds, ``pattern(shown, query, key)``, or None."""
     for _, ds in datasets(tree):
         if {"pattern", "token"} <= {*ds.variables} and {*ds["pattern"].dims} == {"shown", "query", "key"}:
-            return ds
+            return ds if max(ds.sizes["query"], ds.sizes["key"]) <= LONGEST else None
     return None
 
 

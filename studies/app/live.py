@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,10 @@ LONGEST = 128
 """Tokens of a prompt whose patterns are drawn: more cannot be read, and patterns grow with the square."""
 LETTERS = 4000
 """Letters of a prompt that are read at all."""
+CELLS = 2**24
+"""Weights of a prompt, of all heads, that are held for a page."""
+WAITING = 20
+"""Prompts that may wait for a model."""
 PROMPTS = 3
 """Prompts of the study whose patterns can be looked at."""
 FIRES = {
@@ -53,6 +58,7 @@ class Models:
         self.instead = instead
         self._lock, self._running = threading.Lock(), threading.Lock()
         self._models: dict[str, Model] = {}
+        self._line = threading.BoundedSemaphore(WAITING)
 
     def ready(self, name: str) -> bool:
         """Whether it is open already, or ships with headwise and opens in a moment."""
@@ -64,8 +70,13 @@ class Models:
     def using(self, attrs: Mapping[Any, Any]) -> Iterator[Model]:
         """The model of a result with these attributes, for one thread at a time: traces of a model cannot overlap."""
         elsewhere = str(attrs.get("executed", "local")) != "local"
-        with self._running:
-            yield self.get(str(attrs.get("model", "")), str(attrs.get("model_revision", "")), elsewhere)
+        if not self._line.acquire(blocking=False):
+            raise ModelError(f"{WAITING} prompts wait for a model already: try again in a moment")
+        try:
+            with self._running:
+                yield self.get(str(attrs.get("model", "")), str(attrs.get("model_revision", "")), elsewhere)
+        finally:
+            self._line.release()
 
     def get(self, name: str, revision: str = "", elsewhere: bool = False) -> Model:
         """The model of a result; may take long, and is opened once, however many threads ask.
@@ -193,9 +204,12 @@ def _metrics() -> dict[str, Any]:
     return {metric.name: metric for metric in known}
 
 
-def empty_prompt() -> DeclarationError:
-    """What is said of a prompt without a word."""
-    return DeclarationError("type a prompt first: a few words, one of them twice")
+def check_prompt(text: str) -> None:
+    """Refuse a prompt without a word, and one that is too long to be looked at."""
+    if not text.strip():
+        raise DeclarationError("type a prompt first: a few words, one of them twice")
+    if len(text) > LETTERS:
+        raise DeclarationError(f"this prompt has {len(text)} letters: at most {LETTERS} are read")
 
 
 def fire(model: Model, text: str, attrs: Mapping[Any, Any] | None = None) -> Firing:
@@ -213,15 +227,20 @@ def fire(model: Model, text: str, attrs: Mapping[Any, Any] | None = None) -> Fir
     DeclarationError
         The prompt is empty, a single token, too long, or has a word that the model does not know.
     """
-    if not text.strip():
-        raise empty_prompt()
-    size = len(model.encode(text[:LETTERS]))
+    check_prompt(text)
+    size = len(model.encode(text))
     if size == 1:
         raise DeclarationError("this prompt is one token, which can only attend to itself: type two or more")
-    longest = min(LONGEST, model.shape.context)
+    longest = longest_of(model)
     if size > longest:
         raise DeclarationError(f"this prompt has {size} tokens: at most {longest} can be shown")
     return _fire(model, Prompts((text,)), attrs or {})
+
+
+def longest_of(model: Model) -> int:
+    """Tokens of a prompt of which the patterns of all heads can be held for a page."""
+    heads = model.shape.layers * model.shape.heads
+    return min(LONGEST, model.shape.context, math.isqrt(CELLS // heads))
 
 
 def fire_study(model: Model, tree: xr.DataTree, short: bool = False) -> Firing:
@@ -261,8 +280,9 @@ def _first(task: Any, short: bool) -> Task:
 
 def _fire(model: Model, task: Task, attrs: Mapping[Any, Any]) -> Firing:
     batch = task.draw(model)
-    if batch.lengths.max() > LONGEST:
-        raise DeclarationError(f"prompts of {batch.lengths.max()} tokens: at most {LONGEST} can be shown")
+    longest = longest_of(model)
+    if batch.lengths.max() > longest:
+        raise DeclarationError(f"prompts of {batch.lengths.max()} tokens: at most {longest} can be shown")
     captured = capture(model, task, [Layer(layer).pattern for layer in model.layers])
     layers = [captured[f"L{layer}_pattern"] for layer in model.layers]
     joined = xr.concat(layers, xr.DataArray(list(model.layers), dims="layer", name="layer"), combine_attrs="drop")

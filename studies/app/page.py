@@ -12,7 +12,7 @@ from typing import Any
 import panel as pn
 import xarray as xr
 
-from ...errors import HeadwiseError
+from ...errors import HeadwiseError, printable
 from ...interventions.sites import Head
 from .. import plots
 from . import facts, look, variables, words
@@ -23,8 +23,10 @@ from .parts import framed, html, note, picture, select, template
 from .patterns import PatternPart
 from .prompts import PromptPart
 from .selection import Selection
-from .variables import SHOWS, Variable
+from .variables import SHOWS, Variable, short
 
+MOST_FILES = 2000
+"""Results that are offered; an address can name any other."""
 KINDS = {"q": "queries", "k": "keys", "v": "values"}
 
 
@@ -92,7 +94,8 @@ class Session:
     def open(self, names: list[str]) -> None:
         """Show the result that the address asks for, or else the first that opens."""
         with self._silence():
-            self.result.options = names
+            asked = [self.wanted.result] if self.wanted.result in names[MOST_FILES:] else []
+            self.result.options = {printable(name): name for name in [*names[:MOST_FILES], *asked]}
             self.result.value = self.wanted.result if self.wanted.result in names else names[0]
         missing = self.wanted.result if self.wanted.result not in ("", *names) else ""
         self.open_result()
@@ -131,11 +134,18 @@ class Session:
             self.dims.objects = [self._dim(dim, labels) for dim, labels in (chosen.others if chosen else {}).items()]
             count = sum(widget.visible for widget in self.dims.objects)
             self.dims.visible, self.dims.styles = count > 0, {"flex": f"{count} 1 {10 * count}rem"}
-            names = [str(Head(*at)) for at in variables.heads(self.tree, chosen)] if self.tree is not None else []
+            names: list[str] = []
+            with self._in_words():
+                names = [str(Head(*at)) for at in variables.heads(self.tree, chosen)] if self.tree is not None else []
             before = self.head.value
             self.head.options = names
             asked = [one for one in (self.wanted.head, before) if one in names]
-            self.head.value = asked[0] if asked else self._strongest(chosen) or next(iter(names), None)
+            best = self._strongest(chosen) if names and not asked else ""
+            self.head.value = asked[0] if asked else best or next(iter(names), None)
+        if chosen is not None and not names:
+            self._grid, self.grid.object = None, None
+            self.draw_head()
+            return
         self.draw()
         if self.wanted.head and self.wanted.head not in names:
             self._say(f"There is no head {self.wanted.head} in this file: this is {self.head.value}.")
@@ -152,7 +162,9 @@ class Session:
 
     def _dim(self, dim: str, labels: tuple[str, ...]) -> Any:
         asked = self.wanted.at.get(dim, "")
-        widget = select(dim.replace("_", " ").capitalize(), list(labels), asked if asked in labels else labels[0])
+        name = short(dim).replace("_", " ").capitalize()
+        name += f" (the first {variables.MOST_LABELS})" if len(labels) >= variables.MOST_LABELS else ""
+        widget = select(name, list(labels), asked if asked in labels else labels[0])
         widget.param.watch(lambda event: self._loud(self.draw), "value")
         widget.tags = [dim]
         widget.visible = len(labels) > 1
@@ -276,6 +288,6 @@ def _grouped(found: list[Variable]) -> dict[str, dict[str, str]]:
     """The variables as a select box takes them, by group of the file."""
     groups: dict[str, dict[str, str]] = {}
     for one in found:
-        same = groups.setdefault(one.group or "all variables", {})
-        same[one.label if one.label not in same else f"{one.label} ({one.name})"] = one.key
+        same = groups.setdefault(short(one.group) or "all variables", {})
+        same[one.label if one.label not in same else f"{one.label} ({short(one.name)})"] = one.key
     return groups

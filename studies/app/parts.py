@@ -47,12 +47,21 @@ def framed(part: Any) -> Any:
     return frame
 
 
+class Page(pn.Template):  # type: ignore[misc]
+    """A template whose parts are put into the page together: Bokeh looks through the whole page after each change."""
+
+    def server_doc(self, doc: Any = None, title: str | None = None, location: Any = True) -> Any:
+        """Put the parts into the page of a session."""
+        with (doc or pn.state.curdoc).models.freeze():
+            return super().server_doc(doc, title, location)
+
+
 def template(text: str, folder: str, **roots: Any) -> Any:
     """A page with `roots` in their places."""
     location = bool(roots.pop("location", False))
     if pn.state.curdoc is not None:
         pn.state.curdoc.theme = Theme(json=THEME)  # the figures look as they do in reports
-    made = pn.Template(text, location=location)
+    made = Page(text, location=location)
     made.add_variable("folder", folder)
     for name, part in roots.items():
         made.add_panel(name, part)

@@ -11,7 +11,7 @@ import numpy as np
 import panel as pn
 import xarray as xr
 
-from ...errors import HeadwiseError
+from ...errors import HeadwiseError, printable
 from ...interventions.sites import Head
 from .. import plots
 from . import live, look, words
@@ -118,7 +118,7 @@ class PromptPart:
         self._say(f"Running it on {self._models.instead or tree.attrs.get('model', 'the model')} …")
         said = ""
         try:
-            fired = await asyncio.to_thread(self._fire, tree, text)
+            fired = await asyncio.to_thread(self._fire, tree, text, asked)
         except HeadwiseError as error:
             fired, said = None, str(error)
         except Exception as error:
@@ -132,17 +132,18 @@ class PromptPart:
         self._draw()
         self._changed()
 
-    def _fire(self, tree: xr.DataTree, text: str) -> Firing:
-        if not text.strip():
-            raise live.empty_prompt()  # before a model is opened for it
+    def _fire(self, tree: xr.DataTree, text: str, asked: int) -> Firing | None:
+        live.check_prompt(text)  # before a model is opened for it
         with self._models.using(tree.attrs) as model:
-            return live.fire(model, text, tree.attrs)
+            return live.fire(model, text, tree.attrs) if asked == self._asked else None
 
     def _offer(self) -> None:
         """Offer what the prompt has: its tokens."""
         self._quiet = True
         tokens = self._fired.tokens[0] if self._fired is not None else []
-        self.token.options = {f"{at}: {token.strip() or repr(token)}": str(at) for at, token in enumerate(tokens)}
+        self.token.options = {
+            f"{at}: {printable(token.strip()) or repr(token)}": str(at) for at, token in enumerate(tokens)
+        }
         known = list(self.token.options.values())
         self.token.value = self._wanted_token if self._wanted_token in known else next(iter(known), None)
         self._wanted_token = self.token.value or self._wanted_token

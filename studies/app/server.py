@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
+import logging
 import os
+import secrets
 import socket
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ...errors import DeclarationError, HeadwiseError
+from ...errors import DeclarationError, HeadwiseError, printable
 
 if TYPE_CHECKING:
     from .folder import Folder
     from .live import Models
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-EVERYWHERE = ("0.0.0.0", "::", "")
+IDLE_SECONDS = 60
+"""A connection on which nothing is asked is closed after so long."""
 UNUSED_MILLISECONDS = 20_000
 """A session whose tab is gone is dropped after so long."""
 
@@ -27,6 +30,7 @@ def serve(
     port: int = 5006,
     show: bool = True,
     model: str | None = None,
+    allow: Sequence[str] = (),
 ) -> None:
     """Serve the results in a folder as a page, until interrupted; prints the page's address.
 
@@ -43,21 +47,26 @@ def serve(
         Open the page in the browser.
     model : str, optional
         Shipped name, Hub id or folder of the model on which prompts run, instead of the one that each file names.
+    allow : sequence of str
+        Further names of the server, as the address bar shows them, such as ``lab.example`` where a proxy stands before
+        it. It answers to the names of the machine that it listens at, and to these: to any other, another site could
+        lead a reader's browser.
 
     Raises
     ------
     ResultError
         There is no such folder.
     DeclarationError
-        Panel is not installed, the port is in use, or the address is not one of this machine.
+        Panel is not installed, the port is in use, the address is not one of this machine, or an allowed name is none.
     """
     from .folder import Folder
     from .live import Models
 
-    server, url = _server(Folder(folder), Models(model), address, port)
-    print(f"headwise shows {folder} at {url}  (Ctrl-C ends it)", flush=True)
+    server, url = _server(Folder(folder), Models(model), address, port, allow=allow)
+    _clean_logs()
+    print(printable(f"headwise shows {folder} at {url}  (Ctrl-C ends it)"), flush=True)
     if address not in LOOPBACK:
-        print("anyone who reaches this address can look at the results and run prompts", flush=True)
+        print(printable("anyone who reaches this address can look at the results and run prompts"), flush=True)
     if show:
         server.io_loop.add_callback(server.show, "/")
     server.start()
@@ -65,6 +74,25 @@ def serve(
         server.io_loop.start()
     finally:
         server.stop()
+
+
+class _Printable(logging.Formatter):
+    """Lines of a log as they may be shown, whatever a request or a file put into them."""
+
+    def __init__(self, before: logging.Formatter | None) -> None:
+        super().__init__()
+        self._before = before or logging.Formatter()
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(self._before.format(record), lines=True)
+
+
+def _clean_logs() -> None:
+    """Clean what the server's libraries log to the terminal."""
+    names = (None, "bokeh", "panel", "tornado", "headwise")
+    handlers = [one for name in names for one in logging.getLogger(name).handlers]
+    for one in [*handlers, *([logging.lastResort] if logging.lastResort else [])]:
+        one.setFormatter(_Printable(one.formatter))
 
 
 def _unless_gone(loop: Any, context: dict[str, Any]) -> None:
@@ -76,19 +104,32 @@ def _unless_gone(loop: Any, context: dict[str, Any]) -> None:
 
 
 def _server(
-    folder: Folder, models: Models, address: str, port: int, unused: int = UNUSED_MILLISECONDS
+    folder: Folder,
+    models: Models,
+    address: str,
+    port: int,
+    unused: int = UNUSED_MILLISECONDS,
+    allow: Sequence[str] = (),
 ) -> tuple[Any, str]:
     """A server that is bound but not started, and the address of its page."""
     panel = _panel()
+    from . import gate
     from .page import page
 
     port = _checked_port(address, port)
+    names = gate.names_of(address, port, allow)
     try:
         server = panel.io.server.get_server(
             {"/": lambda: page(folder, models)},
             port=port,
             address=address,
-            websocket_origin=_origins(address, port),
+            websocket_origin=names,
+            websocket_max_message_size=gate.MESSAGE,
+            http_server_kwargs={"max_body_size": gate.MESSAGE, "idle_connection_timeout": IDLE_SECONDS},
+            secret_key=secrets.token_hex(32),
+            sign_sessions=True,  # a session is opened with what a page of this server was given, and nothing else
+            include_headers=[],
+            include_cookies=[],
             title="headwise",
             show=False,
             start=False,
@@ -98,8 +139,9 @@ def _server(
         )
     except OSError as error:
         raise _cannot_listen(address, port, error) from error
+    gate.guard(server, names)
     server.io_loop.asyncio_loop.set_exception_handler(_unless_gone)
-    shown = "127.0.0.1" if address in EVERYWHERE else address
+    shown = "127.0.0.1" if address in gate.EVERYWHERE else address
     return server, f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/"
 
 
@@ -131,15 +173,3 @@ def _cannot_listen(address: str, port: int, error: Exception) -> HeadwiseError:
     if isinstance(error, OverflowError | TypeError):
         return DeclarationError(f"port {port!r}: give a number from 1 to 65535, or 0 for one that is free")
     return DeclarationError(f"cannot listen at {address} port {port}: {getattr(error, 'strerror', None) or error}")
-
-
-def _origins(address: str, port: int) -> list[str]:
-    """Hosts whose pages may open a session: those under which the server can be reached."""
-    names = {*LOOPBACK[:2]} if address in (*LOOPBACK, *EVERYWHERE) else {address}
-    if address in EVERYWHERE:
-        names |= {socket.gethostname(), socket.getfqdn()}
-        with contextlib.suppress(OSError):  # a host that does not know its own name
-            names |= {str(found[4][0]) for found in socket.getaddrinfo(socket.gethostname(), None)}
-    if ":" in address:
-        names.add("::1" if address in EVERYWHERE else address)
-    return sorted(f"[{name}]:{port}" if ":" in name else f"{name}:{port}" for name in names)

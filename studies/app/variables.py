@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from ...errors import UnknownNameError, choices
+from ...errors import DeclarationError, UnknownNameError, choices, printable
 from ..catalogue.cells import has_effect
 from ..results import effect, normalized
 
@@ -19,6 +19,10 @@ AVERAGED = ("example", "seed", "draw", "control_draw", "position")
 """Dims over which the mean is shown first; of any other the first label."""
 ENDS = ("_low", "_high")
 SHOWS = {"change": "change from no intervention", "value": "value", "share": "share of clean minus corrupted"}
+MOST_HEADS, MOST_LABELS, MOST_VARIABLES = 20_000, 1000, 1000
+"""Cells of a grid, labels of a dim and variables of a file that a page can bear; further ones are not offered."""
+LONGEST = 200
+"""Characters of a label."""
 FIRST = ("heads/induction", "ablation/loss", "loss")
 """What is shown when a result is opened, where it has it."""
 
@@ -63,6 +67,8 @@ def variables(tree: xr.DataTree) -> list[Variable]:
         for name, array in ds.data_vars.items():
             if _per_head(array) and not str(name).endswith(ENDS):
                 found.append(_variable(group, ds, str(name)))
+                if len(found) == MOST_VARIABLES:
+                    return found
     return found
 
 
@@ -77,6 +83,8 @@ def heads(tree: xr.DataTree, variable: Variable | None) -> list[tuple[int, int]]
     for one in [variable] if variable else variables(tree):
         array = _by_head(dataset(tree, one.group)[one.name])
         layer, head = (_labels(array, dim) for dim in HEAD)
+        if len(layer) * len(head) > MOST_HEADS:
+            raise DeclarationError(f"{one.key} has {len(layer) * len(head)} heads: at most {MOST_HEADS} can be drawn")
         return [(int(a), int(b)) for a in layer for b in head]
     return []
 
@@ -130,9 +138,9 @@ def values(tree: xr.DataTree, variable: Variable, show: str, at: Mapping[str, st
 def _variable(group: str, ds: xr.Dataset, name: str) -> Variable:
     array = _by_head(ds[name])
     others = {str(dim): _options(array, str(dim)) for dim in array.dims if dim not in HEAD}
-    long = str(array.attrs.get("long_name", name.replace("_", " ")))
+    long = short(array.attrs.get("long_name", name.replace("_", " ")))
     key = f"{group}/{name}" if group else name
-    label = long if long != str(ds.attrs.get("long_name", "")) else name
+    label = long if long != short(ds.attrs.get("long_name", "")) else short(name)
     return Variable(key, group, name, label, _shows(ds, name), others)
 
 
@@ -162,6 +170,12 @@ def _labels(array: xr.DataArray, dim: str) -> np.ndarray[tuple[int], np.dtype[np
     return np.asarray(array[dim].values if dim in array.coords else np.arange(array.sizes[dim]))
 
 
+def short(text: object) -> str:
+    """Text of a file as a page shows it: fit to be shown, and cut where it is longer than anybody reads."""
+    said = str(text)
+    return printable(said if len(said) <= LONGEST else f"{said[: LONGEST - 1]}\u2026")
+
+
 def _options(array: xr.DataArray, dim: str) -> tuple[str, ...]:
-    labels = tuple(str(label) for label in _labels(array, dim))
+    labels = tuple(short(label) for label in _labels(array, dim)[:MOST_LABELS])
     return (MEAN, *labels) if dim in AVERAGED else labels

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from html import escape
+from html import escape as html_escape
 
+from ...errors import printable
 from ...metrics.intervals import few_prompts
 from .facts import Effect, Partner, Score
 from .folder import Listed
+from .variables import short
 
 SPAN = (4.0, 96.0)
 """Left and right end of the axis of a small picture, in percent of its width."""
 
+LONGEST = 2000
+"""Characters of a sentence on the page."""
+SHOWN = 100
+"""Files that cannot be shown, of which the page says why."""
 
 PARTNERS = (
     '<p class="soft">Composition from the weights: the score and, in brackets, how many deviations it is above random '
     "weights.</p>"
 )
+
+
+def escape(text: str) -> str:
+    """Text of a file as HTML: fit to be shown, and cut where it is longer than anybody reads."""
+    return html_escape(short(text))
 
 
 def partner(one: Partner) -> str:
@@ -136,17 +147,18 @@ def files(listed: Sequence[Listed], folder: str) -> str:
 
 
 def _reasons(bad: Sequence[Listed]) -> str:
-    rows = (f"<li><code>{escape(_printable(one.name))}</code> {escape(one.reason)}</li>" for one in bad)
-    return f"<ul>{''.join(rows)}</ul>"
-
-
-def _printable(name: str) -> str:
-    return "".join(one if one.isprintable() else "\ufffd" for one in name)
+    rows = (f"<li><code>{escape(one.name)}</code> {escape(one.reason)}</li>" for one in bad[:SHOWN])
+    more = f"<li>and {len(bad) - SHOWN} more</li>" if len(bad) > SHOWN else ""
+    return f"<ul>{''.join(rows)}{more}</ul>"
 
 
 def note(text: str, *, warn: bool = False) -> str:
     """A sentence, or nothing."""
-    return f'<p class="{"warn" if warn else "soft"}" role="status">{escape(text)}</p>' if text else ""
+    return (
+        f'<p class="{"warn" if warn else "soft"}" role="status">{html_escape(printable(text[:LONGEST]))}</p>'
+        if text
+        else ""
+    )
 
 
 def _cell(value: float, pattern: str) -> str:

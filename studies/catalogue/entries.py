@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ...errors import ResultError
+from ...errors import ResultError, printable
 from ..files import SIGNATURES, regular, why
 from ..results import SCHEMA
 
@@ -80,7 +80,7 @@ class Problem:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+        return printable(f"{self.path}: {self.reason}")
 
 
 class NoResult(Exception):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import datetime
 from html import escape
 from io import StringIO
 from typing import TYPE_CHECKING
 
+from ...errors import printable
 from ..report.phrases import count
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
     from .entries import Entry
     from .folder import Results
@@ -42,16 +45,9 @@ def human_date(date: str) -> str:
 
 
 def cells_of(entry: Entry) -> list[str]:
-    """The texts of a row, in the order of `HEADS`."""
-    return [
-        entry.path,
-        entry.model,
-        entry.study,
-        entry.task,
-        human_size(entry.size),
-        human_date(entry.date),
-        entry.state,
-    ]
+    """The texts of a row, in the order of `HEADS`, fit to be shown."""
+    size, date = human_size(entry.size), human_date(entry.date)
+    return [printable(one) for one in (entry.path, entry.model, entry.study, entry.task, size, date, entry.state)]
 
 
 def headline(results: Results) -> str:
@@ -61,15 +57,31 @@ def headline(results: Results) -> str:
     parts = [count(len(entries), "result" if results.whole else "selected result")]
     parts += [f"{partial} not finished"] if partial else []
     parts += [f"{count(len(problems), 'file')} that cannot be read"] if problems else []
-    return f"{results.folder}: {', '.join(parts)}"
+    return printable(f"{results.folder}: {', '.join(parts)}")
+
+
+def cell(text: object) -> Text:
+    """Text as a cell or a heading of a table: nothing in it steers the terminal, and nothing is a style."""
+    from rich.text import Text
+
+    return Text(printable(text))
+
+
+def lined_table() -> Table:
+    """An empty table with a line under its headings, a plain one where the output has no finer sign."""
+    from rich.box import SIMPLE_HEAD, Box
+    from rich.table import Table
+
+    line = SIMPLE_HEAD
+    try:
+        str(line).encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        line = Box(str(line).replace("\u2500", "-"), ascii=True)
+    return Table(box=line, pad_edge=False, show_edge=False, padding=(0, GAP - 1, 0, 0), collapse_padding=True)
 
 
 def rich_table(entries: list[Entry], width: int) -> Table:
     """Rows as a table of at most `width` characters; where that is narrow, task, date and model give way first."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     rows = [cells_of(entry) for entry in entries]
     heads = [name for name in HEADS if name != "state" or any(entry.state != "complete" for entry in entries)]
     wide = {name: max(len(name), *(len(row[at]) for row in rows)) for at, name in enumerate(HEADS) if name in heads}
@@ -79,9 +91,7 @@ def rich_table(entries: list[Entry], width: int) -> Table:
             wide[name] = max(min(least, wide[name]), wide[name] - over)
             if wide[name] == 0:
                 del wide[name]
-    table = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, GAP - 1, 0, 0), collapse_padding=True
-    )
+    table = lined_table()
     for name in wide:
         right, whole = name == "size", name == "path"
         table.add_column(
@@ -92,7 +102,7 @@ def rich_table(entries: list[Entry], width: int) -> Table:
             overflow="fold" if whole else "crop" if name == "date" else "ellipsis",
         )
     for row in rows:
-        table.add_row(*(Text(text) for name, text in zip(HEADS, row, strict=True) if name in wide))
+        table.add_row(*(cell(text) for name, text in zip(HEADS, row, strict=True) if name in wide))
     return table
 
 
@@ -101,18 +111,17 @@ def as_text(results: Results, width: int = 110) -> str:
     from rich.console import Console
 
     entries, problems = results.entries, results.problems
-    out = StringIO()
-    console = Console(file=out, width=width, highlight=False, color_system=None)
-    print(headline(results), file=out)
+    lines = [headline(results)]
     if entries:
-        console.print(rich_table(entries[:SHOWN], width))
+        out = StringIO()
+        Console(file=out, width=width, highlight=False, color_system=None).print(rich_table(entries[:SHOWN], width))
+        lines += (line.rstrip() for line in out.getvalue().splitlines())
     if len(entries) > SHOWN:
-        print(f"... and {len(entries) - SHOWN} more", file=out)
-    for problem in problems[:FEW]:
-        print(f"cannot be read: {problem}", file=out)
+        lines.append(f"... and {len(entries) - SHOWN} more")
+    lines += (f"cannot be read: {problem}" for problem in problems[:FEW])
     if len(problems) > FEW:
-        print(f"... and {len(problems) - FEW} more, in .problems", file=out)
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+        lines.append(f"... and {len(problems) - FEW} more, in .problems")
+    return "\n".join(lines)
 
 
 def as_html(results: Results) -> str:

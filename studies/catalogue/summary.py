@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import textwrap
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
 
-from ...errors import ResultError
+from ...errors import ResultError, printable
 from ..files import reading, why
 from ..report.phrases import count, listed
 from ..results import effect
@@ -83,6 +83,7 @@ class Summary:
         full : bool
             Every variable with shape and unit, also where there are several groups.
         """
+        self = _shown(self)
         lines = [self.title]
         wide = max((len(name) for name, _ in self.facts), default=0)
         for name, value in self.facts:
@@ -105,6 +106,7 @@ class Summary:
         return asdict(self) | {"facts": dict(self.facts)}
 
     def _repr_html_(self) -> str:
+        self = _shown(self)
         facts = "".join(
             f'<tr style="background: transparent"><th scope="row" style="text-align: left; padding: 0 1em 0 0; '
             f'vertical-align: top; border: 0">{escape(name)}</th><td style="text-align: left; border: 0; padding: 0">'
@@ -126,6 +128,15 @@ class Summary:
             said = f"{escape(words)} ({count(len(part.variables), 'variable')})"
             blocks.append(f"<details{opened}><summary>{said}</summary>{table}</details>")
         return f'<div style="color: inherit">{"".join(blocks)}</div>'
+
+
+def _shown(value: Any) -> Any:
+    """A summary, or a part of one, whose texts are fit to be shown, each in one line."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, tuple):
+        return tuple(_shown(one) for one in value)
+    return replace(value, **{one.name: _shown(getattr(value, one.name)) for one in fields(value)})
 
 
 def summary(result: Result | str | os.PathLike[str]) -> Summary:

@@ -34,6 +34,13 @@ def add(commands: Any) -> None:
         "--address", default="127.0.0.1", help="where to listen; the default is this machine alone (%(default)s)"
     )
     parser.add_argument(
+        "--allow",
+        metavar="HOST",
+        action="append",
+        default=[],
+        help="another name by which browsers reach it, such as lab.example or localhost:8000; may be repeated",
+    )
+    parser.add_argument(
         "--model", help="shipped name, Hub id or folder of the model for prompts (default: the one that a file names)"
     )
     parser.add_argument("--no-show", action="store_true", help="do not open a browser")
@@ -50,5 +57,6 @@ def run(options: argparse.Namespace) -> int:
         port=options.port,
         show=not options.no_show,
         model=options.model,
+        allow=options.allow,
     )
     return 0

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from ...errors import DeclarationError
-from .shared import add_command
+from .shared import add_command, put
 
 SHELLS = ("bash", "zsh", "fish")
 EXAMPLES = """  source <(headwise completion bash)                 in ~/.bashrc
@@ -34,5 +34,5 @@ def run(options: argparse.Namespace) -> int:
         from argcomplete.shell_integration import shellcode
     except ImportError:
         raise DeclarationError("completion needs argcomplete: pip install argcomplete") from None
-    print(shellcode(["headwise"], shell=options.shell))
+    put(shellcode(["headwise"], shell=options.shell))
     return 0

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import DeclarationError
-from .shared import add_command, add_model, open_model, quiet_libraries, say, shown
+from .shared import PLAIN_WIDTH, add_command, add_model, fill, open_model, print_table, put, quiet_libraries, say, shown
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -78,25 +77,26 @@ def run(options: argparse.Namespace) -> int:
     say("writing the report")
     report = write_report(tree, out.with_suffix(".html"))
     _print_summary(tree)
-    print(f"\n{shown(out)}  results ({out.stat().st_size / 1e6:.1f} MB)")
-    print(f"{shown(report)}  report ({report.stat().st_size / 1e6:.1f} MB)")
-    print(f"{time.monotonic() - started:.0f} s in all")
+    put(f"\n{shown(out)}  results ({out.stat().st_size / 1e6:.1f} MB)")
+    put(f"{shown(report)}  report ({report.stat().st_size / 1e6:.1f} MB)")
+    put(f"{time.monotonic() - started:.0f} s in all")
     return 0
 
 
 def _print_summary(tree: xr.DataTree) -> None:
     """Heads with a role as a table, then the conclusion."""
-    from rich.console import Console
     from rich.table import Table
 
+    from ..catalogue.listing import cell
     from ..heads import ROLES
 
-    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
     heads, ablation = tree["heads"].to_dataset(), tree["ablation"].to_dataset()
     change = (ablation["loss"] - ablation["baseline_loss"].sel(run="clean")).mean("example")
     scores = {"induction": "induction", "previous_token": "previous", "duplicate_token": "duplicate"}
     table = Table(
-        title=tree.attrs["title"], caption="scores 0 to 1; loss: nats added when the head alone is ablated", box=None
+        title=cell(tree.attrs["title"]),
+        caption="scores 0 to 1; loss: nats added when the head alone is ablated",
+        box=None,
     )
     for title in ("head", "role", *scores.values(), "loss, zero", "loss, mean"):
         table.add_column(title, justify="left" if title in ("head", "role") else "right")
@@ -113,18 +113,18 @@ def _print_summary(tree: xr.DataTree) -> None:
     shown = by_role[:24] or sorted(rows, key=lambda row: -max(row[2]))[:5]
     for role, name, values, effects in shown:
         effects = [round(value, 2) + 0.0 for value in effects]  # no -0.00
-        table.add_row(name, role, *(f"{value:.2f}" for value in values), *(f"{value:+.2f}" for value in effects))
-    console.print(table)
+        table.add_row(name, cell(role), *(f"{value:.2f}" for value in values), *(f"{value:+.2f}" for value in effects))
+    print_table(lambda wide: table, PLAIN_WIDTH)
     if len(shown) < len(rows):
-        console.print(f"{len(rows) - len(shown)} further heads are in the report.")
-    console.print()
+        put(f"{len(rows) - len(shown)} further heads are in the report.")
+    put()
     findings = json.loads(tree.attrs["conclusion"])
     for finding in findings:
         if finding["group"] == "summary":
-            console.print(f"- {finding['text']}", markup=False)
+            put(fill(f"- {finding['text']}"))
     rest = sum(finding["group"] not in ("summary", "limits") for finding in findings)
     limits = sum(finding["group"] == "limits" for finding in findings)
-    console.print(f"\nThe report has {rest} findings in full, and {limits} limits of what was shown.")
+    put(f"\nThe report has {rest} findings in full, and {limits} limits of what was shown.")
 
 
 def _stem(model: str) -> str:

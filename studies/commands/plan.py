@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .shared import add_command, add_json, add_model, open_model, quiet_libraries
+from .shared import add_command, add_json, add_model, open_model, put, quiet_libraries
 
 EXAMPLES = """  headwise plan                                      every head ablated
   headwise plan --what qkv --metric logit_diff       q, k, v of every head
@@ -57,5 +57,5 @@ def run(options: argparse.Namespace) -> int:
         length=options.length,
         batch_size=int(size) if size.isdigit() else size,
     )
-    print(figures(plan) if options.json else plan)
+    put(figures(plan) if options.json else plan)
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .shared import add_command, add_file, add_variable, choice, shown
+from .shared import add_command, add_file, add_variable, choice, put, shown
 
 EXAMPLES = """  headwise plot results/induction-words-2l.nc heads/induction -o heads.html
   headwise plot results/induction-words-2l.nc ablation/loss \\
@@ -48,5 +48,5 @@ def run(options: argparse.Namespace) -> int:
 
     with reading(source):
         target = plots.save(plots.picture(ds, name, **selected), options.out)
-    print(f"{shown(target)}  {target.stat().st_size / 1e3:.0f} kB")
+    put(f"{shown(target)}  {target.stat().st_size / 1e3:.0f} kB")
     return 0

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DeclarationError
-from .shared import add_command, add_file, shown
+from .shared import add_command, add_file, put, shown
 
 EXAMPLES = """  headwise report results/induction-words-2l.nc      beside it, in .html
   headwise report ablation.nc -o ablation-report.html
@@ -46,5 +46,5 @@ def run(options: argparse.Namespace) -> int:
     from ..report.writing import write_report
 
     report = write_report(result, out)
-    print(f"{shown(report)}  {report.stat().st_size / 1e6:.1f} MB")
+    put(f"{shown(report)}  {report.stat().st_size / 1e6:.1f} MB")
     return 0

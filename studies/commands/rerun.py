@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from .shared import add_command, add_device, add_file, add_json, print_json, quiet_libraries, say
+from .shared import add_command, add_device, add_file, add_json, print_json, put, quiet_libraries, say
 
 EXAMPLES = """  headwise rerun results/induction-words-2l.nc       the same numbers here?
   headwise rerun ablation.nc --tolerance 1e-4 --json
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print_json(agreement.to_dict())
     else:
-        print(agreement)
+        put(agreement)
     return 0 if agreement.agrees else 1
 
 

@@ -8,9 +8,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import DeclarationError
+from ...errors import DeclarationError, printable
 from . import shared
-from .shared import add_command, add_file, add_json, add_question, add_variable, print_json, say
+from .shared import add_command, add_file, add_json, add_question, add_variable, print_json, put, say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -137,11 +137,11 @@ def list_results(options: argparse.Namespace) -> int:
 def _print_listing(found: Results, everything: Results) -> None:
     from ..catalogue.listing import headline, rich_table
 
-    print(headline(found))
+    put(headline(found))
     if len(found):
         shared.print_table(lambda wide: rich_table(found.entries, wide))
     elif len(everything):
-        models, studies = ({getattr(entry, name) for entry in everything} for name in ("model", "study"))
+        models, studies = ({printable(getattr(entry, name)) for entry in everything} for name in ("model", "study"))
         say(f"none matches: models are {', '.join(sorted(models))}; studies are {', '.join(sorted(studies))}")
 
 
@@ -153,7 +153,7 @@ def show_result(options: argparse.Namespace) -> int:
     if options.json:
         print_json({"file": options.file} | said.as_dict())
     else:
-        print(said.text(shared.width(), full=options.all))
+        put(said.text(shared.width(), full=options.all))
     return 0
 
 
@@ -183,22 +183,20 @@ def _table(options: argparse.Namespace) -> pd.DataFrame:
 
 
 def _print_frame(frame: pd.DataFrame) -> None:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
+    from ..catalogue.listing import cell, lined_table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0), collapse_padding=True)
+    table = lined_table()
     for name in frame.columns:
         number = frame[name].dtype.kind in "iuf"
-        table.add_column(str(name), justify="right" if number else "left", overflow="fold", no_wrap=number)
+        table.add_column(cell(name), justify="right" if number else "left", overflow="fold", no_wrap=number)
     for row in frame.itertuples(index=False):
-        table.add_row(*(Text(_shown(value)) for value in row))
+        table.add_row(*(cell(_shown(value)) for value in row))
     words = [str(frame.attrs[name]) for name in ("long_name", "units") if frame.attrs.get(name)]
     if words:
-        print(f"{frame.attrs['variable']}: {', '.join(word if word != '1' else 'no unit' for word in words)}")
+        put(f"{frame.attrs['variable']}: {', '.join(word if word != '1' else 'no unit' for word in words)}")
     shared.print_table(lambda wide: table)
     if frame.attrs.get("comment"):
-        print(frame.attrs["comment"])
+        put(frame.attrs["comment"])
     if frame.empty:
         say("no row meets the condition")
 
@@ -229,5 +227,5 @@ def export_table(options: argparse.Namespace) -> int:
         write_beside(target, lambda beside: frame.to_csv(beside, index=False))
     else:
         write_beside(target, lambda beside: frame.to_parquet(beside, index=False))
-    print(f"{shared.shown(target)}  {len(frame)} rows of {', '.join(map(str, frame.columns))}")
+    put(f"{shared.shown(target)}  {len(frame)} rows of {', '.join(map(str, frame.columns))}")
     return 0

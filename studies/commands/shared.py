@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from ...errors import DeclarationError
+from ...errors import DeclarationError, ResultError, printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,6 +27,30 @@ PLAIN_WIDTH = 100
 """Characters in a line where the output is no terminal."""
 UNCUT = 1000
 """Of tables there, which other programs read."""
+PLAIN = str.maketrans("─━╸╺│┃…–—“”‘’×", "----||~--\"\"''x")
+"""What stands for signs of ours in an output that cannot hold them; one for one, so that columns stay in line."""
+OURS = "headwise plain"
+"""Name of `_in_plain` as Python's codecs know it."""
+
+
+class OutputError(ResultError):
+    """The output cannot be written."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that quotes what was typed as it may be shown."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and end with status 2."""
+        super().error(printable(message))
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print help as argparse does, but for a failure to write it, which argparse passes over."""
+        if file is not sys.stdout:
+            super()._print_message(message, file)
+        elif message:
+            with written():
+                file.write(message)
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
@@ -129,6 +155,7 @@ def complete_files(prefix: str, **given: Any) -> list[str]:
     except OSError:
         return []
     kept = [one for one in found if one.name.startswith(start) and (start or not one.name.startswith("."))]
+    kept = [one for one in kept if printable(one.name) == one.name]  # a shell would take others apart
     return [f"{front}{one.name}/" for one in kept if one.is_dir() and not one.name.endswith(".parts")] + [
         f"{front}{one.name}" for one in kept if one.suffix in (".nc", ".nc4")
     ]
@@ -141,7 +168,7 @@ def complete_variables(prefix: str, parsed_args: argparse.Namespace, **given: An
     place = Path(next((getattr(parsed_args, name) for name in ("file", "place") if hasattr(parsed_args, name)), ""))
     try:
         source = place if place.is_file() else next(iter(sorted(place.rglob("*.nc"))), place)
-        return [name for name in variable_names(source) if name.startswith(prefix)]
+        return [name for name in variable_names(source) if name.startswith(prefix) and printable(name) == name]
     except (OSError, RuntimeError):
         return []
 
@@ -151,22 +178,80 @@ def width(otherwise: int = PLAIN_WIDTH) -> int:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() or "COLUMNS" in os.environ else otherwise
 
 
-def print_table(make: Callable[[int], Table]) -> None:
-    """Print a table as wide as the terminal, or as wide as it is where the output is no terminal."""
+def _in_plain(error: UnicodeError) -> tuple[str, int]:
+    """What an output's encoding lacks: a plain sign in place of a fine one, else an escape."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end].translate(PLAIN)
+    return text.encode("ascii", "backslashreplace").decode("ascii"), error.end
+
+
+def take_output() -> None:
+    """Make standard output and error fit for any text, and say so where there is no output at all.
+
+    Raises
+    ------
+    OutputError
+        Standard output is closed.
+    """
+    codecs.register_error(OURS, _in_plain)
+    if sys.stderr is None:  # closed: print would take standard output for it
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors=OURS)
+    if sys.stdout is None:
+        raise OutputError("standard output is closed: there is nowhere to write to")
+
+
+def put(text: object = "") -> None:
+    """Print on standard output. Everything that a command prints goes through here, or through `print_table` or `say`.
+
+    Raises
+    ------
+    OutputError
+        It cannot be written, as where a disk is full.
+    """
+    with written():
+        print(printable(text, lines=True))
+
+
+@contextmanager
+def written() -> Iterator[None]:
+    """A failure to write the output is said as one."""
+    try:
+        yield
+    except BrokenPipeError:  # the reader has gone, which is no failure
+        raise
+    except OSError as error:
+        raise OutputError(f"the output cannot be written: {error.strerror or error}") from error
+
+
+def say(text: object) -> None:
+    """Say what is being done, on standard error. Long stages show a bar of their own below it (see `Progress`)."""
+    try:
+        print(printable(text, lines=True), file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError:  # a full disk, say: the work itself is not lost for it
+        return
+
+
+def print_table(make: Callable[[int], Table], otherwise: int = UNCUT) -> None:
+    """Print a table as wide as the terminal; `otherwise` at most where the output is no terminal.
+
+    Its texts are those of `headwise.studies.catalogue.listing.cell`: a terminal gets them as they are.
+    """
     from rich.console import Console
 
-    wide = width(UNCUT)
+    wide = width(otherwise)
     if sys.stdout.isatty():
-        Console(width=wide, highlight=False).print(make(wide))
+        with written():
+            Console(width=wide, highlight=False).print(make(wide))
         return
     out = StringIO()
     Console(width=wide, highlight=False, file=out).print(make(wide))
-    print("\n".join(line.rstrip() for line in out.getvalue().splitlines()))
-
-
-def say(text: str) -> None:
-    """Say what is being done, on standard error. Long stages show a bar of their own below it (see `Progress`)."""
-    print(text, file=sys.stderr, flush=True)
+    put("\n".join(line.rstrip() for line in out.getvalue().splitlines()))
 
 
 def shown(path: Path) -> str:
@@ -183,8 +268,14 @@ def quiet_libraries() -> None:
 
 
 def print_json(data: Any) -> None:
-    """Data as JSON, numbers that are missing or infinite as null."""
-    print(json.dumps(_finite(data), indent=2, ensure_ascii=False, default=str))
+    """Data as JSON: numbers that are missing or infinite as null, signs that are not to be printed as escapes."""
+    text = json.dumps(_finite(data), indent=2, ensure_ascii=False, default=str)
+    text = "".join(one if one == "\n" or printable(one) == one else json.dumps(one)[1:-1] for one in text)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(_finite(data), indent=2, default=str)
+    put(text)
 
 
 def _finite(value: Any) -> Any:
