@@ -14,8 +14,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from ..errors import ModelError
+from .cost import free_memory
 from .family import FAMILIES
-from .memory import free_memory
 from .places import why
 
 PATIENCE = 5.0

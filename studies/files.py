@@ -42,7 +42,7 @@ OBJECT = b"OHDR"
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Meanwhile no other thread calls the NetCDF library, and Ctrl-C and SIGTERM, which would keep locks taken, wait."""
+    """Meanwhile no other thread calls the NetCDF library; Ctrl-C and SIGTERM, which would keep locks taken, wait."""
     with _LOCK, undisturbed():
         yield
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import xarray as xr
+
+from ..errors import DeclarationError
+from ..interventions.codec import read_json
 
 LONGEST = 1000
 """Letters of a text beside a variable, and of one of several values."""
@@ -59,12 +61,10 @@ def _characters(text: str) -> str:
 def json_in(attrs: Mapping[Any, Any], name: str, kind: type) -> Any:
     """An attribute that holds JSON of that kind; empty where there is none."""
     try:
-        read = json.loads(str(attrs.get(name, "")))
-        if isinstance(read, kind):
-            return json.loads(_characters(json.dumps(read, ensure_ascii=False)))
-    except (ValueError, RecursionError):
-        pass
-    return kind()
+        read = read_json(str(attrs.get(name, "")))
+    except DeclarationError:
+        return kind()
+    return read if isinstance(read, kind) else kind()
 
 
 def number_in(attrs: Mapping[Any, Any], name: str) -> float | None:

@@ -26,7 +26,7 @@ from ..interventions import book
 from ..interventions.codec import read_json
 from ..interventions.digest import short_hash
 from ..interventions.identity import Identity, stored_fingerprint
-from .files import alone, write
+from .files import Source, write
 from .progress import Stopped, Terminated, Terminating, undisturbed
 from .results import beside, check_writable, flush, open_tree, write_beside
 from .shelf import ABOUT, BEHIND, LONGEST, Shelf
@@ -68,20 +68,18 @@ class Shards(Shelf):
         check : callable, optional
             Raises where a part, whose values were not read yet, is not what is asked for.
         """
-        from .catalogue.reading import open_result
+        from .catalogue.reading import loaded, open_group
 
         for path in self.files(f"{key}.", ".nc"):
             try:
                 whole = path.read_bytes()
                 if path.name != f"{key}.{short_hash(whole)}.nc":
                     raise ValueError("it is not what was written")
-                with alone():
-                    part = open_result(path)
-                    if not isinstance(part, xr.Dataset):
-                        raise ValueError("it has groups")
-                    _check_size(part)
-                    check(part)
-                    part = part.load()
+                source = Source(path)
+                with source.open():
+                    stored = open_group(source, "")
+                    check(stored)
+                    part = loaded(source, {"": stored})[""]
                 why = _unlike(part.attrs.pop(MADE_BY, None), identity)
             except Exception as error:  # whatever the library, or what somebody put there, makes of it
                 self._aside(path, f"is damaged ({' '.join(str(error).split())})", "damaged")
@@ -212,15 +210,6 @@ class Shards(Shelf):
         if any("id" in (self.job(path.stem) or {}) for path in self.files("", ".job")):
             found.append("jobs that were sent go on at the server, and the same call finds them again")
         return "; ".join(found)
-
-
-def _check_size(part: xr.Dataset) -> None:
-    """Refuse a part whose values, which were not read yet, do not fit in memory."""
-    from ..interventions.memory import free_memory
-
-    free = free_memory()
-    if free is not None and part.nbytes > free:
-        raise ValueError(f"it says that it holds {part.nbytes / 1e9:.0f} GB, and {free / 1e9:.0f} GB are free")
 
 
 def _unlike(text: object, identity: Identity) -> str:

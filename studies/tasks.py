@@ -238,7 +238,7 @@ class Prompts:
 
 def _check_room(n: int, size: int) -> None:
     """Refuse more prompts than fit in memory."""
-    from ..interventions.memory import free_memory
+    from ..interventions.cost import free_memory
 
     free, needed = free_memory(), n * size * BYTES
     if free is not None and needed > free:

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from ...errors import DeclarationError, ResultError, UnknownNameError, choices
+from ...interventions.codec import read_json
 from ...interventions.identity import Identity
 from ..files import Source
 from .entries import Entry, in_short
@@ -123,8 +124,8 @@ def _check_same_model(dim: str, one: tuple[Entry, xr.Dataset], two: tuple[Entry,
 
 def _read(text: str) -> Any:
     try:
-        return json.loads(text)
-    except ValueError:
+        return read_json(text)
+    except DeclarationError:
         return text
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ...errors import ResultError, printable
+from ...errors import DeclarationError, ResultError, printable
+from ...interventions.codec import read_json
 from ..files import SIGNATURES, regular, why
 from ..results import SCHEMA
 
@@ -160,8 +160,8 @@ def _object(attrs: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A JSON object in an attribute; empty where there is none."""
     value = attrs.get(name) or "{}"
     try:
-        read = value if isinstance(value, dict) else json.loads(str(value))
-    except (ValueError, RecursionError):
+        read = value if isinstance(value, dict) else read_json(str(value))
+    except DeclarationError:
         raise NoResult(f"its attribute {name} is no JSON") from None
     if not isinstance(read, dict):
         raise NoResult(f"its attribute {name} is no JSON object")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ResultError
+from ...interventions.codec import read_json
 from ..files import text_of, why
 from ..results import SCHEMA, write_beside
 from .entries import Entry, NoResult, Problem, check_begins_like_netcdf, row_of
@@ -127,7 +128,7 @@ def _partial(folder: Path, relative: str, path: Path) -> Entry:
     try:
         if path.is_symlink() or not (path / ABOUT).resolve().is_relative_to(folder):
             raise NoResult("a link to a place outside of the folder")
-        about = json.loads(text_of(path / ABOUT, LARGEST_TEXT))
+        about = read_json(text_of(path / ABOUT, LARGEST_TEXT))
         size = sum(one.stat(follow_symlinks=False).st_size for one in os.scandir(path) if one.name.endswith(SUFFIXES))
     except FileNotFoundError:
         raise NoResult(f"an unfinished run without {ABOUT}") from None

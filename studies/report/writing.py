@@ -12,6 +12,8 @@ from typing import Any
 
 import xarray as xr
 
+from ...errors import DeclarationError
+from ...interventions.codec import read_json
 from ..files import reading
 from ..results import check_writable, write_beside
 from ..said import json_in, number_in, plainly
@@ -228,8 +230,8 @@ def _what_was_run(page: Page, tree: xr.DataTree, file: str) -> None:
 def _plain(value: object) -> str:
     """JSON objects as ``name value`` pairs, everything else as it is."""
     try:
-        read = json.loads(str(value))
-    except (ValueError, RecursionError):
+        read = read_json(str(value))
+    except DeclarationError:
         read = value
     if isinstance(read, dict):
         pairs = (f"{name} {json.dumps(one) if not isinstance(one, str) else one}" for name, one in read.items())
