@@ -32,10 +32,13 @@ def printable(text: object, *, lines: bool = False) -> str:
 
 
 class _Said:
-    """An error or a warning that quotes what came from outside: its text can be shown anywhere."""
+    """An error or a warning that quotes what came from outside: its text is one line that can be shown anywhere."""
+
+    lines = False
+    """Whether the text may have several lines."""
 
     def __str__(self) -> str:
-        return printable(super().__str__(), lines=True)
+        return printable(super().__str__(), lines=self.lines)
 
 
 class HeadwiseError(_Said, Exception):
@@ -55,7 +58,9 @@ class MissingPartError(HeadwiseError, AttributeError):
 
 
 class ModelError(HeadwiseError, OSError):
-    """A model that cannot be found, read, or used."""
+    """A model that cannot be found, read, or used; of an unknown family, below it, what to write to make it known."""
+
+    lines = True
 
 
 class ResultError(HeadwiseError, OSError):

@@ -78,7 +78,8 @@ class Shards(Shelf):
                 source = Source(path)
                 with source.open():
                     stored = open_group(source, "")
-                    check(stored)
+                check(stored)
+                with source.open():
                     part = loaded(source, {"": stored})[""]
                 why = _unlike(part.attrs.pop(MADE_BY, None), identity)
             except Exception as error:  # whatever the library, or what somebody put there, makes of it

@@ -91,7 +91,7 @@ def test_every_command_ends_with_an_answer_or_a_line(ran, packed):
     for call, status, _, err, seconds in ran:
         if status not in (0, 1) or "Traceback" in err or seconds > LIMIT_SECONDS:
             wrong.append((call, status, err[-300:], seconds))
-        elif status == 1 and not LINE.fullmatch(err.replace("a\nb.nc", "a b.nc")):
+        elif status == 1 and not LINE.fullmatch(err):
             wrong.append((call, status, err[-300:]))
     assert not wrong, f"{len(wrong)} of {len(ran)}: {wrong[:10]}"
 
@@ -131,7 +131,6 @@ def test_good_results_beside_bad_ones_give_their_right_numbers(ran, packed):
         assert out.endswith("MB\n")
 
 
-@pytest.mark.xfail(strict=False, reason="text from outside is cleaned at one place: switched on with item 9")
 def test_nothing_that_steers_a_terminal_is_printed(ran):
     wrong = [
         (call, stream[max(0, found.start() - 40) : found.end() + 10])
@@ -142,7 +141,6 @@ def test_nothing_that_steers_a_terminal_is_printed(ran):
     assert not wrong, f"{len(wrong)}: {wrong[:5]}"
 
 
-@pytest.mark.xfail(strict=False, reason="links and foreign files in .parts are refused: switched on with item 4")
 @pytest.mark.parametrize("name", ["linked.nc", "letters.nc"])
 def test_a_foreign_folder_of_parts_is_left_alone(packed, name):
     from headwise.studies.shards import keeping
@@ -282,7 +280,7 @@ def test_a_listing_goes_on_whatever_a_file_makes_of_it(tmp_path, monkeypatch):
             "its seed is no whole number of at most 92233720",
         ),
         ("model", np.arange(3), "its attribute model is no text: [0, 1, 2]"),
-        ("versions", '{"headwise": "\\ud800"}', "its version has half of a character"),
+        ("versions", '{"headwise": "\\ud800"}', "its attribute versions is no JSON"),
         ("created", "0001-01-01T00:00:00", "its attribute created is no date from 1970 on"),
         ("created", "9999-12-31T23:59:59-23:59", "its attribute created is no date from 1970 on"),
         ("study", hostile.DEEP, "its attribute study is no JSON"),
