@@ -98,7 +98,7 @@ class Source:
             start = file.read(8)
             image = start + file.read(size) if size <= IMAGE else None
         if not start.startswith(SIGNATURES):
-            raise ValueError("NetCDF: Unknown file format")
+            raise ValueError("it is no NetCDF file")
         if image is None:
             root = netCDF4.Dataset(self.path)
         elif image.count(OBJECT) > 2 * MOST:

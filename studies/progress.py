@@ -131,7 +131,7 @@ class Terminating:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if self.came and os.getpid() == self.process:
             with suppress(OSError, ValueError, AttributeError):  # nobody reads standard error any more
-                print(f"headwise: {self.said}", file=sys.stderr, flush=True)
+                print(printable(f"headwise: {self.said}"), file=sys.stderr, flush=True)
             signal.raise_signal(signal.SIGTERM)
 
 

@@ -326,7 +326,7 @@ def test_a_study_that_asks_for_more_than_it_holds_is_refused(words_model, tmp_pa
 
     asked = []
     with pytest.raises(
-        ResultError, match=r"up to \d\.\de\+\d+ floating-point operations .*rerun\(..., yes=True\) or --yes"
+        ResultError, match=r"up to \d\.\de\+\d+ floating-point operations: .*rerun\(..., yes=True\) or --yes"
     ):
         rerun(changed(path, tmp_path / "long.nc", long), yes=asked.append)
     assert re.search(r"long.nc asks for 4 prompts times 120\d\d\d\d conditions on words-2l", asked[0])
@@ -367,9 +367,9 @@ def test_what_nobody_can_compute_is_refused_at_once(words_model, make):
 
 
 def test_prompts_that_do_not_fit_in_memory_are_refused(words_model, monkeypatch):
-    from headwise.interventions import memory
+    from headwise.interventions import cost
 
-    monkeypatch.setattr(memory, "free_memory", lambda: 10**9)
+    monkeypatch.setattr(cost, "free_memory", lambda: 10**9)
     with pytest.raises(
         DeclarationError, match=r"n=1000000 prompts of 50 tokens need 5 GB, and 1 GB are free: take fewer"
     ):

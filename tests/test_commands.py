@@ -205,7 +205,7 @@ def test_export_needs_pyarrow_for_parquet(folder, capsys, tmp_path, monkeypatch)
         (["results", "show", "nowhere.nc"], "headwise: there is no file nowhere.nc"),
         (["results", "show", "."], "headwise: . is a folder: open it with Results, or name a file in it"),
         (["results", "show", "later.nc.parts"], "headwise: later.nc.parts is an unfinished run: the same call or"),
-        (["results", "show", "bad.nc"], "headwise: {folder}/bad.nc cannot be read: NetCDF: Unknown file format"),
+        (["results", "show", "bad.nc"], "headwise: {folder}/bad.nc cannot be read: it is no NetCDF file"),
         (["results", "query", "a.nc", "lost"], "headwise: there is no variable 'lost': did you mean loss"),
         (["results", "query", ".", "lost"], "headwise: there is no variable 'lost' in a.nc: did you mean loss"),
         (["results", "query", "a.nc", "loss", "--where", "f(1)"], "headwise: where='f(1)', character 1: a call is"),

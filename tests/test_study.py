@@ -198,7 +198,7 @@ def test_reading_a_file_that_is_none(tmp_path):
     with pytest.raises(ResultError, match="there is no file"):
         hw.open_tree(tmp_path / "none.nc")
     (tmp_path / "text.nc").write_text("hello")
-    with pytest.raises(ResultError, match=r"text\.nc cannot be read: NetCDF: Unknown file format"):
+    with pytest.raises(ResultError, match=r"text\.nc cannot be read: it is no NetCDF file"):
         hw.open_tree(tmp_path / "text.nc")
 
 

@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import Any
 
+from ...errors import printable
 from .shared import add_command, add_device, add_file, add_json, print_json, put, quiet_libraries, say
 
 EXAMPLES = """  headwise rerun results/induction-words-2l.nc       the same numbers here?
@@ -66,6 +67,5 @@ def run(options: argparse.Namespace) -> int:
 
 def agrees(text: str) -> bool:
     """Ask the user at a terminal."""
-    say(f"{text}.")
-    print("Do it? [y/N] ", end="", file=sys.stderr, flush=True)
+    say(f"{printable(text)}.\nDo it? [y/N]")
     return sys.stdin.readline().strip().lower() in ("y", "yes")
