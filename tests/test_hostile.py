@@ -141,6 +141,36 @@ def test_nothing_that_steers_a_terminal_is_printed(ran):
     assert not wrong, f"{len(wrong)}: {wrong[:5]}"
 
 
+def test_the_app_shows_what_is_good_and_says_why_it_does_not_show_the_rest(packed, caplog):
+    pytest.importorskip("panel")
+    from headwise.studies.app import words
+    from headwise.studies.app.folder import Folder
+    from headwise.studies.app.live import Models
+    from headwise.studies.app.page import Session
+    from headwise.studies.app.selection import Selection
+
+    folder = Folder(packed.folder)
+    listed = folder.files()
+    names = [one.name for one in listed if not one.reason]
+    assert {*packed.good} <= {*names} <= {*packed.good, *hostile.ODD_BUT_LISTED}
+    assert {*packed.bad} <= {one.name for one in listed if one.reason}
+    assert not STEERS.search(words.files(listed, folder.name))
+    said = {}
+    for name in names:
+        session = Session(folder, Models(None), Selection(result=name))
+        session.roots()
+        session.open(names)
+        said[name] = session.grid_note.object
+        shown = " ".join(str(one.object) for one in (session.grid_note, session.heading, session.facts))
+        assert not STEERS.search(shown), name
+        if name in packed.good:
+            assert session.tree is not None
+            assert session.head.options == [f"L{layer}H{head}" for layer in range(2) for head in range(2)], name
+            assert "warn" not in said[name], name
+    assert re.search("huge-variable.nc: the variable .* there is room for", said["huge-variable.nc"])
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("name", ["linked.nc", "letters.nc"])
 def test_a_foreign_folder_of_parts_is_left_alone(packed, name):
     from headwise.studies.shards import keeping
