@@ -375,8 +375,15 @@ def test_app_is_served_as_asked(monkeypatch, folder):
 
     asked = []
     monkeypatch.setattr(app, "serve", lambda folder, **given: asked.append((folder, given)))
-    assert main(["app", str(folder), "--port", "8080", "--no-show", "--model", "words-2l"]) == 0
-    assert asked == [(str(folder), {"address": "127.0.0.1", "port": 8080, "show": False, "model": "words-2l"})]
+    assert (
+        main(["app", str(folder), "--port", "8080", "--no-show", "--model", "words-2l", "--allow", "lab.example"]) == 0
+    )
+    assert asked == [
+        (
+            str(folder),
+            {"address": "127.0.0.1", "port": 8080, "show": False, "model": "words-2l", "allow": ["lab.example"]},
+        )
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
