@@ -5,12 +5,15 @@ from __future__ import annotations
 import operator
 import unicodedata
 
+JOINING = "\u200c\u200d"
+"""Keep the letters of some scripts apart or together, and join pictures."""
+
 
 def printable(text: object, *, lines: bool = False) -> str:
     """Text from outside as it may be shown: what would steer a terminal, or turn words around, stands as an escape.
 
     Control characters, marks that change the direction of writing, invisible signs and halves of characters are written
-    out as in a literal of Python; letters of all scripts, and spaces, stay.
+    out as in a literal of Python; letters of all scripts, what joins them, and spaces, stay.
 
     Parameters
     ----------
@@ -20,15 +23,28 @@ def printable(text: object, *, lines: bool = False) -> str:
         Text of several lines: line ends and tabs stay too.
     """
     given = str(text)
-    if given.isprintable():
-        return given
-    kept = "\n\t" if lines else ""
+    if lines:
+        return "\n".join(_printable(line, "\t") for line in given.split("\n"))
+    return _printable(given)
+
+
+def _printable(line: str, kept: str = "") -> str:
+    if line.isprintable():
+        return line
     return "".join(
         one
-        if one.isprintable() or one in kept or unicodedata.category(one) == "Zs"
+        if one.isprintable()
+        or one in kept
+        or unicodedata.category(one) == "Zs"
+        or (one in JOINING and _joins(line[at - 1 : at], line[at + 1 : at + 2]))
         else one.encode("unicode_escape").decode("ascii")
-        for one in given
+        for at, one in enumerate(line)
     )
+
+
+def _joins(before: str, after: str) -> bool:
+    """Whether both are letters or pictures that can be joined, as Latin letters cannot."""
+    return all(one.isprintable() and not one.isascii() for one in (before, after))
 
 
 class _Said:

@@ -135,12 +135,3 @@ def read_json(text: object) -> Any:
                 "this JSON has half of a character: possible is any text that UTF-8 can hold"
             ) from None
     return data
-
-
-def read_object(text: object) -> dict[str, Any]:
-    """The object that is JSON text of somebody else; empty where it is none, or cannot be read."""
-    try:
-        found = read_json(text)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -72,9 +72,7 @@ def run_plan(
     """
     check_readers(plan, readers)
     outcome = Outcome(plan, readers)
-    for piece in keeper.found() if keeper is not None else ():
-        if not outcome.wrong(piece):  # what does not fit is computed again
-            outcome.put(piece)
+    outcome.take(keeper)
     left = outcome.missing()
     done = plan.steps - outcome.steps(left)
 

@@ -62,18 +62,24 @@ def options_of(
         options["local_files_only"] = True
     try:
         config: Any = PreTrainedConfig.get_config_dict(where, **options)[0]
-        brings = ["config.json"] if config.get("auto_map") else []
+        brings = ["auto_map in config.json"] if config.get("auto_map") else []
+        if any("/" in str(config.get(key)) for key in ("attn_implementation", "_attn_implementation")):
+            brings.append("attention from a repository of kernels in config.json")
         if tokenizer and get_tokenizer_config(where, **options).get("auto_map"):
-            brings.append("tokenizer_config.json")
+            brings.append("auto_map in tokenizer_config.json")
     except Exception as error:  # whatever a broken file or a strange answer makes the loaders raise
         never = OSError(f"it cannot be reached ({silent}), and this model was not fetched before")
         raise ModelError(why(name, where, error if silent is None else never)) from error
     if brings and not trusted:
         raise ModelError(
-            f"{name} brings code of its own (auto_map in {' and '.join(brings)}), which headwise does not run: "
+            f"{name} brings code of its own ({' and '.join(brings)}), which headwise does not run: "
             "trust_remote_code=True (--trust-remote-code) runs it, as you, with all that you may do"
         )
-    if wrong := _too_large(where, config, dtype):
+    try:
+        wrong = _too_large(where, config, dtype)
+    except (OverflowError, TypeError) as error:
+        raise ModelError(why(name, where, ValueError(f"its configuration has no usable sizes: {error}"))) from error
+    if wrong:
         raise ModelError(why(name, where, ValueError(wrong)))
     return {**options, "trust_remote_code": trusted}
 

@@ -122,6 +122,12 @@ class Outcome:
             self._done(group)[list(piece.conditions), examples] = True
         return piece
 
+    def take(self, keeper: Keeper | None) -> None:
+        """Put in what was kept of the same plan; what does not fit is computed again."""
+        for piece in keeper.found() if keeper is not None else ():
+            if not self.wrong(piece):
+                self.put(piece)
+
     def wrong(self, piece: Any) -> str:
         """Why something is no piece of this plan, if it is none. Values are never stretched or converted to fit."""
         if not isinstance(piece, Piece) or not isinstance(piece.values, Mapping):

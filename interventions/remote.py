@@ -58,8 +58,7 @@ def run_plan(
     """
     check_readers(plan, readers)
     sweep, outcome = Sweep(model, plan, readers, inputs, positions), Outcome(plan)
-    for piece in keeper.found() if keeper is not None else ():
-        outcome.put(piece)
+    outcome.take(keeper)
     waiting = [session for whole in sessions(plan) for session in sweep.left(whole, outcome)]
     while waiting:
         again: list[list[Chunk]] = []

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from threading import Condition, RLock, get_ident
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -20,7 +20,11 @@ import torch
 from greenlet import getcurrent
 
 from ..errors import DeclarationError
+from ..signals import undisturbed
 from .structure import evaluating
+
+MOMENT = 0.1
+"""Seconds in which who waits for a turn takes Ctrl-C."""
 
 
 class Turn:
@@ -31,10 +35,11 @@ class Turn:
         self.within: Any = None
         """The greenlet that took it first. What runs inside a pass runs in another one of the same thread."""
 
-    def __enter__(self) -> None:
+    def take(self) -> bool:
+        """Take it, or wait a moment for who has it; whether it was taken."""
         me = get_ident()
         with _CHANGED:
-            while self.holder not in (0, me):
+            if self.holder not in (0, me):
                 if self._waits_for(me):
                     raise DeclarationError(
                         "two threads wait for each other: each is in a call on a model, and calls the other's in it; "
@@ -42,14 +47,17 @@ class Turn:
                     )
                 _WAITING[me] = self
                 try:
-                    _CHANGED.wait()
+                    _CHANGED.wait(MOMENT)
                 finally:
                     del _WAITING[me]
+                return False
             if not self.depth:
                 self.holder, self.within = me, getcurrent()
             self.depth += 1
+            return True
 
-    def __exit__(self, *_: object) -> None:
+    def give_back(self) -> None:
+        """Once for each time that it was taken."""
         with _CHANGED:
             self.depth -= 1
             if not self.depth:
@@ -105,17 +113,33 @@ def turn_of(module: torch.nn.Module, *, mode: bool = True, passes: bool = False)
     DeclarationError
         Another thread, which uses it, waits for a module that this thread uses; or a pass of it is under way.
     """
-    with ExitStack() as stack:
-        for turn in _turns_of(module):
-            stack.enter_context(turn)
+    taken: list[Turn] = []
+    try:
+        with undisturbed():
+            turns = _turns_of(module)
+        for turn in turns:
+            while turn not in taken:
+                with undisturbed():  # an interrupt in here would leave it taken
+                    if turn.take():
+                        taken.append(turn)
             if passes and turn.within is not getcurrent():
                 raise DeclarationError(
                     "a pass of this model is under way, and no other can begin inside it: a metric may call headwise "
                     "on another model, or on a copy, but not on the model that it scores"
                 )
-        if mode:
-            stack.enter_context(evaluating(module))
-        yield
+        with evaluating(module) if mode else nullcontext():
+            yield
+    finally:
+        try:
+            _give_back(taken)
+        finally:  # again, where Ctrl-C came just before
+            _give_back(taken)
+
+
+def _give_back(taken: list[Turn]) -> None:
+    with undisturbed():
+        while taken:
+            taken.pop().give_back()
 
 
 @contextmanager

@@ -17,12 +17,13 @@ import xarray as xr
 
 from ..errors import HeadwiseError, ModelError, ResultError, choices
 from ..interventions import codec
-from ..interventions.codec import read_json, read_object
+from ..interventions.codec import read_json
 from ..interventions.estimators import check_estimator
 from ..interventions.identity import Identity
 from . import asked
 from .agreement import Agreement, compare
 from .results import SCHEMA, open_tree, provenance, versions
+from .said import json_in
 from .setup import conditions
 from .tables import TASKS, metric_names
 
@@ -108,15 +109,18 @@ def rerun(
     if not tolerance >= 0:
         raise ResultError(f"tolerance={tolerance}: give a number that is 0 or more, such as 1e-6")
     say = progress or (lambda text: None)
-    stored = open_tree(source)
-    attrs = {str(name): value for name, value in stored.attrs.items()}
+    from .catalogue.reading import open_result
+
+    held = open_result(source)
+    attrs = {str(name): value for name, value in held.attrs.items()}
     _check_readable(source, attrs)
     try:
-        repeat = _how(attrs, stored)
+        repeat = _how(attrs, held if isinstance(held, xr.DataTree) else xr.DataTree(held))
     except HeadwiseError as error:
         raise ResultError(f"{source} cannot be repeated: {error}") from error
     except (ValueError, TypeError, LookupError, AttributeError) as error:  # JSON of another shape than ours
         raise ResultError(f"{source} cannot be repeated: what it declares cannot be read ({error!r})") from error
+    stored = open_tree(source)
     if model is None or isinstance(model, str | os.PathLike):
         opened = _open(source, attrs, device, model, say, yes)
     else:
@@ -293,7 +297,7 @@ def _open(
 def _differences(attrs: Mapping[str, Any], now: Identity) -> list[str]:
     """What of a model is not as the file says; nothing where all that the file knows is."""
     then = Identity.from_attrs(attrs)
-    before, after = (read_object(one).get("transformers") for one in (attrs.get("versions"), versions()))
+    before, after = (json_in(one, "versions", dict).get("transformers") for one in (attrs, {"versions": versions()}))
     but = ("attention", "dtype", *(() if before == after else ("modules",)))  # classes change with versions
     return then.differences(now, "then", "now", but)
 
@@ -301,7 +305,7 @@ def _differences(attrs: Mapping[str, Any], now: Identity) -> list[str]:
 def _notes(attrs: Mapping[str, Any], model: Model, identity: Identity) -> list[str]:
     """What was not the same about the two runs beside their numbers, and what cannot be known."""
     now, unknown = provenance(model, identity), "not recorded"
-    before, after = (read_object(one.get("versions")) for one in (attrs, now))
+    before, after = (json_in(one, "versions", dict) for one in (attrs, now))
     pairs = {name: (before.get(name, unknown), after.get(name, unknown)) for name in sorted({*before, *after})}
     words = {
         "device": "device",

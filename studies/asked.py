@@ -28,9 +28,9 @@ MOST_WORK = 3e15
 """Floating-point operations that need no word: some hours on a CPU, seconds on a GPU."""
 MOST_CONDITIONS = 10**5
 """Conditions that need none, however small the model is."""
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
-"""Names of models that are no paths."""
-REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
+"""Names of models that are no paths; the Hub takes up to 96 letters."""
+REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95}){0,3}")
 
 
 def agree(source: Path, asks: str, yes: Agree) -> None:
@@ -67,14 +67,14 @@ def place_of(source: Path, attrs: Mapping[str, Any]) -> tuple[str, str | None, s
     """
     name, revision = (str(attrs[key]) for key in ("model", "model_revision"))
     if revision == "memory":
-        raise ResultError(f"{source} was measured on a module in memory, {name}: give it as rerun(..., model=...)")
+        raise ResultError(f"{source} was measured on a module in memory, {name[:80]}: give it as rerun(..., model=...)")
     if revision == "local":
         folder = Path(name).name
         places = [place for place in (Path(folder), source.parent / folder) if folder.strip(".") and _is_model(place)]
         if not places:
             raise ResultError(
-                f"{source} was measured on the folder {name}, and files do not keep where folders are: say where it is "
-                "now, rerun(..., model=...) or --model"
+                f"{source} was measured on the folder {name[:80]}, and files do not keep where folders are: say where "
+                "it is now, rerun(..., model=...) or --model"
             )
         return str(places[0]), None, f"to open the model in the folder {places[0].absolute()}"
     if not NAME.fullmatch(name) or ".." in name:

@@ -8,8 +8,10 @@ large is read as bytes first and opened from memory, which shares nothing with h
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import HeadwiseError, ResultError
 from ..interventions.cost import free_memory
-from .progress import undisturbed
+from ..signals import undisturbed
 
 if TYPE_CHECKING:
     import netCDF4
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 _LOCK = threading.RLock()
 IMAGE = 64 * 2**20
 """Bytes of a file that is opened from memory."""
+DRAWN = 12
+"""Times the bytes of values that it takes to draw them: copies, a column for each dim, and text."""
 UNASKED = 256 * 2**20
 """Bytes that are read without asking how much memory there is."""
 ALWAYS = 4 * 2**30
@@ -36,6 +40,7 @@ MOST = 5_000
 UNFINISHED = "an unfinished run: the same call or command again goes on where it stopped"
 SIGNATURES = (b"\x89HDF\r\n\x1a\n", b"CDF\x01", b"CDF\x02", b"CDF\x05")
 """How NetCDF files begin."""
+OF_NOW = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM, errno.EINTR)
 OBJECT = b"OHDR"
 """How HDF5 marks the header of a group or a variable."""
 
@@ -45,6 +50,39 @@ def alone() -> Iterator[None]:
     """Meanwhile no other thread calls the NetCDF library; Ctrl-C and SIGTERM, which would keep locks taken, wait."""
     with _LOCK, undisturbed():
         yield
+
+
+_within = False
+
+
+@contextmanager
+def _lock_of_xarray() -> Iterator[None]:
+    """The lock that xarray takes when it calls the NetCDF library for the user, who may read in another thread."""
+    global _within
+    backend = sys.modules.get("xarray.backends.netCDF4_")
+    if backend is None or _within:  # it cannot be taken twice
+        yield
+        return
+    with backend.NETCDF4_PYTHON_LOCK:
+        _within = True
+        try:
+            yield
+        finally:
+            _within = False
+
+
+def _after_fork() -> None:
+    """A forked process has one thread: what another held there is free."""
+    global _LOCK, _within
+    _LOCK, _within = threading.RLock(), False
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+class NoRoom(ResultError):
+    """What was to be read does not fit in memory."""
 
 
 class Source:
@@ -82,12 +120,13 @@ class Source:
             if self.root is not None:
                 yield self.root
                 return
-            self.root = self._opened()
-            try:
-                yield self.root
-            finally:
-                root, self.root = self.root, None
-                root.close()
+            with _lock_of_xarray():
+                self.root = self._opened()
+                try:
+                    yield self.root
+                finally:
+                    root, self.root = self.root, None
+                    root.close()
 
     def _opened(self) -> netCDF4.Dataset:
         import netCDF4
@@ -182,7 +221,7 @@ def reading(source: Path) -> Iterator[None]:
     """Whatever a damaged file makes a library raise becomes one line that names the file."""
     try:
         yield
-    except HeadwiseError:
+    except (HeadwiseError, MemoryError):
         raise
     except Exception as error:  # HDF5 and xarray raise OSError, RuntimeError, ValueError, KeyError, ... on damage
         raise ResultError(f"{source} cannot be read: {why(error)}") from error
@@ -192,6 +231,15 @@ def why(error: Exception) -> str:
     """The reason in an error of a library, on one line and without the path that it repeats."""
     said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(said[:2000].split())[:200] or type(error).__name__
+
+
+def is_of_now(error: BaseException | None) -> bool:
+    """Whether a failure to read says nothing of the file: memory is short, too much is open, or it may not be read."""
+    while error is not None:
+        if isinstance(error, NoRoom | MemoryError) or (isinstance(error, OSError) and error.errno in OF_NOW):
+            return True
+        error = error.__cause__
+    return False
 
 
 def check_room(needed: int, what: str) -> None:
@@ -206,14 +254,14 @@ def check_room(needed: int, what: str) -> None:
 
     Raises
     ------
-    ResultError
+    NoRoom
     """
     if needed <= UNASKED:
         return
     free = free_memory()
-    limit = ALWAYS if free is None else free // 2
+    limit = ALWAYS if free is None else 3 * free // 4
     if needed > limit:
-        raise ResultError(f"{what} takes {gigabytes(needed)}, and there is room for {gigabytes(limit)} at once")
+        raise NoRoom(f"{what} takes {gigabytes(needed)}, and there is room for {gigabytes(limit)} at once")
 
 
 def gigabytes(size: int) -> str:

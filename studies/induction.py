@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import xarray as xr
 
-from ..errors import MOST_DRAWS, MOST_STEPS, DeclarationError, ResultError, whole
+from ..errors import MOST_DRAWS, MOST_STEPS, DeclarationError, HeadwiseError, ResultError, whole
 from ..interventions import codec
 from ..interventions.digest import short_hash
 from ..interventions.sites import Head
@@ -141,6 +141,8 @@ class InductionStudy:
             try:
                 with workers.using(executor):
                     tree = self._run(model, call.identity, progress, keep)
+            except HeadwiseError:
+                raise
             except (LookupError, ValueError, TypeError, AttributeError) as error:
                 if not kept.taken:
                     raise

@@ -11,19 +11,17 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
 from ..errors import printable
+from ..signals import ENDING, is_main, pass_on
 
 QUIET_SECONDS = 2.0
-ENDING = (signal.SIGINT, signal.SIGTERM)
-"""Signals that ask for the end."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -32,71 +30,6 @@ class Stopped(KeyboardInterrupt):
 
 class Terminated(Stopped):
     """SIGTERM, taken as Ctrl-C is."""
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Meanwhile Ctrl-C and SIGTERM wait, however many; what they would have done is done once the block has ended.
-
-    Signals come to the main thread only, so elsewhere nothing is to be done. Whoever handles them (Python, asyncio, a
-    function of the user) gets them afterwards.
-    """
-    waiting: list[_Waiting] = []
-    try:
-        for number in ENDING if _is_main() else ():
-            handler = signal.getsignal(number)
-            if callable(handler) or handler is signal.SIG_DFL:
-                waiting.append(_Waiting(handler))
-                signal.signal(number, waiting[-1])
-        yield
-    finally:
-        try:
-            for one in waiting:
-                one.give_back()
-        finally:
-            for one in waiting:
-                one.over = True
-        for one in waiting:
-            one.catch_up()
-
-
-class _Waiting:
-    """Handles a signal by writing it down, until it is over."""
-
-    def __init__(self, handler: Any) -> None:
-        self.handler, self.over, self.process = handler, False, os.getpid()
-        self.came: tuple[int, FrameType | None] | None = None
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self.over or os.getpid() != self.process:  # a child that was forked meanwhile has nothing to wait for
-            _pass_on(self.handler, number, frame)
-        else:
-            self.came = (number, frame)
-
-    def give_back(self) -> None:
-        """Let the one before handle the signal again."""
-        for number in ENDING:
-            now: object = signal.getsignal(number)
-            if now is self:
-                signal.signal(number, self.handler)
-
-    def catch_up(self) -> None:
-        """Do what the signal asked for."""
-        came, self.came = self.came, None
-        if came is not None:
-            _pass_on(self.handler, *came)
-
-
-def _is_main() -> bool:
-    return threading.current_thread() is threading.main_thread()
-
-
-def _pass_on(handler: Any, number: int, frame: FrameType | None) -> None:
-    if callable(handler):
-        handler(number, frame)
-    else:
-        signal.signal(number, handler)
-        signal.raise_signal(number)
 
 
 class Terminating:
@@ -116,12 +49,12 @@ class Terminating:
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Handle the signal."""
         if os.getpid() != self.process:  # a child that was forked meanwhile, as workers are
-            _pass_on(signal.SIG_DFL, number, frame)
+            pass_on(signal.SIG_DFL, number, frame)
         self.came = True
         raise Terminated
 
     def __enter__(self) -> Terminating:
-        self.ours = _is_main() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        self.ours = is_main() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
         if self.ours:
             signal.signal(signal.SIGTERM, self)
         return self
@@ -175,7 +108,7 @@ class Progress:
         self.said = ""
 
     def __enter__(self) -> Progress:
-        for number in ENDING if _is_main() else ():
+        for number in ENDING if is_main() else ():
             handler = signal.getsignal(number)
             if handler is signal.default_int_handler or isinstance(handler, Terminating):
                 self.before[number] = handler
@@ -184,7 +117,7 @@ class Progress:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.asked or os.getpid() != self.process:
-            _pass_on(self.before[number], number, frame)
+            pass_on(self.before[number], number, frame)
         self.asked = number
         if isinstance(self.before[number], Terminating):
             self.before[number].came = True

@@ -20,9 +20,9 @@ import xarray as xr
 
 from ..errors import ResultError, UnknownNameError, check_text, choices
 from ..interventions.digest import data_hash
+from ..signals import undisturbed
 from ..version import version
 from .files import write
-from .progress import undisturbed
 
 if TYPE_CHECKING:
     from ..interventions.identity import Identity
@@ -165,6 +165,8 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
         target = Path(path).expanduser().absolute()
         if target.is_dir():
             raise ResultError(f"{target} is a folder: give the name of a file in it")
+        if target.exists() and not target.is_file():  # its place would be taken by the file
+            raise ResultError(f"{target} is a device, a pipe or a socket: give the name of a file")
         if target.parent.is_symlink() and not target.parent.exists():
             raise ResultError(f"cannot write {target}: {target.parent} is a link to nothing")
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -26,8 +26,9 @@ from ..interventions import book
 from ..interventions.codec import read_json
 from ..interventions.digest import short_hash
 from ..interventions.identity import Identity, stored_fingerprint
-from .files import Source, write
-from .progress import Stopped, Terminated, Terminating, undisturbed
+from ..signals import undisturbed
+from .files import Source, is_of_now, why, write
+from .progress import Stopped, Terminated, Terminating
 from .results import beside, check_writable, flush, open_tree, write_beside
 from .shelf import ABOUT, BEHIND, LONGEST, Shelf
 
@@ -81,13 +82,15 @@ class Shards(Shelf):
                 check(stored)
                 with source.open():
                     part = loaded(source, {"": stored})[""]
-                why = _unlike(part.attrs.pop(MADE_BY, None), identity)
+                unlike = _unlike(part.attrs.pop(MADE_BY, None), identity)
             except Exception as error:  # whatever the library, or what somebody put there, makes of it
-                self._aside(path, f"is damaged ({' '.join(str(error).split())})", "damaged")
+                if is_of_now(error):
+                    raise
+                self._aside(path, f"is damaged ({why(error)})", "damaged")
                 continue
-            if not why:
+            if not unlike:
                 return part
-            self._aside(path, f"was made with another model than the one in hand: {why}", "other")
+            self._aside(path, f"was made with another model than the one in hand: {unlike}", "other")
         return None
 
     def describe(self, about: Mapping[str, object], identity: Identity) -> None:
@@ -104,8 +107,7 @@ class Shards(Shelf):
             with suppress(OSError, ValueError):
                 found = read_json((self.folder / ABOUT).read_text())
         elif self.resume and self.target.is_file():
-            with suppress(ResultError):
-                found = {str(name): one for name, one in open_tree(self.target).attrs.items()}
+            found = self._said()
         if not isinstance(found, dict) or "weight_hash" not in found:
             return
         then = Identity.from_attrs(found)
@@ -163,23 +165,36 @@ class Shards(Shelf):
         """The result, where it is whole already and was made from these inputs by a model that computes the same."""
         if not (self.resume and self.target.is_file()):
             return None
+        if (said := self._said()).get("inputs") != inputs:
+            return None
+        if unlike := _unlike(said.get("fingerprint"), identity):
+            text = f"{self.target} was made with another model than the one in hand: {unlike}: it is computed again"
+            warnings.warn(text, ResultWarning, stacklevel=2)
+            return None
         try:
             tree = open_tree(self.target)
-        except ResultError:
-            return None
-        if tree.attrs.get("inputs") != inputs:
-            return None
-        if why := _unlike(tree.attrs.get("fingerprint"), identity):
-            text = f"{self.target} was made with another model than the one in hand: {why}: it is computed again"
-            warnings.warn(text, ResultWarning, stacklevel=2)
+        except ResultError as error:
+            if is_of_now(error):
+                raise
             return None
         self.clear()
         return tree
 
+    def _said(self) -> dict[str, Any]:
+        """What the file in the place of the result says of itself; empty where it cannot be read."""
+        from .catalogue.reading import open_result
+
+        try:
+            return {str(name): one for name, one in open_result(self.target).attrs.items()}
+        except ResultError as error:
+            if is_of_now(error):
+                raise
+            return {}
+
     def finish(self, result: xr.Dataset | xr.DataTree) -> None:
         """Write the result whole, then take away the parts."""
         folder = self.folder if self.is_there() else self.target.parent
-        write_beside(self.target, lambda path: result.to_netcdf(path, engine="netcdf4"), folder)
+        write_beside(self.target, lambda path: write(result, path), folder)
         self.clear()
 
     def job(self, key: str) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """Strict, seeded, offline; and the models that several test files share."""
 
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -49,6 +50,14 @@ def pytest_runtest_makereport(item, call):
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     torch.set_num_threads(1)  # small tensors: a second thread costs more than it gives, and much more on a busy machine
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _ctrl_c():
+    """Python's own handler, which is not there where the tests run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)

@@ -522,3 +522,14 @@ def test_json_of_a_file_is_read_with_bounds():
     ):
         with pytest.raises(DeclarationError, match=message):
             codec.read_json(text)
+
+
+@pytest.mark.parametrize("revision", ["main", "local", "memory"])
+def test_a_long_name_of_a_model_is_no_name(files, tmp_path, revision):
+    def change(tree):
+        tree.attrs |= {"model": "m" * 5000, "model_revision": revision}
+
+    path = changed(files["captured"], tmp_path / "long.nc", change)
+    with pytest.raises(ResultError) as caught:
+        rerun(path, yes=True)
+    assert len(str(caught.value)) < 600

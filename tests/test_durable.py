@@ -27,7 +27,7 @@ from headwise.interventions import Grid, Head, MeanAblate, Patch, ResampleAblate
 from headwise.interventions.digest import short_hash
 from headwise.metrics import induction, logit_diff, loss
 from headwise.metrics.card import Card, Metric
-from headwise.studies import InductionStudy, RepeatedTokens, Results, ablation, measure
+from headwise.studies import InductionStudy, RepeatedTokens, Results, ablation, files, measure
 
 TASK = RepeatedTokens(n=4, length=6)
 WANDERING = ("created", "seconds", "seconds_by_stage", "host", "inputs")
@@ -628,6 +628,42 @@ def test_a_forged_part_that_declares_more_than_there_is_memory(model, out):
         xr.testing.assert_equal(sweep(model, out), wanted)
 
 
+def test_want_of_memory_is_no_damage(model, out, monkeypatch):
+    """What is finished is neither set aside nor computed again: the call says how much it needs."""
+    wanted = sweep(model, None)
+    with pytest.raises(Halt):
+        sweep(model, out, progress=stop_after(7))
+    before = [path.name for path in parts(out)]
+    with monkeypatch.context() as short:
+        short.setattr(files, "free_memory", lambda: 20)
+        short.setattr(files, "UNASKED", 0)
+        with pytest.raises(ResultError, match="and there is room for"):
+            sweep(model, out)
+    assert [path.name for path in parts(out)] == before
+    xr.testing.assert_equal(sweep(model, out), wanted)
+
+
+def test_a_finished_study_that_memory_does_not_hold_is_not_computed_again(words_model, out, monkeypatch):
+    STUDY.run(words_model, out=out)
+    before = out.read_bytes()
+    monkeypatch.setattr(files, "free_memory", lambda: 200_000)
+    monkeypatch.setattr(files, "UNASKED", 0)
+    with pytest.raises(ResultError, match="and there is room for"):
+        STUDY.run(words_model, out=out)
+    assert out.read_bytes() == before
+
+
+def test_a_file_needs_as_much_memory_as_its_numbers(tmp_path, monkeypatch):
+    size = 4 * 10**6
+    hw.write_netcdf(xr.Dataset({"a": ("x", np.arange(size // 4, dtype=np.float32))}), tmp_path / "a.nc")
+    monkeypatch.setattr(files, "UNASKED", 0)
+    monkeypatch.setattr(files, "free_memory", lambda: size * 4 // 3 + 4)
+    assert hw.open_tree(tmp_path / "a.nc")["a"].sum() > 0
+    monkeypatch.setattr(files, "free_memory", lambda: size)
+    with pytest.raises(ResultError, match="the variable a"):
+        hw.open_tree(tmp_path / "a.nc")
+
+
 def test_a_forged_stage_of_a_study(words_model, out, monkeypatch):
     """Of other sizes, it is made again; without what the study needs, the error says what to do."""
 
@@ -754,3 +790,11 @@ def test_a_full_disk_is_called_so(tmp_path, monkeypatch):
     with pytest.raises(ResultError, match=r"cannot write .*a.nc: No space left on device"):
         hw.write_netcdf(ds, tmp_path / "a.nc")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_a_pipe_or_a_device_keeps_its_place(tmp_path):
+    os.mkfifo(tmp_path / "pipe.nc")
+    with pytest.raises(ResultError, match=r"pipe\.nc is a device, a pipe or a socket: give the name of a file"):
+        hw.write_netcdf(xr.Dataset({"a": ("x", [1.0])}), tmp_path / "pipe.nc")
+    assert (tmp_path / "pipe.nc").is_fifo()

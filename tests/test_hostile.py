@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import headwise as hw
-from headwise.studies import Results, open_result
+from headwise.studies import Results, files, open_result
 from headwise.studies.catalogue.summary import summary
 from headwise.studies.cli import main
 from headwise.studies.report.writing import write_report
@@ -338,3 +338,17 @@ def test_a_forged_cache_brings_nothing_into_the_listing(tmp_path):
         results = Results(tmp_path)
         assert results.entries == right, field
         assert len(results.frame) == 1
+
+
+@pytest.mark.parametrize("command", ["plot", "report"])
+def test_what_takes_more_to_draw_than_to_read_is_priced(tmp_path, monkeypatch, capsys, command):
+    """8 kB on the disk, 0.9 GB as numbers, and much more as a picture."""
+    path = tmp_path / "big.nc"
+    with netCDF4.Dataset(path, "w") as file:
+        file.createDimension("layer", 120_000)
+        file.createDimension("head", 1000)
+        file.createVariable("loss", "f8", ("layer", "head"), chunksizes=(1000, 1000), zlib=True)
+    monkeypatch.setattr(files, "free_memory", lambda: 2 * 2**30)
+    given = [str(path), "loss", "-o", str(tmp_path / "a.html")] if command == "plot" else [str(path)]
+    assert main([command, *given]) == 1
+    assert re.search(r"takes 10\.\d GiB, and there is room for 1\.5 GiB", capsys.readouterr().err)

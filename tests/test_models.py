@@ -275,6 +275,13 @@ def test_code_that_a_folder_brings_is_refused(which, remote, folder, with_code):
     assert not marker.exists()
 
 
+def test_attention_from_a_repository_is_code_too(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"attn_implementation": "someone/attention"}))
+    with pytest.raises(ModelError, match="attention from a repository of kernels in config.json"):
+        hw.load(folder)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="needs a terminal")
 @pytest.mark.parametrize("which", ["a kind of its own", "a tokenizer"])
 def test_nobody_is_asked_at_a_terminal_whether_code_may_run(which, folder, with_code):
@@ -353,6 +360,7 @@ TOO_LARGE = {
     "layers of qwen": ("qwen2", {"num_hidden_layers": HUGE, "layer_types": None}, "num_hidden_layers as 1,000,000,000"),
     "layers of a kind": ("gpt-neo", {"attention_types": [[["global", "local"], HUGE]]}, "num_hidden_layers as 1,000"),
     "layers beyond the weights": ("gpt2", {"n_layer": 9_000}, "e+06 parameters or more, and the weights beside it are"),
+    "more than a float holds": ("gpt2", {"n_layer": 10**400}, "its configuration has no usable sizes"),
     "labels": ("gpt2", {"num_labels": HUGE}, "num_labels as 1,000,000,000, and no model has more than 1,000,000"),
     "width": ("gpt2", {"n_embd": HUGE}, "parameters or more, and the weights beside it are"),
     "width of llama": ("llama", {"hidden_size": HUGE}, "parameters or more, and the weights beside it are"),

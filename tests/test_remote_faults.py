@@ -137,7 +137,7 @@ def test_a_call_that_fails_leaves_no_thread(server, small_jobs):
 def test_what_was_sent_is_told_of_when_nothing_is_finished(tmp_path):
     def stopped(record):
         with keeping(tmp_path / "out.nc", True) as shards:
-            shards.note_job("job", record)
+            shards.note_job("0123456789abcdef", record)
             raise KeyboardInterrupt
 
     with pytest.raises(

@@ -14,6 +14,7 @@ from headwise.metrics import accuracy, bootstrap_interval, induction, logit_diff
 from headwise.studies import Prompts, RepeatedTokens, capture, compare_estimates, measure
 from headwise.studies.again import rerun
 from headwise.studies.agreement import compare
+from headwise.studies.report import phrases
 from headwise.studies.report.changes import baseline, changes
 from headwise.studies.report.recipe import by_rule, written
 from headwise.studies.report.writing import write_report
@@ -283,3 +284,8 @@ def test_what_is_no_measurement_is_still_reported(stored, tmp_path):
     }.items():
         check_whole(write_report(odd, tmp_path / f"{name}.html").read_text())
     assert "What else is in the file?" in (tmp_path / "more.html").read_text()
+
+
+@pytest.mark.parametrize(("value", "words"), [(-0.004, "0 points"), (0.5, "50 points"), (-0.01, "-1 point")])
+def test_points_of_a_percentage(value, words):
+    assert phrases.points(value) == words

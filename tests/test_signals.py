@@ -13,8 +13,9 @@ import xarray as xr
 
 import headwise as hw
 from headwise.metrics import loss
+from headwise.signals import undisturbed
 from headwise.studies import RepeatedTokens, measure
-from headwise.studies.progress import Progress, Stopped, Terminating, undisturbed
+from headwise.studies.progress import Progress, Stopped, Terminating
 from headwise.studies.results import write_beside
 
 DEADLINE = 180
@@ -31,15 +32,6 @@ def run(program, *arguments):
         timeout=DEADLINE,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-
-
-@pytest.fixture(autouse=True)
-def _handlers():
-    """Python's own handlers, which are not there where the tests run in the background of a shell."""
-    before = [signal.signal(signal.SIGINT, signal.default_int_handler), signal.signal(signal.SIGTERM, signal.SIG_DFL)]
-    yield
-    signal.signal(signal.SIGINT, before[0])
-    signal.signal(signal.SIGTERM, before[1])
 
 
 IN_THE_LOCK = """
@@ -176,6 +168,50 @@ def test_a_handler_of_the_user_gets_it_afterwards():
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+STORM = """
+import itertools, os, signal, sys, threading, time
+import headwise as hw
+from headwise.interventions.begin import turn
+from headwise.signals import undisturbed
+
+kind = sys.argv[1]
+signal.signal(signal.SIGINT, signal.default_int_handler)
+model = hw.load("words-2l")
+count, end = 0, time.monotonic() + 5
+signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+while time.monotonic() < end:
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 1e-3 + count % 50 * 1e-5)
+        while True:
+            with turn(model) if kind == "turn" else undisturbed():
+                pass
+    except KeyboardInterrupt:
+        count += 1
+signal.setitimer(signal.ITIMER_REAL, 0)
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, signal.getsignal(signal.SIGINT)
+assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, signal.getsignal(signal.SIGTERM)
+taken = []
+
+def other():
+    with turn(model):
+        taken.append(1)
+
+thread = threading.Thread(target=other, daemon=True)
+thread.start()
+thread.join(30)
+assert taken, "the turn is still taken"
+print(count)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer that signals here")
+@pytest.mark.parametrize("kind", ["turn", "handlers"])
+def test_after_thousands_of_interrupts_no_turn_is_taken_and_every_handler_is_back(kind):
+    done = run(STORM, kind)
+    assert done.returncode == 0, done.stderr[-1500:]
+    assert int(done.stdout) > 500
 
 
 def test_an_error_is_told_and_ctrl_c_is_not_lost():

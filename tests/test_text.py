@@ -63,7 +63,10 @@ def test_what_steers_is_written_out_and_letters_stay():
     for text in ("naïve Ĝ 漢字 Ġthe é  😀 \u00a0", "עברית", "a\\x1b"):
         assert printable(text) == text
     assert printable(12) == "12"
-    assert bad("".join(printable(chr(one)) for one in range(0x110000))) == []
+    for joined in ("می\u200cخواهم", "क्\u200dष", "👩\u200d🔬"):
+        assert printable(joined) == joined
+    assert printable("a\u200db\u200c") == r"a\u200db\u200c"
+    assert bad("".join(f"a{printable(chr(one))}" for one in range(0x110000))) == []
 
 
 @pytest.mark.parametrize("kind", [HeadwiseError, ResultError, ServerError, ServerWarning, ResultWarning])

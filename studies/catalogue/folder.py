@@ -237,8 +237,12 @@ class Results:
         DeclarationError
             Labels repeat or are missing, or the files were not measured in the same way.
         """
-        complete = self._going_through(self._complete())
-        return combine([(entry, part(self._place(entry), variable, group)) for entry in complete], dim)
+        complete, parts = self._complete(), []
+        with Progress("reading", unit="files") as bar:
+            for number, entry in enumerate(complete):
+                bar.update(number, len(complete))
+                parts.append((entry, part(self._place(entry), variable, group)))
+        return combine(parts, dim)
 
     def table(
         self,
@@ -263,19 +267,21 @@ class Results:
         import pandas as pd
 
         complete, pieces, missing = self._complete(), [], []
-        for entry in self._going_through(complete):
-            source = Source(self._place(entry))
-            try:
-                with source.open():
-                    piece = cells(*open_variable(source, variable, exact=len(complete) > 1))
-            except UnknownNameError as error:
-                missing.append(error)
-                continue
-            about = {"file": entry.path, "model": entry.model} if len(complete) > 1 else {}
-            for place, (column, value) in enumerate(about.items()):
-                if column not in piece.columns:
-                    piece.insert(place, column, value)
-            pieces.append(piece)
+        with Progress("reading", unit="files") as bar:
+            for number, entry in enumerate(complete):
+                bar.update(number, len(complete))
+                source = Source(self._place(entry))
+                try:
+                    with source.open():
+                        piece = cells(*open_variable(source, variable, exact=len(complete) > 1))
+                except UnknownNameError as error:
+                    missing.append(error)
+                    continue
+                about = {"file": entry.path, "model": entry.model} if len(complete) > 1 else {}
+                for place, (column, value) in enumerate(about.items()):
+                    if column not in piece.columns:
+                        piece.insert(place, column, value)
+                pieces.append(piece)
         if not pieces:
             raise missing[0] if missing else UnknownNameError(f"there is no finished result in {self.folder}")
         whole = pd.concat(pieces, ignore_index=True) if len(pieces) > 1 else pieces[0]
@@ -284,14 +290,6 @@ class Results:
 
     def _complete(self) -> list[Entry]:
         return [entry for entry in self._listing()[0] if entry.state == "complete"]
-
-    @staticmethod
-    def _going_through(entries: list[Entry]) -> Iterator[Entry]:
-        """The entries, with a bar where there are many."""
-        with Progress("reading", unit="files") as bar:
-            for number, entry in enumerate(entries):
-                bar.update(number, len(entries))
-                yield entry
 
     def __repr__(self) -> str:
         from .listing import as_text

@@ -5,6 +5,7 @@ here and not later.
 """
 
 import json
+import signal
 import sys
 from contextlib import suppress
 from typing import Any
@@ -55,6 +56,7 @@ def look_at(file: Any) -> None:
 
 def main() -> None:
     """Answer until the input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
     with suppress(ImportError, ValueError, OSError):  # not where the system has no limits
         import resource
 

@@ -34,7 +34,8 @@ def open_result(path: str | os.PathLike[str]) -> Result:
     """Open one result file as plain xarray: a Dataset, or a DataTree where the file has groups.
 
     Values are read from the file when they are used, and it is not held open meanwhile: call ``.load()`` to have them
-    all. Where the file was replaced since, asking for values that were not read yet is a `ResultError`.
+    all. Where the file was replaced, changed or removed since, asking for values that were not read yet raises
+    `ResultError`.
 
     Parameters
     ----------
@@ -110,7 +111,7 @@ def _said(source: Source, name: str, dims: Sequence[Any], shape: Sequence[int]) 
 
 def _bytes(shape: Iterable[int], dtype: Any) -> int:
     """Bytes of values in memory."""
-    size = TEXT if dtype is str or np.dtype(dtype).kind == "O" else max(NUMBER, np.dtype(dtype).itemsize)
+    size = TEXT if dtype is str or np.dtype(dtype).kind == "O" else np.dtype(dtype).itemsize
     return math.prod(map(int, shape)) * size
 
 

@@ -37,13 +37,14 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Draw it and write the file."""
     from ..catalogue.reading import open_result, pick
-    from ..files import existing, reading
+    from ..files import DRAWN, check_room, existing, reading
     from ..results import check_writable
 
     selected = dict(choice(text) for text in options.select)
     check_writable(options.out)
     source = existing(options.file)
     ds, name = pick(open_result(source), options.variable)
+    check_room(DRAWN * ds[name].nbytes, f"{source}: a picture of {name}, with {ds[name].size} values,")
     from .. import plots
 
     with reading(source):

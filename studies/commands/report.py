@@ -33,8 +33,10 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the report."""
-    from ..catalogue.reading import load_result
-    from ..files import existing
+    import xarray as xr
+
+    from ..catalogue.reading import load_result, open_result
+    from ..files import DRAWN, check_room, existing
     from ..results import check_writable
 
     source = existing(options.file)
@@ -42,6 +44,10 @@ def run(options: argparse.Namespace) -> int:
     if out.suffix.lower() not in (".html", ".htm"):
         raise DeclarationError(f"--out {out}: end it in .html")
     check_writable(out)
+    nodes = [open_result(source)]
+    if isinstance(nodes[0], xr.DataTree):
+        nodes = [one.to_dataset(inherit=False) for one in nodes[0].subtree]
+    check_room(DRAWN * sum(one.nbytes for one in nodes), f"{source}: a report of all its values")
     result = load_result(source)
     from ..report.writing import write_report
 

@@ -13,7 +13,7 @@ def percent(value: Any) -> str:
 
 def points(value: Any) -> str:
     """``0.5`` as ``50 points`` (of a percentage)."""
-    number = f"{100 * float(value):.0f}"
+    number = f"{round(100 * float(value), 0) + 0.0:.0f}"  # and no -0
     return f"{number} point{'' if number in ('1', '-1') else 's'}"
 
 

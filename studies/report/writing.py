@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -42,9 +43,9 @@ def write_report(result: xr.DataTree | xr.Dataset, path: str | os.PathLike[str])
         The file, complete: it is written beside its name and renamed.
     """
     target = check_writable(path)
-    source = Path(result.encoding.get("source") or target.with_suffix(".nc"))
-    with reading(source):
-        text = render(result, source.name)
+    source = result.encoding.get("source")
+    with reading(Path(source)) if source else nullcontext():
+        text = render(result, Path(source or target.with_suffix(".nc")).name)
     return write_beside(target, lambda beside: Path(beside).write_text(text, "utf-8", "replace"))
 
 
