@@ -106,8 +106,9 @@ def check_held(task: Task, ds: xr.Dataset) -> None:
     """
     n, tokens = size_of(task)
     _compare("prompts", n, ds.sizes.get("example", 0))
-    if "position" in ds.sizes and isinstance(task, RepeatedTokens):
-        _compare("tokens in each prompt", tokens, ds.sizes["position"])
+    kept = [one for name, one in ds.data_vars.items() if str(name).startswith("baseline_") and "position" in one.dims]
+    if kept and isinstance(task, RepeatedTokens):  # elsewhere it may be some positions, of a grid or a site
+        _compare("tokens in each prompt", tokens, kept[0].sizes["position"])
 
 
 def check_study(study: InductionStudy, stored: xr.DataTree) -> None:

@@ -21,7 +21,7 @@ from .results import reason
 ABOUT, LOCK = "about.json", "lock"
 OURS = re.compile(
     rf"{re.escape(ABOUT)}|{LOCK}|\.[0-9a-f]{{16}}\.part"
-    r"|(cut-)?[0-9a-f]{16,64}(-[0-9a-z-]+)?(\.[0-9a-f]{16})?\.(nc|job|damaged|other|part)"
+    r"|([a-z]+-)?[0-9a-f]{16,64}(-[0-9a-z-]+)?(\.[0-9a-f]{16})?\.(nc|job|damaged|other|part)"
     r"|whole\.part|\.about\.json\.[0-9]+\.part"  # of versions before
 )
 """Names of the files that headwise writes among the parts."""

@@ -68,7 +68,7 @@ class RepeatedTokens:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "n", whole(self.n, "n, the number of prompts,", low=1, high=MOST_PROMPTS))
-        object.__setattr__(self, "length", whole(self.length, "length, the half length,", low=2))
+        object.__setattr__(self, "length", whole(self.length, "length, the half length,", low=2, high=MOST_PROMPTS))
         object.__setattr__(self, "seed", whole(self.seed, "a seed", high=LARGEST_SEED))
         object.__setattr__(self, "bos", bool(self.bos))
         if self.score not in ("repeat", "all"):

@@ -280,7 +280,7 @@ CONTRADICTIONS = [
     ({"n": 10**9}, r"n, the number of prompts, must be at most 1000000, got 1000000000"),
     ({"n": 10**6}, r"asks for 1000000 prompts and holds 3: it contradicts itself"),
     ({"n": 4}, r"asks for 4 prompts and holds 3"),
-    ({"length": 10**9}, r"asks for 2000000000 tokens in each prompt and holds 12"),
+    ({"length": 10**9}, r"the half length, must be at most 1000000, got 1000000000"),
     ({"seed": 10**9 * 5}, r"a seed must be at most 4294967295"),
     ({"n": int("9" * 4000)}, r"n, the number of prompts, must be at most 1000000"),
 ]

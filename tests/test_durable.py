@@ -646,7 +646,7 @@ def test_want_of_memory_is_no_damage(model, out, monkeypatch):
 def test_a_finished_study_that_memory_does_not_hold_is_not_computed_again(words_model, out, monkeypatch):
     STUDY.run(words_model, out=out)
     before = out.read_bytes()
-    monkeypatch.setattr(files, "free_memory", lambda: 200_000)
+    monkeypatch.setattr(files, "free_memory", lambda: 20_000)
     monkeypatch.setattr(files, "UNASKED", 0)
     with pytest.raises(ResultError, match="and there is room for"):
         STUDY.run(words_model, out=out)

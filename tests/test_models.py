@@ -278,7 +278,7 @@ def test_code_that_a_folder_brings_is_refused(which, remote, folder, with_code):
 def test_attention_from_a_repository_is_code_too(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"attn_implementation": "someone/attention"}))
-    with pytest.raises(ModelError, match="attention from a repository of kernels in config.json"):
+    with pytest.raises(ModelError, match=r"attention from a repository of kernels in config\.json"):
         hw.load(folder)
 
 

@@ -16,6 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import headwise as hw
 from headwise.errors import ResultError
 from headwise.studies import InductionStudy
+from headwise.studies.report import writing
 from headwise.studies.report.writing import write_report
 
 QUESTIONS = [
@@ -151,15 +152,18 @@ def test_a_model_without_induction_heads_is_reported_too(tmp_path):
     assert "no head can read what another wrote" in text
 
 
-def test_a_place_that_cannot_be_written_is_refused(tree, tmp_path):
+def stop(*given):
+    raise RuntimeError("stopped")
+
+
+def test_a_place_that_cannot_be_written_is_refused(tree, tmp_path, monkeypatch):
     with pytest.raises(ResultError, match="is a folder"):
         write_report(tree, tmp_path)
     kept = tmp_path / "kept.html"
     kept.write_text("before")
-    broken = tree.copy()
-    broken.attrs = tree.attrs | {"conclusion": "{"}
-    with pytest.raises(json.JSONDecodeError):
-        write_report(broken, kept)
+    monkeypatch.setattr(writing, "render", stop)
+    with pytest.raises(RuntimeError, match="stopped"):
+        write_report(tree, kept)
     assert kept.read_text() == "before"
 
 
