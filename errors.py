@@ -110,7 +110,7 @@ def whole(value: object, what: str, low: int = 0, high: int | None = None) -> in
 
 LARGEST_SEED = 2**32 - 1
 """Seeds of frozen random streams are 32-bit."""
-MOST_PROMPTS, MOST_DRAWS, MOST_STEPS = 10**6, 10**5, 10**4
+MOST_PROMPTS, MOST_DRAWS, MOST_STEPS = 10**6, 10**6, 10**4
 """More than anybody means: a slip, or a file that asks for what nobody can compute, is refused at once."""
 
 

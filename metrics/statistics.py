@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from ..errors import MOST_DRAWS, whole
 from .intervals import within_noise
 
 Array = np.ndarray[Any, Any]
@@ -144,6 +145,7 @@ def control_sets(
     list of sets
         Empty where the model has not enough other heads.
     """
+    whole(draws, "draws", high=MOST_DRAWS)
     pools = _pools(chosen, layers, heads, matched, excluded)
     possible = math.prod(math.comb(len(free), count) for free, count in pools)
     if not chosen or possible == 0:
