@@ -56,6 +56,7 @@ from headwise.studies import (
     summary,
 )
 from headwise.studies import induction as study_module
+from headwise.studies.files import alone, write
 
 TASK = RepeatedTokens(n=4, length=8)
 STUDY = InductionStudy(n=4, length=8, draws=3)
@@ -331,7 +332,7 @@ def hostile(folder, rng, attrs):
     elif how == 5:
         path.with_name(f"bad-\x1b[31m\u202e{rng.random()}.nc").write_bytes(b"no result")
     elif how == 6:
-        with netCDF4.Dataset(path, "w") as file:
+        with alone(), netCDF4.Dataset(path, "w") as file:  # which is not made for threads; others have processes
             file.setncatts(attrs)
             for dim in ("layer", "head"):
                 file.createDimension(dim, 200_000)
@@ -339,7 +340,7 @@ def hostile(folder, rng, attrs):
     elif how == 7:
         told = {"seed": 1e30, "model": [1, 2, 3], "title": "\x1b]0;x\x07\u202e", "seconds": "abc", "task": "[" * 9000}
         holds = xr.Dataset({"loss": ("x", [1.0], {"long_name": "\x1b[2J"})})
-        holds.assign_attrs(attrs | dict(rng.sample(list(told.items()), 2))).to_netcdf(path)
+        write(holds.assign_attrs(attrs | dict(rng.sample(list(told.items()), 2))), path)
     else:
         path.mkdir()
 

