@@ -66,7 +66,7 @@ class Server:
         self.faults = []  # of {"at", "how", ...}, each taken once
         self.loop = None
         self.base = ""
-        for path in (self.folder / "responses").iterdir():  # what had not ended is lost with the process
+        for path in (self.folder / "responses").glob("*.json"):  # what had not ended is lost with the process
             if json.loads(path.read_text())["status"] not in ("COMPLETED", "ERROR"):
                 self.note("interrupted", id=path.stem)
                 path.unlink()
@@ -108,7 +108,7 @@ class Server:
             said.append(ResponseModel(id=envelope.id, status=Status[late["how"]], description="Moved to position 1."))
         if not envelope.session_id:
             path = self.folder / "responses" / f"{envelope.id}.json"
-            beside = path.with_suffix(".part")
+            beside = path.with_suffix(f".{threading.get_ident()}")  # a job may be sent again while it runs
             beside.write_text(said[-1].model_dump_json())  # the last one wins
             os.replace(beside, path)
             return
@@ -123,7 +123,14 @@ class Server:
             socket.write_message(frame, binary=isinstance(frame, bytes))
 
     def work(self):
-        """Run jobs, one after the other."""
+        """Run jobs, one after the other; a fault of ours ends the process, or clients would wait for what is dead."""
+        try:
+            self.work_on()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(70)
+
+    def work_on(self):
         torch.set_num_threads(1)
         while True:
             envelope, blob = self.jobs.get()
@@ -138,7 +145,7 @@ class Server:
                 self.loop.call_soon_threadsafe(cut, list(self.sockets.values()))
             time.sleep(fault.get("seconds", 0))
             if fault.get("how") == "error":
-                self.respond(envelope, Status.ERROR, fault["detail"])
+                self.respond(envelope, Status.ERROR, fault.get("detail", "told to fail"))
                 continue
             try:
                 content = self.execute(envelope, blob)

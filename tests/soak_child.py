@@ -219,7 +219,7 @@ def at_server(host):
     """Remote work goes to this server, in several jobs, and is in a hurry."""
     CONFIG.API.HOST, CONFIG.API.APIKEY = host, KEY
     remote_client.in_small_jobs()
-    patience.LOST, patience.STILL, patience.GIVE_UP = 1.5, 1.0, 20.0
+    patience.LOST, patience.STILL, patience.GIVE_UP, patience.STANDS = 1.5, 1.0, 20.0, 60.0
 
 
 def remotely(name, out, host):
