@@ -42,7 +42,7 @@ test: setup
 
 # A test ends after ten minutes, and where all threads are is shown before; all of them end after an hour.
 ndif: setup .ndif/.ready
-	$(RUN) tests/ndif/up.py .ndif $(abspath $(RUN)) -m pytest -m ndif -o faulthandler_timeout=540 tests/test_ndif.py
+	$(RUN) tests/ndif/up.py .ndif $(abspath $(RUN)) -m pytest -m ndif -o faulthandler_timeout=540 tests/outside/test_ndif.py
 
 lint: setup
 	$(VENV)/bin/ruff check .
@@ -69,19 +69,19 @@ $(VENV)/.bridge-ready: $(VENV)/.ready
 # Where TransformerLens is not installed, the tests are skipped; here that is an error.
 bridge: $(VENV)/.bridge-ready
 	$(RUN) -c "import transformer_lens.model_bridge"
-	$(RUN) -m pytest tests/test_bridge.py
+	$(RUN) -m pytest tests/outside/test_bridge.py
 
 MINUTES ?= 120
 SEED ?= 0
 
 soak: setup
-	$(RUN) tests/soak.py --minutes $(MINUTES) --seed $(SEED)
+	$(RUN) tests/soak/run.py --minutes $(MINUTES) --seed $(SEED)
 
 gallery: setup
 	$(RUN) docs/make_gallery.py
 
 model: setup
-	$(RUN) -m headwise.studies.training
+	$(RUN) -m headwise.studies.training.words_2l
 
 # What an earlier build left in build/lib would go into the wheel.
 wheel: setup
@@ -89,7 +89,7 @@ wheel: setup
 	$(RUN) -m build --wheel
 
 wheel-test: wheel
-	$(RUN) tests/wheel.py dist/headwise-*.whl
+	$(RUN) tests/support/wheel.py dist/headwise-*.whl
 
 clean:
 	rm -rf $(VENV) .ndif build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .errors import DeclarationError, HeadwiseError, ModelError, ResultError, ServerError, UnknownNameError
     from .interventions.load import load
-    from .interventions.models import Model
-    from .interventions.places import shipped
-    from .studies.activations import capture
-    from .studies.measurement import measure
-    from .studies.results import effect, normalized, open_tree, write_netcdf
+    from .interventions.models.locate import shipped
+    from .interventions.models.model import Model
+    from .studies.measuring.capture import capture
+    from .studies.measuring.measure import measure
+    from .studies.storage.files import effect, normalized, open_tree, write_netcdf
 
 _WHERE = {
     "DeclarationError": ".errors",
@@ -24,15 +24,15 @@ _WHERE = {
     "ResultError": ".errors",
     "ServerError": ".errors",
     "UnknownNameError": ".errors",
-    "Model": ".interventions.models",
+    "Model": ".interventions.models.model",
     "load": ".interventions.load",
-    "shipped": ".interventions.places",
-    "capture": ".studies.activations",
-    "measure": ".studies.measurement",
-    "effect": ".studies.results",
-    "normalized": ".studies.results",
-    "open_tree": ".studies.results",
-    "write_netcdf": ".studies.results",
+    "shipped": ".interventions.models.locate",
+    "capture": ".studies.measuring.capture",
+    "measure": ".studies.measuring.measure",
+    "effect": ".studies.storage.files",
+    "normalized": ".studies.storage.files",
+    "open_tree": ".studies.storage.files",
+    "write_netcdf": ".studies.storage.files",
 }
 
 __all__ = [

@@ -1,11 +1,11 @@
 """Where, what and how: sites, interventions, grids, and the engine that runs them. Knows no metric and no picture."""
 
-from .components import Component
-from .edits import Compose, Intervention, MeanAblate, Patch, ResampleAblate, ZeroAblate
-from .grid import Grid
-from .paths import PathPatch
-from .sites import Head, Layer, Site
-from .steering import Add, Knockout, Scale
+from .declare.components import Component
+from .declare.edits import Compose, Intervention, MeanAblate, Patch, ResampleAblate, ZeroAblate
+from .declare.grid import Grid
+from .declare.paths import PathPatch
+from .declare.sites import Head, Layer, Site
+from .declare.steering import Add, Knockout, Scale
 
 __all__ = [
     "Add",

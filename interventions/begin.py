@@ -13,11 +13,11 @@ from weakref import WeakKeyDictionary
 
 from ..errors import ModelError
 from . import selfcheck
-from .elsewhere import RemoteModel
-from .identify import identity_of
-from .identity import Identity
-from .models import Model
-from .turns import turn_of
+from .models.identity import Identity
+from .models.model import Model
+from .models.turns import turn_of
+from .remote.model import RemoteModel
+from .run.identify import identity_of
 
 _SEEN: WeakKeyDictionary[Model, Identity] = WeakKeyDictionary()
 """On a worker: the model that it opened, and the one that it was seen to be."""

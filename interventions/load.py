@@ -15,12 +15,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging
 
 from ..errors import DeclarationError, ModelError, choices
-from . import architectures  # noqa: F401  registers the families
-from .family import Family, check_fits, family_of
-from .models import Model
-from .opening import check_python, options_of
-from .places import locate, shipped, why
-from .turns import making, turn_of
+from .models import architectures  # noqa: F401  registers the families
+from .models.family import Family, check_fits, family_of
+from .models.locate import locate, shipped, why
+from .models.model import Model
+from .models.opening import check_python, options_of
+from .models.turns import making, turn_of
 
 DTYPES = {
     "float32": torch.float32,
@@ -80,7 +80,7 @@ def load(
         name, where, place = locate(str(source))
         if revision is not None and place != "main":
             raise DeclarationError(f"revision={revision!r} is for a Hub id: {name} is {place}")
-        from .elsewhere import open_model
+        from .remote.model import open_model
 
         return open_model(name, where, revision or place, tokenizer, trust_remote_code)
     _device(device)

@@ -22,24 +22,25 @@ import numpy as np
 import torch
 
 from ..errors import HeadwiseError, ModelError
-from . import book, ops, remote, served, traces
-from .components import Component
-from .digest import data_hash, short_hash
-from .edits import Compose, Edit, Patch
-from .elsewhere import RemoteModel, numbers
-from .engine import run_plan
-from .identity import Identity
-from .known import Reader
-from .memory import is_out_of_memory
-from .models import Model
-from .native import as_tensor, handles, point_of, read_points
-from .outcome import Inputs, Outcome
-from .plan import Plan, make_plan
-from .shape import Group
-from .sites import Site
-from .steering import Add
-from .windows import unlike
-from .wire import Unfit, room, unpacked
+from .base.hashing import data_hash, short_hash
+from .base.shape import Group
+from .declare.components import Component
+from .declare.edits import Compose, Edit, Patch
+from .declare.sites import Site
+from .declare.steering import Add
+from .models.identity import Identity
+from .models.model import Model
+from .models.windows import unlike
+from .plan.plan import Plan, make_plan
+from .remote import ledger, run
+from .remote.model import RemoteModel, numbers
+from .remote.protocol import Unfit, deserialize_values, room
+from .run.activations import as_tensor, handles, point_of, read_points
+from .run.cache import CompiledMetric
+from .run.engine import run_plan
+from .run.memory import is_out_of_memory
+from .run.outcome import Inputs, Outcome
+from .traced import activations, server_jobs, traces
 
 Array = np.ndarray[Any, Any]
 LENGTH = 8
@@ -96,7 +97,7 @@ def check_model(model: Model, identity: Identity, length: int = 0) -> None:
     model._memory.longest = max(length, model._memory.longest if passed else 0)
     model._memory.checked = identity
     if isinstance(model, RemoteModel):
-        book.current().note_job(_note(model, identity), {"checked": True})
+        ledger.current().note_job(_note(model, identity), {"checked": True})
 
 
 def _has_passed(model: Model, identity: Identity) -> bool:
@@ -105,7 +106,7 @@ def _has_passed(model: Model, identity: Identity) -> bool:
     if before is not None and before.exact == identity.exact:
         one, two = before.fingerprint, identity.fingerprint
         return one is None or two is None or not one.unlike(two, identity.dtype)
-    if not isinstance(model, RemoteModel) or not book.current().job(_note(model, identity)):
+    if not isinstance(model, RemoteModel) or not ledger.current().job(_note(model, identity)):
         return False
     model._memory.checked = identity
     return True
@@ -194,7 +195,7 @@ def _both(
         off = traces.by_itself(model.traced, opened, points, layers, model.device)
         return planned, probe(logits).float().cpu().numpy(), float(deviation) or 1.0, off
     assert isinstance(model, RemoteModel)
-    sweep, chunks = remote.Sweep(model, plan, readers, inputs, True), list(plan.chunks)
+    sweep, chunks = run.RemoteSweep(model, plan, readers, inputs, True), list(plan.chunks)
     more = {"rows": rows, "writes": writes, "scored": scored, "layers": layers, "probe": probe}
     program = {**sweep.job(chunks).program, **more, "wanted": sorted({point_of(site) for site in sites})}
     wanted = sweep.shapes(chunks)
@@ -207,11 +208,11 @@ def _both(
                 raise Unfit("what it says of parts makes no sense")
         if len(off) != len(layers):
             raise Unfit(f"it says something of {len(off)} layers, where {len(layers)} were asked for")
-        return unpacked(result["planned"], wanted), own, float(result["deviation"]), off
+        return deserialize_values(result["planned"], wanted), own, float(result["deviation"]), off
 
-    given, own, deviation, off = model.ask("check", served.check, program, taken, room(wanted))
+    given, own, deviation, off = model.ask("check", server_jobs.check, program, taken, room(wanted))
     outcome = Outcome(plan)
-    for piece in remote.pieces(plan, chunks, given):
+    for piece in run.pieces(plan, chunks, given):
         outcome.put(piece)
     return outcome.close().values["probe", 0][:, 0], own, deviation or 1.0, off
 
@@ -290,7 +291,7 @@ def _twins(model: Model, probes: list[Probe]) -> list[tuple[int, Probe]]:
     ]
 
 
-def _plan(model: Model, tokens: Array, at: int, probes: list[Probe]) -> tuple[Plan, list[Reader], Inputs]:
+def _plan(model: Model, tokens: Array, at: int, probes: list[Probe]) -> tuple[Plan, list[CompiledMetric], Inputs]:
     """Planned passes that probe the logits, the first of one that changes nothing."""
     conditions: list[tuple[Edit, ...]] = [(Patch(Site(Component.resid_pre, 0), source="own"),)]
     for one in probes:
@@ -308,7 +309,7 @@ def _plan(model: Model, tokens: Array, at: int, probes: list[Probe]) -> tuple[Pl
     plan = make_plan(
         conditions, model=model.name, shape=model.shape, groups=[group], runs=["own"], base="own", overhead=0.0
     )
-    return plan, [Reader("probe", "logits", probe, {"own": ({},)})], Inputs({"own": (tokens,)})
+    return plan, [CompiledMetric("probe", "logits", probe, {"own": ({},)})], Inputs({"own": (tokens,)})
 
 
 def _rows(model: Model, tokens: Array, at: int, probes: list[Probe]) -> tuple[Any, dict[tuple[int, str], list[Any]]]:
@@ -319,7 +320,7 @@ def _rows(model: Model, tokens: Array, at: int, probes: list[Probe]) -> tuple[An
         for name, change in zip(one.names, one.changes, strict=True):
             point = Component(name).point
             full = np.zeros((width, shape.qkv_width if point == "qkv" else len(change)), dtype=np.float32)
-            full[at, ops.columns(name, None, shape.heads, shape.d_head, shape.kv_heads)] = change
+            full[at, activations.columns(name, None, shape.heads, shape.d_head, shape.kv_heads)] = change
             writes.setdefault((one.layer, point), []).append((row, torch.as_tensor(full, device=model.device)))
     return as_tensor(model, np.repeat(tokens, len(probes) + 1, axis=0)), writes
 

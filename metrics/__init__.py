@@ -19,7 +19,7 @@ from .attention import (
     previous_token_mul,
     self_attention,
 )
-from .card import Card, Metric, Run
+from .card import Card, Metric, PromptFacts
 from .intervals import bootstrap_interval
 from .outputs import OUTPUTS, accuracy, kl, logit_diff, loss, prob, rank
 from .statistics import benjamini_hochberg, control_sets, normalised, null_p_value
@@ -31,7 +31,7 @@ __all__ = [
     "VARIANTS",
     "Card",
     "Metric",
-    "Run",
+    "PromptFacts",
     "accuracy",
     "benjamini_hochberg",
     "bootstrap_interval",

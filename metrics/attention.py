@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from ..errors import DeclarationError
-from .card import Array, Card, Metric, Run
+from .card import Array, Card, Metric, PromptFacts
 
 INDUCTION_PAPER = "Olsson et al. 2022, In-context Learning and Induction Heads"
 LENS = "TransformerLens, head_detector"
@@ -49,7 +49,7 @@ def _closeness(pattern: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return 1 - (pattern - wanted).abs().mean(dim=(-2, -1)) * pattern.shape[-1]
 
 
-def _along(run: Run, queries: range, back: int) -> Array:
+def _along(run: PromptFacts, queries: range, back: int) -> Array:
     """Weights that average ``A[i, i - back]`` over `queries`."""
     examples, size = run.tokens.shape
     weights: Array = np.zeros((examples, size, size), dtype=np.float32)
@@ -60,18 +60,18 @@ def _along(run: Run, queries: range, back: int) -> Array:
     return weights
 
 
-def _period(run: Run, name: str) -> int:
+def _period(run: PromptFacts, name: str) -> int:
     if run.period is None:
         raise DeclarationError(f"{name} needs a repeated sequence (RepeatedTokens); prefix_matching works on any text")
     return run.period
 
 
-def _second_half(run: Run, name: str) -> range:
+def _second_half(run: PromptFacts, name: str) -> range:
     half = _period(run, name)
     return range(run.start + half, run.start + 2 * half)
 
 
-def _stripe(run: Run, name: str, bos: int) -> Array:
+def _stripe(run: PromptFacts, name: str, bos: int) -> Array:
     half = _period(run, name)
     if run.start != bos:
         raise DeclarationError(
@@ -93,7 +93,7 @@ def after_repeats_of(tokens: Array) -> Array:
     return shifted
 
 
-def _prefix(run: Run) -> Array:
+def _prefix(run: PromptFacts) -> Array:
     targets: Array = after_repeats_of(run.tokens)
     queries = targets.any(axis=-1).sum(axis=-1).astype(np.float32)
     queries[queries == 0] = np.nan  # nothing repeats: the score is missing, not 0
@@ -108,18 +108,18 @@ def _subdiagonal(tokens: Array) -> Array:
 def _attention(
     name: str,
     long_name: str,
-    weights: Callable[[Run], Array],
+    weights: Callable[[PromptFacts], Array],
     reference: str,
     kernel: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = _sum,
     bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Metric:
-    def prepare(run: Run) -> Mapping[str, Array]:
+    def prepare(run: PromptFacts) -> Mapping[str, Array]:
         return {"weights": np.ascontiguousarray(weights(run))}
 
     return Metric(Card(name, long_name, "1", bounds, "", reference), "pattern", kernel, prepare)
 
 
-def _from(first: int) -> Callable[[Run], range]:
+def _from(first: int) -> Callable[[PromptFacts], range]:
     return lambda run: range(first, run.tokens.shape[1])
 
 
@@ -148,7 +148,7 @@ duplicate_token = _attention(
 """Mean of ``A[i, i-L]`` over ``i = L..2L-1``: attention to the earlier copy itself."""
 
 
-def _first(run: Run) -> Array:
+def _first(run: PromptFacts) -> Array:
     examples, size = run.tokens.shape
     weights = np.full((examples, size, size), np.nan if size == 1 else 0.0, dtype=np.float32)
     weights[:, 1:, 0] = 1 / max(size - 1, 1)
@@ -228,7 +228,7 @@ VARIANTS = (
 )
 
 
-def chance(metric: Metric, run: Run) -> Array:
+def chance(metric: Metric, run: PromptFacts) -> Array:
     """The value that uniform causal attention gives on the same prompts, ``(example,)``."""
     size = run.tokens.shape[1]
     uniform = torch.tril(torch.ones(size, size, dtype=torch.float32)) / torch.arange(1, size + 1).unsqueeze(1)

@@ -1,4 +1,4 @@
-"""What a metric is: a pure function with a card. Owns `Card`, `Run`, `Metric`; imports errors and arrays only."""
+"""What a metric is: a pure function with a card. Owns `Card`, `PromptFacts`, `Metric`; imports errors and arrays."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Card:
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class PromptFacts:
     """The facts of a run that metrics may need: prompts of one length, and what counts as right.
 
     Attributes
@@ -99,7 +99,7 @@ class Metric:
     card: Card
     kind: str
     kernel: Kernel = field(repr=False)
-    prepare: Callable[[Run], Mapping[str, Array]] = field(repr=False)
+    prepare: Callable[[PromptFacts], Mapping[str, Array]] = field(repr=False)
     needs_base: bool = False
     tokens: tuple[str, ...] = ()
     differentiable: bool = True

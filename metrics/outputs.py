@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import torch
 
-from .card import Array, Card, Metric, Run, need
+from .card import Array, Card, Metric, PromptFacts, need
 
 
 def _loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -56,7 +56,7 @@ def _with_targets(distractors: bool) -> dict[str, str]:
     )
 
 
-def _prepare(needs: dict[str, str], name: str, run: Run) -> Mapping[str, Array]:
+def _prepare(needs: dict[str, str], name: str, run: PromptFacts) -> Mapping[str, Array]:
     return {field: need(getattr(run, field), name, why) for field, why in needs.items()}
 
 

@@ -25,46 +25,46 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import plots
-    from .activations import capture
-    from .again import rerun
-    from .agreement import Agreement
-    from .batch import Batch
-    from .catalogue.cells import table
-    from .catalogue.folder import Results
-    from .catalogue.reading import open_result
+    from .analyses.composition import composition_scores
+    from .analyses.heads import describe_heads
+    from .analyses.induction import InductionStudy
+    from .catalogue.results import Results
     from .catalogue.summary import Summary, summary
-    from .composition import composition_scores
-    from .estimates import compare_estimates
-    from .heads import describe_heads
-    from .induction import InductionStudy
-    from .measurement import measure, plan
-    from .report.writing import write_report
-    from .results import effect, normalized, open_tree, write_netcdf
-    from .tasks import Prompts, RepeatedTokens
+    from .catalogue.table import table
+    from .measuring.capture import capture
+    from .measuring.compare import compare_estimates
+    from .measuring.measure import measure, plan
+    from .report.report import write_report
+    from .reproduce.agreement import Agreement
+    from .reproduce.rerun import rerun
+    from .storage.files import effect, normalized, open_tree, write_netcdf
+    from .storage.reading import open_result
+    from .tasks.batch import Batch
+    from .tasks.tasks import Prompts, RepeatedTokens
 
 _WHERE = {
-    "Agreement": ".agreement",
-    "InductionStudy": ".induction",
-    "Results": ".catalogue.folder",
-    "capture": ".activations",
-    "measure": ".measurement",
-    "plan": ".measurement",
-    "effect": ".results",
-    "normalized": ".results",
-    "open_tree": ".results",
-    "rerun": ".again",
-    "open_result": ".catalogue.reading",
+    "Agreement": ".reproduce.agreement",
+    "InductionStudy": ".analyses.induction",
+    "Results": ".catalogue.results",
+    "capture": ".measuring.capture",
+    "measure": ".measuring.measure",
+    "plan": ".measuring.measure",
+    "effect": ".storage.files",
+    "normalized": ".storage.files",
+    "open_tree": ".storage.files",
+    "rerun": ".reproduce.rerun",
+    "open_result": ".storage.reading",
     "Summary": ".catalogue.summary",
     "summary": ".catalogue.summary",
-    "table": ".catalogue.cells",
-    "write_netcdf": ".results",
-    "write_report": ".report.writing",
-    "Batch": ".batch",
-    "compare_estimates": ".estimates",
-    "composition_scores": ".composition",
-    "describe_heads": ".heads",
-    "Prompts": ".tasks",
-    "RepeatedTokens": ".tasks",
+    "table": ".catalogue.table",
+    "write_netcdf": ".storage.files",
+    "write_report": ".report.report",
+    "Batch": ".tasks.batch",
+    "compare_estimates": ".measuring.compare",
+    "composition_scores": ".analyses.composition",
+    "describe_heads": ".analyses.heads",
+    "Prompts": ".tasks.tasks",
+    "RepeatedTokens": ".tasks.tasks",
 }
 
 __all__ = [

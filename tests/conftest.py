@@ -8,15 +8,18 @@ from pathlib import Path
 if "HEADWISE_HUB" not in os.environ:  # the network stays off unless the tests marked hub are asked for
     os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["PYTHONPATH"] = os.pathsep.join(  # processes that tests begin find `tests` too
+    [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from loopback import KEY, Loopback, last_words
-from planted import planted_model
-from raw_hooks import random_gpt2
 
 import headwise as hw
+from tests.oracles.planted import planted_model
+from tests.oracles.raw_hooks import random_gpt2
+from tests.support.loopback import KEY, Loopback, last_words
 
 settings.register_profile(
     "headwise",
@@ -90,7 +93,7 @@ def words_model():
 
 @pytest.fixture(scope="session")
 def _loopback(tmp_path_factory):
-    from headwise.interventions.places import SHIPPED
+    from headwise.interventions.models.locate import SHIPPED
 
     folder = str((SHIPPED / "words-2l").resolve())
     server = Loopback(tmp_path_factory.mktemp("ndif"), {folder: folder}, key=KEY).start()
@@ -103,7 +106,7 @@ def server(_loopback, monkeypatch):
     """A server on loopback that has the shipped model, and nnsight set to it."""
     from nnsight.schema.config import CONFIG
 
-    from headwise.interventions import patience
+    from headwise.interventions.remote import patience
 
     monkeypatch.setattr(CONFIG.API, "HOST", _loopback.host)
     monkeypatch.setattr(CONFIG.API, "APIKEY", KEY)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import xarray as xr
 
 from ...errors import ResultError, UnknownNameError, choices
-from ..catalogue.folder import Results
-from ..files import reading
-from ..results import open_tree
-from ..said import plainly
+from ..catalogue.results import Results
+from ..storage.attributes import plainly
+from ..storage.files import open_tree
+from ..storage.netcdf import reading
 
 if TYPE_CHECKING:
     from pathlib import Path

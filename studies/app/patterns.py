@@ -10,12 +10,12 @@ import panel as pn
 import xarray as xr
 
 from ...errors import HeadwiseError
-from ...interventions.sites import Head
+from ...interventions.declare.sites import Head
 from .. import plots
-from . import facts, live, look, words
+from . import firing, head_facts, look, text
 from .figures import drawn
-from .live import Firing, Models
-from .parts import framed, note, picture, select
+from .firing import Firing, Models
+from .widgets import framed, note, picture, select
 
 SHORT = "short"
 
@@ -47,8 +47,8 @@ class PatternPart:
     def open(self, tree: xr.DataTree | None, wanted: str = "") -> None:
         """Take another file."""
         self._tree, self._fired = tree, {}
-        self._stored = facts.stored_patterns(tree) if tree is not None else None
-        options = {f"prompt {number + 1} of the study": str(number) for number in range(live.PROMPTS)}
+        self._stored = head_facts.stored_patterns(tree) if tree is not None else None
+        options = {f"prompt {number + 1} of the study": str(number) for number in range(firing.PROMPTS)}
         if self._stored is not None:
             options = {"the short prompt of the file": SHORT} | options
         self._quiet = True
@@ -79,7 +79,7 @@ class PatternPart:
             self.picture.object, self.load.visible = None, True
             name = str(self._tree.attrs.get("model", "the model"))
             self.load.label = f"Load {name}"
-            self.note.object = words.note(f"The file holds no pattern of {head} on this prompt; {name} can compute it.")
+            self.note.object = text.note(f"The file holds no pattern of {head} on this prompt; {name} can compute it.")
 
     def _chose(self) -> None:
         if not self._quiet:
@@ -92,7 +92,7 @@ class PatternPart:
         if tree is None:
             return
         self.load.visible, self.picture.object = False, None
-        self.note.object = words.note(f"Computing the patterns with {tree.attrs.get('model', 'the model')} …")
+        self.note.object = text.note(f"Computing the patterns with {tree.attrs.get('model', 'the model')} …")
         said = ""
         try:
             fired = await asyncio.to_thread(self._fire, tree, short)
@@ -104,7 +104,7 @@ class PatternPart:
         if tree is not self._tree:  # another file was chosen meanwhile
             return
         if fired is None:
-            self.note.object = words.note(said, warn=True)
+            self.note.object = text.note(said, warn=True)
             return
         self._fired[short] = fired
         if (self.prompts.value == SHORT) == short:
@@ -112,7 +112,7 @@ class PatternPart:
 
     def _fire(self, tree: xr.DataTree, short: bool) -> Firing:
         with self._models.using(tree.attrs) as model:
-            return live.fire_study(model, tree, short)
+            return firing.fire_study(model, tree, short)
 
     def _draw_fired(self) -> None:
         short = self.prompts.value == SHORT
@@ -123,7 +123,7 @@ class PatternPart:
 
     def _draw(self, ds: xr.Dataset, said: str) -> None:
         self.picture.object = drawn(plots.attention(ds, self._head))
-        self.note.object = words.note(said)
+        self.note.object = text.note(said)
 
 
 def _place(name: str) -> tuple[int, int]:

@@ -12,13 +12,14 @@ import panel as pn
 import xarray as xr
 
 from ...errors import HeadwiseError, printable
-from ...interventions.sites import Head
+from ...interventions.declare.sites import Head
 from .. import plots
-from . import live, look, words
+from . import firing, look
+from . import text as words
 from .figures import HeadGrid, drawn
-from .live import FIRES, TOKEN, Firing, Models
-from .parts import framed, html, note, picture, select
+from .firing import FIRES, TOKEN, Firing, Models
 from .selection import Selection
+from .widgets import framed, html, note, picture, select
 
 EXAMPLE = "apple banana cherry apple banana"
 NOTHING = {
@@ -51,7 +52,7 @@ class PromptPart:
             margin=(0, 0, 8, 0),
             stylesheets=[look.PARTS],
             styles={"flex": "4 1 16rem"},
-            max_length=live.LETTERS,
+            max_length=firing.LETTERS,
         )
         self.run = pn.widgets.Button(label="Run", color="primary", margin=(0, 0, 8, 0), stylesheets=[look.PARTS])
         self.fires = select("Show attention to", {text: name for name, text in FIRES.items()} | {"one token": TOKEN})
@@ -133,9 +134,9 @@ class PromptPart:
         self._changed()
 
     def _fire(self, tree: xr.DataTree, text: str, asked: int) -> Firing | None:
-        live.check_prompt(text)  # before a model is opened for it
+        firing.check_prompt(text)  # before a model is opened for it
         with self._models.using(tree.attrs) as model:
-            return live.fire(model, text, tree.attrs) if asked == self._asked else None
+            return firing.fire(model, text, tree.attrs) if asked == self._asked else None
 
     def _offer(self) -> None:
         """Offer what the prompt has: its tokens."""

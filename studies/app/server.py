@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 from ...errors import DeclarationError, HeadwiseError, printable
 
 if TYPE_CHECKING:
+    from .firing import Models
     from .folder import Folder
-    from .live import Models
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 IDLE_SECONDS = 60
 """A connection on which nothing is asked is closed after so long."""
 UNUSED_MILLISECONDS = 20_000
@@ -59,13 +58,15 @@ def serve(
     DeclarationError
         Panel is not installed, the port is in use, the address is not one of this machine, or an allowed name is none.
     """
+    from .firing import Models
     from .folder import Folder
-    from .live import Models
 
     server, url = _server(Folder(folder), Models(model), address, port, allow=allow)
     _clean_logs()
     print(printable(f"headwise shows {folder} at {url}  (Ctrl-C ends it)"), flush=True)
-    if address not in LOOPBACK:
+    from . import gate
+
+    if address not in gate.LOOPBACK:
         print(printable("anyone who reaches this address can look at the results and run prompts"), flush=True)
     if show:
         server.io_loop.add_callback(server.show, "/")
@@ -114,7 +115,7 @@ def _server(
     """A server that is bound but not started, and the address of its page."""
     panel = _panel()
     from . import gate
-    from .page import page
+    from .session import page
 
     port = _checked_port(address, port)
     names = gate.names_of(address, port, allow)

@@ -9,8 +9,8 @@ import numpy as np
 import xarray as xr
 
 from ...errors import DeclarationError, UnknownNameError, choices, printable
-from ..catalogue.cells import has_effect
-from ..results import effect, normalized
+from ..catalogue.table import has_effect
+from ..storage.files import effect, normalized
 
 HEAD = ("layer", "head")
 READ = ("read_layer", "read_head")

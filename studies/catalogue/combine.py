@@ -11,12 +11,12 @@ import numpy as np
 import xarray as xr
 
 from ...errors import DeclarationError, ResultError, UnknownNameError, choices
-from ...interventions.codec import read_json
-from ...interventions.identity import Identity
-from ..files import Source
+from ...interventions.declare.codec import read_json
+from ...interventions.models.identity import Identity
+from ..storage.names import groups
+from ..storage.netcdf import Source
+from ..storage.reading import loaded, open_group, open_variable
 from .entries import Entry, in_short
-from .names import groups
-from .reading import loaded, open_group, open_variable
 
 DIMS = ("model", "seed", "step")
 """What results can be lined up along."""

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DeclarationError, ResultError, printable
-from ...interventions.codec import read_json
-from ..files import SIGNATURES, regular, why
-from ..results import SCHEMA
+from ...interventions.declare.codec import read_json
+from ..storage.files import SCHEMA
+from ..storage.netcdf import SIGNATURES, regular, why
 
 NEEDED = ("model", "created", "versions")
 """Attributes that every result has, beside ``schema_version``."""

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ResultError
-from ...interventions.codec import read_json
-from ..files import text_of, why
-from ..results import SCHEMA, write_beside
+from ...interventions.declare.codec import read_json
+from ..storage.files import SCHEMA, write_beside
+from ..storage.netcdf import text_of, why
 from .entries import Entry, NoResult, Problem, check_begins_like_netcdf, row_of
 from .probe import Probe
 

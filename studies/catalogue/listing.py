@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from datetime import datetime
 from html import escape
 from io import StringIO
 from typing import TYPE_CHECKING
 
 from ...errors import printable
-from ..report.phrases import count
+from ..output.phrases import count
 
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from .entries import Entry
-    from .folder import Results
+    from .entries import Entry, Problem
 
 SHOWN = 30
 """Rows and problems that a catalogue shows of itself."""
@@ -50,14 +50,13 @@ def cells_of(entry: Entry) -> list[str]:
     return [printable(one) for one in (entry.path, entry.model, entry.study, entry.task, size, date, entry.state)]
 
 
-def headline(results: Results) -> str:
-    """How many there are, in words."""
-    entries, problems = results.entries, results.problems
+def headline(entries: Sequence[Entry], problems: Sequence[Problem], where: object, selected: bool) -> str:
+    """How many there are in a folder, in words; and whether they were selected there."""
     partial = sum(entry.state == "partial" for entry in entries)
-    parts = [count(len(entries), "result" if results.whole else "selected result")]
+    parts = [count(len(entries), "selected result" if selected else "result")]
     parts += [f"{partial} not finished"] if partial else []
     parts += [f"{count(len(problems), 'file')} that cannot be read"] if problems else []
-    return printable(f"{results.folder}: {', '.join(parts)}")
+    return printable(f"{where}: {', '.join(parts)}")
 
 
 def cell(text: object) -> Text:
@@ -80,7 +79,7 @@ def lined_table() -> Table:
     return Table(box=line, pad_edge=False, show_edge=False, padding=(0, GAP - 1, 0, 0), collapse_padding=True)
 
 
-def rich_table(entries: list[Entry], width: int) -> Table:
+def rich_table(entries: Sequence[Entry], width: int) -> Table:
     """Rows as a table of at most `width` characters; where that is narrow, task, date and model give way first."""
     rows = [cells_of(entry) for entry in entries]
     heads = [name for name in HEADS if name != "state" or any(entry.state != "complete" for entry in entries)]
@@ -106,12 +105,11 @@ def rich_table(entries: list[Entry], width: int) -> Table:
     return table
 
 
-def as_text(results: Results, width: int = 110) -> str:
-    """The catalogue as text: how many, the first rows, the first problems."""
+def as_text(entries: Sequence[Entry], problems: Sequence[Problem], title: str, width: int = 110) -> str:
+    """Entries as text: the title, the first rows, the first problems."""
     from rich.console import Console
 
-    entries, problems = results.entries, results.problems
-    lines = [headline(results)]
+    lines = [title]
     if entries:
         out = StringIO()
         Console(file=out, width=width, highlight=False, color_system=None).print(rich_table(entries[:SHOWN], width))
@@ -124,10 +122,9 @@ def as_text(results: Results, width: int = 110) -> str:
     return "\n".join(lines)
 
 
-def as_html(results: Results) -> str:
-    """The catalogue for a notebook; it takes its colours from the page."""
-    entries, problems = results.entries, results.problems
-    parts = [f"<div><strong>{escape(headline(results))}</strong></div>"]
+def as_html(entries: Sequence[Entry], problems: Sequence[Problem], title: str) -> str:
+    """Entries for a notebook; the table takes its colours from the page."""
+    parts = [f"<div><strong>{escape(title)}</strong></div>"]
     if entries:
         parts.append(html_table(HEADS, [cells_of(entry) for entry in entries[:SHOWN]]))
     if len(entries) > SHOWN:

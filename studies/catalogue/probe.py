@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..files import alone
+from ..storage.netcdf import alone
 from .entries import NoResult
 from .probe_child import attributes
 

@@ -13,7 +13,7 @@ from typing import Any
 LONGEST = 50_000_000
 """Letters of an attribute."""
 MOST = 5_000
-"""Groups and variables, as in `headwise.studies.files`."""
+"""Groups and variables, as in `headwise.studies.storage.netcdf`."""
 SEVERAL = 20
 """Values of an attribute that are told."""
 ROOM = 8 * 2**30

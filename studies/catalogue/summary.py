@@ -13,14 +13,14 @@ from typing import Any
 import xarray as xr
 
 from ...errors import ResultError, printable
-from ..files import reading, why
-from ..report.phrases import count, listed
-from ..results import effect
-from ..said import LONGEST, json_in, plainly
-from .cells import PREFIXES, SUFFIXES, cells, has_effect, mean_of
-from .facts import kind_of, model_of, nodes, task_in_words, what_of, when_of
+from ..output.phrases import count, listed
+from ..storage.attributes import LONGEST, json_in, plainly
+from ..storage.files import effect
+from ..storage.netcdf import reading, why
+from ..storage.reading import Result, open_result
+from .description import kind_of, model_of, nodes, task_in_words, what_of, when_of
 from .listing import html_table
-from .reading import Result, open_result
+from .table import PREFIXES, SUFFIXES, cells, has_effect, mean_of
 
 STRONGEST = 5
 """Effects named for each metric."""

@@ -7,18 +7,18 @@ variable; `save` writes one as HTML, PNG or SVG. Layer 0 is at the bottom of eve
 
 from .ablation import ablation_grids, sets_against_null, zero_against_mean
 from .attention import attention, attention_row
-from .choose import picture
+from .attention_viewer import attention_viewer
+from .auto import picture
 from .composition import causal_check, composition_matrix, composition_strip
+from .composition_graph import composition_graph
+from .curves import along, by_position
 from .estimates import estimate_against_exact
-from .graph import composition_graph
+from .export.save import save
 from .grids import grid, layer_by_position
 from .heads import head_grid, head_grids, ranked_heads
 from .patching import qkv_grids, qkv_of_set
-from .positions import along, by_position
 from .ranked import ranked_conditions
-from .save import save
-from .viewer import attention_viewer
-from .words import words_agreement, words_grid, words_table
+from .word_lists import words_agreement, words_grid, words_table
 
 __all__ = [
     "ablation_grids",

@@ -9,24 +9,12 @@ import numpy as np
 import xarray as xr
 
 from ...errors import DeclarationError, UnknownNameError, choices
-from ..results import effect
-from .base import (
-    BLUE,
-    GREY,
-    ORANGE,
-    SEQUENTIAL,
-    SKY,
-    bar,
-    dimension,
-    hover,
-    overlay,
-    styled,
-    unit_of,
-)
-from .few import marks_few
+from ..storage.files import effect
 from .heads import head_grids, names_of_heads
-from .inputs import names_of, need, per_head, possible, with_dims
-from .rows import PLAIN, dots, intervals, names_at, row_chart, rows_of, span_of, spread, stand_out
+from .parts.dots import PLAIN, dots, intervals, names_at, row_chart, rows_of, span_of, spread, stand_out
+from .parts.few import marks_few
+from .parts.inputs import names_of, need, per_head, possible, with_dims
+from .parts.style import BLUE, GREY, ORANGE, SEQUENTIAL, SKY, bar, dimension, hover, overlay, styled, unit_of
 
 CONTROLS = {"same layers": (GREY, "circle"), "all layers": (SKY, "square")}
 

@@ -10,10 +10,10 @@ import holoviews as hv
 import numpy as np
 import xarray as xr
 
-from .base import NARROWEST, ORANGE, WEIGHTS, Scale, cells, heat_map, hover, overlay, styled, ticks
 from .heads import names_of_heads
-from .inputs import need, per_head
-from .patterns import Pattern, coarse, names_of_patterns, read_pattern, short
+from .parts.inputs import need, per_head
+from .parts.patterns import Pattern, coarse, names_of_patterns, read_pattern, short
+from .parts.style import NARROWEST, ORANGE, WEIGHTS, Scale, cells, heat_map, hover, overlay, styled, ticks
 
 WORDS, WHOLE = 50, 96
 """Up to so many tokens they are written along the axes; up to so many positions each has a cell of its own."""

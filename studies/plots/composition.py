@@ -12,11 +12,11 @@ import numpy as np
 import xarray as xr
 
 from ...metrics.intervals import bootstrap_interval
-from .base import BLUE, GREY, ORANGE, PALE, cells, dimension, heat_map, hover, scale_for, styled
-from .few import marks_few
-from .inputs import names_of, need, need_dims
-from .pairs import pairs_of
-from .rows import dots, intervals, reference, row_chart, rows_of, spread
+from .parts.dots import dots, intervals, reference, row_chart, rows_of, spread
+from .parts.few import marks_few
+from .parts.inputs import names_of, need, need_dims
+from .parts.pairs import pairs_of
+from .parts.style import BLUE, GREY, ORANGE, PALE, cells, dimension, heat_map, hover, scale_for, styled
 
 WHOLE, STRONGEST = 24, 16
 """Up to this many senders and receivers all are drawn; else this many."""

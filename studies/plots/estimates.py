@@ -11,10 +11,10 @@ import numpy as np
 import xarray as xr
 
 from ...metrics.statistics import rank_correlation
-from ..labels import condition_names
-from .base import BLUE, GREEN, GREY, ORANGE, PALE, PURPLE, SKY, dimension, overlay, styled, unit_of
-from .inputs import labels_of, names_of, need, need_dims
-from .rows import PLAIN, dots, names_beside
+from ..measuring.labels import condition_names
+from .parts.dots import PLAIN, dots, names_beside
+from .parts.inputs import labels_of, names_of, need, need_dims
+from .parts.style import BLUE, GREEN, GREY, ORANGE, PALE, PURPLE, SKY, dimension, overlay, styled, unit_of
 
 LOOKS = ((BLUE, "circle"), (ORANGE, "diamond"), (GREEN, "triangle"), (PURPLE, "square"), (SKY, "inverted_triangle"))
 NAMED = 5

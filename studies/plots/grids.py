@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from .base import cells, dimension, heat_map, hover, scale_for, styled, ticks
-from .inputs import Array, array_of, places_of, reduced
-from .patterns import short, visible
+from .parts.inputs import Array, array_of, places_of, reduced
+from .parts.patterns import short, visible
+from .parts.style import cells, dimension, heat_map, hover, scale_for, styled, ticks
 
 MOST = 160
 """Columns that are drawn each for itself."""

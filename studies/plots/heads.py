@@ -9,8 +9,11 @@ import numpy as np
 import xarray as xr
 
 from ...errors import DeclarationError
-from ..said import number_in
-from .base import (
+from ..storage.attributes import number_in
+from .parts.dots import dots, intervals, reference, row_chart, rows_of, span_of
+from .parts.few import marks_few
+from .parts.inputs import array_of, dataset_of, names_of, per_head, places_of
+from .parts.style import (
     BLUE,
     GREY,
     INK,
@@ -26,9 +29,6 @@ from .base import (
     unit_of,
     write_in_cells,
 )
-from .few import marks_few
-from .inputs import array_of, dataset_of, names_of, per_head, places_of
-from .rows import dots, intervals, reference, row_chart, rows_of, span_of
 
 WRITTEN = 64
 """Up to this many heads the value is written in each cell."""

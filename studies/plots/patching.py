@@ -11,11 +11,11 @@ import xarray as xr
 
 from ...errors import UnknownNameError, choices
 from ...metrics.intervals import bootstrap_interval, ratio_interval
-from .base import BLUE, GREY, ORANGE, dimension, hover, styled
-from .few import marks_few
 from .heads import head_grids
-from .inputs import names_of, need, need_dims
-from .rows import dots, intervals, reference, row_chart, rows_of
+from .parts.dots import dots, intervals, reference, row_chart, rows_of
+from .parts.few import marks_few
+from .parts.inputs import names_of, need, need_dims
+from .parts.style import BLUE, GREY, ORANGE, dimension, hover, styled
 
 UNTOUCHED = {"noising": 1.0, "denoising": 0.0}
 """Normalised logit difference of a patch that changes nothing: the clean run's, and the corrupted run's."""

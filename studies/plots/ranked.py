@@ -9,11 +9,11 @@ import xarray as xr
 
 from ...errors import DeclarationError
 from ...metrics.intervals import bootstrap_interval
-from ..labels import condition_names
-from .base import BLUE, GREY, dimension, hover
-from .few import marks_few
-from .inputs import array_of, dataset_of
-from .rows import dots, intervals, reference, row_chart, rows_of, span_of
+from ..measuring.labels import condition_names
+from .parts.dots import dots, intervals, reference, row_chart, rows_of, span_of
+from .parts.few import marks_few
+from .parts.inputs import array_of, dataset_of
+from .parts.style import BLUE, GREY, dimension, hover
 
 TOP, LETTERS = 24, 44
 """How many are drawn; letters of a name that are written, hover shows all."""

@@ -14,9 +14,9 @@ import xarray as xr
 
 from ...metrics.intervals import bootstrap_interval
 from ...metrics.statistics import benjamini_hochberg, t_test
-from ..catalogue.cells import has_base, has_effect
-from ..labels import condition_names
-from ..results import effect, normalized
+from ..catalogue.table import has_base, has_effect
+from ..measuring.labels import condition_names
+from ..storage.files import effect, normalized
 
 Array = np.ndarray[Any, Any]
 NOISE = 0.05

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ..labels import condition_names
-from .drawings import draw
-from .page import Number, Page, number, table
-from .phrases import count, listed
-from .sections import Section
+from ..measuring.labels import condition_names
+from ..output.page import Number, Page, number, table
+from ..output.phrases import count, listed
+from .figures import draw
+from .induction import Section
 
 TOP = 20
 """Rows of a table; the others are counted."""

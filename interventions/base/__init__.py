@@ -1,0 +1,1 @@
+"""Leaves: hashes of data and functions, counts of a model, which model a number belongs to."""

@@ -1,0 +1,194 @@
+"""What: interventions as frozen values, with fields only. Owns their structure; knows no model and no tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ...errors import LARGEST_SEED, DeclarationError, whole
+from .components import Component
+from .sites import Head, Site, as_site
+
+OVER = ("example", "position")
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """Base of everything that can be done to a forward pass. ``a + b`` does both in one pass."""
+
+    def edits(self) -> tuple[Edit, ...]:
+        """The single-site edits it is made of, in forward order."""
+        raise NotImplementedError  # each kind says so itself
+
+    def __radd__(self, other: object) -> Intervention:
+        return self if other == 0 else NotImplemented  # so that sum([...]) composes
+
+    def __add__(self, other: Intervention) -> Compose:
+        if not isinstance(other, Intervention):
+            return NotImplemented
+        return Compose(self, other)
+
+
+@dataclass(frozen=True)
+class Edit(Intervention):
+    """An intervention that changes one site, its ``site``."""
+
+    if TYPE_CHECKING:  # a field of some kinds, a property of others
+
+        @property
+        def site(self) -> Site:
+            """Where."""
+
+    @property
+    def run(self) -> str | None:
+        """The run of the evaluated prompts that the new value comes from, if it comes from one."""
+        return None
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether the new value comes from the reference draw of the task."""
+        return False
+
+    def edits(self) -> tuple[Edit, ...]:
+        """Itself alone."""
+        return (self,)
+
+    def clashes(self, other: Edit, site: Site, other_site: Site) -> bool:
+        """Whether both change one place; the sites are theirs, with positions counted from the same end."""
+        return site.overlaps(other_site)
+
+
+@dataclass(frozen=True, init=False)
+class SiteEdit(Edit):
+    """An edit of a site that is given as such."""
+
+    site: Site
+
+    def __init__(self, site: Site | Head | str) -> None:
+        object.__setattr__(self, "site", as_site(site))
+
+
+@dataclass(frozen=True, init=False)
+class ZeroAblate(SiteEdit):
+    """Replace the site by zeros.
+
+    A head stands for its ``z``, so the value bias ``b_V``, which attention passes on whole, goes with the head, while
+    the output bias of the layer stays. Where biases are folded elsewhere (as some libraries do with ``b_V``), zero
+    ablation of the same head is a different intervention. Zeros may lie far from what later layers ever saw: compare
+    with `MeanAblate` and `ResampleAblate`.
+    """
+
+
+@dataclass(frozen=True, init=False)
+class MeanAblate(SiteEdit):
+    """Replace the site by its mean over a reference draw of the task.
+
+    Parameters
+    ----------
+    site : Site, Head or str
+    over : {"example", ("example", "position")}
+        What the mean is taken over: examples, giving one mean for each position (default), or examples and positions.
+        The hidden dimension is never averaged. The reference draw of a random task has its own seed, so the evaluated
+        prompts are not in it; that of `Prompts` is its ``others``, or the prompts themselves where none are given.
+    """
+
+    over: str | tuple[str, ...] = "example"
+
+    def __init__(self, site: Site | Head | str, over: str | Iterable[str] = "example") -> None:
+        super().__init__(site)
+        names = (over,) if isinstance(over, str) else tuple(over) if isinstance(over, Iterable) else ()
+        names = tuple(sorted(map(str, names)))
+        if names not in (OVER[:1], OVER):
+            raise DeclarationError(f"over={over!r}: possible are 'example' and ('example', 'position')")
+        if names == OVER and self.site.component is Component.pattern:
+            raise DeclarationError(
+                f"{self.site}: the mean of a pattern over positions is no pattern; over='example' is"
+            )
+        object.__setattr__(self, "over", names[0] if len(names) == 1 else names)
+
+    @property
+    def uses_reference(self) -> bool:
+        """Always: the mean is taken over the reference draw."""
+        return True
+
+
+@dataclass(frozen=True, init=False)
+class ResampleAblate(SiteEdit):
+    """Replace the site by its value in another example of the reference draw (a seeded derangement of the examples).
+
+    Keeps the site's distribution, and breaks its link to the prompt; the gentlest of the three ablations.
+    """
+
+    seed: int = 0
+
+    def __init__(self, site: Site | Head | str, seed: int = 0) -> None:
+        super().__init__(site)
+        object.__setattr__(self, "seed", whole(seed, "a seed", high=LARGEST_SEED))
+
+    @property
+    def uses_reference(self) -> bool:
+        """Always: the value is taken from the reference draw."""
+        return True
+
+
+@dataclass(frozen=True, init=False)
+class Patch(SiteEdit):
+    """Replace the site by its value in another run of the same example (activation patching).
+
+    Noising is ``base="clean", source="corrupted"``: does breaking this site break the answer? Denoising is
+    ``base="corrupted", source="clean"``: does restoring it restore the answer? ``base`` belongs to the measurement.
+    """
+
+    source: str = "corrupted"
+
+    def __init__(self, site: Site | Head | str, source: str = "corrupted") -> None:
+        super().__init__(site)
+        if not isinstance(source, str):
+            raise DeclarationError(f"source={source!r}: give the name of a run, such as 'corrupted'")
+        object.__setattr__(self, "source", source)
+
+    @property
+    def run(self) -> str | None:
+        """The source run."""
+        return self.source
+
+
+@dataclass(frozen=True, init=False)
+class Compose(Intervention):
+    """Several interventions in one forward pass, in forward order whatever the order they were written in.
+
+    ``Compose(a, b) == Compose(b, a)``. Two edits of the same site, head and position are an error that names both.
+    """
+
+    parts: tuple[Edit, ...]
+
+    def __init__(self, *parts: Intervention) -> None:
+        for part in parts:
+            if not isinstance(part, Intervention):
+                raise DeclarationError(f"Compose takes interventions, got {part!r}; of a list, write Compose(*list)")
+        edits = sorted(
+            (edit for part in parts for edit in part.edits()), key=lambda edit: (edit.site.order, repr(edit))
+        )
+        if not edits:
+            raise DeclarationError("Compose needs at least one intervention")
+        check_disjoint(edits)
+        object.__setattr__(self, "parts", tuple(edits))
+
+    def edits(self) -> tuple[Edit, ...]:
+        """All of them, flattened."""
+        return self.parts
+
+    def __repr__(self) -> str:
+        return f"Compose({', '.join(map(repr, self.parts))})"
+
+
+def check_disjoint(edits: Sequence[Edit], sites: Sequence[Site] | None = None) -> None:
+    """Refuse two edits of one place. `sites` stand for those of the edits, with positions counted out."""
+    seen: dict[tuple[int, Component], list[tuple[Edit, Site]]] = {}
+    for edit, site in zip(edits, sites or [edit.site for edit in edits], strict=True):
+        group = seen.setdefault((site.layer, site.component), [])
+        for other, place in group:
+            if edit.clashes(other, site, place):
+                raise DeclarationError(f"two edits of one place: {other!r} and {edit!r}; keep one, or split positions")
+        group.append((edit, site))

@@ -1,0 +1,137 @@
+"""What: additions, scalings and knocked-out attention, as frozen values. Knows no model and no tensor."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ...errors import DeclarationError
+from .components import Component
+from .edits import Edit, SiteEdit
+from .sites import Head, Layer, Site, as_site
+
+SHOWN = 8
+"""Numbers of a vector that its repr writes out."""
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class Add(SiteEdit):
+    """Add a vector to the site, at each of its positions (steering).
+
+    Parameters
+    ----------
+    site : Site, Head or str
+        Of one head, where the component has heads; not ``pattern``.
+    vector : sequence of float
+        ``d_head`` numbers for ``q k v q_rot k_rot z`` of a head, ``d_model`` for the others (``head_out`` too).
+    """
+
+    vector: tuple[float, ...]
+
+    def __init__(self, site: Site | Head | str, vector: Iterable[float]) -> None:
+        super().__init__(site)
+        if self.site.component is Component.pattern:
+            raise DeclarationError(f"{self.site}: a vector cannot be added to a pattern; Patch, Scale or Knockout can")
+        if self.site.component.per_head and self.site.head is None:
+            raise DeclarationError(f"{self.site}: a vector is added to one head; compose several Adds for several")
+        try:
+            values = tuple(float(value) for value in vector)
+        except (TypeError, ValueError):
+            raise DeclarationError(f"{self.site}: a vector is a flat sequence of numbers, got {vector!r}") from None
+        if not values or not all(map(math.isfinite, values)):
+            raise DeclarationError(f"{self.site}: a vector has at least one number and all are finite")
+        object.__setattr__(self, "vector", values)
+
+    def __repr__(self) -> str:
+        if len(self.vector) <= SHOWN:
+            return f"Add(site={self.site!r}, vector={self.vector!r})"
+        return f"Add(site={self.site!r}, vector=<{len(self.vector)} numbers of norm {math.hypot(*self.vector):.4g}>)"
+
+
+@dataclass(frozen=True, init=False)
+class Scale(SiteEdit):
+    """Multiply the site by a factor. 0 is `ZeroAblate`, 1 changes nothing.
+
+    A scaled ``pattern`` is not normalised again.
+    """
+
+    factor: float
+
+    def __init__(self, site: Site | Head | str, factor: float) -> None:
+        super().__init__(site)
+        try:
+            value = float(factor)
+        except (TypeError, ValueError):
+            value = math.nan
+        if not math.isfinite(value):
+            raise DeclarationError(f"{self.site}: a factor is a finite number, got {factor!r}")
+        object.__setattr__(self, "factor", value)
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class Knockout(SiteEdit):
+    """Forbid a head to attend from queries to keys: their scores become minus infinity before the softmax.
+
+    What the query gave to these keys goes to the others. For several pairs that are no rectangle, such as a diagonal,
+    compose: ``sum(Knockout(head, q, q - 24) for q in range(25, 50))``.
+
+    Parameters
+    ----------
+    head : Head, Layer, Site or str
+        A layer stands for all of its heads.
+    query, key : int or iterable of int, optional
+        Positions, negative ones from the end. Left out, they are all keys, or all queries that keep a key (the first
+        token can attend to itself alone); a query that is named must keep one.
+
+    References
+    ----------
+    Geva et al. (2023), "Dissecting Recall of Factual Associations in Auto-Regressive Language Models".
+    """
+
+    key: tuple[int, ...] | None
+
+    def __init__(
+        self,
+        head: Head | Layer | Site | str,
+        query: int | Iterable[int] | None = None,
+        key: int | Iterable[int] | None = None,
+    ) -> None:
+        if isinstance(head, Site) and head.component is not Component.pattern:
+            raise DeclarationError(f"{head}: attention is knocked out of a head or a layer, such as Head(5, 1)")
+        site = head if isinstance(head, Site) else head.pattern if isinstance(head, Layer) else _pattern(head)
+        if query is None and key is None and site.positions is None:
+            raise DeclarationError(f"{site}: name the queries or the keys that are knocked out")
+        super().__init__(site if query is None else site.at(query))
+        object.__setattr__(self, "key", None if key is None else _keys(self.site, key))
+
+    def clashes(self, other: Edit, site: Site, other_site: Site) -> bool:
+        """Two knockouts meet in a query and a key; any other edit of the pattern in a query."""
+        if isinstance(other, Knockout) and None not in (self.key, other.key):
+            return site.overlaps(other_site) and bool({*(self.key or ())} & {*(other.key or ())})
+        return site.overlaps(other_site)
+
+    def __repr__(self) -> str:
+        site = self.site
+        where = f"Layer({site.layer})" if site.head is None else f"Head({site.layer}, {site.head})"
+        return f"Knockout({where}, query={_short(site.positions)}, key={_short(self.key)})"
+
+
+def _pattern(head: Head | str) -> Site:
+    site = as_site(head)
+    return Site(Component.pattern, site.layer, site.head)
+
+
+def _keys(site: Site, given: int | Iterable[int]) -> tuple[int, ...]:
+    try:
+        keys = tuple(map(operator.index, given if isinstance(given, Iterable) else (given,)))
+    except TypeError:
+        raise DeclarationError(f"{site}: keys must be whole numbers, got {given!r}") from None
+    if not keys or len(set(keys)) < len(keys):
+        raise DeclarationError(f"{site}: keys must be at least one position and differ, got {keys}")
+    return tuple(sorted(keys))
+
+
+def _short(positions: tuple[int, ...] | None) -> str:
+    return "None" if positions is None else repr(positions[0] if len(positions) == 1 else positions)

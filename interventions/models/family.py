@@ -1,0 +1,268 @@
+"""What there is to know of a model family: a table of paths and a few facts.
+
+Imports torch, shape, weights, windows and errors. The tables themselves are in `architectures`; `register` adds one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from operator import attrgetter
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+
+from ...errors import DeclarationError, ModelError, choices
+from ..base.shape import Shape
+from ..traced.head_weights import weights_read
+from .windows import check_kinds
+
+ENDS = ("", "input"), ("", "output")
+MODULES = ("norm_1", "out", "attention", "norm_2", "mlp", "norm", "unembed")
+"""Modules that every family names, beside those of q, k and v."""
+STATIC = ("default", "linear", "llama3", "yarn", "proportional")
+"""Kinds of rotary embedding that turn a position alike in prompts of any length."""
+
+
+CALLED = {
+    "sizes": (
+        [
+            "counts by their usual names in the configuration (num_hidden_layers, num_attention_heads, hidden_size);",
+            "gated=False for an MLP of two matrices, parallel=True where attention and MLP read the same stream, and",
+            "windows= (windows_everywhere or windows_by_layer, from the same module) where a query sees some keys only",
+        ],
+        'lambda config: standard_sizes(config) | {"gated": True, "parallel": False, "windows": ()}',
+    ),
+    "scaling": (["what scores are multiplied by: 1 / sqrt(d_head), if not another number"], "standard_scaling"),
+}
+"""How the table that an error shows has what is called: comments, and code."""
+
+
+class HeadWeights(NamedTuple):
+    """The weights of all heads of a layer, for row vectors (``x @ W``).
+
+    ``W_Q`` has shape ``(head, d_model, d_head)``, ``W_K`` and ``W_V`` have ``(key-value head, d_model, d_head)``, and
+    ``W_O`` has ``(head, d_head, d_model)``. ``gain``, that of the norm which the layer reads through, has
+    ``(d_model,)``; ``q_gain`` and ``k_gain``, those of norms of q and k where there are any, have ``(d_head,)``. Gains
+    are float32 at least.
+    """
+
+    W_Q: torch.Tensor
+    W_K: torch.Tensor
+    W_V: torch.Tensor
+    W_O: torch.Tensor
+    gain: torch.Tensor
+    q_gain: torch.Tensor | None = None
+    k_gain: torch.Tensor | None = None
+
+
+def standard_sizes(config: Any) -> dict[str, Any]:
+    """Counts by the names that most configurations use, for a gated MLP and attention without windows.
+
+    Where something differs: ``lambda config: standard_sizes(config) | {"gated": False, "parallel": True}``; where a
+    query sees a window of keys only, ``| {"windows": windows_everywhere(config)}`` or `windows_by_layer`.
+    """
+    heads = config.num_attention_heads
+    return {
+        "layers": config.num_hidden_layers,
+        "heads": heads,
+        "kv_heads": getattr(config, "num_key_value_heads", None) or heads,
+        "d_model": config.hidden_size,
+        "d_head": getattr(config, "head_dim", None) or config.hidden_size // heads,
+        "d_mlp": config.intermediate_size,
+        "vocabulary": config.vocab_size,
+        "context": config.max_position_embeddings,
+        "gated": True,
+    }
+
+
+def standard_scaling(config: Any, layer: int) -> float:
+    """One over the root of the width of a head."""
+    return float(standard_sizes(config)["d_head"] ** -0.5)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family. Paths lead from the model, those within a block from the block.
+
+    Attributes
+    ----------
+    name : str
+    model_types : tuple of str
+        Values of ``config.model_type`` that it covers.
+    blocks : str
+        Path of the list of blocks.
+    embeddings : mapping
+        ``embed`` and, where the model adds one, ``pos_embed``.
+    modules : mapping
+        Of a block: ``norm_1`` (read by attention), ``q k v`` or one ``qkv`` (what projects), ``out`` (reads all heads
+        side by side), ``attention`` (its output is added to the stream), ``norm_2`` (read by the MLP), ``mlp``, and
+        where there are such norms ``q_norm k_norm`` (of each head, before rotation). Of the model: ``norm`` (the last),
+        ``unembed``, and where q and k are turned ``rotary``, which gives cosines and sines of positions; its first
+        half of dimensions turns with its second half.
+    layout : {"apart", "side by side", "by head"}
+        Whether q, k and v have modules of their own; or one that writes q of all heads, then k, then v; or one that
+        writes q, k and v of one head after the other.
+    transposed : bool
+        Whether weights are ``(input, output)``, as in GPT-2.
+    centred : bool
+        Whether norms remove the mean (LayerNorm) or not (RMSNorm).
+    gain_offset : float
+        What norms add to their weight before they multiply by it.
+    sizes : callable
+        ``config -> dict`` with what `Shape` takes; what the paths say by themselves is left out.
+    scaling : callable
+        ``(config, layer) -> float``, the factor of the attention scores.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    blocks: str
+    embeddings: Mapping[str, str]
+    modules: Mapping[str, str]
+    layout: Literal["apart", "side by side", "by head"] = "apart"
+    transposed: bool = False
+    centred: bool = False
+    gain_offset: float = 0.0
+    sizes: Callable[[Any], dict[str, Any]] = standard_sizes
+    scaling: Callable[[Any, int], float] = standard_scaling
+
+    def __post_init__(self) -> None:
+        projections = ("q", "k", "v") if self.layout == "apart" else ("qkv",)
+        missing = [name for name in (*MODULES, *projections) if name not in self.modules]
+        if self.layout not in ("apart", "side by side", "by head"):
+            raise DeclarationError(
+                f"layout={self.layout!r} of {self.name}: possible are 'apart', 'side by side' and 'by head'"
+            )
+        if missing or "embed" not in self.embeddings:
+            raise DeclarationError(f"the table of {self.name} lacks {choices(missing or ['embed'])}")
+
+    def shape(self, config: Any) -> Shape:
+        """The counts of a model with this configuration, and what its layers are like."""
+        rotary, pos_embed = "rotary" in self.modules, "pos_embed" in self.embeddings
+        try:
+            sizes = self.sizes(config)
+        except AttributeError as error:
+            raise ModelError(f"sizes of the family {self.name} do not fit its configuration: {error}") from error
+        return Shape(**sizes, rotary=rotary, pos_embed=pos_embed)
+
+    def points(self, parallel: bool) -> list[tuple[str, list[tuple[str, str]]]]:
+        """Where what a block makes is found, in forward order: name, and modules with a side of each."""
+        projections = [self.modules[name] for name in (("q", "k", "v") if self.layout == "apart" else ("qkv",))]
+        found = [
+            ("resid_pre", [ENDS[0]]),
+            ("qkv", [(path, "output") for path in projections]),
+            ("z", [(self.modules["out"], "input")]),
+            ("attn_out", [(self.modules["attention"], "output")]),
+            ("resid_mid", [(self.modules["norm_2"], "input")]),
+            ("mlp_out", [(self.modules["mlp"], "output")]),
+            ("resid_post", [ENDS[1]]),
+        ]
+        return [(name, parts) for name, parts in found if not (parallel and name == "resid_mid")]
+
+    def layout_of(self, shape: Shape) -> dict[str, Any]:
+        """What `weights` and `projections` have to know of a block, in plain words."""
+        return {
+            "paths": dict(self.modules),
+            "layout": self.layout,
+            "transposed": self.transposed,
+            "centred": self.centred,
+            "gain_offset": self.gain_offset,
+            "heads": shape.heads,
+            "kv_heads": shape.kv_heads,
+            "d_head": shape.d_head,
+            "d_model": shape.d_model,
+        }
+
+    def head_weights(self, model: Any, layer: int, shape: Shape) -> HeadWeights:
+        """Weights of the heads of a layer."""
+        block = attrgetter(self.blocks)(model)[layer]
+        return HeadWeights(*cast(Any, weights_read(self.layout_of(shape), block)))
+
+
+FAMILIES: dict[str, Family] = {}
+"""Name to family, of those that are known."""
+
+
+def register(family: Family) -> Family:
+    """Make a family known to `load`; one that is known already under this name is replaced.
+
+    Before the first sweep, capture or composition on a model, a self-check compares what its table leads to with the
+    model's own forward pass.
+    """
+    if not isinstance(family, Family):
+        raise DeclarationError(f"a family is registered as a Family, got {family!r}")
+    FAMILIES[family.name] = family
+    return family
+
+
+def family_of(config: Any, name: str) -> Family:
+    """The family of a Hugging Face configuration.
+
+    Raises
+    ------
+    ModelError
+        Its attention is none that headwise computes, or its family is not known; the text shows the table to add.
+    """
+    for flag in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if getattr(config, flag, None):
+            what = "attention scores" if flag.startswith("attn") else "logits"
+            raise ModelError(f"{name} caps its {what} ({flag}={getattr(config, flag)}), which headwise does not do")
+    if getattr(config, "use_bidirectional_attention", None):
+        raise ModelError(f"{name} attends to later tokens too: headwise computes causal attention")
+    check_kinds(config, name)
+    rotary = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rotary not in STATIC:
+        raise ModelError(
+            f"{name} turns q and k by angles that depend on the length of the prompt (rope_type={rotary!r}): possible "
+            f"are {choices(STATIC)}"
+        )
+    for family in FAMILIES.values():
+        if config.model_type in family.model_types:
+            return family
+    known = choices(model_type for family in FAMILIES.values() for model_type in family.model_types)
+    raise ModelError(
+        f"{name} is a {config.model_type} model: headwise knows {known}. To make it known, say where its parts are, by "
+        f"changing what differs here from print(model):\n\n{_table(config.model_type)}"
+    )
+
+
+def check_fits(family: Family, model: Any, name: str) -> None:
+    """Refuse a model that lacks a module its family names."""
+    of_model = {"blocks": family.blocks, **family.embeddings}
+    of_model |= {part: path for part, path in family.modules.items() if part in ("norm", "unembed", "rotary")}
+    for part, path in of_model.items():
+        _find(model, path, f"{family.name} has {part} at {path!r}, where {name} has nothing")
+    blocks = attrgetter(family.blocks)(model)
+    for part, path in family.modules.items():
+        if part not in of_model:
+            _find(blocks[0], path, f"{family.name} has {part} of a block at {path!r}, where {name} has nothing")
+
+
+def _find(root: Any, path: str, otherwise: str) -> None:
+    try:
+        attrgetter(path)(root)
+    except AttributeError:
+        raise ModelError(f"{otherwise}: its table does not fit (print the model to see its modules)") from None
+
+
+def _table(model_type: str) -> str:
+    """Code that registers a family as the table of Llama has it."""
+    like = FAMILIES["llama"]
+    lines = [
+        "from headwise.interventions.models.architectures import Family, register, standard_scaling, standard_sizes",
+        "",
+        "register(Family(",
+        f"    name={model_type!r},",
+        f"    model_types=({model_type!r},),",
+    ]
+    for field in fields(Family):
+        value = getattr(like, field.name)
+        if field.name in ("name", "model_types"):
+            continue
+        if isinstance(value, Mapping):
+            lines += [f"    {field.name}={{", *(f"        {key!r}: {path!r}," for key, path in value.items()), "    },"]
+        else:
+            more, shown = CALLED.get(field.name, ([], repr(value)))
+            lines += [*(f"    # {line}" for line in more), f"    {field.name}={shown},"]
+    return "\n".join([*lines, "))"])

@@ -1,0 +1,176 @@
+"""The handle of a model that runs here: counts, tokenizer, weights of heads. `load` makes it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from nnsight.modeling.transformers import TransformersModel
+from transformers import PreTrainedModel
+
+from ..base.shape import Shape
+from ..declare.sites import Head, Site
+from ..traced.structure import weight_hash
+from . import architectures  # noqa: F401  registers the families
+from .family import Family, HeadWeights
+from .turns import turn_of
+
+
+@dataclass
+class Memory:
+    """What a handle remembers of its model between calls, see `begin`.
+
+    Attributes
+    ----------
+    identity : Identity or None
+        Of the last call.
+    device : str
+        Kind of device of a server.
+    call : Call or None
+        The call that is going on.
+    checked : Identity or None
+        The model that passed the self-check.
+    longest : int
+        Tokens of the longest prompt on which it was seen to be read right.
+    vocabulary : tuple of int and str
+        Size of the tokenizer, and the hash of its vocabulary at that size.
+    """
+
+    identity: Any = None
+    device: str = ""
+    call: Any = None
+    checked: Any = None
+    longest: int = 0
+    vocabulary: tuple[int, str] = (-1, "")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Model:
+    """A causal language model that headwise can intervene on. Made by `load`.
+
+    Several threads may use it: calls on one module take turns, through whatever handles. A thread that calls or
+    trains the module without headwise is not stopped, and may change the numbers of a call that runs at that moment.
+
+    Attributes
+    ----------
+    name : str
+    revision : str
+        Hub revision; ``local`` for a folder, ``memory`` for a module, ``shipped`` for a model of the package.
+    family : Family
+    shape : Shape
+        Counts, and what a layer is like.
+    tokenizer : PreTrainedTokenizerFast
+    traced : nnsight model
+    source : str, optional
+        What `load` opens it from again: a shipped name, a Hub id or the path of a folder; None for a module in memory.
+    trusted : bool
+        Whether `load` was allowed to run code that the model brings.
+    """
+
+    name: str
+    revision: str
+    family: Family
+    shape: Shape
+    tokenizer: Any
+    traced: TransformersModel
+    source: str | None = None
+    trusted: bool = False
+    _memory: Memory = field(default_factory=Memory, init=False)
+    remote: ClassVar[bool] = False
+    """Whether it runs on a server, which has the weights."""
+
+    @property
+    def layers(self) -> range:
+        """Indices of the layers."""
+        return range(self.shape.layers)
+
+    @property
+    def heads(self) -> range:
+        """Indices of the heads of a layer."""
+        return range(self.shape.heads)
+
+    @property
+    def kv_heads(self) -> range:
+        """Indices of the key-value heads of a layer: those of ``k``, ``v`` and ``k_rot``."""
+        return range(self.shape.kv_heads)
+
+    def read_by(self, head: Head, component: str) -> Site:
+        """The site of `component` that a head reads: of its key-value head for ``k v k_rot``, else its own.
+
+        Where several heads share a key-value head, a change of it changes all of them.
+        """
+        own = head.site(component)
+        return replace(own, head=self.shape.key_head(head.head)) if own.component.of_keys else own
+
+    @property
+    def module(self) -> PreTrainedModel:
+        """The Hugging Face module."""
+        return self.traced._module
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return torch.device(next(self.module.parameters()).device)
+
+    @property
+    def place(self) -> str:
+        """Where it runs, for results."""
+        return str(self.device)
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether estimates from gradients can be had of it."""
+        return True
+
+    @property
+    def executed(self) -> str:
+        """``local``, or the server that runs it."""
+        return "local"
+
+    @property
+    def dtype(self) -> str:
+        """Number format of the weights, such as ``float32``."""
+        return str(next(self.module.parameters()).dtype).removeprefix("torch.")
+
+    @property
+    def weight_hash(self) -> str:
+        """SHA-256 over names, shapes and bytes of all weights, read anew (first 16 hexadecimal digits)."""
+        return weight_hash(self.module)
+
+    @property
+    def tokenizer_hash(self) -> str:
+        """SHA-256 over the vocabulary (first 16 hexadecimal digits)."""
+        size, known = self._memory.vocabulary
+        if size != len(self.tokenizer):
+            pairs = sorted(self.tokenizer.get_vocab().items(), key=lambda pair: pair[1])
+            size, known = len(self.tokenizer), hashlib.sha256(repr(pairs).encode()).hexdigest()[:16]
+            self._memory.vocabulary = size, known
+        return known
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, without special tokens."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def token_text(self, ids: Sequence[int]) -> list[str]:
+        """Each token as text, for labels."""
+        return [self.tokenizer.decode([int(token)]) for token in ids]
+
+    def head_weights(self, layer: int) -> HeadWeights:
+        """Weights of the heads of `layer`, for row vectors."""
+        with turn_of(self.module):
+            return self.family.head_weights(self.module, layer, self.shape)
+
+    def scaling(self, layer: int) -> float:
+        """Factor of the attention scores in `layer`."""
+        return self.family.scaling(self.module.config, layer)
+
+    def __repr__(self) -> str:
+        own = self.shape.kv_heads == self.shape.heads
+        shared = "" if own else f" that share {self.shape.kv_heads} of keys and values"
+        return (
+            f"<Model {self.name} ({self.revision}): {self.family.name}, {self.shape.layers} layers of "
+            f"{self.shape.heads} heads{shared}, {self.dtype} on {self.device}, runs here>"
+        )

@@ -1,0 +1,85 @@
+"""Windows of attention: what a configuration says of them, and whether a model is like that. Imports errors.
+
+How a configuration is read is a matter of the model's class, so each family names one of two ways, or none.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import Any
+
+from ...errors import ModelError, choices
+
+Windows = tuple[int | None, ...]
+KINDS = ("full_attention", "sliding_attention")
+MAKES = "create_sliding_window_causal_mask"
+"""What a file of transformers imports whose models make masks with a window."""
+
+
+def windows_everywhere(config: Any) -> Windows:
+    """``sliding_window`` keys in every layer, whatever ``layer_types`` says: Mistral, Starcoder2, Phi-3."""
+    size = getattr(config, "sliding_window", None)
+    return () if size is None else (size,) * config.num_hidden_layers
+
+
+def windows_by_layer(config: Any) -> Windows:
+    """``sliding_window`` keys in those layers that ``layer_types`` calls sliding: Qwen2, Qwen3.
+
+    Raises
+    ------
+    ModelError
+        Such a layer has a window without a size.
+    """
+    size, kinds = getattr(config, "sliding_window", None), list(getattr(config, "layer_types", None) or ())
+    if "sliding_attention" not in kinds:
+        return ()
+    if size is None:
+        raise ModelError(
+            f"layer {kinds.index('sliding_attention')} of a {config.model_type} model has 'sliding_attention', and its "
+            "configuration does not say how wide (sliding_window, and in Qwen models use_sliding_window)"
+        )
+    return tuple(size if kind == "sliding_attention" else None for kind in kinds)
+
+
+def check_kinds(config: Any, name: str) -> None:
+    """Refuse a configuration with layers that attend in a way that headwise does not compute."""
+    kinds = list(getattr(config, "layer_types", None) or ())
+    for layer, kind in enumerate(kinds):
+        if kind not in KINDS:
+            raise ModelError(f"layer {layer} of {name} has {kind!r} (layer_types): headwise computes {choices(KINDS)}")
+
+
+def unlike(module: Any, blocks: str, attention: str, windows: Sequence[int | None], context: int) -> list[str]:
+    """In words, where the modules of a model say otherwise; without a pass, so for windows of any size.
+
+    A layer's attention has a ``sliding_window`` of its own where layers differ. Else the configuration's holds in every
+    layer, if the model's file makes masks with a window at all; a file that does not may have other ways of its own.
+    """
+    stated = getattr(module.config, "sliding_window", None)
+    makes = any(hasattr(sys.modules.get(kind.__module__), MAKES) for kind in type(module).__mro__)
+    found = []
+    for layer, block in enumerate(attrgetter(blocks)(module)):
+        mine = windows[layer] if layer < len(windows) else None
+        part = attrgetter(attention)(block)
+        if hasattr(part, "sliding_window"):
+            theirs = part.sliding_window if getattr(part, "is_sliding", True) else None
+        elif makes:
+            theirs = stated
+        elif mine is not None and mine == stated:
+            theirs = None
+        else:
+            continue
+        if _within(mine, context) != _within(theirs, context):
+            found.append(f"layer {layer} of the table has {_words(mine)}, where the model has {_words(theirs)}")
+    return found
+
+
+def _within(size: int | None, context: int) -> int | None:
+    """A window that hides something, else None."""
+    return None if size is None or size >= context else size
+
+
+def _words(size: int | None) -> str:
+    return "no window" if size is None else f"a window of {size}"

@@ -1,0 +1,129 @@
+"""What a pass costs: floating-point operations of its matrix products, and bytes. Imports `shape`, and no torch.
+
+A multiplication and an addition are two operations, as torch's FlopCounterMode counts them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..base.shape import Shape
+
+DEFAULT_BUDGET = 512 * 2**20
+"""Bytes for all tensors on a CPU, a quarter of them for a pass; more is not faster there."""
+OVERHEAD = 3e7
+"""Operations that a layer of a pass costs beside its work, in a pass of its own; a rough estimate for a CPU."""
+BYTES = 4
+RESIDENT = 12
+"""Tensors of width ``d_model`` that a layer holds for each row and position, beside two of width ``d_mlp``."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much of a pass is computed.
+
+    Attributes
+    ----------
+    examples : int
+    start, stop : int
+        Positions that are computed; keys before `start` come from the base run.
+    scored : int
+        Positions whose logits are read.
+    columns : int
+        Logits that are computed at each: the vocabulary, the few that the metrics look at, or 0.
+    patterns : bool
+        Whether every attention pattern is read.
+    """
+
+    examples: int
+    start: int
+    stop: int
+    scored: int
+    columns: int
+    patterns: bool = False
+
+
+def block_flops(shape: Shape, rows: int, queries: int, stop: int) -> int:
+    """Operations of a whole block on `rows` rows of `queries` positions that attend to `stop` keys."""
+    project = 2 * rows * queries * shape.d_model * shape.qkv_width
+    return project + attention_flops(shape, rows, queries, stop) + write_flops(shape, rows, queries)
+
+
+def attention_flops(shape: Shape, rows: int, queries: int, keys: int, heads: int | None = None) -> int:
+    """Operations of scores and their sum over values."""
+    return 4 * rows * (shape.heads if heads is None else heads) * queries * keys * shape.d_head
+
+
+def write_flops(shape: Shape, rows: int, queries: int) -> int:
+    """Operations from ``z`` to the end of the block."""
+    return 2 * rows * queries * shape.d_model * shape.width + mlp_flops(shape, rows, queries)
+
+
+def mlp_flops(shape: Shape, rows: int, queries: int) -> int:
+    """Operations of an MLP."""
+    return (6 if shape.gated else 4) * rows * queries * shape.d_model * shape.d_mlp
+
+
+def logits_flops(shape: Shape, rows: int, scored: int, columns: int) -> int:
+    """Operations of the unembedding."""
+    return 2 * rows * scored * shape.d_model * columns
+
+
+def forward_flops(shape: Shape, rows: int, length: int, scored: int | None = None, columns: int | None = None) -> int:
+    """Operations of a plain forward pass; of one with logits at `scored` positions, `columns` of each."""
+    scored, columns = length if scored is None else scored, shape.vocabulary if columns is None else columns
+    blocks = shape.layers * block_flops(shape, rows, length, length)
+    return blocks + logits_flops(shape, rows, scored, columns)
+
+
+def pass_flops(
+    shape: Shape, extent: Extent, entries: Sequence[tuple[int, int]], heads: Sequence[tuple[int, int]]
+) -> int:
+    """Operations of a planned pass.
+
+    Parameters
+    ----------
+    shape : Shape
+    extent : Extent
+    entries : sequence of (layer, stage)
+        Where each condition joins, see `lowering.STAGES`.
+    heads : sequence of (layer, int)
+        How many heads' attention is redone there, for conditions that join at ``q k v pattern``.
+    """
+    n, window = extent.examples, extent.stop - extent.start
+    total, through = 0, 1 if shape.parallel else 5
+    for layer, count in heads:
+        queries = extent.scored if layer == shape.layers - 1 else window
+        total += attention_flops(shape, n, queries, extent.stop, count)
+    for layer in range(shape.layers):
+        last = layer == shape.layers - 1
+        queries = extent.scored if last else window
+        rows = n * sum(entry < (layer, 1) for entry in entries)
+        attend = window if extent.patterns else queries
+        total += 2 * rows * shape.d_model * (2 * shape.kv_width * window + shape.width * attend)
+        total += attention_flops(shape, rows, attend, extent.stop)
+        if not (last and not extent.columns):
+            total += 2 * n * sum(entry < (layer, 3) for entry in entries) * queries * shape.d_model * shape.width
+            total += mlp_flops(shape, n * sum(entry < (layer, through) for entry in entries), queries)
+    return total + logits_flops(shape, n * len(entries), extent.scored, extent.columns)
+
+
+def row_bytes(shape: Shape, extent: Extent, explicit: bool = False) -> int:
+    """Bytes that a row holds at once in a planned pass (float32), its logits aside; `explicit`: with patterns made."""
+    window = extent.stop - extent.start
+    held = window * (RESIDENT * shape.d_model + (3 if shape.gated else 2) * shape.d_mlp)
+    keys = 2 * extent.start * shape.heads * shape.d_head
+    patterns = 3 * shape.heads * window * extent.stop if extent.patterns or explicit else 0
+    return BYTES * (held + keys + patterns)
+
+
+def logits_bytes(shape: Shape, extent: Extent) -> int:
+    """Bytes of the logits of a row and of what a metric makes of them (float32)."""
+    return BYTES * 3 * extent.scored * max(extent.columns, 1)
+
+
+def cache_bytes(shape: Shape, length: int, points: Sequence[tuple[int, str]]) -> int:
+    """Bytes of what is kept of one example of the base run (float32)."""
+    widths = {"qkv": shape.qkv_width, "turned": shape.width + shape.kv_width, "z": shape.width}
+    return BYTES * length * sum(widths.get(name, shape.d_model) for _, name in points)

@@ -1,0 +1,198 @@
+"""A plan in words and figures, like a database's EXPLAIN. Pure: imports the plan's arithmetic, no torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from ...errors import choices
+from ..declare.paths import PathPatch
+from .cost import cache_bytes, forward_flops, logits_bytes, mlp_flops, pass_flops, row_bytes
+from .passes import ExampleChunk, Pass, heads_redone
+from .schedule import Schedule
+from .writes import STAGES
+
+UNNAMED = ("scores", "q_rot", "k_rot")
+JOINS = {
+    stage: " ".join(place for place, number in STAGES.items() if number == stage and place not in UNNAMED)
+    for stage in sorted(set(STAGES.values()))
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a plan costs.
+
+    Attributes
+    ----------
+    base, passes, naive : int
+        Floating-point operations of the runs as they are, of the passes with interventions, and of one plain forward
+        pass with all its logits for each condition and example.
+    forward : float
+        Operations of one plain forward pass of one prompt (the mean, where lengths differ).
+    rows : int
+        Most rows of a pass.
+    positions : int
+        Most positions of a pass.
+    memory : int
+        Bytes of the tensors of the largest pass, with what is kept of the base run (float32, without the weights).
+    seconds : float, optional
+        Estimate, where the speed was measured.
+    """
+
+    base: int
+    passes: int
+    naive: int
+    forward: float
+    rows: int
+    positions: int
+    memory: int
+    seconds: float | None
+
+    @property
+    def total(self) -> int:
+        """Operations in all."""
+        return self.base + self.passes
+
+    @property
+    def share(self) -> float:
+        """Operations in all over those of the naive way; not a number where nothing is changed."""
+        return self.total / self.naive if self.naive else float("nan")
+
+
+def cost(plan: Schedule) -> Cost:
+    """Add up what a plan costs."""
+    shape, base, passes, naive, prompts = plan.shape, 0, 0, 0, 0.0
+    rows = positions = memory = 0
+    for chunk in plan.chunks:
+        group, extent = plan.groups[chunk.group], plan.extent(chunk)
+        base += len(plan.runs) * forward_flops(shape, chunk.size, group.length, extent.scored, extent.columns)
+        plain = forward_flops(shape, chunk.size, group.length)
+        prompts += plain
+        naive += len(plan.conditions) * plain
+        read = [(site.layer, site.component.point) for sites in plan.sources().values() for site in {*sites}]
+        kept = chunk.size * cache_bytes(shape, group.length, (*plan.base_points(chunk), *{*read}))
+        memory = max(memory, kept + chunk.size * logits_bytes(shape, extent))
+        for one in chunk.passes:
+            now = plan.extent(chunk, one.start)
+            count = chunk.size * len(one.conditions)
+            heads = [
+                (entry[0], len(heads_redone(plan.writes[chunk.group][number], entry, shape)))
+                for number, entry in zip(one.conditions, one.entries, strict=True)
+            ]
+            passes += pass_flops(shape, now, one.entries, heads) + path_flops(plan, chunk, one)
+            logits = min(count * logits_bytes(shape, now), max(plan.budget // 4, logits_bytes(shape, now)))
+            rows, positions = max(rows, count), max(positions, now.stop - now.start)
+            memory = max(memory, kept + count * row_bytes(shape, now) + logits)
+    examples = sum(chunk.size for chunk in plan.chunks)
+    overhead = plan.passes * shape.layers * plan.overhead
+    seconds = None if plan.speed is None else (base + passes + overhead) / plan.speed
+    return Cost(base, passes, naive, prompts / max(1, examples), rows, positions, memory, seconds)
+
+
+def path_flops(plan: Schedule, chunk: ExampleChunk, one: Pass) -> int:
+    """Operations of the direct paths of a pass, from senders to receivers."""
+    extent, total = plan.extent(chunk, one.start), 0
+    window = extent.stop - extent.start
+    for number in one.conditions:
+        for write in plan.writes[chunk.group][number]:
+            if isinstance(write.edit, PathPatch):
+                ends = (write.edit.sender.head is not None) + (write.head is not None)
+                total += 2 * ends * chunk.size * window * plan.shape.d_model * plan.shape.d_head
+                layers = write.layer - write.edit.sender.layer - plan.shape.parallel  # whose own MLP it does not enter
+                total += layers * mlp_flops(plan.shape, chunk.size, window) if write.edit.through_mlps else 0
+    return total
+
+
+def explain(plan: Schedule) -> str:
+    """The plan as text: what runs, how much work that is against the naive way, memory, and time where known."""
+    found = cost(plan)
+    examples = sum(len(group.examples) for group in plan.groups)
+    scored = sum(len(group.scored) * len(group.examples) for group in plan.groups)
+    tokens = sum(group.length * len(group.examples) for group in plan.groups)
+    columns = "the whole vocabulary" if plan.columns == plan.shape.vocabulary else f"{plan.columns} tokens"
+    lines = [
+        f"{plan.model}: {_count(len(plan.conditions), 'condition')} on {_count(examples, 'example')} of the "
+        f"{plan.base} run",
+        _row("runs", len(plan.runs), f"as they are: {choices(plan.runs)}"),
+    ]
+    if plan.conditions:
+        lines.append(_row("passes", plan.passes, f"at most {found.rows} rows of {found.positions} positions together"))
+    reads = f"of {columns} at {scored} of {tokens} positions" if plan.columns else "none"
+    lines.append(_row("logits", "", reads + (", and every attention pattern" if plan.patterns else "")))
+    if plan.conditions:
+        lines += [
+            _row(
+                "work",
+                f"{found.share:.3f}",
+                f"of the naive way: {found.total / found.forward:.4g} instead of {found.naive / found.forward:.4g} "
+                "forward passes of a prompt",
+            ),
+            _row("", "", f"{_flops(found.total)} instead of {_flops(found.naive)}"),
+        ]
+    else:
+        lines.append(_row("work", "", _flops(found.total)))
+    lines.append(_row("memory", _bytes(found.memory), "at most, beside the weights"))
+    if found.seconds is not None and plan.speed:
+        lines.append(_row("time", _seconds(found.seconds), f"estimated, at {_flops(plan.speed)} a second"))
+    return "\n".join(lines + _by_entry(plan))
+
+
+def _by_entry(plan: Schedule) -> list[str]:
+    """A table of where conditions join, and what share of the naive work each kind is."""
+    count: Counter[tuple[int, int]] = Counter()
+    work: Counter[tuple[int, int]] = Counter()
+    starts: dict[tuple[int, int], list[int]] = {}
+    naive: Counter[tuple[int, int]] = Counter()
+    for chunk in plan.chunks:
+        plain = forward_flops(plan.shape, chunk.size, plan.groups[chunk.group].length)
+        for one in chunk.passes:
+            extent = plan.extent(chunk, one.start)
+            for number, entry in zip(one.conditions, one.entries, strict=True):
+                heads = len(heads_redone(plan.writes[chunk.group][number], entry, plan.shape))
+                count[entry] += chunk.size
+                work[entry] += pass_flops(plan.shape, extent, [entry], [(entry[0], heads)])
+                work[entry] += path_flops(plan, chunk, Pass((number,), (entry,), one.start))
+                naive[entry] += plain
+                starts.setdefault(entry, []).append(one.start)
+    rows = sum(count.values())
+    idle = len(plan.conditions) * sum(chunk.size for chunk in plan.chunks) - rows
+    lines = ["", "from layer  at               rows  from position  of a forward pass"] if count else []
+    for entry in sorted(count):
+        layer = "end" if entry[0] == plan.shape.layers else str(entry[0])
+        first, last = min(starts[entry]), max(starts[entry])
+        span = str(first) if first == last else f"{first} to {last}"
+        lines.append(
+            f"{layer:>10}  {JOINS[entry[1]]:<15}{count[entry]:>6}  {span:>13}  {work[entry] / naive[entry]:>17.3f}"
+        )
+    if idle:
+        lines.append(f"{'none':>10}  {'':<15}{idle:>6}  {'':>13}  {0:>17.3f}  change nothing that is read")
+    return lines
+
+
+def _row(name: str, figure: object, words: str) -> str:
+    return f"{name:<8}{figure!s:>9}  {words}".rstrip()
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
+def _flops(number: float) -> str:
+    for unit, name in ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP")):
+        if number >= unit:
+            return f"{number / unit:.3g} {name}"
+    return f"{number:.3g} FLOP"
+
+
+def _bytes(number: float) -> str:
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if number >= unit:
+            return f"{number / unit:.3g} {name}"
+    return f"{number} B"
+
+
+def _seconds(number: float) -> str:
+    return (
+        f"{number:.2g} s" if number < 120 else f"{number / 60:.3g} min" if number < 7200 else f"{number / 3600:.3g} h"
+    )

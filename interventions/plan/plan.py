@@ -1,0 +1,120 @@
+"""Plan: which conditions run together, where each joins, on which examples, in what order. Pure: imports no torch.
+
+A pass walks through the layers once. Its rows are conditions times examples, and a condition joins it at the first
+place that it changes, from what the base run had there; nothing before that place, and no position before the first
+one changed, is computed again. It checks everything that can be checked before the first pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...errors import DeclarationError, UnknownNameError, choices, printable, whole
+from ..base.shape import Group, Shape
+from ..declare.edits import Edit
+from .cost import DEFAULT_BUDGET, OVERHEAD
+from .explain import explain
+from .passes import Packer
+from .schedule import Schedule, sources
+from .validate import check_edit, check_together
+from .writes import lower
+
+
+class Plan(Schedule):
+    """What will run, in order. ``print(plan)`` explains it; the fields are those of `Schedule`."""
+
+    def __str__(self) -> str:
+        return printable(explain(self), lines=True)
+
+
+def make_plan(
+    conditions: Sequence[Sequence[Edit]],
+    *,
+    model: str,
+    shape: Shape,
+    groups: Sequence[Group],
+    runs: Sequence[str],
+    base: str,
+    batch_size: int | str = "auto",
+    reads_patterns: bool = False,
+    columns: int | None = None,
+    budget: int = DEFAULT_BUDGET,
+    overhead: float = OVERHEAD,
+) -> Plan:
+    """Check the conditions against the model and the prompts, and lay them out in passes.
+
+    Parameters
+    ----------
+    conditions : sequence of sequences of edits
+        Each inner sequence is one condition: edits that happen in one forward pass.
+    model : str
+        Name, for messages.
+    shape : Shape
+    groups : sequence of Group
+        Examples by length.
+    runs : sequence of str
+        Runs that the task has.
+    base : str
+        The run that is intervened on.
+    batch_size : int or "auto"
+        Rows of one pass; ``"auto"`` sizes it from `budget`. No number changes by more than rounding.
+    reads_patterns : bool
+        Whether attention patterns are read in every pass.
+    columns : int, optional
+        Logits that the metrics look at, at each scored position; the whole vocabulary when left out.
+    budget : int
+        Bytes for all tensors, beside the weights.
+    overhead : float
+        Operations that a layer of a pass costs beside its work.
+
+    Raises
+    ------
+    DeclarationError, UnknownNameError
+        Something is out of range; the text says what is possible.
+    """
+    if base not in runs:
+        raise UnknownNameError(f"base={base!r}: the task has the runs {choices(runs)}")
+    limit = _limit(batch_size)
+    for group in groups:
+        if not group.scored and columns != 0:
+            raise DeclarationError(
+                f"a prompt of {group.length} tokens has no scored position: metrics of logits need one"
+            )
+        if group.length > shape.context:
+            raise DeclarationError(f"a prompt has {group.length} tokens: {model} reads at most {shape.context}")
+    ordered = tuple(tuple(sorted(edits, key=lambda edit: edit.site.order)) for edits in conditions)
+    for edits in ordered:
+        for edit in edits:
+            check_edit(edit, model, shape, groups, runs)
+        check_together(edits, shape, groups)
+    columns = shape.vocabulary if columns is None else columns
+    writes = tuple(tuple(lower(edits, shape, group, reads_patterns) for edits in ordered) for group in groups)
+    packer = Packer(
+        shape,
+        columns,
+        reads_patterns,
+        budget,
+        overhead,
+        limit,
+        tuple(
+            point
+            for sites in sources(ordered).values()
+            for point in {(one.layer, one.component.point) for one in sites}
+        ),
+        any(write.place in ("scores", "pattern") for group in writes for each in group for write in each),
+    )
+    chunks = tuple(
+        chunk for number, group in enumerate(groups) for chunk in packer.chunks(number, group, writes[number])
+    )
+    names = (model, shape, base, tuple(runs), ordered, tuple(groups))
+    return Plan(*names, writes, chunks, columns, reads_patterns, budget, overhead)
+
+
+def _limit(batch_size: int | str) -> int | None:
+    if batch_size == "auto":
+        return None
+    try:
+        return whole(batch_size, "batch_size", low=1)
+    except DeclarationError:
+        message = f'batch_size={batch_size!r}: possible are "auto" and a whole number from 1'
+        raise DeclarationError(message) from None

@@ -1,0 +1,126 @@
+"""The data of a plan: which conditions share which passes, on which examples. Pure: imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..base.shape import Group, Shape
+from ..declare.edits import Edit
+from ..declare.paths import PathPatch
+from ..declare.sites import Site
+from .cost import Extent
+from .passes import ExampleChunk, Pass, at_stage, extent_of
+from .writes import Write
+
+Point = tuple[int, str]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What will run, in order.
+
+    Attributes
+    ----------
+    model : str
+    shape : Shape
+    base : str
+    runs : tuple of str
+    conditions : tuple of tuples of Edit
+    groups : tuple of Group
+    writes : tuple of tuples of tuples of Write
+        For each group and condition, what is written; nothing where no number depends on it.
+    chunks : tuple of Chunk
+    columns : int
+        Logits that are computed at each scored position: the vocabulary, the few the metrics look at, or 0.
+    patterns : bool
+        Whether attention patterns are read in every pass.
+    budget : int
+        Bytes for all tensors, beside the weights: half for what is read of the runs, a quarter for a pass, a quarter
+        for its logits.
+    overhead : float
+        Operations that a layer of a pass costs beside its work.
+    speed : float, optional
+        Operations a second, where that was measured; gives the estimate of time.
+    """
+
+    model: str
+    shape: Shape
+    base: str
+    runs: tuple[str, ...]
+    conditions: tuple[tuple[Edit, ...], ...]
+    groups: tuple[Group, ...]
+    writes: tuple[tuple[tuple[Write, ...], ...], ...]
+    chunks: tuple[ExampleChunk, ...]
+    columns: int
+    patterns: bool
+    budget: int
+    overhead: float
+    speed: float | None = None
+
+    @property
+    def passes(self) -> int:
+        """Forward passes with interventions."""
+        return sum(len(chunk.passes) for chunk in self.chunks)
+
+    @property
+    def steps(self) -> int:
+        """All forward passes that yield numbers: those with interventions, and each run as it is."""
+        return self.passes + len(self.runs) * len(self.chunks)
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether any edit takes its value from the reference draw."""
+        return any(edit.uses_reference for edits in self.conditions for edit in edits)
+
+    def sources(self) -> dict[str, list[Site]]:
+        """Run name to the sites that patches take from it."""
+        return sources(self.conditions)
+
+    def reference_sites(self) -> list[Site]:
+        """Sites read from the reference draw."""
+        return [edit.site for edits in self.conditions for edit in edits if edit.uses_reference]
+
+    def scored(self, group: int, start: int) -> list[int]:
+        """Positions from `start` on whose logits are read."""
+        return [position for position in self.groups[group].scored if position >= start]
+
+    def extent(self, chunk: ExampleChunk, start: int = 0) -> Extent:
+        """How much a pass of `chunk` computes."""
+        return extent_of(self.groups[chunk.group], chunk.size, start, self.columns, self.patterns)
+
+    def base_points(self, chunk: ExampleChunk) -> set[Point]:
+        """What is kept of the base run of `chunk`."""
+        return {point for one in chunk.passes for point in self.points_of(chunk, one)}
+
+    def points_of(self, chunk: ExampleChunk, one: Pass) -> set[Point]:
+        """What a pass takes from the base run: ``(layer, point)``."""
+        wanted: set[Point] = set()
+        for number, (layer, stage) in zip(one.conditions, one.entries, strict=True):
+            wanted |= {(layer, name) for name in at_stage(self.shape, stage)}
+            if one.start:  # keys and values of the positions that are not computed
+                wanted |= {(later, "qkv") for later in range(layer + (stage > 0), self.shape.layers)}
+            for write in self.writes[chunk.group][number]:
+                if write.how == "embed":
+                    wanted |= {(0, "embed"), (0, "pos_embed")} if self.shape.pos_embed else {(0, "embed")}
+                if isinstance(write.edit, PathPatch):
+                    wanted |= _points_of_path(write.edit, write.layer, self.shape.parallel)
+        return wanted
+
+
+def _points_of_path(edit: PathPatch, end: int, parallel: bool) -> set[Point]:
+    start = edit.sender.layer
+    wanted = {(start, str(edit.sender.component))}
+    for layer in range(start, end):
+        wanted |= {(layer, "mlp_out" if parallel else "resid_mid"), (layer + 1, "stream")}
+    return wanted
+
+
+def sources(conditions: Sequence[Sequence[Edit]]) -> dict[str, list[Site]]:
+    """Run name to the sites that patches take from it."""
+    wanted: dict[str, list[Site]] = {}
+    for edits in conditions:
+        for edit in edits:
+            if edit.run is not None:
+                wanted.setdefault(edit.run, []).append(edit.sender if isinstance(edit, PathPatch) else edit.site)
+    return wanted

@@ -1,0 +1,110 @@
+"""What can be refused before any forward pass: sites, edits and positions that the model or the prompts lack. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...errors import DeclarationError, UnknownNameError, choices
+from ..base.shape import Group, Shape
+from ..declare.components import Component
+from ..declare.edits import Edit, check_disjoint
+from ..declare.paths import AFTER, PathPatch
+from ..declare.sites import Site
+from ..declare.steering import Add, Knockout
+from .writes import keys_in, keys_seen, positions_in, queries_in
+
+
+def check_site(site: Site, model: str, shape: Shape, groups: Sequence[Group]) -> None:
+    """Refuse a layer, head or position that the model or the prompts do not have."""
+    if site.layer >= shape.layers:
+        raise DeclarationError(f"{site}: {model} has layers 0 to {shape.layers - 1}")
+    missing = _missing(site.component, shape)
+    if missing:
+        raise DeclarationError(f"{site}: {model} has no {site.component}: {missing}")
+    if site.head is not None and site.head >= (shape.kv_heads if site.component.of_keys else shape.heads):
+        raise DeclarationError(f"{site}: {model} has {_heads(site, shape)}")
+    for group in groups:
+        for position in site.positions or ():
+            check_position(position, str(site), group.length)
+
+
+def _missing(component: Component, shape: Shape) -> str:
+    """Why a model of this shape lacks a component; nothing where it has it."""
+    if component is Component.resid_mid and shape.parallel:
+        return "attention and MLP of a layer both read resid_pre"
+    if component is Component.pos_embed and not shape.pos_embed:
+        return "positions enter where q and k are turned (q_rot, k_rot)"
+    if component in (Component.q_rot, Component.k_rot) and not shape.rotary:
+        return f"it has no rotary embedding, and scores are made from {str(component)[0]}"
+    return ""
+
+
+def _heads(site: Site, shape: Shape) -> str:
+    """The heads that a site may name, in words."""
+    if not site.component.of_keys or shape.kv_heads == shape.heads:
+        return f"heads 0 to {shape.heads - 1}"
+    known = f"key-value heads 0 to {shape.kv_heads - 1}" if shape.kv_heads > 1 else "key-value head 0 only"
+    if site.head is None or site.head >= shape.heads:
+        return known
+    own = shape.key_head(site.head)
+    readers = shape.readers(own)
+    return f"{known}; heads {choices(map(str, readers))} read key-value head {own}"
+
+
+def check_position(position: int, what: str, length: int) -> None:
+    """Refuse a position outside a prompt of `length` tokens."""
+    if not -length <= position < length:
+        raise DeclarationError(
+            f"{what}: position {position} does not exist in a prompt of {length} tokens "
+            f"(0 to {length - 1}, or -{length} to -1 from the end)"
+        )
+
+
+def check_edit(edit: Edit, model: str, shape: Shape, groups: Sequence[Group], runs: Sequence[str]) -> None:
+    """Refuse an edit whose site, source run or value does not fit."""
+    if not (isinstance(edit, PathPatch) and edit.site.layer == AFTER):
+        check_site(edit.site, model, shape, groups)
+    if edit.run is not None and edit.run not in runs:
+        raise UnknownNameError(f"{edit!r}: the task has the runs {choices(runs)}")
+    if isinstance(edit, PathPatch):
+        check_site(edit.sender, model, shape, groups)
+    if isinstance(edit, Add):
+        component = edit.site.component
+        narrow = component.per_head and component is not Component.head_out
+        width = shape.d_head if narrow else shape.d_model
+        if len(edit.vector) != width:
+            raise DeclarationError(f"{edit!r}: {edit.site} of {model} takes {width} numbers, got {len(edit.vector)}")
+    if isinstance(edit, Knockout):
+        for group in groups:
+            for key in edit.key or ():
+                check_position(key, str(edit.site), group.length)
+
+
+def check_together(edits: Sequence[Edit], shape: Shape, groups: Sequence[Group]) -> None:
+    """Refuse edits that meet only once positions from the end are counted out, and a query left without any key."""
+    if any(position < 0 for edit in edits for position in edit.site.positions or ()):
+        for group in groups:
+            check_disjoint(edits, [_counted_out(edit.site, group.length) for edit in edits])
+    knockouts = [edit for edit in edits if isinstance(edit, Knockout)]
+    for group in groups if knockouts else ():
+        _check_keys_left(knockouts, shape, group.length)
+
+
+def _check_keys_left(knockouts: Sequence[Knockout], shape: Shape, length: int) -> None:
+    gone: dict[tuple[int, int | None, int], set[int]] = {}
+    for edit in sorted(knockouts, key=lambda edit: edit.site.head is not None):  # those of all heads first
+        layer, head, keys = edit.site.layer, edit.site.head, keys_in(edit, length)
+        for query in queries_in(edit, length, shape.window(layer)):
+            forbidden = gone.setdefault((layer, head, query), set(gone.get((layer, None, query), ())))
+            forbidden.update(keys)
+            seen = keys_seen(query, shape.window(layer))
+            if len(forbidden) >= len(seen) and forbidden.issuperset(seen):
+                raise DeclarationError(
+                    f"{edit!r}: query {query} is left without any key to attend to; a query needs one of {seen[0]} to "
+                    f"{query}"
+                )
+
+
+def _counted_out(site: Site, length: int) -> Site:
+    positions = positions_in(site, length)
+    return site if positions is None else site.at(positions)

@@ -1,0 +1,1 @@
+"""Executes a plan on NDIF: jobs, their ledger, the protocol, the remote model."""

@@ -1,0 +1,220 @@
+"""What is made of silence: a server that does not answer, does not know a job, or says nothing new of it.
+
+It is asked again; a job is taken for lost, and sent again aloud; waiting comes to an end.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Iterable
+
+import httpx
+from nnsight.schema.response import ResponseModel
+
+from ...errors import ServerError, ServerWarning
+from . import ledger
+from .job import JobState
+from .listener import Listener
+from .protocol import NdifRequest, Unfit, code_of, detail
+from .refusals import explain_refusal, first_line, is_passing, one_line
+
+PAUSES = (0.05, 2.0)
+"""Seconds between two questions on a job, at first and at most."""
+LOST = 60.0
+"""Seconds for which a server does not know a job, or its result cannot be read, before it is taken for lost."""
+LOSSES = 2
+"""Times that a server may lose a job; then something is wrong with the server."""
+GIVE_UP = 600.0
+"""Seconds without an answer of use after which waiting ends; what was sent is written down."""
+STILL = 30.0
+"""Seconds without news of a job after which a marker is sent."""
+STANDS = 3600.0
+"""Seconds without a new status of a job, where a marker has not run either, after which waiting ends."""
+KEPT = "what was sent to it is written down where the result is, and the same call goes on from there"
+NOT_KEPT = "with out= the same call could go on from there"
+
+
+class Call:
+    """What one call of `Office.run` knows beside its jobs, and makes of a server that does not say how one ended.
+
+    Parameters
+    ----------
+    host : str
+        Address of the server.
+    name : str
+        Of the model.
+
+    Attributes
+    ----------
+    kept : Book
+    lasting : bool
+        Whether a later process finds there what was sent.
+    ran : float
+        When the latest of the jobs that have run was sent: servers run them in the order in which they were sent.
+    patience, still : float
+        Seconds without news of a job after which a marker is sent, at first and by now.
+    tick : callable
+        Called while a question is being asked, so that a wish to stop is heard.
+    """
+
+    def __init__(self, host: str, name: str) -> None:
+        self.host, self.name, self.kept = host, name, ledger.current()
+        self.lasting = not isinstance(self.kept, ledger.InMemoryLedger)
+        self.ran, self.still, self.patience = 0.0, STILL, STILL
+        self.listener: Listener | None = None
+        self.tick: Callable[[], object] | None = None
+
+    @property
+    def goes_on(self) -> str:
+        """What the same call would do after an error."""
+        return KEPT if self.lasting else NOT_KEPT
+
+    def session(self, sent: JobState, key: str) -> str:
+        """What a job is sent under, where no later process could find it anyway or its end was hidden before."""
+        if self.lasting and not sent.marker and not sent.hidden:
+            return ""
+        self.listener = self.listener or Listener(self.host, key)
+        self.expect(sent)
+        return self.listener.session if self.listener.open else ""
+
+    def expect(self, sent: JobState) -> None:
+        """A job's answer is to be heard, where there is a websocket."""
+        if self.listener:
+            self.listener.expect(sent.number, sent.job.most)
+
+    def heard(self, sent: JobState) -> ResponseModel | None:
+        """What the websocket has said of a job."""
+        return self.listener.heard(sent.number) if self.listener and sent.session else None
+
+    def listens(self, sent: JobState) -> bool:
+        """Whether what becomes of a job will be heard, and need not be asked."""
+        return bool(self.listener and sent.session and self.listener.open)
+
+    def wait(self, until: float) -> set[str]:
+        """Wait; the numbers of jobs of which something was heard meanwhile."""
+        seconds = max(0.0, until - time.monotonic())
+        if self.listener and self.listener.open:
+            return self.listener.wait(seconds)
+        time.sleep(seconds)
+        return set()
+
+    def has_run(self, sent: JobState) -> None:
+        """A job has run."""
+        self.ran = max(self.ran, sent.begun)
+        if sent.marker:
+            self.still = self.patience
+
+    def forget(self, sent: JobState) -> None:
+        """A job has ended."""
+        if self.listener:
+            self.listener.forget(sent.number)
+
+    def close(self) -> None:
+        """Nothing is listened to any more."""
+        if self.listener:
+            self.listener.close()
+
+    def wants_marker(self, active: Iterable[JobState]) -> bool:
+        """Whether there is no news of a job, so that one that does nothing is to be sent after it."""
+        active, now = list(active), time.monotonic()
+        stood = [one.stood for one in active if one.waits and one.stood and one.stood >= self.ran]
+        young = any(one.marker and now - one.begun < self.still for one in active)
+        if young or not stood or now - min(stood) < self.still:
+            return False
+        self.still *= 2
+        return True
+
+    def no_news(self, sent: JobState) -> None:
+        """A status that is not final: a late one may have taken the place of a final one, or the job is forgotten."""
+        now = time.monotonic()
+        stood = sent.stood or now
+        if self.ran > stood and sent.waits:
+            sent.passed = sent.passed or now
+        if sent.passed and now - sent.passed > LOST:
+            said, sent.hidden = sent.said[0].value.lower(), True
+            self.lost(sent, f"it is said to be {said}, and a job that was sent after it has run")
+            return
+        if now - stood > STANDS:
+            raise ServerError(
+                f"{self.host} has said nothing new of a job on {self.name} for {STANDS / 60:.0f} minutes: it is "
+                f"{sent.status}; {self.goes_on}"
+            )
+        if now - stood > self.patience and sent.waits and "without news" not in sent.status:
+            sent.status += " without news"
+        self.pause(sent)
+
+    def not_told(self, sent: JobState, line: NdifRequest, error: Exception) -> None:
+        """A question without an answer of use: of the server itself, or of where it keeps results."""
+        if isinstance(error, Unfit):
+            self.unfit(sent, first_line(error, line.api_key))
+        elif line.last is not None and code_of(error) in (403, 404, 410):  # results are kept for a while only
+            self.lost(sent, "its result is no longer kept")
+        elif line.last is None or isinstance(error, httpx.HTTPError):
+            self.no_answer(sent, line, error)
+        else:
+            self.not_read(sent, first_line(error, line.api_key))
+
+    def no_answer(self, sent: JobState, line: NdifRequest, error: Exception) -> None:
+        """Ask again, for a while, where that may do."""
+        why = first_line(error, line.api_key)
+        if isinstance(error, httpx.HTTPStatusError):
+            code, said = error.response.status_code, detail(error)
+            if not is_passing(code):
+                raise ServerError(explain_refusal(self.host, self.name, code, said, line.api_key)) from None
+            why = f"it answers {code}: {one_line(said, line.api_key)}"
+        elif not isinstance(error, httpx.HTTPError):
+            why = f"what answers does not speak as NDIF does ({why})"
+        now = time.monotonic()
+        sent.silent, sent.unknown = sent.silent or now, None
+        if now - sent.silent > GIVE_UP:
+            raise ServerError(f"{self.host} gives no answer: {why}; {self.goes_on}") from None
+        sent.status = "waiting for the server"
+        self.pause(sent)
+
+    def not_read(self, sent: JobState, why: str) -> None:
+        """A finished job whose result makes no sense: a connection that was cut off, or something worse."""
+        now = time.monotonic()
+        sent.unread = sent.unread or now
+        if now - sent.unread > LOST:
+            self.unfit(sent, why)
+        self.pause(sent)
+
+    def unfit(self, sent: JobState, why: str) -> None:
+        """A result that makes no sense, however often it is asked for."""
+        sent.kept.drop_job(sent.job.key)
+        raise ServerError(f"a result of {self.host} cannot be read: {why}; the same call asks for it anew") from None
+
+    def unknown(self, sent: JobState) -> None:
+        """A job that the server does not know, or whose answers cannot be heard any more."""
+        now = time.monotonic()
+        sent.unknown = sent.unknown or now
+        if now - sent.unknown > LOST:
+            cut = sent.session and not self.listens(sent)
+            self.lost(sent, "the connection that it was to answer on was cut" if cut else "the server does not know it")
+        else:
+            self.pause(sent)
+
+    def lost(self, sent: JobState, why: str) -> None:
+        """A job is sent again, aloud, if it was known to be there; not for ever."""
+        if sent.marker:
+            sent.again = time.monotonic() + STANDS  # another takes its place
+            return
+        if sent.state == "sent":
+            sent.losses += 1
+            if sent.losses >= LOSSES:
+                raise ServerError(
+                    f"{self.host} has lost a job on {self.name} {LOSSES} times ({why}): it takes jobs, and does not "
+                    f"give what they find; {self.goes_on}"
+                ) from None
+            warnings.warn(f"job {sent.number} is lost ({why}): it is sent again", ServerWarning, stacklevel=2)
+            sent.number = uuid.uuid4().hex
+        sent.kept.drop_job(sent.job.key)
+        sent.forget()
+        sent.again = 0.0
+
+    def pause(self, sent: JobState) -> None:
+        """Ask again later."""
+        sent.again = time.monotonic() + sent.wait
+        sent.wait = min(PAUSES[1], sent.wait * 1.5)

@@ -1,0 +1,1 @@
+"""Executes a plan on this machine: plan, traces, arrays. Next: `traced`."""

@@ -1,0 +1,190 @@
+"""Estimates from gradients: what an intervention changes, to first order, from a few passes for a whole grid.
+
+The estimate of ``metric(changed) - metric(base)`` is the sum over an edit's positions and columns of
+``(new - old) * d metric / d value``: positive where the metric grows. ``"gradient"`` takes the derivative at the base
+run (attribution patching). ``"integrated"`` takes its mean on the straight line from old to new, at the middles of
+equal steps, with the edits of one kind, layer and component on their lines together (all heads of a layer, say), so an
+estimate depends on which others are asked for beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
+from typing import Any
+
+import torch
+
+from ...errors import DeclarationError
+from ..declare.paths import PathPatch
+from ..declare.steering import Knockout
+from ..models.model import Model
+from ..plan.cost import row_bytes
+from ..plan.passes import ExampleChunk, Pass
+from ..plan.plan import Plan
+from ..plan.writes import Write
+from ..traced import gradients
+from .activations import handles, native_point, read_points
+from .cache import CompiledMetric, Points, RunCache
+from .engine import check_readers, halve_examples, run_unmodified
+from .memory import is_out_of_memory
+from .outcome import FinishedValues, Inputs, Outcome, as_array
+from .pass_spec import PassSpec
+
+Place = tuple[int, str]
+
+
+def run_estimate(
+    model: Model,
+    plan: Plan,
+    readers: Sequence[CompiledMetric],
+    inputs: Inputs,
+    steps: int | None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Outcome:
+    """Estimate every condition of `plan`; the runs as they are stay exact.
+
+    Parameters
+    ----------
+    model, plan, readers, inputs
+        As for `engine.run_plan`.
+    steps : int, optional
+        Of the integrated estimate; left out, the gradient at the base run.
+    progress : callable, optional
+        Called with examples done and in all.
+    """
+    check_estimable(plan, readers, steps)
+    check_readers(plan, readers)
+    outcome, done = Outcome(plan), 0
+    reference: dict[int, Points] = {}
+    waiting = list(chunks_of(plan, steps or 1))
+    total = sum(chunk.size for chunk in waiting)
+    while waiting:
+        chunk = waiting.pop(0)
+        try:
+            if plan.uses_reference and chunk.group not in reference:
+                reference = {chunk.group: read_points(model, inputs.reference[chunk.group], plan.reference_sites())}
+            known, runs = run_unmodified(model, plan, chunk, readers, inputs, reference.get(chunk.group, {}))
+            found = _estimates(model, plan, chunk, known, [reader.name for reader in readers], steps)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            waiting = halve_examples(model, chunk, error) + waiting
+            continue
+        for run, values in runs.items():
+            outcome.put(outcome.run_piece(chunk, run, values))
+        if plan.conditions:
+            base = {name: as_array(runs[plan.base][name]) for name in found}
+            estimates = {name: base[name] + as_array(change)[..., None] for name, change in found.items()}
+            outcome.put(
+                FinishedValues(chunk.group, chunk.examples, estimates, None, tuple(range(len(plan.conditions))))
+            )
+        done += chunk.size
+        if progress is not None:
+            progress(done, total)
+    return outcome
+
+
+def check_estimable(plan: Plan, readers: Sequence[CompiledMetric], steps: int | None) -> None:
+    """Refuse what has no estimate: knocked-out attention, paths, values written twice, slopes that must be 0."""
+    for edits in plan.conditions:
+        for edit in edits:
+            if isinstance(edit, Knockout | PathPatch):
+                raise DeclarationError(
+                    f"{edit!r} has no gradient estimate: possible are ablations, Patch, Add and Scale; measure it with "
+                    "estimator='exact'"
+                )
+    for group in plan.writes:
+        for writes in group:
+            for one, other in combinations(writes, 2):
+                if _meet(one, other):
+                    raise DeclarationError(
+                        f"{one.edit!r} and {other.edit!r} write to one place one after the other, which has no "
+                        "gradient estimate; measure it with estimator='exact'"
+                    )
+    for reader in readers:
+        if reader.needs_base and steps is None:
+            raise DeclarationError(
+                f"{reader.name} is least at the base run, where its slope is 0 whatever is done: use "
+                "estimator='integrated' or 'exact'"
+            )
+
+
+def _meet(one: Write, other: Write) -> bool:
+    same_head = one.head is None or other.head is None or one.head == other.head
+    shared = one.positions is None or other.positions is None or bool({*one.positions} & {*other.positions})
+    return (one.layer, one.place) == (other.layer, other.place) and same_head and shared
+
+
+def chunks_of(plan: Plan, steps: int) -> Iterator[ExampleChunk]:
+    """Examples in pieces whose whole forward pass can be kept for the way back."""
+    for chunk in plan.chunks:
+        held = plan.budget // 4 // (row_bytes(plan.shape, plan.extent(chunk), True) * plan.shape.layers * steps)
+        layers = sorted({(write.layer, at) for at, writes in enumerate(plan.writes[chunk.group]) for write in writes})
+        passes = tuple(Pass((number,), ((layer, 0),), 0) for layer, number in layers)
+        for start in range(*chunk.examples, max(1, held)):
+            yield ExampleChunk(chunk.group, (start, min(start + max(1, held), chunk.examples[1])), passes)
+
+
+def _estimates(
+    model: Model, plan: Plan, chunk: ExampleChunk, known: RunCache, names: list[str], steps: int | None
+) -> dict[str, torch.Tensor]:
+    """Reader name to ``(condition, example)``."""
+    given = described_estimate(model, plan, chunk, known, names, steps)
+    return gradients.attribution(model.traced, handles(model), vars(known), given, model.device)
+
+
+def described_estimate(
+    model: Model, plan: Plan, chunk: ExampleChunk, known: RunCache, names: list[str], steps: int | None
+) -> dict[str, Any]:
+    """What `tangent.estimated` takes."""
+    together: dict[Any, list[tuple[int, Write]]] = {}
+    for number, writes in enumerate(plan.writes[chunk.group]):
+        for write in writes:
+            together.setdefault((write.layer, write.place, _kind(write) if steps else ""), []).append((number, write))
+    places = sorted({place[:2] for place in together})
+    given: dict[str, Any] = {
+        "names": names,
+        "conditions": len(plan.conditions),
+        "examples": chunk.size,
+        "steps": steps,
+        "places": places,
+        "groups": [],
+    }
+    if not places:
+        return given
+    given["frame"], given["stream"] = _frame(model, plan, chunk, known, places[0][0], 1)
+    for (layer, place, _), members in sorted(together.items(), key=lambda item: str(item[0])):
+        start = (None, None) if steps is None else _frame(model, plan, chunk, known, layer, steps)
+        given["groups"].append(((layer, place), _changes(model, plan, chunk, known, members), *start))
+    return given
+
+
+def _frame(
+    model: Model, plan: Plan, chunk: ExampleChunk, known: RunCache, first: int, copies: int
+) -> tuple[dict[str, Any], tuple[int, Place]]:
+    """The job of a pass of `copies` of the base run from the stream of a layer on, and the point that holds it."""
+    one = Pass((0,) * copies, ((first, 0),) * copies, 0)
+    frame = PassSpec(model, plan, chunk, one, known, chunk.examples).frame()
+    return frame, (first, native_point(first, "stream", model.shape.layers))
+
+
+def _kind(write: Write) -> str:
+    """What edits have in common that move together in the integrated estimate: all but where they are."""
+    fields = {name: value for name, value in vars(write.edit).items() if name != "site"}
+    return f"{type(write.edit).__name__} {fields}"
+
+
+def _changes(
+    model: Model, plan: Plan, chunk: ExampleChunk, known: RunCache, members: Sequence[tuple[int, Write]]
+) -> list[tuple[Any, ...]]:
+    """Writes of conditions as the engine makes them, as `tangent` takes them."""
+    one = Pass(tuple(number for number, _ in members), ((0, 0),) * len(members), 0)
+    job = PassSpec(model, plan, chunk, one, known, chunk.examples)
+    for unit, (_, write) in enumerate(members):
+        job.write(write, unit)
+    return [
+        (members[rows.start // chunk.size][0], where, columns, how, new)
+        for writes in job.writes.values()
+        for rows, where, columns, how, new in writes
+    ]

@@ -1,0 +1,1 @@
+"""What runs inside a trace, here or on a server: plain functions of tensors. Imports nothing of headwise."""

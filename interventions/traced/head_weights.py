@@ -1,0 +1,111 @@
+"""The weights of the heads of a layer, read from its modules or found by calling them. Plain functions, as in `traces`.
+
+``parts`` is what `forward` calls ``model``; `block` is a block of the model, or its handle where modules are called.
+Matrices are ``(input, output)``, for row vectors.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+
+from .projections import side_by_side, sides, split
+from .rows import call_module
+from .structure import is_bare, is_linear
+
+FAR = 1e4
+"""How far apart the numbers are that a norm is called with, so that what it adds to their variance does not count."""
+LARGE = {torch.float16: 2.0**8}
+"""What unit vectors are multiplied with, so that the bias of a module does not count beside its weight, by format."""
+GAINS = ("norm_1", "q_norm", "k_norm")
+
+
+def weights_read(parts: dict[str, Any], block: Any) -> list[torch.Tensor | None]:
+    """The fields of `HeadWeights`, from the modules of a block: read where they are plain linear layers, else found."""
+    paths = parts["paths"]
+    linear = {name: operator.attrgetter(paths[name])(block) for name in ("q", "k", "v", "qkv", "out") if name in paths}
+    if not all([is_linear(module) for module in linear.values()]):
+        return [*matrices_made(parts, block, vector_of(parts, block)), *gains_read(parts, block)]
+    matrices = {
+        name: module.weight.detach() if parts["transposed"] else module.weight.detach().T
+        for name, module in linear.items()
+    }
+    if parts["layout"] == "apart":
+        qkv = [matrices[side] for side in ("q", "k", "v")]
+    else:
+        whole = matrices["qkv"]
+        qkv = list(split(parts, side_by_side(whole, parts["heads"]) if parts["layout"] == "by head" else whole))
+    return [*by_head(parts, qkv, matrices["out"]), *gains_read(parts, block)]
+
+
+def gains_read(parts: dict[str, Any], block: Any) -> list[torch.Tensor | None]:
+    """What the norms of `GAINS` multiply by, as the table has it; at least float32, in which norms compute."""
+    found: list[torch.Tensor | None] = []
+    for name, size in zip(GAINS, (parts["d_model"], parts["d_head"], parts["d_head"]), strict=True):
+        module = operator.attrgetter(parts["paths"][name])(block) if name in parts["paths"] else None
+        weight = getattr(module, "weight", None)
+        if module is not None and not is_bare(module):
+            found.append(gain_made(parts, block, name, size, vector_of(parts, block)))
+        elif weight is not None:
+            wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+            found.append(wide + parts["gain_offset"])
+        else:
+            ones = torch.ones(size, dtype=torch.float32)  # of a norm without weight, as in OLMo
+            found.append(None if module is None else ones)
+    return found
+
+
+def vector_of(parts: dict[str, Any], block: Any) -> torch.Tensor:
+    """A vector of the stream, in the number format and on the device of a block."""
+    first = next(block.parameters())
+    return torch.zeros(1, parts["d_model"], dtype=first.dtype, device=first.device)
+
+
+def weights_made(parts: dict[str, Any], block: Any, like: torch.Tensor) -> list[torch.Tensor | None]:
+    """The same from what the modules make of unit vectors, in the number format of `like`; also inside a trace."""
+    return [*matrices_made(parts, block, like), *gains_made(parts, block, like)]
+
+
+def matrices_made(parts: dict[str, Any], block: Any, like: torch.Tensor) -> list[torch.Tensor]:
+    """The matrices of `HeadWeights`, from what the modules make of unit vectors."""
+    paths, sizes = parts["paths"], (like.shape[-1], parts["heads"] * parts["d_head"])
+    large = LARGE.get(like.dtype, 2.0**40)
+    with torch.no_grad():
+        units, wide = (torch.eye(size, dtype=like.dtype, device=like.device) * large for size in sizes)
+        both = zip(sides(parts, block, units), sides(parts, block, -units), strict=True)
+        qkv = [half_between(up, down) / large for up, down in both]
+        out = half_between(call_module(block, paths["out"], wide), call_module(block, paths["out"], -wide)) / large
+    return [one.to(like.dtype) for one in by_head(parts, qkv, out)]
+
+
+def gains_made(parts: dict[str, Any], block: Any, like: torch.Tensor) -> list[torch.Tensor | None]:
+    """The gains from calls with numbers that are far apart, in the format of `like`; also inside a trace."""
+    sizes = zip(GAINS, (like.shape[-1], parts["d_head"], parts["d_head"]), strict=True)
+    return [gain_made(parts, block, name, size, like) if name in parts["paths"] else None for name, size in sizes]
+
+
+def gain_made(parts: dict[str, Any], block: Any, name: str, size: int, like: torch.Tensor) -> torch.Tensor:
+    """One of them."""
+    order = torch.arange(size, device=like.device)
+    far = (FAR * ((1 - 2 * (order % 2)) * (1 + order / size) + 0.25)).to(like.dtype)
+    path = parts["paths"][name]
+    with torch.no_grad():
+        made = half_between(call_module(block, path, far[None]), call_module(block, path, -far[None]))
+    normed = far.to(made.dtype)
+    normed = normed - normed.mean() if parts["centred"] else normed
+    gain: torch.Tensor = made[0] * normed.pow(2).mean().sqrt() / normed
+    return gain
+
+
+def half_between(up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    """Half the difference of what a module makes of something and of its opposite: without bias, at least float32."""
+    wide = torch.promote_types(up.dtype, torch.float32)
+    return (up.to(wide) - down.to(wide)) / 2
+
+
+def by_head(parts: dict[str, Any], qkv: list[torch.Tensor], out: torch.Tensor) -> list[torch.Tensor]:
+    """Matrices with a head as their first axis."""
+    d_head = parts["d_head"]
+    return [*(one.reshape(len(one), -1, d_head).transpose(0, 1) for one in qkv), out.reshape(-1, d_head, out.shape[1])]

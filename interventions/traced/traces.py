@@ -1,0 +1,260 @@
+"""The traces themselves: what is read of a run as it is, and a planned pass. Owns every trace of a sweep.
+
+Plain functions of an nnsight handle of the model, tensors, numbers, slices and dicts of them: they run here, and inside
+a session on a server that has torch and nnsight but not this package. ``parts`` is what `jobs.described` makes of a
+model, with the handles that `opened` adds.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import nnsight
+import torch
+
+from . import activations, planned_pass
+from .attention import wide
+from .head_weights import GAINS, gains_made, gains_read, weights_read
+from .logits import comparing, score
+from .projections import combine, project, sides
+from .rows import call_module
+
+Points = dict[tuple[int, str], torch.Tensor]
+DIRECTIONS = 3
+"""Fixed vectors that those of a fingerprint are multiplied with."""
+TOKENS = 16
+"""Tokens whose logits are compared, more or less."""
+
+
+def opened(root: Any, described: dict[str, Any]) -> dict[str, Any]:
+    """What `forward.run` has to know of a model, from its description."""
+    names = [name for name in ("blocks", "norm", "unembed", "rotary") if described[name] is not None]
+    return {**described, **{name: operator.attrgetter(described[name])(root) for name in names}}
+
+
+def end(parts: dict[str, Any], tracer: Any) -> None:
+    """No more of the model is needed in this trace.
+
+    A server that runs jobs apart from the weights loses count of what it was told once a trace of a session stopped
+    early (ndif 0.1.2): there the model goes on to its end.
+    """
+    if not parts["apart"]:
+        tracer.stop()
+
+
+def nothing(device: Any) -> torch.Tensor:
+    """Tokens for a trace that never goes through the model itself."""
+    return torch.zeros((1, 1), dtype=torch.long, device=device)
+
+
+def read(root: Any, parts: dict[str, Any], tokens: torch.Tensor, wanted: set[tuple[int, str]]) -> Points:
+    """The tensors at wanted points of a pass without intervention."""
+    layers = 1 + max(layer for layer, _ in wanted)
+    with torch.no_grad(), root.trace(tokens, use_cache=False) as tracer:
+        taken, _ = activations.read_activations(
+            root, parts, parts["embeddings"], parts["points"], layers, wanted, [], {}
+        )
+        nnsight.save(taken)
+        end(parts, tracer)
+    return {at: value.expand(len(tokens), *value.shape[1:]) for at, value in taken.items()}
+
+
+def as_it_is(
+    root: Any,
+    parts: dict[str, Any],
+    tokens: torch.Tensor,
+    scored: list[int],
+    wanted: set[tuple[int, str]],
+    watch: list[Any],
+    scoring: dict[str, Any],
+    keep_logits: bool,
+) -> tuple[Points, dict[str, torch.Tensor], torch.Tensor | None]:
+    """One pass of the model's own: what is at the wanted points, the readers' values, and the scored logits if kept.
+
+    `watch` and `scoring` are as in `forward`; kernels in ``scoring["compare"]`` also take ``base_logits``, which are
+    those of this very pass where `keep_logits` is set.
+    """
+    at = torch.tensor(scored, device=tokens.device)
+    layers, embeddings, places = parts["layers"], parts["embeddings"], parts["points"]
+    with torch.no_grad(), root.trace(tokens, use_cache=False) as tracer:
+        found: dict[str, Any] = {}
+        taken, values = activations.read_activations(root, parts, embeddings, places, layers, wanted, watch, {})
+        if scoring["kernels"]:
+            normed = parts["norm"].output[:, at]
+            if keep_logits:
+                found["logits"] = parts["unembed"](normed)
+            values.update(score(normed, parts["unembed"], comparing(scoring, found), len(tokens)))
+        nnsight.save(taken)
+        nnsight.save(values)
+        nnsight.save(found)
+        end(parts, tracer)
+    points = {point: value.expand(len(tokens), *value.shape[1:]) for point, value in taken.items()}
+    return points, dict(values), found.get("logits")
+
+
+def short_run(root: Any, parts: dict[str, Any], tokens: torch.Tensor) -> list[torch.Tensor]:
+    """The stream after each block, and the logits, of one prompt ``(1, position)``: each ``(position, width)``."""
+    layers = parts["layers"]
+    wanted = {(layer, "resid_post") for layer in range(layers)}
+    with torch.no_grad(), root.trace(tokens, use_cache=False):
+        taken, _ = activations.read_activations(
+            root, parts, parts["embeddings"], parts["points"], layers, wanted, [], {}
+        )
+        found = nnsight.save([*(taken[(layer, "resid_post")][0] for layer in range(layers)), root.output.logits[0]])
+    return list(found)
+
+
+def sketch(found: list[torch.Tensor]) -> torch.Tensor:
+    """Vectors in few numbers: ``(vector set, position, 1 + DIRECTIONS)``, in float64.
+
+    First the root mean square of a vector, then its products with fixed vectors of length 1, which are about as large.
+    """
+    rows = []
+    for one in found:
+        vectors = one.detach().cpu().double()  # in this order, as not every device has float64
+        order = torch.arange(1, vectors.shape[-1] + 1, dtype=torch.float64)
+        along = torch.stack([torch.cos(order * (1.7 + direction)) for direction in range(DIRECTIONS)], -1)
+        size = vectors.pow(2).mean(-1, keepdim=True).sqrt()
+        rows.append(torch.cat([size, vectors @ (along / along.norm(dim=0))], -1))
+    return torch.stack(rows)
+
+
+def misshapen(parts: dict[str, Any], values: dict[str, torch.Tensor], watch: list[Any], rows: int, scored: int) -> str:
+    """Which kernel gives values that are not one for each row and scored position, or row, layer and head, if any."""
+    watched = {name for name, _, _ in watch}
+    for name, value in values.items():
+        axes = "(row, layer, head)" if name in watched else "(row, scored)"
+        wanted = (rows, parts["layers"], parts["heads"]) if name in watched else (rows, scored)
+        if tuple(value.shape) != wanted:
+            return f"{name}: its kernel gives {tuple(value.shape)}, where {axes} is {wanted}"
+    return ""
+
+
+def planned(root: Any, parts: dict[str, Any], base: Points, job: dict[str, Any], device: Any) -> dict[str, Any]:
+    """The values of a job of `forward.run`, in a trace that never goes through the model itself."""
+    with root.trace(nothing(device), use_cache=False) as tracer:
+        values = planned_pass.run_without_grad(parts, base, job)
+        nnsight.save(values)
+        end(parts, tracer)
+    return dict(values)
+
+
+def slopes(
+    root: Any,
+    parts: dict[str, Any],
+    base: Points,
+    job: dict[str, Any],
+    places: list[Any],
+    names: list[str],
+    device: Any,
+) -> tuple[dict[Any, torch.Tensor], dict[str, dict[Any, torch.Tensor]]]:
+    """What is at places in such a pass, and the derivative by it of each kernel's mean over scored positions."""
+    with torch.enable_grad(), root.trace(nothing(device), use_cache=False) as tracer:
+        found = planned_pass.slopes(parts, base, job, places, names)
+        nnsight.save(found)
+        end(parts, tracer)
+    values, by_name = found
+    return dict(values), {name: dict(slope) for name, slope in by_name.items()}
+
+
+def changed(
+    root: Any, parts: dict[str, Any], tokens: torch.Tensor, writes: dict[Any, list[Any]], scored: list[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of the model's own pass with changes added, at scored positions; and their deviation in the first row."""
+    embeddings, places = parts["embeddings"], parts["points"]
+    with torch.no_grad(), root.trace(tokens, use_cache=False):
+        activations.read_activations(root, parts, embeddings, places, parts["layers"], set(), [], writes)
+        made = root.output.logits
+        found = nnsight.save([made[:, scored], made[0].float().std()])
+    return found[0], found[1]
+
+
+def by_itself(
+    root: Any, parts: dict[str, Any], points: Points, layers: list[int], device: Any
+) -> list[list[tuple[str, float, float, float]]]:
+    """For each layer, how far what the family's table leads to is from what the model has, and what that may be.
+
+    With each part its name, how far off it is, the deviation of what the model has, and what rounding can do to it
+    where it is the difference of larger numbers.
+
+    What it leads to: q, k and v of all heads (``sides``), some columns of them (``project``), what heads write
+    (``combine``), the weights of heads (``weights of q, k and v``, ``weights of out``) and what norms multiply by
+    (``gain``); in layer 0, the sum of the embeddings; after the last layer, the logits of some tokens (``columns``).
+    """
+    size, out = (parts["heads"] + 2 * parts["kv_heads"]) * parts["d_head"], parts["paths"]["out"]
+    every = []
+    for layer in layers:
+        block, z = parts["blocks"][layer], points[(layer, "z")]
+        with torch.no_grad(), root.trace(nothing(device), use_cache=False) as tracer:
+            normed = call_module(block, parts["paths"]["norm_1"], points[(layer, "resid_pre")])
+            whole = torch.cat(sides(parts, block, normed), -1)
+            bias = torch.cat(sides(parts, block, torch.zeros_like(normed)), -1)
+            thirds = range(0, size, size // 3 + 1)  # do not end where heads do
+            some = [project(parts, block, normed, slice(start, start + size // 3 + 1)) for start in thirds]
+            written = combine(parts, block, z, slice(0, z.shape[-1]))
+            full = call_module(block, out, z)
+            given = full - call_module(block, out, torch.zeros_like(z))
+            gains = [] if parts["apart"] else gains_made(parts, block, normed)
+            found = nnsight.save([whole, torch.cat(some, -1), written, given, normed, bias, full, *gains])
+            end(parts, tracer)
+        qkv = points[(layer, "qkv")]
+        pairs = [("sides", found[0], qkv), ("project", found[1], qkv), ("combine", found[2], found[3])]
+        if layer == 0:
+            embedded = torch.stack(
+                [points[(0, name)].expand_as(points[(0, "resid_pre")]) for name, _ in parts["embeddings"]]
+            )
+            pairs.append(("embeddings", embedded.sum(0), points[(0, "resid_pre")]))
+        if layer == parts["layers"] - 1:
+            pairs.append(("columns", *columns(root, parts, points[(layer, "resid_post")], device)))
+        if not parts["apart"]:
+            *matrices, written_out = (wide(one) for one in weights_read(parts, block._module)[:4] if one is not None)
+            made = [torch.einsum("epm,hmd->ephd", wide(found[4]), one).flatten(-2) for one in matrices]
+            pairs.append(("weights of q, k and v", torch.cat(made, -1) + wide(found[5]), found[0]))
+            pairs.append(("weights of out", wide(z) @ written_out.flatten(0, 1), found[3]))
+        large = {"combine": found[6], "weights of out": found[6], "weights of q, k and v": found[0]}
+        every.append(
+            [
+                (what, far_off(a, b), float(b.float().std()), rounding_of(large[what]) if what in large else 0.0)
+                for what, a, b in pairs
+            ]
+        )
+        of_table = [] if parts["apart"] else gains_read(parts, block._module)
+        for name, made, gain in zip(GAINS, found[7:], of_table, strict=False):
+            if gain is not None:
+                mean = float(gain.float().pow(2).mean().sqrt())
+                norm = operator.attrgetter(parts["paths"][name])(block._module)
+                added = getattr(norm, "bias", None)
+                every[-1].append(
+                    (f"gain of {name}", far_off(made, gain), mean, 0.0 if added is None else rounding_of(added))
+                )
+    return every
+
+
+def rounding_of(value: torch.Tensor) -> float:
+    """What rounding can do to the difference of two tensors that are as large as this one."""
+    return 8 * float(torch.finfo(value.dtype).eps) * float(value.detach().float().abs().max())
+
+
+def columns(root: Any, parts: dict[str, Any], stream: torch.Tensor, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of some tokens as a metric gets them, and as the last layer gives them: ``(position, token)``."""
+    with torch.no_grad(), root.trace(nothing(device), use_cache=False) as tracer:
+        normed = parts["norm"](stream)
+        logits = parts["unembed"](normed)
+        size = logits.shape[-1]
+        tokens = torch.arange(0, size, max(1, size // TOKENS), device=logits.device).expand(*logits.shape[:2], -1)
+        job = {"kernels": [("columns", as_they_are, {})], "tokens": tokens, "apart": parts["apart"]}
+        made = score(normed, parts["unembed"], {**job, "rows": 1, "rows_of_all": 1}, 1)["columns"]
+        found = nnsight.save([made, logits.gather(-1, tokens)])
+        end(parts, tracer)
+    return found[0], found[1]
+
+
+def as_they_are(logits: torch.Tensor) -> torch.Tensor:
+    """A kernel that gives the logits that it gets."""
+    return logits
+
+
+def far_off(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """The largest difference."""
+    return float((found.float() - wanted.to(found.device).float()).abs().max())

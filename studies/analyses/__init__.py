@@ -1,0 +1,1 @@
+"""The questions: ablation, patching, composition, and the induction study."""

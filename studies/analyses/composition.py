@@ -1,0 +1,194 @@
+"""Do previous-token heads feed the keys of induction heads? Composition from the weights, and its causal check."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from ...interventions.declare.sites import Head
+from ...metrics.attention import induction
+from ...metrics.statistics import control_sets, null_p_value
+from ...metrics.weights import KINDS, pair_table, random_composition
+from ..measuring.labels import check_model
+from ..measuring.measure import measure
+from ..storage.files import provenance
+from ..tasks.tasks import Task
+from .ablation import METHODS, ablation_grid
+from .heads import mean_of_heads
+
+if TYPE_CHECKING:
+    from ...interventions.models.model import Model
+
+Array = np.ndarray[Any, Any]
+FOLDING = ("folded", "raw")
+PAIR = ("sender_layer", "sender_head", "receiver_layer", "receiver_head")
+
+
+def composition_scores(model: Model, *, draws: int = 200, seed: int = 0, check: bool = True) -> xr.Dataset:
+    """Q-, K- and V-composition between every pair of heads of different layers.
+
+    Rotary embedding is left out of the products of weights. Heads that share keys and values have the same ``W_K`` and
+    ``W_V``.
+
+    Parameters
+    ----------
+    model : Model
+    draws, seed : int
+        Of the random factors.
+    check : bool
+        As for `capture`.
+
+    Returns
+    -------
+    Dataset
+        ``composition(kind, variant, sender_layer, sender_head, receiver_layer, receiver_head)``, NaN unless the sender
+        is in an earlier layer; ``variant`` says whether the norm is folded in, LayerNorm or RMSNorm
+        as the model has it. ``floor_mean(kind)`` and
+        ``floor_sd(kind)``: the same score for random Gaussian factors of the same shape.
+
+    Raises
+    ------
+    ModelError
+        A self-check failed.
+    """
+    from ...interventions.begin import begin
+
+    check_model(model)
+    with begin(model, check=check) as call:
+        found = _composition(model, draws, seed)
+    return found.assign_attrs(provenance(model, call.identity))
+
+
+def _composition(model: Model, draws: int, seed: int) -> xr.Dataset:
+    shape = model.shape
+    score = partial(_tables, centred=model.family.centred)
+    if model.remote:
+        from ...interventions.remote.model import RemoteModel
+
+        assert isinstance(model, RemoteModel)
+        pairs = (shape.layers, shape.heads) * 2
+        table = model.score_weights(score, (len(KINDS), len(FOLDING), *pairs))
+    else:
+        weights = [model.head_weights(layer) for layer in model.layers]
+        table = score([[None if part is None else part.double().cpu().numpy() for part in one] for one in weights])
+    floor = random_composition(shape.d_model, shape.d_head, draws, seed)
+    long = "composition score"
+    return xr.Dataset(
+        {
+            "composition": (
+                ("kind", "variant", *PAIR),
+                table,
+                {"long_name": long, "units": "1", "references": "Elhage et al. 2021"},
+            ),
+            "floor_mean": (
+                "kind",
+                [floor[kind][0] for kind in KINDS],
+                {"long_name": f"{long} of random weights", "units": "1"},
+            ),
+            "floor_sd": (
+                "kind",
+                [floor[kind][1] for kind in KINDS],
+                {"long_name": "its standard deviation", "units": "1"},
+            ),
+        },
+        coords={
+            "kind": np.asarray(KINDS, dtype=object),
+            "variant": np.asarray(FOLDING, dtype=object),
+            "sender_layer": list(model.layers),
+            "sender_head": list(model.heads),
+            "receiver_layer": list(model.layers),
+            "receiver_head": list(model.heads),
+        },
+    )
+
+
+def pair_scores(
+    scores: xr.Dataset, senders: Sequence[Head], receivers: Sequence[Head], variant: str = "folded"
+) -> xr.Dataset:
+    """The scores of the pairs from `senders` to `receivers`, against all other pairs between the same layers.
+
+    Returns
+    -------
+    Dataset
+        ``pair_mean(kind)``; ``pair_z(kind)``, its distance from the random floor in deviations of the floor;
+        ``other_mean(kind)``; ``pair_above(kind)``, the share of the other pairs that score below the mean of these.
+    """
+    table = scores["composition"].sel(variant=variant)
+    own = np.zeros(table.isel(kind=0).shape, dtype=bool)
+    layers = np.zeros_like(own)
+    for sender in senders:
+        for receiver in receivers:
+            if sender.layer < receiver.layer:
+                own[sender.layer, sender.head, receiver.layer, receiver.head] = True
+                layers[sender.layer, :, receiver.layer, :] = True
+    found: dict[str, list[float]] = {"pair_mean": [], "pair_z": [], "other_mean": [], "pair_above": []}
+    for kind in KINDS:
+        values = table.sel(kind=kind).transpose(*PAIR).values
+        pairs, others = values[own], values[layers & ~own]
+        mean = float(np.nanmean(pairs)) if np.isfinite(pairs).any() else np.nan
+        others = others[np.isfinite(others)]
+        floor = scores.sel(kind=kind)
+        found["pair_mean"].append(mean)
+        found["pair_z"].append((mean - float(floor["floor_mean"])) / float(floor["floor_sd"]))
+        found["other_mean"].append(float(others.mean()) if len(others) else np.nan)
+        found["pair_above"].append(float((others < mean).mean()) if len(others) else np.nan)
+    words = {
+        "pair_mean": "mean score from previous-token to induction heads",
+        "pair_z": "its distance from the random floor, in deviations of the floor",
+        "other_mean": "mean score of the other pairs between those layers",
+        "pair_above": "share of the other pairs that score lower",
+    }
+    return xr.Dataset(
+        {name: ("kind", values, {"long_name": words[name], "units": "1"}) for name, values in found.items()},
+        coords={"kind": np.asarray(KINDS, dtype=object)},
+    )
+
+
+def causal_check(
+    model: Model, task: Task, senders: Sequence[Head], receivers: Sequence[Head], *, draws: int = 50, seed: int = 0
+) -> xr.Dataset:
+    """Ablate the senders and watch the induction score of the receivers; then as many random heads of the same layers.
+
+    Returns
+    -------
+    Dataset
+        ``receiver_induction(example)``, ``ablated_induction(ablation, example)``,
+        ``control_induction(ablation, control_draw)`` and ``p_induction(ablation)``: how often random heads of
+        the same layers lower the score as much.
+    """
+    places, readers = ([(head.layer, head.head) for head in heads] for heads in (senders, receivers))
+    others = control_sets(places, model.shape.layers, model.shape.heads, draws, seed, excluded=readers)
+    controls = [[Head(*place) for place in one] for one in others]
+    measured = measure(model, task, ablation_grid([senders, *controls]), [induction])
+    after = mean_of_heads(measured["induction"], receivers).transpose("ablation", "number", "example")
+    before = mean_of_heads(measured["baseline_induction"].sel(run="clean", drop=True), receivers)
+    ablated, control = after.values[:, 0], after.values[:, 1:].mean(axis=-1)
+    fall = float(before.mean()) - ablated.mean(axis=-1)
+    p = [null_p_value(own, float(before.mean()) - drawn) for own, drawn in zip(fall, control, strict=True)]
+    words = "induction score of the induction heads"
+    return xr.Dataset(
+        {
+            "receiver_induction": ("example", before.values, {"long_name": words, "units": "1"}),
+            "ablated_induction": (
+                ("ablation", "example"),
+                ablated,
+                {"long_name": f"{words} without the previous-token heads", "units": "1"},
+            ),
+            "control_induction": (
+                ("ablation", "control_draw"),
+                control,
+                {"long_name": f"{words} without as many random heads", "units": "1"},
+            ),
+            "p_induction": ("ablation", p, {"long_name": "p: random sets that lower it as much", "units": "1"}),
+        },
+        coords={"ablation": np.asarray(list(METHODS), dtype=object)},
+    )
+
+
+def _tables(layers: list[list[Array | None]], *, centred: bool) -> Array:
+    """``(kind, variant, sender layer and head, receiver layer and head)``; runs where the weights are."""
+    return np.stack([pair_table(layers, folded, centred) for folded in (True, False)], axis=1)

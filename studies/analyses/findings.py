@@ -1,0 +1,294 @@
+"""What each part of the result says, in plain sentences: one writer for each group, every sentence from its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import xarray as xr
+
+from ...metrics.intervals import bootstrap_interval
+from ..output.phrases import article, count, listed, percent, points
+from .estimate_verdicts import on_estimates
+from .heads import ROLES
+from .patching import verdicts
+from .word_lists import LISTS
+
+REAL = 0.05
+"""False discovery rate up to which an effect is taken for real."""
+CLEAR_NATS = 0.05
+"""Difference in loss between two ablations below which it is not worth a sentence."""
+
+
+def _behaviour(ds: xr.Dataset) -> list[str]:
+    clean = ds.sel(run="clean")
+    before, after = (float(clean[f"accuracy_{when}"].mean()) for when in ("before", "after"))
+    early, late = (float(clean[f"loss_{when}"].mean()) for when in ("before", "after"))
+    low, high = bootstrap_interval(clean["accuracy_after"].values, bounds=(0, 1))
+    broken = float(ds["accuracy_after"].sel(run="corrupted").mean())
+    gain = "The model repeats what it has seen" if after - before > 0.1 else "The model hardly uses the repeat"
+    return [
+        f"{gain}: next-token accuracy is {percent(before)} before the repeat and {percent(after)} after it "
+        f"(95% interval {percent(low)} to {percent(high)}), and the loss goes from {early:.2f} to {late:.2f} nats.",
+        f"Where the first half is replaced so that nothing repeats, accuracy at the same positions is "
+        f"{percent(broken)}.",
+    ]
+
+
+def _heads(ds: xr.Dataset) -> list[str]:
+    return [_role_words(ds, score, role) for score, role in ROLES.items()]
+
+
+def _role_words(ds: xr.Dataset, score: str, role: str) -> str:
+    mean = ds[score].mean("example").values
+    untrained = ds[f"untrained_{score}"]
+    background = (
+        f"chance is {float(ds[f'chance_{score}'].mean()):.2f} and the best of {untrained.size} untrained heads has "
+        f"{float(untrained.max()):.2f}"
+    )
+    named = sorted(
+        ((value, f"L{at[0]}H{at[1]}") for at, value in np.ndenumerate(mean) if ds["role"].values[at] == role),
+        reverse=True,
+    )
+    if named:
+        members = listed(f"{name} ({value:.2f})" for value, name in named)
+        return f"{count(len(named), f'{role} head')} of {mean.size}: {members}; {background}."
+    best_q = float(ds[f"q_{score}"].values.flat[int(mean.argmax())])
+    return (
+        f"No head is {article(role)} {role} head: the highest score is {mean.max():.2f} (q = {best_q:.2f}), and a "
+        f"head needs {float(ds.attrs['threshold']):.2f} with q of at most {float(ds.attrs['alpha']):.2f}; {background}."
+    )
+
+
+def _patterns(ds: xr.Dataset) -> list[str]:
+    shares = []
+    for row, name in enumerate(ds["shown"].values):
+        expected = ds["expected"].values[row]
+        queries = np.flatnonzero(np.isfinite(expected))
+        share = ds["pattern"].values[row, queries, expected[queries].astype(int)].mean()
+        wanted = "the token after the earlier copy" if ds["kind"].values[row] == "induction" else "the token before"
+        shares.append(f"{name} puts {percent(share)} of its attention on {wanted}")
+    return [f"On one short prompt of {ds.sizes['query']} tokens, {listed(shares)}."]
+
+
+def _ablation(ds: xr.Dataset) -> list[str]:
+    change = (ds["loss"] - ds["baseline_loss"].sel(run="clean")).mean("example").transpose("ablation", "layer", "head")
+    real = (ds["loss_effect_q"].transpose(*change.dims) <= REAL).values
+    worst = []
+    for ablation, here, sure in zip(change["ablation"].values, change.values, real, strict=True):
+        layer, head = np.unravel_index(int(here.argmax()), here.shape)
+        if here.max() > 0 and sure[layer, head]:
+            worst.append(f"L{layer}H{head} under {ablation} ablation ({here.max():+.2f} nats)")
+        else:
+            worst.append(f"none beyond noise under {ablation} ablation (largest {here.max():+.2f} nats)")
+    sentences = [f"The single head that costs most: {listed(worst)}."]
+    kinds = list(change["ablation"].values)
+    zero, mean = (change.values[kinds.index(name)] for name in ("zero", "mean"))
+    share = ds["constant_share"].transpose("layer", "head").values
+    signs = np.where(real & (np.abs(change.values) > CLEAR_NATS), np.sign(change.values), 0).astype(int)
+    of_zero, of_mean = (signs[kinds.index(name)] for name in ("zero", "mean"))
+    changed = np.argwhere((of_zero != of_mean) & (np.abs(zero - mean) > CLEAR_NATS))
+    sentences += [
+        f"What L{at[0]}H{at[1]} does depends on the ablation: {VERDICT[of_zero[at]]} under zero "
+        f"({zero[at]:+.2f} nats), {VERDICT[of_mean[at]]} under mean ({mean[at]:+.2f}). "
+        f"{_why(zero[at], mean[at], share[at])}"
+        for at in sorted(map(tuple, changed), key=lambda at: -abs(zero[at] - mean[at]))
+    ]
+    if len(changed) == 0:
+        at = np.unravel_index(int(np.abs(zero - mean).argmax()), zero.shape)
+        sentences.append(
+            "No head's verdict (needed, harmful, or neither) changes between zero and mean ablation: the two differ by "
+            f"at most {abs(zero[at] - mean[at]):.2f} nats (L{at[0]}H{at[1]}, {percent(share[at])} of whose output is "
+            "the same for every prompt)."
+        )
+    return sentences
+
+
+VERDICT = {1: "needed", 0: "not needed", -1: "harmful"}
+
+
+def _why(zero: float, mean: float, share: float) -> str:
+    """Why zero and mean ablation differ, as far as the constant part of the head's output says."""
+    constant = f"{percent(share)} of its output is the same for every prompt"
+    if abs(zero) > abs(mean) and share >= 0.5:
+        return f"{constant}: zeroing takes that constant away from the layers that rely on it, and the mean leaves it."
+    if abs(mean) > abs(zero) and share < 0.5:
+        return f"Only {constant}: the mean is an output that fits few prompts, where zero puts in none."
+    return f"{constant}, which does not explain the difference."
+
+
+def _sets(ds: xr.Dataset) -> list[str]:
+    if "set" not in ds.dims:
+        return []
+    base = float(ds["baseline_accuracy"].sel(run="clean").mean())
+    return [_set_words(ds.sel(set=name), str(name), base) for name in ds["set"].values]
+
+
+def _set_words(here: xr.Dataset, name: str, base: float) -> str:
+    kind = "induction and previous-token" if name == "both" else name.removesuffix(" heads")
+    who = count(len(str(here["heads"].values).split()), f"{kind} head")
+    after = here["accuracy"].mean("example").to_series()
+    ends = listed(f"{percent(after[ablation])} under {ablation} ablation" for ablation in after.index)
+    low, high = (-float(here[f"accuracy_effect_{end}"].sel(ablation="zero")) for end in ("high", "low"))
+    text = (
+        f"Without the {who}, accuracy goes from {percent(base)} to {ends} (zero costs {points(base - after['zero'])}, "
+        f"95% interval {round(100 * low)} to {round(100 * high)})."
+    )
+    return " ".join([text, *(_control_words(here, str(control), base) for control in here["control"].values)])
+
+
+def _control_words(here: xr.Dataset, control: str, base: float) -> str:
+    number = int(here["draws"].sel(control=control))
+    place = "of the same layers" if control == "same layers" else "from all layers"
+    if number == 0:
+        return f"There are not enough other heads {place} for a control (0 sets)."
+    every = int(here["exhaustive"].sel(control=control))
+    kind = (
+        f"all {count(number, 'set')} there {'is' if number == 1 else 'are'}" if every else count(number, "random set")
+    )
+    costs = base - here["control_accuracy"].sel(control=control, ablation="zero").mean("example").dropna("draw").values
+    low, high = np.quantile(costs, [0.025, 0.975])
+    p = float(here["p_accuracy"].sel(control=control, ablation="zero"))
+    floor = f", the smallest that {count(number, 'set')} can give" if np.isclose(p, 1 / (1 + number)) else ""
+    return (
+        f"Zeroing as many other heads {place} ({kind}) costs {points(costs.mean())} on average, 95% of them "
+        f"{round(100 * low)} to {round(100 * high)}, at most {round(100 * costs.max())} (p = {p:.3f}{floor})."
+    )
+
+
+def _patching(ds: xr.Dataset) -> list[str]:
+    sentences = []
+    for direction, start in (("noising", 1.0), ("denoising", 0.0)):
+        ratio = ds[f"{direction}_normalized"].transpose("component", "layer", "head").values
+        if np.isnan(ratio).all():
+            sentences.append(
+                f"By {direction}, nothing can be said: over {ds.sizes['example']} prompts, the clean and the "
+                "corrupted run do not differ in logit difference by more than noise."
+            )
+            continue
+        at = np.unravel_index(int(np.nanargmax(np.abs(ratio - start))), ratio.shape)
+        beyond = ": below 0, so the answer turns to the distractor" if ratio[at] < -0.1 else ""
+        sentences.append(
+            f"By {direction}, the single patch that changes most is {ds['component'].values[at[0]]} of "
+            f"L{at[1]}H{at[2]}: the normalised logit difference goes from {start:.0f} to {ratio[at]:.2f} (0 is the "
+            f"corrupted run, 1 the clean one){beyond}."
+        )
+    if "set_induction" not in ds:
+        return sentences
+    clean_score, clean_answer = float(ds["clean_induction"].mean()), float(ds["clean_logit_diff"].mean())
+    for component, (held, change) in verdicts(ds).items():
+        words = {
+            True: WORDS[component][0],
+            False: WORDS[component][1],
+            None: "cannot be judged (no clear answer before)",
+        }
+        sentences.append(
+            f"Taking {component} of all induction heads from the corrupted run {words[held]}: their induction score "
+            f"goes from {clean_score:.2f} to {change['score']:.2f}, the logit difference from {clean_answer:+.1f} to "
+            f"{change['answer']:+.1f}."
+        )
+    return sentences
+
+
+WORDS = {
+    "q": ("changes little, as predicted", "was predicted to change nothing, and did change something"),
+    "k": (
+        "breaks the attention: as predicted, k carries the pattern",
+        "does not break the attention as predicted",
+    ),
+    "v": (
+        "keeps the attention and swaps the answer for the distractor: as predicted, v carries the token",
+        "does not swap the answer as predicted",
+    ),
+}
+"""What is said of q, k and v where the prediction of the circuit (`patching.PREDICTION`) held, and where it did not."""
+
+
+def _composition(ds: xr.Dataset) -> list[str]:
+    if "pair_mean" not in ds:
+        return ["Composition has no answer: 0 pairs of a previous-token head and an induction head in a later layer."]
+    pair = ds[["pair_mean", "pair_z", "other_mean", "pair_above", "floor_mean"]].to_dataframe()
+    others = bool(np.isfinite(pair["other_mean"]).all())
+    strongest = str(pair["pair_z"].idxmax())
+    each = []
+    for kind, row in pair.iterrows():
+        beside = f"; other pairs {row['other_mean']:.2f}" if others else ""
+        each.append(
+            f"{str(kind).upper()} {row['pair_mean']:.2f} ({row['pair_z']:+.0f} deviations from the random floor of "
+            f"{row['floor_mean']:.2f}{beside})"
+        )
+    above = pair["pair_above"]["k"]
+    feeds = strongest == "k" and pair["pair_z"]["k"] > 3 and (above > 0.9 or not others)
+    verdict = "so they feed the keys" if feeds else "so the weights alone do not show that they feed the keys"
+    text = (
+        f"From previous-token to induction heads, composition is {listed(each)}. {strongest.upper()} stands out most, "
+    )
+    text += verdict
+    text += f": {percent(above)} of the other pairs between those layers have less K-composition." if others else "."
+    return [text, _strongest(ds), _causal_words(ds)]
+
+
+def _strongest(ds: xr.Dataset) -> str:
+    """The strongest single pair of each kind, whatever the heads' roles."""
+    found = []
+    for kind in ds["kind"].values:
+        here = ds["composition"].sel(kind=kind, variant="folded")
+        table = here.transpose("sender_layer", "sender_head", "receiver_layer", "receiver_head").values
+        at = np.unravel_index(int(np.nanargmax(table)), table.shape)
+        found.append(f"{str(kind).upper()} L{at[0]}H{at[1]} to L{at[2]}H{at[3]} ({table[at]:.2f})")
+    return f"The strongest pair of all, by kind: {listed(found)}."
+
+
+def _causal_words(ds: xr.Dataset) -> str:
+    before = float(ds["receiver_induction"].mean())
+    after = ds["ablated_induction"].mean("example").to_series()
+    falls = listed(f"{after[ablation]:.2f} under {ablation} ablation" for ablation in after.index)
+    text = f"without the previous-token heads the score of the induction heads goes from {before:.2f} to {falls}"
+    clear, number = before - after.max() > 0.1, ds.sizes["control_draw"]
+    if number == 0:
+        start = "It is causal, though without a control" if clear else "Not shown to be causal"
+        return f"{start}: {text} (there are 0 sets of other heads to compare with)."
+    control = ds["control_induction"].sel(ablation="zero")
+    start = "It is causal" if clear and after["zero"] < float(control.min()) else "Not shown to be causal"
+    return (
+        f"{start}: {text}; zeroing as many other heads of those layers ({count(number, 'set')}) leaves it at "
+        f"{float(control.min()):.2f} to {float(control.max()):.2f} "
+        f"(p = {float(ds['p_induction'].sel(ablation='zero')):.3f})."
+    )
+
+
+def _words(ds: xr.Dataset) -> list[str]:
+    if "accuracy" not in ds:
+        return [f"Words in context were not run: 0 of {len(LISTS)} lists fit this model's tokenizer."]
+    total = ds.sizes["example"]
+    text = (
+        f"On {count(total, 'short word list')} such as “{ds['prompt'].values[0]}” the model gives the right next word "
+        f"{count(int(ds['accuracy'].sum()), 'time')}."
+    )
+    if total < len(LISTS):
+        text += f" ({len(LISTS) - total} lists do not fit its tokenizer.)"
+    if np.isfinite(float(ds["agreement"])):
+        text += (
+            " Over heads, the rank correlation of how much they look at the right word there with their induction "
+            f"score is {float(ds['agreement']):.2f} (p = {float(ds['agreement_p']):.1e})."
+        )
+    if "ablated_accuracy" in ds:
+        right = ds["ablated_accuracy"].sum("example").to_series()
+        left = listed(f"{count(int(right[ablation]), 'time')} under {ablation} ablation" for ablation in right.index)
+        text += f" Without the induction heads it is right {left}."
+    return [text]
+
+
+WRITERS: Mapping[str, Callable[[xr.Dataset], list[str]]] = {
+    "behaviour": _behaviour,
+    "heads": _heads,
+    "patterns": _patterns,
+    "ablation": _ablation,
+    "sets": _sets,
+    "patching": _patching,
+    "composition": _composition,
+    "words": _words,
+    "estimates/ablation": on_estimates,
+    "estimates/patching": on_estimates,
+}
+"""Group of the result to what writes about it."""

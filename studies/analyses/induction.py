@@ -1,0 +1,270 @@
+"""The flagship study: the whole induction-head analysis of a model, from behaviour to circuit, as one result tree."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import xarray as xr
+
+from ...errors import MOST_DRAWS, MOST_STEPS, DeclarationError, HeadwiseError, ResultError, whole
+from ...interventions.base.hashing import short_hash
+from ...interventions.declare import codec
+from ...interventions.declare.sites import Head
+from ..measuring import executors
+from ..storage import unfinished
+from ..storage.files import as_attrs, exact_facts, provenance
+from ..storage.registry import TASKS
+from ..tasks.tasks import RepeatedTokens
+from . import ablation, behaviour, composition, heads, patching, word_lists
+from .conclusion import conclude
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from ...interventions.models.identity import Identity
+    from ...interventions.models.model import Model
+
+STAGES = {
+    "behaviour": "loss and accuracy by position",
+    "heads": "attention scores of every head",
+    "patterns": "what the top heads attend to",
+    "ablation": "every head ablated",
+    "sets": "sets of heads against random sets",
+    "patching": "q, k and v of every head patched",
+    "composition": "composition between heads",
+    "words": "words in context",
+    "estimates": "estimates from gradients against what was measured",
+}
+TOP = 3
+"""Heads of each kind whose patterns are kept: those with the role, or the best one where none has it."""
+ALPHA = 0.05
+"""False discovery rate for standing out from untrained heads."""
+STEPS = 4
+"""Of the integrated estimates. Eight times as many move those of the shipped model by up to a tenth of the largest."""
+
+
+@dataclass(frozen=True)
+class InductionStudy:
+    """The induction-head analysis of a GPT-2-like model.
+
+    Parameters
+    ----------
+    n, length, seed, bos
+        Of the repeated random tokens: prompts, half length, seed, BOS in front.
+    threshold : float
+        Attention score from which a head counts as a head of that kind.
+    draws : int
+        Random sets of heads of each control.
+    untrained : int
+        Models with random weights that scores are compared with, 20 at least.
+    """
+
+    n: int = 32
+    length: int = 25
+    seed: int = 0
+    bos: bool = False
+    threshold: float = 0.4
+    draws: int = 50
+    untrained: int = 20
+
+    def __post_init__(self) -> None:
+        whole(self.n, "n, the number of prompts,", low=2)  # one prompt has no interval
+        for name, value in vars(self.task).items():
+            if name in ("n", "length", "seed", "bos"):
+                object.__setattr__(self, name, value)
+        object.__setattr__(self, "draws", whole(self.draws, "draws", low=1, high=MOST_DRAWS))
+        object.__setattr__(self, "untrained", whole(self.untrained, "untrained", high=MOST_STEPS))
+        if not isinstance(self.threshold, float | int) or not 0 < self.threshold < 1:
+            raise DeclarationError(f"threshold={self.threshold}: a score lies between 0 and 1")
+        heads.check_untrained(self.untrained, ALPHA)
+
+    @property
+    def task(self) -> RepeatedTokens:
+        """The repeated random tokens it measures on."""
+        return RepeatedTokens(self.n, self.length, self.seed, self.bos)
+
+    def run(
+        self,
+        model: Model,
+        progress: Callable[[str], None] | None = None,
+        *,
+        out: str | os.PathLike[str] | None = None,
+        resume: bool = True,
+        executor: Executor | None = None,
+    ) -> xr.DataTree:
+        """Run the whole analysis.
+
+        Parameters
+        ----------
+        model : Model
+        progress : callable, optional
+            Called with the key of each stage (see `STAGES`) when it starts.
+        out : path, optional
+            NetCDF file to write. Until it is whole, finished stages and passes are kept beside it, and the same call
+            again computes only what is missing: see `headwise.measure`.
+        resume : bool
+            False takes nothing from what is there.
+        executor : concurrent.futures.Executor, optional
+            Runs the passes of its sweeps on workers: see `headwise.measure`. Weights, estimates and untrained models
+            that scores are compared with stay here.
+
+        Returns
+        -------
+        DataTree
+            One group for each stage (``estimates`` holds two, ``ablation`` and ``patching``; it is left out where a
+            server gives no gradients), and the conclusion as JSON text in the attributes.
+        """
+        self.task.draw(model)  # what does not fit the model is refused before any forward pass
+        executors.check_executor(model, executor)
+        heads.check_room(model)
+        from ...interventions.begin import begin
+
+        if out is None:
+            with begin(model, check=False) as call, executors.using(executor):
+                return self._run(model, call.identity, progress)
+        with unfinished.keeping(out, resume) as kept, begin(model, check=False, anew=True) as call:
+            about = {"title": self._title(model), "study": self.to_json(), "task": self._task()}
+            kept.describe(provenance(model, call.identity) | about, call.identity)
+            inputs = short_hash(self.to_json(), json.dumps(exact_facts(model, call.identity)))
+            if (there := kept.finished(inputs, call.identity)) is not None:
+                return there
+
+            sizes = {"layer": model.shape.layers, "head": model.shape.heads}
+
+            def keep(name: str, make: Callable[[], xr.Dataset]) -> xr.Dataset:
+                return kept.stage(f"{inputs}-{name}", make, call.identity, sizes)
+
+            try:
+                with executors.using(executor):
+                    tree = self._run(model, call.identity, progress, keep)
+            except HeadwiseError:
+                raise
+            except (LookupError, ValueError, TypeError, AttributeError) as error:
+                if not kept.taken:
+                    raise
+                raise ResultError(
+                    f"{kept.folder} may hold stages that are not what this study makes ({error}): remove it, or take "
+                    "nothing from it, with resume=False or --fresh"
+                ) from error
+            tree.attrs["inputs"] = inputs
+            kept.finish(tree)
+            return tree
+
+    def _run(
+        self,
+        model: Model,
+        identity: Identity,
+        progress: Callable[[str], None] | None,
+        keep: Callable[[str, Callable[[], xr.Dataset]], xr.Dataset] = lambda name, make: make(),
+    ) -> xr.DataTree:
+        """Run it; `keep` gets each stage's name and what makes it, and gives what was made, now or before."""
+        task = self.task
+        seconds: dict[str, float] = {}
+        parts: dict[str, xr.Dataset] = {}
+
+        def timed(make: Callable[[], xr.Dataset]) -> xr.Dataset:
+            begun = time.monotonic()
+            made = make()
+            return made.assign_attrs(stage_seconds=round(time.monotonic() - begun, 3))
+
+        def stage(name: str, make: Callable[[], xr.Dataset], group: str | None = None) -> None:
+            if progress is not None and group is None:
+                progress(name)
+            made = keep((group or name).replace("/", "-"), lambda: timed(make))
+            seconds[name] = round(seconds.get(name, 0.0) + float(made.attrs.pop("stage_seconds")), 3)
+            parts[group or name] = made if group else made.assign_attrs(long_name=STAGES[name])
+
+        stage("behaviour", lambda: behaviour.by_position(model, task))
+        stage("heads", lambda: self._heads(model))
+        found = {
+            "induction": heads.heads_with(parts["heads"], "induction", "induction"),
+            "previous-token": heads.heads_with(parts["heads"], "previous-token", "previous_token"),
+        }
+        stage("patterns", lambda: behaviour.patterns(model, task, self._shown(parts["heads"])))
+        stage("ablation", lambda: ablation.every_head(model, task))
+        stage("sets", lambda: self._sets(model, found))
+        stage("patching", lambda: self._patching(model, found["induction"]))
+        stage("composition", lambda: self._composition(model, found["previous-token"], found["induction"]))
+        score = parts["heads"]["induction"].mean("example")
+        stage("words", lambda: word_lists.words_in_context(model, found["induction"], score))
+        if model.has_gradients:
+            stage("estimates", xr.Dataset)  # two groups, and nothing beside them: their metrics differ
+        for name, sweep in (("ablation", ablation), ("patching", patching)) if model.has_gradients else ():
+            make = partial(sweep.estimates_of_every_head, model, task, parts[name], STEPS)
+            stage("estimates", make, f"estimates/{name}")
+
+        tree = xr.DataTree.from_dict({f"/{name}": part for name, part in parts.items()})
+        tree.attrs = provenance(model, identity) | as_attrs(
+            {
+                "title": self._title(model),
+                "study": self.to_json(),
+                "task": self._task(),
+                "heads": json.dumps({role: [str(head) for head in members] for role, members in found.items()}),
+                "seconds": round(sum(seconds.values()), 3),
+                "seconds_by_stage": json.dumps(seconds),
+            }
+        )
+        tree.attrs["conclusion"] = json.dumps([asdict(finding) for finding in conclude(tree)])
+        return tree
+
+    def _heads(self, model: Model) -> xr.Dataset:
+        return heads.describe_heads(
+            model, self.task, threshold=self.threshold, alpha=ALPHA, untrained=self.untrained, seed=self.seed
+        )
+
+    def _shown(self, scores: xr.Dataset) -> list[tuple[Head, str]]:
+        shown: dict[Head, str] = {}
+        for kind, role in (("induction", "induction"), ("previous_token", "previous-token")):
+            best = heads.heads_with(scores, role, kind)[:TOP]
+            for head in best or [head for head, _ in heads.ranked(scores[kind].mean("example"), 1)]:
+                shown.setdefault(head, kind)
+        return list(shown.items())
+
+    def _sets(self, model: Model, found: dict[str, list[Head]]) -> xr.Dataset:
+        sets = {f"{role} heads": members for role, members in found.items() if members}
+        if len(sets) > 1:
+            sets["both"] = [head for members in found.values() for head in members]
+        if not sets:
+            return xr.Dataset()
+        return ablation.sets_against_controls(model, self.task, sets, draws=self.draws, seed=self.seed)
+
+    def _patching(self, model: Model, induction: list[Head]) -> xr.Dataset:
+        every = patching.qkv_of_every_head(model, self.task)
+        if not induction:
+            return every
+        return every.merge(patching.qkv_of_set(model, self.task, induction), combine_attrs="override")
+
+    def _composition(self, model: Model, senders: list[Head], receivers: list[Head]) -> xr.Dataset:
+        scores = composition.composition_scores(model, seed=self.seed)
+        pairs = [(one, two) for one in senders for two in receivers if one.layer < two.layer]
+        if not pairs:
+            return scores
+        causal = composition.causal_check(model, self.task, senders, receivers, draws=self.draws, seed=self.seed)
+        return xr.merge(
+            [scores, composition.pair_scores(scores, senders, receivers), causal], combine_attrs="drop_conflicts"
+        )
+
+    def _task(self) -> str:
+        return codec.to_json(self.task, TASKS)
+
+    @staticmethod
+    def _title(model: Model) -> str:
+        return f"Induction heads of {model.name}"
+
+    def to_json(self) -> str:
+        """The study as JSON text."""
+        return codec.to_json(self, {"InductionStudy": InductionStudy})
+
+    @classmethod
+    def from_json(cls, text: str) -> InductionStudy:
+        """The study that `to_json` wrote."""
+        study = codec.from_json(text, {"InductionStudy": cls})
+        if not isinstance(study, cls):
+            raise DeclarationError("this JSON does not hold an InductionStudy")
+        return study

@@ -1,0 +1,115 @@
+"""Words in context: do the same heads fire on short lists of plain words in which one comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+from scipy import stats
+
+from ...errors import DeclarationError
+from ...interventions.declare.sites import Head
+from ...metrics.attention import prefix_matching
+from ...metrics.outputs import accuracy, loss, prob, rank
+from ..measuring.measure import measure
+from ..tasks.tasks import Prompts
+from .ablation import METHODS, ablate
+from .heads import head_scores
+
+if TYPE_CHECKING:
+    from ...interventions.models.model import Model
+
+LISTS = (
+    ("apple banana cherry apple", "banana"),
+    ("red green blue red", "green"),
+    ("dog cat horse dog", "cat"),
+    ("one two three one", "two"),
+    ("king queen prince king", "queen"),
+    ("sun moon star sun", "moon"),
+    ("car bus train car", "bus"),
+    ("bread butter cheese milk bread", "butter"),
+    ("doctor nurse teacher farmer doctor", "nurse"),
+    ("river lake ocean hill river", "lake"),
+    ("lion tiger bear wolf lion", "tiger"),
+    ("summer winter spring summer", "winter"),
+    ("gold silver stone wood sand gold silver", "stone"),
+    ("book pen table chair lamp book pen", "table"),
+)
+"""Prompt and the word that continues it. Every word is written with a space in front, so that tokenizers that care
+give its two occurrences the same token."""
+
+
+def words_in_context(model: Model, heads: Sequence[Head], score: xr.DataArray) -> xr.Dataset:
+    """Run the word lists: whether the answer is right, the same heads fire, and the induction heads are needed.
+
+    Parameters
+    ----------
+    model : Model
+    heads : sequence of Head
+        Induction heads, to ablate.
+    score : DataArray (layer, head)
+        Their score on repeated random tokens, to compare with.
+
+    Returns
+    -------
+    Dataset
+        ``prob``, ``rank``, ``accuracy``, ``loss`` ``(example)``; ``ablated_<same>(ablation, example)`` where there are
+        heads to ablate; ``prefix_matching(layer, head, example)``; ``agreement``, Spearman's rank correlation of its
+        mean with `score` over heads, and ``agreement_p``; ``prompt`` and ``answer`` ``(example)``. Lists that hold a
+        word the model does not know, or an answer that is not one token, are left out and named in the attribute
+        ``left_out``.
+    """
+    usable, left_out = [], []
+    for prompt, answer in LISTS:
+        spaced = " " + prompt
+        try:
+            Prompts((spaced,), (f" {answer}",)).draw(model)
+            usable.append((spaced, f" {answer}"))
+        except DeclarationError:
+            left_out.append(prompt)
+    if not usable:
+        return xr.Dataset(attrs={"left_out": ", ".join(left_out)})
+    prompts = tuple(prompt for prompt, _ in usable)
+    task = Prompts(prompts, tuple(answer for _, answer in usable), others=tuple(map(_turned, prompts)))
+    metrics = (prob, rank, accuracy, loss)
+    what = {method: ablate(heads, method) for method in METHODS if method != "resample"} if heads else None
+    if what and not _enough_for_mean(model, task):
+        what = {"zero": ablate(heads, "zero")}
+    measured = measure(model, task, what, metrics)
+    result = xr.Dataset(
+        coords={"example": measured["example"]}, attrs=measured.attrs | {"left_out": ", ".join(left_out)}
+    )
+    for metric in metrics:
+        result[metric.name] = measured[f"baseline_{metric.name}"].sel(run="clean", drop=True)
+        if what:
+            result[f"ablated_{metric.name}"] = measured[metric.name].rename(condition="ablation")
+    fired = head_scores(model, task, [prefix_matching])
+    result["prefix_matching"] = fired["prefix_matching"]
+    result["chance_prefix_matching"] = fired["chance_prefix_matching"]
+    pair = (score.transpose("layer", "head").values.ravel(), fired["prefix_matching"].mean("example").values.ravel())
+    flat = any(np.ptp(side) == 0 for side in pair)
+    agreement = (np.nan, np.nan) if flat else stats.spearmanr(*pair)
+    result["agreement"] = (
+        (),
+        float(agreement[0]),
+        {"long_name": "rank correlation with repeated random tokens", "units": "1"},
+    )
+    result["agreement_p"] = ((), float(agreement[1]), {"long_name": "p of the rank correlation", "units": "1"})
+    result["prompt"] = ("example", np.asarray([prompt.strip() for prompt, _ in usable], dtype=object))
+    result["answer"] = ("example", np.asarray([answer.strip() for _, answer in usable], dtype=object))
+    return result
+
+
+def _turned(prompt: str) -> str:
+    """A list of the same form that is not evaluated: its different words in the opposite order."""
+    words = prompt.split()
+    different = list(dict.fromkeys(words))
+    turned = dict(zip(different, reversed(different), strict=True))
+    return " " + " ".join(turned[word] for word in words)
+
+
+def _enough_for_mean(model: Model, task: Prompts) -> bool:
+    """Whether each length has two prompts, so that a mean over prompts of that length exists."""
+    return all(len(group.examples) > 1 for group in task.draw(model).groups())

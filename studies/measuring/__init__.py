@@ -1,0 +1,1 @@
+"""measure, capture, compare_estimates: one request becomes one Dataset. Next: `interventions.plan`."""

@@ -1,0 +1,123 @@
+"""capture: activations and attention patterns of a task's prompts, labelled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from ...errors import UnknownNameError, choices
+from ...interventions.base.shape import Shape
+from ...interventions.declare.codec import encode
+from ...interventions.declare.components import Component
+from ...interventions.declare.sites import Head, Site, as_site
+from ...interventions.plan.plan import make_plan
+from ..storage.files import provenance
+from ..storage.registry import TASKS
+from ..tasks.tasks import Task
+from .labels import check_model, check_remote, coordinates, number_dims, task_json
+
+if TYPE_CHECKING:
+    from ...interventions.models.model import Model
+
+Array = np.ndarray[Any, Any]
+
+
+def capture(
+    model: Model,
+    task: Task,
+    sites: Site | Head | Sequence[Site | Head],
+    *,
+    run: str = "clean",
+    remote: bool | None = None,
+    check: bool = True,
+) -> xr.Dataset:
+    """Read activations and attention patterns, without any intervention.
+
+    Parameters
+    ----------
+    model : Model
+    task : Task
+    sites : Site or sequence of Site
+        Such as ``Head(1, 2).pattern`` or ``Layer(0).resid_post``; a bare head stands for its ``z``.
+    run : str
+    remote : bool, optional
+        As for `measure`; of a server, the values of these sites come back and nothing else.
+    check : bool
+        Before the first measurement or capture on a model, check that the table of its family fits it (see
+        `headwise.interventions.selfcheck`).
+
+    Returns
+    -------
+    Dataset
+        One variable for each site, named like ``L1H2_pattern``: dims ``example``, then ``query key`` for patterns,
+        ``position`` and ``d_head`` or ``d_model`` for the rest, with ``head`` before them where the site names a whole
+        layer (``kv_head`` where heads share the keys and values in question). NaN beyond the end of shorter prompts.
+
+    Raises
+    ------
+    ModelError
+        A self-check failed.
+    DeclarationError
+        A site that the model or the prompts do not have.
+    """
+    from ...interventions.begin import begin
+    from ...interventions.run import activations
+    from ...interventions.run.outcome import as_array
+
+    check_model(model)
+    check_remote(model, remote)
+    given = [sites] if isinstance(sites, Site | Head | str) else sites
+    wanted = list(dict.fromkeys(as_site(site) for site in given))
+    batch = task.draw(model)
+    groups = batch.groups()
+    if run not in batch.runs:
+        raise UnknownNameError(f"run={run!r}: the task has the runs {choices(batch.runs)}")
+    make_plan([], model=model.name, shape=model.shape, groups=groups, runs=list(batch.runs), base=run)
+    activations.check_sites(model, wanted, groups)
+    dataset = xr.Dataset(coords=coordinates(model, batch, run))
+    found: dict[Site, list[Array]] = {site: [] for site in wanted}
+    with begin(model, check=check, length=int(batch.lengths.max())) as call:
+        if model.remote:
+            from ...interventions.remote.model import RemoteModel
+
+            assert isinstance(model, RemoteModel)
+            for values in model.capture(wanted, [batch.tokens(run, group) for group in groups]):
+                for site, value in zip(wanted, values, strict=True):
+                    found[site].append(value.numpy())
+        for group in groups if not model.remote else ():
+            points = activations.read_points(model, batch.tokens(run, group), wanted)
+            for site in wanted:
+                found[site].append(as_array(activations.capture_site(model, points, site)))
+    for site, pieces in found.items():
+        dims = _site_dims(site, model.shape)
+        size = [max(piece.shape[axis] for piece in pieces) for axis in range(len(dims))]
+        whole = np.full((len(batch.lengths), *size[1:]), np.nan, dtype=pieces[0].dtype)
+        for group, piece in zip(groups, pieces, strict=True):
+            whole[np.ix_(group.examples, *(range(width) for width in piece.shape[1:]))] = piece
+        array = xr.DataArray(whole, dims=dims, attrs={"long_name": str(site), "units": "1", "site": repr(site)})
+        name = str(site).replace(" ", "_").replace(",", "").replace("-", "m")
+        if site.positions is not None:  # a dimension of its own, since it holds some positions only
+            own = f"{name}_{'query' if 'query' in dims else 'position'}"
+            array = array.rename({own.rsplit("_", 1)[1]: own}).assign_coords({own: list(site.positions)})
+        dataset[name] = array
+    dataset = number_dims(dataset)
+    dataset.attrs = provenance(model, call.identity) | {
+        "run": run,
+        "task": task_json(task),
+        "sites": json.dumps(encode(tuple(wanted), TASKS)),
+    }
+    return dataset
+
+
+def _site_dims(site: Site, shape: Shape) -> tuple[str, ...]:
+    shared = site.component.of_keys and shape.kv_heads < shape.heads
+    head = () if site.head is not None else ("kv_head" if shared else "head",)
+    if site.component is Component.pattern:
+        return ("example", *head, "query", "key")
+    if not site.component.per_head:
+        return ("example", "position", "d_model")
+    return ("example", "position", *head, "d_model" if site.component is Component.head_out else "d_head")

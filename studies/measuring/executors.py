@@ -1,0 +1,347 @@
+"""Pieces of a plan for any `concurrent.futures.Executor`: what travels, what a worker does with it, what comes back.
+
+What travels is declarations and numbers: where the model is opened from, the task and the interventions as JSON, the
+metrics, and which passes to run. A worker opens the model once, checks that it is the same one, and gives values.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, as_completed
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...errors import DeclarationError, HeadwiseError, ModelError
+from ...interventions.base.hashing import short_hash
+from ...interventions.declare.codec import decode, encode
+from ...interventions.plan.passes import ExampleChunk
+from ...metrics.card import Metric
+from ..storage.pass_store import prompts
+from ..storage.registry import TASKS, metric_names
+from .request import set_up
+
+if TYPE_CHECKING:
+    from ...interventions.models.identity import Identity
+    from ...interventions.models.model import Model
+    from ...interventions.plan.plan import Plan
+    from ...interventions.run.outcome import FinishedValues, Inputs, Outcome
+    from .sweep import Sweep
+
+PIECES = 32
+"""Into about so many pieces a plan is cut."""
+LEAST = 4
+"""Passes of a piece at least: each piece reads the runs it starts from again."""
+LOST = {"KilledWorker", "NoWorkerError", "NoValidWorkerError", "CommClosedError", "ClosedClientError"}
+"""What Dask raises where workers or the way to them are gone."""
+_CURRENT: ContextVar[Executor | None] = ContextVar("executor", default=None)
+_OPENING = Lock()
+"""Where workers are threads of one process, one of them opens the model."""
+
+
+@contextmanager
+def using(executor: Executor | None) -> Iterator[None]:
+    """Meanwhile, measurements run on the workers of `executor`, where their model can be opened there."""
+    token = _CURRENT.set(executor)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
+
+
+def current(model: Model) -> Executor | None:
+    """The executor that is being used, for a model that its workers can open."""
+    return None if model.source is None else _CURRENT.get()
+
+
+def check_executor(model: Model, executor: Executor | None, estimator: str = "exact") -> None:
+    """Refuse an executor for an estimate, and for a model that its workers cannot open or that is elsewhere already."""
+    if executor is None:
+        return
+    if estimator != "exact":
+        raise DeclarationError(
+            f"executor=...: estimator={estimator!r} takes few passes, which run here: leave the executor out"
+        )
+    if model.remote:
+        raise DeclarationError(f"executor=...: {model.name} runs on a server, which shares out its passes itself")
+    if model.source is None:
+        raise DeclarationError(
+            f"{model.name} is a module in memory, which workers cannot open: save it in a folder, with its tokenizer, "
+            "and load that"
+        )
+
+
+@dataclass(frozen=True)
+class WorkItem:
+    """A piece of a plan as it travels.
+
+    Attributes
+    ----------
+    model : tuple of (source, revision, device, dtype, trusted, attention)
+        For `headwise.load`, with whether code of the model may run, and the implementation of attention.
+    identity : Identity
+        Of the model here, which a worker has to reproduce.
+    token_hash : str
+        Of the token ids of all prompts.
+    declared : str
+        Task and interventions as JSON.
+    metrics : tuple
+        Names of shipped metrics, and others themselves.
+    base : str
+    budget : int
+        Bytes for all tensors, by which the passes were sized.
+    chunks : tuple of Chunk
+    """
+
+    model: tuple[str, str | None, str, str, bool, str]
+    identity: Identity
+    token_hash: str
+    declared: str
+    metrics: tuple[str | Metric, ...]
+    base: str
+    budget: int
+    chunks: tuple[ExampleChunk, ...]
+
+    @property
+    def key(self) -> str:
+        """A hash of all that its values depend on."""
+        model = json.dumps([self.model, self.identity.exact], sort_keys=True)
+        metrics = [metric if isinstance(metric, str) else metric.name for metric in self.metrics]
+        return short_hash(model, self.token_hash, self.declared, json.dumps(metrics), self.base, repr(self.chunks))
+
+
+def run_on(
+    executor: Executor,
+    work: Sweep,
+    identity: Identity,
+    outcome: Outcome,
+    keep: Callable[[FinishedValues], None],
+    step: Callable[[int], None],
+) -> None:
+    """Run what `outcome` misses on the workers of `executor`.
+
+    Whatever befalls a piece, all others are waited for and kept; only then is it told.
+
+    Parameters
+    ----------
+    executor : concurrent.futures.Executor
+    work : Work
+    identity : Identity
+        Of the model when the call began.
+    outcome : Outcome
+        Gets what comes back.
+    keep : callable
+        Gets each piece of it.
+    step : callable
+        Gets how many forward passes were done.
+
+    Raises
+    ------
+    ModelError
+        Some pieces were lost with their workers, or failed there.
+    HeadwiseError
+        What a worker refused, as it was raised there.
+    """
+    errands = list(cut(work, identity, outcome.missing()))
+    wide = np.float64 if work.model.dtype == "float64" else np.float32
+    for metric in work.setup.metrics:
+        if isinstance(_travelling(metric), str):  # of a metric of one's own, the first piece says it
+            outcome.dtypes.setdefault(metric.name, np.dtype(wide))
+    waiting: dict[Future[list[FinishedValues]], WorkItem] = {}
+    done, errors = 0, []
+    try:
+        not_sent = _send(executor, errands, waiting)
+        for future in as_completed(waiting):
+            try:
+                pieces = _answer(future.result(), waiting[future], outcome)
+            except Exception as error:
+                errors.append(error)
+                continue
+            for piece in pieces:
+                keep(outcome.put(piece))
+            done += outcome.steps(waiting[future].chunks)
+            step(done)
+    finally:
+        for future in waiting:
+            future.cancel()
+    _tell(errors, not_sent, len(errands))
+
+
+def _answer(given: object, errand: WorkItem, outcome: Outcome) -> list[FinishedValues]:
+    """What a worker gave, if it is what it was asked for: each run of its chunks and all conditions, once."""
+    runs = outcome.plan.runs
+    due = [
+        (chunk.group, chunk.examples, run, conditions)
+        for chunk in errand.chunks
+        for run, conditions in [
+            *((run, ()) for run in runs),
+            (None, tuple(number for one in chunk.passes for number in one.conditions)),
+        ]
+        if run is not None or conditions
+    ]
+    pieces: list[Any] = given if isinstance(given, list) else []
+    wrong = "" if isinstance(given, list) else f"a {type(given).__name__}, which is no list of pieces"
+    wrong = wrong or next((told for piece in pieces if (told := outcome.wrong(piece))), "")
+    if not wrong and any(one.answers != errand.key for one in pieces):
+        wrong = "the answer to another question"
+    if not wrong and [(one.group, one.examples, one.run, one.conditions) for one in pieces] != due:
+        wrong = f"{len(pieces)} pieces, which are not the {len(due)} that were due"
+    if wrong:
+        raise ModelError(
+            f"a worker gave what it was not asked for: {wrong}. That is not taken, and with out=... what else came "
+            "back is kept; does the executor give each piece its own answer?"
+        )
+    return pieces
+
+
+def _send(
+    executor: Executor, errands: Sequence[WorkItem], waiting: dict[Future[list[FinishedValues]], WorkItem]
+) -> list[Exception]:
+    """Submit until one is not taken; what that raised, for each errand that was not."""
+    try:
+        for errand in errands:
+            future = executor.submit(run_errand, errand)
+            if not isinstance(future, Future) or future in waiting:
+                raise DeclarationError(
+                    f"executor=...: its submit gives {type(future).__name__}, where a new Future is due for each piece"
+                )
+            waiting[future] = errand
+    except Exception as error:
+        return [error] * (len(errands) - len(waiting))
+    return []
+
+
+def _tell(errors: Sequence[Exception], not_sent: Sequence[Exception], total: int) -> None:
+    """Raise what befell pieces: what headwise refused first, then what failed, then what was lost."""
+    for error in (*errors, *not_sent):
+        if isinstance(error, HeadwiseError):
+            raise error
+    failed = [error for error in errors if not _is_lost(error)]
+    lost = [error for error in errors if _is_lost(error)] + list(not_sent)
+    if failed:
+        raise ModelError(
+            f"a piece failed on a worker: {_line(failed[0])}; {len(failed)} of {total} pieces failed, and with out=... "
+            "what came back is kept"
+        ) from failed[0]
+    if lost:
+        raise ModelError(
+            f"{len(lost)} of {total} pieces were lost with their workers ({_line(lost[0])}); with out=... what came "
+            "back is kept: the same call again, with workers that live, computes the rest"
+        ) from lost[0]
+
+
+def _is_lost(error: Exception) -> bool:
+    """Whether a worker went away, rather than failed at its piece; Dask's errors by name, as it may not be here."""
+    dask = any(kind.__module__.startswith("distributed.") and kind.__name__ in LOST for kind in type(error).__mro__)
+    return dask or isinstance(error, BrokenExecutor | CancelledError | ConnectionError)
+
+
+def _line(error: Exception) -> str:
+    """The kind of an error and the first line of what it says."""
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+
+
+def cut(work: Sweep, identity: Identity, chunks: Sequence[ExampleChunk]) -> Iterator[WorkItem]:
+    """What is left of a plan, in pieces for workers."""
+    model, setup = work.model, work.setup
+    assert model.source is not None
+    known = model.revision not in ("local", "shipped")
+    errand = WorkItem(
+        (
+            model.source,
+            model.revision if known else None,
+            str(model.device),
+            model.dtype,
+            model.trusted,
+            _attention(model),
+        ),
+        identity,
+        _token_hash(setup.plan, work.inputs),
+        json.dumps(encode({"task": work.task, "what": work.what}, TASKS)),
+        tuple(_travelling(metric) for metric in setup.metrics),
+        work.base,
+        setup.plan.budget,
+        (),
+    )
+    size = max(LEAST, math.ceil(sum(len(chunk.passes) for chunk in chunks) / PIECES))
+    for chunk in chunks:
+        for start in range(0, max(1, len(chunk.passes)), size):
+            yield replace(errand, chunks=(replace(chunk, passes=chunk.passes[start : start + size]),))
+
+
+def run_errand(errand: WorkItem) -> list[FinishedValues]:
+    """What a worker does: run a piece of a plan.
+
+    Raises
+    ------
+    ModelError
+        The model cannot be opened, or is another one here, or its tokenizer gives other tokens.
+    """
+    from ...interventions.begin import check_reproduced, turn
+    from ...interventions.run.engine import run_chunks
+    from ...interventions.run.outcome import Outcome
+
+    with _OPENING:
+        model = _opened(*errand.model)
+    shipped = metric_names()
+    declared = decode(json.loads(errand.declared), TASKS)
+    metrics = [shipped[one][1] if isinstance(one, str) else one for one in errand.metrics]
+    with turn(model):
+        check_reproduced(model, errand.identity)
+        task, what = declared["task"], declared["what"]
+        setup = set_up(model, task, what, metrics, base=errand.base, per_position=False, batch_size="auto")
+        inputs = setup.inputs(task, model)
+        if _token_hash(setup.plan, inputs) != errand.token_hash:
+            raise ModelError(
+                f"{model.name} has other tokens for these prompts on a worker than here: workers read the "
+                "tokenizer that lies beside the weights"
+            )
+        plan = replace(setup.plan, chunks=errand.chunks, budget=errand.budget)
+        readers = setup.readers()
+        outcome = Outcome(plan, readers)
+        run_chunks(model, plan.chunks, readers, inputs, outcome, _quiet, _quiet)
+    return [replace(piece, answers=errand.key) for chunk in plan.chunks for piece in outcome.pieces(chunk)]
+
+
+@lru_cache(maxsize=1)
+def _opened(source: str, revision: str | None, device: str, dtype: str, trusted: bool, attention: str) -> Model:
+    from ...interventions.load import load
+
+    model = load(source, revision=revision, device=device, dtype=dtype, trust_remote_code=trusted)
+    if _attention(model) != attention:
+        model.module.set_attn_implementation(attention)
+    return model
+
+
+def _attention(model: Model) -> str:
+    return str(model.module.config._attn_implementation)
+
+
+def _token_hash(plan: Plan, inputs: Inputs) -> str:
+    return short_hash(*(part for group in range(len(plan.groups)) for part in prompts(plan, inputs, group)))
+
+
+def _travelling(metric: Metric) -> str | Metric:
+    """A metric as it travels: shipped ones by name, others whole if they can be pickled."""
+    if metric_names().get(metric.name, ("", None))[1] is metric:
+        return metric.name
+    try:
+        pickle.dumps(metric)
+    except Exception as error:
+        raise DeclarationError(
+            f"the metric {metric.name} cannot travel to workers ({error}): its kernel and prepare must be functions of "
+            "a module that workers can import, not lambdas"
+        ) from None
+    return metric
+
+
+def _quiet(done: object) -> None:
+    """Workers say nothing."""

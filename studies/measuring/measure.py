@@ -1,0 +1,177 @@
+"""measure: a task, interventions and metrics in; a labelled dataset out. Joins the other two packages."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import xarray as xr
+
+from ...interventions.base.hashing import short_hash
+from ...interventions.plan.plan import Plan
+from ...interventions.remote import status_line
+from ...metrics.card import Metric
+from ...metrics.outputs import loss
+from ..storage import unfinished
+from ..storage.files import provenance
+from ..tasks.tasks import Task
+from .executors import check_executor, current, run_on
+from .labels import check_remote
+from .request import What, check_estimable, set_up
+from .sweep import CHECKED, Sweep
+
+if TYPE_CHECKING:
+    from ...interventions.begin import Call
+    from ...interventions.models.model import Model
+
+
+def measure(
+    model: Model,
+    task: Task,
+    what: What = None,
+    metrics: Metric | Sequence[Metric] = (loss,),
+    *,
+    base: str = "clean",
+    per_position: bool = False,
+    batch_size: int | str = "auto",
+    estimator: str = "exact",
+    steps: int = 8,
+    check: bool = True,
+    remote: bool | None = None,
+    progress: Callable[[int, int], None] | bool | None = None,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = True,
+    executor: Executor | None = None,
+) -> xr.Dataset:
+    """Measure what interventions do to a model on a task.
+
+    Parameters
+    ----------
+    model : Model
+        From `headwise.load`.
+    task : Task
+    what : Intervention, mapping of names to interventions, Grid, or None
+        None measures the baseline alone.
+    metrics : Metric or sequence of Metric
+    base : str
+        The run that is intervened on.
+    per_position : bool
+        Keep the values of the logits metrics at each scored position (NaN elsewhere) instead of their mean.
+    batch_size : int or "auto"
+        Rows of one forward pass; ``"auto"`` takes as many as fit the memory, and a pass that runs out of it is done
+        again in halves. No number changes by more than rounding.
+    estimator : {"exact", "gradient", "integrated"}
+        ``"gradient"`` and ``"integrated"`` estimate every condition from a few passes, see
+        `headwise.interventions.run.gradients`: ``base + (new - old) * slope``. The runs as they are stay exact. The
+        integrated estimate moves the edits of one kind, layer and component together, as all heads of a layer.
+    steps : int
+        Steps of the integrated estimate.
+    check : bool
+        Before the first sweep on a model, see on one short prompt that planned passes give what its own forward pass
+        gives (see `headwise.interventions.selfcheck`).
+    remote : bool, optional
+        A model runs where `headwise.load` opened it: here, or on NDIF with ``load(name, remote=True)``. True and False
+        make sure of it. Of a server, metrics come back and no activations; jobs are sent without waiting, and with
+        `out` they are written down beside the finished passes, so that the same call finds them after anything.
+    progress : callable or bool, optional
+        Called with passes done and in all; True and False force a bar on or off; by default a bar is shown in a
+        terminal once the work has taken two seconds.
+    out : path, optional
+        NetCDF file to write. Until it is whole, each finished pass is kept beside it in a folder ``NAME.nc.parts``; the
+        same call again, after the work was stopped or killed, computes only what is missing there, and what is whole
+        already is read and not computed. A file that holds something else is replaced once the new result is whole.
+    resume : bool
+        False takes nothing from what is there.
+    executor : concurrent.futures.Executor, optional
+        Runs the passes on its workers: a pool of processes, a Dask cluster (``client.get_executor()``). Each opens the
+        model itself, from where it was loaded. A worker that dies costs the piece that it was at, and so does one that
+        fails: the others are done, and kept with `out`, before that is told. Not for estimates, which stay here.
+
+    Returns
+    -------
+    Dataset
+        One variable for each metric, with the dims of `what` (none, ``condition``, or the axes of the grid), then
+        ``example`` (and ``position``; for attention metrics ``read_layer``, ``read_head``: the head that was looked
+        at), and ``baseline_<metric>`` with ``run``. Effects are derived: see `headwise.effect`.
+
+    Raises
+    ------
+    DeclarationError, UnknownNameError
+        Something that was asked for does not exist or cannot be; raised before any forward pass, but for a metric
+        whose own kernel gives values of the wrong shape.
+    ModelError
+        A self-check failed, a single prompt needs more memory than there is, or pieces were lost or failed on workers.
+    ResultError
+        `out` cannot be written, or another process is writing it; what was finished is kept.
+    ServerError
+        The server of a remote model cannot be reached, or refuses; the text says what to do.
+    """
+    from ...interventions.begin import begin
+
+    with status_line.quiet(progress is not None and progress is not True):
+        setup = set_up(model, task, what, metrics, base=base, per_position=per_position, batch_size=batch_size)
+        check_remote(model, remote)
+        check_estimable(setup.metrics, estimator, steps, per_position)
+        check_executor(model, executor, estimator)
+        work = Sweep(model, task, what, setup, base, per_position, estimator, steps, check)
+        work.check_request()
+        executor = executor or current(model)
+
+        def spread(call: Call) -> Callable[..., None] | None:
+            return None if executor is None else partial(run_on, executor, work, call.identity)
+
+        if out is None:
+            outer = unfinished.current()  # of a study that this measurement is a part of
+            with begin(model, check=False, anew=outer is not None) as call:
+                return work.run(progress, call, work.keeper(outer, call), spread(call))
+        with unfinished.keeping(out, resume) as kept, begin(model, check=False, anew=True) as call:
+            kept.describe(provenance(model, call.identity) | work.attrs, call.identity)
+            keeper = work.keeper(kept, call)
+            inputs = short_hash(keeper.inputs, json.dumps(work.attrs), str(per_position))
+            if (there := kept.finished(inputs, call.identity)) is not None:
+                if check and there.attrs.get(CHECKED) != "passed":
+                    work.check_model(call)
+                return there.to_dataset()
+            dataset = work.run(progress, call, keeper, spread(call)).assign_attrs(inputs=inputs)
+            kept.finish(dataset)
+            return dataset
+
+
+def plan(
+    model: Model,
+    task: Task,
+    what: What = None,
+    metrics: Metric | Sequence[Metric] = (loss,),
+    *,
+    base: str = "clean",
+    batch_size: int | str = "auto",
+    timed: bool = True,
+) -> Plan:
+    """What `measure` would do with the same arguments, without doing it: ``print(plan(...))`` explains the cost.
+
+    Parameters
+    ----------
+    model, task, what, metrics, base, batch_size
+        As for `measure`.
+    timed : bool
+        Run a few plain forward passes to estimate the time; not where the model is on a server.
+
+    Returns
+    -------
+    Plan
+        ``headwise.interventions.plan.explain.cost(plan)`` gives the figures.
+    """
+    setup = set_up(model, task, what, metrics, base=base, per_position=False, batch_size=batch_size)
+    setup.readers()  # refuses metrics that the task cannot have, as `measure` does
+    if not timed or model.remote:
+        return setup.plan
+    from ...interventions.begin import turn
+    from ...interventions.calibration import speed
+
+    with turn(model):
+        return replace(setup.plan, speed=speed(model, setup.plan, setup.inputs(task, model)))

@@ -1,0 +1,167 @@
+"""From what a user asks for to what the engine takes: conditions, readers and a plan, checked beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ...errors import DeclarationError, check_text
+from ...interventions.declare.edits import Intervention
+from ...interventions.declare.grid import Grid
+from ...interventions.plan.plan import Plan, make_plan
+from ...metrics.card import Metric
+from ..tasks.batch import Batch
+from ..tasks.tasks import Task, reference_tokens
+from .labels import check_model, check_names, task_json
+
+if TYPE_CHECKING:
+    from ...interventions.models.model import Model
+    from ...interventions.run.cache import CompiledMetric
+    from ...interventions.run.outcome import Inputs
+
+What = Intervention | Mapping[str, Intervention] | Grid | None
+Axes = list[tuple[str, tuple[Any, ...]]]
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """Everything that a measurement needs before it runs.
+
+    Attributes
+    ----------
+    metrics : list of Metric
+    axes : list of (name, labels)
+    task : str
+        Its declaration as JSON.
+    batch : Batch
+    plan : Plan
+    """
+
+    metrics: list[Metric]
+    axes: Axes
+    task: str
+    batch: Batch
+    plan: Plan
+
+    def readers(self) -> list[CompiledMetric]:
+        """The metrics as the engine sees them."""
+        from ...interventions.run.cache import CompiledMetric
+
+        batch, groups = self.batch, self.plan.groups
+        return [
+            CompiledMetric(
+                metric.name,
+                metric.kind,
+                metric.kernel,
+                {run: tuple(metric.prepare(batch.facts(run, group)) for group in groups) for run in batch.runs},
+                metric.needs_base,
+                metric.tokens,
+            )
+            for metric in self.metrics
+        ]
+
+    def inputs(self, task: Task, model: Model) -> Inputs:
+        """The prompts as the engine sees them."""
+        from ...interventions.run.outcome import Inputs
+
+        batch, plan = self.batch, self.plan
+        return Inputs(
+            {run: tuple(batch.tokens(run, group) for group in plan.groups) for run in batch.runs},
+            reference_tokens(task, model, plan.base, plan.groups) if plan.uses_reference else (),
+        )
+
+
+def set_up(
+    model: Model,
+    task: Task,
+    what: What,
+    metrics: Metric | Sequence[Metric],
+    *,
+    base: str,
+    per_position: bool,
+    batch_size: int | str,
+) -> Request:
+    """Check what is asked for and lay it out; arguments as for `measure`."""
+    from ...interventions.run import memory
+
+    check_model(model)
+    chosen = chosen_metrics(metrics)
+    axes, interventions = conditions(what)
+    check_names(axes, chosen, per_position)
+    declared = task_json(task)
+    batch = task.draw(model)
+    plan = make_plan(
+        [intervention.edits() for intervention in interventions],
+        model=model.name,
+        shape=model.shape,
+        groups=batch.groups(),
+        runs=list(batch.runs),
+        base=base,
+        batch_size=batch_size,
+        reads_patterns=any(metric.kind == "pattern" for metric in chosen),
+        columns=logits_wanted(chosen),
+        budget=memory.REMOTE_BUDGET if model.remote else memory.budget(model.device),
+        overhead=memory.ACCELERATOR_OVERHEAD if model.remote else memory.overhead(model.device),
+    )
+    return Request(chosen, axes, declared, batch, plan)
+
+
+def logits_wanted(metrics: Sequence[Metric]) -> int | None:
+    """Logits that the metrics look at, at each scored position; None for the whole vocabulary."""
+    outputs = [metric for metric in metrics if metric.kind == "logits"]
+    return sum(len(metric.tokens) for metric in outputs) if all(metric.tokens for metric in outputs) else None
+
+
+def chosen_metrics(given: Metric | Sequence[Metric]) -> list[Metric]:
+    """One metric or several, as a list."""
+    several = isinstance(given, Iterable) and not isinstance(given, str)
+    chosen: list[Any] = list(given) if several else [given]  # type: ignore[arg-type]
+    for metric in chosen:
+        if not isinstance(metric, Metric):
+            raise DeclarationError(f"{metric!r} is no metric: import one from headwise.metrics, such as loss")
+    if not chosen:
+        raise DeclarationError("nothing to measure: name at least one metric, such as loss")
+    if len({metric.name for metric in chosen}) < len(chosen):
+        raise DeclarationError(f"metrics must differ, got {chosen}")
+    return chosen
+
+
+def conditions(what: What) -> tuple[Axes, list[Intervention]]:
+    """Axes (name and coordinates) and interventions in the order of their product."""
+    if what is None:
+        return [], []
+    if isinstance(what, Intervention):
+        return [], [what]
+    if isinstance(what, Grid):
+        return list(what.axes), list(what.interventions)
+    if not isinstance(what, Mapping):
+        raise DeclarationError(f"cannot measure {what!r}: give an intervention, a mapping of names to them, or a Grid")
+    for name, intervention in what.items():
+        if not isinstance(intervention, Intervention):
+            raise DeclarationError(f"{name!r} is {intervention!r}: each condition must be an intervention")
+    if not what:
+        raise DeclarationError("the mapping of conditions is empty; leave it out to measure the baseline alone")
+    names = tuple(map(str, what))
+    for name in names:
+        check_text(name, "the name of the condition")
+    if len(set(names)) < len(names):
+        raise DeclarationError(f"the names of the conditions must differ as text, got {names}")
+    return [("condition", names)], list(what.values())
+
+
+def check_estimable(metrics: Sequence[Metric], estimator: str, steps: int, per_position: bool) -> None:
+    """Refuse an estimator that is not known, or that cannot give what is asked for."""
+    from ...interventions.plan.estimators import check_estimator
+
+    check_estimator(estimator, steps)
+    if estimator == "exact":
+        return
+    for metric in metrics:
+        if metric.kind != "logits" or not metric.differentiable:
+            raise DeclarationError(
+                f"{metric.name} has no gradient estimate: possible are metrics of logits that change smoothly, such as "
+                "loss, logit_diff and prob"
+            )
+    if per_position:
+        raise DeclarationError(f"per_position=True: estimator={estimator!r} gives the mean over scored positions only")

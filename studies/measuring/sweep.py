@@ -1,0 +1,202 @@
+"""The work of a measurement: runs its plan, exactly or as an estimate, and labels what comes out."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import xarray as xr
+
+from ...interventions.declare.codec import encode
+from ...metrics.card import Metric
+from ..output.progress import Progress
+from ..storage.files import card_attrs, provenance
+from ..storage.registry import TASKS
+from ..tasks.batch import Batch
+from ..tasks.tasks import Task
+from .labels import coordinates, labelled, number_dims
+from .request import Request, What
+
+if TYPE_CHECKING:
+    from ...interventions.begin import Call
+    from ...interventions.models.model import Model
+    from ...interventions.run.cache import CompiledMetric
+    from ...interventions.run.outcome import Inputs, Outcome
+    from ..storage.pass_store import PassKeeper
+    from ..storage.unfinished import UnfinishedResult
+
+Array = np.ndarray[Any, Any]
+CHECKED = "self_check"
+"""Attribute that says whether the model passed the self-check."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """A measurement that was checked and laid out; the fields are as for `measure`."""
+
+    model: Model
+    task: Task
+    what: What
+    setup: Request
+    base: str
+    per_position: bool
+    estimator: str
+    steps: int
+    check: bool
+
+    @cached_property
+    def readers(self) -> list[CompiledMetric]:
+        """The metrics as the engine sees them."""
+        return self.setup.readers()
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """The prompts as the engine sees them."""
+        return self.setup.inputs(self.task, self.model)
+
+    @cached_property
+    def attrs(self) -> dict[str, str]:
+        """What was asked for, as NetCDF attributes."""
+        takes = bool(self.setup.plan.sources())
+        return {
+            "base": self.base,
+            "direction": {"clean": "noising", "corrupted": "denoising"}.get(self.base, self.base) if takes else "none",
+            "task": self.setup.task,
+            "interventions": json.dumps(encode(self.what, TASKS)),
+            "metrics": json.dumps([metric.name for metric in self.setup.metrics]),
+            "estimator": self.estimator if self.estimator != "integrated" else f"integrated, {self.steps} steps",
+        }
+
+    def check_request(self) -> None:
+        """Refuse, before any forward pass, what the engine or the estimator cannot do."""
+        from ...interventions.run import engine, gradients
+
+        engine.check_readers(self.setup.plan, self.readers)
+        if self.estimator != "exact":
+            gradients.check_estimable(self.setup.plan, self.readers, self._steps)
+
+    def check_model(self, call: Call) -> None:
+        """Run the self-check, unless this very model has passed it."""
+        from ...interventions import selfcheck
+
+        selfcheck.check_model(self.model, call.identity, int(self.setup.batch.lengths.max()))
+
+    @property
+    def _steps(self) -> int | None:
+        return self.steps if self.estimator == "integrated" else None
+
+    @overload
+    def keeper(self, kept: UnfinishedResult, call: Call) -> PassKeeper: ...
+
+    @overload
+    def keeper(self, kept: UnfinishedResult | None, call: Call) -> PassKeeper | None: ...
+
+    def keeper(self, kept: UnfinishedResult | None, call: Call) -> PassKeeper | None:
+        """Keeps the passes among the parts of a result, where there is one."""
+        if kept is None:
+            return None
+        from ..storage.pass_store import PassKeeper
+
+        whole = self.per_position or not self.model.remote  # of a server, the mean over positions comes back
+        return PassKeeper(kept, self.model, call.identity, self.setup.plan, self.readers, self.inputs, whole)
+
+    def run(
+        self,
+        progress: Callable[[int, int], None] | bool | None,
+        call: Call,
+        keeper: PassKeeper | None,
+        on_workers: Callable[..., None] | None = None,
+    ) -> xr.Dataset:
+        """Do it in a call, on workers where that is given (see `executors.run_on`).
+
+        An estimate, which takes few passes, keeps none of them, and takes no worker.
+        """
+        from ...interventions.calibration import against_float32
+        from ...interventions.run import engine, gradients
+
+        if self.check:
+            self.check_model(call)
+        started = time.monotonic()
+        model, plan, batch, axes = self.model, self.setup.plan, self.setup.batch, self.setup.axes
+        attrs = self.attrs
+        dataset = labelled(coordinates(model, batch, self.base), axes)
+        readers, inputs = self.readers, self.inputs
+        deviation = against_float32(model, plan, readers, inputs)
+        where = None if keeper is None or self.estimator != "exact" else keeper.shards.folder
+        with Progress("measuring", progress, kept=where, total=plan.steps) as bar:
+            if model.remote:
+                outcome = self._elsewhere(bar, keeper)
+            elif self.estimator == "exact":
+                outcome = engine.run_plan(model, plan, readers, inputs, bar.update, keeper, on_workers)
+            else:
+                outcome = gradients.run_estimate(model, plan, readers, inputs, self._steps, bar.update)
+        for metric in self.setup.metrics:
+            dataset = dataset.assign(_variables(metric, outcome, batch, axes, self.per_position))
+        dataset = number_dims(dataset)
+        told = {"seconds": f"{time.monotonic() - started:.3f}", CHECKED: "passed" if self.check else "left out"}
+        dataset.attrs = provenance(model, call.identity) | attrs | told
+        if deviation:
+            dataset.attrs["float32_deviation"] = json.dumps(deviation)
+        return dataset
+
+    def _elsewhere(self, bar: Progress, keeper: PassKeeper | None) -> Outcome:
+        """The same on the server that has the model."""
+        from ...interventions.remote import run as remote
+        from ...interventions.remote.model import RemoteModel
+
+        assert isinstance(self.model, RemoteModel)
+        given = (self.model, self.setup.plan, self.readers, self.inputs)
+        if self.estimator == "exact":
+            return remote.run_plan(*given, bar.update, keeper, positions=self.per_position, say=bar.say)
+        return remote.run_estimate(*given, self._steps, bar.update, positions=self.per_position, say=bar.say)
+
+
+def _variables(
+    metric: Metric, outcome: Outcome, batch: Batch, axes: Sequence[tuple[str, tuple[Any, ...]]], per_position: bool
+) -> dict[str, xr.Variable]:
+    """``<metric>``, with the axes as its first dims, and ``baseline_<metric>``, with ``run``."""
+    groups = batch.groups()
+    dims, place = _layout(metric, batch, per_position)
+    runs = [
+        _assemble(
+            [place(outcome.baseline[metric.name, run, at][None], at) for at in range(len(groups))], batch, groups
+        )[0]
+        for run in batch.runs
+    ]
+    attrs = card_attrs(metric.card, long_name=f"{metric.card.long_name}, no intervention")
+    found = {f"baseline_{metric.name}": xr.Variable(("run", *dims), np.stack(runs), attrs)}
+    if (metric.name, 0) in outcome.values:
+        whole = _assemble([place(outcome.values[metric.name, at], at) for at in range(len(groups))], batch, groups)
+        whole = whole.reshape(*(len(values) for _, values in axes), *whole.shape[1:])
+        found[metric.name] = xr.Variable((*(name for name, _ in axes), *dims), whole, card_attrs(metric.card))
+    return dict(reversed(found.items()))
+
+
+def _layout(metric: Metric, batch: Batch, per_position: bool) -> tuple[tuple[str, ...], Callable[[Array, int], Array]]:
+    """Dims after the conditions, and how a group's ``(condition, example, ...)`` values are brought to them."""
+    groups = batch.groups()
+    if metric.kind == "pattern":
+        return ("example", "read_layer", "read_head"), lambda value, number: value
+    if not per_position:
+        return ("example",), lambda value, number: value.mean(axis=-1)
+
+    def spread(value: Array, number: int) -> Array:
+        whole = np.full((*value.shape[:2], int(batch.lengths.max())), np.nan, dtype=value.dtype)
+        whole[..., list(groups[number].scored)] = value
+        return whole
+
+    return ("example", "position"), spread
+
+
+def _assemble(pieces: list[Array], batch: Batch, groups: Sequence[Any]) -> Array:
+    """Groups ``(condition, example of the group, ...)`` as ``(condition, example, ...)``."""
+    first = pieces[0]
+    whole = np.full((first.shape[0], len(batch.lengths), *first.shape[2:]), np.nan, dtype=first.dtype)
+    for group, piece in zip(groups, pieces, strict=True):
+        whole[:, list(group.examples)] = piece
+    return whole

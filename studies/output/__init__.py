@@ -1,0 +1,1 @@
+"""How text, pages and progress look. Knows no result."""

@@ -1,0 +1,181 @@
+"""Progress in a terminal: nothing for quick work, a bar with rate and time left for the rest; and a clean end.
+
+What ends work from outside is Ctrl-C (SIGINT) and SIGTERM. Python takes either between any two of its steps, also
+between those in which a library takes a lock and sees to its release: an interrupted write, or read, of a NetCDF file
+would leave xarray's lock taken for ever. So both wait while a file is read or written (`undisturbed`), and while a pass
+runs (`Progress`). Imports rich when the bar is shown.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+from ...errors import printable
+from ...signals import ENDING, is_main, pass_on
+
+QUIET_SECONDS = 2.0
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C, taken at the end of a pass; its text says how far the work had come."""
+
+
+class Terminated(Stopped):
+    """SIGTERM, taken as Ctrl-C is."""
+
+
+class Terminating:
+    """Meanwhile SIGTERM unwinds what runs, as Ctrl-C does, and then ends the process as SIGTERM always does.
+
+    Only where it would have ended the process at once, and in the main thread: a handler of the user stays.
+
+    Attributes
+    ----------
+    said : str
+        Printed before the process ends.
+    """
+
+    def __init__(self) -> None:
+        self.said, self.came, self.process, self.ours = "stopped by SIGTERM", False, os.getpid(), False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Handle the signal."""
+        if os.getpid() != self.process:  # a child that was forked meanwhile, as workers are
+            pass_on(signal.SIG_DFL, number, frame)
+        self.came = True
+        raise Terminated
+
+    def __enter__(self) -> Terminating:
+        self.ours = is_main() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        if self.ours:
+            signal.signal(signal.SIGTERM, self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if self.came and os.getpid() == self.process:
+            with suppress(OSError, ValueError, AttributeError):  # nobody reads standard error any more
+                print(printable(f"headwise: {self.said}"), file=sys.stderr, flush=True)
+            signal.raise_signal(signal.SIGTERM)
+
+
+class Progress:
+    """A bar that appears once the work has taken two seconds, if standard error is a terminal.
+
+    Ctrl-C lets the pass that runs come to its end, so that nothing is left half done, and then raises `Stopped`; a
+    second Ctrl-C interrupts at once, unless a file is read or written. So does SIGTERM, within `Terminating`.
+
+    Parameters
+    ----------
+    label : str
+    show : callable or bool, optional
+        A callable gets ``(done, total)`` instead of any bar; True shows the bar at once; False never.
+    unit : str
+        What is counted.
+    kept : path, optional
+        Where finished passes are kept.
+    total : int
+        How many there will be, as far as is known before the first `update`.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        show: Callable[[int, int], None] | bool | None = None,
+        unit: str = "passes",
+        kept: Path | None = None,
+        total: int = 0,
+    ) -> None:
+        self.label, self.unit, self.kept, self.total = label, unit, kept, total
+        self.callback = show if callable(show) else None
+        self.wanted = (sys.stderr is not None and sys.stderr.isatty()) if show is None else show is True
+        self.patience = 0.0 if show is True else QUIET_SECONDS
+        self.started = time.monotonic()
+        self.bar: Any = None
+        self.task: Any = None
+        self.asked = 0
+        self.before: dict[int, Any] = {}
+        self.process = os.getpid()
+        self.said = ""
+
+    def __enter__(self) -> Progress:
+        for number in ENDING if is_main() else ():
+            handler = signal.getsignal(number)
+            if handler is signal.default_int_handler or isinstance(handler, Terminating):
+                self.before[number] = handler
+                signal.signal(number, self._ask)
+        return self
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked or os.getpid() != self.process:
+            pass_on(self.before[number], number, frame)
+        self.asked = number
+        if isinstance(self.before[number], Terminating):
+            self.before[number].came = True
+
+    def update(self, done: int, total: int) -> None:
+        """Say that `done` of `total` passes are done."""
+        if self.callback is not None:
+            self.callback(done, total)
+        elif self.wanted and time.monotonic() - self.started >= self.patience:
+            if self.bar is None:
+                self._open(total)
+            seconds = time.monotonic() - self.started
+            self.bar.update(self.task, completed=done, total=total, rate=f"{done / seconds:.3g} {self.unit}/s")
+        self._stop_if_asked(f"after {done} of {total} {self.unit}")
+
+    def _stop_if_asked(self, when: str) -> None:
+        if self.asked:
+            kept = "nothing of this measurement is kept" if self.kept is None else f"they are kept in {self.kept}"
+            raise self._stopped(f"{when}; {kept}")
+
+    def _stopped(self, when: str) -> Stopped:
+        by_term = isinstance(self.before.get(self.asked), Terminating)
+        return Terminated(f"stopped by SIGTERM {when}") if by_term else Stopped(f"stopped {when}")
+
+    def say(self, text: str) -> None:
+        """Say how work is doing that runs elsewhere, beside what is done."""
+        self.said = text
+        patient = time.monotonic() - self.started < self.patience
+        if self.bar is None and self.callback is None and self.wanted and not patient:
+            self._open(self.total)
+        if self.bar is not None:
+            self.bar.update(self.task, description=printable(f"{self.label} ({text})"))
+        self._stop_if_asked(f"while waiting ({text})")
+
+    def _open(self, total: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+        )
+        self.bar = Bar(*columns, console=Console(stderr=True), transient=True)
+        label = f"{self.label} ({self.said})" if self.said else self.label
+        self.task = self.bar.add_task(printable(label), total=total, rate="")
+        self.bar.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        if self.asked and kind is None:  # asked for during the very last pass: the work is done, the wish is not lost
+            raise self._stopped(f"after the last of the {self.unit}")

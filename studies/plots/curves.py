@@ -1,0 +1,128 @@
+"""Along the sequence, or any other axis of numbers: metrics by position, and by layer and position."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import holoviews as hv
+import numpy as np
+import xarray as xr
+
+from ...errors import DeclarationError
+from ...metrics.intervals import bootstrap_interval
+from ..storage.attributes import number_in
+from .parts.few import marks_few
+from .parts.inputs import dataset_of, listed, names_of, numbers_of
+from .parts.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, dimension, hover, overlay, styled
+
+RUNS = {"clean": (BLUE, "solid"), "corrupted": (ORANGE, "dashed")}
+OTHERS = ((BLUE, "solid"), (ORANGE, "dashed"), (GREEN, "dotdash"), (PURPLE, "dotted"), (SKY, "dashdot"))
+"""Colour and dash of curves: colour is never the only sign."""
+
+
+def by_position(ds: xr.Dataset | xr.DataArray, metric: str | None = None, *, title: str = "") -> Any:
+    """Mean of a metric at each position with its interval, for every run; where the repeat starts is marked.
+
+    Parameters
+    ----------
+    ds : Dataset or DataArray
+        ``<metric>([run,] [example,] position)``; where there are any, ``<metric>_low`` and ``_high``
+        ``([run,] position)``, and the attribute ``repeat_starts``. Without ends of an interval, it is the 95% bootstrap
+        interval over examples.
+    metric : str, optional
+        Needed for a dataset of several variables.
+    title : str
+        What is measured, by default.
+
+    Returns
+    -------
+    holoviews.Overlay
+        An ``Area`` (interval) and a ``Curve`` (``position``, ``mean``) for each run, and a ``VLine`` where the repeat
+        starts.
+    """
+    return along(ds, metric, "position", curves="run", title=title)
+
+
+@marks_few
+def along(
+    ds: xr.Dataset | xr.DataArray, name: str | None, dim: str, *, curves: str | None = None, title: str = ""
+) -> Any:
+    """Mean over examples along any axis of numbers, a curve for each value of another, with intervals.
+
+    Parameters
+    ----------
+    ds : Dataset or DataArray
+        ``<name>(dim[, curves][, example])`` and, where there are any, ``<name>_low`` and ``_high``.
+    name : str, optional
+    dim : str
+        Drawn from left to right, such as ``position``, ``layer`` or ``step``.
+    curves : str, optional
+        A dim of a few values.
+    title : str
+
+    Returns
+    -------
+    holoviews.Overlay
+        See `by_position`.
+    """
+    what = f"by_{dim}"
+    ds, name = dataset_of(ds, what, name)
+    values = ds[name]
+    others = {str(other) for other in values.dims} - {dim, "example", curves}
+    if dim not in values.dims or others:
+        advice = f"select one {sorted(others)[0]} first" if dim in values.dims else f"it has no {dim}"
+        wanted = f"([{curves},] [example,] {dim})" if curves else f"([example,] {dim})"
+        raise DeclarationError(f"{what} draws {wanted}, and {name} has {listed(values.dims) or 'no dims'}: {advice}")
+    shown, across = dimension("mean", values), hv.Dimension(dim)
+    split = curves if curves in values.dims else None
+    labels = names_of(values, split) if split else [""]
+    parts: list[Any] = []
+    ends = [0.0, 0.0]
+    for number, label in enumerate(labels):
+        here = ds.isel({split: number}) if split else ds
+        mean, low, high, sure = _interval(here, name, dim)
+        known = np.isfinite(mean)
+        low, high = (np.where(np.isfinite(end), end, mean)[known] for end in (low, high))
+        at = numbers_of(values, dim)[known]
+        table = {dim: at, "mean": mean[known], "low": low, "high": high}
+        look = RUNS.get(label) or (OTHERS[number % len(OTHERS)] if label else (BLUE, "solid"))
+        band = hv.Area((at, low, high), across, [shown, "high"])
+        curve = hv.Curve(table, across, [shown, "low", "high"], label=label)
+        value = "@mean{0.000} (95%: @low{0.000} to @high{0.000})" if sure else "@mean{0.000}"
+        which = [(str(split), label)] if split else []
+        tips = hover(shown, value, *which, (dim, f"@{{{dim}}}"))
+        parts.append(styled(band, color=look[0], alpha=0.2, line_alpha=0))
+        parts.append(styled(curve, color=look[0], line_dash=look[1], line_width=2, **tips))
+        ends = [min([ends[0], *low]), max([ends[1], *high])]
+    return _framed(parts, ds, dim, shown, ends, title, len(labels) > 1)
+
+
+def _interval(ds: xr.Dataset, name: str, dim: str) -> tuple[Any, Any, Any, bool]:
+    """Mean, low and high along `dim`, and whether the ends are known."""
+    values = ds[name]
+    whole = np.asarray(values.transpose(dim, ...).values, dtype=float)
+    if values.ndim == 1:
+        mean = low = high = whole
+    else:
+        counted = np.isfinite(whole).sum(-1)
+        mean = np.where(counted, np.nansum(whole, -1) / np.maximum(counted, 1), np.nan)
+        low, high = bootstrap_interval(whole)
+    stored = [ds[f"{name}_{end}"] for end in ("low", "high") if f"{name}_{end}" in ds]
+    if len(stored) == 2 and all(end.dims == (dim,) for end in stored):
+        low, high = (np.asarray(end.values, dtype=float) for end in stored)
+    return mean, low, high, values.ndim > 1 or len(stored) == 2
+
+
+def _framed(parts: list[Any], ds: xr.Dataset, dim: str, shown: Any, ends: list[float], title: str, legend: bool) -> Any:
+    """The figure, with a line where the repeat starts."""
+    top, low = ends[1] if ends[1] > ends[0] else ends[0] + 1.0, ends[0]
+    reach = top - low
+    start = number_in(ds.attrs, "repeat_starts")
+    if dim == "position" and start is not None:
+        across = hv.Dimension(dim)
+        note = hv.Labels(([start], [top + 0.06 * reach], [" the repeat starts"]), [across, shown], "text")
+        look = {"text_align": "left", "text_baseline": "bottom", "text_font_size": "11px", "text_color": INK}
+        parts += [styled(hv.VLine(start), color=GREY, line_dash="dashed", line_width=1.5), styled(note, **look)]
+    labels = {"xlabel": dim, "ylabel": shown.pprint_label}
+    limits = (low - (0.06 * reach if low < 0 else 0.0), top + 0.2 * reach)
+    return overlay(parts, width=520, height=340, title=title, ylim=limits, legend_cols=2, show_legend=legend, **labels)

@@ -1,0 +1,116 @@
+"""Words in context: which answers survive without the induction heads, and whether the same heads fire."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import holoviews as hv
+import numpy as np
+import xarray as xr
+
+from .heads import names_of_heads
+from .parts.dots import dots, names_at, row_chart, rows_of, stand_out
+from .parts.inputs import need, per_head
+from .parts.style import BLUE, GREEN, GREY, INK, ORANGE, ROLES, dimension, hover, overlay, styled
+
+LOOKS = {"zero": (ORANGE, "diamond"), "mean": (GREEN, "triangle")}
+TEXTS = ("prompt", "answer", "guess")
+
+
+def words_table(ds: xr.Dataset) -> Any:
+    """One row for each word list: prompt, answer, and the answer's probability and rank.
+
+    Parameters
+    ----------
+    ds : Dataset
+        ``prompt``, ``answer``, ``prob`` ``(example)``; where there are any, ``rank`` and ``guess`` ``(example)`` and
+        ``ablated_prob(ablation, example)``.
+
+    Returns
+    -------
+    holoviews.Table
+    """
+    need(ds, "words_table", "prompt", "answer", "prob")
+    texts: dict[str, Any] = {name: [str(text) for text in ds[name].values] for name in TEXTS if name in ds}
+    numbers = {name: np.asarray(ds[name].values, dtype=float) for name in ("prob", "rank") if name in ds}
+    for method in ds["ablation"].values if "ablated_prob" in ds else ():
+        numbers[f"prob, {method} ablation"] = np.asarray(ds["ablated_prob"].sel(ablation=method).values, dtype=float)
+    return hv.Table(texts | numbers, list(texts), list(numbers))
+
+
+def words_grid(ds: xr.Dataset, *, title: str = "") -> Any:
+    """Probability of the right next word in each list, with the induction heads and without them.
+
+    Parameters
+    ----------
+    ds : Dataset
+        ``prob(example)``, ``prompt``, ``answer``; ``ablated_prob(ablation, example)`` where there were heads to ablate.
+    title : str
+
+    Returns
+    -------
+    holoviews.Overlay
+        ``Points`` for the model as it is and for each ablation, joined by ``Segments``, one row for each list.
+    """
+    need(ds, "words_grid", "prob", "prompt", "answer")
+    prompts, answers = ([str(text) for text in ds[name].values] for name in ("prompt", "answer"))
+    names = [f"{(prompt.split() or [''])[-1]} → {answer}" for prompt, answer in zip(prompts, answers, strict=True)]
+    rows, shown = rows_of(prompts), dimension("prob", ds["prob"])
+    runs: dict[str, tuple[Any, tuple[str, str]]] = {"all heads": (ds["prob"].values, (BLUE, "circle"))}
+    for method in ds["ablation"].values if "ablated_prob" in ds else ():
+        values = ds["ablated_prob"].sel(ablation=method).values
+        runs[f"induction heads: {method} ablation"] = (values, LOOKS.get(str(method), (INK, "square")))
+    every = np.stack([np.asarray(values, dtype=float) for values, _ in runs.values()])
+    joins = hv.Segments((every.min(0), rows, every.max(0), rows), ["low", "row", "high", "row_high"])
+    parts = [styled(joins, color=GREY, line_width=1)]
+    tips = hover(shown, "@prob{0.000}", ("prompt", "@prompt"), ("right word", "@answer"), ("run", "@heads"))
+    for (name, (_, look)), values in zip(runs.items(), every, strict=True):
+        table = {"prob": values, "row": rows, "prompt": prompts, "answer": answers, "heads": [name] * len(prompts)}
+        parts.append(dots(table, [shown, "row"], name, look, 10, **tips))
+    shape: dict[str, Any] = {"width": 560, "height": 160 + 24 * len(prompts), "xlim": (-0.03, 1.03), "legend_cols": 1}
+    return row_chart(parts, shown, names, title=title, **shape)
+
+
+def words_agreement(ds: xr.Dataset, heads_ds: xr.Dataset, *, title: str = "") -> Any:
+    """Each head's prefix-matching on words against its induction score on repeated random tokens.
+
+    Parameters
+    ----------
+    ds : Dataset
+        ``prefix_matching(layer, head, example)``; ``chance_prefix_matching(example)`` where it is there.
+    heads_ds : Dataset
+        ``induction(layer, head[, example])``; ``role(layer, head)`` and ``chance_induction`` where they are there.
+    title : str
+
+    Returns
+    -------
+    holoviews.Overlay
+        ``Points`` for each role, lines at chance, ``Labels`` of heads that stand out.
+    """
+    need(ds, "words_agreement", "prefix_matching")
+    need(heads_ds, "words_agreement", "induction")
+    sides = [per_head(one, "words_agreement") for one in (heads_ds["induction"], ds["prefix_matching"])]
+    names = names_of_heads(sides[0])
+    x, y = (np.asarray(one.values, dtype=float).ravel() for one in sides)
+    roles = ["other"] * x.size
+    if "role" in heads_ds:
+        roles = [str(role) for role in heads_ds["role"].transpose("layer", "head").values.ravel()]
+    axes = [
+        dimension(name, side, f"{side.attrs.get('long_name', name)}, {where}")
+        for name, side, where in zip(("random", "words"), sides, ("random tokens", "words"), strict=True)
+    ]
+    parts = [
+        styled(line(float(source[name].mean())), color=GREY, line_dash="dashed", line_width=1)
+        for line, source, name in ((hv.VLine, heads_ds, "chance_induction"), (hv.HLine, ds, "chance_prefix_matching"))
+        if name in source
+    ]
+    also = (("head", "@name"), ("role", "@role"), (axes[0].label, "@random{0.000}"))
+    tips = hover(axes[1], "@words{0.000}", *also)
+    for role in dict.fromkeys([*(name for name in ROLES if name in roles), *roles]):
+        here = [index for index, one in enumerate(roles) if one == role]
+        table = {"random": x[here], "words": y[here], "name": [names[at] for at in here], "role": [role] * len(here)}
+        parts.append(dots(table, axes, role, ROLES.get(role, (INK, "hex")), 9, alpha=0.85, **tips))
+    parts += names_at(x, y, names, stand_out(x, y, names))
+    ends = {"xlim": (-0.03, 1.08), "ylim": (-0.03, max(1.0, float(np.nanmax(y))) * 1.08)}
+    labels = {"xlabel": axes[0].pprint_label, "ylabel": axes[1].pprint_label}
+    return overlay(parts, width=470, height=460, title=title, legend_cols=3, **ends, **labels)

@@ -1,0 +1,242 @@
+"""The report of a result: one HTML file that opens with the network off. Reads the result, measures nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from ...errors import DeclarationError
+from ...interventions.declare.codec import read_json
+from ..output.page import Page, bullets, number, paragraphs, table
+from ..output.phrases import count
+from ..reproduce.recipe import recipe
+from ..storage.attributes import json_in, number_in, plainly
+from ..storage.files import check_writable, write_beside
+from ..storage.netcdf import reading
+from . import generic, measurement
+from .changes import metrics_in
+from .induction import QUESTION, SECTIONS, Section
+
+
+def write_report(result: xr.DataTree | xr.Dataset, path: str | os.PathLike[str]) -> Path:
+    """Write the report of a result.
+
+    Parameters
+    ----------
+    result : DataTree or Dataset
+        Of a study, of `measure`, or of anything else: from Python, or read with `open_tree`. An induction study gets
+        its own sections, a measurement one for each metric, and every other group one that shows what it holds.
+    path : str or path
+        The HTML file.
+
+    Returns
+    -------
+    Path
+        The file, complete: it is written beside its name and renamed.
+    """
+    target = check_writable(path)
+    source = result.encoding.get("source")
+    with reading(Path(source)) if source else nullcontext():
+        text = render(result, Path(source or target.with_suffix(".nc")).name)
+    return write_beside(target, lambda beside: Path(beside).write_text(text, "utf-8", "replace"))
+
+
+def render(result: xr.DataTree | xr.Dataset, file: str = "result.nc") -> str:
+    """The report as HTML text.
+
+    Parameters
+    ----------
+    result : DataTree or Dataset
+    file : str
+        Name of the file that holds the result, for the lines that run it again.
+    """
+    tree = plainly(result if isinstance(result, xr.DataTree) else xr.DataTree(result))
+    told = _contents(tree)
+    page = Page(told.title)
+    _top(page, told)
+    page.add('<main id="content" tabindex="-1">')
+    _answer(page, told)
+    root = tree.to_dataset()
+    for section in told.sections:
+        page.add(f'<section id="{section.key}"><h2>{escape(section.question)}</h2>')
+        page.add(paragraphs(told.findings.get(section.key, [])))
+        section.fill(page, tree[section.key].to_dataset() if section.key in tree.children else root, tree)
+        page.add("</section>")
+    _what_was_run(page, tree, file)
+    page.add("</main><footer>Written by headwise. Everything in this file is in this file: it loads nothing.</footer>")
+    return page.html()
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a report says, before it is laid out.
+
+    Attributes
+    ----------
+    title, question, lead : str
+    sections : list of Section
+    findings : dict of str to list of str
+        Key of a section (or ``summary``, or ``limits``) to its sentences.
+    """
+
+    title: str
+    question: str
+    lead: str
+    sections: list[Section]
+    findings: dict[str, list[str]] = field(default_factory=dict)
+
+
+def _contents(tree: xr.DataTree) -> Contents:
+    attrs = tree.attrs
+    lead = _lead(attrs)
+    if json_in(attrs, "study", dict).get("type") == "InductionStudy":
+        known = [section for section in SECTIONS if section.key in tree.children]
+        other = generic.sections(tree, tuple(section.key for section in known))
+        title = str(attrs.get("title", "Induction heads"))
+        return Contents(title, QUESTION, lead, known + other, _findings(attrs))
+    root = tree.to_dataset()
+    if not tree.children and metrics_in(root):
+        said = measurement.sentences(root) | {"summary": measurement.summary(root), "limits": measurement.limits(root)}
+        title = str(attrs.get("title", measurement.title(root)))
+        return Contents(title, measurement.question(root), lead, measurement.sections(root), said)
+    sections = generic.sections(tree)
+    said = _findings(attrs) or {section.key: generic.says(tree, section) for section in sections}
+    kind = "Activations" if "sites" in attrs else "Estimates and exact effects" if "estimators" in attrs else "A result"
+    title = str(attrs.get("title", f"{kind} of {attrs['model']}" if "model" in attrs else kind))
+    return Contents(title, str(attrs.get("question", "")), lead, sections, said)
+
+
+def _findings(attrs: Mapping[Any, Any]) -> dict[str, list[str]]:
+    """The sentences that a study stored, by section."""
+    found: dict[str, list[str]] = {}
+    for finding in json_in(attrs, "conclusion", list):
+        if isinstance(finding, dict) and {"group", "text"} <= {*finding}:
+            found.setdefault(str(finding["group"]), []).append(str(finding["text"]))
+    return found
+
+
+def _lead(attrs: Mapping[Any, Any]) -> str:
+    """On what it was done, in a sentence; nothing where the result does not say."""
+    shape, task = json_in(attrs, "model_shape", dict), json_in(attrs, "task", dict)
+    parts = [f"On {attrs['model']}"] if "model" in attrs else []
+    if shape:
+        layers, heads = (number_in(shape, name) or 0 for name in ("layers", "heads"))
+        parts.append(f"{count(int(layers), 'layer')} of {count(int(heads), 'head')}")
+    if task.get("type") == "RepeatedTokens" and {"n", "length", "seed"} <= {*task}:
+        prompts = f"{count(task['n'], 'prompt')} in which {task['length']} random tokens are repeated once"
+        parts.append(f"with {prompts} (seed {task['seed']})")
+    elif task.get("type") == "Prompts" and isinstance(prompts := task.get("prompts"), list) and prompts:
+        parts.append(f"with {count(len(prompts), 'prompt')} of text, such as “{prompts[0]}”")
+    return f"{', '.join(parts)}." if parts else ""
+
+
+def _top(page: Page, told: Contents) -> None:
+    page.add(f"<header><h1>{escape(page.title)}</h1>")
+    page.add(f'<p class="question">{escape(told.question)}</p>' if told.question else "")
+    page.add(f'<p class="lead">{escape(told.lead)}</p>' if told.lead else "")
+    links = [
+        ("answer", "The answer"),
+        *((one.key, one.question) for one in told.sections),
+        ("run", "What was run, and how to run it again"),
+    ]
+    items = "".join(f'<li><a href="#{key}">{escape(name)}</a></li>' for key, name in links)
+    page.add(f'<nav aria-label="Contents"><ol>{items}</ol></nav>')
+    page.add(
+        "<noscript><p><strong>The figures need JavaScript; text and tables do not.</strong></p></noscript></header>"
+    )
+
+
+def _answer(page: Page, told: Contents) -> None:
+    """The summary, what was not shown, and all sentences, folded where there is a summary: sections repeat them."""
+    page.add('<section id="answer"><h2>The answer</h2>')
+    summary, limits = told.findings.get("summary", []), told.findings.get("limits", [])
+    if summary:
+        page.add(f'<div class="summary">{paragraphs(summary)}</div>')
+    else:
+        _by_topic(page, told)
+    if limits:
+        page.add('<div class="not"><h3>What was not shown</h3>', bullets(limits), "</div>")
+    if summary:
+        page.add('<details class="repeated"><summary>All sentences, by topic</summary>')
+        _by_topic(page, told)
+        page.add("</details>")
+    page.add("</section>")
+
+
+def _by_topic(page: Page, told: Contents) -> None:
+    for section in told.sections:
+        if texts := told.findings.get(section.key):
+            page.add(f'<div class="topic"><h3><a href="#{section.key}">{escape(section.topic)}</a></h3>')
+            page.add(bullets(texts), "</div>")
+
+
+PROVENANCE = {
+    "model": "model",
+    "model_revision": "revision",
+    "model_family": "family",
+    "model_shape": "shape",
+    "weight_hash": "hash of the weights",
+    "buffer_hash": "hash of the buffers",
+    "module_hash": "hash of the modules",
+    "tokenizer_hash": "hash of the tokenizer",
+    "configuration": "configuration",
+    "attention": "implementation of attention",
+    "device": "device",
+    "dtype": "number type",
+    "executed": "where it ran",
+    "platform": "platform",
+    "versions": "versions",
+    "created": "when",
+    "seconds": "seconds in all",
+    "study": "study",
+    "task": "task",
+    "base": "run that was intervened on",
+    "direction": "direction of patching",
+    "metrics": "metrics",
+    "estimator": "estimator",
+}
+LONGEST = 600
+"""Characters of a fact that the table shows."""
+
+
+def _what_was_run(page: Page, tree: xr.DataTree, file: str) -> None:
+    attrs = tree.attrs
+    page.add('<section id="run"><h2>What was run, and how to run it again</h2>')
+    rows = [(words, _plain(attrs[key])) for key, words in PROVENANCE.items() if key in attrs]
+    if rows:
+        page.add(table(("what", "value"), rows, long=(1,)))
+    else:
+        page.add("<p>The result does not say what was run: it carries none of the attributes that headwise writes.</p>")
+    if again := recipe(attrs, tree.to_dataset(), file):
+        page.add("<h3>How to run it again</h3>")
+        for words, text in (("On the command line:", again.command), ("In Python:", again.python)):
+            page.add(f'<p>{words}</p><pre tabindex="0"><code>{escape(text)}</code></pre>')
+        page.add(paragraphs(again.notes))
+    seconds = json_in(attrs, "seconds_by_stage", dict)
+    if seconds:
+        names = {key: str(group.attrs.get("long_name", key)) for key, group in tree.children.items()}
+        stages = [(names.get(key, key), number(number_in(seconds, key) or 0.0, ".1f")) for key in seconds]
+        page.add("<h3>Time by stage</h3>", table(("stage", "seconds"), stages))
+    page.add("</section>")
+
+
+def _plain(value: object) -> str:
+    """JSON objects as ``name value`` pairs, everything else as it is."""
+    try:
+        read = read_json(str(value))
+    except DeclarationError:
+        read = value
+    if isinstance(read, dict):
+        pairs = (f"{name} {json.dumps(one) if not isinstance(one, str) else one}" for name, one in read.items())
+        text = ", ".join(pairs)
+    else:
+        text = ", ".join(map(str, read)) if isinstance(read, list) else str(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} … (the rest is in the file)"

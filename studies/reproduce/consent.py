@@ -1,0 +1,156 @@
+"""What a file asks for when it is repeated: priced, compared with what it holds, and agreed to by the user.
+
+A file may come from anybody. What it may have without a word is a shipped model, or one of the Hub, and an amount of
+work that is usual; anything else is said in a line and done only where the user agrees.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+
+from ...errors import ResultError
+from ...interventions.models.locate import locate
+from ...interventions.plan.cost import forward_flops
+from ..tasks.tasks import Prompts, RepeatedTokens
+
+if TYPE_CHECKING:
+    from ...interventions.models.model import Model
+    from ..analyses.induction import InductionStudy
+    from ..tasks.tasks import Task
+
+Agree = bool | Callable[[str], bool]
+MOST_WORK = 3e15
+"""Floating-point operations that need no word: some hours on a CPU, seconds on a GPU."""
+MOST_CONDITIONS = 10**5
+"""Conditions that need none, however small the model is."""
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
+"""Names of models that are no paths; the Hub takes up to 96 letters."""
+REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95}){0,3}")
+
+
+def agree(source: Path, asks: str, yes: Agree) -> None:
+    """Ask the user, where that is possible, whether a file may have what it asks for.
+
+    Parameters
+    ----------
+    source : Path
+        The file.
+    asks : str
+        What it asks for.
+    yes : bool or callable
+        True agrees; a callable gets the question and says whether.
+
+    Raises
+    ------
+    ResultError
+        The user did not agree.
+    """
+    if yes is True or (callable(yes) and yes(f"{source} asks {asks}")):
+        return
+    raise ResultError(
+        f"{source} asks {asks}: that is done only where you agree, with rerun(..., yes=True) or --yes; nothing was run"
+    )
+
+
+def place_of(source: Path, attrs: Mapping[str, Any]) -> tuple[str, str | None, str]:
+    """Where the model of a file is: what `load` takes, the revision, and what has to be agreed to (or nothing).
+
+    Raises
+    ------
+    ResultError
+        It cannot be told, or the file names a path, which is never followed.
+    """
+    name, revision = (str(attrs[key]) for key in ("model", "model_revision"))
+    if revision == "memory":
+        raise ResultError(f"{source} was measured on a module in memory, {name[:80]}: give it as rerun(..., model=...)")
+    if revision == "local":
+        folder = Path(name).name
+        places = [place for place in (Path(folder), source.parent / folder) if folder.strip(".") and _is_model(place)]
+        if not places:
+            raise ResultError(
+                f"{source} was measured on the folder {name[:80]}, and files do not keep where folders are: say where "
+                "it is now, rerun(..., model=...) or --model"
+            )
+        return str(places[0]), None, f"to open the model in the folder {places[0].absolute()}"
+    if not NAME.fullmatch(name) or ".." in name:
+        raise ResultError(
+            f"{source} names the model {name[:80]!r}, which is no shipped one and no Hub id: files do not say which "
+            "folders are opened; give the model as rerun(..., model=...) or --model"
+        )
+    if not REVISION.fullmatch(revision) or ".." in revision:
+        raise ResultError(f"{source} names the revision {revision[:80]!r}, which no model has")
+    _, where, place = locate(name)
+    asks = f"to open the model in the folder {Path(where).absolute()}" if place == "local" else ""
+    return name, None if revision in ("shipped", "main") else revision, asks
+
+
+def _is_model(folder: Path) -> bool:
+    try:
+        return (folder / "config.json").is_file()
+    except (OSError, ValueError):  # no name that a folder can have
+        return False
+
+
+def check_held(task: Task, ds: xr.Dataset) -> None:
+    """Refuse a file that asks for other prompts than it holds values of.
+
+    Raises
+    ------
+    ResultError
+        Says what it asks for and what it holds.
+    """
+    n, tokens = size_of(task)
+    _compare("prompts", n, ds.sizes.get("example", 0))
+    kept = [one for name, one in ds.data_vars.items() if str(name).startswith("baseline_") and "position" in one.dims]
+    if kept and isinstance(task, RepeatedTokens):  # elsewhere it may be some positions, of a grid or a site
+        _compare("tokens in each prompt", tokens, kept[0].sizes["position"])
+
+
+def check_study(study: InductionStudy, stored: xr.DataTree) -> None:
+    """Refuse a file that asks for a larger study than it holds.
+
+    Raises
+    ------
+    ResultError
+        Says what it asks for and what it holds.
+    """
+    held = {
+        "prompts": (study.n, "heads", "example"),
+        "tokens in each prompt": (size_of(study.task)[1], "behaviour", "position"),
+        "untrained models": (study.untrained, "heads", "seed"),
+    }
+    for what, (asked, group, dim) in held.items():
+        sizes = stored[group].to_dataset().sizes if group in stored.children else {}
+        _compare(what, asked, sizes.get(dim, 0))
+
+
+def _compare(what: str, asked: int, held: int) -> None:
+    if asked != held:
+        raise ResultError(f"it asks for {asked} {what} and holds {held}: it contradicts itself")
+
+
+def size_of(task: Task) -> tuple[int, int]:
+    """Prompts of a task, and tokens of each at most, before any is drawn."""
+    if isinstance(task, RepeatedTokens):
+        return task.n, 2 * task.length + task.bos
+    if not isinstance(task, Prompts):
+        raise ResultError(f"its task is no task that comes with headwise: {task!r}")
+    texts = [*task.prompts, *(task.corrupted or ()), *(text for _, run in task.runs for text in run)]
+    return len(task.prompts), 1 + max(len(text.encode()) for text in texts)
+
+
+def check_work(source: Path, model: Model, task: Task, forward: int, yes: Agree) -> None:
+    """Ask the user about work that takes long: so many forward passes of all prompts, at most."""
+    n, tokens = size_of(task)
+    work = forward_flops(model.shape, n, min(tokens, model.shape.context)) * forward
+    if work > MOST_WORK or forward > MOST_CONDITIONS:
+        agree(
+            source,
+            f"for {n} prompts times {forward} conditions on {model.name}, up to {work:.1e} floating-point operations",
+            yes,
+        )

@@ -1,0 +1,172 @@
+"""Passes of a plan as parts on disk: what each depends on, hashed, so that it is found again only by the same work."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from ...interventions.base.hashing import array_bytes, code_hash, short_hash
+from ...interventions.declare.codec import encode, read_json
+from ...interventions.plan.plan import Plan
+from ...interventions.run.outcome import FinishedValues, Inputs
+from .files import exact_facts
+from .registry import TASKS
+from .unfinished import UnfinishedResult
+
+if TYPE_CHECKING:
+    from ...interventions.models.identity import Identity
+    from ...interventions.models.model import Model
+    from ...interventions.run.cache import CompiledMetric
+
+
+class PassKeeper:
+    """Keeps the finished passes of one measurement.
+
+    Parameters
+    ----------
+    shards : Shards
+    model : Model
+    identity : Identity
+        Of the model when the call began.
+    plan : Plan
+    readers : sequence of Reader
+    inputs : Inputs
+    whole : bool
+        Whether values are kept for each scored position, or their mean.
+
+    Attributes
+    ----------
+    groups : list of str
+        For each group of prompts, the hash of everything its numbers depend on but the interventions.
+    conditions : list of str
+        For each condition, the hash of its edits.
+    """
+
+    def __init__(
+        self,
+        shards: UnfinishedResult,
+        model: Model,
+        identity: Identity,
+        plan: Plan,
+        readers: Sequence[CompiledMetric],
+        inputs: Inputs,
+        whole: bool = True,
+    ) -> None:
+        self.shards, self.identity, self.plan = shards, identity, plan
+        patterns = (plan.shape.layers, plan.shape.heads)
+        self.trails: list[dict[str, tuple[int, ...]]] = [
+            {
+                reader.name: patterns if reader.kind == "pattern" else (len(group.scored) if whole else 1,)
+                for reader in readers
+            }
+            for group in plan.groups
+        ]
+        common = json.dumps([exact_facts(model, identity), plan.base] + ([] if whole else ["mean over positions"]))
+        self.groups = [
+            short_hash(common, *prompts(plan, inputs, at), *(_reader(reader, at) for reader in readers))
+            for at in range(len(plan.groups))
+        ]
+        self.conditions = [short_hash(json.dumps(encode(list(edits), TASKS))) for edits in plan.conditions]
+
+    @property
+    def inputs(self) -> str:
+        """The hash of everything that the measurement depends on."""
+        return short_hash(*self.groups, *self.conditions)
+
+    def found(self) -> Iterator[FinishedValues]:
+        """What was kept of the same work."""
+        places: dict[str, list[int]] = {}
+        for number, name in enumerate(self.conditions):
+            places.setdefault(name, []).append(number)
+        for group, start in enumerate(self.groups):
+            for key in self.shards.keys(start):
+                part = self.shards.load(key, self.identity, partial(self._check, key, group))
+                if part is not None:
+                    yield from _pieces(part, group, places)
+
+    def keep(self, piece: FinishedValues) -> None:
+        """Keep a piece."""
+        names = [self.conditions[number] for number in piece.conditions]
+        what = {"examples": list(piece.examples), "run": piece.run or "", "conditions": json.dumps(names)}
+        key = self._key(piece.group, what)
+        if not self.shards.keys(key):
+            values = {name: (_dims(name, piece.run, value.ndim), value) for name, value in piece.values.items()}
+            self.shards.save(key, xr.Dataset(values, attrs=what), self.identity)
+
+    def _key(self, group: int, what: dict[str, Any]) -> str:
+        """The name of what is kept."""
+        return f"{self.groups[group]}-{short_hash(json.dumps(what))}"
+
+    def _check(self, key: str, group: int, part: xr.Dataset) -> None:
+        """Refuse a part that is not what some pass of this plan gives; its values were not read yet.
+
+        Its name says that it is, and the hash in it that nothing was damaged; but names and hashes can be forged.
+        """
+        start, stop = (int(end) for end in np.atleast_1d(part.attrs["examples"]))
+        run, names = str(part.attrs["run"]), read_json(part.attrs["conditions"])
+        what = {"examples": [start, stop], "run": run, "conditions": str(part.attrs["conditions"])}
+        if key != self._key(group, what):
+            raise ValueError("it holds other work than its name says")
+        if not 0 <= start < stop <= len(self.plan.groups[group].examples):
+            raise ValueError(f"it holds the examples {start} to {stop}, which are not there")
+        if not isinstance(names, list) or len({*map(str, names)}) < len(names) or bool(names) == bool(run):
+            raise ValueError("it does not say which conditions it holds")
+        if run and run not in self.plan.runs:
+            raise ValueError(f"it holds the run {run}, which is not there")
+        lead = (stop - start,) if run else (len(names), stop - start)
+        wanted = {name: (*lead, *trail) for name, trail in self.trails[group].items()}
+        found = {str(name): one.shape for name, one in part.variables.items()}
+        if found != wanted or any(one.dims != _dims(name, run, one.ndim) for name, one in part.data_vars.items()):
+            raise ValueError(f"it holds {found}, where {wanted} is asked for")
+        if any(one.dtype not in (np.float32, np.float64) for one in part.variables.values()):
+            raise ValueError("it holds other values than numbers")
+
+
+def _dims(name: object, run: str | None, count: int) -> tuple[str, ...]:
+    """The dims of a variable in a part."""
+    first = ("example",) if run else ("condition", "example")
+    return (*first, *(f"{name}_{axis}" for axis in range(count - len(first))))
+
+
+def _pieces(part: xr.Dataset, group: int, places: dict[str, list[int]]) -> Iterator[FinishedValues]:
+    """What a part that was checked holds of this plan."""
+    start, stop = (int(end) for end in part.attrs["examples"])
+    values = {str(name): part[name].values for name in part.data_vars}
+    if part.attrs["run"]:
+        yield FinishedValues(group, (start, stop), values, part.attrs["run"])
+        return
+    wanted = [
+        (row, number) for row, name in enumerate(read_json(part.attrs["conditions"])) for number in places.get(name, ())
+    ]
+    if wanted:
+        rows = [row for row, _ in wanted]
+        some = {name: value[rows] for name, value in values.items()}
+        yield FinishedValues(group, (start, stop), some, None, tuple(number for _, number in wanted))
+
+
+def prompts(plan: Plan, inputs: Inputs, group: int) -> Iterator[bytes | str]:
+    """Token ids of every run and of the reference draw, and what is scored."""
+    for run in plan.runs:
+        yield run
+        yield array_bytes(inputs.runs[run][group])
+    yield array_bytes(inputs.reference[group]) if inputs.reference else ""
+    yield json.dumps(plan.groups[group].scored)
+
+
+def _reader(reader: CompiledMetric, group: int) -> bytes:
+    """What a metric does to the logits or patterns of a group."""
+    parts: list[bytes | str] = [
+        reader.name,
+        reader.kind,
+        f"{reader.needs_base} {reader.tokens}",
+        code_hash(reader.kernel),
+    ]
+    for run, given in reader.arguments.items():
+        for name, value in given[group].items():
+            parts += [run, name, array_bytes(value)]
+    return short_hash(*parts).encode()

@@ -1,0 +1,1 @@
+"""Prompts, and what counts as right."""

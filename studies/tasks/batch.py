@@ -1,0 +1,72 @@
+"""What a task draws: token ids of each run, and what counts as right. Owns `Batch`; knows no recipe and no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ...errors import check_text
+from ...interventions.base.shape import Group
+from ...metrics.card import PromptFacts
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """The prompts that will be run, and what counts as right.
+
+    Attributes
+    ----------
+    runs : mapping of str to array (example, position)
+        Token ids of each run; beyond ``lengths`` they are filled with 0 and never used.
+    lengths : array (example,)
+        Tokens of each prompt.
+    scored : bool array (example, position)
+        Positions whose next token is judged.
+    targets : array (example, position)
+        The right next token, where scored.
+    own_targets : mapping of str to array (example, position)
+        Runs that are judged on next tokens of their own.
+    distractors : array (example, position), optional
+        A wrong next token to compare it with, where scored.
+    period : int, optional
+        Half length of repeated sequences.
+    start : int
+        Tokens in front of the repeat.
+    """
+
+    runs: Mapping[str, Array]
+    lengths: Array
+    scored: Array
+    targets: Array
+    distractors: Array | None = None
+    period: int | None = None
+    start: int = 0
+    own_targets: Mapping[str, Array] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.runs:
+            check_text(name, "the name of the run")
+
+    def groups(self) -> list[Group]:
+        """The examples by length and scored positions; those of a group run together, so nothing is padded."""
+        together: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+        for example, length in enumerate(self.lengths.tolist()):
+            scored = tuple(np.flatnonzero(self.scored[example]).tolist())
+            together.setdefault((length, scored), []).append(example)
+        return [Group(tuple(examples), length, scored) for (length, scored), examples in sorted(together.items())]
+
+    def tokens(self, run: str, group: Group) -> Array:
+        """Token ids of a run for the examples of a group, ``(example, position)``."""
+        return self.runs[run][list(group.examples), : group.length]
+
+    def facts(self, run: str, group: Group) -> PromptFacts:
+        """What metrics may need to know about a run of a group."""
+        where = np.ix_(group.examples, group.scored)
+        targets = self.own_targets.get(run, self.targets)[where]
+        distractors = None if self.distractors is None else self.distractors[where]
+        return PromptFacts(self.tokens(run, group), group.scored, targets, distractors, self.period, self.start)

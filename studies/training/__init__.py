@@ -1,0 +1,1 @@
+"""The script behind the shipped models."""

@@ -1,0 +1,55 @@
+"""The plan's arithmetic against torch's own count of operations."""
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from headwise.interventions import Grid, Head, Knockout, Layer, Patch, PathPatch, ZeroAblate
+from headwise.interventions.plan.cost import forward_flops
+from headwise.interventions.plan.explain import cost
+from headwise.metrics import induction, logit_diff, loss
+from headwise.studies import RepeatedTokens, measure, plan
+
+TASK = RepeatedTokens(n=2, length=7)
+
+
+def counted(work):
+    """Operations of some work; the fused attention of CPUs is not counted by torch, so it is taken apart."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def grids(model):
+    layers, heads = model.layers, model.heads
+    yield Grid(lambda layer, head: ZeroAblate(Head(layer, head)), layer=layers, head=heads)
+    yield Grid(
+        lambda part, layer, head: Patch(model.read_by(Head(layer, head), part)),
+        part=["q", "k", "v"],
+        layer=layers,
+        head=heads,
+    )
+    yield Grid(lambda layer, at: Patch(Layer(layer).resid_pre.at(at)), layer=layers, at=range(14))
+    yield Grid(lambda layer, head: Knockout(Head(layer, head), 9, 3), layer=layers, head=heads)
+    yield Grid(lambda layer: Patch(Layer(layer).mlp_out) + Patch(Layer(layer).attn_out.at(5)), layer=layers)
+    if len(layers) > 1:
+        yield Grid(lambda head: PathPatch(Head(0, head), Head(len(layers) - 1, 0).k), head=heads)
+        yield Grid(lambda head: PathPatch(Head(0, head), "logits", through_mlps=False), head=heads)
+
+
+@pytest.mark.parametrize("metrics", [[loss], [logit_diff], [induction, loss]], ids=str)
+def test_the_plan_counts_what_runs(random_model, metrics):
+    for grid in grids(random_model):
+        made = cost(plan(random_model, TASK, grid, metrics))
+        alone = counted(lambda: measure(random_model, TASK, None, metrics, check=False))
+        found = counted(lambda grid=grid: measure(random_model, TASK, grid, metrics, check=False)) - alone
+        sources = forward_flops(random_model.shape, 2, 14)
+        assert found == pytest.approx(made.passes, rel=0.05, abs=0.02 * sources), grid
+
+
+def test_a_plain_forward_pass_is_counted_right(random_model):
+    tokens = torch.zeros((3, 11), dtype=torch.long)
+    with torch.no_grad():
+        found = counted(lambda: random_model.module(tokens, use_cache=False))
+    assert found == pytest.approx(forward_flops(random_model.shape, 3, 11), rel=0.02)

@@ -1,0 +1,87 @@
+"""Models of other families on a server: the same numbers, with and without weights where jobs run."""
+
+import numpy as np
+import pytest
+from nnsight.schema.config import CONFIG
+
+import headwise as hw
+from headwise.interventions import Grid, Head, Patch, PathPatch, ZeroAblate, load
+from headwise.interventions.models import locate
+from headwise.metrics import induction, loss
+from headwise.studies import RepeatedTokens, capture, composition_scores, measure
+from tests.oracles import raw_families
+from tests.support.loopback import Loopback
+
+TASK = RepeatedTokens(n=3, length=5)
+NAMES = ("pythia", "llama", "qwen3")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Random models, saved with a tokenizer whose words are numbers."""
+    made = {}
+    for name in NAMES:
+        folder = tmp_path_factory.mktemp(name).resolve()
+        module = raw_families.random_model(name)
+        module.save_pretrained(folder)
+        load._id_tokenizer(module.config.vocab_size).save_pretrained(folder)
+        made[name] = folder
+    return made
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["trusted", "apart"])
+def family_server(request, tmp_path_factory, folders):
+    paths = {str(folder): str(folder) for folder in folders.values()}
+    server = Loopback(tmp_path_factory.mktemp("families"), paths, apart=request.param).start()
+    yield server
+    server.stop()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_family_there_is_the_family_here(family_server, server, folders, name, monkeypatch):
+    monkeypatch.setattr(CONFIG.API, "HOST", family_server.host)
+    there, here = hw.load(folders[name], remote=True), hw.load(folders[name])
+    last = here.shape.layers - 1
+    grid = Grid(lambda part, head: Patch(Head(last, head).site(part)), part=["q", "pattern", "z"], head=here.heads)
+    path = {"path": PathPatch(Head(0, 0), Head(last, 0).q), "zero": ZeroAblate(Head(0, 1))}
+    for what, metrics in ((grid, [loss]), (path, [loss, induction])):
+        found, wanted = (measure(model, TASK, what, metrics) for model in (there, here))
+        for variable in wanted.data_vars:
+            np.testing.assert_allclose(found[variable], wanted[variable], rtol=1e-6, atol=1e-5)
+    for made in (
+        [capture(model, TASK, [Head(0, 1).pattern, Head(last, 0).q]) for model in (there, here)],
+        [composition_scores(model) for model in (there, here)],
+    ):
+        for variable in made[1].data_vars:
+            np.testing.assert_allclose(made[0][variable], made[1][variable], rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module", params=["float16", "bfloat16"])
+def half_server(request, tmp_path_factory):
+    """Weights that are had by calls alone, in half precision: of the shipped model, and of one with large biases."""
+    folder = tmp_path_factory.mktemp("qwen2").resolve()
+    module = raw_families.random_model("qwen2")
+    for block in module.model.layers:
+        for side in "qkv":
+            getattr(block.self_attn, f"{side}_proj").bias.data.mul_(100)
+    module.save_pretrained(folder)
+    load._id_tokenizer(module.config.vocab_size).save_pretrained(folder)
+    shipped = str((locate.SHIPPED / "words-2l").resolve())
+    paths = {str(folder): str(folder), shipped: shipped}
+    server = Loopback(tmp_path_factory.mktemp("half"), paths, apart=True, dtype=request.param).start()
+    yield server, folder, request.param
+    server.stop()
+
+
+def test_weights_had_by_calls_are_right_in_half_precision(half_server, server, monkeypatch):
+    there, folder, dtype = half_server
+    monkeypatch.setattr(CONFIG.API, "HOST", there.host)
+    for name in ("words-2l", folder):
+        models_of = hw.load(name, remote=True), hw.load(name, dtype=dtype)
+        assert [model.dtype for model in models_of] == [dtype] * 2
+        found, wanted = (composition_scores(model) for model in models_of)
+        scores = found["composition"], wanted["composition"]
+        np.testing.assert_array_equal(*(np.isfinite(one) for one in scores))
+        raw, folded = ([one.sel(variant=variant).values for one in scores] for variant in ("raw", "folded"))
+        np.testing.assert_allclose(*raw, atol=1e-4 if dtype == "float16" else 1e-7)
+        np.testing.assert_allclose(*folded, atol=0.01)

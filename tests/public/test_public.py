@@ -1,0 +1,141 @@
+"""What a user meets first: imports that cost nothing, README's example, the wheel, the package's structure."""
+
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import xarray as xr
+
+import headwise as hw
+
+ROOT = Path(hw.__file__).parent
+
+
+def python(code, *arguments):
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("statement", "forbidden"),
+    [
+        ("import headwise", ("torch", "numpy", "xarray", "holoviews", "nnsight", "transformers")),
+        ("from headwise.interventions import Grid, Head, ZeroAblate", ("torch", "xarray", "holoviews", "nnsight")),
+        ("from headwise.studies import RepeatedTokens", ("nnsight", "transformers", "holoviews")),
+        ("from headwise.studies import measure, capture", ("holoviews", "bokeh", "nnsight")),
+        ("from headwise.studies import InductionStudy", ("holoviews", "bokeh", "nnsight", "lightning")),
+    ],
+)
+def test_imports_stay_lazy(statement, forbidden):
+    done = python(f"import sys; {statement}; print([name for name in {forbidden!r} if name in sys.modules])")
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_help_imports_neither_torch_nor_holoviews():
+    code = (
+        "import sys\nfrom headwise.studies.cli.main import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print([name for name in ('torch', 'holoviews', 'xarray', 'numpy') if name in sys.modules])"
+    )
+    done = python(code)
+    assert done.stdout.strip().endswith("[]")
+    assert "headwise induction --model openai-community/gpt2" in done.stdout
+
+
+def test_every_public_name_resolves():
+    for name in hw.__all__:
+        assert getattr(hw, name) is not None
+    assert re.fullmatch(r"\d+\.\d+\.\d+", hw.__version__)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = hw.nothing
+    import headwise.studies as studies
+
+    for name in studies.__all__:
+        assert getattr(studies, name) is not None
+
+
+def blocks():
+    """The Python blocks of README."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def test_the_readme_example_runs_as_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    space = {}
+    exec(compile(blocks()[0], "README.md", "exec"), space)
+    assert space["ds"]["loss"].dims == ("layer", "head", "example")
+    assert space["noised"]["logit_diff"].dims == ("component", "layer", "head", "example")
+    assert space["noised"].attrs["direction"] == "noising"
+    assert space["one"]["loss"].dims == ("condition", "example")
+    (pattern,) = space["patterns"].data_vars.values()
+    assert pattern.dims == ("example", "query", "key")
+    assert (tmp_path / "ablation.nc").stat().st_size > 1000
+
+
+def test_the_readme_explains_a_plan_as_it_is(monkeypatch, capsys):
+    from headwise.interventions.run import memory
+
+    monkeypatch.setattr(memory, "budget", lambda device: memory.DEFAULT_BUDGET)
+    space = {}
+    exec(compile(blocks()[1], "README.md", "exec"), space)
+    assert set(space["ds"]["condition"].values) == {"steer", "half", "blind", "pattern", "path", "direct"}
+    assert space["fast"]["logit_diff"].dims == ("layer", "position", "example")
+    printed = capsys.readouterr().out.strip().splitlines()
+    shown = re.search(r"```\n(words-2l: .*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1).splitlines()
+    timed = [line.startswith("time ") for line in shown]
+    assert timed == [line.startswith("time ") for line in printed]
+    untimed = [[line for line, skip in zip(lines, timed, strict=True) if not skip] for lines in (printed, shown)]
+    assert untimed[0] == untimed[1]
+
+
+def test_the_readme_reads_a_study_back(tmp_path, monkeypatch, words_model):
+    from headwise.studies import InductionStudy
+
+    monkeypatch.chdir(tmp_path)
+    hw.write_netcdf(InductionStudy(n=4, length=8, draws=3).run(words_model), "results/induction-words-2l.nc")
+    block = blocks()[2]
+    space = {}
+    exec(compile(block, "README.md", "exec"), space)
+    assert space["tree"]["heads"]["induction"].dims == ("layer", "head", "example")
+    groups = re.search(r"# groups: ([a-z ]+)", block).group(1).split()
+    assert set(groups) <= set(space["tree"].children)
+    exec(compile(blocks()[3], "README.md", "exec"), space)
+    (entry,) = space["results"]
+    assert (entry.model, entry.study) == ("words-2l", "InductionStudy")
+    table = space["results"].table("ablation/loss", where="effect > 0.5 and layer >= 1", sort="-effect", top=10)
+    assert set(table["name"]) == {"L1H0", "L1H1", "L1H2"}
+    assert table["effect"].is_monotonic_decreasing
+
+
+def test_the_readme_writes_what_can_be_gone_on_with(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    space = {}
+    exec(compile(blocks()[0], "README.md", "exec"), space)
+    exec(compile(blocks()[4], "README.md", "exec"), space)
+    wanted = space["ds"]["loss"]
+    xr.testing.assert_equal(xr.load_dataset("results/heads.nc")["loss"], wanted)
+    exec(compile(blocks()[5], "README.md", "exec"), space)
+    xr.testing.assert_allclose(xr.load_dataset("results/many.nc")["loss"], wanted, atol=1e-6)
+
+
+def test_the_wheel_holds_exactly_the_package_and_its_data(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    sources = {
+        f"headwise/{path.relative_to(ROOT)}"
+        for path in [
+            *ROOT.glob("*.py"),
+            *(p for d in ("interventions", "metrics", "studies") for p in (ROOT / d).rglob("*.py")),
+        ]
+    }
+    data = {f"headwise/{path.relative_to(ROOT)}" for path in (ROOT / "models" / "words-2l").iterdir() if path.is_file()}
+    assert names == sources | data | {"headwise/py.typed"}

@@ -1,0 +1,496 @@
+"""Pictures are tested by what they hold: elements, their data, labels and limits. No pixels."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import holoviews as hv
+import numpy as np
+import pytest
+import xarray as xr
+from bokeh.core.validation import check_integrity
+
+from headwise.errors import DeclarationError, UnknownNameError
+from headwise.interventions import Head
+from headwise.studies import RepeatedTokens, capture, plots
+from headwise.studies.output.page import Page
+from headwise.studies.plots.parts import dots
+
+LAYERS, HEADS = 2, 4
+METHODS = ["zero", "mean", "resample"]
+
+
+def option(element, name, group="plot"):
+    return hv.Store.lookup_options("bokeh", element, group).kwargs.get(name)
+
+
+def of_type(element, kind):
+    return [part for part in element if isinstance(part, kind)]
+
+
+def labelled(element, label):
+    (found,) = [part for part in element if part.label == label]
+    return found
+
+
+@pytest.fixture
+def values():
+    numbers = np.arange(8.0).reshape(LAYERS, HEADS) / 10
+    attrs = {"long_name": "induction score", "units": "1"}
+    return xr.DataArray(numbers, dims=("layer", "head"), name="induction", attrs=attrs)
+
+
+@pytest.fixture
+def ablated():
+    """Two examples, base loss 1; L1H2 costs 3 nats by zero ablation and 0.5 by mean ablation."""
+    loss = np.ones((3, LAYERS, HEADS, 2))
+    loss[0, 1, 2], loss[1, 1, 2], loss[2, 0, 0] = 4.0, 1.5, 0.0
+    share = np.full((LAYERS, HEADS), 0.25)
+    return xr.Dataset(
+        {
+            "loss": (("ablation", "layer", "head", "example"), loss, {"long_name": "cross-entropy", "units": "nat"}),
+            "baseline_loss": (("run", "example"), np.ones((1, 2))),
+            "constant_share": (("layer", "head"), share, {"long_name": "constant share", "units": "1"}),
+        },
+        coords={"ablation": METHODS, "run": ["clean"], "layer": range(LAYERS), "head": range(HEADS)},
+        attrs={"base": "clean"},
+    )
+
+
+def test_head_grid_holds_values_names_and_label(values):
+    grid = plots.head_grid(values, limits=(0, 1))
+    assert isinstance(grid, hv.HeatMap)
+    assert [dim.name for dim in grid.kdims] == ["head", "layer"]
+    held = dict(zip(zip(grid["layer"], grid["head"], strict=True), grid["value"], strict=True))
+    assert held == {(layer, head): values.values[layer, head] for layer in range(LAYERS) for head in range(HEADS)}
+    names = dict(zip(grid["name"], grid["value"], strict=True))
+    assert names["L1H2"] == pytest.approx(0.6)
+    assert grid.vdims[0].label == "induction score"
+    assert grid.vdims[0].unit is None
+    assert option(grid, "clim") == (0, 1)
+    assert set(grid["text"]) == {f"{value:.2f}" for value in values.values.ravel()}
+    assert ("unit", "pure number") in option(grid, "hover_tooltips")
+
+
+def test_head_grid_averages_examples_and_shows_the_unit(values):
+    examples = xr.concat([values - 0.1, values + 0.1], "example").assign_attrs(long_name="loss", units="nat")
+    grid = plots.head_grid(examples)
+    np.testing.assert_allclose(sorted(grid["value"]), sorted(values.values.ravel()))
+    assert grid.vdims[0].pprint_label == "loss (nat)"
+    assert set(grid["unit"]) == {"nat"}
+
+
+def test_scores_are_sequential_and_effects_diverge_around_zero(values):
+    score, effect = plots.head_grid(values), plots.head_grid((values - 0.2).rename("effect_loss"))
+    assert option(score, "clim") == (0.0, pytest.approx(0.7))
+    low, high = option(effect, "clim")
+    assert (low, high) == (pytest.approx(-0.5), pytest.approx(0.5))
+    colours = option(effect, "cmap", "style")
+    assert colours[len(colours) // 2] == "#f7f7f7"
+    assert option(plots.head_grid(values.rename("effect_loss")), "clim")[0] == pytest.approx(-0.7)
+
+
+def test_head_grid_marks_missing_and_writes_only_where_there_is_room(values):
+    grid = plots.head_grid(values.where(values != 0.3))
+    assert np.isnan(grid["value"]).sum() == 1
+    assert "" in grid["text"]
+    assert len(option(grid, "hooks")) == 1
+    large = xr.DataArray(np.zeros((12, 12)), dims=("layer", "head"))
+    assert not option(plots.head_grid(large), "hooks")
+
+
+def test_head_grid_names_the_dimension_it_cannot_draw(values):
+    with pytest.raises(DeclarationError, match="select one ablation first"):
+        plots.head_grid(values.expand_dims(ablation=METHODS))
+    with pytest.raises(DeclarationError, match=r"draw others with hv\.HeatMap"):
+        plots.head_grid(values.isel(layer=0))
+
+
+def test_figures_with_a_fixed_frame_are_valid(values):
+    page = Page("figures")
+    for element in (plots.head_grid(values), plots.attention(attention_dataset(), "L0H3")):
+        page.figure(element, "a figure")
+    assert len(page.models) == 2
+    for model in page.models.values():
+        issues = check_integrity(model.references())
+        assert not issues.error + issues.warning
+
+
+def test_elements_combine_and_take_options(values):
+    grid = plots.head_grid(values)
+    assert len(grid + grid) == 2
+    assert isinstance(grid * hv.VLine(0), hv.Overlay)
+    assert option(grid.opts(title="mine"), "title") == "mine"
+    hv.render(grid + grid, backend="bokeh")
+
+
+def test_ranked_heads_orders_colours_and_compares(values):
+    role = np.full((LAYERS, HEADS), "other", dtype=object)
+    role[1, 3] = "induction"
+    low = values - 0.05
+    ds = xr.Dataset(
+        {
+            "induction": values,
+            "induction_low": low,
+            "induction_high": values + 0.05,
+            "chance_induction": ("example", [0.02, 0.04]),
+            "untrained_induction": (("seed", "layer", "head"), np.full((1, LAYERS, HEADS), 0.11)),
+            "role": (("layer", "head"), role),
+        },
+        attrs={"threshold": 0.4},
+    )
+    ranked = plots.ranked_heads(ds, "induction", top=3)
+    (best,) = [part for part in ranked if part.label == "induction"]
+    assert list(best["name"]) == ["L1H3"]
+    assert list(best["low"]) == [pytest.approx(0.65)]
+    assert list(labelled(ranked, "other")["name"]) == ["L1H2", "L1H1"]
+    assert list(labelled(ranked, "other")["row"]) == [-1.0, -2.0]
+    lines = {part.label: part["score"][0] for part in of_type(ranked, hv.Curve)}
+    assert lines == {"chance, 0.03": pytest.approx(0.03), "best untrained, 0.11": 0.11, "threshold, 0.40": 0.4}
+    bare = plots.ranked_heads(xr.Dataset({"induction": values}), "induction")
+    assert not of_type(bare, hv.Curve)
+    assert len(labelled(bare, "other")) == LAYERS * HEADS
+
+
+def test_by_position_draws_both_runs_and_the_repeat():
+    loss = np.array([[[3.0, 3.0, 1.0, np.nan]] * 2, [[3.0, 3.0, 4.0, np.nan]] * 2])
+    ds = xr.Dataset(
+        {"loss": (("run", "example", "position"), loss, {"long_name": "loss, no intervention", "units": "nat"})},
+        coords={"run": ["clean", "corrupted"], "position": range(4)},
+        attrs={"repeat_starts": 2},
+    )
+    drawn = plots.by_position(ds, "loss")
+    clean = labelled(drawn, "clean")
+    assert list(clean["mean"]) == [3.0, 3.0, 1.0]
+    assert clean.vdims[0].pprint_label == "loss (nat)"
+    assert list(labelled(drawn, "corrupted")["mean"]) == [3.0, 3.0, 4.0]
+    assert of_type(drawn, hv.VLine)[0].data == 2.0
+    assert of_type(drawn, hv.Labels)[0]["text"][0].strip() == "the repeat starts"
+
+
+def attention_dataset():
+    pattern = np.tril(np.full((1, 3, 3), 0.25))
+    pattern[0, 2, 1] = 0.5
+    return xr.Dataset(
+        {
+            "pattern": (("shown", "query", "key"), pattern, {"long_name": "attention", "units": "1"}),
+            "expected": (("shown", "query"), [[np.nan, 0.0, 1.0]]),
+            "kind": ("shown", ["previous_token"]),
+        },
+        coords={"shown": ["L0H3"], "query": range(3), "key": range(3), "token": ("position", [" a", "bb", "a"])},
+    )
+
+
+def test_attention_boxes_stand_around_the_expected_keys():
+    drawn = plots.attention(attention_dataset(), "L0H3")
+    (boxes,) = of_type(drawn, hv.Rectangles)
+    centres = {((left + right) / 2, (bottom + top) / 2) for left, bottom, right, top in boxes.array()}
+    assert centres == {(0.0, 1.0), (1.0, 2.0)}  # (key, query)
+    (grid,) = of_type(drawn, hv.HeatMap)
+    held = {(query, key): weight for query, key, weight in zip(grid["query"], grid["key"], grid["weight"], strict=True)}
+    assert held[2, 1] == 0.5
+    assert np.isnan(held[0, 2])
+    assert option(drawn, "invert_yaxis") is True
+    assert option(drawn, "xticks") == [(0, "a"), (1, "bb"), (2, "a")]
+    assert option(drawn, "title") == "L0H3: 38% in previous-token boxes"
+    tokens = dict(zip(zip(grid["query"], grid["key"], strict=True), grid["to_token"], strict=True))
+    assert tokens[2, 1] == "bb"
+    hv.render(drawn, backend="bokeh")
+
+
+def test_attention_of_an_unknown_head_lists_the_known():
+    with pytest.raises(UnknownNameError, match="there are L0H3"):
+        plots.attention(attention_dataset(), "L9H9")
+    assert len(plots.attention_row(attention_dataset())) == 1
+
+
+def test_ablation_grids_share_one_symmetric_scale(ablated):
+    layout = plots.ablation_grids(ablated, "loss")
+    assert {option(panel, "clim") for panel in layout} == {(-3.0, 3.0)}
+    zero, mean, resample = layout
+    assert zero["value"][list(zero["name"]).index("L1H2")] == 3.0
+    assert mean["value"][list(mean["name"]).index("L1H2")] == 0.5
+    assert resample["value"][list(resample["name"]).index("L0H0")] == -1.0
+    assert zero.vdims[0].pprint_label == "change in cross-entropy (nat)"
+
+
+def test_zero_against_mean_names_the_head_that_stands_out(ablated):
+    drawn = plots.zero_against_mean(ablated, "loss")
+    points = labelled(drawn, "heads")
+    at = list(points["name"]).index("L1H2")
+    assert (points["zero"][at], points["mean"][at], points["share"][at]) == (3.0, 0.5, 0.25)
+    assert [name for part in of_type(drawn, hv.Labels) for name in part["name"]] == ["L1H2"]
+    x, y = labelled(drawn, "equal").array().T
+    assert list(x) == list(y)
+    plots.zero_against_mean(ablated.drop_vars("constant_share"), "loss")
+
+
+def test_sets_against_null_leaves_out_sets_that_were_not_drawn():
+    control = np.full((1, 2, 3, 2, 2), 0.9)
+    control[0, 0, :, 1] = np.nan
+    ds = xr.Dataset(
+        {
+            "accuracy": (("set", "ablation", "example"), np.full((1, 3, 2), 0.25), {"units": "1"}),
+            "baseline_accuracy": (("run", "example"), np.ones((1, 2))),
+            "control_accuracy": (("set", "control", "ablation", "draw", "example"), control),
+            "p_accuracy": (("set", "control", "ablation"), np.full((1, 2, 3), 0.5)),
+        },
+        coords={"set": ["induction heads"], "ablation": METHODS, "control": ["same layers", "all layers"]},
+        attrs={"base": "clean"},
+    ).assign_coords(run=["clean"])
+    (panel,) = plots.sets_against_null(ds, "accuracy")
+    own = labelled(panel, "these heads")
+    np.testing.assert_allclose(own["change"], -0.75)
+    np.testing.assert_allclose(own["p_1"], 0.5)
+    assert len(labelled(panel, "random heads, same layers")) == 3
+    random = labelled(panel, "random heads, all layers")
+    assert len(random) == 6
+    np.testing.assert_allclose(random["change"], -0.1)
+
+
+def patched_dataset():
+    values = np.ones((3, LAYERS, HEADS))
+    values[2, 1, 2] = -1.0
+    attrs = {"long_name": "normalised logit difference", "units": "1"}
+    return xr.Dataset(
+        {
+            "noising_normalized": (("component", "layer", "head"), values, attrs),
+            "set_induction": (("component", "example"), [[0.9, 0.9], [0.1, 0.3], [0.9, 0.9]]),
+            "clean_induction": ("example", [0.9, 0.9]),
+            "set_normalized": ("component", [1.0, 0.1, -0.9]),
+        },
+        coords={"component": ["q", "k", "v"]},
+    )
+
+
+def test_qkv_grids_are_neutral_where_a_patch_changes_nothing():
+    layout = plots.qkv_grids(patched_dataset(), "noising")
+    assert [option(panel, "title") for panel in layout] == ["q, noising", "k, noising", "v, noising"]
+    assert {option(panel, "clim") for panel in layout} == {(-1.0, 3.0)}  # symmetric around 1, the clean run
+    with pytest.raises(UnknownNameError, match="noising and denoising"):
+        plots.qkv_grids(patched_dataset(), "sideways")
+    with pytest.raises(UnknownNameError, match="denoising_normalized"):
+        plots.qkv_grids(patched_dataset(), "denoising")
+
+
+def test_qkv_of_set_shows_pattern_and_answer():
+    pattern, answer = plots.qkv_of_set(patched_dataset())
+    held = labelled(pattern, "patched")
+    assert dict(zip(held["component"], held["score"], strict=True))["k"] == pytest.approx(0.2)
+    assert labelled(pattern, "clean run, 0.90")["score"][0] == pytest.approx(0.9)
+    assert list(labelled(answer, "patched")["answer"]) == [1.0, 0.1, -0.9]
+    assert {"clean run, 1.00", "corrupted run, 0.00"} <= {part.label for part in answer}
+
+
+def composed(layers=2, heads=3):
+    table = np.full((3, layers, heads, layers, heads), np.nan)
+    rng = np.random.default_rng(0)
+    for sender in range(layers):
+        for receiver in range(sender + 1, layers):
+            table[:, sender, :, receiver, :] = rng.uniform(0.0, 0.2, (3, heads, heads))
+    table[1, 0, 1, 1, 2] = 0.5
+    pair = ("sender_layer", "sender_head", "receiver_layer", "receiver_head")
+    return xr.Dataset(
+        {
+            "composition": (("kind", *pair), table, {"long_name": "composition score", "units": "1"}),
+            "floor_mean": ("kind", [0.1] * 3),
+            "floor_sd": ("kind", [0.02] * 3),
+        },
+        coords={"kind": ["q", "k", "v"]} | {name: range(table.shape[1 + at]) for at, name in enumerate(pair)},
+    )
+
+
+def test_composition_matrix_has_only_earlier_into_later():
+    grid = plots.composition_matrix(composed(), "k")
+    assert set(grid["sender"]) == {"L0H0", "L0H1", "L0H2"}
+    assert set(grid["receiver"]) == {"L1H0", "L1H1", "L1H2"}
+    pairs = dict(zip(zip(grid["sender"], grid["receiver"], strict=True), grid["value"], strict=True))
+    assert pairs["L0H1", "L1H2"] == pytest.approx((0.5 - 0.1) / 0.02)
+    low, high = option(grid, "clim")
+    assert low == -high
+    assert grid.vdims[0].unit == "deviations"
+    raw = plots.composition_matrix(composed(), "k", deviations=False)
+    assert max(raw["value"]) == 0.5
+    assert raw.vdims[0].unit is None
+    with pytest.raises(UnknownNameError, match="q, k and v"):
+        plots.composition_matrix(composed(), "o")
+
+
+def test_composition_of_many_heads_keeps_the_named_and_the_strongest():
+    ds = composed(layers=4, heads=12)
+    weakest = ds["composition"].sel(kind="k").max(("receiver_layer", "receiver_head")).argmin(...)
+    name = f"L{int(weakest['sender_layer'])}H{int(weakest['sender_head'])}"
+    grid = plots.composition_matrix(ds, "k", heads=[name])
+    assert len(set(grid["sender"])) <= 16
+    assert name in grid["sender"]
+    assert "L0H1" in grid["sender"]
+    strip = labelled(plots.composition_strip(ds), "a pair of heads")
+    assert 1500 < len(strip) <= 3 * 610
+    assert max(strip["score"]) == 0.5
+
+
+def test_composition_strip_marks_the_pairs():
+    ds = composed().assign(pair_mean=("kind", [0.1, 0.4, 0.1]), pair_z=("kind", [0.0, 15.0, 0.0]))
+    strip = plots.composition_strip(ds)
+    mark = labelled(strip, "mean, previous-token to induction")
+    assert list(mark["score"]) == [0.1, 0.4, 0.1]
+    assert len(labelled(strip, "a pair of heads")) == 27
+    (floor,) = of_type(strip, hv.Rectangles)
+    np.testing.assert_allclose(floor.array()[0, [0, 2]].astype(float), [0.06, 0.14])
+    assert len(plots.composition_strip(composed())) == 2
+
+
+@pytest.mark.parametrize("draws", [0, 3])
+def test_causal_check_with_and_without_controls(draws):
+    ds = xr.Dataset(
+        {
+            "receiver_induction": ("example", [0.9, 1.0], {"long_name": "induction score", "units": "1"}),
+            "ablated_induction": (("ablation", "example"), np.full((3, 2), 0.1)),
+            "control_induction": (("ablation", "control_draw"), np.full((3, draws), 0.9)),
+            "p_induction": ("ablation", [0.25] * 3),
+        },
+        coords={"ablation": METHODS},
+    )
+    drawn = plots.causal_check(ds)
+    np.testing.assert_allclose(labelled(drawn, "without the previous-token heads")["score"], 0.1)
+    assert len(labelled(drawn, "without as many random heads")) == 3 * draws
+    assert labelled(drawn, "before, 0.95")["score"][0] == pytest.approx(0.95)
+    hv.render(drawn, backend="bokeh")
+
+
+def words_dataset(values):
+    return xr.Dataset(
+        {
+            "prob": ("example", [0.9, 0.8], {"long_name": "probability of the target, no intervention", "units": "1"}),
+            "rank": ("example", [0.0, 0.0]),
+            "prompt": ("example", ["sun moon star sun", "car bus train car"]),
+            "answer": ("example", ["moon", "bus"]),
+            "ablated_prob": (("ablation", "example"), [[0.1, 0.2]]),
+            "prefix_matching": values.expand_dims(example=2).rename("prefix_matching"),
+        },
+        coords={"ablation": ["zero"]},
+    )
+
+
+def test_words_show_answers_with_and_without_the_heads(values):
+    ds = words_dataset(values)
+    grid = plots.words_grid(ds)
+    assert list(labelled(grid, "all heads")["prob"]) == [0.9, 0.8]
+    assert list(labelled(grid, "induction heads: zero ablation")["prob"]) == [0.1, 0.2]
+    assert [name for _, name in option(grid, "yticks")] == ["sun → moon", "car → bus"]
+    table = plots.words_table(ds)
+    assert isinstance(table, hv.Table)
+    assert list(table["prob, zero ablation"]) == [0.1, 0.2]
+    assert len(plots.words_grid(ds.drop_vars("ablated_prob").drop_vars("ablation"))) == 2
+
+
+def test_words_agreement_pairs_the_two_scores_of_a_head(values):
+    drawn = plots.words_agreement(words_dataset(values), xr.Dataset({"induction": values}))
+    points = labelled(drawn, "other")
+    assert list(points["random"]) == list(points["words"])
+    assert points.kdims[1].label == "induction score, words"
+
+
+def compared(**changes):
+    """Exact effects 0, 1, 2, ... logits of (component, layer, head); the estimate of L1H2 k has the opposite sign."""
+    exact = np.arange(16.0).reshape(2, LAYERS, HEADS)
+    off = exact.copy()
+    off[0, 1, 2] = -6.0
+    attrs = {"units": "logit", "metric": "logit_diff"}
+    dims = ("component", "layer", "head")
+    return xr.Dataset(
+        {
+            "exact": (dims, exact, attrs | {"long_name": "change in logit difference, exact"}),
+            "estimate": (("estimator", *dims), np.stack([off, exact]), attrs | {"long_name": "change, estimated"}),
+        },
+        coords={"estimator": ["gradient", "integrated"], "component": ["k", "v"], "head": range(HEADS)},
+    ).assign(**changes)
+
+
+def test_estimate_against_exact_names_the_worst_miss_and_says_the_correlation():
+    gradient, integrated = plots.estimate_against_exact(compared())
+    rho = 1 - 6 * (6**2 + 6 * 1**2) / (16 * (16**2 - 1))  # by hand: L1H2 k falls from rank 7 to 1, six rise by one
+    assert option(gradient, "title") == f"gradient: rank correlation {rho:.2f}"
+    assert option(integrated, "title") == "integrated: rank correlation 1.00"
+    assert [name for part in of_type(gradient, hv.Labels) for name in part["name"]] == ["L1H2 k"]
+    assert not of_type(integrated, hv.Labels)
+    points = labelled(gradient, "k")
+    at = list(points["name"]).index("L1H2 k")
+    held = tuple(points[name][at] for name in ("exact", "estimate", "miss", "layer", "head"))
+    assert held == (6.0, -6.0, -12.0, 1, 2)
+    assert len(points) == len(labelled(gradient, "v")) == 8
+    x, y = labelled(gradient, "equal").array().T
+    assert list(x) == list(y)
+    assert option(gradient, "xlim") == option(gradient, "ylim") == option(integrated, "ylim")
+    assert option(gradient, "xlabel") == "change in logit difference, exact (logit)"
+    tips = dict(option(points, "hover_tooltips"))
+    assert {"layer", "head", "component", "exact", "estimate", "unit"} <= set(tips)
+    assert tips["unit"] == "logit"
+    hv.render(gradient, backend="bokeh")
+
+
+def test_estimate_against_exact_draws_other_axes_and_what_is_stored():
+    stored = compared(rank_correlation=("estimator", [0.123, np.nan]))
+    titles = [option(panel, "title") for panel in plots.estimate_against_exact(stored)]
+    assert titles == ["gradient: rank correlation 0.12", "integrated: rank correlation none"]
+    flat = xr.Dataset(
+        {"exact": ("condition", [1.0, -2.0]), "estimate": (("estimator", "condition"), [[1.0, np.nan]])},
+        coords={"condition": ["pair", "prev"], "estimator": ["gradient"]},
+    )
+    (panel,) = plots.estimate_against_exact(flat)
+    assert list(labelled(panel, "conditions")["name"]) == ["pair", "prev"]
+    (panel,) = plots.estimate_against_exact(flat.isel(condition=0, drop=True))
+    assert list(labelled(panel, "conditions")["exact"]) == [1.0]
+    with pytest.raises(UnknownNameError, match="no estimate"):
+        plots.estimate_against_exact(compared().drop_vars("estimate"))
+
+
+def test_names_beside_points_hide_no_other_name():
+    x, y = np.array([0.5, 0.5, 0.5, 0.52, 0.99, 0.0]), np.array([0.5, 0.5, 0.52, 0.5, 0.98, 0.0])
+    names = ["one", "same place", "above", "right", "corner", "far"]
+    parts = dots.names_beside(x, y, names, [0, 1, 2, 3, 4], (0.0, 1.0))
+    found = {name: option(part, "text_align", "style") for part in parts for name in part["name"]}
+    assert "one\nsame place" in found
+    assert found["corner"] == "right"
+    assert "far" not in found
+    places = [(option(part, "text_align", "style"), option(part, "text_baseline", "style")) for part in parts]
+    assert len(set(places)) == len(places) > 1
+
+
+def test_what_is_missing_is_named(values):
+    with pytest.raises(UnknownNameError, match="no pattern"):
+        plots.attention_row(xr.Dataset())
+    with pytest.raises(UnknownNameError, match="ranked_heads needs previous_token"):
+        plots.ranked_heads(xr.Dataset({"induction": values}), "previous_token")
+
+
+def test_importing_pictures_registers_no_backend():
+    code = "import headwise.studies.plots, holoviews as hv; assert not hv.Store.loaded_backends()"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_saved_pictures_load_nothing_and_keep_their_size(tmp_path):
+    values = xr.DataArray(np.arange(16.0).reshape(2, 8), dims=("layer", "head"), name="score")
+    path = plots.save(plots.head_grid(values), tmp_path / "grid.html")
+    text = path.read_text()
+    assert not re.findall(r'<(?:link|img)[^>]*(?:src|href)="https?:', text)
+    assert "default-src 'none'" in text  # the page forbids itself to load anything
+    assert "<title>grid</title>" in text
+    with pytest.raises(DeclarationError, match=r"grid\.jpg: pictures are saved as \.html, \.png and \.svg"):
+        plots.save(plots.head_grid(values), tmp_path / "grid.jpg")
+
+
+def test_attention_draws_what_was_captured(planted):
+    captured = capture(planted, RepeatedTokens(n=2, length=5), [Head(1, 2).pattern])
+    drawn = plots.attention(captured, "L1H2").HeatMap.I
+    wanted = captured["L1H2_pattern"].isel(example=0).values
+    found = {
+        (q, k): w
+        for k, q, w in zip(*(drawn.dimension_values(name) for name in ("key", "query", "weight")), strict=True)
+    }
+    for (query, key), value in np.ndenumerate(wanted):
+        if key <= query:
+            assert found[query, key] == pytest.approx(value, abs=1e-6)
+    assert len(found) == 100

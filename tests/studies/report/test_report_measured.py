@@ -1,0 +1,291 @@
+"""The report of a measurement, and of anything else: sentences, tables and lines that are right."""
+
+import re
+import shlex
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import headwise as hw
+from headwise.interventions import Add, Grid, Head, Knockout, Layer, MeanAblate, Patch, PathPatch, Scale, ZeroAblate
+from headwise.metrics import accuracy, bootstrap_interval, induction, logit_diff, loss, self_attention
+from headwise.studies import Prompts, RepeatedTokens, capture, compare_estimates, measure
+from headwise.studies.output import phrases
+from headwise.studies.report.changes import baseline, changes
+from headwise.studies.report.report import write_report
+from headwise.studies.reproduce.agreement import compare
+from headwise.studies.reproduce.recipe import by_rule, written
+from headwise.studies.reproduce.rerun import rerun
+from tests.support.pages import check_whole, code, shown
+
+TASK = RepeatedTokens(n=3, length=6)
+TEXT = Prompts(["apple banana cherry apple", "red green red"], answers=["banana", "green"])
+
+
+def heads(layers=2, heads=8):
+    return Grid(lambda layer, head: ZeroAblate(Head(layer, head)), layer=range(layers), head=range(heads))
+
+
+def qkv():
+    return Grid(
+        lambda component, layer, head: Patch(Head(layer, head).site(component), "clean"),
+        component=["q", "k", "v"],
+        layer=range(2),
+        head=range(8),
+    )
+
+
+def resid():
+    return Grid(lambda layer, position: Patch(Layer(layer).resid_pre.at(position)), layer=[0, 1], position=[3, 4, 7])
+
+
+MIXED = {
+    "steer": Add(Layer(1).resid_pre.at(-1), [0.25] * 4 + [0.0] * 60),
+    "both": MeanAblate(Head(0, 3)) + Scale(Head(1, 2), 0.5),
+    "blind": Knockout(Head(1, 2), 7, (1, 2)),
+    "path": PathPatch(Head(0, 3), [Head(1, 2).k, "logits"], through_mlps=False),
+}
+MADE = {
+    "baseline": lambda model: measure(model, TASK, None, [loss, induction]),
+    "one": lambda model: measure(model, TASK, ZeroAblate(Head(0, 3)), [loss, self_attention]),
+    "mapping": lambda model: measure(model, TASK, {"half": Scale(Head(1, 2), 0.5), "z": ZeroAblate(Head(0, 3))}, loss),
+    "from the file": lambda model: measure(model, TASK, MIXED, [loss, accuracy]),
+    "qkv": lambda model: measure(model, TASK, qkv(), [logit_diff], base="corrupted"),
+    "resid": lambda model: measure(model, TASK, resid(), [logit_diff, loss]),
+    "by position": lambda model: measure(model, TASK, heads(), [loss], per_position=True),
+    "attention": lambda model: measure(model, TASK, heads(), [induction]),
+    "one prompt": lambda model: measure(model, RepeatedTokens(n=1, length=6), heads(), [loss]),
+    "text": lambda model: measure(model, TEXT, heads(), [loss]),
+    "integrated": lambda model: measure(model, TASK, heads(), [loss], estimator="integrated", steps=2),
+    "captured": lambda model: capture(model, TASK, [Head(1, 2).pattern, Layer(0).mlp_out.at(-1)]),
+    "estimates": lambda model: compare_estimates(model, TASK, heads(), loss, steps=2),
+}
+
+
+@pytest.fixture(scope="module")
+def stored(words_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("measured")
+    found = {}
+    for name, make in MADE.items():
+        ds = make(words_model)
+        hw.write_netcdf(ds, folder / f"{name}.nc")
+        found[name] = (ds, write_report(hw.open_tree(folder / f"{name}.nc"), folder / f"{name}.html"))
+    return found
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_every_measurement_has_a_whole_report(stored, name):
+    ds, path = stored[name]
+    text = path.read_text()
+    outline = check_whole(text)
+    assert path.stat().st_size < 5e6
+    assert {"The answer", "What was run, and how to run it again", "How to run it again"} <= set(outline.headings)
+    assert outline.figures >= 1
+    assert ds.attrs["weight_hash"] in text
+    assert "nan" not in shown(text).lower().split()
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_the_printed_python_gives_the_same_numbers(stored, name, monkeypatch):
+    ds, path = stored[name]
+    command, python = code(path.read_text())
+    monkeypatch.chdir(path.parent)
+    space = {}
+    exec(compile(python, path.name, "exec"), space)
+    again = compare(xr.DataTree(ds), xr.DataTree(space["ds"]))
+    assert again.agrees, str(again)
+    assert again.largest <= 1e-6
+    assert ("hw.open_tree" in python) == (name == "from the file")
+    program, verb, file = shlex.split(command)
+    assert (program, verb) == ("headwise", "rerun")
+    assert rerun(file).agrees
+
+
+def test_the_command_names_the_file_that_the_result_was_read_from(stored, tmp_path):
+    ds, path = stored["one"]
+    other = write_report(hw.open_tree(path.with_suffix(".nc")), tmp_path / "other.html")
+    assert code(other.read_text())[0] == "headwise rerun one.nc"
+    assert str(path.parent) not in other.read_text()
+    fresh = write_report(ds, tmp_path / "it's new.html")
+    assert shlex.split(code(fresh.read_text())[0]) == ["headwise", "rerun", "it's new.nc"]
+
+
+def test_the_answer_says_the_largest_changes_with_their_intervals(stored):
+    ds, path = stored["one"]
+    text = shown(path.read_text())
+    values = hw.effect(ds, "loss").values.astype(float)
+    low, high = bootstrap_interval(values)
+    said = f"is {values.mean():+#.3g} nats, 95% interval {low:+#.3g} to {high:+#.3g}, from"
+    assert f"The change of the next-token cross-entropy {said}" in text
+    assert "Its 95% interval over 3 prompts excludes 0." in text
+    assert "What does zero ablation of words-2l change in next-token cross-entropy and current-token score?" in text
+
+
+def by_hand(values, base=None):
+    """A measurement built by hand: one metric, effects as given, ``(head, example)``, on a baseline of 1."""
+    values = np.asarray(values, dtype=float)
+    base = np.ones(values.shape[1]) if base is None else np.asarray(base, dtype=float)
+    attrs = {"long_name": "my metric, of mine", "units": "nat"}
+    unchanged = attrs | {"long_name": "my metric, of mine, no intervention"}
+    return xr.Dataset(
+        {
+            "mine": (("head", "example"), values + base, attrs),
+            "baseline_mine": (("run", "example"), base[None], unchanged),
+        },
+        coords={"run": ["clean"], "head": np.arange(len(values))},
+        attrs={"base": "clean", "interventions": "null"},
+    )
+
+
+def test_changes_beyond_noise_are_counted_as_they_are(tmp_path):
+    random = np.random.RandomState(0)
+    noise = random.normal(size=(5, 40))
+    noise -= noise.mean(axis=1, keepdims=True)
+    ds = by_hand(noise + np.array([[3.0], [-1.0], [0.5], [0.0], [0.02]]))
+    ds["mine"][3] = ds["baseline_mine"].sel(run="clean")  # exactly nothing
+    moved = changes(ds, "mine")
+    assert moved.names == [f"head {number}" for number in range(5)]
+    assert moved.mean == pytest.approx([3.0, -1.0, 0.5, 0.0, 0.02])
+    assert moved.excludes.tolist() == [True, True, True, False, False]
+    assert moved.sure.tolist() == [True, True, bool(moved.q[2] <= 0.05), False, False]
+    assert moved.rounding.tolist() == [False, False, False, True, False]
+    assert moved.q[3] == 1
+    low, high = bootstrap_interval(noise + np.array([[3.0], [-1.0], [0.5], [0.0], [0.02]]))
+    assert moved.low[[0, 1, 2, 4]] == pytest.approx(low[[0, 1, 2, 4]])
+    assert moved.high[[0, 1, 2, 4]] == pytest.approx(high[[0, 1, 2, 4]])
+    text = shown(write_report(ds, tmp_path / "mine.html").read_text())
+    assert f"For 3 of 5 conditions the 95% interval over 40 prompts excludes 0, for {moved.sure.sum()} also" in text
+    assert "The change of the my metric is largest for head 0 (+3.00 nats" in text
+    assert "for 5 tests (Benjamini-Hochberg, false discovery rate 0.05)" in text
+    assert "How to run it again" not in text.replace("how to run it again", "")
+
+
+def test_few_prompts_are_not_taken_for_more_than_they_are(stored, tmp_path):
+    text = shown(stored["by position"][1].read_text())
+    assert re.search(r"for 0 also after correction for 16 tests .*? With so few prompts no p can be below 0.25", text)
+    alone = shown(stored["one prompt"][1].read_text())
+    assert "There is 1 prompt, so no interval: how much of this is chance is not known." in alone
+    assert "95% interval over" not in alone
+    nothing = shown(write_report(by_hand(np.full((3, 4), 1e-9)), tmp_path / "nothing.html").read_text())
+    assert "No condition changes the my metric by more than rounding (at most 1.0e-09)." in nothing
+
+
+def test_examples_without_a_value_are_left_out():
+    ds = by_hand([[1.0, np.nan, 3.0, 5.0], [2.0, np.nan, np.nan, 4.0]])
+    moved = changes(ds, "mine")
+    assert moved.examples == 3
+    assert moved.mean == pytest.approx([3.0, 3.0])
+    low, high = bootstrap_interval(np.array([2.0, 4.0]))
+    assert (moved.low[1], moved.high[1]) == (pytest.approx(float(low)), pytest.approx(float(high)))
+
+
+def test_the_tables_hold_the_numbers(stored):
+    ds, path = stored["qkv"]
+    text = path.read_text()
+    mean, share = hw.effect(ds, "logit_diff").mean("example"), hw.normalized(ds, "logit_diff")
+    component, layer, head = np.unravel_index(int(np.abs(mean.values).argmax()), mean.shape)
+    name = f"L{layer}H{head} {ds['component'].values[component]}"
+    row = re.search(rf'<th scope="row">{name}</th>(.*?)</tr>', text)[1]
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", row)
+    assert float(cells[1]) == pytest.approx(float(mean[component, layer, head]), rel=0.005)
+    assert float(cells[4]) == pytest.approx(float(share[component, layer, head]), abs=0.005)
+    assert "The 20 largest of 48 changes" in text
+    assert "28 further are in the file." in text
+    before = baseline(ds, "logit_diff")
+    assert before.names == ["clean", "corrupted"]
+    assert before.mean == pytest.approx(ds["baseline_logit_diff"].mean("example").values)
+
+
+def test_heads_that_were_looked_at_are_named(stored):
+    ds, path = stored["attention"]
+    moved = changes(ds, "induction")
+    best = moved.at(moved.order()[0])
+    change = hw.effect(ds, "induction").mean("example").sel(best)
+    assert float(change) == pytest.approx(float(moved.mean[moved.order()[0]]))
+    assert abs(float(change)) == pytest.approx(float(np.abs(hw.effect(ds, "induction").mean("example")).max()))
+    name = f"L{best['layer']}H{best['head']}, read at L{best['read_layer']}H{best['read_head']}"
+    assert f"is largest for {name} (" in shown(path.read_text())
+    values = stored["baseline"][0]["baseline_induction"].sel(run="clean").mean("example")
+    top = np.unravel_index(int(values.values.argmax()), values.shape)
+    assert f"is highest for L{top[0]}H{top[1]} (" in shown(stored["baseline"][1].read_text())
+
+
+def test_estimates_are_called_estimates(stored):
+    text = shown(stored["integrated"][1].read_text())
+    assert "The estimated change of the next-token cross-entropy is largest for" in text
+    assert "The changes are estimates from gradients (integrated, 2 steps), not measured ones" in text
+
+
+@pytest.mark.parametrize(
+    ("grid", "rule"),
+    [
+        (heads(), "Grid(lambda layer, head: ZeroAblate(site=Head(layer, head).z), layer=range(2), head=range(8))"),
+        (resid(), "resid_pre.at(position), source='corrupted')"),
+        (qkv(), "Patch(site=Head(layer, head).site(component), source='clean')"),
+        (heads(1, 1), "Head(0, 0)"),
+        (Grid(lambda source: Patch(Head(0, 1).k, source), source=["corrupted", "x's"]), "source=source"),
+        (Grid(lambda place: Patch(Layer(0).resid_pre.at(place)), place=[-1, -2]), "resid_pre.at(place)"),
+    ],
+)
+def test_a_grid_is_written_by_its_rule(grid, rule):
+    text = by_rule(grid)
+    assert rule in text
+    import headwise.interventions
+
+    assert eval(text, vars(headwise.interventions)) == grid
+
+
+def test_a_grid_without_a_rule_is_written_in_full():
+    grid = Grid(lambda kind: {"zero": ZeroAblate, "mean": MeanAblate}[kind](Head(0, 1)), kind=["zero", "mean"])
+    assert by_rule(grid) is None
+    import headwise.interventions
+
+    assert eval(written(grid), vars(headwise.interventions)) == grid
+    odd = Grid.of([("make", (0, 1))], [ZeroAblate(Head(0, 0)), ZeroAblate(Head(0, 1))])
+    assert by_rule(odd) is None  # a grid cannot be made with an axis of that name
+    hostile = Grid.of([("x): 1*0 #", (0, 1))], [ZeroAblate(Head(0, 0)), ZeroAblate(Head(0, 1))])
+    assert by_rule(hostile) is None
+
+
+def test_someone_elses_result_is_shown_by_its_groups(tmp_path):
+    random = np.random.RandomState(0)
+    tree = xr.DataTree.from_dict(
+        {
+            "/first": xr.Dataset(
+                {"score": (("layer", "head"), random.rand(3, 4), {"long_name": "a score", "units": "nat"})},
+                attrs={"long_name": "what I asked first"},
+            ),
+            "/second/part": xr.Dataset({"text": ("x", ["a", "b"]), "gap": ("x", [np.nan, -2.0])}),
+            "/empty": xr.Dataset(),
+        }
+    )
+    tree.attrs["title"] = "My study"
+    text = write_report(tree, tmp_path / "mine.html").read_text()
+    outline = check_whole(text)
+    assert outline.headings[:3] == ["My study", "The answer", "first"]
+    assert {"What I asked first", "The group second/part"} <= set(outline.headings)
+    assert "The group empty" not in outline.headings
+    largest = tree["first"]["score"].values.max()
+    assert f"{largest:#.3g}" in shown(text)
+    assert re.search(r'<th scope="row">gap</th>.*?<td class="n">-2.00</td><td class="n">1</td>', text)
+    assert "The result does not say what was run" in text
+    assert outline.figures >= 1
+
+
+def test_what_is_no_measurement_is_still_reported(stored, tmp_path):
+    ds = stored["by position"][0]
+    for name, odd in {
+        "attrs": ds.drop_attrs(),
+        "baseline": ds.drop_vars("baseline_loss"),
+        "scalar": xr.Dataset({"a": 1.5, "b": ("x", np.array([], dtype=float))}),
+        "nothing": xr.Dataset(),
+        "more": ds.assign(mine=("layer", [1.0, 2.0]), words=("layer", ["a", "b"])),
+    }.items():
+        check_whole(write_report(odd, tmp_path / f"{name}.html").read_text())
+    assert "What else is in the file?" in (tmp_path / "more.html").read_text()
+
+
+@pytest.mark.parametrize(("value", "words"), [(-0.004, "0 points"), (0.5, "50 points"), (-0.01, "-1 point")])
+def test_points_of_a_percentage(value, words):
+    assert phrases.points(value) == words

@@ -1,0 +1,195 @@
+"""Tasks: exactly the prompts that are meant, the same everywhere, or a clear refusal."""
+
+import numpy as np
+import pytest
+
+import headwise as hw
+from headwise import DeclarationError
+from headwise.interventions import Add, Head, MeanAblate
+from headwise.interventions.declare.codec import from_json, to_json
+from headwise.metrics import loss
+from headwise.studies import Prompts, RepeatedTokens, capture, measure
+from headwise.studies.storage.registry import TASKS
+
+
+def test_clean_repeats_and_corrupted_does_not(small_model):
+    batch = RepeatedTokens(n=10, length=8).draw(small_model)
+    clean, corrupted = batch.runs["clean"], batch.runs["corrupted"]
+    np.testing.assert_array_equal(clean[:, :8], clean[:, 8:])
+    np.testing.assert_array_equal(clean[:, 8:], corrupted[:, 8:])
+    for row in range(10):
+        assert len(set(clean[row])) == 8
+        assert len(set(corrupted[row])) == 16
+
+
+def test_targets_and_distractors_by_hand(small_model):
+    batch = RepeatedTokens(n=3, length=4).draw(small_model)
+    clean, corrupted = batch.runs["clean"], batch.runs["corrupted"]
+    (group,) = batch.groups()
+    assert group.scored == (4, 5, 6)
+    facts = batch.facts("clean", group)
+    np.testing.assert_array_equal(facts.targets, clean[:, 5:8])
+    np.testing.assert_array_equal(facts.targets, clean[:, 1:4])
+    np.testing.assert_array_equal(facts.distractors, corrupted[:, 1:4])
+    assert (facts.period, facts.start) == (4, 0)
+
+
+def test_scoring_everything_judges_each_run_on_its_own_next_tokens(small_model):
+    batch = RepeatedTokens(n=2, length=4, score="all").draw(small_model)
+    (group,) = batch.groups()
+    assert group.scored == tuple(range(7))
+    for run in ("clean", "corrupted"):
+        np.testing.assert_array_equal(batch.facts(run, group).targets, batch.runs[run][:, 1:])
+
+
+def test_bos_shifts_every_index():
+    from transformers import AutoTokenizer
+
+    from tests.oracles.raw_hooks import random_gpt2
+
+    words = hw.load("words-2l")
+    assert isinstance(words.tokenizer, type(AutoTokenizer.from_pretrained(words.module.config.name_or_path)))
+    with_bos, without = RepeatedTokens(n=2, length=4, bos=True).draw(words), RepeatedTokens(n=2, length=4).draw(words)
+    np.testing.assert_array_equal(with_bos.runs["clean"][:, 1:], without.runs["clean"])
+    assert (with_bos.runs["clean"][:, 0] == words.tokenizer.bos_token_id).all()
+    assert with_bos.groups()[0].scored == tuple(index + 1 for index in without.groups()[0].scored)
+    np.testing.assert_array_equal(
+        with_bos.facts("clean", with_bos.groups()[0]).targets, without.facts("clean", without.groups()[0]).targets
+    )
+    with pytest.raises(DeclarationError, match="bos=True: the tokenizer of GPT2LMHeadModel has no BOS token"):
+        RepeatedTokens(bos=True, length=4).draw(hw.load(random_gpt2(1, 1, 4, 60, 20)))
+
+
+def test_the_same_seed_is_the_same_batch_everywhere(small_model):
+    """Written out: the stream behind it is frozen, so these ids must never change."""
+    first = RepeatedTokens(n=2, length=3, seed=5).draw(small_model).runs["clean"]
+    np.testing.assert_array_equal(first, RepeatedTokens(n=2, length=3, seed=5).draw(small_model).runs["clean"])
+    assert first[:, :3].tolist() == FROZEN
+    assert not np.array_equal(first, RepeatedTokens(n=2, length=3, seed=6).draw(small_model).runs["clean"])
+
+
+FROZEN = [[32, 52, 33], [30, 2, 59]]
+
+
+def test_the_reference_draw_is_another(small_model):
+    task = RepeatedTokens(n=40, length=6)
+    drawn, reference = task.draw(small_model).runs["clean"], task.reference(small_model).runs["clean"]
+    assert len(reference) == 40
+    assert not {tuple(row) for row in drawn} & {tuple(row) for row in reference}
+    assert len(RepeatedTokens(n=2, length=6).reference(small_model).lengths) == 32
+
+
+def test_vocabulary_range_and_special_tokens(words_model):
+    batch = RepeatedTokens(n=50, length=10, tokens=(0, 60)).draw(words_model)
+    used = set(batch.runs["clean"].ravel()) | set(batch.runs["corrupted"].ravel())
+    assert max(used) < 60
+    assert not used & set(words_model.tokenizer.all_special_ids)
+
+
+def test_prompts_are_grouped_and_scored_at_the_end(words_model):
+    task = Prompts(
+        ["apple banana cherry apple", "dog cat dog", "red green blue red"], answers=["banana", " cat", "green"]
+    )
+    batch = task.draw(words_model)
+    assert [(group.examples, group.length, group.scored) for group in batch.groups()] == [
+        ((1,), 3, (2,)),
+        ((0, 2), 4, (3,)),
+    ]
+    assert words_model.token_text(batch.facts("clean", batch.groups()[1]).targets[:, 0]) == ["banana", "green"]
+
+
+def test_prompts_without_answers_score_every_next_token(words_model):
+    batch = Prompts(["apple banana cherry"]).draw(words_model)
+    (group,) = batch.groups()
+    assert group.scored == (0, 1)
+    assert words_model.token_text(batch.facts("clean", group).targets[0]) == ["banana", "cherry"]
+
+
+def test_reference_prompts_of_one_token(words_model):
+    """Nothing is scored in reference prompts, so they need no next token."""
+    site, prompts = Head(0, 1).z.at(0), {"prompts": ["dog"], "answers": ["cat"]}
+    found = measure(words_model, Prompts(**prompts, others=["dog", "apple"]), MeanAblate(site), [loss])
+    own, other = capture(words_model, Prompts(["dog", "apple"], answers=["cat", "cat"]), Head(0, 1))["L0H1_z"].values[
+        :, 0
+    ]
+    mean = (own + other) / 2
+    wanted = measure(words_model, Prompts(**prompts), Add(site, mean - own), [loss])
+    np.testing.assert_allclose(found["loss"], wanted["loss"], atol=1e-5)
+    with pytest.raises(DeclarationError, match="no next token to score"):
+        measure(words_model, Prompts(["dog"]), None, [loss])
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        RepeatedTokens(n=3, length=4, seed=2, bos=True, tokens=(5, 50), score="all"),
+        Prompts(
+            ["dog cat dog"], answers=["cat"], distractors=["dog"], corrupted=["cow cat dog"], others=["a b c"], bos=True
+        ),
+    ],
+)
+def test_tasks_survive_json(task):
+    assert from_json(to_json(task, TASKS), TASKS) == task
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda model: RepeatedTokens(n=0), "n, the number of prompts, must be 1 or more, got 0"),
+        (lambda model: RepeatedTokens(length=1), "length, the half length, must be 2 or more, got 1"),
+        (lambda model: RepeatedTokens(seed=-1), "a seed must be 0 or more, got -1"),
+        (lambda model: RepeatedTokens(score="some"), "score='some': possible are 'repeat' and 'all'"),
+        (lambda model: RepeatedTokens(tokens=(9, 3)), "tokens=(9, 3): give a start and a larger stop"),
+        (
+            lambda model: RepeatedTokens(length=100).draw(model),
+            "length=100 makes prompts of 200 tokens: words-2l reads at most 128, so length can be 2 to 64",
+        ),
+        (
+            lambda model: RepeatedTokens(tokens=(2, 30)).draw(model),
+            "length=25 needs 50 different tokens (a half and its",
+        ),
+        (lambda model: RepeatedTokens(tokens=(2, 9999)).draw(model), "words-2l has the token ids 0 to"),
+        (lambda model: RepeatedTokens(n="3"), "n, the number of prompts, must be a whole number, got '3'"),
+        (lambda model: RepeatedTokens(length=4.0), "length, the half length, must be a whole number, got 4.0"),
+        (lambda model: RepeatedTokens(seed=2**32), "a seed must be at most 4294967295"),
+        (lambda model: RepeatedTokens(tokens=5), "tokens=5: give a start and a larger stop"),
+        (lambda model: RepeatedTokens(tokens=("a", "b")), "tokens=('a', 'b'): give a start and a larger stop"),
+        (lambda model: Prompts(5), "prompts is a list of texts: write [5]"),
+        (lambda model: Prompts([]), "Prompts needs at least one prompt"),
+        (lambda model: Prompts("apple"), "prompts is a list of texts: write ['apple']"),
+        (lambda model: Prompts(["apple", 3]), "prompts must be texts, got 3"),
+        (lambda model: Prompts(["apple", "pear"], answers=["pear"]), "1 answers for 2 prompts: give one for each"),
+        (
+            lambda model: Prompts(["apple"], distractors=["pear"]),
+            "distractors are compared with answers: give answers too",
+        ),
+        (lambda model: Prompts([""]).draw(model), "prompt '' is empty"),
+        (lambda model: Prompts(["apple"]).draw(model), "prompt 'apple' is one token: there is no next token to score"),
+        (lambda model: Prompts(["apple bananna"]).draw(model), "'bananna' is not in the vocabulary of words-2l"),
+        (
+            lambda model: Prompts(["apple"], answers=["Zyx"]).draw(model),
+            "answer 'Zyx' is not in the vocabulary of words-2l",
+        ),
+        (lambda model: Prompts(["apple pear " * 70]).draw(model), "has 140 tokens: words-2l reads at most 128"),
+        (
+            lambda model: Prompts(["apple banana apple"], answers=["banana cherry"]).draw(model),
+            "answer 'banana cherry' is 2 tokens for words-2l ('banana' 'cherry'): it must be one",
+        ),
+        (
+            lambda model: Prompts(["apple pear"], corrupted=["apple"]).draw(model),
+            "prompt 'apple pear' has 2 tokens, its corrupted one 1: make them equal",
+        ),
+        (
+            lambda model: measure(
+                model, Prompts(["apple pear", "dog"], answers=["apple", "apple"]), MeanAblate(Head(0, 0)), [loss]
+            ),
+            "mean and resample ablation need at least two reference prompts of 1 tokens: give Prompts(..., "
+            "others=[...])",
+        ),
+    ],
+)
+def test_wrong_tasks_say_what_is_possible(words_model, make, message):
+    with pytest.raises(DeclarationError) as caught:
+        make(words_model)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,100 @@
+"""The script that makes the shipped model: seeded, whole, and its checkpoints are what they say."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import headwise as hw
+from headwise import ModelError, UnknownNameError
+from headwise.interventions.models.locate import SHIPPED
+from headwise.metrics import accuracy
+from headwise.studies import RepeatedTokens, measure
+from headwise.studies.analyses.heads import head_scores
+from headwise.studies.training.checkpoints import checkpoint_steps, load_checkpoint
+
+training = pytest.importorskip(
+    "headwise.studies.training.words_2l", reason="needs the extra train", exc_type=ImportError
+)
+WORDS = SHIPPED / "words-2l"
+
+
+@pytest.fixture(scope="module")
+def twice(tmp_path_factory):
+    """Two short runs of the same seed, and one of another."""
+    threads = torch.get_num_threads()
+    folders = [tmp_path_factory.mktemp("trained") for _ in range(3)]
+    for folder, seed in zip(folders, (0, 0, 1), strict=True):
+        training.train(folder, training.Recipe(steps=20, seed=seed, threads=1, tokens=512), progress=False)
+    torch.set_num_threads(threads)
+    return folders
+
+
+def test_the_same_seed_gives_the_same_weights(twice):
+    one, same, other = (load_file(folder / "model.safetensors") for folder in twice)
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_what_it_writes_is_a_model_with_checkpoints(twice):
+    folder = twice[0]
+    assert {path.name for path in folder.iterdir()} >= {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "words.txt",
+    }
+    assert not [path for path in folder.iterdir() if path.is_dir()]
+    assert checkpoint_steps(folder) == [0, 8, 16, 20]
+    model = hw.load(folder)
+    tokens = torch.arange(2, 12)[None]
+    last = load_checkpoint(folder, 20)
+    torch.testing.assert_close(model.module(tokens).logits, last(tokens).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_batches_repeat_what_they_say_they_repeat():
+    tokens, predictable = training.make_batch(np.random.default_rng(0), 40, 64, 857, training.Recipe())
+    tokens, predictable = tokens.numpy(), predictable.numpy()
+    for row, marks in zip(tokens, predictable, strict=True):
+        seen = set()
+        for t in range(1, len(row)):
+            pair = (row[t - 1], row[t])
+            assert marks[t] == (pair in seen)
+            seen.add(pair)
+    assert 0.3 < predictable.mean() < 0.9
+    assert 0.1 < (tokens[:, 0] == 0).mean() < 0.4
+
+
+def test_shipped_checkpoints_end_in_the_shipped_weights_and_show_the_circuit_form(words_model):
+    steps = checkpoint_steps(WORDS)
+    assert 15 <= len(steps) <= 25
+    assert steps[0] == 0
+    task = RepeatedTokens(n=16)
+    found = {}
+    for step in (steps[0], 256, 480, steps[-1]):
+        model = hw.load(load_checkpoint(WORDS, step), tokenizer=words_model.tokenizer)
+        scores = head_scores(model, task).mean("example")
+        right = measure(model, task, None, [accuracy])["baseline_accuracy"].sel(run="clean")
+        found[step] = (float(right.mean()), float(scores["induction"].max()), float(scores["previous_token"].max()))
+    assert found[0][0] < 0.05
+    assert found[256][1] < 0.2 < found[480][1] < found[steps[-1]][1]
+    assert found[steps[-1]][0] > 0.95
+    final = load_checkpoint(WORDS, steps[-1]).state_dict()
+    shipped = words_model.module.state_dict()
+    assert all(torch.equal(final[name], shipped[name]) for name in shipped)
+
+
+def test_errors_of_checkpoints(tmp_path):
+    with pytest.raises(ModelError, match=r"there is no checkpoints\.safetensors in"):
+        checkpoint_steps(tmp_path)
+    with pytest.raises(UnknownNameError, match="there is no checkpoint of step 3"):
+        load_checkpoint(WORDS, 3)
+
+
+def test_the_card_tells_the_configuration():
+    config = json.loads((WORDS / "config.json").read_text())
+    card = (WORDS / "README.md").read_text()
+    heads, width = config["n_head"], config["n_embd"]
+    assert f"{config['n_layer']} layers, {heads} heads of width {width // heads}, residual width {width}" in card
