@@ -275,20 +275,6 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def open_tree(path: str | os.PathLike[str]) -> xr.DataTree:
-    """Read a study's result whole into memory.
-
-    Raises
-    ------
-    ResultError
-        There is no such file, it cannot be read, or it does not fit into memory.
-    """
-    from .reading import load_result
-
-    result = load_result(path)
-    return result if isinstance(result, xr.DataTree) else xr.DataTree(result)
-
-
 def as_attrs(values: Mapping[str, object]) -> dict[str, str | int | float]:
     """Attributes that NetCDF takes: numbers and text; the rest as JSON text."""
     return {
