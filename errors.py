@@ -1,4 +1,13 @@
-"""The errors headwise raises: one family, each also the built-in that fits. Imports nothing of ours."""
+"""The errors headwise raises: one family, each also the built-in that fits. Imports nothing of ours.
+
+Examples
+--------
+>>> try:
+...     hw.measure(hw.load("words-2l"), hw.RepeatedTokens(n=4, length=8), hw.ZeroAblate(hw.Head(5, 12)))
+... except hw.errors.HeadwiseError as error:
+...     print(type(error).__name__, isinstance(error, ValueError), error)
+DeclarationError True L5H12 z: words-2l has layers 0 to 1
+"""
 
 from __future__ import annotations
 

@@ -66,12 +66,21 @@ def load(
         Run the Python code that the folder or the repository brings with its model (``auto_map``), as you and with all
         that you may do; workers run it too. False refuses such a model, and no code of it runs.
 
+    Returns
+    -------
+    Model
+
     Raises
     ------
     DeclarationError
         `source` is nothing that can be traced, such as a compiled module, or an option does not go with it.
     ModelError
         The model cannot be found or read whole, or its family is not known.
+
+    Examples
+    --------
+    >>> hw.load("words-2l", device="cpu")
+    <Model words-2l (shipped): gpt2, 2 layers of 8 heads, float32 on cpu, runs here>
     """
     check_python()
     if remote:

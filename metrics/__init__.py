@@ -26,6 +26,21 @@ score                  definition
 =====================  =========================================================================================
 
 A pattern that is all zeros has no ``*_mul`` score: it is NaN.
+
+Examples
+--------
+>>> hw.metrics.loss.card.units, hw.metrics.loss.card.better
+('nat', 'lower')
+>>> [metric.name for metric in hw.metrics.OUTPUTS]
+['loss', 'accuracy', 'rank', 'prob', 'logit_diff', 'kl']
+
+A metric of your own is a function of tensors, here the largest logit at each scored position:
+
+>>> card = hw.metrics.Card("largest", "largest logit", "1", (float("-inf"), float("inf")))
+>>> largest = hw.metrics.Metric(card, "logits", lambda logits: logits.amax(-1), lambda prompts: {})
+>>> ds = hw.measure(hw.load("words-2l"), hw.RepeatedTokens(n=4, length=8), metrics=[largest])
+>>> ds["baseline_largest"].dims
+('run', 'example')
 """
 
 from .attention import (

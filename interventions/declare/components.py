@@ -33,6 +33,13 @@ class Component(StrEnum):
     ``mlp_out``     what the MLP adds to the residual stream       ``(example, position, d_model)``
     ``resid_post``  residual stream that leaves the layer          ``(example, position, d_model)``
     ==============  =============================================  =====================================
+
+    Examples
+    --------
+    >>> hw.Component.z == "z"
+    True
+    >>> [str(component) for component in hw.Component if component.per_head]
+    ['q', 'k', 'v', 'q_rot', 'k_rot', 'pattern', 'z', 'head_out']
     """
 
     embed = "embed"

@@ -15,7 +15,16 @@ OVER = ("example", "position")
 
 @dataclass(frozen=True)
 class Intervention:
-    """Base of everything that can be done to a forward pass. ``a + b`` does both in one pass."""
+    """Base of everything that can be done to a forward pass. ``a + b`` does both in one pass, and so does ``sum``.
+
+    Examples
+    --------
+    >>> both = hw.ZeroAblate("0.3") + hw.Patch(hw.Head(1, 2).k)
+    >>> isinstance(both, hw.Intervention)
+    True
+    >>> sum([hw.ZeroAblate("0.3"), hw.Patch(hw.Head(1, 2).k)]) == both
+    True
+    """
 
     def edits(self) -> tuple[Edit, ...]:
         """The single-site edits it is made of, in forward order."""
@@ -77,6 +86,24 @@ class ZeroAblate(SiteEdit):
     the output bias of the layer stays. Where biases are folded elsewhere (as some libraries do with ``b_V``), zero
     ablation of the same head is a different intervention. Zeros may lie far from what later layers ever saw: compare
     with `MeanAblate` and `ResampleAblate`.
+
+    Parameters
+    ----------
+    site : Site, Head or str
+
+    Raises
+    ------
+    DeclarationError
+        `site` is none of these.
+
+    Examples
+    --------
+    >>> hw.ZeroAblate(hw.Head(0, 3))
+    ZeroAblate(site=Head(0, 3).z)
+    >>> model, task = hw.load("words-2l"), hw.RepeatedTokens(n=4, length=8)
+    >>> ds = hw.measure(model, task, hw.ZeroAblate(hw.Head(0, 3)))
+    >>> round(float(hw.effect(ds, "loss").mean()), 1)
+    6.8
     """
 
 
@@ -91,6 +118,16 @@ class MeanAblate(SiteEdit):
         What the mean is taken over: examples, giving one mean for each position (default), or examples and positions.
         The hidden dimension is never averaged. The reference draw of a random task has its own seed, so the evaluated
         prompts are not in it; that of `Prompts` is its ``others``, or the prompts themselves where none are given.
+
+    Raises
+    ------
+    DeclarationError
+        `site` or `over` is none of these; or it is the mean of a pattern over positions.
+
+    Examples
+    --------
+    >>> hw.MeanAblate(hw.Head(0, 3))
+    MeanAblate(site=Head(0, 3).z, over='example')
     """
 
     over: str | tuple[str, ...] = "example"
@@ -118,6 +155,22 @@ class ResampleAblate(SiteEdit):
     """Replace the site by its value in another example of the reference draw (a seeded derangement of the examples).
 
     Keeps the site's distribution, and breaks its link to the prompt; the gentlest of the three ablations.
+
+    Parameters
+    ----------
+    site : Site, Head or str
+    seed : int
+        Of the derangement.
+
+    Raises
+    ------
+    DeclarationError
+        `site` or `seed` is none of these.
+
+    Examples
+    --------
+    >>> hw.ResampleAblate(hw.Layer(0).mlp_out, seed=1)
+    ResampleAblate(site=Layer(0).mlp_out, seed=1)
     """
 
     seed: int = 0
@@ -138,6 +191,22 @@ class Patch(SiteEdit):
 
     Noising is ``base="clean", source="corrupted"``: does breaking this site break the answer? Denoising is
     ``base="corrupted", source="clean"``: does restoring it restore the answer? ``base`` belongs to the measurement.
+
+    Parameters
+    ----------
+    site : Site, Head or str
+    source : str
+        Name of the run that the value comes from.
+
+    Raises
+    ------
+    DeclarationError
+        `site` or `source` is none of these. Whether a task has the run is seen when the task is known.
+
+    Examples
+    --------
+    >>> hw.Patch(hw.Head(1, 2).k)
+    Patch(site=Head(1, 2).k, source='corrupted')
     """
 
     source: str = "corrupted"
@@ -158,7 +227,21 @@ class Patch(SiteEdit):
 class Compose(Intervention):
     """Several interventions in one forward pass, in forward order whatever the order they were written in.
 
-    ``Compose(a, b) == Compose(b, a)``. Two edits of the same site, head and position are an error that names both.
+    ``a + b`` is short for ``Compose(a, b)``, and ``Compose(a, b) == Compose(b, a)``.
+
+    Parameters
+    ----------
+    *parts : Intervention
+
+    Raises
+    ------
+    DeclarationError
+        There is no part, one is no intervention, or two change the same site, head and position: the text names both.
+
+    Examples
+    --------
+    >>> hw.Compose(hw.Patch(hw.Head(1, 2).k), hw.ZeroAblate(hw.Head(0, 3)))
+    Compose(ZeroAblate(site=Head(0, 3).z), Patch(site=Head(1, 2).k, source='corrupted'))
     """
 
     parts: tuple[Edit, ...]

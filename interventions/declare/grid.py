@@ -28,9 +28,15 @@ class Grid:
     **axes : iterable of int or str
         Axis names become dimensions of the results, their values the coordinates.
 
+    Raises
+    ------
+    DeclarationError
+        An axis is empty, has equal values, mixes numbers and text, or has a name that results use themselves; or
+        `make` gives something else than an intervention.
+
     Examples
     --------
-    >>> Grid(lambda layer, head: ZeroAblate(Head(layer, head)), layer=range(2), head=range(8))
+    >>> hw.Grid(lambda layer, head: hw.ZeroAblate(hw.Head(layer, head)), layer=range(2), head=range(8))
     Grid(layer=2, head=8)
     """
 

@@ -38,6 +38,17 @@ class PathPatch(Edit):
         Whether MLPs between sender and receiver see the change and pass it on (free), or keep their base value
         (frozen).
 
+    Raises
+    ------
+    DeclarationError
+        The sender cannot send, a receiver cannot receive or is not in a later layer, or an option is not possible.
+
+    Examples
+    --------
+    >>> hw.PathPatch(hw.Head(0, 3), hw.Head(1, 2).k)
+    PathPatch(sender=Head(0, 3).z, receivers=(Head(1, 2).k,), source='corrupted', through_mlps=True)
+    >>> direct = hw.PathPatch(hw.Head(0, 3), "logits", through_mlps=False)
+
     References
     ----------
     Wang et al. (2023), "Interpretability in the Wild"; Goldowsky-Dill et al. (2023), "Localizing Model Behavior with

@@ -69,7 +69,28 @@ class _HasHeads:
 
 @dataclass(frozen=True, order=True)
 class Layer(_HasHeads):
-    """A layer of the model: ``Layer(3).mlp_out`` is a site, ``str(Layer(3))`` is ``L3``."""
+    """A layer of the model.
+
+    Its attributes are sites: ``resid_pre resid_mid resid_post attn_out mlp_out embed pos_embed`` of the whole layer,
+    ``q k v q_rot k_rot pattern z head_out`` of all its heads.
+
+    Parameters
+    ----------
+    layer : int
+        Counted from 0.
+
+    Raises
+    ------
+    DeclarationError
+        It is no whole number of 0 or more. Whether a model has the layer is seen when the model is known.
+
+    Examples
+    --------
+    >>> hw.Layer(1).resid_pre
+    Layer(1).resid_pre
+    >>> hw.Layer(1).resid_pre.at(-1)
+    Layer(1).resid_pre.at(-1)
+    """
 
     layer: int
 
@@ -124,11 +145,31 @@ class Layer(_HasHeads):
 
 @dataclass(frozen=True, order=True)
 class Head(_HasHeads):
-    """An attention head: ``Head(5, 1)``; ``str`` gives ``L5H1``; ``Head.parse`` reads ``L5H1`` and ``5.1``.
+    """An attention head.
 
-    Where a site is expected, a head stands for its ``z`` (its output before ``W_O``). In a model whose heads share keys
-    and values, ``Head(5, 1).k`` is key-value head 1 (see `Component`), and ``model.read_by(Head(5, 1), "k")`` the one
-    that head 1 reads.
+    Its attributes are sites: ``q k v q_rot k_rot pattern z head_out``. Where a site is expected, a head stands for its
+    ``z`` (its output before ``W_O``), and so does the text ``"5.1"``. In a model whose heads share keys and values,
+    ``Head(5, 1).k`` is key-value head 1 (see `Component`), and ``model.read_by(Head(5, 1), "k")`` the one that head 1
+    reads.
+
+    Parameters
+    ----------
+    layer, head : int
+        Counted from 0.
+
+    Raises
+    ------
+    DeclarationError
+        One of them is no whole number of 0 or more. Whether a model has the head is seen when the model is known.
+
+    Examples
+    --------
+    >>> hw.Head(1, 2).pattern
+    Head(1, 2).pattern
+    >>> str(hw.Head(1, 2))
+    'L1H2'
+    >>> hw.Head.parse("L1H2") == hw.Head.parse("1.2") == hw.Head(1, 2)
+    True
     """
 
     layer: int
@@ -174,6 +215,22 @@ class Site:
         Only for components that are split by head; all heads when left out.
     positions : tuple of int, optional
         0-based; negative ones count from the end of the prompt; all when left out.
+
+    Raises
+    ------
+    UnknownNameError
+        There is no such component.
+    DeclarationError
+        The component has no heads or is not in this layer, or a number is not possible.
+
+    Examples
+    --------
+    Sites are mostly written as attributes of a head or a layer:
+
+    >>> hw.Head(1, 2).k == hw.Site("k", layer=1, head=2)
+    True
+    >>> hw.Head(1, 2).k.at([3, 4])
+    Head(1, 2).k.at(range(3, 5))
     """
 
     component: Component

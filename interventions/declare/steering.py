@@ -26,6 +26,16 @@ class Add(SiteEdit):
         Of one head, where the component has heads; not ``pattern``.
     vector : sequence of float
         ``d_head`` numbers for ``q k v q_rot k_rot z`` of a head, ``d_model`` for the others (``head_out`` too).
+
+    Raises
+    ------
+    DeclarationError
+        The site takes no vector, or the vector is no flat sequence of finite numbers.
+
+    Examples
+    --------
+    >>> hw.Add(hw.Layer(1).resid_pre.at(-1), [0.1] * 64)
+    Add(site=Layer(1).resid_pre.at(-1), vector=<64 numbers of norm 0.8>)
     """
 
     vector: tuple[float, ...]
@@ -54,7 +64,22 @@ class Add(SiteEdit):
 class Scale(SiteEdit):
     """Multiply the site by a factor. 0 is `ZeroAblate`, 1 changes nothing.
 
-    A scaled ``pattern`` is not normalised again.
+    A scaled ``pattern`` is not normalized again.
+
+    Parameters
+    ----------
+    site : Site, Head or str
+    factor : float
+
+    Raises
+    ------
+    DeclarationError
+        `site` is none of these, or `factor` is no finite number.
+
+    Examples
+    --------
+    >>> hw.Scale(hw.Head(1, 2), 0.5)
+    Scale(site=Head(1, 2).z, factor=0.5)
     """
 
     factor: float
@@ -84,6 +109,16 @@ class Knockout(SiteEdit):
     query, key : int or iterable of int, optional
         Positions, negative ones from the end. Left out, they are all keys, or all queries that keep a key (the first
         token can attend to itself alone); a query that is named must keep one.
+
+    Raises
+    ------
+    DeclarationError
+        Neither queries nor keys are named, a position is no whole number or named twice, or `head` is none of these.
+
+    Examples
+    --------
+    >>> hw.Knockout(hw.Head(1, 2), query=-1, key=0)
+    Knockout(Head(1, 2), query=-1, key=0)
 
     References
     ----------

@@ -3,9 +3,10 @@
 Another family becomes known with `register`; what `load` says of an unknown one is a table to start from::
 
     from dataclasses import replace
-    from headwise.interventions.models.architectures import LLAMA, register
+    import headwise as hw
+    from headwise.interventions import FAMILIES
 
-    register(replace(LLAMA, name="olmo", model_types=("olmo",), centred=True))
+    hw.register(replace(FAMILIES["llama"], name="olmo", model_types=("olmo",), centred=True))
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ CALLED = {
         [
             "counts by their usual names in the configuration (num_hidden_layers, num_attention_heads, hidden_size);",
             "gated=False for an MLP of two matrices, parallel=True where attention and MLP read the same stream, and",
-            "windows= (windows_everywhere or windows_by_layer, from the same module) where a query sees some keys only",
+            "windows= (windows_everywhere or windows_by_layer, imported likewise) where a query sees some keys only",
         ],
         'lambda config: standard_sizes(config) | {"gated": True, "parallel": False, "windows": ()}',
     ),
@@ -113,6 +113,17 @@ class Family:
         ``config -> dict`` with what `Shape` takes; what the paths say by themselves is left out.
     scaling : callable
         ``(config, layer) -> float``, the factor of the attention scores.
+
+    Raises
+    ------
+    DeclarationError
+        A path is missing, or `layout` is none of these.
+
+    Examples
+    --------
+    >>> family = hw.load("words-2l").family
+    >>> isinstance(family, hw.Family), family.blocks, family.modules["mlp"]
+    (True, 'transformer.h', 'mlp')
     """
 
     name: str
@@ -189,6 +200,30 @@ def register(family: Family) -> Family:
 
     Before the first sweep, capture or composition on a model, a self-check compares what its table leads to with the
     model's own forward pass.
+
+    Parameters
+    ----------
+    family : Family
+
+    Returns
+    -------
+    Family
+        The same.
+
+    Raises
+    ------
+    DeclarationError
+        It is no `Family`.
+
+    Examples
+    --------
+    A family that is like another but for some facts:
+
+    >>> from dataclasses import replace
+    >>> from headwise.interventions import FAMILIES
+    >>> olmo = hw.register(replace(FAMILIES["llama"], name="my-olmo", model_types=("my-olmo",), centred=True))
+    >>> olmo.name in FAMILIES
+    True
     """
     if not isinstance(family, Family):
         raise DeclarationError(f"a family is registered as a Family, got {family!r}")
@@ -250,9 +285,10 @@ def _table(model_type: str) -> str:
     """Code that registers a family as the table of Llama has it."""
     like = FAMILIES["llama"]
     lines = [
-        "from headwise.interventions.models.architectures import Family, register, standard_scaling, standard_sizes",
+        "import headwise as hw",
+        "from headwise.interventions import standard_scaling, standard_sizes",
         "",
-        "register(Family(",
+        "hw.register(hw.Family(",
         f"    name={model_type!r},",
         f"    model_types=({model_type!r},),",
     ]

@@ -11,7 +11,18 @@ SHIPPED = Path(__file__).resolve().parents[2] / "models"
 
 
 def shipped() -> list[str]:
-    """Names of the models that ship with headwise."""
+    """Names of the models that ship with headwise.
+
+    Returns
+    -------
+    list of str
+        Each can be given to `load`.
+
+    Examples
+    --------
+    >>> hw.shipped()
+    ['words-2l']
+    """
     return sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
 
 

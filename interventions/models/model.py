@@ -68,6 +68,14 @@ class Model:
         What `load` opens it from again: a shipped name, a Hub id or the path of a folder; None for a module in memory.
     trusted : bool
         Whether `load` was allowed to run code that the model brings.
+
+    Examples
+    --------
+    >>> model = hw.load("words-2l")
+    >>> model.layers, model.heads, model.shape.d_model
+    (range(0, 2), range(0, 8), 64)
+    >>> model.encode("apple banana")
+    [2, 3]
     """
 
     name: str

@@ -38,7 +38,7 @@ def composition_scores(model: Model, *, draws: int = 200, seed: int = 0, check: 
     ----------
     model : Model
     draws, seed : int
-        Of the random factors.
+        Number and seed of the random factors.
     check : bool
         As for `capture`.
 
@@ -54,6 +54,15 @@ def composition_scores(model: Model, *, draws: int = 200, seed: int = 0, check: 
     ------
     ModelError
         A self-check failed.
+
+    Examples
+    --------
+    Which head of layer 0 is nearest to the keys of head 2 of layer 1:
+
+    >>> ds = hw.composition_scores(hw.load("words-2l"), draws=10)
+    >>> keys = ds["composition"].sel(kind="k", variant="folded", sender_layer=0, receiver_layer=1, receiver_head=2)
+    >>> int(keys.argmax("sender_head"))
+    3
     """
     from ...interventions.begin import begin
 

@@ -103,6 +103,19 @@ def describe_heads(
         What `head_scores` gives, and for each role's score ``<score>_low``, ``<score>_high`` (95% bootstrap interval
         over examples), ``untrained_<score>(seed, layer, head)``, ``p_<score>`` (one-sided against all untrained heads),
         ``q_<score>`` (Benjamini-Hochberg over the heads), and ``role(layer, head)`` as text.
+
+    Raises
+    ------
+    DeclarationError
+        `untrained` or `alpha` is not possible, or the task has no scores of heads.
+    ModelError
+        An untrained model of the same shape does not fit in memory.
+
+    Examples
+    --------
+    >>> ds = hw.describe_heads(hw.load("words-2l"), hw.RepeatedTokens(n=2, length=25))
+    >>> str(ds["role"].sel(layer=0, head=3).item()), str(ds["role"].sel(layer=1, head=2).item())
+    ('previous-token', 'induction')
     """
     check_untrained(untrained, alpha)
     check_room(model)

@@ -63,6 +63,19 @@ class InductionStudy:
         Random sets of heads of each control.
     untrained : int
         Models with random weights that scores are compared with, 20 at least.
+
+    Raises
+    ------
+    DeclarationError
+        A value is not possible.
+
+    Examples
+    --------
+    >>> tree = hw.InductionStudy(n=2, length=8, draws=2).run(hw.load("words-2l"))
+    >>> list(tree.children)[:5]
+    ['behaviour', 'heads', 'patterns', 'ablation', 'sets']
+    >>> hw.InductionStudy.from_json(tree.attrs["study"]) == hw.InductionStudy(n=2, length=8, draws=2)
+    True
     """
 
     n: int = 32
@@ -119,6 +132,11 @@ class InductionStudy:
         DataTree
             One group for each stage (``estimates`` holds two, ``ablation`` and ``patching``; it is left out where a
             server gives no gradients), and the conclusion as JSON text in the attributes.
+
+        Raises
+        ------
+        DeclarationError, ModelError, ResultError, ServerError
+            As for `headwise.measure`.
         """
         self.task.draw(model)  # what does not fit the model is refused before any forward pass
         executors.check_executor(model, executor)

@@ -7,3 +7,7 @@
 from .server import serve
 
 __all__ = ["serve"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -52,7 +52,18 @@ class Results:
 
     Examples
     --------
-    ``Results("results").select(study="InductionStudy").table("ablation/loss", where="effect > 0.5", sort="-effect")``
+    >>> model, task = hw.load("words-2l"), hw.RepeatedTokens(n=4, length=8)
+    >>> heads = hw.Grid(lambda layer, head: hw.ZeroAblate(hw.Head(layer, head)), layer=model.layers, head=model.heads)
+    >>> for seed in (0, 1):
+    ...     task = hw.RepeatedTokens(n=4, length=8, seed=seed)
+    ...     ds = hw.measure(model, task, heads, out=f"results/seed-{seed}.nc")
+    >>> results = hw.Results("results")
+    >>> [(entry.path, entry.model, entry.seed) for entry in results]
+    [('seed-0.nc', 'words-2l', 0), ('seed-1.nc', 'words-2l', 1)]
+    >>> results.table("loss", where="effect > 5")["name"].tolist()
+    ['L0H3', 'L0H3']
+    >>> dict(results.combine("seed")["loss"].sizes)
+    {'seed': 2, 'layer': 2, 'head': 8, 'example': 4}
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -127,7 +138,17 @@ class Results:
             Text in which ``*`` stands for anything: ``model="*gpt2*"``; of several, one must match.
         where : str, optional
             A condition on the columns, such as ``"size > 1e6 and date >= '2026-01-01'"``: see
-            `headwise.studies.catalogue.conditions.ask`.
+            `headwise.table`.
+
+        Returns
+        -------
+        Results
+            The same folder with fewer rows.
+
+        Raises
+        ------
+        DeclarationError, UnknownNameError
+            The condition cannot be read, or there is no such column.
         """
         given = {"model": model, "study": study, "task": task, "state": state}
         if where is None and not any(patterns is not None for patterns in given.values()):
@@ -257,12 +278,17 @@ class Results:
         Parameters
         ----------
         variable, where, sort, top
-            As for `headwise.studies.catalogue.table.table`. Results without the variable are passed over.
+            As for `headwise.table`. Results without the variable are passed over.
 
         Returns
         -------
         DataFrame
-            As for `headwise.studies.catalogue.table.table`; with several results, ``file`` and ``model`` come first.
+            As for `headwise.table`; with several results, ``file`` and ``model`` come first.
+
+        Raises
+        ------
+        UnknownNameError, DeclarationError
+            No result has the variable; else as for `headwise.table`.
         """
         import pandas as pd
 

@@ -156,6 +156,17 @@ def summary(result: Result | str | os.PathLike[str]) -> Summary:
     ------
     ResultError
         The file cannot be read.
+
+    Examples
+    --------
+    >>> model, task = hw.load("words-2l"), hw.RepeatedTokens(n=4, length=8)
+    >>> ds = hw.measure(model, task, hw.ZeroAblate(hw.Head(0, 3)))
+    >>> print(hw.summary(ds))  # doctest: +ELLIPSIS
+    Measurement of words-2l
+      what   1 condition of ZeroAblate on the clean run, by loss
+      model  words-2l (shipped): 2 layers of 8 heads
+      task   4 prompts in which 8 random tokens are repeated once, seed 0
+    ...
     """
     if isinstance(result, xr.Dataset | xr.DataTree):
         return _summary(result)

@@ -41,11 +41,12 @@ def table(
     variable : str
         ``loss`` of a Dataset, ``ablation/loss`` of a DataTree.
     where : str, optional
-        A condition on the columns, such as ``"effect > 0.5 and layer >= 4"``.
+        A condition on the columns, such as ``"effect > 0.5 and layer >= 4"``, ``"head in (1, 2)"`` or
+        ``"not (ablation == 'zero')"``. A missing value meets no comparison but ``!=``.
     sort : str or sequence of str, optional
-        Columns to sort by; ``"-effect"`` from large to small.
+        Columns, the first one first; ``"-effect"`` sorts from large to small. Missing values come last.
     top : int, optional
-        How many rows.
+        How many rows to keep.
 
     Returns
     -------
@@ -58,8 +59,21 @@ def table(
 
     Raises
     ------
-    UnknownNameError, DeclarationError
-        See `headwise.studies.catalogue.conditions.ask`.
+    UnknownNameError
+        The result has no such variable, or the table no such column; the text lists those it has.
+    DeclarationError
+        The condition cannot be read, or `top` is no whole number.
+
+    Examples
+    --------
+    >>> model, task = hw.load("words-2l"), hw.RepeatedTokens(n=4, length=8)
+    >>> heads = hw.Grid(lambda layer, head: hw.ZeroAblate(hw.Head(layer, head)), layer=model.layers, head=model.heads)
+    >>> ds = hw.measure(model, task, heads)
+    >>> hw.table(ds, "loss", where="effect > 2", sort="-effect")[["name", "effect"]].round(1)
+       name  effect
+    0  L0H3     6.8
+    1  L1H0     2.8
+    2  L1H1     2.0
     """
     return ask(cells(*pick(result, variable)), where=where, sort=sort, top=top)
 

@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
         help="what a sweep would cost, before it runs",
         description=(
             "Explain the plan of a sweep on repeated random tokens: passes, rows, work against one forward pass for "
-            "each condition, memory, and an estimate of the time. In Python: print(headwise.studies.plan(...))."
+            "each condition, memory, and an estimate of the time. In Python: print(hw.plan(...))."
         ),
         examples=EXAMPLES,
     )

@@ -33,7 +33,7 @@ def sweep(
     ----------
     model : Model
     what : str
-        ``heads``, ``qkv``, ``resid``, or the path of a JSON file, as `to_json` of `headwise.interventions` writes it.
+        ``heads``, ``qkv``, ``resid``, or the path of a JSON file, as `headwise.to_json` writes it.
     metrics : sequence of str
     n, length
         Of `RepeatedTokens`.

@@ -56,7 +56,7 @@ def add(commands: Any) -> None:
         help="the results in a folder",
         description=(
             "List the results in a folder and the folders below it, one line each, and name the files that cannot be "
-            "read. In Python: headwise.studies.Results(folder)."
+            "read. In Python: hw.Results(folder)."
         ),
         examples=LS,
     )

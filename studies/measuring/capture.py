@@ -40,15 +40,16 @@ def capture(
     Parameters
     ----------
     model : Model
+        From `headwise.load`.
     task : Task
     sites : Site or sequence of Site
         Such as ``Head(1, 2).pattern`` or ``Layer(0).resid_post``; a bare head stands for its ``z``.
     run : str
+        The run of the task that is read.
     remote : bool, optional
         As for `measure`; of a server, the values of these sites come back and nothing else.
     check : bool
-        Before the first measurement or capture on a model, check that the table of its family fits it (see
-        `headwise.interventions.selfcheck`).
+        Before the first measurement or capture on a model, check that the table of its family fits it.
 
     Returns
     -------
@@ -63,6 +64,17 @@ def capture(
         A self-check failed.
     DeclarationError
         A site that the model or the prompts do not have.
+    UnknownNameError
+        The task has no such run.
+    ServerError
+        The server of a remote model cannot be reached, or refuses.
+
+    Examples
+    --------
+    >>> model, task = hw.load("words-2l"), hw.RepeatedTokens(n=4, length=8)
+    >>> ds = hw.capture(model, task, [hw.Head(1, 2).pattern, hw.Layer(0).resid_post])
+    >>> ds["L1H2_pattern"].dims, ds["L0_resid_post"].dims
+    (('example', 'query', 'key'), ('example', 'position', 'd_model'))
     """
     from ...interventions.begin import begin
     from ...interventions.run import activations

@@ -100,6 +100,14 @@ def compare_estimates(
         No such estimator, nothing to compare, a metric or an intervention that has no estimate, or an `exact` that was
         measured on something else.
 
+    Examples
+    --------
+    >>> model, task = hw.load("words-2l"), hw.RepeatedTokens(n=4, length=8)
+    >>> values = hw.Grid(lambda head: hw.Patch(hw.Head(1, head)), head=model.heads)
+    >>> ds = hw.compare_estimates(model, task, values, hw.metrics.logit_diff, estimators=["gradient"])
+    >>> ds["estimate"].dims, bool(ds["rank_correlation"].item() > 0.9)
+    (('estimator', 'head'), True)
+
     References
     ----------
     Nanda 2023, Attribution patching: activation patching at industrial scale. Syed et al. 2023, Attribution patching

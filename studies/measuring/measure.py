@@ -67,13 +67,13 @@ def measure(
         again in halves. No number changes by more than rounding.
     estimator : {"exact", "gradient", "integrated"}
         ``"gradient"`` and ``"integrated"`` estimate every condition from a few passes, see
-        `headwise.interventions.run.gradients`: ``base + (new - old) * slope``. The runs as they are stay exact. The
-        integrated estimate moves the edits of one kind, layer and component together, as all heads of a layer.
+        `headwise.compare_estimates`: ``base + (new - old) * slope``. The runs as they are stay exact. The integrated
+        estimate moves the edits of one kind, layer and component together, as all heads of a layer.
     steps : int
         Steps of the integrated estimate.
     check : bool
         Before the first sweep on a model, see on one short prompt that planned passes give what its own forward pass
-        gives (see `headwise.interventions.selfcheck`).
+        gives.
     remote : bool, optional
         A model runs where `headwise.load` opened it: here, or on NDIF with ``load(name, remote=True)``. True and False
         make sure of it. Of a server, metrics come back and no activations; jobs are sent without waiting, and with
@@ -110,6 +110,23 @@ def measure(
         `out` cannot be written, or another process is writing it; what was finished is kept.
     ServerError
         The server of a remote model cannot be reached, or refuses; the text says what to do.
+
+    Examples
+    --------
+    The loss without each head, on each of four prompts:
+
+    >>> model, task = hw.load("words-2l"), hw.RepeatedTokens(n=4, length=8)
+    >>> heads = hw.Grid(lambda layer, head: hw.ZeroAblate(hw.Head(layer, head)), layer=model.layers, head=model.heads)
+    >>> ds = hw.measure(model, task, heads, [hw.metrics.loss])
+    >>> dict(ds["loss"].sizes), ds["loss"].attrs["units"]
+    ({'layer': 2, 'head': 8, 'example': 4}, 'nat')
+
+    Interventions by name, on the run ``corrupted``:
+
+    >>> what = {"k": hw.Patch(hw.Head(1, 2).k, source="clean"), "v": hw.Patch(hw.Head(1, 2).v, source="clean")}
+    >>> ds = hw.measure(model, task, what, [hw.metrics.logit_diff], base="corrupted")
+    >>> ds["condition"].values.tolist()
+    ['k', 'v']
     """
     from ...interventions.begin import begin
 
@@ -164,7 +181,22 @@ def plan(
     Returns
     -------
     Plan
-        ``headwise.interventions.plan.explain.cost(plan)`` gives the figures.
+        ``print`` explains it; ``plan.cost()`` gives the figures.
+
+    Raises
+    ------
+    DeclarationError, UnknownNameError
+        Something that was asked for does not exist or cannot be.
+
+    Examples
+    --------
+    >>> model, task = hw.load("words-2l"), hw.RepeatedTokens(n=4, length=8)
+    >>> heads = hw.Grid(lambda layer, head: hw.ZeroAblate(hw.Head(layer, head)), layer=model.layers, head=model.heads)
+    >>> print(hw.plan(model, task, heads, timed=False))  # doctest: +ELLIPSIS
+    words-2l: 16 conditions on 4 examples of the clean run
+    runs            2  as they are: clean and corrupted
+    passes          1  at most 64 rows of 15 positions together
+    ...
     """
     setup = set_up(model, task, what, metrics, base=base, per_position=False, batch_size=batch_size)
     setup.readers()  # refuses metrics that the task cannot have, as `measure` does

@@ -119,7 +119,7 @@ def chosen_metrics(given: Metric | Sequence[Metric]) -> list[Metric]:
     chosen: list[Any] = list(given) if several else [given]  # type: ignore[arg-type]
     for metric in chosen:
         if not isinstance(metric, Metric):
-            raise DeclarationError(f"{metric!r} is no metric: import one from headwise.metrics, such as loss")
+            raise DeclarationError(f"{metric!r} is no metric: give one of hw.metrics, such as hw.metrics.loss")
     if not chosen:
         raise DeclarationError("nothing to measure: name at least one metric, such as loss")
     if len({metric.name for metric in chosen}) < len(chosen):

@@ -3,6 +3,14 @@
 Labels and units are read from attributes where there are any, so a dataset that was built by hand draws as well as one
 that was measured. Elements combine with ``+`` and ``*`` and take ``.opts``. `picture` chooses one by the dims of a
 variable; `save` writes one as HTML, PNG or SVG. Layer 0 is at the bottom of every head grid.
+
+Examples
+--------
+>>> import numpy as np, xarray as xr
+>>> scores = xr.DataArray(np.eye(2), dims=("layer", "head"), name="score")
+>>> picture = hw.plots.head_grid(scores, title="a score of each head")
+>>> hw.plots.save(picture, "scores.html").name
+'scores.html'
 """
 
 from .ablation import ablation_grids, sets_against_null, zero_against_mean

@@ -152,7 +152,7 @@ def limits(ds: xr.Dataset) -> list[str]:
     if _estimated(ds):
         texts.append(
             f"The changes are estimates from gradients ({ds.attrs['estimator']}), not measured ones: "
-            "headwise.studies.compare_estimates says how far they can be trusted."
+            "hw.compare_estimates says how far they can be trusted."
         )
     if "example" in ds.sizes:
         few = few_prompts(ds.sizes["example"])

@@ -42,6 +42,18 @@ def write_report(result: xr.DataTree | xr.Dataset, path: str | os.PathLike[str])
     -------
     Path
         The file, complete: it is written beside its name and renamed.
+
+    Raises
+    ------
+    ResultError
+        It cannot be written.
+
+    Examples
+    --------
+    >>> model, task = hw.load("words-2l"), hw.RepeatedTokens(n=4, length=8)
+    >>> ds = hw.measure(model, task, hw.ZeroAblate(hw.Head(0, 3)))
+    >>> hw.write_report(ds, "results/loss.html").name
+    'loss.html'
     """
     target = check_writable(path)
     source = result.encoding.get("source")

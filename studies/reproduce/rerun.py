@@ -104,6 +104,14 @@ def rerun(
         study or a metric of your own, which no file can bring back; or it asks for what was not agreed to.
     ModelError
         The model cannot be opened, or its weights or its tokenizer are not those of the file.
+
+    Examples
+    --------
+    >>> model, task = hw.load("words-2l"), hw.RepeatedTokens(n=4, length=8)
+    >>> ds = hw.measure(model, task, hw.ZeroAblate(hw.Head(0, 3)), out="loss.nc")
+    >>> found = hw.rerun("loss.nc")
+    >>> found.agrees, found.largest
+    (True, 0.0)
     """
     source = Path(path).expanduser()
     if not tolerance >= 0:

@@ -92,6 +92,19 @@ def effect(ds: xr.Dataset, name: str) -> xr.DataArray:
     -------
     DataArray
         The dims of ``ds[name]``; units of the metric.
+
+    Raises
+    ------
+    UnknownNameError
+        The dataset has no such metric; the text lists those it has.
+
+    Examples
+    --------
+    >>> model, task = hw.load("words-2l"), hw.RepeatedTokens(n=4, length=8)
+    >>> ds = hw.measure(model, task, hw.ZeroAblate(hw.Head(0, 3)))
+    >>> change = hw.effect(ds, "loss")
+    >>> change.dims, change.attrs["units"], round(float(change.mean()), 1)
+    (('example',), 'nat', 6.8)
     """
     values, baseline = _measured(ds, name)
     change: xr.DataArray = values - baseline.sel(run=ds.attrs["base"], drop=True)
@@ -126,7 +139,30 @@ def effect_interval(ds: xr.Dataset, name: str) -> dict[str, xr.DataArray]:
 def normalized(ds: xr.Dataset, name: str) -> xr.DataArray:
     """``(x - corrupted) / (clean - corrupted)`` as a ratio of means over examples: 0 is corrupted, 1 is clean.
 
-    NaN where clean and corrupted are within noise of each other. Needs a task with a corrupted run.
+    Parameters
+    ----------
+    ds : Dataset
+        From `measure`, on a task with a corrupted run.
+    name : str
+        A metric in it, such as ``"logit_diff"``.
+
+    Returns
+    -------
+    DataArray
+        The dims of ``ds[name]`` without ``example``; a pure number. NaN where clean and corrupted are within noise of
+        each other.
+
+    Raises
+    ------
+    UnknownNameError
+        The dataset has no such metric, or the task no corrupted run.
+
+    Examples
+    --------
+    >>> model, task = hw.load("words-2l"), hw.RepeatedTokens(n=4, length=8)
+    >>> ds = hw.measure(model, task, {"prev": hw.Patch(hw.Head(0, 3))}, [hw.metrics.logit_diff])
+    >>> hw.normalized(ds, "logit_diff").round(2).values
+    array([0.01])
     """
     from ...metrics.statistics import normalised
 
@@ -185,6 +221,30 @@ def write_netcdf(result: xr.Dataset | xr.DataTree, path: str | os.PathLike[str])
     """Write a result as NetCDF: beside its final name, then renamed, so that no file is ever half-written.
 
     Folders that are missing are made. Ctrl-C and SIGTERM wait until the file is written.
+
+    Parameters
+    ----------
+    result : Dataset or DataTree
+        Of headwise, or any other.
+    path : str or path
+        The file; what is there is replaced once the new one is whole.
+
+    Returns
+    -------
+    Path
+        The file, absolute.
+
+    Raises
+    ------
+    ResultError
+        It cannot be written.
+
+    Examples
+    --------
+    >>> model, task = hw.load("words-2l"), hw.RepeatedTokens(n=4, length=8)
+    >>> ds = hw.measure(model, task, hw.ZeroAblate(hw.Head(0, 3)))
+    >>> hw.write_netcdf(ds, "results/loss.nc").name
+    'loss.nc'
     """
     target = check_writable(path)
     return write_beside(target, lambda beside: write(result, beside))

@@ -55,9 +55,10 @@ def open_result(path: str | os.PathLike[str], load: bool = False) -> Result:
 
     Examples
     --------
-    >>> path = hw.write_netcdf(ds, "loss.nc")
-    >>> hw.open_result(path)["loss"].dims
-    ('layer', 'head', 'example')
+    >>> model, task = hw.load("words-2l"), hw.RepeatedTokens(n=4, length=8)
+    >>> ds = hw.measure(model, task, {"prev": hw.ZeroAblate(hw.Head(0, 3))}, out="loss.nc")
+    >>> hw.open_result("loss.nc")["loss"].dims
+    ('condition', 'example')
     """
     source = Source(path)
     if not load:

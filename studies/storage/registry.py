@@ -23,6 +23,10 @@ def to_json(value: object) -> str:
     value : Site, Intervention, Grid, task, or a list or mapping of these
         A grid is written as its axes and interventions: the function that made them is not kept.
 
+    Returns
+    -------
+    str
+
     Raises
     ------
     DeclarationError

@@ -37,6 +37,12 @@ class Batch:
         Half length of repeated sequences.
     start : int
         Tokens in front of the repeat.
+
+    Examples
+    --------
+    >>> batch = hw.RepeatedTokens(n=4, length=8).draw(hw.load("words-2l"))
+    >>> sorted(batch.runs), batch.scored[0].nonzero()[0].tolist()
+    (['clean', 'corrupted'], [8, 9, 10, 11, 12, 13, 14])
     """
 
     runs: Mapping[str, Array]

@@ -57,6 +57,17 @@ class RepeatedTokens:
         tokens are never drawn.
     score : {"repeat", "all"}
         Score the queries ``L .. 2L-2`` (default), or every query that has a next token.
+
+    Raises
+    ------
+    DeclarationError
+        A value is not possible. What a model cannot read is refused when prompts are drawn for it.
+
+    Examples
+    --------
+    >>> task = hw.RepeatedTokens(n=4, length=8)
+    >>> task.draw(hw.load("words-2l")).runs["clean"].shape
+    (4, 16)
     """
 
     n: int = 32
@@ -153,6 +164,19 @@ class Prompts:
         Further runs to patch from: for each prompt, another one of as many tokens.
     bos : bool
         Put the model's BOS in front of each.
+
+    Raises
+    ------
+    DeclarationError
+        There is no prompt, or not one answer, distractor or text of another run for each. That an answer is one token
+        and that runs have prompts of equal length is seen when the model is known.
+
+    Examples
+    --------
+    >>> task = hw.Prompts(["apple banana cherry apple"], answers=["banana"], distractors=["cherry"])
+    >>> ds = hw.measure(hw.load("words-2l"), task, metrics=[hw.metrics.accuracy])
+    >>> float(ds["baseline_accuracy"].mean())
+    1.0
     """
 
     prompts: tuple[str, ...]

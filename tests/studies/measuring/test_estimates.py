@@ -206,7 +206,7 @@ def test_saturated_attention_hides_from_the_gradient(planted):
         ({"estimators": ["gradient"] * 2}, "name each once, possible are gradient and integrated"),
         ({"estimators": ["fast"]}, "estimator='fast': possible are exact, gradient and integrated"),
         ({"metric": accuracy}, "accuracy has no gradient estimate: possible are metrics of logits"),
-        ({"metric": "loss"}, "'loss' is no metric: import one from headwise.metrics, such as loss"),
+        ({"metric": "loss"}, "'loss' is no metric: give one of hw.metrics, such as hw.metrics.loss"),
         (
             {"what": Grid(lambda place: ZeroAblate(Head(0, place)), place=[0, 1])},
             "a grid axis cannot be called 'place' here: a dim of the result is",

@@ -217,7 +217,7 @@ def test_a_measurement_is_plain_xarray_and_survives_netcdf(small_model, tmp_path
         (
             lambda m: measure(m, TASK, None, ["loss"]),
             DeclarationError,
-            "'loss' is no metric: import one from headwise.metrics",
+            "'loss' is no metric: give one of hw.metrics",
         ),
         (lambda m: measure(m, TASK, None, [loss, loss]), DeclarationError, "metrics must differ, got [loss, loss]"),
         (
