@@ -122,7 +122,25 @@ class ResultWarning(_Said, UserWarning):
 
 
 def whole(value: object, what: str, low: int = 0, high: int | None = None) -> int:
-    """`value` as a whole number within bounds, or an error that says what was given and what is possible."""
+    """`value` as a whole number within bounds, or an error that says what was given and what is possible.
+
+    Parameters
+    ----------
+    value : object
+    what : str
+        What it is, as the error names it.
+    low, high : int
+        Smallest and largest possible value; no largest one when left out.
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    DeclarationError
+        It is no whole number, or out of bounds.
+    """
     try:
         number = operator.index(value)  # type: ignore[arg-type]  # int and NumPy integers, not floats or text
     except TypeError:

@@ -79,6 +79,11 @@ def factors(
     q_gain, k_gain : array (d_head,), optional
         Of norms of q and k themselves, multiplied into what they read; how these norms scale a whole vector cannot be
         folded in.
+
+    Returns
+    -------
+    Factors
+        Arrays of the same shapes in float64, keys and values repeated for each head that reads them.
     """
     return Factors(*_factors(W_Q, W_K, W_V, W_O, centred, gain, q_gain, k_gain))
 
@@ -150,7 +155,25 @@ def _composition(kind: str, first: tuple[Array, ...], second: tuple[Array, ...])
 
 
 def random_composition(d_model: int, d_head: int, draws: int = 200, seed: int = 0) -> dict[str, tuple[float, float]]:
-    """Mean and standard deviation of each score for random Gaussian factors of this shape: the floor."""
+    """Mean and standard deviation of each score for random Gaussian factors of this shape: the floor.
+
+    Parameters
+    ----------
+    d_model, d_head : int
+        Widths of the residual stream and of a head.
+    draws, seed : int
+        Number and seed of the random pairs of heads.
+
+    Returns
+    -------
+    dict of str to (float, float)
+        ``q``, ``k`` and ``v``: mean and standard deviation over the draws, pure numbers.
+
+    Raises
+    ------
+    DeclarationError
+        `draws` is not possible.
+    """
     whole(draws, "draws", high=MOST_DRAWS)
     random = np.random.default_rng(seed)
     found: dict[str, list[float]] = {kind: [] for kind in KINDS}

@@ -120,6 +120,14 @@ def pair_scores(
 ) -> xr.Dataset:
     """The scores of the pairs from `senders` to `receivers`, against all other pairs between the same layers.
 
+    Parameters
+    ----------
+    scores : Dataset
+        From `composition_scores`.
+    senders, receivers : sequence of Head
+    variant : {"folded", "raw"}
+        Whether the norm is folded into the weights.
+
     Returns
     -------
     Dataset
@@ -161,6 +169,15 @@ def causal_check(
     model: Model, task: Task, senders: Sequence[Head], receivers: Sequence[Head], *, draws: int = 50, seed: int = 0
 ) -> xr.Dataset:
     """Ablate the senders and watch the induction score of the receivers; then as many random heads of the same layers.
+
+    Parameters
+    ----------
+    model : Model
+    task : Task
+        With induction scores, such as `RepeatedTokens`.
+    senders, receivers : sequence of Head
+    draws, seed : int
+        Number and seed of the random sets of heads.
 
     Returns
     -------

@@ -32,7 +32,16 @@ RESTING_SHARE = 0.5
 
 
 def head_scores(model: Model, task: Task, metrics: Sequence[Metric] = SCORES, *, check: bool = True) -> xr.Dataset:
-    """Attention scores of every head on the clean run; `check` as for `measure`.
+    """Attention scores of every head on the clean run.
+
+    Parameters
+    ----------
+    model : Model
+    task : Task
+    metrics : sequence of Metric
+        Of attention patterns.
+    check : bool
+        As for `measure`.
 
     Returns
     -------
@@ -58,6 +67,20 @@ def untrained_scores(model: Model, task: Task, metrics: Sequence[Metric], seeds:
     """Scores (mean over examples) of models of the same shape with random weights, ``(seed, layer, head)``.
 
     They are made and run here, one after the other, also where `model` is on a server: memory for one is needed.
+
+    Parameters
+    ----------
+    model : Model
+    task : Task
+    metrics : sequence of Metric
+        Of attention patterns.
+    seeds : sequence of int
+        One for each untrained model.
+
+    Returns
+    -------
+    Dataset
+        ``<score>(seed, layer, head)``.
 
     Raises
     ------

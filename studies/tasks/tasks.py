@@ -272,7 +272,29 @@ def _check_room(n: int, size: int) -> None:
 
 
 def reference_tokens(task: Task, model: Model, run: str, groups: Sequence[Group]) -> tuple[Array, ...]:
-    """Reference prompts of the length of each group, ``(example, position)``."""
+    """Reference prompts of the length of each group.
+
+    Parameters
+    ----------
+    task : Task
+    model : Model
+    run : str
+        The run of the reference draw.
+    groups : sequence of Group
+        Of the evaluated prompts.
+
+    Returns
+    -------
+    tuple of array (example, position)
+        Token ids, one array for each group.
+
+    Raises
+    ------
+    UnknownNameError
+        The reference prompts have no such run.
+    DeclarationError
+        There are fewer than two reference prompts of a length.
+    """
     batch = task.reference(model)
     if run not in batch.runs:
         raise UnknownNameError(f"the reference prompts have the runs {choices(batch.runs)}, not {run!r}")

@@ -115,6 +115,15 @@ def build_model(vocab: int, recipe: Recipe) -> GPT2LMHeadModel:
 def make_batch(rng: np.random.Generator, n: int, length: int, vocab: int, recipe: Recipe) -> tuple[Tensor, Tensor]:
     """Draws `n` sequences of random words that repeat after random distances.
 
+    Parameters
+    ----------
+    rng : Generator
+    n, length : int
+        Sequences, and words of each.
+    vocab : int
+        Token ids lie below it.
+    recipe : Recipe
+
     Returns
     -------
     tokens, predictable

@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import doctest
+import html
 import inspect
 import io
 import json
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import xarray as xr
 
 import headwise as hw
 from headwise import studies
@@ -178,3 +180,25 @@ def test_no_text_for_users_names_a_place_inside_the_package():
     assert {name: found for name, found in code.items() if found} == {}
     of_names = {name: DEEP.findall(inspect.getdoc(getattr(hw, name))) for name in NAMES}
     assert {name: found for name, found in of_names.items() if found} == {}
+
+
+def test_a_report_and_its_recipe_need_the_front_door_alone(words_model, tmp_path):
+    task, loss = hw.RepeatedTokens(n=2, length=4), hw.metrics.loss
+    heads = hw.Grid(lambda layer, head: hw.ZeroAblate(hw.Head(layer, head)), layer=range(2), head=range(2))
+    results = {
+        "grid": hw.measure(words_model, task, heads, [loss]),
+        "named Head(0, 1)": hw.measure(
+            words_model, task, {"Head(0, 1)": hw.Patch("0.1") + hw.Scale("1.1", 0.5)}, [loss]
+        ),
+        "long": hw.measure(words_model, task, hw.Add(hw.Layer(1).resid_pre, [0.1] * 64), [loss]),
+        "patterns": hw.capture(words_model, task, [hw.Head(1, 2).pattern]),
+        "study": xr.DataTree(xr.Dataset(attrs={"model": "words-2l", "study": hw.InductionStudy().to_json()})),
+    }
+    for name, result in results.items():
+        text = html.unescape(hw.write_report(result, tmp_path / f"{name}.html").read_text())
+        assert "import headwise as hw\n" in text, name
+        assert "from headwise" not in text, name
+        assert DEEP.findall(text) == [], name
+        lines = text.split("import headwise as hw\n")[1].split("</")[0].replace("'Head(0, 1)'", "")
+        bare = r"(?<!hw\.)\b(?:Head|Layer|ZeroAblate|RepeatedTokens|InductionStudy|measure|capture)\("
+        assert re.findall(bare, lines) == [], name

@@ -22,6 +22,12 @@ def python(code, *arguments):
     ("statement", "forbidden"),
     [
         ("import headwise", ("torch", "numpy", "xarray", "holoviews", "nnsight", "transformers")),
+        (
+            "import headwise as hw; dir(hw); hw.Grid, hw.Head, hw.ZeroAblate, hw.errors.ModelError, hw.shipped()",
+            ("torch", "numpy", "xarray", "holoviews", "nnsight", "transformers"),
+        ),
+        ("import headwise as hw; hw.open_result, hw.Results, hw.table, hw.summary", ("torch", "nnsight", "holoviews")),
+        ("import headwise as hw; hw.RepeatedTokens, hw.measure", ("nnsight", "transformers", "holoviews")),
         ("from headwise.interventions import Grid, Head, ZeroAblate", ("torch", "xarray", "holoviews", "nnsight")),
         ("from headwise.studies import RepeatedTokens", ("nnsight", "transformers", "holoviews")),
         ("from headwise.studies import measure, capture", ("holoviews", "bokeh", "nnsight")),
