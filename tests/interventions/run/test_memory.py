@@ -87,7 +87,7 @@ def test_a_row_that_fits_beside_fewer_prompts_only(small_model, monkeypatch):
 
 def test_later_passes_are_kept_as_small(small_model, monkeypatch):
     monkeypatch.setattr(memory, "budget", lambda device: 1_200_000)
-    planned = [hw.studies.plan(small_model, TASK, grid(), [loss], timed=False)]
+    planned = [hw.plan(small_model, TASK, grid(), [loss], timed=False)]
     assert planned[0].passes > 2
     seen = refusing(monkeypatch, "run_part", 5, ERRORS[0])
     measure(small_model, TASK, grid(), [loss], check=False)
