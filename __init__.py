@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from .interventions.models.locate import shipped
     from .interventions.models.model import Model
     from .studies.measuring.capture import capture
+    from .studies.measuring.effects import effect, normalized
     from .studies.measuring.measure import measure
-    from .studies.storage.files import effect, normalized, open_tree, write_netcdf
+    from .studies.storage.files import open_tree, write_netcdf
 
 _WHERE = {
     "DeclarationError": ".errors",
@@ -29,8 +30,8 @@ _WHERE = {
     "shipped": ".interventions.models.locate",
     "capture": ".studies.measuring.capture",
     "measure": ".studies.measuring.measure",
-    "effect": ".studies.storage.files",
-    "normalized": ".studies.storage.files",
+    "effect": ".studies.measuring.effects",
+    "normalized": ".studies.measuring.effects",
     "open_tree": ".studies.storage.files",
     "write_netcdf": ".studies.storage.files",
 }

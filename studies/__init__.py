@@ -33,11 +33,12 @@ if TYPE_CHECKING:
     from .catalogue.table import table
     from .measuring.capture import capture
     from .measuring.compare import compare_estimates
+    from .measuring.effects import effect, normalized
     from .measuring.measure import measure, plan
     from .report.report import write_report
     from .reproduce.agreement import Agreement
     from .reproduce.rerun import rerun
-    from .storage.files import effect, normalized, open_tree, write_netcdf
+    from .storage.files import open_tree, write_netcdf
     from .storage.reading import open_result
     from .tasks.batch import Batch
     from .tasks.tasks import Prompts, RepeatedTokens
@@ -49,8 +50,8 @@ _WHERE = {
     "capture": ".measuring.capture",
     "measure": ".measuring.measure",
     "plan": ".measuring.measure",
-    "effect": ".storage.files",
-    "normalized": ".storage.files",
+    "effect": ".measuring.effects",
+    "normalized": ".measuring.effects",
     "open_tree": ".storage.files",
     "rerun": ".reproduce.rerun",
     "open_result": ".storage.reading",

@@ -11,8 +11,8 @@ from typing import Any
 
 from ...errors import DeclarationError, ResultError, printable
 from ...interventions.declare.codec import read_json
-from ..storage.files import SCHEMA
 from ..storage.netcdf import SIGNATURES, regular, why
+from ..storage.provenance import SCHEMA
 
 NEEDED = ("model", "created", "versions")
 """Attributes that every result has, beside ``schema_version``."""

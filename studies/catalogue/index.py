@@ -16,8 +16,9 @@ from typing import Any
 
 from ...errors import ResultError
 from ...interventions.declare.codec import read_json
-from ..storage.files import SCHEMA, write_beside
+from ..storage.files import write_beside
 from ..storage.netcdf import text_of, why
+from ..storage.provenance import SCHEMA
 from .entries import Entry, NoResult, Problem, check_begins_like_netcdf, row_of
 from .probe import Probe
 

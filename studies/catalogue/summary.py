@@ -13,9 +13,9 @@ from typing import Any
 import xarray as xr
 
 from ...errors import ResultError, printable
+from ..measuring.effects import effect
 from ..output.phrases import count, listed
 from ..storage.attributes import LONGEST, json_in, plainly
-from ..storage.files import effect
 from ..storage.netcdf import reading, why
 from ..storage.reading import Result, open_result
 from .description import kind_of, model_of, nodes, task_in_words, what_of, when_of

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from ..storage.files import effect
+from ..measuring.effects import effect
 from ..storage.netcdf import check_room
 from ..storage.reading import Result, pick
 from .conditions import ask

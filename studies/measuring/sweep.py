@@ -15,7 +15,7 @@ import xarray as xr
 from ...interventions.declare.codec import encode
 from ...metrics.card import Metric
 from ..output.progress import Progress
-from ..storage.files import card_attrs, provenance
+from ..storage.provenance import card_attrs, provenance
 from ..storage.registry import TASKS
 from ..tasks.batch import Batch
 from ..tasks.tasks import Task

@@ -22,7 +22,8 @@ from ...interventions.models.identity import Identity
 from ...interventions.plan.estimators import check_estimator
 from ..measuring.request import conditions
 from ..storage.attributes import json_in
-from ..storage.files import SCHEMA, open_tree, provenance, versions
+from ..storage.files import open_tree
+from ..storage.provenance import SCHEMA, provenance, versions
 from ..storage.registry import TASKS, metric_names
 from . import consent
 from .agreement import Agreement, compare

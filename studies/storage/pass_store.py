@@ -14,7 +14,7 @@ from ...interventions.base.hashing import array_bytes, code_hash, short_hash
 from ...interventions.declare.codec import encode, read_json
 from ...interventions.plan.plan import Plan
 from ...interventions.run.outcome import FinishedValues, Inputs
-from .files import exact_facts
+from .provenance import exact_facts
 from .registry import TASKS
 from .unfinished import UnfinishedResult
 

@@ -29,7 +29,7 @@ from headwise.studies.catalogue.index import INDEX
 from headwise.studies.catalogue.probe import Probe
 from headwise.studies.catalogue.results import Results
 from headwise.studies.catalogue.summary import summary
-from headwise.studies.storage.files import SCHEMA
+from headwise.studies.storage.provenance import SCHEMA
 from headwise.studies.storage.reading import open_result
 
 TASK = {"type": "RepeatedTokens", "n": 2, "length": 3, "seed": 0, "bos": False, "tokens": None, "score": "repeat"}
