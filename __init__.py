@@ -1,67 +1,82 @@
 """headwise: declare interventions on a transformer, run them, and get labelled, stored, drawn results.
 
-``import headwise as hw`` costs nothing: names are resolved when they are first used (PEP 562).
+``import headwise as hw`` gives every name that a user types, and costs nothing: a name is loaded when it is first used.
+
+- models: ``load``, ``shipped``, ``Model``; another family: ``Family``, ``register``
+- where: ``Head``, ``Layer``, ``Site``, ``Component``
+- what: ``ZeroAblate``, ``MeanAblate``, ``ResampleAblate``, ``Patch``, ``PathPatch``, ``Add``, ``Scale``, ``Knockout``,
+  ``Compose``, ``Intervention``; a labelled family of them: ``Grid``
+- prompts: ``RepeatedTokens``, ``Prompts``; what they draw: ``Batch``
+- numbers: ``measure``, ``plan`` (the cost, beforehand), ``capture``, ``compare_estimates``, ``composition_scores``,
+  ``describe_heads``, ``InductionStudy``; changes: ``effect``, ``normalized``
+- results: ``summary``, ``table``, ``write_netcdf``, ``open_result``, ``Results`` (a folder), ``rerun``,
+  ``write_report``; declarations as text: ``to_json``, ``from_json``
+- modules: ``metrics``, ``plots``, ``errors``
 """
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from .lazy import lazy_names as _lazy_names
 
 if TYPE_CHECKING:
-    from .errors import DeclarationError, HeadwiseError, ModelError, ResultError, ServerError, UnknownNameError
-    from .interventions.load import load
-    from .interventions.models.locate import shipped
-    from .interventions.models.model import Model
-    from .studies.measuring.capture import capture
-    from .studies.measuring.effects import effect, normalized
-    from .studies.measuring.measure import measure
-    from .studies.storage.files import open_tree, write_netcdf
-
-_WHERE = {
-    "DeclarationError": ".errors",
-    "HeadwiseError": ".errors",
-    "ModelError": ".errors",
-    "ResultError": ".errors",
-    "ServerError": ".errors",
-    "UnknownNameError": ".errors",
-    "Model": ".interventions.models.model",
-    "load": ".interventions.load",
-    "shipped": ".interventions.models.locate",
-    "capture": ".studies.measuring.capture",
-    "measure": ".studies.measuring.measure",
-    "effect": ".studies.measuring.effects",
-    "normalized": ".studies.measuring.effects",
-    "open_tree": ".studies.storage.files",
-    "write_netcdf": ".studies.storage.files",
-}
-
-__all__ = [
-    "DeclarationError",
-    "HeadwiseError",
-    "Model",
-    "ModelError",
-    "ResultError",
-    "ServerError",
-    "UnknownNameError",
-    "capture",
-    "effect",
-    "load",
-    "measure",
-    "normalized",
-    "open_tree",
-    "shipped",
-    "write_netcdf",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        return import_module(".version", __name__).version()
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_WHERE[name], __name__), name)
-
-
-def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    from . import errors as errors
+    from . import metrics as metrics
+    from .interventions import Add as Add
+    from .interventions import Component as Component
+    from .interventions import Compose as Compose
+    from .interventions import Family as Family
+    from .interventions import Grid as Grid
+    from .interventions import Head as Head
+    from .interventions import Intervention as Intervention
+    from .interventions import Knockout as Knockout
+    from .interventions import Layer as Layer
+    from .interventions import MeanAblate as MeanAblate
+    from .interventions import Patch as Patch
+    from .interventions import PathPatch as PathPatch
+    from .interventions import ResampleAblate as ResampleAblate
+    from .interventions import Scale as Scale
+    from .interventions import Site as Site
+    from .interventions import ZeroAblate as ZeroAblate
+    from .interventions import register as register
+    from .interventions.load import load as load
+    from .interventions.models.locate import shipped as shipped
+    from .interventions.models.model import Model as Model
+    from .studies import Batch as Batch
+    from .studies import InductionStudy as InductionStudy
+    from .studies import Prompts as Prompts
+    from .studies import RepeatedTokens as RepeatedTokens
+    from .studies import Results as Results
+    from .studies import capture as capture
+    from .studies import compare_estimates as compare_estimates
+    from .studies import composition_scores as composition_scores
+    from .studies import describe_heads as describe_heads
+    from .studies import effect as effect
+    from .studies import from_json as from_json
+    from .studies import measure as measure
+    from .studies import normalized as normalized
+    from .studies import open_result as open_result
+    from .studies import plan as plan
+    from .studies import plots as plots
+    from .studies import rerun as rerun
+    from .studies import summary as summary
+    from .studies import table as table
+    from .studies import to_json as to_json
+    from .studies import write_netcdf as write_netcdf
+    from .studies import write_report as write_report
+    from .version import __version__ as __version__
+else:
+    __getattr__, __dir__, __all__ = _lazy_names(
+        __name__,
+        {
+            ".": "errors metrics",
+            ".interventions": "Add Component Compose Family Grid Head Intervention Knockout Layer MeanAblate "
+            "Patch PathPatch ResampleAblate Scale Site ZeroAblate register",
+            ".interventions.load": "load",
+            ".interventions.models.locate": "shipped",
+            ".interventions.models.model": "Model",
+            ".studies": "Batch InductionStudy Prompts RepeatedTokens Results capture compare_estimates "
+            "composition_scores describe_heads effect from_json measure normalized "
+            "open_result plan plots rerun summary table to_json write_netcdf write_report",
+            ".version": "__version__",
+        },
+    )

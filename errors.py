@@ -5,6 +5,23 @@ from __future__ import annotations
 import operator
 import unicodedata
 
+__all__ = [
+    "DeclarationError",
+    "HeadwiseError",
+    "MissingPartError",
+    "ModelError",
+    "ResultError",
+    "ResultWarning",
+    "ServerError",
+    "ServerWarning",
+    "UnknownNameError",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 JOINING = "\u200c\u200d"
 """Keep the letters of some scripts apart or together, and join pictures."""
 

@@ -9,3 +9,6 @@ def version() -> str:
         return metadata.version("headwise")
     except metadata.PackageNotFoundError:
         return "unknown"
+
+
+__version__ = version()

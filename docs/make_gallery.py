@@ -15,9 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import headwise as hw
-from headwise.interventions import Grid, Head, Layer, Patch
-from headwise.metrics import logit_diff
-from headwise.studies import InductionStudy, Prompts, RepeatedTokens, capture, measure, plots
 
 HERE = Path(__file__).resolve().parent
 RESULT = HERE.parent / "results" / "induction-words-2l.nc"
@@ -32,115 +29,115 @@ tree: Any
 def head_grid() -> Any:
     """One number for each head: here how much of its attention goes to the token after the earlier copy."""
     heads = tree["heads"].to_dataset()
-    return plots.head_grid(heads["induction"], limits=(0, 1), title="induction score")
+    return hw.plots.head_grid(heads["induction"], limits=(0, 1), title="induction score")
 
 
 def ranked_heads() -> Any:
     """The highest scores with their 95% intervals over prompts, beside chance and the best head of untrained models."""
     heads = tree["heads"].to_dataset()
-    return plots.ranked_heads(heads, "previous_token", top=6, title="previous-token score")
+    return hw.plots.ranked_heads(heads, "previous_token", top=6, title="previous-token score")
 
 
 def attention_viewer() -> Any:
     """A head on any prompt. In a page or a notebook, hover on a token to see where it looks; here it is the last."""
-    prompt = Prompts(["apple banana cherry dog apple banana cherry"])
-    patterns = capture(model, prompt, [Head(1, 2).pattern])
-    return plots.attention_viewer(patterns, "L1H2")
+    prompt = hw.Prompts(["apple banana cherry dog apple banana cherry"])
+    patterns = hw.capture(model, prompt, [hw.Head(1, 2).pattern])
+    return hw.plots.attention_viewer(patterns, "L1H2")
 
 
 def attention_row() -> Any:
     """The top heads side by side; zooming in one zooms in all. Boxes mark where an induction head must look."""
     patterns = tree["patterns"].to_dataset()
-    return plots.attention_row(patterns, by=tree["heads"]["induction"], top=3)
+    return hw.plots.attention_row(patterns, by=tree["heads"]["induction"], top=3)
 
 
 def by_position() -> Any:
     """Loss at each position with its interval, on repeated tokens and on tokens that do not repeat."""
-    return plots.by_position(tree["behaviour"].to_dataset(), "loss", title="loss at each position")
+    return hw.plots.by_position(tree["behaviour"].to_dataset(), "loss", title="loss at each position")
 
 
 def ablation_grids() -> Any:
     """What each head's ablation costs, by three methods on one colour scale."""
-    return plots.ablation_grids(tree["ablation"].to_dataset(), "loss")
+    return hw.plots.ablation_grids(tree["ablation"].to_dataset(), "loss")
 
 
 def zero_against_mean() -> Any:
     """Two ways to ablate a head: on the dashed line they agree; yellow heads write much the same for every prompt."""
-    return plots.zero_against_mean(tree["ablation"].to_dataset(), "loss", title="zero against mean ablation")
+    return hw.plots.zero_against_mean(tree["ablation"].to_dataset(), "loss", title="zero against mean ablation")
 
 
 def ranked_conditions() -> Any:
     """Any conditions, the largest change first, with intervals over prompts: here every head by every method."""
     change = hw.effect(tree["ablation"].to_dataset(), "loss")
-    return plots.ranked_conditions(change, top=12, title="ablation")
+    return hw.plots.ranked_conditions(change, top=12, title="ablation")
 
 
 def sets_against_null() -> Any:
     """Sets of heads ablated together (diamonds) against as many random heads (dots): the null distribution."""
     sets = tree["sets"].to_dataset()
-    return plots.sets_against_null(sets, "accuracy")
+    return hw.plots.sets_against_null(sets, "accuracy")
 
 
 def qkv_grids() -> Any:
     """q, k or v of one head taken from the corrupted run: 1 is no change, 0 the corrupted run's answer."""
-    return plots.qkv_grids(tree["patching"].to_dataset(), "noising")
+    return hw.plots.qkv_grids(tree["patching"].to_dataset(), "noising")
 
 
 def qkv_of_set() -> Any:
     """q, k or v of all induction heads together: where they look then, and what the model answers."""
-    return plots.qkv_of_set(tree["patching"].to_dataset())
+    return hw.plots.qkv_of_set(tree["patching"].to_dataset())
 
 
 def layer_by_position() -> Any:
     """The residual stream patched at every layer and position."""
     clean, corrupted = "apple banana cherry dog apple banana cherry", "apple banana cherry sun apple banana cherry"
-    prompt = Prompts([clean], answers=["dog"], distractors=["sun"], corrupted=[corrupted])
+    prompt = hw.Prompts([clean], answers=["dog"], distractors=["sun"], corrupted=[corrupted])
     places = {"layer": model.layers, "position": range(7)}
-    stream = Grid(lambda layer, position: Patch(Layer(layer).resid_pre.at(position)), **places)
-    patched = measure(model, prompt, stream, [logit_diff])
-    return plots.layer_by_position(hw.effect(patched, "logit_diff"), title="patched from the corrupted run")
+    stream = hw.Grid(lambda layer, position: hw.Patch(hw.Layer(layer).resid_pre.at(position)), **places)
+    patched = hw.measure(model, prompt, stream, [hw.metrics.logit_diff])
+    return hw.plots.layer_by_position(hw.effect(patched, "logit_diff"), title="patched from the corrupted run")
 
 
 def composition_matrix() -> Any:
     """Composition of every head into every later one, from the weights, above what random weights give."""
-    return plots.composition_matrix(tree["composition"].to_dataset(), "k", title="K-composition")
+    return hw.plots.composition_matrix(tree["composition"].to_dataset(), "k", title="K-composition")
 
 
 def composition_graph() -> Any:
     """The same as a graph: the previous-token head feeds the keys of the induction heads."""
     scores, roles = tree["composition"].to_dataset(), tree["heads"]["role"]
-    return plots.composition_graph(scores, "k", roles=roles, title="K-composition")
+    return hw.plots.composition_graph(scores, "k", roles=roles, title="K-composition")
 
 
 def composition_strip() -> Any:
     """All pairs by kind; the band is random weights, the diamond the mean from previous-token to induction heads."""
-    return plots.composition_strip(tree["composition"].to_dataset(), title="composition from the weights")
+    return hw.plots.composition_strip(tree["composition"].to_dataset(), title="composition from the weights")
 
 
 def causal_check() -> Any:
     """Does it matter? The induction score without the previous-token heads, and without as many random heads."""
-    return plots.causal_check(tree["composition"].to_dataset(), title="without the previous-token heads")
+    return hw.plots.causal_check(tree["composition"].to_dataset(), title="without the previous-token heads")
 
 
 def words_grid() -> Any:
     """The right next word of word lists, with the induction heads and without them."""
-    return plots.words_grid(tree["words"].to_dataset(), title="the right word")
+    return hw.plots.words_grid(tree["words"].to_dataset(), title="the right word")
 
 
 def words_agreement() -> Any:
     """The same heads fire on words and on random tokens."""
     words, heads = tree["words"].to_dataset(), tree["heads"].to_dataset()
-    return plots.words_agreement(words, heads, title="words against random tokens")
+    return hw.plots.words_agreement(words, heads, title="words against random tokens")
 
 
 def estimate_against_exact() -> Any:
     """How near estimates from gradients come to what was measured, for every head patched; the worst are named."""
-    return plots.estimate_against_exact(tree["estimates/patching"].to_dataset())
+    return hw.plots.estimate_against_exact(tree["estimates/patching"].to_dataset())
 
 
 def chosen() -> Any:
     """No name to remember: `picture` chooses by the dims of a variable, of any dataset."""
-    return plots.picture(tree, "ablation/loss", ablation="mean")
+    return hw.plots.picture(tree, "ablation/loss", ablation="mean")
 
 
 PICTURES: tuple[Callable[[], Any], ...] = (
@@ -172,18 +169,15 @@ Under each are the lines that drew it: `make gallery` runs them and writes this 
 
 All return [HoloViews](https://holoviews.org) elements: `+` puts them side by side, `*` on top of each other,
 `.opts(...)` changes how they look, and in a notebook or a saved page hovering shows the numbers.
-`plots.save(picture, "name.html")` writes one that opens with no network; `.png` and `.svg` are drawn by Chromium,
+`hw.plots.save(picture, "name.html")` writes one that opens with no network; `.png` and `.svg` are drawn by Chromium,
 Chrome, Edge or Brave. They take any xarray dataset with the right dims, also one made by hand; labels and units are
 read from its attributes where it has any.
 
 ```python
 import headwise as hw
-from headwise.interventions import Grid, Head, Layer, Patch
-from headwise.metrics import logit_diff
-from headwise.studies import Prompts, RepeatedTokens, capture, measure, plots
 
-model, task = hw.load("words-2l"), RepeatedTokens(n=32, length=25)
-tree = hw.open_tree("results/induction-words-2l.nc")
+model, task = hw.load("words-2l"), hw.RepeatedTokens(n=32, length=25)
+tree = hw.open_result("results/induction-words-2l.nc")
 ```
 """
 
@@ -191,7 +185,7 @@ tree = hw.open_tree("results/induction-words-2l.nc")
 def lines(function: Callable[[], Any]) -> str:
     """The body of a function as it would stand in a script."""
     source = textwrap.dedent(inspect.getsource(function)).split('"""', 2)[2].strip("\n")
-    return textwrap.dedent(source).replace("return plots.", "plots.")
+    return textwrap.dedent(source).replace("return hw.plots.", "hw.plots.")
 
 
 def page() -> str:
@@ -208,11 +202,11 @@ def page() -> str:
 def prepare(result: Any = None) -> None:
     """Give the pictures what they are drawn from: the model, the task, and a result of the study."""
     global model, task, tree
-    model, task = hw.load("words-2l"), RepeatedTokens(n=32, length=25)
+    model, task = hw.load("words-2l"), hw.RepeatedTokens(n=32, length=25)
     if result is None:
         if not RESULT.is_file():
-            hw.write_netcdf(InductionStudy().run(model), RESULT)
-        result = hw.open_tree(RESULT)
+            hw.write_netcdf(hw.InductionStudy().run(model), RESULT)
+        result = hw.open_result(RESULT)
     tree = result
 
 
@@ -230,7 +224,7 @@ def main() -> None:
     started, size = time.monotonic(), 0
     prepare()
     for function in PICTURES:
-        path = plots.save(function(), HERE / "gallery" / f"{function.__name__}.png")
+        path = hw.plots.save(function(), HERE / "gallery" / f"{function.__name__}.png")
         fewer_colours(path)
         size += path.stat().st_size
         print(f"{function.__name__:24} {path.stat().st_size / 1000:6.0f} kB", flush=True)

@@ -13,8 +13,8 @@ import xarray as xr
 from ...errors import ResultError, UnknownNameError, choices
 from ..catalogue.results import Results
 from ..storage.attributes import plainly
-from ..storage.files import open_tree
 from ..storage.netcdf import reading
+from ..storage.reading import as_tree, open_result
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -107,5 +107,5 @@ class Folder:
 def _read(path: Path) -> xr.DataTree:
     """A file whole in memory."""
     with reading(path):
-        tree: xr.DataTree = plainly(open_tree(path))
+        tree: xr.DataTree = plainly(as_tree(open_result(path, load=True)))
         return tree

@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
 
     from ..storage.files import check_writable
     from ..storage.netcdf import DRAWN, check_room, existing
-    from ..storage.reading import load_result, open_result
+    from ..storage.reading import open_result
 
     source = existing(options.file)
     out = Path(options.out) if options.out else source.with_suffix(".html")
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     if isinstance(nodes[0], xr.DataTree):
         nodes = [one.to_dataset(inherit=False) for one in nodes[0].subtree]
     check_room(DRAWN * sum(one.nbytes for one in nodes), f"{source}: a report of all its values")
-    result = load_result(source)
+    result = open_result(source, load=True)
     from ..report.report import write_report
 
     report = write_report(result, out)

@@ -48,3 +48,7 @@ __all__ = [
     "words_table",
     "zero_against_mean",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

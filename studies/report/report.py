@@ -21,6 +21,7 @@ from ..reproduce.recipe import recipe
 from ..storage.attributes import json_in, number_in, plainly
 from ..storage.files import check_writable, write_beside
 from ..storage.netcdf import reading
+from ..storage.reading import as_tree
 from . import generic, measurement
 from .changes import metrics_in
 from .induction import QUESTION, SECTIONS, Section
@@ -32,7 +33,7 @@ def write_report(result: xr.DataTree | xr.Dataset, path: str | os.PathLike[str])
     Parameters
     ----------
     result : DataTree or Dataset
-        Of a study, of `measure`, or of anything else: from Python, or read with `open_tree`. An induction study gets
+        Of a study, of `measure`, or of anything else: from Python, or read with `open_result`. An induction study gets
         its own sections, a measurement one for each metric, and every other group one that shows what it holds.
     path : str or path
         The HTML file.
@@ -58,7 +59,7 @@ def render(result: xr.DataTree | xr.Dataset, file: str = "result.nc") -> str:
     file : str
         Name of the file that holds the result, for the lines that run it again.
     """
-    tree = plainly(result if isinstance(result, xr.DataTree) else xr.DataTree(result))
+    tree = plainly(as_tree(result))
     told = _contents(tree)
     page = Page(told.title)
     _top(page, told)

@@ -88,13 +88,11 @@ def _of_study(attrs: Mapping[Any, Any], file: str) -> Recipe:
     command += " --remote" if _server(attrs) else ""
     lines = [
         "import headwise as hw",
-        "from headwise.studies import InductionStudy",
-        "from headwise.studies.report.report import write_report",
         "",
         _load(attrs),
-        f"tree = {study!r}.run(model)",
+        f"tree = hw.{study!r}.run(model)",
         'hw.write_netcdf(tree, "induction.nc")',
-        'write_report(tree, "induction.html")',
+        'hw.write_report(tree, "induction.html")',
     ]
     default = InductionStudy(n=study.n, length=study.length, seed=study.seed)
     differ = [
@@ -115,24 +113,17 @@ def _of_measurement(attrs: Mapping[Any, Any], root: xr.Dataset, file: str) -> Re
     declared = None if what is None else written(what)
     lines, stored = [_load(attrs)], task_text is None or (what is not None and declared is None)
     if stored:
-        lines.append(f"stored = hw.open_tree({file!r}).attrs")
-    lines.append(f"task = {task_text}" if task_text else 'task = codec.from_json(stored["task"], TASKS)')
+        lines.append(f"stored = hw.open_result({file!r}).attrs")
+    lines.append(f"task = hw.{task_text}" if task_text else 'task = hw.from_json(stored["task"])')
     if what is not None:
         key = "sites" if "sites" in attrs else "interventions"
-        lines.append(f"what = {declared}" if declared else f'what = codec.from_json(stored["{key}"], TASKS)')
+        lines.append(f"what = {_public(declared)}" if declared else f'what = hw.from_json(stored["{key}"])')
     given = ["model", "task", "what" if what is not None else "None"]
+    names = [f"hw.metrics.{name}" for name in names]
     given += [names[0] if function == "compare_estimates" else f"[{', '.join(names)}]"] if names else []
     given += [f"{name}={value!r}" for name, value in options.items()]
-    lines += [f"ds = {function}({', '.join(given)})", 'hw.write_netcdf(ds, "again.nc")']
-    parts = [name for name in codec.TABLE if name in _names_in(declared or "")]
-    imports = {
-        "interventions": [*parts, *(["codec"] if stored else [])],
-        "metrics": names,
-        "studies": [function, *([type(task).__name__] if task_text else [])],
-        "studies.tables": ["TASKS"] if stored else [],
-    }
-    head = [f"from headwise.{place} import {', '.join(sorted(each))}" for place, each in imports.items() if each]
-    python = "\n".join(["import headwise as hw", *head, "", *lines])
+    lines += [f"ds = hw.{function}({', '.join(given)})", 'hw.write_netcdf(ds, "again.nc")']
+    python = "\n".join(["import headwise as hw", "", *lines])
     return Recipe(f"headwise rerun {shlex.quote(file)}", python, _of_model(attrs))
 
 
@@ -278,6 +269,11 @@ def _joined(words: Iterable[str]) -> str:
     return "".join(f"{word} " if word == "," else word for word in words)
 
 
-def _names_in(text: str) -> set[str]:
-    found = tokenize.generate_tokens(io.StringIO(text).readline)
-    return {token.string for token in found if token.type == tokenize.NAME}
+def _public(text: str) -> str:
+    """Declarations as they are written with ``import headwise as hw``; what stands in quotes stays."""
+    lines = text.splitlines(keepends=True)
+    for token in reversed(list(tokenize.generate_tokens(io.StringIO(text).readline))):
+        if token.type == tokenize.NAME and token.string in codec.TABLE:
+            row, column = token.start
+            lines[row - 1] = f"{lines[row - 1][:column]}hw.{lines[row - 1][column:]}"
+    return "".join(lines)

@@ -22,7 +22,6 @@ from ...interventions.models.identity import Identity
 from ...interventions.plan.estimators import check_estimator
 from ..measuring.request import conditions
 from ..storage.attributes import json_in
-from ..storage.files import open_tree
 from ..storage.provenance import SCHEMA, provenance, versions
 from ..storage.registry import TASKS, metric_names
 from . import consent
@@ -110,18 +109,18 @@ def rerun(
     if not tolerance >= 0:
         raise ResultError(f"tolerance={tolerance}: give a number that is 0 or more, such as 1e-6")
     say = progress or (lambda text: None)
-    from ..storage.reading import open_result
+    from ..storage.reading import as_tree, open_result
 
     held = open_result(source)
     attrs = {str(name): value for name, value in held.attrs.items()}
     _check_readable(source, attrs)
     try:
-        repeat = _how(attrs, held if isinstance(held, xr.DataTree) else xr.DataTree(held))
+        repeat = _how(attrs, as_tree(held))
     except HeadwiseError as error:
         raise ResultError(f"{source} cannot be repeated: {error}") from error
     except (ValueError, TypeError, LookupError, AttributeError) as error:  # JSON of another shape than ours
         raise ResultError(f"{source} cannot be repeated: what it declares cannot be read ({error!r})") from error
-    stored = open_tree(source)
+    stored = as_tree(open_result(source, load=True))
     if model is None or isinstance(model, str | os.PathLike):
         opened = _open(source, attrs, device, model, say, yes)
     else:
@@ -138,7 +137,7 @@ def rerun(
             )
         result = repeat.again(opened, say)
         notes = [f"another model: {one}" for one in others] + _notes(attrs, opened, call.identity)
-    again = result if isinstance(result, xr.DataTree) else xr.DataTree(result)
+    again = as_tree(result)
     if "conclusion" in attrs and attrs["conclusion"] != again.attrs.get("conclusion"):
         notes.append("the sentences of the conclusion are not all the same")
     return compare(stored, again, str(source), tolerance, notes)

@@ -138,17 +138,3 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def open_tree(path: str | os.PathLike[str]) -> xr.DataTree:
-    """Read a study's result whole into memory.
-
-    Raises
-    ------
-    ResultError
-        There is no such file, it cannot be read, or it does not fit into memory.
-    """
-    from .reading import load_result
-
-    result = load_result(path)
-    return result if isinstance(result, xr.DataTree) else xr.DataTree(result)

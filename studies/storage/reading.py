@@ -30,34 +30,38 @@ LONGEST = 50_000_000
 """Letters of an attribute."""
 
 
-def open_result(path: str | os.PathLike[str]) -> Result:
+def open_result(path: str | os.PathLike[str], load: bool = False) -> Result:
     """Open one result file as plain xarray: a Dataset, or a DataTree where the file has groups.
-
-    Values are read from the file when they are used, and it is not held open meanwhile: call ``.load()`` to have them
-    all. Where the file was replaced, changed or removed since, asking for values that were not read yet raises
-    `ResultError`.
 
     Parameters
     ----------
     path : str or path
+        A NetCDF file: of headwise, or any other.
+    load : bool
+        True reads all values at once. False reads values from the file when they are used, and does not hold it open
+        meanwhile. Where the file was replaced, changed or removed since, asking for values that were not read yet
+        raises `ResultError`.
+
+    Returns
+    -------
+    Dataset or DataTree
+        A measurement is a Dataset, a study a DataTree with a group for each stage.
 
     Raises
     ------
     ResultError
-        There is no such file, it cannot be read, or its coordinates alone do not fit into memory.
-    """
-    return _opened(Source(path))
+        There is no such file, it cannot be read, or it does not fit into memory (with ``load=False``: its coordinates
+        alone do not).
 
-
-def load_result(path: str | os.PathLike[str]) -> Result:
-    """As `open_result`, whole in memory.
-
-    Raises
-    ------
-    ResultError
-        There is no such file, it cannot be read, or it does not fit into memory.
+    Examples
+    --------
+    >>> path = hw.write_netcdf(ds, "loss.nc")
+    >>> hw.open_result(path)["loss"].dims
+    ('layer', 'head', 'example')
     """
     source = Source(path)
+    if not load:
+        return _opened(source)
     with source.open():
         result = _opened(source)
         if isinstance(result, xr.Dataset):
@@ -65,6 +69,11 @@ def load_result(path: str | os.PathLike[str]) -> Result:
         # group by group: `DataTree.load` leaves out variables that are called like a group
         parts = {node.path: node.to_dataset(inherit=False) for node in result.subtree}
         return xr.DataTree.from_dict(loaded(source, parts))
+
+
+def as_tree(result: Result) -> xr.DataTree:
+    """A result as a DataTree: a Dataset becomes one without groups."""
+    return result if isinstance(result, xr.DataTree) else xr.DataTree(result)
 
 
 def loaded(source: Source, parts: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:

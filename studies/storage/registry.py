@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ...interventions.declare import codec
 from ...interventions.declare.codec import TABLE, Table
 from ..tasks.tasks import Prompts, RepeatedTokens
 
@@ -12,6 +13,53 @@ if TYPE_CHECKING:
 
 TASKS: Table = {**TABLE, "RepeatedTokens": RepeatedTokens, "Prompts": Prompts}
 """Type name to maker for tasks and interventions."""
+
+
+def to_json(value: object) -> str:
+    """A declaration as JSON text, as results hold it and ``headwise plan --what FILE`` reads it.
+
+    Parameters
+    ----------
+    value : Site, Intervention, Grid, task, or a list or mapping of these
+        A grid is written as its axes and interventions: the function that made them is not kept.
+
+    Raises
+    ------
+    DeclarationError
+        It is of a class that headwise does not know, such as a task of your own.
+
+    Examples
+    --------
+    >>> hw.to_json(hw.ZeroAblate(hw.Head(0, 3)))
+    '{"type": "ZeroAblate", "site": {"type": "Site", "component": "z", "layer": 0, "head": 3, "positions": null}}'
+    """
+    return codec.to_json(value, TASKS)
+
+
+def from_json(text: str) -> Any:
+    """The declaration that `to_json` wrote.
+
+    Parameters
+    ----------
+    text : str
+        JSON, such as the attribute ``task`` or ``interventions`` of a result.
+
+    Returns
+    -------
+    Site, Intervention, Grid, task, or a tuple or dict of these
+        Equal to what was written; a list comes back as a tuple.
+
+    Raises
+    ------
+    DeclarationError, UnknownNameError
+        The text is no JSON, or holds something else.
+
+    Examples
+    --------
+    >>> hw.from_json(hw.to_json(hw.RepeatedTokens(n=4, length=8)))
+    RepeatedTokens(n=4, length=8, seed=0, bos=False, tokens=None, score='repeat')
+    """
+    return codec.from_json(text, TASKS)
 
 
 def metric_names() -> dict[str, tuple[str, Metric]]:

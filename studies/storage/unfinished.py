@@ -28,7 +28,7 @@ from ...interventions.models.identity import Identity, stored_fingerprint
 from ...interventions.remote import ledger
 from ...signals import undisturbed
 from ..output.progress import Stopped, Terminated, Terminating
-from .files import beside, check_writable, flush, open_tree, write_beside
+from .files import beside, check_writable, flush, write_beside
 from .netcdf import Source, is_of_now, why, write
 from .parts_folder import ABOUT, BEHIND, LONGEST, PartsFolder
 
@@ -171,8 +171,10 @@ class UnfinishedResult(PartsFolder):
             text = f"{self.target} was made with another model than the one in hand: {unlike}: it is computed again"
             warnings.warn(text, ResultWarning, stacklevel=2)
             return None
+        from .reading import as_tree, open_result
+
         try:
-            tree = open_tree(self.target)
+            tree = as_tree(open_result(self.target, load=True))
         except ResultError as error:
             if is_of_now(error):
                 raise

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwise import DeclarationError
+from headwise.errors import DeclarationError
 from headwise.interventions import Compose, Head, Layer, MeanAblate, Patch, ResampleAblate, ZeroAblate
 from headwise.interventions.run.deferred import derangement
 from headwise.metrics import kl, logit_diff, loss

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwise import DeclarationError, HeadwiseError
+from headwise.errors import DeclarationError, HeadwiseError
 from headwise.metrics import (
     OUTPUTS,
     SCORES,

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from headwise import DeclarationError
+from headwise.errors import DeclarationError
 from headwise.metrics import benjamini_hochberg, bootstrap_interval, control_sets, normalised, null_p_value
 from headwise.metrics.intervals import few_prompts, interval_attrs, ratio_interval
 from headwise.metrics.statistics import possible_control_sets, rank_correlation, strongest_shared, t_test

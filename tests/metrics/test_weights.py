@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from headwise import UnknownNameError
+from headwise.errors import UnknownNameError
 from headwise.metrics import composition, factors, random_composition
 from headwise.metrics.weights import KINDS, Factors
 from headwise.studies.analyses.composition import composition_scores, pair_scores

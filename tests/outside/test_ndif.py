@@ -133,7 +133,7 @@ def test_the_study(both, words_model, request):
 )
 def test_a_key_that_is_missing_or_refused(there, monkeypatch, key, words, tmp_path, caplog):
     with_key(monkeypatch, key)
-    with pytest.raises(hw.ServerError) as caught:
+    with pytest.raises(hw.errors.ServerError) as caught:
         measure(there, TASK, WHAT, [loss], out=tmp_path / "out.nc")
     assert words in str(caught.value)
     assert "`nnsight login` or set NDIF_API_KEY" in str(caught.value)
@@ -147,13 +147,13 @@ def test_a_model_that_is_not_there(there, tmp_path):
     shutil.copytree(SHIPPED / "words-2l", gone, ignore=shutil.ignore_patterns("checkpoints"))
     model = hw.load(str(gone), remote=True)
     shutil.rmtree(gone)
-    with pytest.raises(hw.ServerError, match=r"gone cannot be had on .*; `print\(nnsight.status\(\)\)` lists"):
+    with pytest.raises(hw.errors.ServerError, match=r"gone cannot be had on .*; `print\(nnsight.status\(\)\)` lists"):
         measure(model, TASK, WHAT, [loss])
 
 
 def test_estimates_need_weights(there, monkeypatch):
     with_key(monkeypatch, UNTRUSTED)
-    with pytest.raises(hw.ServerError, match="apart from the weights, where nothing has a gradient"):
+    with pytest.raises(hw.errors.ServerError, match="apart from the weights, where nothing has a gradient"):
         measure(there, TASK, {"v": Patch(Head(1, 2).v)}, [loss], estimator="gradient")
 
 

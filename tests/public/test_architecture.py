@@ -28,7 +28,7 @@ LAYERS = [
     "interventions.models interventions.plan",
     "interventions.traced interventions.declare",
     "interventions.base metrics",
-    "errors version signals",
+    "errors version signals lazy",
 ]
 """From the top to the bottom: a room imports from lower lines only. Rooms on one line do not know each other."""
 ALONE = ["interventions.traced"]
@@ -42,8 +42,8 @@ PURE = {
 """What a room does not import from outside."""
 FRONT_DOORS = {"", "interventions", "studies", "studies.plots", "metrics"}
 """Packages that resolve their names when they are first used."""
-BY_NAME = {"interventions.base.contents"}
-"""Loads modules by their names: those that a user's function names, to hash what it depends on."""
+BY_NAME = {"interventions.base.contents", "lazy"}
+"""Load modules by their names: those that a user's function names, to hash what it depends on; names of packages."""
 MOST = 14
 """Modules in a room."""
 

@@ -64,13 +64,13 @@ def acquiring(self, *given, **more):
 
 locks.CombinedLock.acquire = acquiring
 try:
-    hw.write_netcdf(ds, folder + "/b.nc") if what == "write" else hw.open_tree(folder + "/a.nc")
+    hw.write_netcdf(ds, folder + "/b.nc") if what == "write" else hw.open_result(folder + "/a.nc", load=True)
 except KeyboardInterrupt:
     print("interrupted", flush=True)
 seen = not armed
 armed.clear()  # nothing more, also where no such lock is taken
 hw.write_netcdf(ds, folder + "/c.nc")
-print(seen, hw.open_tree(folder + "/c.nc")["a"].values.sum())
+print(seen, hw.open_result(folder + "/c.nc", load=True)["a"].values.sum())
 """
 
 
@@ -81,7 +81,7 @@ def test_ctrl_c_between_taking_the_lock_of_xarray_and_seeing_to_its_release(tmp_
     assert ("interrupted" in done.stdout) == ("True" in done.stdout)
     if what == "write":
         assert done.stdout.split()[0] == "interrupted"
-        assert float(hw.open_tree(tmp_path / "b.nc")["a"].sum()) == 45.0, "the write came to its end first"
+        assert float(hw.open_result(tmp_path / "b.nc", load=True)["a"].sum()) == 45.0, "the write came to its end first"
 
 
 AT_ANY_MOMENT = """
@@ -102,7 +102,7 @@ def handler(number, frame):
 signal.signal(signal.SIGINT, handler)
 moments = random.Random(0)
 hw.write_netcdf(xr.Dataset({"a": ("x", np.arange(10.0))}), folder + "/0.nc")  # which imports what it needs
-hw.open_tree(folder + "/0.nc")
+hw.open_result(folder + "/0.nc", load=True)
 
 def strike():
     while not over:
@@ -115,14 +115,14 @@ for number in range(400):
     try:
         inside = True
         hw.write_netcdf(xr.Dataset({"a": ("x", np.full(10, number))}), f"{folder}/{number % 5}.nc")
-        hw.open_tree(f"{folder}/{number % 5}.nc")
+        hw.open_result(f"{folder}/{number % 5}.nc", load=True)
         inside = False
     except KeyboardInterrupt:
         count += 1
 over = True
 thread.join()
 hw.write_netcdf(xr.Dataset({"a": ("x", np.arange(10.0))}), folder + "/last.nc")
-print(count, hw.open_tree(folder + "/last.nc")["a"].values.sum(), *sorted(os.listdir(folder)))
+print(count, hw.open_result(folder + "/last.nc", load=True)["a"].values.sum(), *sorted(os.listdir(folder)))
 """
 
 
@@ -133,7 +133,7 @@ def test_ctrl_c_at_any_moment_of_hundreds_of_writes(tmp_path):
     assert total == "45.0"
     assert names == ["0.nc", "1.nc", "2.nc", "3.nc", "4.nc", "last.nc"], "nothing half-written is left"
     for name in names:
-        assert hw.open_tree(tmp_path / name)["a"].shape == (10,)
+        assert hw.open_result(tmp_path / name, load=True)["a"].shape == (10,)
 
 
 def test_however_often_it_is_asked_a_block_comes_to_its_end():
@@ -255,7 +255,7 @@ def test_a_second_ctrl_c_waits_for_a_write_within_passes(tmp_path):
     with pytest.raises(KeyboardInterrupt) as caught:
         work()
     assert not isinstance(caught.value, Stopped)
-    assert float(hw.open_tree(tmp_path / "a.nc")["a"].sum()) == 45.0
+    assert float(hw.open_result(tmp_path / "a.nc", load=True)["a"].sum()) == 45.0
 
 
 ASYNCIO = """
@@ -281,7 +281,7 @@ async def main():
 try:
     asyncio.run(main())
 except KeyboardInterrupt:
-    print(hw.open_tree(folder + "/a.nc")["a"].values.sum())
+    print(hw.open_result(folder + "/a.nc", load=True)["a"].values.sum())
 """
 
 

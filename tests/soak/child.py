@@ -142,7 +142,7 @@ def body(log, work, given):
     torch.set_num_threads(1)
     try:
         status = globals()[work](*given) or 0
-    except hw.HeadwiseError as error:
+    except hw.errors.HeadwiseError as error:
         print(f"{type(error).__name__}: {error}")
         status = 1
     except KeyboardInterrupt as error:
@@ -165,7 +165,7 @@ def reference(path, library, names):
         begun, passes = time.monotonic(), counted()
         ask(name, hw.load("words-2l"), library / f"{name}.nc")
         wanted[name] |= {"seconds": time.monotonic() - begun, "passes": len(passes)}
-    wanted["attrs"] = dict(hw.open_tree(library / f"{kept[0]}.nc").attrs)
+    wanted["attrs"] = dict(hw.open_result(library / f"{kept[0]}.nc", load=True).attrs)
     for name in kept:
         wanted[name] |= {how: READ[how](name, library) for how in ("table", "summary")}
     path.write_bytes(pickle.dumps(wanted))
@@ -177,8 +177,8 @@ def of_table(name, library):
 
 
 READ = {
-    "lazily": lambda name, library: numbers(hw.studies.open_result(library / f"{name}.nc")),
-    "tree": lambda name, library: numbers(hw.open_tree(library / f"{name}.nc")),
+    "lazily": lambda name, library: numbers(hw.open_result(library / f"{name}.nc")),
+    "tree": lambda name, library: numbers(hw.open_result(library / f"{name}.nc", load=True)),
     "folder": lambda name, library: numbers(Results(library).open(name)),
     "table": of_table,
     "summary": lambda name, library: str(summary(library / f"{name}.nc")),
@@ -245,7 +245,7 @@ def interrupted_writes(seed, folder):
         except KeyboardInterrupt:
             timer.join()
         hw.write_netcdf(made, path)
-        if why := unlike(numbers(hw.open_tree(path)), numbers(made)):
+        if why := unlike(numbers(hw.open_result(path, load=True)), numbers(made)):
             raise RuntimeError(f"after Ctrl-C in a write: {why}")
     left = [one.name for one in folder.iterdir()], threading.active_count() - threads
     if left != (["again.nc"], 0):
@@ -279,7 +279,7 @@ def filled(name, folder, wanted, room):
     print(refused(name, folder / "out.nc"))
     (folder / "filler").unlink()
     ask(name, hw.load("words-2l"), folder / "out.nc")
-    if why := unlike(numbers(hw.open_tree(folder / "out.nc")), wanted):
+    if why := unlike(numbers(hw.open_result(folder / "out.nc", load=True)), wanted):
         raise RuntimeError(f"after a full disk: {why}")
     if [one.name for one in folder.iterdir()] != ["out.nc"]:
         raise RuntimeError(f"a full disk left {sorted(one.name for one in folder.iterdir())}")
@@ -289,7 +289,7 @@ def refused(name, out):
     """``full``, where a request says in a line that it cannot write, and ``fits`` where it can."""
     try:
         ask(name, hw.load("words-2l"), out)
-    except hw.HeadwiseError as error:
+    except hw.errors.HeadwiseError as error:
         if "\n" in str(error) or "cannot write" not in str(error):
             raise RuntimeError(f"a full disk is told so: {error}") from error
         return "full"

@@ -149,7 +149,7 @@ def slow_server(soak, rng):
         try:
             found = child.ask(name, hw.load("words-2l", remote=True), out)
             break
-        except hw.HeadwiseError as error:
+        except hw.errors.HeadwiseError as error:
             if last or "\n" in str(error):
                 raise
             soak.server.quiet()
@@ -173,7 +173,7 @@ def executors(soak, rng):
             if victim:
                 killer.start()
             soak.done["calls"] += 1
-            with suppress(hw.ModelError if victim else ()):
+            with suppress(hw.errors.ModelError if victim else ()):
                 soak.same(name, child.ask(name, soak.model, out, executor=pool), "on processes")
             killer.cancel()
             if victim:
@@ -229,7 +229,7 @@ def catalogue(soak, rng):
                         soak.wrong("lost", f"{missing} are no longer listed beside files that change")
                 elif how in ("moving", "table"):
                     moving = rng.choice([path for path in shelf.iterdir() if path.suffix == ".nc"])
-                    with suppress(hw.HeadwiseError):
+                    with suppress(hw.errors.HeadwiseError):
                         found = Results(shelf)
                         str(found.table("loss")) if how == "table" else str(summary(moving))
                 elif how == "summary":

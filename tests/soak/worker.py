@@ -149,8 +149,8 @@ class Soak:
     def settle(self, name, out, where, tolerance=None):
         """A result that should be whole: right numbers, nothing left beside it; then it is removed."""
         try:
-            self.same(name, hw.open_tree(out), where, tolerance)
-        except hw.HeadwiseError as error:
+            self.same(name, hw.open_result(out, load=True), where, tolerance)
+        except hw.errors.HeadwiseError as error:
             self.wrong("lost", f"{out.name}, {where}: {error}")
         self.done["results"] += 1
         for one in [path for path in self.work.iterdir() if path.name.startswith((f"{out.stem}.", f".{out.stem}."))]:

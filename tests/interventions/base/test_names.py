@@ -7,8 +7,7 @@ import pytest
 import xarray as xr
 
 import headwise as hw
-from headwise import DeclarationError
-from headwise.errors import check_name, check_text
+from headwise.errors import DeclarationError, check_name, check_text
 from headwise.interventions import Grid, Head, ZeroAblate
 from headwise.metrics import Metric, loss
 from headwise.studies import Prompts, RepeatedTokens, capture, measure
@@ -165,7 +164,7 @@ def test_nul_in_a_token_is_shown_and_its_id_stays(model, tmp_path, monkeypatch):
     texts = {token: f"{token}\0a" if token % 2 else f"{token}\0b" for token in range(60)}
     monkeypatch.setattr(type(model), "token_text", lambda self, ids: [texts[int(token)] for token in ids])
     hw.write_netcdf(measure(model, TASK, ONE), tmp_path / "tokens.nc")
-    read = hw.open_tree(tmp_path / "tokens.nc").to_dataset()
+    read = hw.open_result(tmp_path / "tokens.nc", load=True)
     ids = TASK.draw(model).runs["clean"]
     np.testing.assert_array_equal(read["token_id"], ids)
     assert read["token"].values.tolist() == [[texts[token].replace("\0", "␀") for token in row] for row in ids.tolist()]

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwise import DeclarationError, UnknownNameError
-from headwise.errors import MissingPartError
+from headwise.errors import DeclarationError, MissingPartError, UnknownNameError
 from headwise.interventions import (
     Add,
     Component,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import headwise as hw
-from headwise import ModelError
+from headwise.errors import ModelError
 from headwise.interventions import Head, ZeroAblate, selfcheck
 from headwise.interventions.models import family, windows
 from headwise.interventions.models.architectures import LLAMA, QWEN2, standard_sizes, windows_everywhere

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import headwise as hw
-from headwise import DeclarationError, HeadwiseError, ModelError
+from headwise.errors import DeclarationError, HeadwiseError, ModelError
 from headwise.interventions import (
     Add,
     Grid,

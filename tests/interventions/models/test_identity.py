@@ -325,7 +325,7 @@ def test_every_result_holds_the_configuration(tmp_path):
         composition_scores(model),
     ]
     for number, result in enumerate(made):
-        stored = hw.open_tree(hw.write_netcdf(result, tmp_path / f"{number}.nc"))
+        stored = hw.open_result(hw.write_netcdf(result, tmp_path / f"{number}.nc"), load=True)
         assert json.loads(stored.attrs["configuration"])["layer_norm_epsilon"] == 0.25
         assert stored.attrs["weight_hash"] == model.weight_hash
         assert {"module_hash", "buffer_hash", "fingerprint"} <= stored.attrs.keys()
@@ -341,7 +341,7 @@ def test_rerun_tells_what_is_different_from_what_is_not_known(tmp_path):
     found = rerun(path, model=hw.load(second))
     assert not found.agrees
     assert any("layer_norm_epsilon 1e-05 then, 0.5 now" in note for note in found.notes), found.notes
-    older = hw.open_tree(path).to_dataset()
+    older = hw.open_result(path, load=True)
     for name in ("configuration", "module_hash", "buffer_hash", "fingerprint", "attention"):
         del older.attrs[name]
     path = hw.write_netcdf(older, tmp_path / "older.nc")
@@ -686,7 +686,7 @@ def test_training_mode_changes_no_number_and_is_given_back(name):
     for _ in range(3):
         np.testing.assert_allclose(CALLS[name](model), wanted, atol=1e-6)
         assert modes(module) == before
-    with pytest.raises(hw.HeadwiseError):
+    with pytest.raises(hw.errors.HeadwiseError):
         capture(model, TASK, Head(7, 7))
     assert modes(module) == before
 

@@ -16,7 +16,7 @@ import xarray as xr
 from transformers import dynamic_module_utils
 
 import headwise as hw
-from headwise import HeadwiseError, ModelError
+from headwise.errors import HeadwiseError, ModelError
 from headwise.interventions import Head, ZeroAblate, load
 from headwise.interventions.remote.model import open_model
 from headwise.studies import RepeatedTokens, measure
@@ -289,7 +289,9 @@ def test_nobody_is_asked_at_a_terminal_whether_code_may_run(which, folder, with_
     marker = with_code(which)
     ours, theirs = pty.openpty()
     os.write(ours, b"y\n" * 5)
-    code = "import sys, headwise as hw\ntry:\n hw.load(sys.argv[1])\nexcept hw.ModelError as error:\n print(error)"
+    code = (
+        "import sys, headwise as hw\ntry:\n hw.load(sys.argv[1])\nexcept hw.errors.ModelError as error:\n print(error)"
+    )
     try:
         done = subprocess.run(
             [sys.executable, "-c", code, folder], stdin=theirs, capture_output=True, text=True, timeout=120, check=True
@@ -380,7 +382,7 @@ def test_sizes_that_cannot_be_are_refused_before_anything_is_built(tmp_path):
         folders.append(str(tmp_path / str(number)))
     code = (
         "import sys, headwise as hw\nfor one in sys.argv[1:]:\n try:\n  hw.load(one)\n"
-        " except hw.ModelError as error:\n  print(error)\n else:\n  print('opened')"
+        " except hw.errors.ModelError as error:\n  print(error)\n else:\n  print('opened')"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, *folders], capture_output=True, text=True, timeout=200, check=True
@@ -424,7 +426,7 @@ for name in sys.argv[1:]:
     began = time.monotonic()
     try:
         print(hw.load(name.removeprefix("remote:"), remote=name.startswith("remote:")))
-    except hw.ModelError as error:
+    except hw.errors.ModelError as error:
         print(error)
     print(f"{time.monotonic() - began:.0f}")
 """

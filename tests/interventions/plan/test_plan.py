@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwise import DeclarationError, HeadwiseError, UnknownNameError, studies
+from headwise import studies
+from headwise.errors import DeclarationError, HeadwiseError, UnknownNameError
 from headwise.interventions import Add, Head, Knockout, Layer, MeanAblate, Patch, PathPatch, Scale, ZeroAblate
 from headwise.interventions.base.shape import Group, Shape
 from headwise.interventions.plan.cost import Extent, row_bytes

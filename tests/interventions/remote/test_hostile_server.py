@@ -81,7 +81,7 @@ def hostile(monkeypatch):
 
 def refused():
     """What is said of a server whose answer cannot be used: an error of ours, in a line."""
-    with pytest.raises(hw.HeadwiseError) as caught:
+    with pytest.raises(hw.errors.HeadwiseError) as caught:
         hw.load("words-2l", remote=True).identity  # noqa: B018
     told = str(caught.value)
     assert "\n" not in told

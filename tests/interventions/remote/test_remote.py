@@ -131,7 +131,7 @@ def test_it_says_where_it_runs(there, server):
     assert next(there.module.parameters()).is_meta
     assert there.weight_hash.startswith("sample:")
     assert there.dtype == "float32"
-    with pytest.raises(hw.ModelError, match="composition_scores is computed there"):
+    with pytest.raises(hw.errors.ModelError, match="composition_scores is computed there"):
         there.head_weights(0)
 
 
@@ -211,7 +211,7 @@ def test_the_whole_study(there, words_model, server, tmp_path):
     wanted = study.run(words_model, out=tmp_path / "here.nc")
     keys = [line["key"] for line in server.lines("executed")[begun:]]
     assert len(keys) == len(set(keys))
-    stored = [hw.open_tree(tmp_path / f"{name}.nc") for name in ("there", "here")]
+    stored = [hw.open_result(tmp_path / f"{name}.nc", load=True) for name in ("there", "here")]
     assert [node.path for node in stored[0].subtree] == [node.path for node in stored[1].subtree]
     for one, other in zip(stored[0].subtree, stored[1].subtree, strict=True):
         same(one.to_dataset(), other.to_dataset())
@@ -228,7 +228,7 @@ def test_the_command_line_runs_there_too(server, words_model, tmp_path, monkeypa
     assert main(["plan", "--remote"]) == 0
     assert capsys.readouterr().out.startswith("words-2l: 16 conditions on 32 examples")
     assert main(["induction", "--remote", "--n", "4", "--length", "8", "--out", "there.nc"]) == 0
-    tree = hw.open_tree("there.nc")
+    tree = hw.open_result("there.nc", load=True)
     assert tree.attrs["executed"].startswith("http://127.0.0.1")
     wanted = InductionStudy(n=4, length=8).run(words_model)
     same(tree["ablation"].to_dataset(), wanted["ablation"].to_dataset())
@@ -268,28 +268,33 @@ def test_a_kernel_that_cannot_be_sent(there):
             return logits.gather(-1, targets[..., None])[..., 0]
 
     mine = Metric(Card("mine", "mine", "1", (0, 1)), "logits", locked, lambda facts: {"targets": facts.targets})
-    with pytest.raises(hw.DeclarationError, match=r"locked cannot travel to a server \(cannot pickle '_thread.lock' "):
+    with pytest.raises(
+        hw.errors.DeclarationError, match=r"locked cannot travel to a server \(cannot pickle '_thread.lock' "
+    ):
         measure(there, TASK, WHAT, [mine], check=False)
 
 
 def test_what_cannot_be_meant(there, words_model, tmp_path):
     with pytest.raises(
-        hw.DeclarationError, match=r"remote=True: words-2l was opened here; open it with load\(name, remo"
+        hw.errors.DeclarationError, match=r"remote=True: words-2l was opened here; open it with load\(name, remo"
     ):
         measure(words_model, TASK, WHAT, [loss], remote=True)
-    with pytest.raises(hw.DeclarationError, match="remote=False: words-2l has no weights here"):
+    with pytest.raises(hw.errors.DeclarationError, match="remote=False: words-2l has no weights here"):
         capture(there, TASK, Head(0, 1), remote=False)
-    with ThreadPoolExecutor(1) as pool, pytest.raises(hw.DeclarationError, match="runs on a server, which shares out"):
+    with (
+        ThreadPoolExecutor(1) as pool,
+        pytest.raises(hw.errors.DeclarationError, match="runs on a server, which shares out"),
+    ):
         measure(there, TASK, WHAT, [loss], executor=pool)
     for wrong in ({"device": "cpu"}, {"dtype": "float32"}):
-        with pytest.raises(hw.DeclarationError, match="has its own copy, device and dtype"):
+        with pytest.raises(hw.errors.DeclarationError, match="has its own copy, device and dtype"):
             hw.load("words-2l", remote=True, **wrong)
-    with pytest.raises(hw.DeclarationError, match="revision='step100' is for a Hub id"):
+    with pytest.raises(hw.errors.DeclarationError, match="revision='step100' is for a Hub id"):
         hw.load("words-2l", remote=True, revision="step100")
     assert "16 conditions on 32 examples" in str(plan(there, RepeatedTokens(), _heads(), [loss]))
-    with pytest.raises(hw.ModelError, match="no model is called 'words-3l'"):
+    with pytest.raises(hw.errors.ModelError, match="no model is called 'words-3l'"):
         hw.load("words-3l", remote=True)
-    with pytest.raises(hw.ModelError, match="cannot get nobody/nothing from the Hugging Face Hub"):
+    with pytest.raises(hw.errors.ModelError, match="cannot get nobody/nothing from the Hugging Face Hub"):
         hw.load("nobody/nothing", remote=True)
 
 
@@ -318,7 +323,7 @@ def test_weights_that_are_read_by_calls(apart, words_model):
     sites = [Head(0, 1).head_out, Head(1, 2).pattern]
     same(capture(apart, TASK, sites), capture(words_model, TASK, sites))
     same(composition_scores(apart), composition_scores(words_model))
-    with pytest.raises(hw.ServerError, match="apart from the weights, where nothing has a gradient"):
+    with pytest.raises(hw.errors.ServerError, match="apart from the weights, where nothing has a gradient"):
         measure(apart, TASK, EVERY, [loss], estimator="gradient")
 
 

@@ -494,7 +494,7 @@ def test_an_address_may_end_in_a_slash(server, monkeypatch):
 @pytest.mark.parametrize("given", [None, "short", "9c1bb6aa-0000-4d0e-9b59-000000000000"])
 def test_a_key_that_is_missing_or_refused(server, monkeypatch, given, tmp_path, caplog):
     monkeypatch.setattr(CONFIG.API, "APIKEY", given)
-    with pytest.raises(hw.HeadwiseError) as caught:
+    with pytest.raises(hw.errors.HeadwiseError) as caught:
         swept(tmp_path / "out.nc")
     told = "".join(traceback.format_exception(caught.value)) + caplog.text
     assert ("wants a key, and nnsight found none" if given is None else "refuses the key") in told

@@ -36,9 +36,9 @@ KERNELS = {
 def test_a_kernel_of_another_shape_is_refused_as_here(there, words_model, kernel, shape):
     metric = Metric(Card("mine", "mine", "1", (0, 1)), "logits", kernel, loss.prepare)
     said = rf"mine: its kernel gives {shape}, where \(row, scored\) is \(2, 5\)"
-    with pytest.raises(hw.DeclarationError, match=said):
+    with pytest.raises(hw.errors.DeclarationError, match=said):
         measure(words_model, TASK, WHAT, [metric], check=False)
-    with pytest.raises(hw.ServerError, match=said):
+    with pytest.raises(hw.errors.ServerError, match=said):
         measure(there, TASK, WHAT, [metric], check=False)
 
 
@@ -110,7 +110,7 @@ def test_models_of_one_server_are_told_apart_without_their_weights(server, tmp_p
         measure(one, TASK, WHAT, [loss], out=tmp_path / "out.nc")
         with pytest.warns(hw.errors.ResultWarning, match="begun with another model than the one in hand: weights rev"):
             measure(two, TASK, WHAT, [loss], out=tmp_path / "out.nc")
-        assert hw.open_tree(tmp_path / "out.nc").attrs["model"] == "two"
+        assert hw.open_result(tmp_path / "out.nc", load=True).attrs["model"] == "two"
     finally:
         apart.stop()
 
@@ -132,7 +132,7 @@ def test_a_model_that_changes_in_the_middle_of_a_call_is_refused(own_server, mon
     there = hw.load(folder, remote=True)
     there.identity  # noqa: B018
     own.fault("model", "weight", skip=2, part="transformer.h.1.mlp.c_proj", factor=1.5)
-    with pytest.raises(hw.ServerError, match="is not the model that it was when this began: what it computes"):
+    with pytest.raises(hw.errors.ServerError, match="is not the model that it was when this began: what it computes"):
         remote_client.sweep(there, None)
     found = remote_client.sweep(there, None)  # which asks which model is there now
     changed = hw.load(folder)
@@ -162,13 +162,15 @@ def test_a_server_with_another_configuration_is_refused(own_server, tmp_path):
     there = hw.load(folder, remote=True)
     config = json.loads((folder / "config.json").read_text()) | {"layer_norm_epsilon": 0.5}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(hw.ModelError, match=r"another configuration \(layer_norm_epsilon 1e-05 here, 0.5 on http"):
+    with pytest.raises(
+        hw.errors.ModelError, match=r"another configuration \(layer_norm_epsilon 1e-05 here, 0.5 on http"
+    ):
         remote_client.sweep(there, None)
 
 
 def test_untrained_models_that_do_not_fit_are_refused_first(there, server, monkeypatch):
     begun = len(server.executed())
     monkeypatch.setattr(heads, "free_memory", lambda: 100_000)
-    with pytest.raises(hw.ModelError, match=r"of the shape of words-2l takes 0\.\d MB, and 0\.1 MB are free"):
+    with pytest.raises(hw.errors.ModelError, match=r"of the shape of words-2l takes 0\.\d MB, and 0\.1 MB are free"):
         InductionStudy(n=2, length=6, draws=2).run(there)
     assert len(server.executed()) == begun

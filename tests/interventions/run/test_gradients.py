@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import headwise as hw
-from headwise import DeclarationError
+from headwise.errors import DeclarationError
 from headwise.interventions import (
     Add,
     Grid,

@@ -128,7 +128,7 @@ def test_float64_is_float64_from_the_patterns_to_the_results(way):
 def test_float64_goes_through_files_and_parts(tmp_path):
     model = hw.load(module(), dtype="float64")
     found = measure(model, TASK, WHAT, [loss], out=tmp_path / "double.nc")
-    read = hw.open_tree(tmp_path / "double.nc").to_dataset()
+    read = hw.open_result(tmp_path / "double.nc", load=True)
     assert read["loss"].dtype == np.float64
     np.testing.assert_array_equal(read["loss"], found["loss"])
 

@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 
 import headwise as hw
-from headwise import DeclarationError, ResultError
+from headwise.errors import DeclarationError, ResultError
 from headwise.metrics import induction, previous_token
 from headwise.studies import InductionStudy, RepeatedTokens
 from headwise.studies.analyses.conclusion import conclude
@@ -150,7 +150,7 @@ def test_conclusions_need_what_they_say(tree):
 
 def test_result_survives_netcdf_and_is_written_whole_or_not_at_all(tree, tmp_path, monkeypatch):
     path = hw.write_netcdf(tree, tmp_path / "deep" / "result.nc")
-    found = hw.open_tree(path)
+    found = hw.open_result(path, load=True)
     path.rename(tmp_path / "elsewhere.nc")
     xr.testing.assert_identical(found, tree)  # all of it is in memory, also what is called like a group
     path = hw.write_netcdf(tree, path)
@@ -196,10 +196,10 @@ def test_every_variable_is_labelled(tree):
 
 def test_reading_a_file_that_is_none(tmp_path):
     with pytest.raises(ResultError, match="there is no file"):
-        hw.open_tree(tmp_path / "none.nc")
+        hw.open_result(tmp_path / "none.nc", load=True)
     (tmp_path / "text.nc").write_text("hello")
     with pytest.raises(ResultError, match=r"text\.nc cannot be read: it is no NetCDF file"):
-        hw.open_tree(tmp_path / "text.nc")
+        hw.open_result(tmp_path / "text.nc", load=True)
 
 
 def test_a_model_without_the_circuit_gets_no_roles_and_says_so():

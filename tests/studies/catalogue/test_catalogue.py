@@ -138,7 +138,7 @@ def test_selection(folder):
     assert paths(results.select(where="date < '2026-01-01'")) == []
     assert paths(results.select(where="state == 'partial'")) == ["later.nc.parts"]
     assert len(results.select()) == 5
-    with pytest.raises(hw.DeclarationError, match="there is no column 'sized'"):
+    with pytest.raises(hw.errors.DeclarationError, match="there is no column 'sized'"):
         results.select(where="sized > 1")
 
 
@@ -149,12 +149,12 @@ def test_an_empty_folder_and_none(tmp_path):
     assert len(results.select(where="seed > 3")) == 0
     assert repr(results) == f"{tmp_path}: 0 results"
     assert not list(tmp_path.iterdir())
-    with pytest.raises(hw.UnknownNameError, match="there is no finished result"):
+    with pytest.raises(hw.errors.UnknownNameError, match="there is no finished result"):
         results.table("loss")
-    with pytest.raises(hw.ResultError, match="does not exist"):
+    with pytest.raises(hw.errors.ResultError, match="does not exist"):
         Results(tmp_path / "none")
     (tmp_path / "file").write_text("")
-    with pytest.raises(hw.ResultError, match="is a file"):
+    with pytest.raises(hw.errors.ResultError, match="is a file"):
         Results(tmp_path / "file")
 
 
@@ -177,7 +177,7 @@ def test_opened_is_plain_xarray_read_when_used(folder):
 @pytest.mark.parametrize("which", ["../a.nc", "/etc/passwd", "deep/../../x.nc", "..", "sub/../../a.nc"])
 def test_nothing_outside_of_the_folder_is_opened(folder, which):
     hw.write_netcdf(measured(), folder.parent / "x.nc")
-    with pytest.raises(hw.ResultError, match="lies outside of"):
+    with pytest.raises(hw.errors.ResultError, match="lies outside of"):
         Results(folder).open(which)
 
 
@@ -192,32 +192,34 @@ def test_links_that_lead_outside_are_named_and_not_opened(folder, tmp_path_facto
     assert "inner.nc" in results
     assert "secret" not in {entry.model for entry in results}
     for which in ("link.nc", "folder/secret.nc", folder / "link.nc"):
-        with pytest.raises(hw.ResultError, match="outside of"):
+        with pytest.raises(hw.errors.ResultError, match="outside of"):
             results.open(which)
     (folder / "a.nc").unlink()
     (folder / "a.nc").symlink_to(outside / "secret.nc")
     for question in (lambda: results.open("a.nc"), lambda: results.table("loss"), lambda: results.path(0)):
-        with pytest.raises(hw.ResultError, match="outside of"):
+        with pytest.raises(hw.errors.ResultError, match="outside of"):
             question()
 
 
 def test_what_is_not_here_is_said(folder):
     results = Results(folder)
-    with pytest.raises(hw.UnknownNameError, match=r"'stud.nc' is no result here: study.nc"):
+    with pytest.raises(hw.errors.UnknownNameError, match=r"'stud.nc' is no result here: study.nc"):
         results.open("stud.nc")
-    with pytest.raises(hw.UnknownNameError, match="there is no result 5"):
+    with pytest.raises(hw.errors.UnknownNameError, match="there is no result 5"):
         results.open(5)
-    with pytest.raises(hw.ResultError, match=r"later.nc.parts is not finished: the same call or command again goes on"):
+    with pytest.raises(
+        hw.errors.ResultError, match=r"later.nc.parts is not finished: the same call or command again goes on"
+    ):
         results.open("later.nc.parts")
     (folder / "bad.nc").write_bytes(b"")
-    with pytest.raises(hw.ResultError, match=r"bad.nc cannot be read: an empty file"):
+    with pytest.raises(hw.errors.ResultError, match=r"bad.nc cannot be read: an empty file"):
         results.refresh().open("bad.nc")
     hw.write_netcdf(measured(), folder / "deep" / "a.nc")
     hw.write_netcdf(measured(), folder / "deeper" / "b.nc")
-    with pytest.raises(hw.UnknownNameError, match=r"'b' could be deep/b.nc and deeper/b.nc"):
+    with pytest.raises(hw.errors.UnknownNameError, match=r"'b' could be deep/b.nc and deeper/b.nc"):
         results.refresh().open("b")
     (folder / "a.nc").unlink()
-    with pytest.raises(hw.ResultError, match="there is no file"):
+    with pytest.raises(hw.errors.ResultError, match="there is no file"):
         results.open("a.nc")
 
 
@@ -240,9 +242,9 @@ def test_a_table_over_several_files(folder):
     alone = results.select(study="InductionStudy").table("ablation/loss", sort="-effect")
     assert list(alone.columns) == ["name", "layer", "head", "value", "effect"]
     assert list(alone["name"]) == ["L0H1", "L0H0"]
-    with pytest.raises(hw.UnknownNameError, match=r"there is no variable 'lost' in a.nc: did you mean loss"):
+    with pytest.raises(hw.errors.UnknownNameError, match=r"there is no variable 'lost' in a.nc: did you mean loss"):
         results.table("lost")
-    with pytest.raises(hw.DeclarationError, match="there is no column 'effekt'"):
+    with pytest.raises(hw.errors.DeclarationError, match="there is no column 'effekt'"):
         results.table("loss", where="effekt > 1")
 
 
@@ -280,9 +282,9 @@ def test_combined_along_steps(tmp_path):
         assert list(steps["step"].values) == [7, 50, 1000]
         assert list(steps["loss"].values[:, 0, 0, 0]) == [7.0, 50.0, 1000.0]
         assert set(steps.data_vars) == {"loss", "baseline_loss"}
-    with pytest.raises(hw.UnknownNameError, match="has groups: say group= one of ablation and words"):
+    with pytest.raises(hw.errors.UnknownNameError, match="has groups: say group= one of ablation and words"):
         results.combine("step")
-    with pytest.raises(hw.UnknownNameError, match="there is no group 'ablations' in"):
+    with pytest.raises(hw.errors.UnknownNameError, match="there is no group 'ablations' in"):
         results.combine("step", group="ablations")
 
 
@@ -320,7 +322,7 @@ def test_tokens_may_differ_between_seeds(tmp_path):
 def test_what_cannot_stand_side_by_side_is_said(tmp_path, one, two, dim, message):
     hw.write_netcdf(one, tmp_path / "1.nc")
     hw.write_netcdf(two, tmp_path / "2.nc")
-    with pytest.raises(hw.HeadwiseError, match=message):
+    with pytest.raises(hw.errors.HeadwiseError, match=message):
         Results(tmp_path).combine(dim)
 
 
@@ -345,7 +347,7 @@ def test_real_measurements_are_catalogued_and_combined(tmp_path, words_model):
     hw.write_netcdf(
         measure(words_model, RepeatedTokens(n=4, length=5, seed=9), MeanAblate(Head(0, 0)), loss), tmp_path / "9.nc"
     )
-    with pytest.raises(hw.DeclarationError, match="differ in interventions"):
+    with pytest.raises(hw.errors.DeclarationError, match="differ in interventions"):
         results.refresh().select(study="measure").combine("seed")
 
 
@@ -445,7 +447,7 @@ def test_any_damage_is_a_problem_or_harmless(tmp_path_factory, seed, flips, cut)
         ):
             try:
                 question()
-            except hw.HeadwiseError as error:
+            except hw.errors.HeadwiseError as error:
                 refused.append(str(error))
     assert not [text for text in refused if "\n" in text]
 
@@ -648,7 +650,7 @@ def test_a_damaged_cache_is_made_again(folder, damage):
 
 def test_a_cache_that_cannot_be_written_is_no_matter(folder, monkeypatch):
     def full(*_):
-        raise hw.ResultError("cannot write: No space left on device")
+        raise hw.errors.ResultError("cannot write: No space left on device")
 
     monkeypatch.setattr("headwise.studies.catalogue.index.write_beside", full)
     assert len(Results(folder)) == 5
@@ -776,7 +778,7 @@ results = Results(folder)
 right = 3.5
 if order == "kept":
     kept = results.open(name)
-    hw.open_tree(path)
+    hw.open_result(path, load=True)
     again = results.open(name)
     found = [float(one["ablation"]["loss"].mean()) for one in (again, kept, results.open(name))]
 elif order == "closed":
@@ -789,7 +791,7 @@ elif order == "plain":  # somebody else holds the file open with plain xarray
     held = xr.open_datatree(path, engine="netcdf4")
     found = []
     for _ in range(5):
-        hw.open_tree(path)
+        hw.open_result(path, load=True)
         found += [float(open_result(path)["ablation"]["loss"].mean()), float(held["ablation"]["loss"].mean())]
 elif order == "beside":  # somebody else reads with plain xarray meanwhile
     found, failed = [], []
@@ -806,7 +808,7 @@ elif order == "beside":  # somebody else reads with plain xarray meanwhile
     thread = threading.Thread(target=other)
     thread.start()
     while thread.is_alive():
-        found.append(float(hw.open_tree(path)["ablation"]["loss"].mean()))
+        found.append(float(hw.open_result(path, load=True)["ablation"]["loss"].mean()))
     assert not failed, failed
 elif order == "forked":  # while another thread reads
     import os
@@ -824,7 +826,7 @@ elif order == "forked":  # while another thread reads
     inside.wait()
     child = os.fork()
     if not child:
-        os._exit(0 if float(hw.open_tree(path)["ablation"]["loss"].mean()) == right else 1)
+        os._exit(0 if float(hw.open_result(path, load=True)["ablation"]["loss"].mean()) == right else 1)
     found = [right if os.waitpid(child, 0)[1] == 0 else 0.0]
     over.set()
 else:
@@ -836,9 +838,9 @@ else:
             for turn in range(10):
                 some = open_result(path) if turn % 2 else shared
                 found.append(float(some["ablation"].to_dataset().load()["loss"].mean()))
-                hw.open_tree(path), variable_names(path), results.table("ablation/loss")
+                hw.open_result(path, load=True), variable_names(path), results.table("ablation/loss")
                 if number == 0:
-                    hw.write_netcdf(hw.open_tree(path), f"{folder}/other.nc")
+                    hw.write_netcdf(hw.open_result(path, load=True), f"{folder}/other.nc")
                 some.close()
         except Exception as error:
             failed.append(repr(error))
@@ -875,7 +877,7 @@ def test_a_file_that_was_replaced_gives_its_own_values_or_an_error(folder, tmp_p
     hw.write_netcdf(measured(loss=((7.0, 8.0),)), path)
     gone.unlink()
     for opened, name in ((before, "a.nc is not the file that was opened"), (lost, "c.nc cannot be read: No such file")):
-        with pytest.raises(hw.ResultError, match=name):
+        with pytest.raises(hw.errors.ResultError, match=name):
             opened["loss"].load()
     np.testing.assert_array_equal(used["loss"][0, :, 0], [2.0, 3.0])  # small: read together when the first was used
     np.testing.assert_array_equal(used["baseline_loss"][:, 0], [1.0, 5.0])
@@ -892,7 +894,7 @@ def test_a_large_variable_of_a_replaced_file_is_refused(tmp_path, monkeypatch):
         opened = open_result(tmp_path / "one.nc")
         assert opened["loss"][0, 1, 0] == 3.0
         hw.write_netcdf(measured(loss=((7.0, 8.0),)), tmp_path / "one.nc")
-        with pytest.raises(hw.ResultError, match="was replaced or changed; open it again"):
+        with pytest.raises(hw.errors.ResultError, match="was replaced or changed; open it again"):
             opened["loss"].load()
 
 
@@ -928,7 +930,7 @@ def test_opened_results_can_be_pickled_and_copied(folder):
         assert other["ablation"].to_dataset().identical(opened["ablation"].to_dataset())
     late = pickle.loads(pickle.dumps(open_result(folder / "a.nc")))
     hw.write_netcdf(measured(loss=((7.0, 8.0),)), folder / "a.nc")
-    with pytest.raises(hw.ResultError, match="not the file that was opened"):
+    with pytest.raises(hw.errors.ResultError, match="not the file that was opened"):
         late["loss"].load()
 
 
@@ -938,7 +940,7 @@ def test_many_openings_leave_nothing_open(folder, monkeypatch, image):
     from headwise.studies.storage import netcdf
 
     monkeypatch.setattr(netcdf, "IMAGE", image)
-    hw.open_tree(folder / "a.nc")
+    hw.open_result(folder / "a.nc", load=True)
     before, kept = len(os.listdir("/proc/self/fd")), []
     for number in range(500):
         path = folder / ("a.nc", "c.nc", "deep/b.nc", "study.nc")[number % 4]
@@ -950,8 +952,8 @@ def test_many_openings_leave_nothing_open(folder, monkeypatch, image):
         if number % 2 == 0:
             kept.append(opened)
         if number % 50 == 0:
-            hw.open_tree(path)
-            with suppress(hw.HeadwiseError):
+            hw.open_result(path, load=True)
+            with suppress(hw.errors.HeadwiseError):
                 open_result(folder / "later.nc.parts" / "pass-0.nc")
     assert len(os.listdir("/proc/self/fd")) == before
     assert len(kept) == 250

@@ -114,7 +114,9 @@ def test_the_good_are_listed_with_every_bad_one_beside_its_reason(packed):
 def test_good_results_beside_bad_ones_give_their_right_numbers(ran, packed):
     results = Results(packed.folder)
     for name, variable in packed.good.items():
-        np.testing.assert_array_equal(hw.open_tree(packed.folder / name)[variable].mean("example"), hostile.LOSS)
+        np.testing.assert_array_equal(
+            hw.open_result(packed.folder / name, load=True)[variable].mean("example"), hostile.LOSS
+        )
         values = open_result(packed.folder / name)[variable]
         np.testing.assert_array_equal(values.mean("example"), hostile.LOSS)
         frame = results.select(where=f"path == '{name}'").table(variable)
@@ -176,7 +178,7 @@ def test_a_foreign_folder_of_parts_is_left_alone(packed, name):
 
     before = packed.untouched()
     own = {str(one): one.is_file() and one.read_bytes() for one in (packed.folder / "letters.nc.parts").rglob("*")}
-    with contextlib.suppress(hw.HeadwiseError), keeping(packed.folder / name, resume=False):
+    with contextlib.suppress(hw.errors.HeadwiseError), keeping(packed.folder / name, resume=False):
         pass
     assert packed.untouched() == before
     after = {str(one): one.is_file() and one.read_bytes() for one in (packed.folder / "letters.nc.parts").rglob("*")}
@@ -195,17 +197,19 @@ def test_what_a_file_declares_is_checked_before_it_is_read(packed, name):
     for ask in (
         lambda: opened["loss"].load(),
         lambda: opened.load(),
-        lambda: hw.open_tree(path),
+        lambda: hw.open_result(path, load=True),
         lambda: summary(path) and Results(path.parent).select(where=f"path == '{name}'").table("loss"),
         lambda: Results(path.parent).select(where=f"path == '{name}'").combine(variable="loss"),
     ):
         said = rf"loss.*{shape}.* takes [\d,.]+ GiB, and there is room for [\d.]+ GiB|the table of loss, with 4\d+ rows"
-        with pytest.raises(hw.ResultError, match=said):
+        with pytest.raises(hw.errors.ResultError, match=said):
             ask()
 
 
 def test_coordinates_are_checked_before_they_are_read(packed):
-    with pytest.raises(hw.ResultError, match=r"the variable layer \(layer 100000000000\) takes [\d,.]+ GiB, and"):
+    with pytest.raises(
+        hw.errors.ResultError, match=r"the variable layer \(layer 100000000000\) takes [\d,.]+ GiB, and"
+    ):
         open_result(packed.folder / "huge-index.nc")
 
 
@@ -219,7 +223,7 @@ def test_what_is_small_in_the_file_and_large_in_memory_is_no_harm(packed):
 def test_a_damaged_chunk_is_told_when_it_is_asked_for(packed):
     opened = open_result(packed.folder / "corrupt.nc")
     np.testing.assert_array_equal(opened["baseline_loss"].mean("example"), [1.0, 5.0])
-    with pytest.raises(hw.ResultError, match=r"corrupt.nc cannot be read: NetCDF: HDF error"):
+    with pytest.raises(hw.errors.ResultError, match=r"corrupt.nc cannot be read: NetCDF: HDF error"):
         opened["loss"].load()
 
 
@@ -229,13 +233,13 @@ def test_a_large_attribute_or_very_many_groups_are_refused(tmp_path, monkeypatch
 
     monkeypatch.setattr(reading_module, "LONGEST", 10_000)
     hostile.measured(comment="x" * 10_001).to_netcdf(tmp_path / "long.nc")
-    with pytest.raises(hw.ResultError, match="its attribute comment has 10001 letters, possible are 10000"):
+    with pytest.raises(hw.errors.ResultError, match="its attribute comment has 10001 letters, possible are 10000"):
         open_result(tmp_path / "long.nc")
     monkeypatch.setattr(netcdf, "IMAGE", 0)  # as of a large file, which is not read as bytes
     with netCDF4.Dataset(tmp_path / "many.nc", "w") as file:
         for number in range(netcdf.MOST + 1):
             file.createGroup(f"g{number}")
-    with pytest.raises(hw.ResultError, match="more than 5000 groups and variables"):
+    with pytest.raises(hw.errors.ResultError, match="more than 5000 groups and variables"):
         open_result(tmp_path / "many.nc")
 
 
@@ -262,7 +266,7 @@ def test_odd_attributes_give_a_line_and_never_end_a_listing(tmp_path, kind):
     good = frame[frame["file"] == "good.nc"]
     np.testing.assert_array_equal(sorted(good["value"]), sorted(hostile.LOSS.ravel()))
     for dim in ("model", "seed", "step"):
-        with pytest.raises(hw.HeadwiseError):
+        with pytest.raises(hw.errors.HeadwiseError):
             results.combine(dim, variable=variable)
     wrong = []
     for number, path in enumerate(made):
@@ -276,7 +280,7 @@ def _said(question, path):
     """The error of a question to a file, one of ours; empty where there is an answer that can be shown."""
     try:
         str(question(path)).encode()
-    except hw.HeadwiseError as error:
+    except hw.errors.HeadwiseError as error:
         return str(error)
     return ""
 

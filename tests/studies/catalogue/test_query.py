@@ -145,7 +145,7 @@ def test_sorting_and_the_first_few():
     ],
 )  # fmt: skip
 def test_anything_else_is_refused_with_place_and_columns(where, message):
-    with pytest.raises(hw.DeclarationError) as refused:
+    with pytest.raises(hw.errors.DeclarationError) as refused:
         table(measurement(), "loss", where=where)
     text = str(refused.value)
     assert message in text
@@ -178,7 +178,7 @@ def test_numbers_are_what_pandas_computes(left, sign, right):
 def test_no_text_does_more_than_be_refused(text):
     try:
         found = ask(table(measurement(), "loss"), where=text)
-    except hw.DeclarationError:
+    except hw.errors.DeclarationError:
         return
     assert len(found) <= LAYERS * HEADS
 
@@ -200,21 +200,21 @@ def test_columns_of_every_kind():
     for where, expected in kept.items():
         assert list(np.flatnonzero(matching(frame, where))) == expected, where
     for where, message in {"when > 'soon'": "'soon' is no date", "any < 2": "have no order"}.items():
-        with pytest.raises(hw.DeclarationError, match=message):
+        with pytest.raises(hw.errors.DeclarationError, match=message):
             matching(frame, where)
 
 
 def test_unknown_names_say_what_there_is():
-    with pytest.raises(hw.UnknownNameError, match="'lost': did you mean loss"):
+    with pytest.raises(hw.errors.UnknownNameError, match="'lost': did you mean loss"):
         table(measurement(), "lost")
-    with pytest.raises(hw.UnknownNameError, match="'ablation/los': did you mean ablation/loss"):
+    with pytest.raises(hw.errors.UnknownNameError, match="'ablation/los': did you mean ablation/loss"):
         table(study(), "ablation/los")
-    with pytest.raises(hw.UnknownNameError, match="sort='effekt': there are the columns name, layer"):
+    with pytest.raises(hw.errors.UnknownNameError, match="sort='effekt': there are the columns name, layer"):
         table(measurement(), "loss", sort="effekt")
-    with pytest.raises(hw.DeclarationError, match="top, the number of rows, must be 1 or more, got 0"):
+    with pytest.raises(hw.errors.DeclarationError, match="top, the number of rows, must be 1 or more, got 0"):
         table(measurement(), "loss", top=0)
     two = xr.DataTree.from_dict({"/a": measurement(), "/b": measurement()})
-    with pytest.raises(hw.UnknownNameError, match="'loss' is in several groups: say a/loss or b/loss"):
+    with pytest.raises(hw.errors.UnknownNameError, match="'loss' is in several groups: say a/loss or b/loss"):
         table(two, "loss")
 
 

@@ -13,7 +13,7 @@ SMALL = ["induction", "--n", "4", "--length", "8"]
 def test_induction_writes_result_and_report(tmp_path, capsys):
     out = tmp_path / "new" / "run.nc"
     assert main([*SMALL, "--seed", "3", "--out", str(out)]) == 0
-    tree = hw.open_tree(out)
+    tree = hw.open_result(out, load=True)
     assert tree.attrs["model"] == "words-2l"
     assert {"n": 4, "length": 8, "seed": 3}.items() <= json.loads(tree.attrs["study"]).items()
     report = out.with_suffix(".html").read_text()

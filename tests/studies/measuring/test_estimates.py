@@ -8,7 +8,7 @@ import xarray as xr
 from scipy import stats
 
 import headwise as hw
-from headwise import DeclarationError
+from headwise.errors import DeclarationError
 from headwise.interventions import Grid, Head, Knockout, Layer, Patch, Scale, ZeroAblate
 from headwise.metrics import accuracy, logit_diff, loss
 from headwise.studies import RepeatedTokens, compare_estimates, measure
@@ -232,7 +232,7 @@ def test_an_exact_measurement_of_something_else_is_refused(small_model):
     ):
         with pytest.raises(DeclarationError, match=message):
             compare_estimates(small_model, TASK, what, loss, exact=other)
-    with pytest.raises(hw.UnknownNameError, match="no intervention was measured by 'logit_diff'"):
+    with pytest.raises(hw.errors.UnknownNameError, match="no intervention was measured by 'logit_diff'"):
         compare_estimates(small_model, TASK, what, logit_diff, exact=exact)
 
 

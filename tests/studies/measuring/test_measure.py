@@ -6,7 +6,7 @@ import torch
 import xarray as xr
 
 import headwise as hw
-from headwise import DeclarationError, UnknownNameError
+from headwise.errors import DeclarationError, UnknownNameError
 from headwise.interventions import Grid, Head, Layer, MeanAblate, Patch, ZeroAblate
 from headwise.metrics import accuracy, induction, kl, logit_diff, loss, previous_token
 from headwise.studies import Prompts, RepeatedTokens, capture, composition_scores, measure

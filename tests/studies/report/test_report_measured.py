@@ -70,7 +70,7 @@ def stored(words_model, tmp_path_factory):
     for name, make in MADE.items():
         ds = make(words_model)
         hw.write_netcdf(ds, folder / f"{name}.nc")
-        found[name] = (ds, write_report(hw.open_tree(folder / f"{name}.nc"), folder / f"{name}.html"))
+        found[name] = (ds, write_report(hw.open_result(folder / f"{name}.nc", load=True), folder / f"{name}.html"))
     return found
 
 
@@ -96,7 +96,7 @@ def test_the_printed_python_gives_the_same_numbers(stored, name, monkeypatch):
     again = compare(xr.DataTree(ds), xr.DataTree(space["ds"]))
     assert again.agrees, str(again)
     assert again.largest <= 1e-6
-    assert ("hw.open_tree" in python) == (name == "from the file")
+    assert ("hw.open_result" in python) == (name == "from the file")
     program, verb, file = shlex.split(command)
     assert (program, verb) == ("headwise", "rerun")
     assert rerun(file).agrees
@@ -104,7 +104,7 @@ def test_the_printed_python_gives_the_same_numbers(stored, name, monkeypatch):
 
 def test_the_command_names_the_file_that_the_result_was_read_from(stored, tmp_path):
     ds, path = stored["one"]
-    other = write_report(hw.open_tree(path.with_suffix(".nc")), tmp_path / "other.html")
+    other = write_report(hw.open_result(path.with_suffix(".nc"), load=True), tmp_path / "other.html")
     assert code(other.read_text())[0] == "headwise rerun one.nc"
     assert str(path.parent) not in other.read_text()
     fresh = write_report(ds, tmp_path / "it's new.html")
@@ -231,17 +231,13 @@ def test_estimates_are_called_estimates(stored):
 def test_a_grid_is_written_by_its_rule(grid, rule):
     text = by_rule(grid)
     assert rule in text
-    import headwise.interventions
-
-    assert eval(text, vars(headwise.interventions)) == grid
+    assert eval(text, {name: getattr(hw, name) for name in dir(hw)}) == grid
 
 
 def test_a_grid_without_a_rule_is_written_in_full():
     grid = Grid(lambda kind: {"zero": ZeroAblate, "mean": MeanAblate}[kind](Head(0, 1)), kind=["zero", "mean"])
     assert by_rule(grid) is None
-    import headwise.interventions
-
-    assert eval(written(grid), vars(headwise.interventions)) == grid
+    assert eval(written(grid), {name: getattr(hw, name) for name in dir(hw)}) == grid
     odd = Grid.of([("make", (0, 1))], [ZeroAblate(Head(0, 0)), ZeroAblate(Head(0, 1))])
     assert by_rule(odd) is None  # a grid cannot be made with an axis of that name
     hostile = Grid.of([("x): 1*0 #", (0, 1))], [ZeroAblate(Head(0, 0)), ZeroAblate(Head(0, 1))])

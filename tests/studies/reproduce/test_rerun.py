@@ -69,7 +69,7 @@ def files(words_model, tmp_path_factory):
 
 def changed(path, target, change):
     """A copy of a file, changed."""
-    tree = hw.open_tree(path)
+    tree = hw.open_result(path, load=True)
     change(tree)
     return hw.write_netcdf(tree, target)
 
@@ -77,9 +77,9 @@ def changed(path, target, change):
 @pytest.mark.parametrize("name", MEASURED)
 def test_what_was_measured_is_measured_again(files, name):
     found = rerun(files[name])
-    stored = hw.open_tree(files[name])
+    stored = hw.open_result(files[name], load=True)
     assert found.agrees, str(found)
-    numeric = [str(key) for key, one in stored.to_dataset().variables.items() if one.dtype.kind in "biuf"]
+    numeric = [str(key) for key, one in stored.variables.items() if one.dtype.kind in "biuf"]
     assert set(found.differences) == set(numeric)
     assert found.largest <= 1e-6
     assert found.only_in_one == {}
@@ -368,9 +368,9 @@ def test_what_nobody_can_compute_is_refused_at_once(words_model, make):
 
 
 def test_prompts_that_do_not_fit_in_memory_are_refused(words_model, monkeypatch):
-    from headwise.interventions.plan import cost
+    from headwise.interventions.base import memory
 
-    monkeypatch.setattr(cost, "free_memory", lambda: 10**9)
+    monkeypatch.setattr(memory, "free_memory", lambda: 10**9)
     with pytest.raises(
         DeclarationError, match=r"n=1000000 prompts of 50 tokens need 5 GB, and 1 GB are free: take fewer"
     ):
@@ -501,7 +501,7 @@ def test_whatever_json_a_file_holds_rerun_and_report_come_to_an_end(files, tmp_p
 
 def test_half_of_a_character_in_a_report(files, tmp_path):
     """Of a result in memory: what a file holds is decoded when it is read."""
-    tree = hw.open_tree(files["baseline"])
+    tree = hw.open_result(files["baseline"], load=True)
     tree.attrs |= {"title": "half \ud800 of one", "model": "words\udc80"}
     page = write_report(tree, tmp_path / "a.html").read_text(encoding="utf-8")
     assert "half " in page

@@ -403,7 +403,7 @@ def test_a_study_goes_on_where_it_was(words_model, out, monkeypatch):
     found = STUDY.run(words_model, seen.append, out=out)
     assert finished > 3
     assert scores == [], "the stage of scores was finished before"
-    same(hw.open_tree(out), wanted)
+    same(hw.open_result(out, load=True), wanted)
     same(found, wanted)
     assert [path.name for path in out.parent.iterdir()] == ["sweep.nc"]
     assert STUDY.run(words_model, seen.append, out=out).attrs["created"] == found.attrs["created"]
@@ -425,7 +425,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_file(tmp_path, kind, kil
     assert seen["status"] == [0, 0], run.stderr[-2000:]
     assert seen["killed"] == kills
     assert not [name for name in seen["names"] if name.endswith(".parts")]
-    same(hw.open_tree(tmp_path / seen["out"]), hw.open_tree(tmp_path / "whole.nc"))
+    same(hw.open_result(tmp_path / seen["out"], load=True), hw.open_result(tmp_path / "whole.nc", load=True))
     for log in tmp_path.glob("killed*.log"):
         kept = [line for line in log.read_text().splitlines() if line.startswith("kept")]
         assert kept
@@ -661,10 +661,10 @@ def test_a_file_needs_as_much_memory_as_its_numbers(tmp_path, monkeypatch):
     hw.write_netcdf(xr.Dataset({"a": ("x", np.arange(size // 4, dtype=np.float32))}), tmp_path / "a.nc")
     monkeypatch.setattr(netcdf, "UNASKED", 0)
     monkeypatch.setattr(netcdf, "free_memory", lambda: size * 4 // 3 + 4)
-    assert hw.open_tree(tmp_path / "a.nc")["a"].sum() > 0
+    assert hw.open_result(tmp_path / "a.nc", load=True)["a"].sum() > 0
     monkeypatch.setattr(netcdf, "free_memory", lambda: size)
     with pytest.raises(ResultError, match="the variable a"):
-        hw.open_tree(tmp_path / "a.nc")
+        hw.open_result(tmp_path / "a.nc", load=True)
 
 
 def test_a_forged_stage_of_a_study(words_model, out, monkeypatch):

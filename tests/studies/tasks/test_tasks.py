@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import headwise as hw
-from headwise import DeclarationError
+from headwise.errors import DeclarationError
 from headwise.interventions import Add, Head, MeanAblate
 from headwise.interventions.declare.codec import from_json, to_json
 from headwise.metrics import loss

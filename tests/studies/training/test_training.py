@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 import headwise as hw
-from headwise import ModelError, UnknownNameError
+from headwise.errors import ModelError, UnknownNameError
 from headwise.interventions.models.locate import SHIPPED
 from headwise.metrics import accuracy
 from headwise.studies import RepeatedTokens, measure

@@ -1,0 +1,36 @@
+"""Packages whose names are loaded when they are first used (PEP 562). Imports nothing of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+
+def lazy_names(
+    package: str, modules: Mapping[str, str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """What a package defines so that importing it loads nothing: ``__getattr__``, ``__dir__`` and ``__all__``.
+
+    Parameters
+    ----------
+    package : str
+        Its ``__name__``.
+    modules : mapping of str to str
+        Each module, relative to the package, to the names that it defines, with spaces between them. The module
+        ``"."`` stands for modules that are names themselves.
+
+    Returns
+    -------
+    tuple of (callable, callable, list of str)
+    """
+    where = {name: module for module, names in modules.items() for name in names.split()}
+
+    def load(name: str) -> Any:
+        if name not in where:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        if where[name] == ".":
+            return import_module(f".{name}", package)
+        return getattr(import_module(where[name], package), name)
+
+    return load, lambda: sorted(where), sorted(name for name in where if not name.startswith("__"))
