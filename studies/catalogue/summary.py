@@ -18,7 +18,8 @@ from ..output.phrases import count, listed
 from ..storage.attributes import LONGEST, json_in, plainly
 from ..storage.netcdf import reading, why
 from ..storage.reading import Result, open_result
-from .description import kind_of, model_of, nodes, task_in_words, what_of, when_of
+from ..storage.record import KINDS, Record
+from .description import model_of, nodes, task_in_words, what_of, when_of
 from .listing import html_table
 from .table import PREFIXES, SUFFIXES, cells, has_effect, mean_of
 
@@ -175,10 +176,11 @@ def _summary(given: Result) -> Summary:
     heading = "findings"
     if not points and isinstance(result, xr.Dataset):
         points, heading = list(_strongest(result)), "strongest effects"
-    model = str(attrs.get("model", ""))
-    title = str(attrs.get("title") or f"{kind_of(result).capitalize()}{f' of {model}' if model else ''}")
-    facts = {"what": what_of(result), "model": model_of(attrs), "task": task_in_words(json_in(attrs, "task", dict))}
-    facts["when"] = when_of(attrs)
+    record = Record.from_attrs(attrs)
+    of = f" of {record.model}" if record.model else ""
+    title = str(attrs.get("title") or f"{KINDS[record.kind].capitalize()}{of}")
+    facts = {"what": what_of(result, record), "model": model_of(record), "task": task_in_words(record.task)}
+    facts["when"] = when_of(record)
     shown = tuple((name, value[:LONGEST]) for name, value in facts.items() if value)
     return Summary(title[:LONGEST], shown, heading, tuple(points), tuple(_parts(result)))
 

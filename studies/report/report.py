@@ -22,6 +22,7 @@ from ..storage.attributes import json_in, number_in, plainly
 from ..storage.files import check_writable, write_beside
 from ..storage.netcdf import reading
 from ..storage.reading import as_tree
+from ..storage.record import Record
 from . import generic, measurement
 from .changes import metrics_in
 from .induction import QUESTION, SECTIONS, Section
@@ -96,9 +97,9 @@ class Contents:
 
 
 def _contents(tree: xr.DataTree) -> Contents:
-    attrs = tree.attrs
-    lead = _lead(attrs)
-    if json_in(attrs, "study", dict).get("type") == "InductionStudy":
+    attrs, record = tree.attrs, Record.from_attrs(tree.attrs)
+    lead = _lead(record)
+    if record.study.get("type") == "InductionStudy":
         known = [section for section in SECTIONS if section.key in tree.children]
         other = generic.sections(tree, tuple(section.key for section in known))
         title = str(attrs.get("title", "Induction heads"))
@@ -110,8 +111,8 @@ def _contents(tree: xr.DataTree) -> Contents:
         return Contents(title, measurement.question(root), lead, measurement.sections(root), said)
     sections = generic.sections(tree)
     said = _findings(attrs) or {section.key: generic.says(tree, section) for section in sections}
-    kind = "Activations" if "sites" in attrs else "Estimates and exact effects" if "estimators" in attrs else "A result"
-    title = str(attrs.get("title", f"{kind} of {attrs['model']}" if "model" in attrs else kind))
+    kind = {"capture": "Activations", "estimates": "Estimates and exact effects"}.get(record.kind, "A result")
+    title = str(attrs.get("title", f"{kind} of {record.model}" if record.model else kind))
     return Contents(title, str(attrs.get("question", "")), lead, sections, said)
 
 
@@ -124,16 +125,16 @@ def _findings(attrs: Mapping[Any, Any]) -> dict[str, list[str]]:
     return found
 
 
-def _lead(attrs: Mapping[Any, Any]) -> str:
+def _lead(record: Record) -> str:
     """On what it was done, in a sentence; nothing where the result does not say."""
-    shape, task = json_in(attrs, "model_shape", dict), json_in(attrs, "task", dict)
-    parts = [f"On {attrs['model']}"] if "model" in attrs else []
+    shape, task = record.shape, record.task
+    parts = [f"On {record.model}"] if record.model else []
     if shape:
         layers, heads = (number_in(shape, name) or 0 for name in ("layers", "heads"))
         parts.append(f"{count(int(layers), 'layer')} of {count(int(heads), 'head')}")
     if task.get("type") == "RepeatedTokens" and {"n", "length", "seed"} <= {*task}:
-        prompts = f"{count(task['n'], 'prompt')} in which {task['length']} random tokens are repeated once"
-        parts.append(f"with {prompts} (seed {task['seed']})")
+        drawn = f"{count(task['n'], 'prompt')} in which {task['length']} random tokens are repeated once"
+        parts.append(f"with {drawn} (seed {task['seed']})")
     elif task.get("type") == "Prompts" and isinstance(prompts := task.get("prompts"), list) and prompts:
         parts.append(f"with {count(len(prompts), 'prompt')} of text, such as “{prompts[0]}”")
     return f"{', '.join(parts)}." if parts else ""
