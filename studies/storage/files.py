@@ -14,7 +14,7 @@ import xarray as xr
 
 from ...errors import ResultError, check_text
 from ...signals import undisturbed
-from .netcdf import write
+from .netcdf import why, write
 
 if TYPE_CHECKING:
     pass
@@ -42,7 +42,7 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
     except ResultError:
         raise
     except (OSError, RuntimeError) as error:  # RuntimeError: ~ of nobody who is known
-        raise ResultError(f"cannot write {os.fspath(path)}: {reason(error)}") from error
+        raise ResultError(f"cannot write {os.fspath(path)}: {why(error)}") from error
     return target
 
 
@@ -100,7 +100,8 @@ def beside(folder: Path, cannot: Path, kept: str = "") -> Iterator[Path]:
         except ResultError:
             raise
         except (OSError, RuntimeError) as error:  # netCDF4 says RuntimeError where the disk is full
-            told = _no_room(folder) or reason(error)
+            told = _no_room(folder) or why(error)
+            told += " (is the disk full?)" if "HDF error" in told else ""
             raise ResultError(f"cannot write {cannot}: {told}{kept}") from error
         finally:
             with suppress(OSError):
@@ -118,15 +119,8 @@ def _no_room(folder: Path) -> str:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        return reason(error)
+        return why(error)
     return ""
-
-
-def reason(error: Exception) -> str:
-    """Why something could not be written or read, in a line."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return f"{error} (is the disk full?)" if "HDF error" in str(error) else str(error)
 
 
 def flush(path: Path) -> None:

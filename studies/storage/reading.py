@@ -23,7 +23,7 @@ from .netcdf import IMAGE, Source, alone, check_room
 Result = xr.Dataset | xr.DataTree
 """What a file holds: a measurement is a Dataset, a study a DataTree."""
 SMALL = 2**20
-"""Bytes of a variable up to which it is read with all others of its file that are as small, as opening takes longer."""
+"""Bytes of a small variable: when a second one of a file is used, all are read at once, as opening takes longer."""
 NUMBER, TEXT = 8, 64
 """Bytes of a number that was decoded, and of a short text."""
 LONGEST = 50_000_000
@@ -160,7 +160,9 @@ class _Stored(BackendArray):
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
         with alone():
-            if self.source.root is None and max(self.least, _bytes(self.shape, self.dtype)) <= SMALL:
+            small = self.source.root is None and max(self.least, _bytes(self.shape, self.dtype)) <= SMALL
+            first, self.source.used = not self.source.used, self.source.used or small
+            if small and not first:
                 found = _small(self.source).get((self.group, self.name))
                 if found is not None:
                     picked = indexing.apply_indexer(indexing.as_indexable(found), key)  # type: ignore[no-untyped-call]

@@ -76,7 +76,7 @@ class UnfinishedResult(PartsFolder):
                 whole = path.read_bytes()
                 if path.name != f"{key}.{short_hash(whole)}.nc":
                     raise ValueError("it is not what was written")
-                source = Source(path)
+                source = Source(path, whole)
                 with source.open():
                     stored = open_group(source, "")
                 check(stored)
