@@ -60,7 +60,7 @@ class Probe:
         else:
             began = time.monotonic()
             try:
-                answer = self._said(path)
+                answer = self._answer(path)
             except (OSError, ValueError):  # its output ended
                 self._stop()
                 late = time.monotonic() - began >= LIMIT_SECONDS
@@ -83,13 +83,13 @@ class Probe:
                 text=True,
                 encoding="utf-8",
             )
-            self._here = self._said() != "ready"
+            self._here = self._answer() != "ready"
         except (OSError, ValueError):
             self._here = True
         if self._here:
             self._stop()
 
-    def _said(self, path: Path | None = None) -> Any:
+    def _answer(self, path: Path | None = None) -> Any:
         """What the process answers to a path, or says when it has started; it is ended where it takes too long."""
         assert self._process is not None
         assert self._process.stdin is not None

@@ -15,13 +15,13 @@ import xarray as xr
 from ...errors import ResultError, printable
 from ..measuring.effects import effect
 from ..output.phrases import count, listed
-from ..storage.attributes import LONGEST, json_in, plainly
+from ..storage.attributes import LONGEST, json_in, with_plain_attrs
 from ..storage.netcdf import reading, why
 from ..storage.reading import Result, open_result
 from ..storage.record import KINDS, Record
 from .description import model_of, nodes, task_in_words, what_of, when_of
 from .listing import html_table
-from .table import PREFIXES, SUFFIXES, cells, has_effect, mean_of
+from .table import PREFIXES, SUFFIXES, has_effect, mean_of, rows_of
 
 STRONGEST = 5
 """Effects named for each metric."""
@@ -166,7 +166,7 @@ def summary(result: Result | str | os.PathLike[str]) -> Summary:
 
 
 def _summary(given: Result) -> Summary:
-    result: Result = plainly(given)
+    result: Result = with_plain_attrs(given)
     attrs = result.attrs
     findings = [one for one in json_in(attrs, "conclusion", list) if isinstance(one, dict)]
     points = [str(one.get("text", ""))[:LONGEST] for one in findings if one.get("group") == "summary"][:MOST]
@@ -196,7 +196,7 @@ def _strongest(ds: xr.Dataset) -> Iterator[str]:
             yield f"{name} cannot be read: {why(error)}"
             continue
         change = change.mean([dim for dim in ("position", "read_layer", "read_head") if dim in change.dims])
-        frame = cells(change.to_dataset(name="change"), "change").dropna(subset=["value"])
+        frame = rows_of(change.to_dataset(name="change"), "change").dropna(subset=["value"])
         frame = frame.sort_values("value", key=abs, ascending=False, kind="stable").head(STRONGEST)
         unit = str(ds[name].attrs.get("units", "1"))
         before = float(mean_of(ds[f"baseline_{name}"].sel(run=ds.attrs["base"])).mean())

@@ -61,10 +61,10 @@ def table(
     UnknownNameError, DeclarationError
         See `headwise.studies.catalogue.conditions.ask`.
     """
-    return ask(cells(*pick(result, variable)), where=where, sort=sort, top=top)
+    return ask(rows_of(*pick(result, variable)), where=where, sort=sort, top=top)
 
 
-def cells(ds: xr.Dataset, name: str) -> pd.DataFrame:
+def rows_of(ds: xr.Dataset, name: str) -> pd.DataFrame:
     """Every cell of ``ds[name]`` as a row; see `table`."""
     import pandas as pd
 

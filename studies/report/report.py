@@ -13,12 +13,10 @@ from typing import Any
 
 import xarray as xr
 
-from ...errors import DeclarationError
-from ...interventions.declare.codec import read_json
 from ..output.page import Page, bullets, number, paragraphs, table
 from ..output.phrases import count
 from ..reproduce.recipe import recipe
-from ..storage.attributes import json_in, number_in, plainly
+from ..storage.attributes import json_in, json_or_text, number_in, with_plain_attrs
 from ..storage.files import check_writable, write_beside
 from ..storage.netcdf import reading
 from ..storage.reading import as_tree
@@ -60,7 +58,7 @@ def render(result: xr.DataTree | xr.Dataset, file: str = "result.nc") -> str:
     file : str
         Name of the file that holds the result, for the lines that run it again.
     """
-    tree = plainly(as_tree(result))
+    tree = with_plain_attrs(as_tree(result))
     told = _contents(tree)
     page = Page(told.title)
     _top(page, told)
@@ -212,7 +210,7 @@ LONGEST = 600
 def _what_was_run(page: Page, tree: xr.DataTree, file: str) -> None:
     attrs = tree.attrs
     page.add('<section id="run"><h2>What was run, and how to run it again</h2>')
-    rows = [(words, _plain(attrs[key])) for key, words in PROVENANCE.items() if key in attrs]
+    rows = [(words, _as_text(attrs[key])) for key, words in PROVENANCE.items() if key in attrs]
     if rows:
         page.add(table(("what", "value"), rows, long=(1,)))
     else:
@@ -230,12 +228,9 @@ def _what_was_run(page: Page, tree: xr.DataTree, file: str) -> None:
     page.add("</section>")
 
 
-def _plain(value: object) -> str:
+def _as_text(value: object) -> str:
     """JSON objects as ``name value`` pairs, everything else as it is."""
-    try:
-        read = read_json(str(value))
-    except DeclarationError:
-        read = value
+    read = json_or_text(value)
     if isinstance(read, dict):
         pairs = (f"{name} {json.dumps(one) if not isinstance(one, str) else one}" for name, one in read.items())
         text = ", ".join(pairs)

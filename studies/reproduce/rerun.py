@@ -1,6 +1,6 @@
 """rerun: do again what a result file says was done, and say whether the numbers agree.
 
-Of a measurement, nothing but the file is trusted; of the file, nothing: what it asks for is checked first (`asked`).
+Of a measurement, nothing but the file is trusted; of the file, nothing: what it asks for is checked first (`consent`).
 """
 
 from __future__ import annotations

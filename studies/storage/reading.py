@@ -107,13 +107,13 @@ def _dataset(source: Source, group: Any, path: str) -> xr.Dataset:
 def _check(source: Source, declared: Mapping[str, tuple[Sequence[Any], Sequence[int], int]]) -> None:
     """Refuse variables that do not fit into memory, each and together, by what they declare."""
     for name, (dims, shape, needed) in declared.items():
-        check_room(needed, _said(source, name, dims, shape))
+        check_room(needed, _described(source, name, dims, shape))
     check_room(
         sum(needed for *_, needed in declared.values()), f"{source.path}: what its {len(declared)} variables hold"
     )
 
 
-def _said(source: Source, name: str, dims: Sequence[Any], shape: Sequence[int]) -> str:
+def _described(source: Source, name: str, dims: Sequence[Any], shape: Sequence[int]) -> str:
     sizes = " x ".join(f"{dim} {size}" for dim, size in zip(dims, shape, strict=True))
     return f"{source.path}: the variable {name.strip('/')} ({sizes or 'one value'})"
 
@@ -172,7 +172,7 @@ class _Stored(BackendArray):
     def _read(self, key: tuple[Any, ...]) -> Any:
         shape = [_picked(one, size) for one, size in zip(key, self.shape, strict=True)]
         needed = max(self.least, _bytes(shape, self.dtype))
-        check_room(needed, _said(self.source, f"{self.group}/{self.name}", self.dims, shape))
+        check_room(needed, _described(self.source, f"{self.group}/{self.name}", self.dims, shape))
         with self.source.open() as root:
             return _raw(groups(root)[self.group].variables[self.name])[key]
 

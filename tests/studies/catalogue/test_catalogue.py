@@ -872,14 +872,16 @@ def test_values_stay_right_whatever_else_is_opened_and_closed(tmp_path, order):
 
 def test_a_file_that_was_replaced_gives_its_own_values_or_an_error(folder, tmp_path_factory):
     path, gone = folder / "a.nc", folder / "c.nc"
-    before, used, lost = open_result(path), open_result(path), open_result(gone)
-    assert used["loss"][0, 0, 0] == 2.0
+    before, once, used, lost = open_result(path), open_result(path), open_result(path), open_result(gone)
+    assert once["loss"][0, 0, 0] == 2.0
+    assert (used["loss"][0, 0, 0], used["baseline_loss"][0, 0]) == (2.0, 1.0)
     hw.write_netcdf(measured(loss=((7.0, 8.0),)), path)
     gone.unlink()
-    for opened, name in ((before, "a.nc is not the file that was opened"), (lost, "c.nc cannot be read: No such file")):
+    replaced = "a.nc is not the file that was opened"
+    for opened, name in ((before, replaced), (once, replaced), (lost, "c.nc cannot be read: No such file")):
         with pytest.raises(hw.errors.ResultError, match=name):
             opened["loss"].load()
-    np.testing.assert_array_equal(used["loss"][0, :, 0], [2.0, 3.0])  # small: read together when the first was used
+    np.testing.assert_array_equal(used["loss"][0, :, 0], [2.0, 3.0])  # small: read together when the second was used
     np.testing.assert_array_equal(used["baseline_loss"][:, 0], [1.0, 5.0])
     np.testing.assert_array_equal(open_result(path)["loss"][0, :, 0], [7.0, 8.0])
 
