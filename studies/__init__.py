@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from .catalogue.table import table as table
     from .measuring.capture import capture as capture
     from .measuring.compare import compare_estimates as compare_estimates
+    from .measuring.effects import effect as effect
+    from .measuring.effects import normalized as normalized
     from .measuring.measure import measure as measure
     from .measuring.measure import plan as plan
     from .report.report import write_report as write_report
     from .reproduce.agreement import Agreement as Agreement
     from .reproduce.rerun import rerun as rerun
-    from .storage.files import effect as effect
-    from .storage.files import normalized as normalized
     from .storage.files import write_netcdf as write_netcdf
     from .storage.reading import open_result as open_result
     from .storage.registry import from_json as from_json
@@ -50,7 +50,8 @@ else:
             ".report.report": "write_report",
             ".reproduce.agreement": "Agreement",
             ".reproduce.rerun": "rerun",
-            ".storage.files": "effect normalized write_netcdf",
+            ".measuring.effects": "effect normalized",
+            ".storage.files": "write_netcdf",
             ".storage.reading": "open_result",
             ".storage.registry": "from_json to_json",
             ".tasks.batch": "Batch",

@@ -19,8 +19,8 @@ from ...metrics.outputs import accuracy, loss
 from ...metrics.statistics import benjamini_hochberg, control_sets, null_p_value, possible_control_sets, t_test
 from ..measuring.capture import capture
 from ..measuring.compare import compare_estimates
+from ..measuring.effects import effect, effect_interval
 from ..measuring.measure import measure
-from ..storage.files import effect, effect_interval
 from ..tasks.tasks import Task
 
 if TYPE_CHECKING:

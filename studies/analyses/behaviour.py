@@ -14,7 +14,7 @@ from ...metrics.intervals import bootstrap_interval, interval_attrs
 from ...metrics.outputs import accuracy, loss
 from ..measuring.capture import capture
 from ..measuring.measure import measure
-from ..storage.files import card_attrs
+from ..storage.provenance import card_attrs
 from ..tasks.tasks import RepeatedTokens
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from ...metrics.statistics import control_sets, null_p_value
 from ...metrics.weights import KINDS, pair_table, random_composition
 from ..measuring.labels import check_model
 from ..measuring.measure import measure
-from ..storage.files import provenance
+from ..storage.provenance import provenance
 from ..tasks.tasks import Task
 from .ablation import METHODS, ablation_grid
 from .heads import mean_of_heads

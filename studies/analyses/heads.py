@@ -17,7 +17,7 @@ from ...metrics.card import Metric
 from ...metrics.intervals import bootstrap_interval, interval_attrs
 from ...metrics.statistics import benjamini_hochberg, null_p_value
 from ..measuring.measure import measure
-from ..storage.files import card_attrs
+from ..storage.provenance import card_attrs
 from ..tasks.tasks import Task
 
 if TYPE_CHECKING:

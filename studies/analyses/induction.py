@@ -18,7 +18,7 @@ from ...interventions.declare import codec
 from ...interventions.declare.sites import Head
 from ..measuring import executors
 from ..storage import unfinished
-from ..storage.files import as_attrs, exact_facts, provenance
+from ..storage.provenance import as_attrs, exact_facts, provenance
 from ..storage.registry import TASKS
 from ..tasks.tasks import RepeatedTokens
 from . import ablation, behaviour, composition, heads, patching, word_lists

@@ -15,8 +15,8 @@ from ...interventions.declare.sites import Head
 from ...metrics.attention import induction
 from ...metrics.outputs import logit_diff
 from ..measuring.compare import compare_estimates
+from ..measuring.effects import effect_interval, normalized
 from ..measuring.measure import measure
-from ..storage.files import effect_interval, normalized
 from ..tasks.tasks import Task
 from .heads import mean_of_heads
 

@@ -12,7 +12,7 @@ import xarray as xr
 
 from ...errors import ResultError, UnknownNameError, choices
 from ..catalogue.results import Results
-from ..storage.attributes import plainly
+from ..storage.attributes import with_plain_attrs
 from ..storage.netcdf import reading
 from ..storage.reading import as_tree, open_result
 
@@ -107,5 +107,5 @@ class Folder:
 def _read(path: Path) -> xr.DataTree:
     """A file whole in memory."""
     with reading(path):
-        tree: xr.DataTree = plainly(as_tree(open_result(path, load=True)))
+        tree: xr.DataTree = with_plain_attrs(as_tree(open_result(path, load=True)))
         return tree

@@ -12,7 +12,7 @@ import xarray as xr
 from ...interventions.declare.sites import Head
 from ...metrics.intervals import bootstrap_interval
 from ..catalogue.table import has_effect
-from ..storage.files import effect
+from ..measuring.effects import effect
 from .variables import HEAD, READ, datasets
 
 PAIR = ("sender_layer", "sender_head", "receiver_layer", "receiver_head")

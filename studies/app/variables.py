@@ -10,7 +10,7 @@ import xarray as xr
 
 from ...errors import DeclarationError, UnknownNameError, choices, printable
 from ..catalogue.table import has_effect
-from ..storage.files import effect, normalized
+from ..measuring.effects import effect, normalized
 
 HEAD = ("layer", "head")
 READ = ("read_layer", "read_head")

@@ -11,8 +11,8 @@ import numpy as np
 import xarray as xr
 
 from ...errors import DeclarationError, ResultError, UnknownNameError, choices
-from ...interventions.declare.codec import read_json
 from ...interventions.models.identity import Identity
+from ..storage.attributes import json_or_text
 from ..storage.names import groups
 from ..storage.netcdf import Source
 from ..storage.reading import loaded, open_group, open_variable
@@ -101,7 +101,7 @@ def _check_measured_alike(dim: str, one: tuple[Entry, xr.Dataset], two: tuple[En
     for name in MUST_AGREE:
         texts = [str(ds.attrs.get(name, "")) for _, ds in (one, two)]
         if texts[0] != texts[1]:
-            here, there = (_without_seeds(text) if dim == "seed" else _read(text) for text in texts)
+            here, there = (_without_seeds(text) if dim == "seed" else json_or_text(text) for text in texts)
             if here != there:
                 raise DeclarationError(
                     f"{one[0].path} and {two[0].path} cannot stand side by side along {dim!r}, since they differ in "
@@ -122,20 +122,13 @@ def _check_same_model(dim: str, one: tuple[Entry, xr.Dataset], two: tuple[Entry,
         )
 
 
-def _read(text: str) -> Any:
-    try:
-        return read_json(text)
-    except DeclarationError:
-        return text
-
-
 def _without_seeds(text: str) -> Any:
     def strip(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: strip(one) for key, one in value.items() if key != "seed"}
         return [strip(one) for one in value] if isinstance(value, list) else value
 
-    return strip(_read(text))
+    return strip(json_or_text(text))
 
 
 def _shown(value: Any) -> str:

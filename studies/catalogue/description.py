@@ -10,32 +10,25 @@ from typing import Any
 import xarray as xr
 
 from ..output.phrases import count, listed
-from ..storage.attributes import LONGEST, json_in, number_in
+from ..storage.attributes import LONGEST
 from ..storage.reading import Result
+from ..storage.record import Record
 from .entries import in_short
 from .listing import human_date
 
 EDITS = ("ZeroAblate", "MeanAblate", "ResampleAblate", "Patch", "Add", "Scale", "Knockout", "PathPatch")
 
 
-def kind_of(result: Result) -> str:
-    """Study, measurement, captured activations or data."""
-    if "study" in result.attrs:
-        return "study"
-    return "captured activations" if "sites" in result.attrs else "measurement" if "metrics" in result.attrs else "data"
-
-
-def what_of(result: Result) -> str:
+def what_of(result: Result, record: Record) -> str:
     """What was done: the study as its call, or conditions, run and metrics of a measurement."""
     attrs = result.attrs
-    study = json_in(attrs, "study", dict)
-    if study:
-        return f"{in_short(study)}, {count(sum(1 for _ in nodes(result)), 'part')}"
-    if "sites" in attrs:
+    if record.study:
+        return f"{in_short(record.study)}, {count(sum(1 for _ in nodes(result)), 'part')}"
+    if record.kind == "capture":
         return f"activations of the {attrs.get('run', '')} run, without intervention"
     if "metrics" not in attrs or not isinstance(result, xr.Dataset):
         return ""
-    metrics = [str(name) for name in json_in(attrs, "metrics", list)]
+    metrics = [str(name) for name in record.metrics]
     measured = [result[name] for name in metrics if name in result]
     if not measured:
         return f"{listed(metrics)} without intervention" if metrics else ""
@@ -48,21 +41,22 @@ def what_of(result: Result) -> str:
     return f"{words} of {listed(edits) if edits else 'an intervention'} on the {run} run, by {listed(metrics)}{how}"
 
 
-def model_of(attrs: Mapping[Any, Any]) -> str:
+def model_of(record: Record) -> str:
     """Name, revision and size of the model."""
-    shape = json_in(attrs, "model_shape", dict)
+    shape = record.shape
     sizes = f": {shape.get('layers')} layers of {shape.get('heads')} heads" if shape else ""
-    revision = f" ({attrs['model_revision']})" if attrs.get("model_revision") else ""
-    return f"{attrs['model']}{revision}{sizes}" if attrs.get("model") else ""
+    revision = f" ({record.revision})" if record.revision else ""
+    return f"{record.model}{revision}{sizes}" if record.model else ""
 
 
-def when_of(attrs: Mapping[Any, Any]) -> str:
+def when_of(record: Record) -> str:
     """When it was made, in how many seconds, where, and by which version."""
+    attrs, seconds = record.attrs, record.seconds
     parts = [f"{human_date(str(attrs['created']))} UTC"] if attrs.get("created") else []
-    if seconds := number_in(attrs, "seconds"):
+    if seconds:
         parts.append(f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s")
-    version = json_in(attrs, "versions", dict).get("headwise")
-    server = f" at {attrs['executed']}" if attrs.get("executed", "local") != "local" else ""
+    version = record.versions.get("headwise")
+    server = f" at {record.server}" if record.server else ""
     parts += [f"on {attrs['device']}{server}"] if attrs.get("device") else []
     parts += [f"headwise {version}"] if version else []
     return ", ".join(parts)

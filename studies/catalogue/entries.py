@@ -11,8 +11,9 @@ from typing import Any
 
 from ...errors import DeclarationError, ResultError, printable
 from ...interventions.declare.codec import read_json
-from ..storage.files import SCHEMA
 from ..storage.netcdf import SIGNATURES, regular, why
+from ..storage.provenance import SCHEMA
+from ..storage.record import kind_of
 
 NEEDED = ("model", "created", "versions")
 """Attributes that every result has, beside ``schema_version``."""
@@ -112,7 +113,7 @@ def row_of(relative: str, attrs: Mapping[str, Any], size: int, state: str = "com
     return Entry(
         path=relative,
         model=_line(_text(attrs, "model")),
-        study=_line(_text(study, "type", "of the study")) or ("capture" if "sites" in attrs else "measure"),
+        study=_line(_text(study, "type", "of the study")) or ("capture" if kind_of(attrs) == "capture" else "measure"),
         task=in_short(task),
         size=size,
         date=_date(_text(attrs, "created")),

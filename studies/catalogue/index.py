@@ -16,8 +16,9 @@ from typing import Any
 
 from ...errors import ResultError
 from ...interventions.declare.codec import read_json
-from ..storage.files import SCHEMA, write_beside
+from ..storage.files import write_beside
 from ..storage.netcdf import text_of, why
+from ..storage.provenance import SCHEMA
 from .entries import Entry, NoResult, Problem, check_begins_like_netcdf, row_of
 from .probe import Probe
 
@@ -55,13 +56,14 @@ def scan(
                     entries.append(_partial(folder, relative, path))
                     continue
                 stamp = _stamp(folder, path)
-                known = cached.get(relative, {})
-                if known.get("stamp") != stamp or not _is_known(relative, known):
-                    known = _looked_at(probe, relative, path, stamp)
-                kept[relative] = known
-                if "reason" in known:
-                    raise NoResult(known["reason"])
-                entries.append(_row(relative, known))
+                found = _known(relative, cached.get(relative, {}), stamp) or _read(probe, relative, path, stamp[0])
+                if isinstance(found, str):
+                    kept[relative] = {"stamp": stamp, "reason": found}
+                    raise NoResult(found)
+                row = asdict(found)
+                del row["path"]
+                kept[relative] = {"stamp": stamp, "row": row}
+                entries.append(found)
             except Exception as bad:  # whatever a file does, the listing goes on
                 problems.append(_problem(relative, bad))
     if kept != cached:
@@ -112,15 +114,25 @@ def _stamp(folder: Path, path: Path) -> list[int]:
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
 
 
-def _looked_at(probe: Probe, relative: str, path: Path, stamp: list[int]) -> dict[str, Any]:
-    """What the cache keeps of a file: its row, or the reason why there is none."""
+def _read(probe: Probe, relative: str, path: Path, size: int) -> Entry | str:
+    """The row of a file, or the reason why there is none."""
     try:
         check_begins_like_netcdf(path)
-        row = asdict(row_of(relative, probe.ask(path), stamp[0]))
-        del row["path"]
-        return {"stamp": stamp, "row": row}
+        return row_of(relative, probe.ask(path), size)
     except NoResult as bad:
-        return {"stamp": stamp, "reason": str(bad)}
+        return str(bad)
+
+
+def _known(relative: str, known: Mapping[str, Any], stamp: list[int]) -> Entry | str | None:
+    """What the cache says of a file; None where the file changed, or this version did not write that."""
+    if known.get("stamp") != stamp or len(known) != 2:
+        return None
+    if isinstance(reason := known.get("reason"), str):
+        return reason
+    try:
+        return Entry(path=relative, **known["row"])
+    except (NoResult, TypeError, KeyError):
+        return None
 
 
 def _partial(folder: Path, relative: str, path: Path) -> Entry:
@@ -139,10 +151,6 @@ def _partial(folder: Path, relative: str, path: Path) -> Entry:
     return row_of(relative, about, size, state="partial")
 
 
-def _row(relative: str, known: Mapping[str, Any]) -> Entry:
-    return Entry(path=relative, **known["row"])
-
-
 def _problem(relative: str, bad: Exception) -> Problem:
     """Why a file is no result, in a line that can be printed."""
     said = str(bad) if isinstance(bad, NoResult) else f"it cannot be looked at: {why(bad)}"
@@ -158,16 +166,6 @@ def _read_index(path: Path) -> dict[str, dict[str, Any]]:
         return {name: known for name, known in read["files"].items() if isinstance(known, dict)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
         return {}
-
-
-def _is_known(relative: str, known: Mapping[str, Any]) -> bool:
-    """Whether an entry of the cache is one that this version writes."""
-    if "reason" in known:
-        return set(known) == {"stamp", "reason"} and isinstance(known["reason"], str)
-    try:
-        return set(known) == {"stamp", "row"} and bool(_row(relative, known))
-    except (NoResult, TypeError):
-        return False
 
 
 def _write_index(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:

@@ -1,27 +1,34 @@
-"""Reads attributes of files in a process of its own.
+"""Reads attributes of files in a process of its own, which runs this module as a script.
 
 There are damaged files on which HDF5 hangs, ends the process, or goes on with what it knew of another file. None of
 that may reach who asks: a process that gives no answer is replaced.
 """
 
-from __future__ import annotations
-
 import json
-import queue
+import signal
 import subprocess
 import sys
-import threading
+import time
+from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from threading import Timer
+from typing import Any, Self
 
-from ..storage.netcdf import alone
-from .entries import NoResult
-from .probe_child import attributes
+if __name__ != "__main__":  # the script stands alone, so that it starts quickly
+    from ..storage.netcdf import alone, why
+    from .entries import NoResult
 
-CHILD = Path(__file__).with_name("probe_child.py")
+CHILD = Path(__file__)
 LIMIT_SECONDS = 60.0
 """For one file, or for the start: much more than a slow disk needs."""
+LONGEST = 50_000_000
+"""Letters of an attribute."""
+MOST = 5_000
+"""Groups and variables, as in `headwise.studies.storage.netcdf`."""
+SEVERAL = 20
+"""Values of an attribute that are told."""
+ROOM = 8 * 2**30
+"""Bytes of memory that the process may take."""
 
 
 class Probe:
@@ -29,30 +36,39 @@ class Probe:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
-        self._answers: queue.Queue[str] = queue.Queue()
         self._here = False
 
-    def __enter__(self) -> Probe:
+    def __enter__(self) -> Self:
         return self
 
+    def __exit__(self, *error: object) -> None:
+        self._stop()
+
     def ask(self, path: Path) -> dict[str, Any]:
-        """The root attributes of a file; `NoResult` where it cannot be read."""
+        """The root attributes of a file.
+
+        Raises
+        ------
+        NoResult
+            It cannot be read.
+        """
         if self._process is None and not self._here:
             self._start()
-        if self._here or self._process is None or self._process.stdin is None:
-            return _read_here(path)
-        try:
-            self._process.stdin.write(f"{json.dumps(str(path))}\n")
-            self._process.stdin.flush()
-            answer = json.loads(self._next())
-        except queue.Empty:
-            self._stop()
-            raise NoResult(f"damaged: after {LIMIT_SECONDS:.0f} s it was still not read") from None
-        except (OSError, ValueError):  # its output ended
-            self._stop()
-            raise NoResult("damaged: reading it ended the process that read it") from None
+        if self._here:
+            with alone():
+                answer = answer_to(str(path))
+        else:
+            began = time.monotonic()
+            try:
+                answer = self._answer(path)
+            except (OSError, ValueError):  # its output ended
+                self._stop()
+                late = time.monotonic() - began >= LIMIT_SECONDS
+                ended = "reading it ended the process that read it"
+                reason = f"after {LIMIT_SECONDS:.0f} s it was still not read" if late else ended
+                raise NoResult(f"damaged: {reason}") from None
         if "reason" in answer:
-            raise _damaged(answer["reason"])
+            raise NoResult(f"damaged, or not readable: {why(ValueError(answer['reason']))}")
         found: dict[str, Any] = answer["attributes"]
         return found
 
@@ -67,53 +83,91 @@ class Probe:
                 text=True,
                 encoding="utf-8",
             )
-            self._answers = queue.Queue()
-            threading.Thread(target=self._listen, args=(self._process, self._answers), daemon=True).start()
-            self._here = self._next() != '"ready"\n'
-        except (OSError, ValueError, queue.Empty):
+            self._here = self._answer() != "ready"
+        except (OSError, ValueError):
             self._here = True
         if self._here:
             self._stop()
 
-    @staticmethod
-    def _listen(process: subprocess.Popen[str], answers: queue.Queue[str]) -> None:
-        """Pass on what the process says, and an empty line when it has ended."""
+    def _answer(self, path: Path | None = None) -> Any:
+        """What the process answers to a path, or says when it has started; it is ended where it takes too long."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        end = Timer(LIMIT_SECONDS, self._process.kill)
+        end.daemon = True
+        end.start()
         try:
-            for line in process.stdout or ():
-                answers.put(line)
-        except (OSError, ValueError):
-            pass
-        answers.put("")
-
-    def _next(self) -> str:
-        return self._answers.get(timeout=LIMIT_SECONDS)
+            if path is not None:
+                self._process.stdin.write(f"{json.dumps(str(path))}\n")
+                self._process.stdin.flush()
+            return json.loads(self._process.stdout.readline())
+        finally:
+            end.cancel()
 
     def _stop(self) -> None:
         """End the process: it holds nothing that could be lost."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
-            for pipe in (self._process.stdin, self._process.stdout):
-                try:
-                    if pipe is not None:
-                        pipe.close()
-                except OSError:  # what was to be said to a process that has ended
-                    pass
+            with suppress(OSError), self._process:  # which closes its pipes, and waits for it
+                pass
         self._process = None
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop()
 
-
-def _read_here(path: Path) -> dict[str, Any]:
+def answer_to(path: str) -> dict[str, Any]:
+    """``{"attributes": ...}`` of a file, or ``{"reason": ...}`` where it cannot be read."""
     try:
-        with alone():
-            return attributes(str(path))
-    except Exception as error:  # see `probe_child`
-        raise _damaged(str(error)) from None
+        return {"attributes": attributes(path)}
+    except Exception as error:  # HDF5 reports damage as OSError, RuntimeError, UnicodeDecodeError, ...
+        strerror = error.strerror if isinstance(error, OSError) else ""
+        return {"reason": strerror or str(error) or type(error).__name__}
 
 
-def _damaged(reason: str) -> NoResult:
-    return NoResult(f"damaged, or not readable: {' '.join(reason.split())[:200]}")
+def attributes(path: str) -> dict[str, Any]:
+    """The root attributes of a NetCDF file: numbers, text, and lists of them.
+
+    Everything that describes the variables is read too, so that damage to it shows here and not later.
+    """
+    import netCDF4
+
+    with netCDF4.Dataset(path) as file:
+        left, held = [file], 0
+        while left:
+            group = left.pop()
+            held += len(group.variables) + len(group.groups)
+            if held > MOST:
+                raise ValueError(f"it holds more than {MOST} groups and variables")
+            for variable in group.variables.values():
+                variable.ncattrs()
+            left += group.groups.values()
+        return {name: json_value(name, file.getncattr(name)) for name in file.ncattrs()}
+
+
+def json_value(name: str, value: Any) -> Any:
+    """The value of an attribute as JSON has it."""
+    if isinstance(value, str) and len(value) > LONGEST:
+        raise ValueError(f"its attribute {name} has {len(value)} letters")
+    if not getattr(value, "ndim", 0) and hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, str | int | float):
+        return value
+    several = value.ravel()[:SEVERAL].tolist() if hasattr(value, "ravel") else value
+    return several[:SEVERAL] if isinstance(several, list) else str(several)
+
+
+def main() -> None:
+    """Answer each path on standard input with a line of JSON, until the input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
+    with suppress(ImportError, ValueError, OSError):  # not where the system has no limits
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (ROOM, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    import netCDF4  # noqa: F401  # so that the first answer is as quick as the others
+
+    print(json.dumps("ready"), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(answer_to(json.loads(line))), flush=True)
+
+
+if __name__ == "__main__":
+    main()

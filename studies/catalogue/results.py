@@ -20,7 +20,7 @@ from .combine import combine, part
 from .conditions import ask, matching
 from .entries import Entry, Problem
 from .index import PARTS, scan
-from .table import cells
+from .table import rows_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -299,7 +299,7 @@ class Results:
                 source = Source(self._place(entry))
                 try:
                     with source.open():
-                        piece = cells(*open_variable(source, variable, exact=len(complete) > 1))
+                        piece = rows_of(*open_variable(source, variable, exact=len(complete) > 1))
                 except UnknownNameError as error:
                     missing.append(error)
                     continue

@@ -13,14 +13,15 @@ from typing import Any
 import xarray as xr
 
 from ...errors import ResultError, printable
+from ..measuring.effects import effect
 from ..output.phrases import count, listed
-from ..storage.attributes import LONGEST, json_in, plainly
-from ..storage.files import effect
+from ..storage.attributes import LONGEST, json_in, with_plain_attrs
 from ..storage.netcdf import reading, why
 from ..storage.reading import Result, open_result
-from .description import kind_of, model_of, nodes, task_in_words, what_of, when_of
+from ..storage.record import KINDS, Record
+from .description import model_of, nodes, task_in_words, what_of, when_of
 from .listing import html_table
-from .table import PREFIXES, SUFFIXES, cells, has_effect, mean_of
+from .table import PREFIXES, SUFFIXES, has_effect, mean_of, rows_of
 
 STRONGEST = 5
 """Effects named for each metric."""
@@ -176,7 +177,7 @@ def summary(result: Result | str | os.PathLike[str]) -> Summary:
 
 
 def _summary(given: Result) -> Summary:
-    result: Result = plainly(given)
+    result: Result = with_plain_attrs(given)
     attrs = result.attrs
     findings = [one for one in json_in(attrs, "conclusion", list) if isinstance(one, dict)]
     points = [str(one.get("text", ""))[:LONGEST] for one in findings if one.get("group") == "summary"][:MOST]
@@ -186,10 +187,11 @@ def _summary(given: Result) -> Summary:
     heading = "findings"
     if not points and isinstance(result, xr.Dataset):
         points, heading = list(_strongest(result)), "strongest effects"
-    model = str(attrs.get("model", ""))
-    title = str(attrs.get("title") or f"{kind_of(result).capitalize()}{f' of {model}' if model else ''}")
-    facts = {"what": what_of(result), "model": model_of(attrs), "task": task_in_words(json_in(attrs, "task", dict))}
-    facts["when"] = when_of(attrs)
+    record = Record.from_attrs(attrs)
+    of = f" of {record.model}" if record.model else ""
+    title = str(attrs.get("title") or f"{KINDS[record.kind].capitalize()}{of}")
+    facts = {"what": what_of(result, record), "model": model_of(record), "task": task_in_words(record.task)}
+    facts["when"] = when_of(record)
     shown = tuple((name, value[:LONGEST]) for name, value in facts.items() if value)
     return Summary(title[:LONGEST], shown, heading, tuple(points), tuple(_parts(result)))
 
@@ -205,7 +207,7 @@ def _strongest(ds: xr.Dataset) -> Iterator[str]:
             yield f"{name} cannot be read: {why(error)}"
             continue
         change = change.mean([dim for dim in ("position", "read_layer", "read_head") if dim in change.dims])
-        frame = cells(change.to_dataset(name="change"), "change").dropna(subset=["value"])
+        frame = rows_of(change.to_dataset(name="change"), "change").dropna(subset=["value"])
         frame = frame.sort_values("value", key=abs, ascending=False, kind="stable").head(STRONGEST)
         unit = str(ds[name].attrs.get("units", "1"))
         before = float(mean_of(ds[f"baseline_{name}"].sel(run=ds.attrs["base"])).mean())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from ..storage.files import effect
+from ..measuring.effects import effect
 from ..storage.netcdf import check_room
 from ..storage.reading import Result, pick
 from .conditions import ask
@@ -75,10 +75,10 @@ def table(
     1  L1H0     2.8
     2  L1H1     2.0
     """
-    return ask(cells(*pick(result, variable)), where=where, sort=sort, top=top)
+    return ask(rows_of(*pick(result, variable)), where=where, sort=sort, top=top)
 
 
-def cells(ds: xr.Dataset, name: str) -> pd.DataFrame:
+def rows_of(ds: xr.Dataset, name: str) -> pd.DataFrame:
     """Every cell of ``ds[name]`` as a row; see `table`."""
     import pandas as pd
 

@@ -15,7 +15,7 @@ from ...interventions.declare.codec import encode
 from ...interventions.declare.components import Component
 from ...interventions.declare.sites import Head, Site, as_site
 from ...interventions.plan.plan import make_plan
-from ..storage.files import provenance
+from ..storage.provenance import provenance
 from ..storage.registry import TASKS
 from ..tasks.tasks import Task
 from .labels import check_model, check_remote, coordinates, number_dims, task_json

@@ -13,9 +13,8 @@ from ...errors import DeclarationError, choices
 from ...interventions.plan.estimators import ESTIMATORS
 from ...metrics.card import Metric
 from ...metrics.statistics import benjamini_hochberg, rank_correlation, strongest_shared, t_test
-from ..storage.files import effect
 from ..tasks.tasks import Task
-from .labels import condition_names
+from .effects import condition_names, effect
 from .measure import measure
 from .request import What, check_estimable, chosen_metrics, conditions
 

@@ -68,25 +68,6 @@ def number_dims(dataset: xr.Dataset) -> xr.Dataset:
     return dataset.assign_coords(bare)
 
 
-def condition_names(values: xr.DataArray) -> np.ndarray[Any, Any]:
-    """A short name for each condition of an array, in its shape: ``L1H2 k``, ``L0H3 zero``, ``layer 1 position 5``.
-
-    Axes without a coordinate count from 0; an array without dims holds ``the intervention``.
-    """
-    names = np.full(values.shape, "the intervention", dtype=object)
-    whole = {"layer", "head"} <= set(values.dims)
-    for at in np.ndindex(values.shape):
-        here = {str(dim): _at(values, str(dim), place) for dim, place in zip(values.dims, at, strict=True)}
-        words = [f"L{here.pop('layer')}H{here.pop('head')}"] if whole else []
-        words += [str(value) if isinstance(value, str) else f"{dim} {value}" for dim, value in here.items()]
-        names[at] = " ".join(words) or names[at]
-    return names
-
-
-def _at(values: xr.DataArray, dim: str, place: int) -> Any:
-    return values[dim].values[place] if dim in values.coords else place
-
-
 def check_names(axes: Sequence[tuple[str, tuple[Any, ...]]], metrics: Sequence[Metric], per_position: bool) -> None:
     """Refuse names of metrics and axes that no file can hold, or that the results need for something else."""
     names = [metric.name for metric in metrics]

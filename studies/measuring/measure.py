@@ -18,7 +18,7 @@ from ...interventions.remote import status_line
 from ...metrics.card import Metric
 from ...metrics.outputs import loss
 from ..storage import unfinished
-from ..storage.files import provenance
+from ..storage.provenance import provenance
 from ..tasks.tasks import Task
 from .executors import check_executor, current, run_on
 from .labels import check_remote

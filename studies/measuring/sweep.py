@@ -15,7 +15,7 @@ import xarray as xr
 from ...interventions.declare.codec import encode
 from ...metrics.card import Metric
 from ..output.progress import Progress
-from ..storage.files import card_attrs, provenance
+from ..storage.provenance import card_attrs, provenance
 from ..storage.registry import TASKS
 from ..tasks.batch import Batch
 from ..tasks.tasks import Task
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ...interventions.models.model import Model
     from ...interventions.run.cache import CompiledMetric
     from ...interventions.run.outcome import Inputs, Outcome
-    from ..storage.pass_store import PassKeeper
+    from ..storage.pass_store import PassStore
     from ..storage.unfinished import UnfinishedResult
 
 Array = np.ndarray[Any, Any]
@@ -91,25 +91,25 @@ class Sweep:
         return self.steps if self.estimator == "integrated" else None
 
     @overload
-    def keeper(self, kept: UnfinishedResult, call: Call) -> PassKeeper: ...
+    def keeper(self, kept: UnfinishedResult, call: Call) -> PassStore: ...
 
     @overload
-    def keeper(self, kept: UnfinishedResult | None, call: Call) -> PassKeeper | None: ...
+    def keeper(self, kept: UnfinishedResult | None, call: Call) -> PassStore | None: ...
 
-    def keeper(self, kept: UnfinishedResult | None, call: Call) -> PassKeeper | None:
+    def keeper(self, kept: UnfinishedResult | None, call: Call) -> PassStore | None:
         """Keeps the passes among the parts of a result, where there is one."""
         if kept is None:
             return None
-        from ..storage.pass_store import PassKeeper
+        from ..storage.pass_store import PassStore
 
         whole = self.per_position or not self.model.remote  # of a server, the mean over positions comes back
-        return PassKeeper(kept, self.model, call.identity, self.setup.plan, self.readers, self.inputs, whole)
+        return PassStore(kept, self.model, call.identity, self.setup.plan, self.readers, self.inputs, whole)
 
     def run(
         self,
         progress: Callable[[int, int], None] | bool | None,
         call: Call,
-        keeper: PassKeeper | None,
+        keeper: PassStore | None,
         on_workers: Callable[..., None] | None = None,
     ) -> xr.Dataset:
         """Do it in a call, on workers where that is given (see `executors.run_on`).
@@ -127,7 +127,7 @@ class Sweep:
         dataset = labelled(coordinates(model, batch, self.base), axes)
         readers, inputs = self.readers, self.inputs
         deviation = against_float32(model, plan, readers, inputs)
-        where = None if keeper is None or self.estimator != "exact" else keeper.shards.folder
+        where = None if keeper is None or self.estimator != "exact" else keeper.parts.folder
         with Progress("measuring", progress, kept=where, total=plan.steps) as bar:
             if model.remote:
                 outcome = self._elsewhere(bar, keeper)
@@ -144,7 +144,7 @@ class Sweep:
             dataset.attrs["float32_deviation"] = json.dumps(deviation)
         return dataset
 
-    def _elsewhere(self, bar: Progress, keeper: PassKeeper | None) -> Outcome:
+    def _elsewhere(self, bar: Progress, keeper: PassStore | None) -> Outcome:
         """The same on the server that has the model."""
         from ...interventions.remote import run as remote
         from ...interventions.remote.model import RemoteModel

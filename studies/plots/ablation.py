@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from ...errors import DeclarationError, UnknownNameError, choices
-from ..storage.files import effect
+from ..measuring.effects import effect
 from .heads import head_grids, names_of_heads
 from .parts.dots import PLAIN, dots, intervals, names_at, row_chart, rows_of, span_of, spread, stand_out
 from .parts.few import marks_few

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from ...errors import DeclarationError, UnknownNameError, choices
-from ..storage.files import effect
+from ..measuring.effects import effect
 from .ablation import sets_against_null, with_base
 from .attention import attention
 from .attention_viewer import MOST, attention_viewer

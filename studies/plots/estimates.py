@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from ...metrics.statistics import rank_correlation
-from ..measuring.labels import condition_names
+from ..measuring.effects import condition_names
 from .parts.dots import PLAIN, dots, names_beside
 from .parts.inputs import labels_of, names_of, need, need_dims
 from .parts.style import BLUE, GREEN, GREY, ORANGE, PALE, PURPLE, SKY, dimension, overlay, styled, unit_of

@@ -9,7 +9,7 @@ import xarray as xr
 
 from ...errors import DeclarationError
 from ...metrics.intervals import bootstrap_interval
-from ..measuring.labels import condition_names
+from ..measuring.effects import condition_names
 from .parts.dots import dots, intervals, reference, row_chart, rows_of, span_of
 from .parts.few import marks_few
 from .parts.inputs import array_of, dataset_of

@@ -15,8 +15,7 @@ import xarray as xr
 from ...metrics.intervals import bootstrap_interval
 from ...metrics.statistics import benjamini_hochberg, t_test
 from ..catalogue.table import has_base, has_effect
-from ..measuring.labels import condition_names
-from ..storage.files import effect, normalized
+from ..measuring.effects import condition_names, effect, normalized
 
 Array = np.ndarray[Any, Any]
 NOISE = 0.05

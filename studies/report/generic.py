@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ..measuring.labels import condition_names
+from ..measuring.effects import condition_names
 from ..output.page import Number, Page, number, table
 from ..output.phrases import count, listed
 from .figures import draw

@@ -10,10 +10,10 @@ import numpy as np
 import xarray as xr
 
 from .. import plots
+from ..measuring.effects import effect
 from ..output.page import Page, number, table
 from ..plots.parts.style import head_name
 from ..storage.attributes import json_in
-from ..storage.files import effect
 
 
 @dataclass(frozen=True)

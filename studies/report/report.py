@@ -13,15 +13,14 @@ from typing import Any
 
 import xarray as xr
 
-from ...errors import DeclarationError
-from ...interventions.declare.codec import read_json
 from ..output.page import Page, bullets, number, paragraphs, table
 from ..output.phrases import count
 from ..reproduce.recipe import recipe
-from ..storage.attributes import json_in, number_in, plainly
+from ..storage.attributes import json_in, json_or_text, number_in, with_plain_attrs
 from ..storage.files import check_writable, write_beside
 from ..storage.netcdf import reading
 from ..storage.reading import as_tree
+from ..storage.record import Record
 from . import generic, measurement
 from .changes import metrics_in
 from .induction import QUESTION, SECTIONS, Section
@@ -71,7 +70,7 @@ def render(result: xr.DataTree | xr.Dataset, file: str = "result.nc") -> str:
     file : str
         Name of the file that holds the result, for the lines that run it again.
     """
-    tree = plainly(as_tree(result))
+    tree = with_plain_attrs(as_tree(result))
     told = _contents(tree)
     page = Page(told.title)
     _top(page, told)
@@ -108,9 +107,9 @@ class Contents:
 
 
 def _contents(tree: xr.DataTree) -> Contents:
-    attrs = tree.attrs
-    lead = _lead(attrs)
-    if json_in(attrs, "study", dict).get("type") == "InductionStudy":
+    attrs, record = tree.attrs, Record.from_attrs(tree.attrs)
+    lead = _lead(record)
+    if record.study.get("type") == "InductionStudy":
         known = [section for section in SECTIONS if section.key in tree.children]
         other = generic.sections(tree, tuple(section.key for section in known))
         title = str(attrs.get("title", "Induction heads"))
@@ -122,8 +121,8 @@ def _contents(tree: xr.DataTree) -> Contents:
         return Contents(title, measurement.question(root), lead, measurement.sections(root), said)
     sections = generic.sections(tree)
     said = _findings(attrs) or {section.key: generic.says(tree, section) for section in sections}
-    kind = "Activations" if "sites" in attrs else "Estimates and exact effects" if "estimators" in attrs else "A result"
-    title = str(attrs.get("title", f"{kind} of {attrs['model']}" if "model" in attrs else kind))
+    kind = {"capture": "Activations", "estimates": "Estimates and exact effects"}.get(record.kind, "A result")
+    title = str(attrs.get("title", f"{kind} of {record.model}" if record.model else kind))
     return Contents(title, str(attrs.get("question", "")), lead, sections, said)
 
 
@@ -136,16 +135,16 @@ def _findings(attrs: Mapping[Any, Any]) -> dict[str, list[str]]:
     return found
 
 
-def _lead(attrs: Mapping[Any, Any]) -> str:
+def _lead(record: Record) -> str:
     """On what it was done, in a sentence; nothing where the result does not say."""
-    shape, task = json_in(attrs, "model_shape", dict), json_in(attrs, "task", dict)
-    parts = [f"On {attrs['model']}"] if "model" in attrs else []
+    shape, task = record.shape, record.task
+    parts = [f"On {record.model}"] if record.model else []
     if shape:
         layers, heads = (number_in(shape, name) or 0 for name in ("layers", "heads"))
         parts.append(f"{count(int(layers), 'layer')} of {count(int(heads), 'head')}")
     if task.get("type") == "RepeatedTokens" and {"n", "length", "seed"} <= {*task}:
-        prompts = f"{count(task['n'], 'prompt')} in which {task['length']} random tokens are repeated once"
-        parts.append(f"with {prompts} (seed {task['seed']})")
+        drawn = f"{count(task['n'], 'prompt')} in which {task['length']} random tokens are repeated once"
+        parts.append(f"with {drawn} (seed {task['seed']})")
     elif task.get("type") == "Prompts" and isinstance(prompts := task.get("prompts"), list) and prompts:
         parts.append(f"with {count(len(prompts), 'prompt')} of text, such as “{prompts[0]}”")
     return f"{', '.join(parts)}." if parts else ""
@@ -223,7 +222,7 @@ LONGEST = 600
 def _what_was_run(page: Page, tree: xr.DataTree, file: str) -> None:
     attrs = tree.attrs
     page.add('<section id="run"><h2>What was run, and how to run it again</h2>')
-    rows = [(words, _plain(attrs[key])) for key, words in PROVENANCE.items() if key in attrs]
+    rows = [(words, _as_text(attrs[key])) for key, words in PROVENANCE.items() if key in attrs]
     if rows:
         page.add(table(("what", "value"), rows, long=(1,)))
     else:
@@ -241,12 +240,9 @@ def _what_was_run(page: Page, tree: xr.DataTree, file: str) -> None:
     page.add("</section>")
 
 
-def _plain(value: object) -> str:
+def _as_text(value: object) -> str:
     """JSON objects as ``name value`` pairs, everything else as it is."""
-    try:
-        read = read_json(str(value))
-    except DeclarationError:
-        read = value
+    read = json_or_text(value)
     if isinstance(read, dict):
         pairs = (f"{name} {json.dumps(one) if not isinstance(one, str) else one}" for name, one in read.items())
         text = ", ".join(pairs)

@@ -124,14 +124,14 @@ def check_study(study: InductionStudy, stored: xr.DataTree) -> None:
         "tokens in each prompt": (size_of(study.task)[1], "behaviour", "position"),
         "untrained models": (study.untrained, "heads", "seed"),
     }
-    for what, (asked, group, dim) in held.items():
+    for what, (needed, group, dim) in held.items():
         sizes = stored[group].to_dataset().sizes if group in stored.children else {}
-        _compare(what, asked, sizes.get(dim, 0))
+        _compare(what, needed, sizes.get(dim, 0))
 
 
-def _compare(what: str, asked: int, held: int) -> None:
-    if asked != held:
-        raise ResultError(f"it asks for {asked} {what} and holds {held}: it contradicts itself")
+def _compare(what: str, needed: int, held: int) -> None:
+    if needed != held:
+        raise ResultError(f"it asks for {needed} {what} and holds {held}: it contradicts itself")
 
 
 def size_of(task: Task) -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """rerun: do again what a result file says was done, and say whether the numbers agree.
 
-Of a measurement, nothing but the file is trusted; of the file, nothing: what it asks for is checked first (`asked`).
+Of a measurement, nothing but the file is trusted; of the file, nothing: what it asks for is checked first (`consent`).
 """
 
 from __future__ import annotations
@@ -16,20 +16,17 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from ...errors import HeadwiseError, ModelError, ResultError, choices
-from ...interventions.declare import codec
-from ...interventions.declare.codec import read_json
 from ...interventions.models.identity import Identity
 from ...interventions.plan.estimators import check_estimator
 from ..measuring.request import conditions
 from ..storage.attributes import json_in
-from ..storage.files import SCHEMA, provenance, versions
-from ..storage.registry import TASKS, metric_names
+from ..storage.provenance import SCHEMA, provenance, versions
+from ..storage.record import Record
 from . import consent
 from .agreement import Agreement, compare
 
 if TYPE_CHECKING:
     from ...interventions.models.model import Model
-    from ...metrics.card import Metric
     from ..tasks.tasks import Task
 
 Say = Callable[[str], None]
@@ -38,7 +35,6 @@ NEEDED = ("schema_version", "model", "model_revision", "weight_hash", "tokenizer
 """Attributes without which no result can be repeated."""
 RUNS, STEPS_OF_STUDY = 3, 4
 """Runs of a task at most, as they are; steps of the integrated estimates of a study."""
-ESTIMATOR = re.compile(r"(exact|gradient)|(integrated), ([0-9]{1,9}) steps")
 
 
 @dataclass(frozen=True)
@@ -123,7 +119,7 @@ def rerun(
     attrs = {str(name): value for name, value in held.attrs.items()}
     _check_readable(source, attrs)
     try:
-        repeat = _how(attrs, as_tree(held))
+        repeat = _how(Record.from_attrs(attrs), as_tree(held))
     except HeadwiseError as error:
         raise ResultError(f"{source} cannot be repeated: {error}") from error
     except (ValueError, TypeError, LookupError, AttributeError) as error:  # JSON of another shape than ours
@@ -162,19 +158,48 @@ def _check_readable(source: Path, attrs: Mapping[str, Any]) -> None:
         raise ResultError(f"{source} cannot be repeated: it has no attribute {choices(missing)}")
 
 
-def _how(attrs: Mapping[str, Any], stored: xr.DataTree) -> Repeat:
+def _how(record: Record, stored: xr.DataTree) -> Repeat:
     """What repeats a result; everything that the file declares is read before a model is opened."""
-    if "study" in attrs:
-        return _study(attrs["study"], stored)
+    if record.kind == "study":
+        return _study(record.attrs["study"], stored)
+    if missing := record.missing():
+        of = "captured activations" if record.kind == "capture" else "a measurement"
+        raise ResultError(f"it holds no study, and no attribute {choices(missing)} of {of}")
     root = stored.to_dataset()
-    if "sites" in attrs:
-        return _captured(attrs, root)
-    if "estimators" in attrs:
-        return _estimates(attrs)
-    needed = ("task", "interventions", "metrics", "base", "estimator")
-    if missing := [name for name in needed if name not in attrs]:
-        raise ResultError(f"it holds no study, and no attribute {choices(missing)} of a measurement")
-    return _measurement(attrs, root)
+    task, what, metrics = record.declared_task(), record.declared_what(), record.declared_metrics()
+    lacking = [f"baseline_{metric.name}" for metric in metrics if f"baseline_{metric.name}" not in root]
+    if lacking and record.kind != "estimates":
+        raise ResultError(
+            f"it has no {lacking[0]}, so it is no measurement but was made from one; repeat that, or the study"
+        )
+    options = record.options(root)
+    steps = options.get("steps", 1)
+    again: Callable[..., xr.Dataset]
+    if record.kind == "capture":
+        from ..measuring.capture import capture as again
+
+        given: tuple[Any, ...] = ()
+        passes = 1
+    elif record.kind == "estimates":
+        from ..measuring.compare import compare_estimates as again
+
+        (_,) = given = tuple(metrics)
+        passes = RUNS + len(conditions(what)[1]) + 4 * steps
+    else:
+        from ..measuring.measure import measure as again
+
+        given = (metrics,)
+        passes = RUNS + (len(conditions(what)[1]) if options["estimator"] == "exact" else 4 * steps)
+    if record.kind != "capture":
+        check_estimator(options.get("estimator", "integrated"), steps)
+    if record.kind != "estimates":
+        consent.check_held(task, root)
+
+    def repeated(model: Model, say: Say) -> xr.Dataset:
+        say("measuring again")
+        return again(model, task, what, *given, **options)
+
+    return Repeat(repeated, task, lambda model: passes)
 
 
 def _study(text: str, stored: xr.DataTree) -> Repeat:
@@ -190,94 +215,6 @@ def _study(text: str, stored: xr.DataTree) -> Repeat:
     return Repeat(
         lambda model, say: study.run(model, lambda stage: say(str(STAGES.get(stage, stage)))), study.task, forward
     )
-
-
-def _measurement(attrs: Mapping[str, Any], root: xr.Dataset) -> Repeat:
-    from ..measuring.measure import measure
-
-    task, what, metrics = _task(attrs), codec.from_json(attrs["interventions"], TASKS), stored_metrics(attrs)
-    _, interventions = conditions(what)
-    lacking = [metric.name for metric in metrics if f"baseline_{metric.name}" not in root]
-    if lacking:
-        raise ResultError(
-            f"it has no baseline_{lacking[0]}, so it is no measurement but was made from one; repeat that, or the study"
-        )
-    consent.check_held(task, root)
-    estimator, steps = estimator_of(attrs)
-    check_estimator(estimator, steps)
-    options: dict[str, Any] = {
-        "base": str(attrs["base"]),
-        "steps": steps,
-        "per_position": is_per_position(root, metrics),
-        "estimator": estimator,
-    }
-
-    def again(model: Model, say: Say) -> xr.Dataset:
-        say("measuring again")
-        return measure(model, task, what, metrics, **options)
-
-    runs = len(interventions) if estimator == "exact" else 4 * steps
-    return Repeat(again, task, lambda model: RUNS + runs)
-
-
-def _captured(attrs: Mapping[str, Any], root: xr.Dataset) -> Repeat:
-    from ..measuring.capture import capture
-
-    task, sites, run = _task(attrs), codec.from_json(attrs["sites"], TASKS), str(attrs.get("run", "clean"))
-    consent.check_held(task, root)
-    return Repeat(lambda model, say: capture(model, task, sites, run=run), task, lambda model: 1)
-
-
-def _estimates(attrs: Mapping[str, Any]) -> Repeat:
-    from ..measuring.compare import compare_estimates
-
-    if missing := [name for name in ("task", "interventions", "metrics", "base") if name not in attrs]:
-        raise ResultError(f"it has no attribute {choices(missing)}")
-    task, what, (metric,) = _task(attrs), codec.from_json(attrs["interventions"], TASKS), stored_metrics(attrs)
-    options = {"estimators": read_json(attrs["estimators"]), "base": str(attrs["base"])}
-    steps = int(attrs["steps"]) if "steps" in attrs else 1
-    check_estimator("integrated", steps)
-    options |= {"steps": steps} if "steps" in attrs else {}
-    runs = len(conditions(what)[1]) + 4 * steps
-    return Repeat(
-        lambda model, say: compare_estimates(model, task, what, metric, **options), task, lambda model: RUNS + runs
-    )
-
-
-def _task(attrs: Mapping[str, Any]) -> Any:
-    if "task" not in attrs:
-        raise ResultError("it has no attribute 'task'")
-    data = read_json(attrs["task"])
-    if isinstance(data, dict) and data.keys() == {"repr"}:
-        raise ResultError(f"its task is one of your own, {data['repr']}: no file can bring it back")
-    task = codec.decode(data, TASKS)
-    if not hasattr(task, "draw"):
-        raise ResultError(f"its task is no task: {task!r}")
-    return task
-
-
-def stored_metrics(attrs: Mapping[str, Any]) -> list[Metric]:
-    """The metrics that a measurement names; an error for those that do not ship with headwise."""
-    names, known = read_json(attrs["metrics"]), metric_names()
-    if unknown := [name for name in names if name not in known]:
-        raise ResultError(
-            f"the metric {choices(unknown)} is one of your own, and no file can bring it back; with headwise come "
-            f"{choices(known)}"
-        )
-    return [known[name][1] for name in names]
-
-
-def is_per_position(ds: xr.Dataset, metrics: list[Metric]) -> bool:
-    """Whether a measurement kept the values at each scored position."""
-    return any(metric.kind == "logits" and "position" in ds[f"baseline_{metric.name}"].dims for metric in metrics)
-
-
-def estimator_of(attrs: Mapping[str, Any]) -> tuple[str, int]:
-    """Estimator and steps of a measurement (8, which has no meaning then, where it has no steps)."""
-    found = ESTIMATOR.fullmatch(str(attrs["estimator"]))
-    if found is None:
-        raise ResultError(f"its estimator {attrs['estimator']!r} is not known to this version")
-    return (found[1], 8) if found[1] else (found[2], int(found[3]))
 
 
 def _open(

@@ -16,28 +16,31 @@ LONGEST = 1000
 """Letters of a text beside a variable, and of one of several values."""
 
 
-def plainly(result: xr.Dataset | xr.DataTree) -> Any:
+def with_plain_attrs(result: xr.Dataset | xr.DataTree) -> Any:
     """The same result, values shared, with attributes that are text and numbers only.
 
     Several values become one text, what is no character a question mark.
     """
     if isinstance(result, xr.DataTree):
-        return xr.DataTree.from_dict({node.path: plainly(node.to_dataset(inherit=False)) for node in result.subtree})
+        return xr.DataTree.from_dict(
+            {node.path: with_plain_attrs(node.to_dataset(inherit=False)) for node in result.subtree}
+        )
     ds = result.copy()
-    ds.attrs = plain(ds.attrs)
+    ds.attrs = plain_attrs(ds.attrs)
     for name in ds.variables:
         ds[name].attrs = {
-            key: value[:LONGEST] if isinstance(value, str) else value for key, value in plain(ds[name].attrs).items()
+            key: value[:LONGEST] if isinstance(value, str) else value
+            for key, value in plain_attrs(ds[name].attrs).items()
         }
     return ds
 
 
-def plain(attrs: Mapping[Any, Any]) -> dict[str, str | int | float]:
-    """Attributes as text and numbers; see `plainly`."""
-    return {_characters(str(name)): _plain(value) for name, value in attrs.items()}
+def plain_attrs(attrs: Mapping[Any, Any]) -> dict[str, str | int | float]:
+    """Attributes as text and numbers; see `with_plain_attrs`."""
+    return {_characters(str(name)): _plain_value(value) for name, value in attrs.items()}
 
 
-def _plain(value: Any) -> str | int | float:
+def _plain_value(value: Any) -> str | int | float:
     if isinstance(value, np.ndarray | list | tuple):
         values = np.asarray(value, dtype=object).ravel()
         text = ", ".join(_words(one)[:LONGEST] for one in values[:LONGEST])
@@ -65,6 +68,14 @@ def json_in(attrs: Mapping[Any, Any], name: str, kind: type) -> Any:
     except DeclarationError:
         return kind()
     return read if isinstance(read, kind) else kind()
+
+
+def json_or_text(text: object) -> Any:
+    """What JSON text holds; other text as it is."""
+    try:
+        return read_json(str(text))
+    except DeclarationError:
+        return text
 
 
 def number_in(attrs: Mapping[Any, Any], name: str) -> float | None:

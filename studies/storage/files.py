@@ -1,194 +1,19 @@
-"""Results on disk: provenance, NetCDF written beside and renamed, effects derived from what was measured."""
+"""Results on disk: NetCDF files, written beside their final name and renamed."""
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import secrets
-import socket
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
-from functools import cache
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
-from ...errors import ResultError, UnknownNameError, check_text, choices
-from ...interventions.base.hashing import data_hash
+from ...errors import ResultError, check_text
 from ...signals import undisturbed
-from ...version import version
-from .netcdf import write
-
-if TYPE_CHECKING:
-    from ...interventions.models.identity import Identity
-    from ...interventions.models.model import Model
-    from ...metrics.card import Card
-
-SCHEMA = "1"
-NUMBERS = "2"
-"""Changes when headwise computes any number otherwise than before, so that old parts are not mixed with new ones."""
-LIBRARIES = ("torch", "transformers", "nnsight", "numpy", "xarray")
-
-
-def provenance(model: Model, identity: Identity) -> dict[str, str]:
-    """What produced a result: model, versions, place and time. Text only, as NetCDF attributes want it.
-
-    Parameters
-    ----------
-    model : Model
-    identity : Identity
-        Of the model when the call began, see `headwise.interventions.begin`.
-    """
-    return {
-        "Conventions": "headwise",
-        "schema_version": SCHEMA,
-        "model": model.name,
-        "model_revision": model.revision,
-        "model_shape": json.dumps(vars(model.shape)),
-        **identity.attrs(),
-        "device": model.place,
-        "executed": model.executed,
-        "host": socket.gethostname(),
-        "platform": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "versions": versions(),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def exact_facts(model: Model, identity: Identity) -> dict[str, Any]:
-    """What the numbers of a model depend on, beside the prompts, as far as it can be hashed into names."""
-    table = data_hash(model.family)  # which says how headwise reads the model
-    return {"numbers": NUMBERS, "table": table, **identity.exact, "device": model.place, "versions": versions()}
-
-
-@cache
-def versions() -> str:
-    """Versions of headwise and of the libraries that numbers depend on, as JSON."""
-    return json.dumps({"headwise": version()} | {name: metadata.version(name) for name in LIBRARIES})
-
-
-def card_attrs(card: Card, *, long_name: str | None = None) -> dict[str, str]:
-    """NetCDF attributes of a variable that a metric fills."""
-    attrs = {"long_name": long_name or card.long_name, "units": card.units, "metric": card.name}
-    return attrs | ({"references": card.reference} if card.reference else {})
-
-
-def effect(ds: xr.Dataset, name: str) -> xr.DataArray:
-    """What the interventions changed: ``ds[name]`` minus the base run without intervention.
-
-    Parameters
-    ----------
-    ds : Dataset
-        From `measure`.
-    name : str
-        A metric in it, such as ``"loss"``.
-
-    Returns
-    -------
-    DataArray
-        The dims of ``ds[name]``; units of the metric.
-
-    Raises
-    ------
-    UnknownNameError
-        The dataset has no such metric; the text lists those it has.
-
-    Examples
-    --------
-    >>> model, task = hw.load("words-2l"), hw.RepeatedTokens(n=4, length=8)
-    >>> ds = hw.measure(model, task, hw.ZeroAblate(hw.Head(0, 3)))
-    >>> change = hw.effect(ds, "loss")
-    >>> change.dims, change.attrs["units"], round(float(change.mean()), 1)
-    (('example',), 'nat', 6.8)
-    """
-    values, baseline = _measured(ds, name)
-    change: xr.DataArray = values - baseline.sel(run=ds.attrs["base"], drop=True)
-    change = change.transpose(*values.dims).rename(f"effect_{name}")
-    change.attrs = {**values.attrs, "long_name": f"change in {values.attrs.get('long_name', name)}"}
-    return change
-
-
-def effect_interval(ds: xr.Dataset, name: str) -> dict[str, xr.DataArray]:
-    """``<name>_effect_low`` and ``_high``: a 95% bootstrap interval over examples of the mean `effect`.
-
-    Over fewer than 5 examples, their attribute ``comment`` says that they tell little.
-    """
-    from ...metrics.intervals import bootstrap_interval, interval_attrs  # here, since reading results needs no torch
-
-    change = effect(ds, name).transpose(..., "example")
-    ends = bootstrap_interval(change.values)
-    return {
-        f"{name}_effect_{end}": xr.DataArray(
-            values,
-            dims=change.dims[:-1],
-            attrs={
-                "units": change.attrs["units"],
-                "long_name": f"{change.attrs['long_name']}, 95% interval, {end} end",
-                **interval_attrs(change.sizes["example"]),
-            },
-        )
-        for end, values in zip(("low", "high"), ends, strict=True)
-    }
-
-
-def normalized(ds: xr.Dataset, name: str) -> xr.DataArray:
-    """``(x - corrupted) / (clean - corrupted)`` as a ratio of means over examples: 0 is corrupted, 1 is clean.
-
-    Parameters
-    ----------
-    ds : Dataset
-        From `measure`, on a task with a corrupted run.
-    name : str
-        A metric in it, such as ``"logit_diff"``.
-
-    Returns
-    -------
-    DataArray
-        The dims of ``ds[name]`` without ``example``; a pure number. NaN where clean and corrupted are within noise of
-        each other.
-
-    Raises
-    ------
-    UnknownNameError
-        The dataset has no such metric, or the task no corrupted run.
-
-    Examples
-    --------
-    >>> model, task = hw.load("words-2l"), hw.RepeatedTokens(n=4, length=8)
-    >>> ds = hw.measure(model, task, {"prev": hw.Patch(hw.Head(0, 3))}, [hw.metrics.logit_diff])
-    >>> hw.normalized(ds, "logit_diff").round(2).values
-    array([0.01])
-    """
-    from ...metrics.statistics import normalised
-
-    values, baseline = _measured(ds, name)
-    for run in ("clean", "corrupted"):
-        if run not in baseline["run"]:
-            raise UnknownNameError(f"normalized needs the run {run!r}: this task has {choices(baseline['run'].values)}")
-    ratio: xr.DataArray = xr.apply_ufunc(
-        normalised,
-        values,
-        baseline.sel(run="clean", drop=True),
-        baseline.sel(run="corrupted", drop=True),
-        input_core_dims=[["example"]] * 3,
-    )
-    ratio = ratio.rename(f"normalized_{name}")
-    ratio.attrs = {"long_name": f"normalised {values.attrs.get('long_name', name)}", "units": "1"}
-    return ratio
-
-
-def _measured(ds: xr.Dataset, name: str) -> tuple[xr.DataArray, xr.DataArray]:
-    if name not in ds or f"baseline_{name}" not in ds:
-        measured = [str(other) for other in ds.data_vars if f"baseline_{other}" in ds]
-        raise UnknownNameError(
-            f"no intervention was measured by {name!r}: this dataset has {choices(measured) or 'none'}"
-        )
-    return ds[name], ds[f"baseline_{name}"]
+from .netcdf import why, write
 
 
 def check_writable(path: str | os.PathLike[str]) -> Path:
@@ -213,7 +38,7 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
     except ResultError:
         raise
     except (OSError, RuntimeError) as error:  # RuntimeError: ~ of nobody who is known
-        raise ResultError(f"cannot write {os.fspath(path)}: {reason(error)}") from error
+        raise ResultError(f"cannot write {os.fspath(path)}: {why(error)}") from error
     return target
 
 
@@ -295,7 +120,8 @@ def beside(folder: Path, cannot: Path, kept: str = "") -> Iterator[Path]:
         except ResultError:
             raise
         except (OSError, RuntimeError) as error:  # netCDF4 says RuntimeError where the disk is full
-            told = _no_room(folder) or reason(error)
+            told = _no_room(folder) or why(error)
+            told += " (is the disk full?)" if "HDF error" in told else ""
             raise ResultError(f"cannot write {cannot}: {told}{kept}") from error
         finally:
             with suppress(OSError):
@@ -313,15 +139,8 @@ def _no_room(folder: Path) -> str:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        return reason(error)
+        return why(error)
     return ""
-
-
-def reason(error: Exception) -> str:
-    """Why something could not be written or read, in a line."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return f"{error} (is the disk full?)" if "HDF error" in str(error) else str(error)
 
 
 def flush(path: Path) -> None:
@@ -333,11 +152,3 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def as_attrs(values: Mapping[str, object]) -> dict[str, str | int | float]:
-    """Attributes that NetCDF takes: numbers and text; the rest as JSON text."""
-    return {
-        key: value if isinstance(value, str | int | float) and not isinstance(value, bool) else json.dumps(value)
-        for key, value in values.items()
-    }

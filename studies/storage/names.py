@@ -6,7 +6,7 @@ import os
 from difflib import get_close_matches
 from typing import Any
 
-from ...errors import ResultError, UnknownNameError, choices
+from ...errors import UnknownNameError, choices
 from .netcdf import MOST, Source
 
 SHOWN = 40
@@ -31,8 +31,8 @@ def groups(root: Any) -> dict[str, Any]:
 
     Raises
     ------
-    ResultError
-        It holds more than any result does.
+    ValueError
+        It holds more than any result does; `Source.open` says of which file.
     """
     found: dict[str, Any] = {}
     left, held = [("", root)], 0
@@ -41,8 +41,8 @@ def groups(root: Any) -> dict[str, Any]:
         found[path] = group
         held += len(group.variables) + len(group.groups)
         if held > MOST or path.count("/") >= DEEPEST:
-            raise ResultError(
-                f"the file holds more than {MOST} groups and variables, or groups in more than {DEEPEST} groups: no "
+            raise ValueError(
+                f"it holds more than {MOST} groups and variables, or groups in more than {DEEPEST} groups: no "
                 "result does"
             )
         left += [(f"{path}/{name}".lstrip("/"), inner) for name, inner in reversed(group.groups.items())]

@@ -91,6 +91,8 @@ class Source:
     Parameters
     ----------
     path : str or path
+    image : bytes, optional
+        What the file holds, where it was read already.
 
     Raises
     ------
@@ -98,10 +100,11 @@ class Source:
         There is no such file, or it is no file that can be read.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = existing(path)
+    def __init__(self, path: str | os.PathLike[str], image: bytes | None = None) -> None:
+        self.path, self.image = existing(path), image
         self.stamp: tuple[int, ...] | None = None
         self.root: netCDF4.Dataset | None = None
+        self.used = False
         self.kept: dict[tuple[str, str], Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -131,11 +134,15 @@ class Source:
     def _opened(self) -> netCDF4.Dataset:
         import netCDF4
 
-        with regular(self.path) as file:
-            self._check_same(os.fstat(file.fileno()))
-            size = os.fstat(file.fileno()).st_size
-            start = file.read(8)
-            image = start + file.read(size) if size <= IMAGE else None
+        image = self.image
+        if image is None:
+            with regular(self.path) as file:
+                self._check_same(os.fstat(file.fileno()))
+                size = os.fstat(file.fileno()).st_size
+                start = file.read(8)
+                image = start + file.read(size) if size <= IMAGE else None
+        else:
+            start = image[:8]
         if not start.startswith(SIGNATURES):
             raise ValueError("it is no NetCDF file")
         if image is None:

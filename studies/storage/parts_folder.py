@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import SoftFileLock, Timeout
 
 from ...errors import ResultError, ResultWarning
-from .files import reason
+from .netcdf import why
 
 ABOUT, LOCK = "about.json", "lock"
 OURS = re.compile(
@@ -107,7 +107,7 @@ class PartsFolder:
         except ResultError:
             raise
         except OSError as error:
-            raise ResultError(f"cannot write {self.target}: {reason(error)}") from error
+            raise ResultError(f"cannot write {self.target}: {why(error)}") from error
         for path in self.files("", ".part"):  # of a process that was killed
             path.unlink(missing_ok=True)
 

@@ -14,7 +14,7 @@ from ...interventions.base.hashing import array_bytes, code_hash, short_hash
 from ...interventions.declare.codec import encode, read_json
 from ...interventions.plan.plan import Plan
 from ...interventions.run.outcome import FinishedValues, Inputs
-from .files import exact_facts
+from .provenance import exact_facts
 from .registry import TASKS
 from .unfinished import UnfinishedResult
 
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from ...interventions.run.cache import CompiledMetric
 
 
-class PassKeeper:
+class PassStore:
     """Keeps the finished passes of one measurement.
 
     Parameters
     ----------
-    shards : Shards
+    parts : UnfinishedResult
     model : Model
     identity : Identity
         Of the model when the call began.
     plan : Plan
-    readers : sequence of Reader
+    readers : sequence of CompiledMetric
     inputs : Inputs
     whole : bool
         Whether values are kept for each scored position, or their mean.
@@ -49,7 +49,7 @@ class PassKeeper:
 
     def __init__(
         self,
-        shards: UnfinishedResult,
+        parts: UnfinishedResult,
         model: Model,
         identity: Identity,
         plan: Plan,
@@ -57,7 +57,7 @@ class PassKeeper:
         inputs: Inputs,
         whole: bool = True,
     ) -> None:
-        self.shards, self.identity, self.plan = shards, identity, plan
+        self.parts, self.identity, self.plan = parts, identity, plan
         patterns = (plan.shape.layers, plan.shape.heads)
         self.trails: list[dict[str, tuple[int, ...]]] = [
             {
@@ -84,8 +84,8 @@ class PassKeeper:
         for number, name in enumerate(self.conditions):
             places.setdefault(name, []).append(number)
         for group, start in enumerate(self.groups):
-            for key in self.shards.keys(start):
-                part = self.shards.load(key, self.identity, partial(self._check, key, group))
+            for key in self.parts.keys(start):
+                part = self.parts.load(key, self.identity, partial(self._check, key, group))
                 if part is not None:
                     yield from _pieces(part, group, places)
 
@@ -94,9 +94,9 @@ class PassKeeper:
         names = [self.conditions[number] for number in piece.conditions]
         what = {"examples": list(piece.examples), "run": piece.run or "", "conditions": json.dumps(names)}
         key = self._key(piece.group, what)
-        if not self.shards.keys(key):
+        if not self.parts.keys(key):
             values = {name: (_dims(name, piece.run, value.ndim), value) for name, value in piece.values.items()}
-            self.shards.save(key, xr.Dataset(values, attrs=what), self.identity)
+            self.parts.save(key, xr.Dataset(values, attrs=what), self.identity)
 
     def _key(self, group: int, what: dict[str, Any]) -> str:
         """The name of what is kept."""

@@ -23,7 +23,7 @@ from .netcdf import IMAGE, Source, alone, check_room
 Result = xr.Dataset | xr.DataTree
 """What a file holds: a measurement is a Dataset, a study a DataTree."""
 SMALL = 2**20
-"""Bytes of a variable up to which it is read with all others of its file that are as small, as opening takes longer."""
+"""Bytes of a small variable: when a second one of a file is used, all are read at once, as opening takes longer."""
 NUMBER, TEXT = 8, 64
 """Bytes of a number that was decoded, and of a short text."""
 LONGEST = 50_000_000
@@ -108,13 +108,13 @@ def _dataset(source: Source, group: Any, path: str) -> xr.Dataset:
 def _check(source: Source, declared: Mapping[str, tuple[Sequence[Any], Sequence[int], int]]) -> None:
     """Refuse variables that do not fit into memory, each and together, by what they declare."""
     for name, (dims, shape, needed) in declared.items():
-        check_room(needed, _said(source, name, dims, shape))
+        check_room(needed, _described(source, name, dims, shape))
     check_room(
         sum(needed for *_, needed in declared.values()), f"{source.path}: what its {len(declared)} variables hold"
     )
 
 
-def _said(source: Source, name: str, dims: Sequence[Any], shape: Sequence[int]) -> str:
+def _described(source: Source, name: str, dims: Sequence[Any], shape: Sequence[int]) -> str:
     sizes = " x ".join(f"{dim} {size}" for dim, size in zip(dims, shape, strict=True))
     return f"{source.path}: the variable {name.strip('/')} ({sizes or 'one value'})"
 
@@ -161,7 +161,9 @@ class _Stored(BackendArray):
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
         with alone():
-            if self.source.root is None and max(self.least, _bytes(self.shape, self.dtype)) <= SMALL:
+            small = self.source.root is None and max(self.least, _bytes(self.shape, self.dtype)) <= SMALL
+            first, self.source.used = not self.source.used, self.source.used or small
+            if small and not first:
                 found = _small(self.source).get((self.group, self.name))
                 if found is not None:
                     picked = indexing.apply_indexer(indexing.as_indexable(found), key)  # type: ignore[no-untyped-call]
@@ -171,7 +173,7 @@ class _Stored(BackendArray):
     def _read(self, key: tuple[Any, ...]) -> Any:
         shape = [_picked(one, size) for one, size in zip(key, self.shape, strict=True)]
         needed = max(self.least, _bytes(shape, self.dtype))
-        check_room(needed, _said(self.source, f"{self.group}/{self.name}", self.dims, shape))
+        check_room(needed, _described(self.source, f"{self.group}/{self.name}", self.dims, shape))
         with self.source.open() as root:
             return _raw(groups(root)[self.group].variables[self.name])[key]
 

@@ -34,7 +34,7 @@ from .parts_folder import ABOUT, BEHIND, LONGEST, PartsFolder
 
 MADE_BY = "made_by"
 """Attribute of a part that holds the fingerprint of its model."""
-_CURRENT: ContextVar[UnfinishedResult | None] = ContextVar("shards", default=None)
+_CURRENT: ContextVar[UnfinishedResult | None] = ContextVar("parts", default=None)
 
 
 class UnfinishedResult(PartsFolder):
@@ -76,7 +76,7 @@ class UnfinishedResult(PartsFolder):
                 whole = path.read_bytes()
                 if path.name != f"{key}.{short_hash(whole)}.nc":
                     raise ValueError("it is not what was written")
-                source = Source(path)
+                source = Source(path, whole)
                 with source.open():
                     stored = open_group(source, "")
                 check(stored)
@@ -107,7 +107,7 @@ class UnfinishedResult(PartsFolder):
             with suppress(OSError, ValueError):
                 found = read_json((self.folder / ABOUT).read_text())
         elif self.resume and self.target.is_file():
-            found = self._said()
+            found = self._target_attrs()
         if not isinstance(found, dict) or "weight_hash" not in found:
             return
         then = Identity.from_attrs(found)
@@ -165,9 +165,9 @@ class UnfinishedResult(PartsFolder):
         """The result, where it is whole already and was made from these inputs by a model that computes the same."""
         if not (self.resume and self.target.is_file()):
             return None
-        if (said := self._said()).get("inputs") != inputs:
+        if (attrs := self._target_attrs()).get("inputs") != inputs:
             return None
-        if unlike := _unlike(said.get("fingerprint"), identity):
+        if unlike := _unlike(attrs.get("fingerprint"), identity):
             text = f"{self.target} was made with another model than the one in hand: {unlike}: it is computed again"
             warnings.warn(text, ResultWarning, stacklevel=2)
             return None
@@ -182,7 +182,7 @@ class UnfinishedResult(PartsFolder):
         self.clear()
         return tree
 
-    def _said(self) -> dict[str, Any]:
+    def _target_attrs(self) -> dict[str, Any]:
         """What the file in the place of the result says of itself; empty where it cannot be read."""
         from .reading import open_result
 
@@ -256,33 +256,33 @@ def keeping(out: str | os.PathLike[str], resume: bool) -> Iterator[UnfinishedRes
     DeclarationError, ResultError
         The name is wrong, the folder cannot be written, or another process is at work on the same result.
     """
-    shards = UnfinishedResult(netcdf_path(out), resume)
+    parts = UnfinishedResult(netcdf_path(out), resume)
     with Terminating() as ending:
         try:
             try:
                 with undisturbed():
-                    shards.acquire()
+                    parts.acquire()
                 if not resume:
-                    shards.clear()
-                token = _CURRENT.set(shards)
+                    parts.clear()
+                token = _CURRENT.set(parts)
                 try:
-                    with ledger.writing(shards):
-                        yield shards
+                    with ledger.writing(parts):
+                        yield parts
                 finally:
                     _CURRENT.reset(token)
             finally:
                 with undisturbed():
-                    shards.release()
+                    parts.release()
         except Terminated as error:
-            ending.said = _said(error, "stopped by SIGTERM", shards.left())
+            ending.said = _stop_text(error, "stopped by SIGTERM", parts.left())
             raise
         except KeyboardInterrupt as error:
-            if str(error) or not (left := shards.left()):
+            if str(error) or not (left := parts.left()):
                 raise
-            raise Stopped(_said(error, "stopped", left)) from error
+            raise Stopped(_stop_text(error, "stopped", left)) from error
 
 
-def _said(error: KeyboardInterrupt, stopped: str, left: str) -> str:
+def _stop_text(error: KeyboardInterrupt, stopped: str, left: str) -> str:
     """What is said of work that was stopped."""
     return str(error) or "; ".join([stopped, *([left] if left else [])])
 

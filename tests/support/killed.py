@@ -45,19 +45,19 @@ def study(out):
 def logged(out, work):
     """Do the work in a child; each pass that is kept, and each that is computed, is a line of a log."""
     log = os.open(out.with_suffix(".log"), os.O_CREAT | os.O_APPEND | os.O_WRONLY)
-    keep, run_part = pass_store.PassKeeper.keep, engine.run_part
+    keep, run_part = pass_store.PassStore.keep, engine.run_part
 
     def kept(self, piece):
-        before = set(self.shards.folder.glob("*.nc"))
+        before = set(self.parts.folder.glob("*.nc"))
         keep(self, piece)
-        for path in set(self.shards.folder.glob("*.nc")) - before:
+        for path in set(self.parts.folder.glob("*.nc")) - before:
             os.write(log, f"kept {path.name}\n".encode())
 
     def computed(model, plan, chunk, part, known):
         os.write(log, b"computed\n")
         return run_part(model, plan, chunk, part, known)
 
-    pass_store.PassKeeper.keep, engine.run_part = kept, computed
+    pass_store.PassStore.keep, engine.run_part = kept, computed
     work(out)
 
 

@@ -338,12 +338,13 @@ def test_a_stored_result_is_repeated_there(there, server, tmp_path):
     from headwise.studies.catalogue.description import when_of
     from headwise.studies.reproduce.recipe import recipe
     from headwise.studies.reproduce.rerun import rerun
+    from headwise.studies.storage.record import Record
 
     ds = measure(there, TASK, {"zero": ZeroAblate(Head(1, 2))}, [loss], out=tmp_path / "there.nc")
     again = recipe(ds.attrs, ds, "there.nc")
     assert "model = hw.load('words-2l', remote=True)" in again.python
     assert again.notes == (f"It ran on {server.host}: NDIF_HOST in the environment names the server.",)
-    assert f"on cpu at {server.host}" in when_of(ds.attrs)
+    assert f"on cpu at {server.host}" in when_of(Record.from_attrs(ds.attrs))
     begun = len(server.executed("passes"))
     assert rerun(tmp_path / "there.nc", yes=True).agrees
     assert len(server.executed("passes")) == begun + 1

@@ -4,7 +4,6 @@ import copy
 import json
 import os
 import pickle
-import queue
 import random
 import shutil
 import subprocess
@@ -29,7 +28,7 @@ from headwise.studies.catalogue.index import INDEX
 from headwise.studies.catalogue.probe import Probe
 from headwise.studies.catalogue.results import Results
 from headwise.studies.catalogue.summary import summary
-from headwise.studies.storage.files import SCHEMA
+from headwise.studies.storage.provenance import SCHEMA
 from headwise.studies.storage.reading import open_result
 
 TASK = {"type": "RepeatedTokens", "n": 2, "length": 3, "seed": 0, "bos": False, "tokens": None, "score": "repeat"}
@@ -456,30 +455,29 @@ def test_any_damage_is_a_problem_or_harmless(tmp_path_factory, seed, flips, cut)
 def test_a_file_that_makes_its_reader_hang_or_end_is_a_problem(folder, monkeypatch, tmp_path_factory):
     """There are such files, of a byte changed, for each release of HDF5; here a reader that is made to plays them."""
     child = tmp_path_factory.mktemp("child") / "child.py"
-    ends = "    if 'crash' in path:\n        import os\n        os._exit(139)\n    with netCDF4.Dataset(path)"
-    child.write_text(probe.CHILD.read_text().replace("    with netCDF4.Dataset(path)", ends))
+    ends = "        if 'crash' in path:\n            import os\n            os._exit(139)\n"
+    hangs = "        while 'hang' in path:\n            time.sleep(1)\n"
+    opens = '        return {"attributes": attributes(path)}'
+    assert opens in probe.CHILD.read_text()
+    child.write_text(probe.CHILD.read_text().replace(opens, ends + hangs + opens))
     monkeypatch.setattr(probe, "CHILD", child)
     for name in ("b-hang.nc", "crash.nc", "hang.nc"):
         shutil.copy(folder / "a.nc", folder / name)
-    asked, ask, wait = [Path()], Probe.ask, Probe._next
+    ask = Probe.ask
 
-    def remembered(self, path):
-        asked.append(path)
-        return ask(self, path)
+    def sooner(self, path):
+        if self._process is None:
+            self._start()  # which may take longer
+        with monkeypatch.context() as patch:
+            patch.setattr(probe, "LIMIT_SECONDS", 2.0 if "hang" in path.name else 60.0)
+            return ask(self, path)
 
-    def next_answer(self):
-        line = wait(self)
-        if "hang" in asked[-1].name and line != '"ready"\n':
-            raise queue.Empty
-        return line
-
-    monkeypatch.setattr(Probe, "ask", remembered)
-    monkeypatch.setattr(Probe, "_next", next_answer)
+    monkeypatch.setattr(Probe, "ask", sooner)
     results = Results(folder)
     assert [str(one) for one in results.problems] == [
-        "b-hang.nc: damaged: after 60 s it was still not read",
+        "b-hang.nc: damaged: after 2 s it was still not read",
         "crash.nc: damaged: reading it ended the process that read it",
-        "hang.nc: damaged: after 60 s it was still not read",
+        "hang.nc: damaged: after 2 s it was still not read",
     ]
     assert paths(results) == ["a.nc", "c.nc", "deep/b.nc", "later.nc.parts", "study.nc"]
 
@@ -874,14 +872,16 @@ def test_values_stay_right_whatever_else_is_opened_and_closed(tmp_path, order):
 
 def test_a_file_that_was_replaced_gives_its_own_values_or_an_error(folder, tmp_path_factory):
     path, gone = folder / "a.nc", folder / "c.nc"
-    before, used, lost = open_result(path), open_result(path), open_result(gone)
-    assert used["loss"][0, 0, 0] == 2.0
+    before, once, used, lost = open_result(path), open_result(path), open_result(path), open_result(gone)
+    assert once["loss"][0, 0, 0] == 2.0
+    assert (used["loss"][0, 0, 0], used["baseline_loss"][0, 0]) == (2.0, 1.0)
     hw.write_netcdf(measured(loss=((7.0, 8.0),)), path)
     gone.unlink()
-    for opened, name in ((before, "a.nc is not the file that was opened"), (lost, "c.nc cannot be read: No such file")):
+    replaced = "a.nc is not the file that was opened"
+    for opened, name in ((before, replaced), (once, replaced), (lost, "c.nc cannot be read: No such file")):
         with pytest.raises(hw.errors.ResultError, match=name):
             opened["loss"].load()
-    np.testing.assert_array_equal(used["loss"][0, :, 0], [2.0, 3.0])  # small: read together when the first was used
+    np.testing.assert_array_equal(used["loss"][0, :, 0], [2.0, 3.0])  # small: read together when the second was used
     np.testing.assert_array_equal(used["baseline_loss"][:, 0], [1.0, 5.0])
     np.testing.assert_array_equal(open_result(path)["loss"][0, :, 0], [7.0, 8.0])
 

@@ -14,7 +14,7 @@ from headwise.metrics import accuracy, logit_diff, loss
 from headwise.studies import RepeatedTokens, compare_estimates, measure
 from headwise.studies.analyses.estimate_verdicts import on_estimates, verdict
 from headwise.studies.measuring.compare import agreement
-from headwise.studies.measuring.labels import condition_names
+from headwise.studies.measuring.effects import condition_names
 from tests.interventions.run.test_gradients import linear_model
 from tests.oracles.planted import INDUCTION, LENGTH, PREVIOUS
 

@@ -13,8 +13,8 @@ from headwise.studies.analyses.behaviour import by_position
 from headwise.studies.analyses.patching import qkv_of_every_head
 from headwise.studies.app import head_facts, text
 from headwise.studies.cli.main import main
+from headwise.studies.measuring.effects import effect_interval
 from headwise.studies.report.report import write_report
-from headwise.studies.storage.files import effect_interval
 from tests.support.pages import shown
 
 WORDS = "95% intervals over 3 prompts only: with fewer than 5, they say little; take more prompts"

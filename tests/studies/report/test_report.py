@@ -91,7 +91,7 @@ def test_it_says_how_to_run_it_again(tree, report):
     assert "The command does not set draws; the Python lines do." in text
     assert "The model was an object in memory" in text
     assert tree.attrs["weight_hash"] in text
-    made = re.search(r"tree = (InductionStudy\(.*?\))\.run\(model\)", python)
+    made = re.search(r"tree = hw\.(InductionStudy\(.*?\))\.run\(model\)", python)
     assert eval(made[1], {"InductionStudy": InductionStudy}) == InductionStudy(n=8, length=10, draws=20)
 
 

@@ -15,7 +15,7 @@ from headwise.studies.output import phrases
 from headwise.studies.report.changes import baseline, changes
 from headwise.studies.report.report import write_report
 from headwise.studies.reproduce.agreement import compare
-from headwise.studies.reproduce.recipe import by_rule, written
+from headwise.studies.reproduce.recipe import WRITTEN, recipe
 from headwise.studies.reproduce.rerun import rerun
 from tests.support.pages import check_whole, code, shown
 
@@ -96,7 +96,7 @@ def test_the_printed_python_gives_the_same_numbers(stored, name, monkeypatch):
     again = compare(xr.DataTree(ds), xr.DataTree(space["ds"]))
     assert again.agrees, str(again)
     assert again.largest <= 1e-6
-    assert ("hw.open_result" in python) == (name == "from the file")
+    assert ("hw.open_result" in python) == (len(ds.attrs.get("sites") or ds.attrs["interventions"]) > WRITTEN)
     program, verb, file = shlex.split(command)
     assert (program, verb) == ("headwise", "rerun")
     assert rerun(file).agrees
@@ -218,30 +218,37 @@ def test_estimates_are_called_estimates(stored):
 
 
 @pytest.mark.parametrize(
-    ("grid", "rule"),
+    "grid",
     [
-        (heads(), "Grid(lambda layer, head: ZeroAblate(site=Head(layer, head).z), layer=range(2), head=range(8))"),
-        (resid(), "resid_pre.at(position), source='corrupted')"),
-        (qkv(), "Patch(site=Head(layer, head).site(component), source='clean')"),
-        (heads(1, 1), "Head(0, 0)"),
-        (Grid(lambda source: Patch(Head(0, 1).k, source), source=["corrupted", "x's"]), "source=source"),
-        (Grid(lambda place: Patch(Layer(0).resid_pre.at(place)), place=[-1, -2]), "resid_pre.at(place)"),
+        heads(),
+        resid(),
+        qkv(),
+        heads(1, 1),
+        Grid(lambda source: Patch(Head(0, 1).k, source), source=["corrupted", "x's"]),
+        Grid(lambda place: Patch(Layer(0).resid_pre.at(place)), place=[-1, -2]),
+        Grid(lambda kind: {"zero": ZeroAblate, "mean": MeanAblate}[kind](Head(0, 1)), kind=["zero", "mean"]),
+        Grid.of([("make", (0, 1))], [ZeroAblate(Head(0, 0)), ZeroAblate(Head(0, 1))]),
+        Grid.of([("x): 1*0 #", (0, 1))], [ZeroAblate(Head(0, 0)), ZeroAblate(Head(0, 1))]),
+        {"it's": ZeroAblate(Head(0, 0))},
+        Add(Layer(1).resid_pre, [0.125] * 64),
     ],
 )
-def test_a_grid_is_written_by_its_rule(grid, rule):
-    text = by_rule(grid)
-    assert rule in text
-    assert eval(text, {name: getattr(hw, name) for name in dir(hw)}) == grid
-
-
-def test_a_grid_without_a_rule_is_written_in_full():
-    grid = Grid(lambda kind: {"zero": ZeroAblate, "mean": MeanAblate}[kind](Head(0, 1)), kind=["zero", "mean"])
-    assert by_rule(grid) is None
-    assert eval(written(grid), {name: getattr(hw, name) for name in dir(hw)}) == grid
-    odd = Grid.of([("make", (0, 1))], [ZeroAblate(Head(0, 0)), ZeroAblate(Head(0, 1))])
-    assert by_rule(odd) is None  # a grid cannot be made with an axis of that name
-    hostile = Grid.of([("x): 1*0 #", (0, 1))], [ZeroAblate(Head(0, 0)), ZeroAblate(Head(0, 1))])
-    assert by_rule(hostile) is None
+@pytest.mark.parametrize("file", ["x.nc", 'it\'s "x".nc'])
+def test_the_lines_bring_back_what_was_declared(grid, file, tmp_path, monkeypatch):
+    task = RepeatedTokens(n=2, length=4)
+    said = {"model": "words-2l", "metrics": '["loss"]', "base": "clean", "estimator": "exact"}
+    said |= {"task": hw.to_json(task), "interventions": hw.to_json(grid)}
+    ds = xr.Dataset({"baseline_loss": ("example", [0.0, 0.0])}, attrs=said)
+    hw.write_netcdf(ds, tmp_path / file)
+    lines = recipe(ds.attrs, ds, file).python.splitlines()
+    assert ("hw.open_result" in "".join(lines)) == (len(said["interventions"]) > WRITTEN)
+    made = [line for line in lines if line.startswith(("import ", "stored = ", "task = ", "what = "))]
+    assert lines[-2:] == ["ds = hw.measure(model, task, what, [hw.metrics.loss])", 'hw.write_netcdf(ds, "again.nc")']
+    monkeypatch.chdir(tmp_path)
+    space = {}
+    exec("\n".join(made), space)
+    assert space["task"] == task
+    assert space["what"] == grid
 
 
 def test_someone_elses_result_is_shown_by_its_groups(tmp_path):

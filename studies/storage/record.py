@@ -1,0 +1,173 @@
+"""What a result says about itself: what kind of result it is, of which model, task and metrics; read in one place."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+
+from ...errors import ResultError, choices
+from ...interventions.declare import codec
+from ...interventions.declare.codec import read_json
+from .attributes import json_in, number_in
+from .registry import TASKS, metric_names
+
+if TYPE_CHECKING:
+    from ...metrics.card import Metric
+    from ..tasks.tasks import Task
+
+KINDS = {
+    "study": "study",
+    "capture": "captured activations",
+    "estimates": "measurement",
+    "measurement": "measurement",
+    "data": "data",
+}
+"""Kinds of results, and what each is called."""
+MARKS = {"study": "study", "sites": "capture", "estimators": "estimates", "metrics": "measurement"}
+"""Attributes that only results of a kind have, the first one first."""
+NEEDED = {
+    "study": ("study",),
+    "capture": ("task", "sites"),
+    "estimates": ("task", "interventions", "metrics", "base"),
+    "measurement": ("task", "interventions", "metrics", "base", "estimator"),
+}
+"""Attributes without which a result of a kind does not say how it was made."""
+ESTIMATOR = re.compile(r"(exact|gradient)|(integrated), ([0-9]{1,9}) steps")
+NO_STEPS = 8
+"""Steps of an estimator that has none: the default, without a meaning."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a result says about itself. The attributes of a file may be anything: what cannot be read is empty.
+
+    Attributes
+    ----------
+    attrs : mapping
+        All attributes, as they are.
+    kind : str
+        One of `KINDS`.
+    model, revision : str
+    server : str
+        The server that ran it; empty where it ran on the machine itself.
+    study, task, shape, versions : dict
+        The JSON objects of these attributes; `shape` is that of the model.
+    metrics : list
+        Names of the metrics.
+    seconds : float or None
+    """
+
+    attrs: Mapping[Any, Any]
+    kind: str
+    model: str
+    revision: str
+    server: str
+    study: dict[str, Any]
+    task: dict[str, Any]
+    shape: dict[str, Any]
+    versions: dict[str, Any]
+    metrics: list[Any]
+    seconds: float | None
+
+    @classmethod
+    def from_attrs(cls, attrs: Mapping[Any, Any]) -> Record:
+        """The record of a result with these attributes."""
+        where = str(attrs.get("executed", "local"))
+        objects = {name: json_in(attrs, name, dict) for name in ("study", "task", "versions")}
+        return cls(
+            attrs=attrs,
+            kind=kind_of(attrs),
+            model=str(attrs.get("model", "")),
+            revision=str(attrs.get("model_revision", "")),
+            server="" if where == "local" else where,
+            shape=json_in(attrs, "model_shape", dict),
+            metrics=json_in(attrs, "metrics", list),
+            seconds=number_in(attrs, "seconds"),
+            **objects,
+        )
+
+    def missing(self) -> list[str]:
+        """Attributes that the result needs, and does not have, to say how it was made."""
+        return [name for name in NEEDED.get(self.kind, NEEDED["measurement"]) if name not in self.attrs]
+
+    def declared_task(self) -> Task:
+        """The task that was declared.
+
+        Raises
+        ------
+        HeadwiseError
+            It is one of the user's own, or no task.
+        """
+        data = read_json(self.attrs["task"])
+        if isinstance(data, dict) and data.keys() == {"repr"}:
+            raise ResultError(f"its task is one of your own, {data['repr']}: no file can bring it back")
+        task: Task = codec.decode(data, TASKS)
+        if not hasattr(task, "draw"):
+            raise ResultError(f"its task is no task: {task!r}")
+        return task
+
+    @property
+    def what(self) -> str:
+        """The attribute that declares what was captured or intervened on."""
+        return "sites" if self.kind == "capture" else "interventions"
+
+    def declared_what(self) -> Any:
+        """The sites or interventions that were declared."""
+        return codec.from_json(self.attrs[self.what], TASKS)
+
+    def declared_metrics(self) -> list[Metric]:
+        """The metrics of a measurement.
+
+        Raises
+        ------
+        ResultError
+            One does not ship with headwise.
+        """
+        if self.kind == "capture":
+            return []
+        names, known = read_json(self.attrs["metrics"]), metric_names()
+        if unknown := [name for name in names if name not in known]:
+            raise ResultError(
+                f"the metric {choices(unknown)} is one of your own, and no file can bring it back; with headwise come "
+                f"{choices(known)}"
+            )
+        return [known[name][1] for name in names]
+
+    def options(self, ds: xr.Dataset) -> dict[str, Any]:
+        """The options with which `capture`, `compare_estimates` or `measure` was called.
+
+        Parameters
+        ----------
+        ds : Dataset
+            The variables of the result.
+
+        Raises
+        ------
+        ResultError
+            Its estimator is not known.
+        """
+        attrs = self.attrs
+        if self.kind == "capture":
+            return {"run": str(attrs.get("run", "clean"))}
+        options: dict[str, Any] = {"base": str(attrs["base"])}
+        if self.kind == "estimates":
+            options["estimators"] = read_json(attrs["estimators"])
+            return options | ({"steps": int(attrs["steps"])} if "steps" in attrs else {})
+        found = ESTIMATOR.fullmatch(str(attrs["estimator"]))
+        if found is None:
+            raise ResultError(f"its estimator {attrs['estimator']!r} is not known to this version")
+        kept = [f"baseline_{metric.name}" for metric in self.declared_metrics() if metric.kind == "logits"]
+        return options | {
+            "per_position": any("position" in ds[name].dims for name in kept),
+            "estimator": found[1] or found[2],
+            "steps": NO_STEPS if found[1] else int(found[3]),
+        }
+
+
+def kind_of(attrs: Mapping[Any, Any]) -> str:
+    """Which of `KINDS` a result with these attributes is."""
+    return next((kind for name, kind in MARKS.items() if name in attrs), "data")
