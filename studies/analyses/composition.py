@@ -111,6 +111,15 @@ def pair_scores(
 ) -> xr.Dataset:
     """The scores of the pairs from `senders` to `receivers`, against all other pairs between the same layers.
 
+    Parameters
+    ----------
+    scores : Dataset
+        From `composition_scores`.
+    senders, receivers : sequences of Head
+        Pairs whose sender is not in an earlier layer are left out.
+    variant : {"folded", "raw"}
+        Whether the norm is folded into the weights.
+
     Returns
     -------
     Dataset
@@ -152,6 +161,16 @@ def causal_check(
     model: Model, task: Task, senders: Sequence[Head], receivers: Sequence[Head], *, draws: int = 50, seed: int = 0
 ) -> xr.Dataset:
     """Ablate the senders and watch the induction score of the receivers; then as many random heads of the same layers.
+
+    Parameters
+    ----------
+    model : Model
+    task : RepeatedTokens
+    senders, receivers : sequences of Head
+    draws : int
+        Random sets of heads, none of them a receiver; all distinct sets where there are fewer.
+    seed : int
+        Of the random sets.
 
     Returns
     -------

@@ -34,6 +34,15 @@ RESTING_SHARE = 0.5
 def head_scores(model: Model, task: Task, metrics: Sequence[Metric] = SCORES, *, check: bool = True) -> xr.Dataset:
     """Attention scores of every head on the clean run; `check` as for `measure`.
 
+    Parameters
+    ----------
+    model : Model
+    task : Task
+    metrics : sequence of Metric
+        Attention metrics.
+    check : bool
+        As for `measure`.
+
     Returns
     -------
     Dataset
@@ -58,6 +67,20 @@ def untrained_scores(model: Model, task: Task, metrics: Sequence[Metric], seeds:
     """Scores (mean over examples) of models of the same shape with random weights, ``(seed, layer, head)``.
 
     They are made and run here, one after the other, also where `model` is on a server: memory for one is needed.
+
+    Parameters
+    ----------
+    model : Model
+    task : Task
+    metrics : sequence of Metric
+        Attention metrics.
+    seeds : sequence of int
+        Of the random weights, one model for each.
+
+    Returns
+    -------
+    Dataset
+        ``<score>(seed, layer, head)``.
 
     Raises
     ------

@@ -119,6 +119,15 @@ class InductionStudy:
         DataTree
             One group for each stage (``estimates`` holds two, ``ablation`` and ``patching``; it is left out where a
             server gives no gradients), and the conclusion as JSON text in the attributes.
+
+        Raises
+        ------
+        DeclarationError
+            The prompts do not fit the model, or an executor cannot run its passes.
+        ModelError
+            A self-check failed, or an untrained model to compare with does not fit in memory.
+        ResultError
+            `out` cannot be written, or belongs to another study.
         """
         self.task.draw(model)  # what does not fit the model is refused before any forward pass
         executors.check_executor(model, executor)

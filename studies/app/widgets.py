@@ -135,7 +135,21 @@ EMPTY = _template("""<main><section class="card" style="margin-top: 1rem">{{ emb
 
 
 def select(name: str, options: Any = None, value: Any = None, *, shared: bool = True) -> Any:
-    """A select box; a shared one shares a line with others as far as there is room."""
+    """A select box; a shared one shares a line with others as far as there is room.
+
+    Parameters
+    ----------
+    name : str
+        Its label.
+    options : list, or dict of text to value, optional
+    value : object, optional
+        The chosen one.
+    shared : bool
+
+    Returns
+    -------
+    panel.widgets.Select
+    """
     return pn.widgets.Select(
         label=name,
         options=[] if options is None else options,

@@ -248,7 +248,28 @@ def _check_room(n: int, size: int) -> None:
 
 
 def reference_tokens(task: Task, model: Model, run: str, groups: Sequence[Group]) -> tuple[Array, ...]:
-    """Reference prompts of the length of each group, ``(example, position)``."""
+    """Reference prompts of the length of each group, ``(example, position)``.
+
+    Parameters
+    ----------
+    task : Task
+    model : Model
+    run : str
+        Such as ``"clean"``.
+    groups : sequence of Group
+
+    Returns
+    -------
+    tuple of arrays (example, position)
+        Token ids, one array for each group.
+
+    Raises
+    ------
+    UnknownNameError
+        The reference prompts have no such run.
+    DeclarationError
+        There are fewer than two reference prompts of some length.
+    """
     batch = task.reference(model)
     if run not in batch.runs:
         raise UnknownNameError(f"the reference prompts have the runs {choices(batch.runs)}, not {run!r}")
