@@ -60,7 +60,7 @@ $(VENV)/.bench-ready: $(VENV)/.ready
 		|| echo "not every tool to compare with could be installed: those that are missing are left out"
 
 bench: $(VENV)/.bench-ready
-	$(RUN) benchmarks/run.py
+	$(RUN) -m benchmarks.run
 
 $(VENV)/.bridge-ready: $(VENV)/.ready
 	$(RUN) -m pip install --quiet --constraint constraints.txt transformer-lens

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from cases import Job
+from benchmarks.cases import Job
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class Contender:
         """Why it does not do `case`, if it does not."""
         if not self.installed:
             return f"{self.package} is not installed"
-        reasons: dict[str, str] = getattr(importlib.import_module(self.module), "LEFT_OUT", {})
+        reasons: dict[str, str] = getattr(importlib.import_module(f"benchmarks.{self.module}"), "LEFT_OUT", {})
         return reasons.get(case)
 
     def ready(self, job: Job) -> Callable[..., Any]:
         """What does the job, with everything loaded."""
-        run: Callable[..., Any] = getattr(importlib.import_module(self.module), self.prepare)(job)
+        run: Callable[..., Any] = getattr(importlib.import_module(f"benchmarks.{self.module}"), self.prepare)(job)
         return run
 
 
@@ -64,8 +64,8 @@ CONTENDERS = {
         Contender("headwise", "headwise", "ours", "headwise", whole=True),
         Contender("hooks", "torch hooks by hand", "plain", "torch"),
         Contender("nnsight", "nnsight traces by hand", "traces", "nnsight"),
-        Contender("transformer_lens", "TransformerLens", "transformerlens", "transformer_lens"),
-        Contender("pyvene", "pyvene", "pyvene_", "pyvene"),
+        Contender("transformer_lens", "TransformerLens", "transformer_lens", "transformer_lens"),
+        Contender("pyvene", "pyvene", "pyvene", "pyvene"),
     )
 }
 YARDSTICK, REFERENCE = "plain", "hooks"

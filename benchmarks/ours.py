@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from cases import SCORES, Job, Place
 
 import headwise as hw
+from benchmarks.cases import SCORES, Job, Place
 from headwise import metrics
 from headwise.interventions import Grid, Head, Intervention, Layer, Patch, ZeroAblate
 from headwise.interventions.begin import begin

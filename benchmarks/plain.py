@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from cases import Job, Place
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
+
+from benchmarks.cases import Job, Place
 
 Change = Callable[[torch.Tensor], torch.Tensor]
 

@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import ours
 import torch
-from cases import Job, Place, sample
-from contenders import CONTENDERS, REFERENCE, YARDSTICK
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from benchmarks import ours
+from benchmarks.cases import Job, Place, sample
+from benchmarks.contenders import CONTENDERS, REFERENCE, YARDSTICK
 
 TOLERANCE = 1e-4
 Run = Callable[[Sequence[Place]], Any]
@@ -24,6 +25,26 @@ def race(job: Job, names: Sequence[str], rounds: int, size: int | None) -> dict[
 
     With a `size`, contenders that do one condition after the other do a seeded sample of so many, and their time is
     scaled: what they do once for all conditions is timed by itself and not multiplied.
+
+    Parameters
+    ----------
+    job : Job
+    names : sequence of str
+        Of `CONTENDERS`.
+    rounds : int
+        In each, every contender runs once.
+    size : int, optional
+        Conditions of the sample.
+
+    Returns
+    -------
+    dict
+        What the table of results shows, JSON-ready.
+
+    Raises
+    ------
+    SystemExit
+        A contender gives other numbers than the hooks of torch.
     """
     few = job.places if size is None or job.case.name == "scores" else sample(job.places, size)
     left_out = {name: why for name in names if (why := CONTENDERS[name].left_out(job.case.name))}

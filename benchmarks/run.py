@@ -25,10 +25,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here needs the network, and no lib
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import torch
-from cases import CASES, MODELS, make_job
-from contenders import CONTENDERS, YARDSTICK
-from race import TOLERANCE, identity_cost, operations, peak_memory, race
-from table import identity_line, lines_of, write_readme
+
+from benchmarks.cases import CASES, MODELS, make_job
+from benchmarks.contenders import CONTENDERS, YARDSTICK
+from benchmarks.race import TOLERANCE, identity_cost, operations, peak_memory, race
+from benchmarks.table import identity_line, lines_of, write_readme
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("headwise", "torch", "transformers", "nnsight", "transformer-lens", "pyvene")
@@ -69,7 +70,7 @@ def main() -> None:
     given = _arguments()
     if given.memory:
         if not ALONE.items() <= os.environ.items():
-            os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ALONE)
+            os.execve(sys.executable, [sys.executable, "-m", "benchmarks.run", *sys.argv[1:]], os.environ | ALONE)
         case, name, model = given.memory
         job = make_job(case, model, (given.prompts or [4])[0])
         print(json.dumps({"peak MiB": peak_memory(job, name, given.sample) / 2**20}))
@@ -156,11 +157,13 @@ def _add_memory(races: Sequence[dict[str, Any]], settings: Sequence[Setting]) ->
     ]
 
     def measure(race: dict[str, Any], name: str) -> float:
-        command = [sys.executable, str(HERE / "run.py"), "--memory", race["case"], name, race["model"]]
+        command = [sys.executable, "-m", "benchmarks.run", "--memory", race["case"], name, race["model"]]
         command += ["--prompts", str(race["prompts"])]
         if (size := sizes[race["model"], race["prompts"]]) is not None:
             command += ["--sample", str(min(size, 3))]  # each condition takes what the one before it took
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | ALONE, check=False)
+        done = subprocess.run(
+            command, cwd=HERE.parent, capture_output=True, text=True, env=os.environ | ALONE, check=False
+        )
         if done.returncode:
             raise SystemExit(f"{name} failed in a process of its own on {race['case']}: {done.stderr.strip()[-300:]}")
         return float(json.loads(done.stdout.splitlines()[-1])["peak MiB"])

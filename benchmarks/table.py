@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cases import CASES, MODELS
-from contenders import CONTENDERS, YARDSTICK
+from benchmarks.cases import CASES, MODELS
+from benchmarks.contenders import CONTENDERS, YARDSTICK
 
 OPEN, CLOSE = "<!-- bench -->", "<!-- /bench -->"
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 import nnsight
 import numpy as np
 import torch
-from cases import Job, Place
 from nnsight.modeling.transformers import TransformersModel
+
+from benchmarks.cases import Job, Place
 
 
 def prepare(job: Job) -> Callable[[Sequence[Place]], np.ndarray]:

@@ -124,7 +124,8 @@ def pair_scores(
     ----------
     scores : Dataset
         From `composition_scores`.
-    senders, receivers : sequence of Head
+    senders, receivers : sequences of Head
+        Pairs whose sender is not in an earlier layer are left out.
     variant : {"folded", "raw"}
         Whether the norm is folded into the weights.
 
@@ -173,11 +174,12 @@ def causal_check(
     Parameters
     ----------
     model : Model
-    task : Task
-        With induction scores, such as `RepeatedTokens`.
-    senders, receivers : sequence of Head
-    draws, seed : int
-        Number and seed of the random sets of heads.
+    task : RepeatedTokens
+    senders, receivers : sequences of Head
+    draws : int
+        Random sets of heads, none of them a receiver; all distinct sets where there are fewer.
+    seed : int
+        Of the random sets.
 
     Returns
     -------

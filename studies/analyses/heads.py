@@ -73,9 +73,9 @@ def untrained_scores(model: Model, task: Task, metrics: Sequence[Metric], seeds:
     model : Model
     task : Task
     metrics : sequence of Metric
-        Of attention patterns.
+        Attention metrics.
     seeds : sequence of int
-        One for each untrained model.
+        Of the random weights, one model for each.
 
     Returns
     -------

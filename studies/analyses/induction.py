@@ -135,8 +135,12 @@ class InductionStudy:
 
         Raises
         ------
-        DeclarationError, ModelError, ResultError, ServerError
-            As for `headwise.measure`.
+        DeclarationError
+            The prompts do not fit the model, or an executor cannot run its passes.
+        ModelError
+            A self-check failed, or an untrained model to compare with does not fit in memory.
+        ResultError
+            `out` cannot be written, or belongs to another study.
         """
         self.task.draw(model)  # what does not fit the model is refused before any forward pass
         executors.check_executor(model, executor)

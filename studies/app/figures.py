@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import holoviews as hv
 import numpy as np
 from bokeh.document import Document
 from bokeh.events import Tap
 from bokeh.io.doc import patch_curdoc
 from bokeh.models import ColumnDataSource
+
+from ..output.page import rendered
 
 MARK = "picked head"
 """Name of the outline around the picked head."""
@@ -20,9 +21,7 @@ def drawn(element: Any) -> Any:
     """A HoloViews element as a Bokeh figure."""
     apart = Document()  # else HoloViews ties every figure that it ever drew to the session
     with patch_curdoc(apart):
-        figure = hv.render(element, backend="bokeh")
-    if getattr(figure, "frame_width", None):
-        figure.sizing_mode = None  # its size follows from that of its frame
+        figure = rendered(element)
     figure.toolbar_location = "above"
     return figure
 

@@ -15,7 +15,7 @@ import xarray as xr
 
 from ...errors import DeclarationError, HeadwiseError, ModelError
 from ...interventions.declare import codec
-from ...interventions.declare.sites import Layer
+from ...interventions.declare.sites import Head, Layer
 from ...interventions.models.identity import Identity
 from ..analyses.behaviour import SHOWN_LENGTH
 from ..measuring.capture import capture
@@ -32,7 +32,7 @@ LETTERS = 4000
 CELLS = 2**24
 """Weights of a prompt, of all heads, that are held for a page."""
 WAITING = 20
-"""Prompts that may wait for a model."""
+"""Prompts that may run, or wait for a model, at once."""
 PROMPTS = 3
 """Prompts of the study whose patterns can be looked at."""
 FIRES = {
@@ -56,7 +56,7 @@ class Models:
 
     def __init__(self, instead: str | None = None) -> None:
         self.instead = instead
-        self._lock, self._running = threading.Lock(), threading.Lock()
+        self._lock = threading.Lock()
         self._models: dict[str, Model] = {}
         self._line = threading.BoundedSemaphore(WAITING)
 
@@ -68,13 +68,12 @@ class Models:
 
     @contextmanager
     def using(self, attrs: Mapping[Any, Any]) -> Iterator[Model]:
-        """The model of a result with these attributes, for one thread at a time: traces of a model cannot overlap."""
+        """The model of a result with these attributes; an error where too many threads use one or wait for one."""
         elsewhere = str(attrs.get("executed", "local")) != "local"
         if not self._line.acquire(blocking=False):
             raise ModelError(f"{WAITING} prompts wait for a model already: try again in a moment")
         try:
-            with self._running:
-                yield self.get(str(attrs.get("model", "")), str(attrs.get("model_revision", "")), elsewhere)
+            yield self.get(str(attrs.get("model", "")), str(attrs.get("model_revision", "")), elsewhere)
         finally:
             self._line.release()
 
@@ -142,18 +141,17 @@ class Firing:
     ids: list[np.ndarray[Any, Any]]
     differs: str = ""
 
-    def has(self, layer: int, head: int) -> bool:
+    def has(self, head: Head) -> bool:
         """Whether the model has such a head."""
-        return layer in self.patterns["layer"].values and head in self.patterns["head"].values
+        return head.layer in self.patterns["layer"].values and head.head in self.patterns["head"].values
 
-    def pattern(self, layer: int, head: int, example: int = 0) -> xr.Dataset:
+    def pattern(self, head: Head, example: int = 0) -> xr.Dataset:
         """The pattern of one head on one prompt, as `headwise.studies.plots.attention` takes it."""
         size = len(self.tokens[example])
-        here = self.patterns.isel(example=example).sel(layer=layer, head=head)
+        here = self.patterns.isel(example=example).sel(layer=head.layer, head=head.head)
         here = here.isel(query=slice(size), key=slice(size)).drop_vars(("layer", "head", "example"), errors="ignore")
-        name = f"L{layer}H{head}"
         return xr.Dataset(
-            {"pattern": here.expand_dims(shown=[name]).assign_attrs(long_name="attention", units="1")},
+            {"pattern": here.expand_dims(shown=[str(head)]).assign_attrs(long_name="attention", units="1")},
             coords={"token": ("position", np.asarray(self.tokens[example], dtype=object))},
         )
 

@@ -89,7 +89,7 @@ def asked_for(host: str) -> str:
     return f"{name}:{port}"
 
 
-class Desk:
+class PageQueue:
     """Makes pages one after another, and says when there are too many. One page of Bokeh's takes its time to make."""
 
     def __init__(self) -> None:
@@ -116,7 +116,7 @@ class Desk:
             self._waiting -= 1
 
 
-class Page(DocHandler):  # type: ignore[misc]
+class PageHandler(DocHandler):  # type: ignore[misc]
     """The page, once it is its turn."""
 
     gone = False
@@ -128,20 +128,20 @@ class Page(DocHandler):  # type: ignore[misc]
 
     async def get(self, *args: Any, **kwargs: Any) -> None:
         """Make the page, or ask its reader to come back."""
-        desk: Desk = self.application.settings["desk"]
-        seconds = desk.wait(len(list(self.application_context.sessions)))
+        queue: PageQueue = self.application.settings["page queue"]
+        seconds = queue.wait(len(list(self.application_context.sessions)))
         if seconds:
             self.set_status(503)
             self.set_header("Retry-After", str(seconds))
             self.set_header("Cache-Control", "no-store")
             self.finish(BUSY.format(seconds=seconds))
             return
-        async with desk.turn():
+        async with queue.turn():
             if not self.gone:
                 await super().get(*args, **kwargs)
 
 
-class Socket(WSHandler):  # type: ignore[misc]
+class SocketHandler(WSHandler):  # type: ignore[misc]
     """What a page says and is told; a page of ours says little."""
 
     taken = 0
@@ -186,7 +186,7 @@ class _Refused(RequestHandler):
         self.finish(f"{said}\n")
 
 
-class _Strangers(Matcher):
+class _NotForUs(Matcher):
     """Requests that are not for this app, or not from a page of its own."""
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -227,9 +227,9 @@ class _Headers(OutputTransform):
 def guard(server: Any, names: Iterable[str]) -> None:
     """Let a Bokeh server answer to these names alone, and to as many pages as it can bear."""
     application = server._tornado
-    application.settings["desk"] = Desk()
+    application.settings["page queue"] = PageQueue()
     application.add_transform(_Headers)
-    ours = {DocHandler: Page, WSHandler: Socket}
+    ours = {DocHandler: PageHandler, WSHandler: SocketHandler}
     for rule in application.wildcard_router.rules:
         rule.target = ours.get(rule.target, rule.target)
-    application.default_router.rules.insert(0, Rule(_Strangers(names), _Refused))
+    application.default_router.rules.insert(0, Rule(_NotForUs(names), _Refused))

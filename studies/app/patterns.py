@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import Callable
 
 import panel as pn
 import xarray as xr
 
-from ...errors import HeadwiseError
 from ...interventions.declare.sites import Head
 from .. import plots
-from . import firing, head_facts, look, text
+from . import firing, head_facts, text
 from .figures import drawn
 from .firing import Firing, Models
-from .widgets import framed, note, picture, select
+from .widgets import beside, button, framed, html, picture, select
 
 SHORT = "short"
 
 
-class PatternPart:
+class PatternView:
     """A select box of prompts, the pattern, and a line on where it comes from.
 
     Parameters
@@ -36,9 +33,8 @@ class PatternPart:
         self._stored: xr.Dataset | None = None
         self._fired: dict[bool, Firing] = {}
         self._head, self._quiet = "", False
-        self.prompts, self.picture, self.note = select("Attention on", shared=False), picture(), note()
-        self.load = pn.widgets.Button(label="Load the model", visible=False, margin=(6, 0), stylesheets=[look.PARTS])
-        self.load.on_click(lambda event: pn.state.execute(self._compute))
+        self.prompts, self.picture, self.note = select("Attention on", shared=False), picture(), html()
+        self.load = button("Load the model", lambda event: self._start(), visible=False, margin=(6, 0))
         self.prompts.param.watch(lambda event: self._chose(), "value")
         self.view = pn.Column(
             self.prompts, self.note, self.load, framed(self.picture), sizing_mode="stretch_width", margin=0
@@ -74,7 +70,7 @@ class PatternPart:
         elif (self.prompts.value == SHORT) in self._fired:
             self._draw_fired()
         elif self._models.ready(str(self._tree.attrs.get("model", ""))):
-            pn.state.execute(self._compute)
+            self._start()
         else:
             self.picture.object, self.load.visible = None, True
             name = str(self._tree.attrs.get("model", "the model"))
@@ -86,6 +82,9 @@ class PatternPart:
             self.show(self._head)
             self._changed()
 
+    def _start(self) -> None:
+        pn.state.execute(self._compute)
+
     async def _compute(self) -> None:
         """Open the model and run it beside the page, so that no other tab waits."""
         tree, short = self._tree, self.prompts.value == SHORT
@@ -93,14 +92,7 @@ class PatternPart:
             return
         self.load.visible, self.picture.object = False, None
         self.note.object = text.note(f"Computing the patterns with {tree.attrs.get('model', 'the model')} …")
-        said = ""
-        try:
-            fired = await asyncio.to_thread(self._fire, tree, short)
-        except HeadwiseError as error:
-            fired, said = None, str(error)
-        except Exception as error:
-            logging.getLogger("headwise").exception("patterns could not be computed")
-            fired, said = None, f"The pattern cannot be computed ({type(error).__name__})."
+        fired, said = await beside(lambda: self._fire(tree, short), "The pattern cannot be computed")
         if tree is not self._tree:  # another file was chosen meanwhile
             return
         if fired is None:
@@ -119,13 +111,8 @@ class PatternPart:
         fired = self._fired[short]
         example = 0 if short else min(int(self.prompts.value), len(fired.tokens) - 1)
         said = "Computed now, on the prompt of the file." if short else "Computed now, on a prompt that was measured."
-        self._draw(fired.pattern(*_place(self._head), example), f"{said} {fired.differs}".strip())
+        self._draw(fired.pattern(Head.parse(self._head), example), f"{said} {fired.differs}".strip())
 
     def _draw(self, ds: xr.Dataset, said: str) -> None:
         self.picture.object = drawn(plots.attention(ds, self._head))
         self.note.object = text.note(said)
-
-
-def _place(name: str) -> tuple[int, int]:
-    head = Head.parse(name)
-    return head.layer, head.head

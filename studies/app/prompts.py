@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -11,15 +9,15 @@ import numpy as np
 import panel as pn
 import xarray as xr
 
-from ...errors import HeadwiseError, printable
+from ...errors import printable
 from ...interventions.declare.sites import Head
 from .. import plots
-from . import firing, look
-from . import text as words
+from . import firing
+from . import text as sentences
 from .figures import HeadGrid, drawn
 from .firing import FIRES, TOKEN, Firing, Models
 from .selection import Selection
-from .widgets import framed, html, note, picture, select
+from .widgets import PARTS, beside, button, framed, html, picture, select
 
 EXAMPLE = "apple banana cherry apple banana"
 NOTHING = {
@@ -28,7 +26,7 @@ NOTHING = {
 }
 
 
-class PromptPart:
+class PromptView:
     """A prompt, how strongly every head fires on it, and the pattern of the picked head.
 
     Parameters
@@ -50,17 +48,16 @@ class PromptPart:
             label="Prompt",
             placeholder=EXAMPLE,
             margin=(0, 0, 8, 0),
-            stylesheets=[look.PARTS],
+            stylesheets=[PARTS],
             styles={"flex": "4 1 16rem"},
             max_length=firing.LETTERS,
         )
-        self.run = pn.widgets.Button(label="Run", color="primary", margin=(0, 0, 8, 0), stylesheets=[look.PARTS])
+        self.run = button("Run", lambda event: self._start(), color="primary", margin=(0, 0, 8, 0))
         self.fires = select("Show attention to", {text: name for name, text in FIRES.items()} | {"one token": TOKEN})
         self.token = select("Token")
-        self.head, self.note = html(), note()
+        self.head, self.note = html(), html()
         self.picture, self.pattern = picture(), picture()
         self.text.param.watch(lambda event: self._entered(), "value")
-        self.run.on_click(lambda event: pn.state.execute(self._run))
         for widget in (self.fires, self.token):
             widget.param.watch(lambda event: self._chose(), "value")
 
@@ -78,7 +75,7 @@ class PromptPart:
         """Take another file, and with it another model; the prompt stays, and runs again where it had been run."""
         self._tree, self._fired, self._grid = tree, None, None
         name = str(tree.attrs.get("model", "")) if tree is not None else ""
-        self.head.object = words.prompt_heading(self._models.instead or name)
+        self.head.object = sentences.prompt_heading(self._models.instead or name)
         self._quiet = True
         if wanted.prompt:
             self.text.value = wanted.prompt
@@ -89,7 +86,7 @@ class PromptPart:
         self._offer()
         self._draw()
         if tree is not None and (wanted.prompt or self._ran):
-            pn.state.execute(self._run)
+            self._start()
 
     def chosen(self) -> dict[str, str]:
         """What the address keeps."""
@@ -107,7 +104,10 @@ class PromptPart:
 
     def _entered(self) -> None:
         if not self._quiet:
-            pn.state.execute(self._run)
+            self._start()
+
+    def _start(self) -> None:
+        pn.state.execute(self._run)
 
     async def _run(self) -> None:
         """Run the prompt beside the page, so that no other tab waits; a later prompt overtakes an earlier one."""
@@ -117,14 +117,7 @@ class PromptPart:
         self._asked += 1
         asked = self._asked
         self._say(f"Running it on {self._models.instead or tree.attrs.get('model', 'the model')} …")
-        said = ""
-        try:
-            fired = await asyncio.to_thread(self._fire, tree, text, asked)
-        except HeadwiseError as error:
-            fired, said = None, str(error)
-        except Exception as error:
-            logging.getLogger("headwise").exception("the prompt could not be run")
-            fired, said = None, f"The prompt cannot be run ({type(error).__name__})."
+        fired, said = await beside(lambda: self._fire(tree, text, asked), "The prompt cannot be run")
         if asked != self._asked or tree is not self._tree:
             return
         self._fired, self._ran = fired, text if fired is not None else ""
@@ -179,10 +172,10 @@ class PromptPart:
 
     def _draw_pattern(self) -> None:
         head = Head.parse(self._head) if self._head else None
-        if self._fired is None or head is None or not self._fired.has(head.layer, head.head):
+        if self._fired is None or head is None or not self._fired.has(head):
             self.pattern.object = None
         else:
-            self.pattern.object = drawn(plots.attention(self._fired.pattern(head.layer, head.head), self._head))
+            self.pattern.object = drawn(plots.attention(self._fired.pattern(head), self._head))
 
     def _say(self, text: str, warn: bool = False) -> None:
-        self.note.object = words.note(text, warn=warn)
+        self.note.object = sentences.note(text, warn=warn)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import panel as pn
@@ -15,16 +14,16 @@ import xarray as xr
 from ...errors import HeadwiseError, printable
 from ...interventions.declare.sites import Head
 from .. import plots
-from . import head_facts, look, variables
-from . import text as words
+from . import head_facts, variables
+from . import text as sentences
 from .figures import HeadGrid
 from .firing import Models
 from .folder import Folder
-from .patterns import PatternPart
-from .prompts import PromptPart
+from .patterns import PatternView
+from .prompts import PromptView
 from .selection import Selection
-from .variables import SHOWS, Variable, short
-from .widgets import framed, html, note, picture, select, template
+from .variables import SHOWS, HeadVariable, short
+from .widgets import EMPTY, TEMPLATE, button, framed, html, picture, select, template
 
 MOST_FILES = 2000
 """Results that are offered; an address can name any other."""
@@ -35,13 +34,13 @@ def page(folder: Folder, models: Models) -> Any:
     """The page for the session that is being opened, as the address that it was opened with asks for it."""
     listed = folder.files()
     if all(one.reason for one in listed):
-        return template(look.EMPTY, folder.name, files=html(words.files(listed, folder.name)))
+        return template(EMPTY, folder.name, files=html(sentences.files(listed, folder.name)))
     location = pn.state.location
     session = Session(folder, models, Selection.from_query(location.search if location else ""))
     made = template(
-        look.TEMPLATE,
+        TEMPLATE,
         folder.name,
-        files=html(words.files(listed, folder.name)),
+        files=html(sentences.files(listed, folder.name)),
         location=True,
         **session.roots(),
     )
@@ -69,11 +68,11 @@ class Session:
             select(name) for name in ("Result set", "Variable", "Show", "Head")
         )
         self.dims = pn.FlexBox(gap="0 .8rem", margin=0)
-        self.grid, self.grid_note = picture(), note()
+        self.grid, self.grid_note = picture(), html()
         self.heading, self.facts = html(), html()
         self.partners = pn.Column(sizing_mode="stretch_width", margin=0)
-        self.pattern = PatternPart(models, self.remember)
-        self.prompt = PromptPart(models, self.remember, self.pick)
+        self.pattern = PatternView(models, self.remember)
+        self.prompt = PromptView(models, self.remember, self.pick)
         self.result.param.watch(lambda event: self._loud(self.open_result), "value")
         self.variable.param.watch(lambda event: self._loud(self.open_variable), "value")
         self.show.param.watch(lambda event: self._loud(self.draw), "value")
@@ -151,7 +150,7 @@ class Session:
         if self.wanted.head and self.wanted.head not in names:
             self._say(f"There is no head {self.wanted.head} in this file: this is {self.head.value}.")
 
-    def _strongest(self, chosen: Variable | None) -> str:
+    def _strongest(self, chosen: HeadVariable | None) -> str:
         """The head where the chosen variable is largest, either way."""
         with contextlib.suppress(HeadwiseError):
             if chosen is not None and self.tree is not None:
@@ -198,9 +197,9 @@ class Session:
         if self._grid is not None:
             self._grid.mark(name)
         with self._in_words():
-            self.heading.object = words.heading(name, head_facts.role(self.tree, head))
+            self.heading.object = sentences.heading(name, head_facts.role(self.tree, head))
             about = head_facts.scores(self.tree, head), head_facts.effects(self.tree, head)
-            self.facts.object = words.effects_table(about[1]) + words.scores_table(about[0])
+            self.facts.object = sentences.effects_table(about[1]) + sentences.scores_table(about[0])
             self.partners.objects = self._partners(head)
         self.pattern.show(name)
         self.prompt.show(name)
@@ -210,25 +209,17 @@ class Session:
         found = head_facts.partners(self.tree, head) if self.tree is not None else {}
         if not found:
             return [html('<p class="soft">This file holds no composition scores.</p>')]
-        parts = [html("<h3>Partners in the circuit</h3>" + words.PARTNERS)]
+        parts = [html("<h3>Partners in the circuit</h3>" + sentences.PARTNERS)]
+        look = {"margin": (2, 3), "css_classes": ["partner"]}
         for (direction, kind), some in found.items():
             said = f"Its {KINDS[kind]} read" if direction == "from" else f"Its output is read by the {KINDS[kind]} of"
-            buttons = []
-            for one in some:
-                button = pn.widgets.Button(
-                    label=words.partner(one),
-                    margin=(2, 3),
-                    stylesheets=[look.PARTS],
-                    css_classes=["partner"],
-                )
-                button.on_click(partial(self._partner, str(one.head)))
-                buttons.append(button)
+            buttons = [button(sentences.partner(one), self._picks(one), **look) for one in some]
             row = pn.FlexBox(*buttons, sizing_mode="stretch_width", margin=0)
             parts += [html(f'<p class="soft">{said}</p>'), row]
         return parts
 
-    def _partner(self, name: str, event: Any) -> None:
-        self.pick(name)
+    def _picks(self, one: head_facts.Partner) -> Callable[[Any], None]:
+        return lambda event: self.pick(str(one.head))
 
     def remember(self) -> None:
         """Write what is chosen into the address."""
@@ -246,7 +237,7 @@ class Session:
         if location is not None and not self._quiet and location.search != chosen.to_query():
             location.search = chosen.to_query()
 
-    def _chosen(self) -> Variable | None:
+    def _chosen(self) -> HeadVariable | None:
         return self._known.get(self.variable.value or "")
 
     def _chosen_labels(self, dim: str) -> tuple[str, ...]:
@@ -257,7 +248,7 @@ class Session:
         return {widget.tags[0]: widget.value for widget in self.dims.objects}
 
     def _say(self, text: str) -> None:
-        self.grid_note.object = words.note(text, warn=True)
+        self.grid_note.object = sentences.note(text, warn=True)
 
     def _loud(self, handle: Any) -> None:
         """Handle a change that the reader made; those that the page itself makes while it redraws are not."""
@@ -285,7 +276,7 @@ class Session:
             self._say(f"This cannot be shown ({type(error).__name__}): is the file whole?")
 
 
-def _grouped(found: list[Variable]) -> dict[str, dict[str, str]]:
+def _grouped(found: list[HeadVariable]) -> dict[str, dict[str, str]]:
     """The variables as a select box takes them, by group of the file."""
     groups: dict[str, dict[str, str]] = {}
     for one in found:

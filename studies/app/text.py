@@ -107,7 +107,24 @@ def effects_table(effects: Sequence[Effect]) -> str:
 def interval(
     value: float, low: float, high: float, start: float, stop: float, *, mark: float | None, zero: bool = False
 ) -> str:
-    """A value with its interval on an axis from `start` to `stop`, as a small picture beside its numbers."""
+    """A value with its interval on an axis from `start` to `stop`, as a small picture beside its numbers.
+
+    Parameters
+    ----------
+    value, low, high : float
+        The ends are left out where they are missing.
+    start, stop : float
+        Ends of the axis.
+    mark : float, optional
+        Where a line for chance stands.
+    zero : bool
+        Whether a line stands at 0.
+
+    Returns
+    -------
+    str
+        SVG; empty where the value is missing.
+    """
     if not math.isfinite(value):
         return ""
     span = (stop - start) or 1.0

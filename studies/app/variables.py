@@ -28,7 +28,7 @@ FIRST = ("heads/induction", "ablation/loss", "loss")
 
 
 @dataclass(frozen=True)
-class Variable:
+class HeadVariable:
     """A variable that has one number for each head, once a label is chosen of each other dim.
 
     Attributes
@@ -60,7 +60,7 @@ def datasets(tree: xr.DataTree) -> Iterator[tuple[str, xr.Dataset]]:
             yield node.path.strip("/"), ds
 
 
-def variables(tree: xr.DataTree) -> list[Variable]:
+def variables(tree: xr.DataTree) -> list[HeadVariable]:
     """What can be drawn as a head grid, in the order of the file; ends of intervals are left to their variable."""
     found = []
     for group, ds in datasets(tree):
@@ -72,13 +72,13 @@ def variables(tree: xr.DataTree) -> list[Variable]:
     return found
 
 
-def usual(found: list[Variable]) -> Variable | None:
+def usual(found: list[HeadVariable]) -> HeadVariable | None:
     """The variable that is shown first."""
     by_key = {one.key: one for one in found}
     return next((by_key[key] for key in FIRST if key in by_key), found[0] if found else None)
 
 
-def heads(tree: xr.DataTree, variable: Variable | None) -> list[tuple[int, int]]:
+def heads(tree: xr.DataTree, variable: HeadVariable | None) -> list[tuple[int, int]]:
     """Layer and number of every head that a variable has, or else any variable of the file."""
     for one in [variable] if variable else variables(tree):
         array = _by_head(dataset(tree, one.group)[one.name])
@@ -97,7 +97,7 @@ def dataset(tree: xr.DataTree, group: str) -> xr.Dataset:
     raise UnknownNameError(f"this result has no group {group!r}: it has {choices(path for path, _ in datasets(tree))}")
 
 
-def values(tree: xr.DataTree, variable: Variable, show: str, at: Mapping[str, str]) -> xr.DataArray:
+def values(tree: xr.DataTree, variable: HeadVariable, show: str, at: Mapping[str, str]) -> xr.DataArray:
     """The numbers of a head grid.
 
     Parameters
@@ -135,13 +135,13 @@ def values(tree: xr.DataTree, variable: Variable, show: str, at: Mapping[str, st
     return array.transpose(*HEAD)
 
 
-def _variable(group: str, ds: xr.Dataset, name: str) -> Variable:
+def _variable(group: str, ds: xr.Dataset, name: str) -> HeadVariable:
     array = _by_head(ds[name])
     others = {str(dim): _options(array, str(dim)) for dim in array.dims if dim not in HEAD}
     long = short(array.attrs.get("long_name", name.replace("_", " ")))
     key = f"{group}/{name}" if group else name
     label = long if long != short(ds.attrs.get("long_name", "")) else short(name)
-    return Variable(key, group, name, label, _shows(ds, name), others)
+    return HeadVariable(key, group, name, label, _shows(ds, name), others)
 
 
 def _shows(ds: xr.Dataset, name: str) -> tuple[str, ...]:

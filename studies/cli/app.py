@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .shared import add_command, complete_files, quiet_libraries
+from .shared import add_command, add_folder, quiet_libraries
 
 EXAMPLES = """  headwise app                                       what is in results/
   headwise app /data/runs --port 8080 --no-show      the address is printed
@@ -25,10 +25,7 @@ def add(commands: Any) -> None:
         ),
         examples=EXAMPLES,
     )
-    folder: Any = parser.add_argument(
-        "folder", metavar="FOLDER", nargs="?", default="results", help="where the results are (default: %(default)s)"
-    )
-    folder.completer = complete_files
+    add_folder(parser, "where the results are")
     parser.add_argument("--port", type=int, default=5006, help="0 picks a free one (default: %(default)s)")
     parser.add_argument(
         "--address", default="127.0.0.1", help="where to listen; the default is this machine alone (%(default)s)"

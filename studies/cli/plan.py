@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from ...errors import DeclarationError, ResultError, UnknownNameError, choices
 from .shared import add_command, add_json, add_model, open_model, put, quiet_libraries
 
+if TYPE_CHECKING:
+    from ...interventions.models.model import Model
+
+SWEEPS = ("heads", "qkv", "resid")
 EXAMPLES = """  headwise plan                                      every head ablated
   headwise plan --what qkv --metric logit_diff       q, k, v of every head
   headwise plan --model openai-community/gpt2 --json
@@ -43,19 +51,75 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Make the plan and print it."""
-    from .planning import figures, sweep
+    """Make the plan of a sweep on repeated tokens and print it."""
+    from ...interventions.plan.explain import cost
+    from ..measuring.measure import plan as plan_of
+    from ..tasks.tasks import RepeatedTokens
 
     quiet_libraries()
     model = open_model(options)
     size = options.batch_size
-    plan = sweep(
+    plan = plan_of(
         model,
-        options.what,
-        options.metric or ["loss"],
-        n=options.n,
-        length=options.length,
+        RepeatedTokens(n=options.n, length=options.length),
+        _grid(model, options.what, 2 * options.length),
+        [_metric(name) for name in options.metric or ["loss"]],
         batch_size=int(size) if size.isdigit() else size,
     )
-    put(figures(plan) if options.json else plan)
+    if options.json:
+        found = cost(plan)
+        put(
+            json.dumps(
+                asdict(found)
+                | {
+                    "total": found.total,
+                    "share": found.share,
+                    "passes_run": plan.passes,
+                    "conditions": len(plan.conditions),
+                },
+                indent=2,
+            )
+        )
+    else:
+        put(plan)
     return 0
+
+
+def _grid(model: Model, what: str, positions: int) -> Any:
+    """The interventions of a sweep of this name, or those in a JSON file as `to_json` writes it."""
+    from ...interventions.declare.codec import from_json
+    from ...interventions.declare.edits import Patch, ZeroAblate
+    from ...interventions.declare.grid import Grid
+    from ...interventions.declare.sites import Head, Layer
+
+    layers, heads = model.layers, model.heads
+    if what == "heads":
+        return Grid(lambda layer, head: ZeroAblate(Head(layer, head)), layer=layers, head=heads)
+    if what == "qkv":
+        return Grid(
+            lambda component, layer, head: Patch(model.read_by(Head(layer, head), component)),
+            component=["q", "k", "v"],
+            layer=layers,
+            head=heads,
+        )
+    if what == "resid":
+        return Grid(
+            lambda layer, position: Patch(Layer(layer).resid_pre.at(position)), layer=layers, position=range(positions)
+        )
+    path = Path(what).expanduser()
+    if not path.is_file():
+        raise DeclarationError(f"--what {what}: possible are {choices(SWEEPS)}, and a JSON file with interventions")
+    try:
+        return from_json(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ResultError(f"cannot read {path}: {error}") from error
+
+
+def _metric(name: str) -> Any:
+    from ... import metrics
+
+    known = {one: getattr(metrics, one) for one in metrics.__all__}
+    known = {one: value for one, value in known.items() if isinstance(value, metrics.Metric)}
+    if name not in known:
+        raise UnknownNameError(f"--metric {name}: possible are {choices(known)}")
+    return known[name]

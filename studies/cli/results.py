@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import DeclarationError, printable
 from . import shared
-from .shared import add_command, add_file, add_json, add_question, add_variable, print_json, put, say
+from .shared import add_command, add_file, add_folder, add_json, add_question, add_variable, print_json, put, say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,10 +60,7 @@ def add(commands: Any) -> None:
         ),
         examples=LS,
     )
-    folder: Any = ls.add_argument(
-        "folder", metavar="FOLDER", nargs="?", default="results", help="where to look (default: %(default)s)"
-    )
-    folder.completer = shared.complete_files
+    add_folder(ls, "where to look")
     ls.add_argument("--model", metavar="NAME", help="only of this model; * stands for anything")
     ls.add_argument("--study", metavar="NAME", help="only of this study, such as InductionStudy, measure or capture")
     ls.add_argument("--where", metavar="CONDITION", help=f"only results that meet it; columns are {', '.join(COLUMNS)}")

@@ -69,7 +69,24 @@ class Help(argparse.RawDescriptionHelpFormatter):
 def add_command(
     commands: Any, name: str, run: Run | None, *, help: str, description: str, examples: str = ""
 ) -> argparse.ArgumentParser:
-    """A parser of a command, with examples below its options."""
+    """A parser of a command, with examples below its options.
+
+    Parameters
+    ----------
+    commands : argparse subparsers
+    name : str
+    run : callable, optional
+        Gets the options and returns the status; None for a command that has commands of its own.
+    help : str
+        One line, for the list of commands.
+    description : str
+    examples : str
+        Lines that can be typed.
+
+    Returns
+    -------
+    argparse.ArgumentParser
+    """
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=help,
@@ -94,6 +111,14 @@ def fill(text: str) -> str:
 def add_file(parser: argparse.ArgumentParser, metavar: str = "FILE", words: str = "a result, a NetCDF file") -> None:
     """The result that a command is about, completed with result files and folders."""
     argument: Any = parser.add_argument(metavar.lower(), metavar=metavar, help=words)
+    argument.completer = complete_files
+
+
+def add_folder(parser: argparse.ArgumentParser, words: str) -> None:
+    """The folder of results that a command is about, ``results`` by default."""
+    argument: Any = parser.add_argument(
+        "folder", metavar="FOLDER", nargs="?", default="results", help=f"{words} (default: %(default)s)"
+    )
     argument.completer = complete_files
 
 

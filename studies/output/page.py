@@ -6,7 +6,7 @@ policy in its head forbids the browser to load anything else.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
@@ -43,9 +43,7 @@ class Page:
         places = []
         for panel in panels:
             place = f"plot{len(self.models)}"
-            self.models[place] = model = hv.render(panel, backend="bokeh")
-            if getattr(model, "frame_width", None):
-                model.sizing_mode = None  # its size follows from that of its frame
+            self.models[place] = model = rendered(panel)
             places.append(_place(place, model))
         look = f'class="plots" tabindex="0" role="img" aria-label="{escape(caption)}"'
         self.add(
@@ -55,23 +53,11 @@ class Page:
 
     def html(self) -> str:
         """The whole page as text."""
-        from bokeh.document import Document
-        from bokeh.embed import components
-        from bokeh.resources import Resources
-        from bokeh.themes import Theme
-
         script, inlined, body = "", "", "\n".join(self.body)
         if self.models:
-            document = Document()
-            with document.models.freeze():  # else Bokeh walks through all models again for each that is added
-                for model in self.models.values():
-                    document.add_root(model)
-            script, divs = components(self.models, theme=Theme(json=THEME))
+            inlined, script, divs = embedded(self.models)
             for place, div in divs.items():
                 body = body.replace(f"<!--{place}-->", div, 1)
-            inlined = "".join(
-                f"<script>{one}</script>\n" for one in Resources(mode="inline", components=["bokeh"]).js_raw
-            )
         skip = '<a class="skip" href="#content">Skip to the content</a>' if 'id="content"' in body else ""
         return (
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -81,6 +67,32 @@ class Page:
             f"</head>\n<body>\n{skip}\n{body}\n{script}\n"
             f"{f'<script>{SCRIPT}</script>' if self.models else ''}\n</body>\n</html>\n"
         )
+
+
+def rendered(element: Any) -> Any:
+    """The Bokeh figure of a HoloViews element, at its own size."""
+    import holoviews as hv
+
+    model = hv.render(element, backend="bokeh")
+    if getattr(model, "frame_width", None):
+        model.sizing_mode = None  # its size follows from that of its frame
+    return model
+
+
+def embedded(models: Mapping[str, Any]) -> tuple[str, str, dict[str, str]]:
+    """Bokeh models as HTML: Bokeh itself, the script that draws them, and by name the place of each."""
+    from bokeh.document import Document
+    from bokeh.embed import components
+    from bokeh.resources import Resources
+    from bokeh.themes import Theme
+
+    document = Document()
+    with document.models.freeze():  # else Bokeh walks through all models again for each that is added
+        for model in models.values():
+            document.add_root(model)
+    script, divs = components(dict(models), theme=Theme(json=THEME))
+    library = Resources(mode="inline", components=["bokeh"]).js_raw
+    return "".join(f"<script>{one}</script>\n" for one in library), script, divs
 
 
 def _place(place: str, model: Any) -> str:
@@ -105,6 +117,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]], *, caption: str
     caption : str
     long : sequence of int
         Columns whose text may break anywhere.
+
+    Returns
+    -------
+    str
+        HTML.
     """
     right = [bool(rows) and all(isinstance(row[at], Number) for row in rows) for at in range(len(head))]
 

@@ -19,13 +19,12 @@ from .attention_viewer import attention_viewer
 from .auto import picture
 from .composition import causal_check, composition_matrix, composition_strip
 from .composition_graph import composition_graph
-from .curves import along, by_position
+from .curves import along, by_position, ranked_conditions
 from .estimates import estimate_against_exact
 from .export.save import save
 from .grids import grid, layer_by_position
 from .heads import head_grid, head_grids, ranked_heads
 from .patching import qkv_grids, qkv_of_set
-from .ranked import ranked_conditions
 from .word_lists import words_agreement, words_grid, words_table
 
 __all__ = [

@@ -11,7 +11,19 @@ import xarray as xr
 from ...errors import DeclarationError, UnknownNameError, choices
 from ..measuring.effects import effect
 from .heads import head_grids, names_of_heads
-from .parts.dots import PLAIN, dots, intervals, names_at, row_chart, rows_of, span_of, spread, stand_out
+from .parts.dots import (
+    PLAIN,
+    dots,
+    equal_line,
+    intervals,
+    names_at,
+    row_chart,
+    rows_of,
+    span_of,
+    spread,
+    square_ends,
+    stand_out,
+)
 from .parts.few import marks_few
 from .parts.inputs import names_of, need, per_head, possible, with_dims
 from .parts.style import BLUE, GREY, ORANGE, SEQUENTIAL, SKY, bar, dimension, hover, overlay, styled, unit_of
@@ -79,11 +91,9 @@ def zero_against_mean(ds: xr.Dataset, metric: str, *, title: str = "") -> Any:
     )
     names = names_of_heads(zero)
     x, y = (np.asarray(one.values, dtype=float).ravel() for one in (zero, mean))
-    both = np.concatenate([x, y])
-    pad = 0.08 * (float(np.nanmax(both) - np.nanmin(both)) or 1.0)
-    ends = (float(np.nanmin(both)) - pad, float(np.nanmax(both)) + pad)
+    ends = square_ends(x, y)
     axes = [dimension(name, change, f"under {name} ablation") for name in ("zero", "mean")]
-    equal = styled(hv.Curve((ends, ends), *axes[:2], label="equal"), color=GREY, line_dash="dashed", line_width=1)
+    equal = equal_line(ends, axes)
 
     table: dict[str, Any] = {"zero": x, "mean": y, "name": names}
     tips = [("head", "@name"), ("zero ablation", "@zero{+0.000}"), ("mean ablation", "@mean{+0.000}")]

@@ -13,7 +13,7 @@ import xarray as xr
 from .heads import names_of_heads
 from .parts.inputs import need, per_head
 from .parts.patterns import Pattern, coarse, names_of_patterns, read_pattern, short
-from .parts.style import NARROWEST, ORANGE, WEIGHTS, Scale, cells, heat_map, hover, overlay, styled, ticks
+from .parts.style import NARROWEST, ORANGE, WEIGHTS, ColourScale, cells, heat_map, hover, overlay, styled, ticks
 
 WORDS, WHOLE = 50, 96
 """Up to so many tokens they are written along the axes; up to so many positions each has a cell of its own."""
@@ -56,7 +56,21 @@ def attention(
 
 
 def draw(pattern: Pattern, *, title: str | None = None, colorbar: bool = True, hooks: Sequence[Any] = ()) -> Any:
-    """The figure of a pattern that was read."""
+    """The figure of a pattern that was read.
+
+    Parameters
+    ----------
+    pattern : Pattern
+    title : str, optional
+        See `attention`.
+    colorbar : bool
+    hooks : sequence of callables
+        Bokeh hooks of the figure.
+
+    Returns
+    -------
+    holoviews.Overlay
+    """
     title = titled(pattern) if title is None else title
     pattern = coarse(pattern, WHOLE)
     cell = cell_size(pattern)
@@ -94,7 +108,7 @@ def pattern_cells(pattern: Pattern, cell: float, colorbar: bool = True) -> Any:
     value = "@weight{0.000}" if pattern.block == 1 else "@weight{0.000}, the largest in this block"
     width, height = (round(len(ends) * cell) for ends in (pattern.keys, pattern.queries))
     high = max(1.0, float(np.nanmax(pattern.weights)))
-    look = cells(Scale(0.0, high, WEIGHTS), width, height, weight.pprint_label, colorbar)
+    look = cells(ColourScale(0.0, high, WEIGHTS), width, height, weight.pprint_label, colorbar)
     look |= {"line_color": "#eeeeee"} if cell >= 10 else {"line_color": None}
     vdims = [weight, "to_token", "from_token", "to_position", "from_position"]
     return styled(heat_map(table, ["key", "query"], vdims), **look, **hover(weight, value, *rows))

@@ -14,7 +14,7 @@ from .ablation import sets_against_null, with_base
 from .attention import attention
 from .attention_viewer import MOST, attention_viewer
 from .composition import composition_matrix
-from .curves import along
+from .curves import along, ranked_conditions
 from .estimates import estimate_against_exact
 from .grids import grid, layer_by_position
 from .heads import head_grid, head_grids
@@ -23,7 +23,6 @@ from .parts.pairs import PAIR
 from .parts.patterns import read_pattern
 from .parts.style import styled
 from .patching import UNTOUCHED, qkv_grids
-from .ranked import ranked_conditions
 
 ALL = "all"
 """Selecting it draws one head grid for each value."""

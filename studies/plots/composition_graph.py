@@ -14,7 +14,7 @@ from .heads import names_of_heads
 from .parts.dots import dots, shift
 from .parts.inputs import Array, labels_of, per_head
 from .parts.pairs import PAIR, Pairs, pairs_of
-from .parts.style import GREY, INK, ROLES, WEIGHTS, bar, head_name, hover, overlay, styled
+from .parts.style import INK, WEIGHTS, bar, by_role, head_name, hover, overlay, styled
 
 ALL, TOP = 48, 24
 """Up to so many heads all are drawn, else those with an edge; how many edges are drawn."""
@@ -62,6 +62,13 @@ def composition_graph(
     holoviews.Overlay
         ``Segments`` (one for each edge, weakest first; ``value``, ``sender``, ``receiver``, ``score``, ``width``),
         ``Points`` for each role (``at``, ``layer``; name, role), ``Labels`` with the names.
+
+    Raises
+    ------
+    UnknownNameError
+        For a kind or a variant that is not there, and for senders or receivers that no pair has.
+    DeclarationError
+        For other dims, and where no pair has a score.
     """
     composed = ds["composition"] if isinstance(ds, xr.Dataset) and "composition" in ds else ds
     if isinstance(composed, xr.DataArray) and "kind" not in composed.dims:
@@ -156,15 +163,13 @@ def _edges(found: Pairs, order: Array, nodes: dict[str, tuple[float, float, Any]
 
 def _dots(nodes: dict[str, tuple[float, float, Any]], role: dict[str, str]) -> list[Any]:
     """The heads, for each role those that have it."""
-    kinds = {name: role.get(name, "other") for name in nodes}
-    present = set(kinds.values())
-    parts = []
-    for kind in (*(known for known in ROLES if known in present), *sorted(present - set(ROLES))):
-        here = [name for name in nodes if kinds[name] == kind]
+    names, parts = list(nodes), []
+    for kind, look, places in by_role([role.get(name, "other") for name in names]):
+        here = [names[at] for at in places]
         table: dict[str, Any] = {"at": [nodes[name][0] for name in here], "layer": [nodes[name][1] for name in here]}
         table |= {"name": here, "role": [kind] * len(here)}
         tips = {"tools": ["hover"], "hover_tooltips": [("head", "@name"), *([("role", "@role")] if role else [])]}
-        parts.append(dots(table, ["at", "layer"], kind, ROLES.get(kind, (GREY, "hex")), 13, **tips))
+        parts.append(dots(table, ["at", "layer"], kind, look, 13, **tips))
     return parts
 
 

@@ -1,4 +1,4 @@
-"""Along the sequence, or any other axis of numbers: metrics by position, and by layer and position."""
+"""Values with their intervals: as curves along the sequence or any other axis of numbers, or ranked by size."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ import xarray as xr
 
 from ...errors import DeclarationError
 from ...metrics.intervals import bootstrap_interval
+from ..measuring.effects import condition_names
 from ..storage.attributes import number_in
+from .parts.dots import dots, intervals, reference, row_chart, rows_of, span_of
 from .parts.few import marks_few
-from .parts.inputs import dataset_of, listed, names_of, numbers_of
+from .parts.inputs import array_of, dataset_of, listed, names_of, numbers_of
 from .parts.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, dimension, hover, overlay, styled
 
 RUNS = {"clean": (BLUE, "solid"), "corrupted": (ORANGE, "dashed")}
 OTHERS = ((BLUE, "solid"), (ORANGE, "dashed"), (GREEN, "dotdash"), (PURPLE, "dotted"), (SKY, "dashdot"))
 """Colour and dash of curves: colour is never the only sign."""
+TOP, LETTERS = 24, 44
+"""How many conditions are drawn; letters of a name that are written, hover shows all."""
 
 
 def by_position(ds: xr.Dataset | xr.DataArray, metric: str | None = None, *, title: str = "") -> Any:
@@ -64,6 +68,13 @@ def along(
     -------
     holoviews.Overlay
         See `by_position`.
+
+    Raises
+    ------
+    UnknownNameError
+        For a variable that is not there.
+    DeclarationError
+        Where the variable lacks `dim`, or has other dims from which a value must be selected first.
     """
     what = f"by_{dim}"
     ds, name = dataset_of(ds, what, name)
@@ -101,16 +112,25 @@ def _interval(ds: xr.Dataset, name: str, dim: str) -> tuple[Any, Any, Any, bool]
     """Mean, low and high along `dim`, and whether the ends are known."""
     values = ds[name]
     whole = np.asarray(values.transpose(dim, ...).values, dtype=float)
-    if values.ndim == 1:
-        mean = low = high = whole
-    else:
+    mean = whole
+    if values.ndim > 1:
         counted = np.isfinite(whole).sum(-1)
         mean = np.where(counted, np.nansum(whole, -1) / np.maximum(counted, 1), np.nan)
-        low, high = bootstrap_interval(whole)
+    ends = _ends(ds, name, [dim])
+    low, high = (mean, mean) if ends is None else ends
+    return mean, low, high, ends is not None
+
+
+def _ends(ds: xr.Dataset, name: str, dims: list[Any]) -> tuple[Any, Any] | None:
+    """Ends of the intervals along `dims`: as stored, or else bootstrapped over examples; None where neither can be."""
+    values = ds[name]
     stored = [ds[f"{name}_{end}"] for end in ("low", "high") if f"{name}_{end}" in ds]
-    if len(stored) == 2 and all(end.dims == (dim,) for end in stored):
-        low, high = (np.asarray(end.values, dtype=float) for end in stored)
-    return mean, low, high, values.ndim > 1 or len(stored) == 2
+    if len(stored) == 2 and all(set(end.dims) == set(dims) for end in stored):
+        low, high = (np.asarray(end.transpose(*dims).values, dtype=float) for end in stored)
+        return low, high
+    if values.ndim == len(dims) or values.sizes["example"] == 1:
+        return None
+    return bootstrap_interval(np.asarray(values.transpose(*dims, "example").values, dtype=float))
 
 
 def _framed(parts: list[Any], ds: xr.Dataset, dim: str, shown: Any, ends: list[float], title: str, legend: bool) -> Any:
@@ -126,3 +146,62 @@ def _framed(parts: list[Any], ds: xr.Dataset, dim: str, shown: Any, ends: list[f
     labels = {"xlabel": dim, "ylabel": shown.pprint_label}
     limits = (low - (0.06 * reach if low < 0 else 0.0), top + 0.2 * reach)
     return overlay(parts, width=520, height=340, title=title, ylim=limits, legend_cols=2, show_legend=legend, **labels)
+
+
+@marks_few
+def ranked_conditions(
+    ds: xr.Dataset | xr.DataArray, name: str | None = None, *, top: int = TOP, title: str = ""
+) -> Any:
+    """Every condition with its value, the largest first, with a 95% interval over examples.
+
+    Parameters
+    ----------
+    ds : Dataset or DataArray
+        ``<name>(..., [example])`` with any other dims, such as ``condition``; ``<name>_low`` and ``_high`` without
+        ``example`` where they are there, else the interval is bootstrapped from the examples.
+    name : str, optional
+        Needed for a dataset of several variables.
+    top : int
+        Of more conditions, so many with the values farthest from 0 are drawn.
+    title : str
+
+    Returns
+    -------
+    holoviews.Overlay
+        ``Points`` (``value``, ``row``; name, interval), ``Segments`` for the intervals and a ``Curve`` at 0.
+
+    Raises
+    ------
+    UnknownNameError
+        For a variable that is not there.
+    DeclarationError
+        Where all values are missing, or are no numbers.
+    """
+    ds, name = dataset_of(ds, "ranked_conditions", name)
+    values = array_of(ds[name], "ranked_conditions", ("condition",))
+    where = [dim for dim in values.dims if dim != "example"]
+    values = values.transpose(*where, ...)
+    mean = values.mean("example", keep_attrs=True) if "example" in values.dims else values
+    flat = np.ravel(mean.values).astype(float)
+    known = np.flatnonzero(np.isfinite(flat))
+    if not known.size:
+        raise DeclarationError(f"ranked_conditions: {name} has no value that is not missing")
+    far = known[np.argsort(-np.abs(flat[known]), kind="stable")][:top]
+    order = far[np.argsort(-flat[far], kind="stable")]
+    ends = _ends(ds, name, where)
+    low, high = (np.where(np.isfinite(end), end, flat) for end in map(np.ravel, ends or (flat, flat)))
+    whole = [str(one) for one in condition_names(mean).ravel()[order]]
+    names = [one if len(one) <= LETTERS else one[: LETTERS - 1] + "…" for one in whole]
+    rows, shown = rows_of(names), dimension("value", ds[name])
+    table = {"value": flat[order], "row": rows, "name": whole, "low": low[order], "high": high[order]}
+    text = "@value{0.0000} (95%: @low{0.0000} to @high{0.0000})" if ends else "@value{0.0000}"
+    parts = [
+        reference(0.0, "0", rows, shown, GREY, "solid"),
+        intervals(low[order], rows, high[order]),
+        dots(table, [shown, "row"], "conditions", (BLUE, "circle"), 9, **hover(shown, text, ("condition", "@name"))),
+    ]
+    if len(known) > len(order):
+        title = f"{title}{': ' if title else ''}the {len(order)} of {len(known)} farthest from 0"
+    letters = max(map(len, names))
+    look = {"width": 380 + 7 * letters, "height": 90 + 24 * len(names), "show_legend": False}
+    return row_chart(parts, shown, names, xlim=span_of([flat[order], low[order], high[order]]), title=title, **look)

@@ -12,9 +12,9 @@ import xarray as xr
 
 from ...metrics.statistics import rank_correlation
 from ..measuring.effects import condition_names
-from .parts.dots import PLAIN, dots, names_beside
+from .parts.dots import PLAIN, dots, equal_line, names_beside, square_ends
 from .parts.inputs import labels_of, names_of, need, need_dims
-from .parts.style import BLUE, GREEN, GREY, ORANGE, PALE, PURPLE, SKY, dimension, overlay, styled, unit_of
+from .parts.style import BLUE, GREEN, ORANGE, PALE, PURPLE, SKY, dimension, overlay, styled, unit_of
 
 LOOKS = ((BLUE, "circle"), (ORANGE, "diamond"), (GREEN, "triangle"), (PURPLE, "square"), (SKY, "inverted_triangle"))
 NAMED = 5
@@ -43,9 +43,7 @@ def estimate_against_exact(ds: xr.Dataset) -> Any:
     need_dims(ds, "estimate_against_exact", {"estimate": ("estimator", *map(str, ds["exact"].dims))})
     exact = ds["exact"]
     estimate = ds["estimate"].transpose("estimator", *exact.dims)
-    both = np.concatenate([np.ravel(exact.values), np.ravel(estimate.values), [0.0]]).astype(float)
-    pad = 0.08 * (float(np.nanmax(both) - np.nanmin(both)) or 1.0)
-    ends = (float(np.nanmin(both)) - pad, float(np.nanmax(both)) + pad)
+    ends = square_ends(exact.values, estimate.values, 0.0)
     panels = [_panel(ds, exact, estimate, number, ends) for number in range(estimate.sizes["estimator"])]
     return hv.Layout(panels).cols(2)
 
@@ -54,9 +52,9 @@ def _panel(ds: xr.Dataset, exact: xr.DataArray, estimates: xr.DataArray, number:
     table = _table(exact, estimates.isel(estimator=number))
     x, y, miss, names = (table[column] for column in ("exact", "estimate", "miss", "name"))
     axes = [dimension("exact", exact), dimension("estimate", estimates)]
-    equal = hv.Curve((ends, ends), *axes, label="equal")
+    equal = equal_line(ends, axes)
     parts = [styled(line(0.0), color=PALE, line_width=1) for line in (hv.VLine, hv.HLine)]
-    parts.append(styled(equal, color=GREY, line_dash="dashed", line_width=1))
+    parts.append(equal)
     asked = [("condition", "@name"), *((str(dim), f"@{{{dim}}}") for dim in exact.dims)]
     values = [("exact", "@exact{+0.000}"), ("estimate", "@estimate{+0.000}"), ("estimate - exact", "@miss{+0.000}")]
     tips = {"tools": ["hover"], "hover_tooltips": [*asked, *values, ("unit", unit_of(exact) or "pure number")]}

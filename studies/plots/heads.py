@@ -17,7 +17,7 @@ from .parts.style import (
     BLUE,
     GREY,
     INK,
-    ROLES,
+    by_role,
     cells,
     dimension,
     head_name,
@@ -168,6 +168,13 @@ def ranked_heads(ds: xr.Dataset | xr.DataArray, score: str | None = None, *, top
     holoviews.Overlay
         ``Points`` for each role (``score``, ``row``; name, role, interval), ``Segments`` for the intervals, and a
         ``Curve`` for chance, for the best untrained head and for the threshold.
+
+    Raises
+    ------
+    UnknownNameError
+        For a score that is not there.
+    DeclarationError
+        Where all values are missing, or the score has other dims.
     """
     ds, score = dataset_of(ds, "ranked_heads", score)
     mean = per_head(ds[score], "ranked_heads")
@@ -188,14 +195,13 @@ def ranked_heads(ds: xr.Dataset | xr.DataArray, score: str | None = None, *, top
     compared = _references(ds, score)
     parts = [reference(at, name, rows, shown, *look) for name, at, look in compared]
     parts.append(intervals(low, rows, high))
-    for name in dict.fromkeys([*(known for known in ROLES if known in role), *role]):
-        here = [index for index, one in enumerate(role) if one == name]
+    for name, look, here in by_role(role):
         table = {"score": value[here], "row": rows[here], "name": [names[index] for index in here]}
         table |= {"role": [name] * len(here), "low": low[here], "high": high[here]}
         known = f"{score}_low" in ds
         text = "@score{0.000} (95%: @low{0.000} to @high{0.000})" if known else "@score{0.000}"
         tips = hover(shown, text, ("head", "@name"), ("role", "@role"))
-        parts.append(dots(table, [shown, "row"], name, ROLES.get(name, (INK, "hex")), 9, **tips))
+        parts.append(dots(table, [shown, "row"], name, look, 9, **tips))
     ends = span_of([low, value, high, [at for _, at, _ in compared]], share=_is_share(ds[score]))
     height = 100 + 22 * len(names) + 22 * ((len(parts) + 1) // 2)
     legend = {"show_legend": "role" in ds or bool(compared)}

@@ -11,7 +11,7 @@ import xarray as xr
 from .heads import names_of_heads
 from .parts.dots import dots, names_at, row_chart, rows_of, stand_out
 from .parts.inputs import need, per_head
-from .parts.style import BLUE, GREEN, GREY, INK, ORANGE, ROLES, dimension, hover, overlay, styled
+from .parts.style import BLUE, GREEN, GREY, INK, ORANGE, by_role, dimension, hover, overlay, styled
 
 LOOKS = {"zero": (ORANGE, "diamond"), "mean": (GREEN, "triangle")}
 TEXTS = ("prompt", "answer", "guess")
@@ -106,10 +106,9 @@ def words_agreement(ds: xr.Dataset, heads_ds: xr.Dataset, *, title: str = "") ->
     ]
     also = (("head", "@name"), ("role", "@role"), (axes[0].label, "@random{0.000}"))
     tips = hover(axes[1], "@words{0.000}", *also)
-    for role in dict.fromkeys([*(name for name in ROLES if name in roles), *roles]):
-        here = [index for index, one in enumerate(roles) if one == role]
+    for role, look, here in by_role(roles):
         table = {"random": x[here], "words": y[here], "name": [names[at] for at in here], "role": [role] * len(here)}
-        parts.append(dots(table, axes, role, ROLES.get(role, (INK, "hex")), 9, alpha=0.85, **tips))
+        parts.append(dots(table, axes, role, look, 9, alpha=0.85, **tips))
     parts += names_at(x, y, names, stand_out(x, y, names))
     ends = {"xlim": (-0.03, 1.08), "ylim": (-0.03, max(1.0, float(np.nanmax(y))) * 1.08)}
     labels = {"xlabel": axes[0].pprint_label, "ylabel": axes[1].pprint_label}

@@ -272,20 +272,19 @@ def _check_room(n: int, size: int) -> None:
 
 
 def reference_tokens(task: Task, model: Model, run: str, groups: Sequence[Group]) -> tuple[Array, ...]:
-    """Reference prompts of the length of each group.
+    """Reference prompts of the length of each group, ``(example, position)``.
 
     Parameters
     ----------
     task : Task
     model : Model
     run : str
-        The run of the reference draw.
+        Such as ``"clean"``.
     groups : sequence of Group
-        Of the evaluated prompts.
 
     Returns
     -------
-    tuple of array (example, position)
+    tuple of arrays (example, position)
         Token ids, one array for each group.
 
     Raises
@@ -293,7 +292,7 @@ def reference_tokens(task: Task, model: Model, run: str, groups: Sequence[Group]
     UnknownNameError
         The reference prompts have no such run.
     DeclarationError
-        There are fewer than two reference prompts of a length.
+        There are fewer than two reference prompts of some length.
     """
     batch = task.reference(model)
     if run not in batch.runs:

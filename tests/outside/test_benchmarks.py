@@ -4,10 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from cases import CASES, make_job, sample
-from contenders import CONTENDERS, REFERENCE, Contender
-from race import TOLERANCE, identity_cost, operations, race
-from table import CLOSE, OPEN, between_marks, tables, write_readme
+
+from benchmarks.cases import CASES, make_job, sample
+from benchmarks.contenders import CONTENDERS, REFERENCE, Contender
+from benchmarks.race import TOLERANCE, identity_cost, operations, race
+from benchmarks.table import CLOSE, OPEN, between_marks, tables, write_readme
 
 INSTALLED = ["plain", "headwise", "hooks", "nnsight"]
 

@@ -8,49 +8,33 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
-import shutil
-import subprocess
-import tempfile
 import time
 from pathlib import Path
 
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-default-apps",
-    "--disable-dev-shm-usage",
-    "--disable-extensions",
-    "--disable-sync",
-    "--hide-scrollbars",
-    "--no-first-run",
-    "--no-default-browser-check",
-    "--remote-debugging-port=0",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
-)
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+from headwise.errors import ResultError
+from headwise.studies.plots.export.browser import find_browser, running
+
 DEADLINE = 60.0
 """Seconds until a wait gives up; on an idle machine waits take a fraction of a second."""
 
 
 def found():
-    """Path of a Chromium on this machine, or None."""
-    return next(filter(None, map(shutil.which, NAMES)), None)
+    """Path of the browser that pictures are drawn with, or None."""
+    try:
+        return find_browser()
+    except ResultError:
+        return None
 
 
 class Browser:
     """A Chromium of its own, with a profile of its own; its tabs share one DevTools connection."""
 
     def __init__(self):
-        self.profile = tempfile.TemporaryDirectory(prefix="headwise-browser-", ignore_cleanup_errors=True)
-        self.process = subprocess.Popen(
-            [found(), *FLAGS, f"--user-data-dir={self.profile.name}", "about:blank"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        self.ends = contextlib.ExitStack()
+        run = running(found(), "about:blank", "--remote-debugging-port=0")
+        self.process, self.profile = self.ends.enter_context(run)
         self.loop = asyncio.new_event_loop()
         self.tabs, self.number = {}, 0
         self.socket = self.loop.run_until_complete(self._connect())
@@ -58,7 +42,7 @@ class Browser:
     async def _connect(self):
         from tornado.websocket import websocket_connect
 
-        told, until = Path(self.profile.name) / "DevToolsActivePort", time.monotonic() + DEADLINE
+        told, until = self.profile / "DevToolsActivePort", time.monotonic() + DEADLINE
         while not (told.is_file() and len(told.read_text().split()) == 2):
             if self.process.poll() is not None or time.monotonic() > until:
                 raise RuntimeError(f"Chromium did not start (status {self.process.returncode})")
@@ -99,14 +83,9 @@ class Browser:
 
     def close(self):
         """End the process and remove its profile."""
-        try:
-            self.call("Browser.close")
-        except (TimeoutError, RuntimeError, OSError):
-            self.process.kill()
-        self.process.wait(DEADLINE)
+        self.ends.close()
         self.loop.run_until_complete(self._leave())
         self.loop.close()
-        self.profile.cleanup()
 
     def __enter__(self):
         return self

@@ -62,6 +62,8 @@ GRACE = 5
 """Seconds that a browser has to end by itself."""
 SHARPNESS = {"png": 2, "svg": 1}
 """Pixels of the picture for each pixel of a screen."""
+SAID = "said.txt"
+"""What a browser prints, in its profile."""
 
 
 def find_browser() -> str:
@@ -111,14 +113,20 @@ def drawn(models: Mapping[str, Any], columns: int, kind: str, timeout: float) ->
     ------
     ResultError
         Where there is no browser, it fails, or it takes too long.
+
+    Returns
+    -------
+    bytes
+        The file.
     """
     program = find_browser()
-    with _served(drawing(models, columns, kind)) as (address, arrived, answer), _running(program, address, kind) as run:
-        process, said = run
+    sharp = f"--force-device-scale-factor={SHARPNESS[kind]}"
+    with _served(drawing(models, columns, kind)) as (address, arrived, answer), running(program, address, sharp) as run:
+        process, profile = run
         end = time.monotonic() + timeout
         while not arrived.wait(0.05):
             if process.poll() is not None:
-                raise ResultError(f"{program} ended before it drew the picture: {_last_words(said)}")
+                raise ResultError(f"{program} ended before it drew the picture: {_last_line(profile / SAID)}")
             if time.monotonic() > end:
                 raise ResultError(f"{program} did not draw the picture within {timeout:g} s")
     if answer["type"] == "text/plain":
@@ -166,27 +174,25 @@ def _served(page: bytes) -> Iterator[tuple[str, threading.Event, dict[str, Any]]
 
 
 @contextmanager
-def _running(program: str, address: str, kind: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-    """A browser at `address` with a profile of its own, and where its words are; ended and deleted at the end."""
+def running(program: str, address: str, *flags: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """A browser without a window at `address`, and its profile; at the end it is ended, and its profile deleted."""
     folder = Path(tempfile.mkdtemp(prefix="headwise-picture-"))
-    flags = [*FLAGS, f"--user-data-dir={folder}", f"--force-device-scale-factor={SHARPNESS[kind]}"]
-    if hasattr(os, "geteuid") and os.geteuid() == 0:
-        flags.append("--no-sandbox")  # Chromium refuses to run as root with it
+    root = hasattr(os, "geteuid") and os.geteuid() == 0  # Chromium refuses to run as root with its sandbox
+    own = [f"--user-data-dir={folder}", *(["--no-sandbox"] if root else [])]
     try:
-        said = folder / "said.txt"
-        with said.open("wb") as words:
+        with (folder / SAID).open("wb") as said:
             try:
                 process = subprocess.Popen(
-                    [program, *flags, address],
+                    [program, *FLAGS, *own, *flags, address],
                     stdin=subprocess.DEVNULL,
-                    stdout=words,
+                    stdout=said,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
                 )
             except OSError as error:
                 raise ResultError(f"cannot run {program}: {error.strerror or error}") from error
         try:
-            yield process, said
+            yield process, folder
         finally:
             _end(process)
     finally:
@@ -216,6 +222,6 @@ def _delete(folder: Path) -> None:
         time.sleep(0.1)
 
 
-def _last_words(said: Path) -> str:
+def _last_line(said: Path) -> str:
     lines = [line for line in said.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1][:300] if lines else "it said nothing"

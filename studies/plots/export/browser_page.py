@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ...output.style import THEME
+from ...output.page import embedded
 
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; connect-src 'self'"
@@ -96,19 +96,9 @@ wait()
 
 def drawing(models: Mapping[str, Any], columns: int, kind: str) -> bytes:
     """The page that draws Bokeh figures, `columns` to a row, as one ``"png"`` or ``"svg"``, and posts it."""
-    from bokeh.document import Document
-    from bokeh.embed import components
-    from bokeh.resources import Resources
-    from bokeh.themes import Theme
-
     ids = json.dumps([model.id for model in models.values()])
     script = DRAW % {"ids": ids, "columns": columns, "gap": GAP, "kind": kind}
-    document = Document()
-    with document.models.freeze():
-        for model in models.values():
-            document.add_root(model)
-    start, divs = components(dict(models), theme=Theme(json=THEME))
-    inlined = "\n".join(f"<script>{one}</script>" for one in Resources(mode="inline", components=["bokeh"]).js_raw)
+    inlined, start, divs = embedded(models)
     page = (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" '
         f'content="{POLICY}"><link rel="icon" href="data:,"><style>html {{ background: #fff; color-scheme: light }} '

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ....errors import DeclarationError, choices
-from ...output.page import Page
+from ...output.page import Page, rendered
 from ...storage.files import check_writable, write_beside
 from .browser import drawn
 
@@ -64,20 +64,11 @@ def save(element: Any, path: str | os.PathLike[str], *, timeout: float = 60.0) -
         return write_beside(target, lambda beside: Path(beside).write_text(html, encoding="utf-8"))
     panels = list(element) if isinstance(element, hv.Layout) else [element]
     columns = element._max_cols if isinstance(element, hv.Layout) else 1
-    models = {f"panel{number}": figure(panel) for number, panel in enumerate(panels)}
+    models = {f"panel{number}": rendered(panel) for number, panel in enumerate(panels)}
+    for model in models.values():
+        model.toolbar_location = None
     picture = drawn(models, columns, kind[1:], timeout)
     return write_beside(target, lambda beside: Path(beside).write_bytes(picture))
-
-
-def figure(element: Any) -> Any:
-    """The Bokeh model of one panel, at its own size and without a toolbar."""
-    import holoviews as hv
-
-    model = hv.render(element, backend="bokeh")
-    model.toolbar_location = None
-    if getattr(model, "frame_width", None):
-        model.sizing_mode = None  # its size follows from that of its frame
-    return model
 
 
 def _with_callbacks(page: Page) -> str:

@@ -9,7 +9,7 @@ import holoviews as hv
 import numpy as np
 
 from .inputs import Array
-from .style import INK, overlay, styled
+from .style import GREY, INK, overlay, styled
 
 PLAIN = "%.3g"
 """How numbers along an axis are written: short, and never ``1.000e-3``."""
@@ -21,6 +21,24 @@ def dots(
     """Points at the columns `axes` of `table`; `look` is colour and marker.
 
     All other columns are kept for hover, under their name or the dimension that `axes` gives them after the first two.
+
+    Parameters
+    ----------
+    table : mapping of name to column
+    axes : sequence of str or holoviews.Dimension
+        Across, up, and dimensions of further columns.
+    label : str
+        In the legend.
+    look : (str, str)
+        Colour and marker.
+    size : float
+        Pixels.
+    **options
+        Of the Bokeh backend.
+
+    Returns
+    -------
+    holoviews.Points
     """
     known = {getattr(axis, "name", axis): axis for axis in axes}
     others = [known.get(name, name) for name in table if name not in list(known)[:2]]
@@ -35,7 +53,23 @@ def intervals(low: Array, rows: Array, high: Array) -> Any:
 
 
 def reference(at: float, name: str, rows: Array, shown: Any, colour: str, dash: str) -> Any:
-    """A vertical line through all rows, with its value in the legend."""
+    """A vertical line through all rows, with its value in the legend.
+
+    Parameters
+    ----------
+    at : float
+    name : str
+        In the legend, with the value.
+    rows : array
+        See `rows_of`.
+    shown : holoviews.Dimension
+        What the horizontal axis is.
+    colour, dash : str
+
+    Returns
+    -------
+    holoviews.Curve
+    """
     ends = [float(rows.min()) - 0.5, 0.5]
     line = hv.Curve(([at, at], ends), shown, "row", label=f"{name}, {at:.2f}")
     return styled(line, color=colour, line_dash=dash, line_width=1.5)
@@ -50,13 +84,43 @@ def span_of(values: Iterable[Any], *, share: bool = False) -> tuple[float, float
     return low - pad, high + pad
 
 
+def square_ends(*values: Any) -> tuple[float, float]:
+    """Ends that both axes of a scatter share: all `values`, with room at the sides."""
+    both = np.concatenate([np.ravel(one) for one in values]).astype(float)
+    low, high = float(np.nanmin(both)), float(np.nanmax(both))
+    pad = 0.08 * ((high - low) or 1.0)
+    return low - pad, high + pad
+
+
+def equal_line(ends: tuple[float, float], axes: Sequence[Any]) -> Any:
+    """A dashed line where both axes are equal."""
+    return styled(hv.Curve((ends, ends), *axes, label="equal"), color=GREY, line_dash="dashed", line_width=1)
+
+
 def rows_of(names: Sequence[str]) -> Array:
     """Places of rows along the vertical axis, the first at the top."""
     return -np.arange(len(names), dtype=float)
 
 
 def row_chart(parts: Sequence[Any], shown: Any, names: Sequence[str], *, middle: float = 0.0, **options: Any) -> Any:
-    """One figure of `parts` with a row for each of `names`; `middle` is where a row's name stands within it."""
+    """One figure of `parts` with a row for each of `names`; `middle` is where a row's name stands within it.
+
+    Parameters
+    ----------
+    parts : sequence of HoloViews elements
+    shown : holoviews.Dimension
+        What the horizontal axis is.
+    names : sequence of str
+        From top to bottom.
+    middle : float
+        Height of a row's name above the row's place.
+    **options
+        Of the Bokeh backend.
+
+    Returns
+    -------
+    holoviews.Overlay
+    """
     rows = rows_of(names)
     axes = {
         "xlabel": shown.pprint_label,
@@ -74,7 +138,19 @@ def spread(count: int, width: float) -> Array:
 
 
 def stand_out(x: Array, y: Array, names: Sequence[str], most: int = 8) -> list[int]:
-    """Which points to write a name at: the farthest from where most are, none in a crowd or on top of another."""
+    """Which points to write a name at: the farthest from where most are, none in a crowd or on top of another.
+
+    Parameters
+    ----------
+    x, y : arrays (point,)
+    names : sequence of str
+    most : int
+
+    Returns
+    -------
+    list of int
+        Places in `names`.
+    """
     spans = [float(np.nanmax(axis) - np.nanmin(axis)) or 1.0 for axis in (x, y)]
     away = np.hypot((x - np.nanmedian(x)) / spans[0], (y - np.nanmedian(y)) / spans[1])
     kept: list[int] = []
@@ -92,7 +168,19 @@ def _near(x: Array, y: Array, index: int) -> list[int]:
 
 
 def names_at(x: Array, y: Array, names: Sequence[str], kept: Sequence[int]) -> Any:
-    """The names of the points `kept`, with those of the points on top of them; to the left where the edge is near."""
+    """The names of the points `kept`, with those of the points on top of them; to the left where the edge is near.
+
+    Parameters
+    ----------
+    x, y : arrays (point,)
+    names : sequence of str
+    kept : sequence of int
+        Places in `names`, see `stand_out`.
+
+    Returns
+    -------
+    list of holoviews.Labels
+    """
     high = float(np.nanmax(x)) - 0.2 * (float(np.nanmax(x) - np.nanmin(x)) or 1.0)
     parts = []
     for align, offset, side in (
@@ -126,6 +214,19 @@ def names_beside(x: Array, y: Array, names: Sequence[str], kept: Sequence[int], 
 
     Points on top of each other share a label of several lines. Both axes reach from one of `ends` to the other. A side
     where no point is hidden, and none could be meant, is taken first; a label for which no side is free is left out.
+
+    Parameters
+    ----------
+    x, y : arrays (point,)
+    names : sequence of str
+    kept : sequence of int
+        Places in `names`.
+    ends : (float, float)
+        Of both axes.
+
+    Returns
+    -------
+    list of holoviews.Labels
     """
     across, up = ((axis - ends[0]) / (ends[1] - ends[0]) for axis in (x, y))
     texts: dict[int, str] = {}

@@ -40,7 +40,26 @@ class Pairs:
 
 
 def pairs_of(ds: Any, kind: str | None, *, variant: str, deviations: bool | None, what: str) -> Pairs:
-    """The pairs of one kind of composition, see `composition_matrix` for the arguments."""
+    """The pairs of one kind of composition, see `composition_matrix` for the arguments.
+
+    Parameters
+    ----------
+    ds, kind, variant, deviations
+        As for `composition_matrix`.
+    what : str
+        Name of the picture, for messages.
+
+    Returns
+    -------
+    Pairs
+
+    Raises
+    ------
+    UnknownNameError
+        For a kind or a variant that is not there.
+    DeclarationError
+        For other dims, and where no pair has a score.
+    """
     ds, name = dataset_of(ds, what, "composition" if isinstance(ds, xr.Dataset) else None)
     scores = array_of(ds[name], what, PAIR)
     wanted = {"kind": kind, "variant": variant if "variant" in scores.dims else None}

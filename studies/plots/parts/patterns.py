@@ -101,6 +101,17 @@ def names_of_patterns(ds: xr.Dataset) -> list[str]:
 def read_pattern(ds: Any, shown: str | None = None, *, example: int = 0, what: str = "attention") -> Pattern:
     """One pattern of `ds`, see `attention` for what it may be.
 
+    Parameters
+    ----------
+    ds, shown, example
+        As for `attention`.
+    what : str
+        Name of the picture, for messages.
+
+    Returns
+    -------
+    Pattern
+
     Raises
     ------
     UnknownNameError, DeclarationError

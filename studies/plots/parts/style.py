@@ -7,7 +7,7 @@ still says ``hv.extension("bokeh")`` itself.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +43,7 @@ DIVERGING = list(interp_palette(("#0b3c73", "#2f76b5", "#8fbfe0", "#f7f7f7", "#f
 
 
 @dataclass(frozen=True)
-class Scale:
+class ColourScale:
     """Colours for a range of values.
 
     Attributes
@@ -79,7 +79,7 @@ def _no_minus_zero(text: str) -> str:
     return text.lstrip("+-") if not text.strip("+-0.") else text
 
 
-def scale_for(values: Array, limits: tuple[float, float] | None = None, centre: float | None = None) -> Scale:
+def scale_for(values: Array, limits: tuple[float, float] | None = None, centre: float | None = None) -> ColourScale:
     """The scale of `values`.
 
     Parameters
@@ -98,9 +98,15 @@ def scale_for(values: Array, limits: tuple[float, float] | None = None, centre: 
         centre = 0.0
     if centre is None:
         low = low if limits else min(0.0, low)
-        return Scale(low, high if high > low else low + 1.0, SEQUENTIAL)
+        return ColourScale(low, high if high > low else low + 1.0, SEQUENTIAL)
     reach = max(abs(low - centre), abs(high - centre)) or 1.0
-    return Scale(centre - reach, centre + reach, DIVERGING, signed=centre == 0)
+    return ColourScale(centre - reach, centre + reach, DIVERGING, signed=centre == 0)
+
+
+def by_role(roles: Sequence[str]) -> Iterator[tuple[str, tuple[str, str], list[int]]]:
+    """Each role with its colour and marker, and the places that have it; roles of `ROLES` first."""
+    for role in dict.fromkeys([*(known for known in ROLES if known in roles), *roles]):
+        yield role, ROLES.get(role, (INK, "hex")), [at for at, one in enumerate(roles) if one == role]
 
 
 def styled(element: Any, **options: Any) -> Any:
@@ -177,8 +183,23 @@ def _is_text(values: Any) -> bool:
     return np.asarray(values).dtype.kind not in "biuf"
 
 
-def cells(scale: Scale, width: int, height: int, label: str, colorbar: bool = True) -> dict[str, Any]:
-    """Options of a heat map of `width` by `height` pixels: its scale, and a labelled colour bar below."""
+def cells(scale: ColourScale, width: int, height: int, label: str, colorbar: bool = True) -> dict[str, Any]:
+    """Options of a heat map of `width` by `height` pixels: its scale, and a labelled colour bar below.
+
+    Parameters
+    ----------
+    scale : ColourScale
+    width, height : int
+        Pixels of all cells together.
+    label : str
+        Of the colour bar.
+    colorbar : bool
+
+    Returns
+    -------
+    dict
+        Options of the Bokeh backend.
+    """
     return {
         "cmap": list(scale.colours),
         "clim": (scale.low, scale.high),

@@ -192,8 +192,8 @@ def test_names_that_a_shell_would_take_apart_are_not_completed(hostile, monkeypa
 # What is written where
 
 PRINTING = {
-    "studies/commands/shared.py",  # the one place
-    "studies/training.py",  # numbers of ours
+    "studies/cli/shared.py",  # the one place
+    "studies/training/words_2l.py",  # numbers of ours
 }
 
 

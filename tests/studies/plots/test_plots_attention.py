@@ -15,10 +15,7 @@ from headwise.studies import Prompts, RepeatedTokens, capture, plots
 from headwise.studies.plots.attention_viewer import TINTS
 from headwise.studies.plots.parts.patterns import coarse, read_pattern, visible
 from tests.support import browser
-
-
-def option(element, name, group="plot"):
-    return hv.Store.lookup_options("bokeh", element, group).kwargs.get(name)
+from tests.support.elements import option
 
 
 def parts(element, kind):

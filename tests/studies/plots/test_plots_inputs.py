@@ -9,6 +9,7 @@ import xarray as xr
 
 from headwise.errors import DeclarationError, UnknownNameError
 from headwise.studies import plots
+from tests.support.elements import option
 
 PAIR = ("sender_layer", "sender_head", "receiver_layer", "receiver_head")
 RNG = np.random.default_rng(0)
@@ -17,10 +18,6 @@ RNG = np.random.default_rng(0)
 def array(**sizes):
     """Numbers 0, 1, 2, ... with dims and nothing else."""
     return xr.DataArray(np.arange(float(np.prod(list(sizes.values())))).reshape(*sizes.values()), dims=tuple(sizes))
-
-
-def option(element, name, group="plot"):
-    return hv.Store.lookup_options("bokeh", element, group).kwargs.get(name)
 
 
 def parts(element, kind):

@@ -10,14 +10,11 @@ from scipy import stats
 
 from headwise.errors import DeclarationError, UnknownNameError
 from headwise.studies import plots
+from tests.support.elements import option
 
 OF_1_AND_3 = stats.t.interval(0.95, 1, 2.0, 1.0)
 """The interval of the mean of 1 and 3."""
 PAIR = ("sender_layer", "sender_head", "receiver_layer", "receiver_head")
-
-
-def option(element, name, group="plot"):
-    return hv.Store.lookup_options("bokeh", element, group).kwargs.get(name)
 
 
 def parts(element, kind):

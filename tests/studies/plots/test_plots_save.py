@@ -18,8 +18,8 @@ from PIL import Image
 
 from headwise.errors import DeclarationError, ResultError
 from headwise.studies import plots
+from headwise.studies.output.page import rendered
 from headwise.studies.plots.export import browser
-from headwise.studies.plots.export.save import figure
 from tests.support import browser as driver
 
 needs_browser = pytest.mark.skipif(driver.found() is None, reason="Chromium is not installed: PNG and SVG not drawn")
@@ -61,7 +61,8 @@ def group(leader):
 def test_png_has_two_pixels_for_each_and_is_cropped_to_the_figure(grid, tmp_path):
     with Image.open(plots.save(grid, tmp_path / "new" / "grid.png")) as image:
         image.load()
-    model = figure(grid)
+    model = rendered(grid)
+    model.toolbar_location = None
     assert model.frame_width == 160
     assert 2 * 160 < image.width < 2 * 260
     assert 2 * 84 < image.height < 2 * 230

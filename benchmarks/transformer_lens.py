@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from cases import Job, Place
 from transformer_lens import patching
 from transformer_lens.model_bridge import TransformerBridge
+
+from benchmarks.cases import Job, Place
 
 patching.tqdm = iter  # its patching functions draw a bar for each call
 HOOKS = {"z": "attn.hook_z", "q": "attn.hook_q", "k": "attn.hook_k", "v": "attn.hook_v", "resid_pre": "hook_resid_pre"}

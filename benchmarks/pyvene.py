@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pyvene
 import torch
-from cases import Job, Place
 from transformers import PreTrainedModel
+
+from benchmarks.cases import Job, Place
 
 COMPONENTS = {
     "z": "head_attention_value_output",

@@ -1,0 +1,27 @@
+"""A small study, and a folder of results, for the commands."""
+
+import numpy as np
+import pytest
+
+import headwise as hw
+from headwise.studies.cli.main import main
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory):
+    """A small study, written by the command."""
+    out = tmp_path_factory.mktemp("study") / "results" / "study.nc"
+    assert main(["induction", "--n", "4", "--length", "8", "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def folder(tmp_path, study):
+    """Two measurements by hand, a damaged file and an unfinished run."""
+    from tests.studies.catalogue import test_catalogue as hand
+
+    hw.write_netcdf(hand.measured([[2.0, 3.0]]), tmp_path / "a.nc")
+    hw.write_netcdf(hand.measured([[9.0, np.nan]], model="large"), tmp_path / "b.nc")
+    hand.unfinished(tmp_path, "later.nc")
+    (tmp_path / "bad.nc").write_bytes(b"nothing")
+    return tmp_path
