@@ -54,7 +54,7 @@ class Add(SiteEdit):
 class Scale(SiteEdit):
     """Multiply the site by a factor. 0 is `ZeroAblate`, 1 changes nothing.
 
-    A scaled ``pattern`` is not normalised again.
+    A scaled ``pattern`` is not normalized again.
     """
 
     factor: float

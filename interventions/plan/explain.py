@@ -60,7 +60,7 @@ class Cost:
         return self.total / self.naive if self.naive else float("nan")
 
 
-def cost(plan: Schedule) -> Cost:
+def cost_of(plan: Schedule) -> Cost:
     """Add up what a plan costs."""
     shape, base, passes, naive, prompts = plan.shape, 0, 0, 0, 0.0
     rows = positions = memory = 0
@@ -106,7 +106,7 @@ def path_flops(plan: Schedule, chunk: ExampleChunk, one: Pass) -> int:
 
 def explain(plan: Schedule) -> str:
     """The plan as text: what runs, how much work that is against the naive way, memory, and time where known."""
-    found = cost(plan)
+    found = cost_of(plan)
     examples = sum(len(group.examples) for group in plan.groups)
     scored = sum(len(group.scored) * len(group.examples) for group in plan.groups)
     tokens = sum(group.length * len(group.examples) for group in plan.groups)

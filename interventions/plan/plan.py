@@ -13,7 +13,7 @@ from ...errors import DeclarationError, UnknownNameError, choices, printable, wh
 from ..base.shape import Group, Shape
 from ..declare.edits import Edit
 from .cost import DEFAULT_BUDGET, OVERHEAD
-from .explain import explain
+from .explain import Cost, cost_of, explain
 from .passes import Packer
 from .schedule import Schedule, sources
 from .validate import check_edit, check_together
@@ -25,6 +25,17 @@ class Plan(Schedule):
 
     def __str__(self) -> str:
         return printable(explain(self), lines=True)
+
+    def cost(self) -> Cost:
+        """Add up the operations, the memory and, where the speed of the model was measured, the time of the plan.
+
+        Returns
+        -------
+        Cost
+            ``base``, ``passes``, ``total`` and ``naive`` in floating-point operations, ``share`` (``total / naive``),
+            ``memory`` in bytes, ``rows`` and ``positions`` of the largest passes, ``seconds`` or None.
+        """
+        return cost_of(self)
 
 
 def make_plan(

@@ -13,7 +13,6 @@ from ...interventions.declare.codec import from_json
 from ...interventions.declare.edits import Patch, ZeroAblate
 from ...interventions.declare.grid import Grid
 from ...interventions.declare.sites import Head, Layer
-from ...interventions.plan.explain import cost
 from ...interventions.plan.plan import Plan
 from ..measuring.measure import plan as plan_of
 from ..tasks.tasks import RepeatedTokens
@@ -45,7 +44,7 @@ def sweep(
 
 def figures(plan: Plan) -> str:
     """The cost of a plan as JSON."""
-    found = cost(plan)
+    found = plan.cost()
     more = {"total": found.total, "share": found.share, "passes_run": plan.passes, "conditions": len(plan.conditions)}
     return json.dumps(asdict(found) | more, indent=2)
 

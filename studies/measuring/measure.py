@@ -164,7 +164,7 @@ def plan(
     Returns
     -------
     Plan
-        ``headwise.interventions.plan.explain.cost(plan)`` gives the figures.
+        ``plan.cost()`` gives the figures.
     """
     setup = set_up(model, task, what, metrics, base=base, per_position=False, batch_size=batch_size)
     setup.readers()  # refuses metrics that the task cannot have, as `measure` does

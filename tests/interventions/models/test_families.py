@@ -29,7 +29,6 @@ from headwise.interventions import (
 from headwise.interventions.models import family
 from headwise.interventions.models.architectures import standard_sizes, windows_everywhere
 from headwise.interventions.plan.cost import forward_flops
-from headwise.interventions.plan.explain import cost
 from headwise.metrics import induction, logit_diff, loss
 from headwise.studies import InductionStudy, RepeatedTokens, capture, measure, plan
 from headwise.studies.analyses.composition import composition_scores
@@ -244,7 +243,7 @@ def test_integrated_estimates_of_parts_add_up_to_what_is_exact(name, model):
 def test_the_plan_counts_what_runs(model, metrics):
     task = RepeatedTokens(n=2, length=7)
     for grid in grids(model):
-        made = cost(plan(model, task, grid, metrics))
+        made = plan(model, task, grid, metrics).cost()
         alone = counted(lambda: measure(model, task, None, metrics, check=False))
         found = counted(lambda grid=grid: measure(model, task, grid, metrics, check=False)) - alone
         sources = forward_flops(model.shape, 2, 14)

@@ -12,7 +12,6 @@ from headwise import DeclarationError, HeadwiseError, UnknownNameError, studies
 from headwise.interventions import Add, Head, Knockout, Layer, MeanAblate, Patch, PathPatch, Scale, ZeroAblate
 from headwise.interventions.base.shape import Group, Shape
 from headwise.interventions.plan.cost import Extent, row_bytes
-from headwise.interventions.plan.explain import cost
 from headwise.interventions.plan.passes import Packer
 from headwise.interventions.plan.plan import make_plan
 from headwise.interventions.plan.writes import STAGES, lower, positions_in
@@ -88,12 +87,12 @@ def test_budget_holds_the_tensors_of_a_pass():
     assert Packer(GPT2, 50257, False, 1, 0.0).rows(GROUP) == 1
     small, large = (plan(*HEADS, budget=budget) for budget in (2**28, 2**31))
     assert small.passes > large.passes
-    assert cost(small).memory < cost(large).memory
-    assert cost(small).passes == cost(large).passes, "the same work, whatever the budget"
+    assert small.cost().memory < large.cost().memory
+    assert small.cost().passes == large.cost().passes, "the same work, whatever the budget"
 
 
 def test_memory_does_not_grow_with_the_number_of_conditions():
-    few, many = cost(plan(*HEADS[:60])), cost(plan(*HEADS, *[Patch(edit.site) for edit in HEADS], *HEADS))
+    few, many = plan(*HEADS[:60]).cost(), plan(*HEADS, *[Patch(edit.site) for edit in HEADS], *HEADS).cost()
     assert many.memory < 1.5 * few.memory
 
 
@@ -130,7 +129,7 @@ def by_hand(shape, layer, position, columns):
 
 
 def test_residual_patching_costs_what_depends_on_the_patch():
-    found = cost(plan(*RESIDUAL, columns=2))
+    found = plan(*RESIDUAL, columns=2).cost()
     bound = 8 * sum(by_hand(GPT2, layer, position, 2) for layer in range(12) for position in range(49))
     assert found.passes == pytest.approx(bound, rel=1e-9)
     assert found.total < 1.02 * bound, "beside it, only the two runs as they are"
@@ -139,8 +138,8 @@ def test_residual_patching_costs_what_depends_on_the_patch():
 def test_the_yardstick_of_the_design():
     """Every head of GPT-2 small: at most half of naive with the loss, 0.37 with a logit difference."""
     one = (Group((0,), 50, tuple(range(25, 49))),)
-    assert cost(plan(*HEADS, groups=one)).share < 0.49
-    assert cost(plan(*HEADS, groups=one, columns=2)).share < 0.34
+    assert plan(*HEADS, groups=one).cost().share < 0.49
+    assert plan(*HEADS, groups=one, columns=2).cost().share < 0.34
 
 
 @pytest.mark.parametrize(

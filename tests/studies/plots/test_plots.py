@@ -253,7 +253,7 @@ def test_sets_against_null_leaves_out_sets_that_were_not_drawn():
 def patched_dataset():
     values = np.ones((3, LAYERS, HEADS))
     values[2, 1, 2] = -1.0
-    attrs = {"long_name": "normalised logit difference", "units": "1"}
+    attrs = {"long_name": "normalized logit difference", "units": "1"}
     return xr.Dataset(
         {
             "noising_normalized": (("component", "layer", "head"), values, attrs),
