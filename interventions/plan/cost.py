@@ -77,19 +77,17 @@ def forward_flops(shape: Shape, rows: int, length: int, scored: int | None = Non
     return blocks + logits_flops(shape, rows, scored, columns)
 
 
-def pass_flops(
-    shape: Shape, extent: Extent, entries: Sequence[tuple[int, int]], heads: Sequence[tuple[int, int]]
-) -> int:
+def pass_flops(shape: Shape, extent: Extent, joins: Sequence[tuple[int, int]], heads: Sequence[tuple[int, int]]) -> int:
     """Operations of a planned pass.
 
     Parameters
     ----------
     shape : Shape
     extent : Extent
-    entries : sequence of (layer, stage)
-        Where each condition joins, see `lowering.STAGES`.
+    joins : sequence of (layer, stage)
+        Where each condition joins, see `writes.JOIN_STAGES`.
     heads : sequence of (layer, int)
-        How many heads' attention is redone there, for conditions that join at ``q k v pattern``.
+        How many heads' attention is computed again there, for conditions that join at ``q k v pattern``.
     """
     n, window = extent.examples, extent.stop - extent.start
     total, through = 0, 1 if shape.parallel else 5
@@ -99,14 +97,14 @@ def pass_flops(
     for layer in range(shape.layers):
         last = layer == shape.layers - 1
         queries = extent.scored if last else window
-        rows = n * sum(entry < (layer, 1) for entry in entries)
+        rows = n * sum(join < (layer, 1) for join in joins)
         attend = window if extent.patterns else queries
         total += 2 * rows * shape.d_model * (2 * shape.kv_width * window + shape.width * attend)
         total += attention_flops(shape, rows, attend, extent.stop)
         if not (last and not extent.columns):
-            total += 2 * n * sum(entry < (layer, 3) for entry in entries) * queries * shape.d_model * shape.width
-            total += mlp_flops(shape, n * sum(entry < (layer, through) for entry in entries), queries)
-    return total + logits_flops(shape, n * len(entries), extent.scored, extent.columns)
+            total += 2 * n * sum(join < (layer, 3) for join in joins) * queries * shape.d_model * shape.width
+            total += mlp_flops(shape, n * sum(join < (layer, through) for join in joins), queries)
+    return total + logits_flops(shape, n * len(joins), extent.scored, extent.columns)
 
 
 def row_bytes(shape: Shape, extent: Extent, explicit: bool = False) -> int:
@@ -125,5 +123,5 @@ def logits_bytes(shape: Shape, extent: Extent) -> int:
 
 def cache_bytes(shape: Shape, length: int, points: Sequence[tuple[int, str]]) -> int:
     """Bytes of what is kept of one example of the base run (float32)."""
-    widths = {"qkv": shape.qkv_width, "turned": shape.width + shape.kv_width, "z": shape.width}
+    widths = {"qkv": shape.qkv_width, "rotated": shape.width + shape.kv_width, "z": shape.width}
     return BYTES * length * sum(widths.get(name, shape.d_model) for _, name in points)

@@ -17,7 +17,7 @@ from .explain import Cost, cost_of, explain
 from .passes import Packer
 from .schedule import Schedule, sources
 from .validate import check_edit, check_together
-from .writes import lower
+from .writes import writes_of
 
 
 class Plan(Schedule):
@@ -99,7 +99,7 @@ def make_plan(
             check_edit(edit, model, shape, groups, runs)
         check_together(edits, shape, groups)
     columns = shape.vocabulary if columns is None else columns
-    writes = tuple(tuple(lower(edits, shape, group, reads_patterns) for edits in ordered) for group in groups)
+    writes = tuple(tuple(writes_of(edits, shape, group, reads_patterns) for edits in ordered) for group in groups)
     packer = Packer(
         shape,
         columns,
@@ -112,7 +112,7 @@ def make_plan(
             for sites in sources(ordered).values()
             for point in {(one.layer, one.component.point) for one in sites}
         ),
-        any(write.place in ("scores", "pattern") for group in writes for each in group for write in each),
+        any(write.point in ("scores", "pattern") for group in writes for each in group for write in each),
     )
     chunks = tuple(
         chunk for number, group in enumerate(groups) for chunk in packer.chunks(number, group, writes[number])

@@ -17,11 +17,11 @@ from ...errors import ModelError
 from ..plan.passes import ExampleChunk, Pass
 from ..plan.plan import Plan
 from ..run.activations import native_point, point_of
-from ..run.cache import CompiledMetric, RunCache
+from ..run.cache import CompiledMetric
 from ..run.engine import check_readers, kernels_of
 from ..run.gradients import chunks_of, described_estimate
 from ..run.outcome import FinishedValues, Inputs, Keeper, Outcome, PassSlice
-from ..run.pass_spec import PassSpec as Laid
+from ..run.pass_spec import PassSpecBuilder
 from ..traced import server_jobs
 from . import ledger
 from .job import Failed, RemoteJob
@@ -192,7 +192,7 @@ class RemoteSweep:
     def job(self, session: list[ExampleChunk]) -> RemoteJob:
         """The job that runs the chunks of a session."""
         return self._job(
-            "passes", server_jobs.passes, [self._chunk(chunk, chunk)[1] for chunk in session], self.shapes(session)
+            "passes", server_jobs.passes, [self._chunk(chunk, chunk) for chunk in session], self.shapes(session)
         )
 
     def shapes(self, session: list[ExampleChunk]) -> list[Shapes]:
@@ -208,32 +208,33 @@ class RemoteSweep:
 
     def estimate(self, chunk: ExampleChunk, steps: int | None) -> RemoteJob:
         """The job that estimates every condition for the examples of a chunk."""
-        known, laid = self._chunk(replace(chunk, passes=()), chunk)
+        laid = self._chunk(replace(chunk, passes=()), chunk)
         names = [reader.name for reader in self.readers]
-        laid["estimate"] = described_estimate(self.model, self.plan, chunk, known, names, steps)
+        laid["estimate"] = described_estimate(self.model, self.plan, chunk, self._drawn(chunk), names, steps)
         change = dict.fromkeys(names, (len(self.plan.conditions), chunk.size))
         wanted = [*self.shapes([replace(chunk, passes=())]), change]
         return self._job("estimates", server_jobs.estimates, [laid], wanted)
+
+    def _drawn(self, chunk: ExampleChunk) -> int:
+        """Examples of the reference draw."""
+        return len(self.inputs.reference[chunk.group]) if self.inputs.reference else 0
 
     def _job(self, what: str, function: Any, laid: list[Any], wanted: list[Shapes]) -> RemoteJob:
         compares = any(reader.needs_base for reader in self.readers)
         program = {"chunks": laid, "positions": self.positions, "compares": compares}
         return self.model.job(what, function, program, partial(deserialize_values, wanted=wanted), room(wanted))
 
-    def _chunk(self, chunk: ExampleChunk, reads: ExampleChunk) -> tuple[RunCache, dict[str, Any]]:
-        """What is known here of a chunk, and the chunk as `served.passes` takes it."""
+    def _chunk(self, chunk: ExampleChunk, reads: ExampleChunk) -> dict[str, Any]:
+        """A chunk as `server_jobs.passes` takes it."""
         model, plan = self.model, self.plan
         layers, group = model.shape.layers, plan.groups[chunk.group]
         compare = [reader.name for reader in self.readers if reader.needs_base]
         wanted = {run: {point_of(site) for site in sites} for run, sites in plan.sources().items()}
         base = {native_point(layer, name, layers) for layer, name in plan.base_points(reads)}
         wanted[plan.base] = wanted.get(plan.base, set()) | base
-        known = RunCache(drawn=len(self.inputs.reference[chunk.group]) if self.inputs.reference else 0)
         runs = []
         for run in ordered(plan):
             watch, score = kernels_of(model, plan, self.readers, run, chunk, compare)
-            if run == plan.base:
-                known.watch, known.score = watch, score
             tokens = _tensor(self.inputs.runs[run][chunk.group][slice(*chunk.examples)])
             runs.append((run, tokens, list(group.scored), sorted(wanted.get(run, set())), watch, score))
         reference = None
@@ -242,10 +243,15 @@ class RemoteSweep:
             reference = (_tensor(self.inputs.reference[chunk.group]), points)
         passes = []
         for one in chunk.passes:
-            points = sorted(at for at in plan.points_of(chunk, one))
-            taken = [(at, native_point(*at, layers)) for at in points if at[1] not in ("embed", "pos_embed")]
-            passes.append((Laid(model, plan, chunk, one, known, chunk.examples).make(), taken))
-        return known, {"runs": runs, "reference": reference, "passes": passes}
+            points = sorted(plan.points_of(chunk, one))
+            taken = [
+                ((layer, point), native_point(layer, point, layers))
+                for layer, point in points
+                if point not in ("embed", "pos_embed")
+            ]
+            spec = PassSpecBuilder(model, plan, chunk, one, self._drawn(chunk), chunk.examples).build()
+            passes.append((spec, taken))
+        return {"runs": runs, "reference": reference, "passes": passes}
 
 
 class LazyJobs(Sequence[RemoteJob]):

@@ -19,7 +19,7 @@ from ..models.model import Model
 from ..plan.validate import check_site
 from ..plan.writes import positions_in
 from ..traced import activations, traces
-from .cache import Points
+from ..traced.specs import Points
 
 Array = np.ndarray[Any, Any]
 AT_ONCE = 64
@@ -49,7 +49,7 @@ def nothing(model: Model) -> torch.Tensor:
 
 
 def described(model: Model) -> dict[str, Any]:
-    """What `forward.run` and `ops.walk` have to know of a model, in plain words: `traces.opened` adds the handles."""
+    """`ModelParts` in plain words: `traces.opened` adds the handles."""
     family, shape = model.family, model.shape
     return {
         "blocks": family.blocks,
@@ -104,12 +104,12 @@ def capture_site(model: Model, points: Points, site: Site) -> torch.Tensor:
     return value if at is None else value[:, at]
 
 
-def pattern_of(model: Model, turned: torch.Tensor, site: Site) -> torch.Tensor:
+def pattern_of(model: Model, rotated: torch.Tensor, site: Site) -> torch.Tensor:
     """Attention weights ``(example, head, query, key)`` of the head of `site`, or of all."""
     shape, head = model.shape, site.head
     key_head = None if head is None else shape.key_head(head)
-    q = turned[..., activations.columns("q_rot", head, shape.heads, shape.d_head, shape.kv_heads)]
-    k = turned[..., activations.columns("k_rot", key_head, shape.heads, shape.d_head, shape.kv_heads)]
+    q = rotated[..., activations.columns("q_rot", head, shape.heads, shape.d_head, shape.kv_heads)]
+    k = rotated[..., activations.columns("k_rot", key_head, shape.heads, shape.d_head, shape.kv_heads)]
     q, k = (activations.split_heads(part, part.shape[-1] // shape.d_head) for part in (q, k))
     return activations.attention_pattern(q, k, model.scaling(site.layer), shape.window(site.layer))
 

@@ -18,13 +18,14 @@ from ..plan.cost import logits_bytes
 from ..plan.passes import ExampleChunk, Pass
 from ..plan.plan import Plan
 from ..traced import traces
-from ..traced import values as fill
-from ..traced.logits import comparing
+from ..traced.logits import with_base_logits
+from ..traced.specs import Kernel, LogitsSpec, Points, RunCache
+from ..traced.values import resolve_values
 from .activations import as_tensor, handles, native_point, point_of, read_points
-from .cache import CompiledMetric, Points, RunCache
+from .cache import CompiledMetric, drawn_examples, part_of
 from .memory import is_out_of_memory
 from .outcome import FinishedValues, Inputs, Keeper, Outcome, PassSlice
-from .pass_spec import PassSpec, base_of
+from .pass_spec import PassSpecBuilder, base_of
 
 Array = np.ndarray[Any, Any]
 Elsewhere = Callable[[Outcome, Callable[[FinishedValues], None], Callable[[int], None]], None]
@@ -105,7 +106,8 @@ def run_chunks(
 
     `step` gets how many forward passes were done, after each.
     """
-    plan, room, known = outcome.plan, RowLimit(), RunCache()
+    plan, room = outcome.plan, RowLimit()
+    known: RunCache | None = None
     reference: dict[int, Points] = {}
     waiting, done = list(chunks), 0
     while waiting:
@@ -127,7 +129,7 @@ def run_chunks(
             if not is_out_of_memory(error):
                 raise
             waiting = halve_examples(model, replace(chunk, passes=tuple(left)), error) + waiting
-        known = RunCache()  # let go of what was read before the next is
+        known = None  # let go of what was read before the next is
 
 
 def run_unmodified(
@@ -139,13 +141,14 @@ def run_unmodified(
     wanted = {run: {point_of(site) for site in sites} for run, sites in plan.sources().items()}
     base_points = {native_point(layer, name, layers) for layer, name in plan.base_points(chunk)}
     wanted[plan.base] = wanted.get(plan.base, set()) | base_points
-    known, found, logits = RunCache(reference=reference, drawn=len(next(iter(reference.values()), ()))), {}, None
+    sources: dict[str, Points] = {}
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    logits = None
     parts, keep = handles(model), any(reader.needs_base for reader in readers)
     compare = [reader.name for reader in readers if reader.needs_base]
     for run in sorted(plan.runs, key=lambda run: run != plan.base):  # the base run first: kl compares with it
         watch, score = kernels_of(model, plan, readers, run, chunk, compare)
-        if logits is not None:
-            score = comparing(score, {"logits": logits})
+        score = with_base_logits(score, logits)
         tokens = as_tensor(model, inputs.runs[run][chunk.group][span])
         scored, read = list(group.scored), wanted.get(run, set())
         points, values, made = traces.as_it_is(
@@ -155,12 +158,16 @@ def run_unmodified(
         if wrong := traces.misshapen(parts, values, watch, len(tokens), len(scored)):
             raise DeclarationError(wrong)
         found[run] = values
-        known.sources[run] = points
+        sources[run] = points
         if run == plan.base:
-            known.base = points
-            known.watch = watch
-            known.score = score if logits is None else comparing(score, {"logits": logits})
-            known.base_attended = {name: values[name] for name, _, _ in watch}
+            known: RunCache = {
+                "base": points,
+                "sources": sources,
+                "reference": reference,
+                "pattern_kernels": watch,
+                "logits": with_base_logits(score, logits),
+                "base_attended": {kernel["name"]: values[kernel["name"]] for kernel in watch},
+            }
     return known, {run: found[run] for run in plan.runs}
 
 
@@ -193,11 +200,11 @@ def run_part(
 ) -> dict[str, torch.Tensor]:
     """One trace: the values of the rows of a part, by reader name."""
     first = chunk.examples[0]
-    some = known if part.examples == (0, chunk.size) else known.part(slice(*part.examples))
+    some = known if part.examples == (0, chunk.size) else part_of(known, slice(*part.examples))
     examples = (first + part.examples[0], first + part.examples[1])
-    job = fill.resolve_values(PassSpec(model, plan, chunk, part.one, some, examples).make(), vars(some))
-    base = base_of(model, plan, chunk, part.one, some.base)
-    return traces.planned(model.traced, handles(model), base, job, model.device)
+    spec = PassSpecBuilder(model, plan, chunk, part.one, drawn_examples(some), examples).build()
+    base = base_of(model, plan, chunk, part.one, some["base"])
+    return traces.planned(model.traced, handles(model), base, resolve_values(spec, some), model.device)
 
 
 def check_readers(plan: Plan, readers: Sequence[CompiledMetric]) -> None:
@@ -222,14 +229,14 @@ def check_readers(plan: Plan, readers: Sequence[CompiledMetric]) -> None:
 
 def kernels_of(
     model: Model, plan: Plan, readers: Sequence[CompiledMetric], run: str, chunk: ExampleChunk, compare: list[str]
-) -> tuple[list[Any], dict[str, Any]]:
-    """Readers of patterns, and the job of `score`, for the examples of a chunk."""
+) -> tuple[list[Kernel], LogitsSpec]:
+    """Kernels of patterns, and what is made of logits, for the examples of a chunk."""
     span = slice(*chunk.examples)
     given = {
         reader.name: {name: as_tensor(model, value[span]) for name, value in reader.arguments[run][chunk.group].items()}
         for reader in readers
     }
-    watch = [(reader.name, reader.kernel, given[reader.name]) for reader in readers if reader.kind == "pattern"]
+    kernels: dict[str, list[Kernel]] = {"pattern": [], "logits": []}
     scoring = [reader for reader in readers if reader.kind == "logits"]
     tokens, columns = None, 0
     if scoring and all(reader.tokens for reader in scoring):
@@ -242,12 +249,14 @@ def kernels_of(
                 given[reader.name][name] = places.reshape(ids.shape[2:]).expand(ids.shape).contiguous()
                 columns += parts[-1].shape[-1]
         tokens = torch.cat(parts, dim=-1)
-    kernels = [(reader.name, reader.kernel, given[reader.name]) for reader in scoring]
+    for reader in readers:
+        kernel: Kernel = {"name": reader.name, "function": reader.kernel, "arguments": given[reader.name]}
+        kernels[reader.kind].append(kernel)
     extent = plan.extent(chunk)
     every = replace(extent, columns=plan.shape.vocabulary)
     rows, rows_of_all = (max(1, plan.budget // 4 // logits_bytes(plan.shape, one)) for one in (extent, every))
-    return watch, {
-        "kernels": kernels,
+    return kernels["pattern"], {
+        "kernels": kernels["logits"],
         "tokens": tokens,
         "compare": compare,
         "rows": rows,

@@ -14,10 +14,10 @@ from .activations import pattern_between, split_heads
 from .configuration import configuration_of
 from .gradients import attribution
 from .head_weights import weights_made, weights_read
-from .logits import comparing
+from .logits import with_base_logits
 from .structure import modules_of, names_of
 from .traces import as_it_is, by_itself, changed, misshapen, nothing, opened, planned, read, short_run, sketch
-from .values import compared, resolve_values
+from .values import resolve_values, with_compared
 
 SAMPLE = 4096
 """Numbers of each tensor of weights that a fingerprint looks at."""
@@ -66,15 +66,15 @@ def estimates(root: Any, program: dict[str, Any]) -> Any:
 
 def run_unmodified(root: Any, parts: dict[str, Any], program: dict[str, Any], chunk: dict[str, Any]) -> Any:
     """What was read of the runs of a chunk, as `fill` takes it; the base run's values; and what is told."""
-    known: dict[str, Any] = {"sources": {}, "reference": {}}
+    known: Any = {"sources": {}, "reference": {}}
     base: dict[str, Any] = {}
     found: list[dict[str, Any]] = []
     if chunk["reference"] is not None:
         known["reference"] = pieces(root, parts, *chunk["reference"])
     logits = None
     for name, tokens, scored, wanted, watch, score in chunk["runs"]:
-        score = {**score, "apart": parts["apart"]}
-        scoring = score if logits is None else comparing(score, {"logits": logits})
+        logits_spec: Any = {**score, "apart": parts["apart"]}
+        scoring = with_base_logits(logits_spec, logits)
         keep = program["compares"] and logits is None
         points, values, made = as_it_is(root, parts, tokens, scored, set(wanted), watch, scoring, keep)
         if wrong := misshapen(parts, values, watch, len(tokens), len(scored)):
@@ -82,9 +82,9 @@ def run_unmodified(root: Any, parts: dict[str, Any], program: dict[str, Any], ch
         known["sources"][name] = points
         if not found:
             logits, base = made, values
-            attended = {kernel: values[kernel] for kernel, _, _ in watch}
-            known.update({"base": points, "watch": watch, "score": score, "base_attended": attended})
-            known = compared(known, logits)
+            attended = {kernel["name"]: values[kernel["name"]] for kernel in watch}
+            known.update({"base": points, "pattern_kernels": watch, "logits": logits_spec, "base_attended": attended})
+            known = with_compared(known, logits)
         found.append(whole(values, None, 1, program["positions"]))
     return known, base, found
 

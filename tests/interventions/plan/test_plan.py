@@ -4,17 +4,31 @@ import subprocess
 import sys
 from collections import Counter
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from headwise import DeclarationError, HeadwiseError, UnknownNameError, studies
-from headwise.interventions import Add, Head, Knockout, Layer, MeanAblate, Patch, PathPatch, Scale, ZeroAblate
+from headwise.interventions import (
+    Add,
+    Head,
+    Knockout,
+    Layer,
+    MeanAblate,
+    Patch,
+    PathPatch,
+    ResampleAblate,
+    Scale,
+    ZeroAblate,
+)
 from headwise.interventions.base.shape import Group, Shape
 from headwise.interventions.plan.cost import Extent, row_bytes
 from headwise.interventions.plan.passes import Packer
 from headwise.interventions.plan.plan import make_plan
-from headwise.interventions.plan.writes import STAGES, lower, positions_in
+from headwise.interventions.plan.writes import JOIN_STAGES, FromRun, Keys, Reduce, positions_in, writes_of
+from headwise.interventions.traced.values import reduce_examples
 from headwise.metrics import logit_diff, loss
 from headwise.studies import Prompts, RepeatedTokens
 
@@ -100,7 +114,7 @@ def test_conditions_stand_in_the_order_in_which_they_join():
     made = plan(ZeroAblate(Head(3, 1)), Patch(Head(0, 1).k), ZeroAblate(Layer(3).resid_pre), Patch(Layer(2).resid_post))
     (one,) = (one for chunk in made.chunks for one in chunk.passes)
     assert one.conditions == (1, 2, 3, 0)
-    assert one.entries == ((0, 1), (3, 0), (3, 0), (3, 2))
+    assert one.joins == ((0, 1), (3, 0), (3, 0), (3, 2))
 
 
 def test_late_positions_are_kept_apart_from_early_ones():
@@ -143,23 +157,43 @@ def test_the_yardstick_of_the_design():
 
 
 @pytest.mark.parametrize(
-    ("edit", "layer", "place", "how"),
+    ("edit", "layer", "point", "how", "value", "embedding"),
     [
-        (ZeroAblate(Layer(0).embed), 0, "stream", "embed"),
-        (Add(Layer(0).embed, [1.0] * 768), 0, "stream", "embed"),
-        (ZeroAblate(Layer(3).resid_post), 4, "stream", "set"),
-        (ZeroAblate(Layer(11).resid_post), 12, "stream", "set"),
-        (Scale(Head(3, 1).head_out, 2.0), 3, "z", "scale"),
-        (Add(Head(3, 1).head_out, [1.0] * 768), 3, "attn_out", "add"),
-        (Knockout(Head(3, 1), 4, 2), 3, "scores", "mask"),
-        (PathPatch(Head(3, 1), "logits"), 12, "stream", "path"),
-        (PathPatch(Head(3, 1), Head(5, 0).k), 5, "k", "path"),
+        (ZeroAblate(Layer(0).embed), 0, "stream", "set", None, "embed"),
+        (Add(Layer(0).embed, [1.0] * 768), 0, "stream", "add", (1.0,) * 768, "embed"),
+        (ZeroAblate(Layer(3).resid_post), 4, "stream", "set", None, None),
+        (ZeroAblate(Layer(11).resid_post), 12, "stream", "set", None, None),
+        (Scale(Head(3, 1).head_out, 2.0), 3, "z", "scale", 2.0, None),
+        (Add(Head(3, 1).head_out, [1.0] * 768), 3, "attn_out", "add", (1.0,) * 768, None),
+        (Knockout(Head(3, 1), 4, 2), 3, "scores", "mask", Keys((2,)), None),
+        (Knockout(Head(3, 1), 4, -48), 3, "scores", "mask", Keys((2,)), None),
+        (PathPatch(Head(3, 1), "logits"), 12, "stream", "add", PathPatch(Head(3, 1), "logits"), None),
+        (PathPatch(Head(3, 1), Head(5, 0).k), 5, "k", "set", PathPatch(Head(3, 1), Head(5, 0).k), None),
+        (Patch(Head(3, 1).q, source="clean"), 3, "q", "set", FromRun("clean"), None),
+        (MeanAblate(Head(3, 1)), 3, "z", "set", FromRun(None, Reduce.EXAMPLE), None),
+        (MeanAblate(Head(3, 1), ("example", "position")), 3, "z", "set", FromRun(None, Reduce.EXAMPLE_POSITION), None),
+        (ResampleAblate(Head(3, 1), seed=7), 3, "z", "set", FromRun(None, Reduce.PARTNER, 7), None),
     ],
 )
-def test_where_an_edit_takes_hold(edit, layer, place, how):
-    (write,) = lower(edit.edits(), GPT2, GROUP)
-    assert (write.layer, write.place, write.how) == (layer, place, how)
-    assert place in STAGES
+def test_where_an_edit_takes_hold(edit, layer, point, how, value, embedding):
+    (write,) = writes_of(edit.edits(), GPT2, GROUP)
+    assert (write.layer, write.point, write.how) == (layer, point, how)
+    assert (write.value, write.embedding) == (value, embedding)
+    assert point in JOIN_STAGES
+
+
+def test_what_reduces_a_run_has_one_name_in_the_plan_and_in_a_trace():
+    source = torch.arange(24.0).reshape(2, 3, 4)
+    taken = {
+        Reduce.OWN: source[:, [1]],
+        Reduce.PARTNER: source[[1, 0]][:, [1]],
+        Reduce.EXAMPLE: source[:, [1]].mean(dim=0, keepdim=True),
+        Reduce.EXAMPLE_POSITION: source.mean(dim=(0, 1), keepdim=True),
+    }
+    assert set(taken) == set(Reduce)
+    for reduce, wanted in taken.items():
+        value = {"reduce": reduce.value, "positions": [1], "partners": np.array([1, 0])}
+        assert torch.equal(reduce_examples(source, value), wanted)
 
 
 def test_positions_count_from_the_end():
