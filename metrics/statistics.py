@@ -168,7 +168,13 @@ def possible_control_sets(
     matched: bool = True,
     excluded: Collection[tuple[int, int]] = (),
 ) -> int:
-    """How many distinct sets `control_sets` can draw from."""
+    """How many distinct sets `control_sets` can draw from.
+
+    Parameters
+    ----------
+    chosen, layers, heads, matched, excluded
+        As for `control_sets`.
+    """
     if not chosen:
         return 0
     return math.prod(math.comb(len(free), count) for free, count in _pools(chosen, layers, heads, matched, excluded))

@@ -1,8 +1,8 @@
 """Scores read off the weights alone: q-, k- and v-composition. Plain NumPy in float64; imports errors only.
 
 Row-vector convention, ``x @ W``. For the heads of one layer ``W_Q``, ``W_K``, ``W_V`` have shape
-``(head, d_model, d_head)`` and ``W_O`` has ``(head, d_head, d_model)``. In models that turn q and k by their position
-(rotary embedding), the turn is left out of the products: ``M_QK`` is that of a query and a key at one position.
+``(head, d_model, d_head)`` and ``W_O`` has ``(head, d_head, d_model)``. In models that rotate q and k by their position
+(rotary embedding), the rotation is left out of the products: ``M_QK`` is that of a query and a key at one position.
 """
 
 from __future__ import annotations
@@ -150,7 +150,20 @@ def _composition(kind: str, first: tuple[Array, ...], second: tuple[Array, ...])
 
 
 def random_composition(d_model: int, d_head: int, draws: int = 200, seed: int = 0) -> dict[str, tuple[float, float]]:
-    """Mean and standard deviation of each score for random Gaussian factors of this shape: the floor."""
+    """Mean and standard deviation of each score for random Gaussian factors of this shape: the floor.
+
+    Parameters
+    ----------
+    d_model, d_head : int
+    draws : int
+        Pairs of heads.
+    seed : int
+
+    Returns
+    -------
+    dict
+        Kind of composition to mean and standard deviation.
+    """
     whole(draws, "draws", high=MOST_DRAWS)
     random = np.random.default_rng(seed)
     found: dict[str, list[float]] = {kind: [] for kind in KINDS}

@@ -45,13 +45,33 @@ class Extent:
 
 
 def block_flops(shape: Shape, rows: int, queries: int, stop: int) -> int:
-    """Operations of a whole block on `rows` rows of `queries` positions that attend to `stop` keys."""
+    """Operations of a whole block on `rows` rows of `queries` positions that attend to `stop` keys.
+
+    Parameters
+    ----------
+    shape : Shape
+    rows : int
+    queries : int
+        Positions of each row.
+    stop : int
+        Keys that they attend to.
+    """
     project = 2 * rows * queries * shape.d_model * shape.qkv_width
     return project + attention_flops(shape, rows, queries, stop) + write_flops(shape, rows, queries)
 
 
 def attention_flops(shape: Shape, rows: int, queries: int, keys: int, heads: int | None = None) -> int:
-    """Operations of scores and their sum over values."""
+    """Operations of scores and their sum over values.
+
+    Parameters
+    ----------
+    shape : Shape
+    rows : int
+    queries, keys : int
+        Positions of each row.
+    heads : int, optional
+        All heads where left out.
+    """
     return 4 * rows * (shape.heads if heads is None else heads) * queries * keys * shape.d_head
 
 
@@ -66,12 +86,34 @@ def mlp_flops(shape: Shape, rows: int, queries: int) -> int:
 
 
 def logits_flops(shape: Shape, rows: int, scored: int, columns: int) -> int:
-    """Operations of the unembedding."""
+    """Operations of the unembedding.
+
+    Parameters
+    ----------
+    shape : Shape
+    rows : int
+    scored : int
+        Positions of each row.
+    columns : int
+        Logits of each position.
+    """
     return 2 * rows * scored * shape.d_model * columns
 
 
 def forward_flops(shape: Shape, rows: int, length: int, scored: int | None = None, columns: int | None = None) -> int:
-    """Operations of a plain forward pass; of one with logits at `scored` positions, `columns` of each."""
+    """Operations of a plain forward pass; of one with logits at `scored` positions, `columns` of each.
+
+    Parameters
+    ----------
+    shape : Shape
+    rows : int
+    length : int
+        Positions of each row.
+    scored : int, optional
+        Positions with logits; all where left out.
+    columns : int, optional
+        Logits of each; the vocabulary where left out.
+    """
     scored, columns = length if scored is None else scored, shape.vocabulary if columns is None else columns
     blocks = shape.layers * block_flops(shape, rows, length, length)
     return blocks + logits_flops(shape, rows, scored, columns)

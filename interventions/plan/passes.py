@@ -192,7 +192,19 @@ def equal_parts(size: int, parts: int) -> Iterator[tuple[int, int]]:
 
 
 def extent_of(group: Group, examples: int, start: int, columns: int, patterns: bool) -> Extent:
-    """How much of a pass from position `start` is computed."""
+    """How much of a pass from position `start` is computed.
+
+    Parameters
+    ----------
+    group : Group
+    examples : int
+    start : int
+        The first position that is computed.
+    columns : int
+        Logits that are computed at each scored position.
+    patterns : bool
+        Whether attention patterns are read.
+    """
     scored = sum(position >= start for position in group.scored)
     return Extent(examples, start, last_position(group, patterns), scored, columns, patterns)
 

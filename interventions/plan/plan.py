@@ -1,8 +1,8 @@
 """Plan: which conditions run together, where each joins, on which examples, in what order. Pure: imports no torch.
 
-A pass walks through the layers once. Its rows are conditions times examples, and a condition joins it at the first
-place that it changes, from what the base run had there; nothing before that place, and no position before the first
-one changed, is computed again. It checks everything that can be checked before the first pass.
+A pass walks through the layers once. Its rows are conditions times examples. A condition joins the pass at the first
+point that it changes, with the rows that the base run has there; nothing before that point, and no position before the
+first changed one, is computed again. `make_plan` checks everything that can be checked before the first pass.
 """
 
 from __future__ import annotations

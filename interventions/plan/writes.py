@@ -186,7 +186,23 @@ def last_position(group: Group, reads_patterns: bool) -> int:
 
 
 def writes_of(edits: Sequence[Edit], shape: Shape, group: Group, reads_patterns: bool = False) -> tuple[Write, ...]:
-    """The writes of a condition in forward order; none where no number depends on it."""
+    """The writes of a condition in forward order; none where no number depends on it.
+
+    Parameters
+    ----------
+    edits : sequence of Edit
+        One condition.
+    shape : Shape
+    group : Group
+        The examples.
+    reads_patterns : bool
+        Whether attention patterns are read, at every position.
+
+    Raises
+    ------
+    DeclarationError
+        An edit is of a kind that has no entry in `change_of`.
+    """
     made = []
     for edit in sorted(edits, key=lambda edit: edit.site.order):
         if isinstance(edit, Knockout):

@@ -37,7 +37,17 @@ EMBEDDINGS = ("embed", "pos_embed")
 
 
 def base_of(model: Model, plan: Plan, chunk: ExampleChunk, one: Pass, base: Points) -> Points:
-    """What a pass takes from the base run, by the points of a planned pass."""
+    """What a pass takes from the base run, by the points of a planned pass.
+
+    Parameters
+    ----------
+    model : Model
+    plan : Plan
+    chunk : ExampleChunk
+    one : Pass
+    base : Points
+        What was read of the base run, by the points of the model's own pass.
+    """
     layers = model.shape.layers
     return {
         (layer, point): base[native_point(layer, point, layers)]

@@ -18,7 +18,16 @@ if TYPE_CHECKING:
 
 
 def columns(component: str, head: int | None, heads: int, d_head: int, kv_heads: int) -> slice:
-    """Columns of a component (of one head, or of all) in the last axis of the tensor at its point."""
+    """Columns of a component (of one head, or of all) in the last axis of the tensor at its point.
+
+    Parameters
+    ----------
+    component : str
+    head : int, optional
+        All heads where left out; of ``k v k_rot`` a key-value head.
+    heads, d_head, kv_heads : int
+        Counts of the model.
+    """
     count = kv_heads if component in ("k", "v", "k_rot") else heads
     start = {"k": heads, "k_rot": heads, "v": heads + kv_heads}.get(component, 0) * d_head
     if component not in ("q", "k", "v", "q_rot", "k_rot", "z", "head_out"):
@@ -34,11 +43,22 @@ def split_heads(value: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def attention_pattern(q: torch.Tensor, k: torch.Tensor, scaling: float, window: int | None = None) -> torch.Tensor:
-    """Causal attention weights from q and k of shape ``(example, position, head, d_head)``.
+    """Causal attention weights, whatever implementation of attention the model itself uses.
 
-    Returns ``(example, head, query, key)``, float32 at least, whatever implementation of attention the model itself
-    uses. k may have fewer heads, each of which as many neighbours of q read; a query sees `window` keys back, itself
-    among them.
+    Parameters
+    ----------
+    q : tensor (example, position, head, d_head)
+    k : tensor (example, position, key-value head, d_head)
+        May have fewer heads, each of which as many neighbouring heads of q read.
+    scaling : float
+        What scores are multiplied by.
+    window : int, optional
+        How many keys back a query sees, itself among them.
+
+    Returns
+    -------
+    tensor (example, head, query, key)
+        At least float32.
     """
     k = k if k.shape[2] == q.shape[2] else k.repeat_interleave(q.shape[2] // k.shape[2], 2)
     wide = torch.promote_types(q.dtype, torch.float32)
@@ -63,7 +83,16 @@ def read_side(root: Any, path: str, side: str) -> torch.Tensor:
 
 
 def replace_side(root: Any, path: str, side: str, value: torch.Tensor) -> None:
-    """Replace the value at a side of a module."""
+    """Replace the value at a side of a module.
+
+    Parameters
+    ----------
+    root : nnsight handle
+    path : str
+        Of the module, from the handle on; empty for the handle's own.
+    side : {"input", "output"}
+    value : tensor
+    """
     module = operator.attrgetter(path)(root) if path else root
     if side == "input":
         module.input = value
@@ -108,7 +137,21 @@ def pattern_between(
 def read_point(
     model: ModelParts, block: Any, point: str, parts: list[tuple[str, str]], changes: list[tuple[int, torch.Tensor]]
 ) -> torch.Tensor:
-    """What is at a point of a block, q, k and v side by side; with changes, if any, added to some rows there."""
+    """What is at a point of a block, q, k and v side by side; with changes, if any, added to some rows there.
+
+    Parameters
+    ----------
+    model : ModelParts
+    block : nnsight handle
+    point : str
+    parts : list of (path, side)
+        Where the point is found.
+    changes : list of (row, tensor (position, width))
+
+    Returns
+    -------
+    tensor (row, position, width)
+    """
     by_head = point == "qkv" and model["layout"] == "by head"
     found, first = [], 0
     for path, side in parts:

@@ -23,7 +23,21 @@ def attention(
     keep: dict[WriteSite, Any],
     attended: dict[str, torch.Tensor],
 ) -> torch.Tensor:
-    """``z`` of the rows at work, ``(row, query, head * d_head)``."""
+    """``z`` of the rows at work, ``(row, query, head * d_head)``.
+
+    Parameters
+    ----------
+    model : ModelParts
+    base : Points
+        What the base run has, by the points of a planned pass.
+    spec : ResolvedPass
+    layer : int
+    hidden : tensor (row, position, d_model)
+    keep : dict
+        Gets what is at the sites that are its keys.
+    attended : dict
+        Kernel name to values ``(row, layer, head)``, which are put in.
+    """
     module, heads, start, stop = model["blocks"][layer], model["heads"], spec["start"], spec["stop"]
     normed = call_module(module, model["paths"]["norm_1"], hidden)
     width, kv_width = heads * model["d_head"], model["kv_heads"] * model["d_head"]
@@ -67,7 +81,22 @@ def attention(
 def with_earlier_keys(
     model: ModelParts, base: Points, spec: ResolvedPass, layer: int, k: torch.Tensor, v: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Put k and v of the positions that are computed behind what the base run has at earlier ones."""
+    """Put k and v of the positions that are computed behind what the base run has at earlier ones.
+
+    Parameters
+    ----------
+    model : ModelParts
+    base : Points
+        What the base run has, by the points of a planned pass.
+    spec : ResolvedPass
+    layer : int
+    k, v : tensor (row, position, width)
+        k is rotated.
+
+    Returns
+    -------
+    tuple of tensors (row, key, width)
+    """
     start, copies = spec["start"], k.shape[0] // spec["examples"]
     _, early_k, early_v = split_sides(model, base[(layer, "qkv")][:, :start])
     early_k = rotated(model, spec["angles"], model["blocks"][layer], "k", early_k, slice(0, start))
@@ -76,7 +105,22 @@ def with_earlier_keys(
 
 
 def recomputed_z(model: ModelParts, base: Points, spec: ResolvedPass, layer: int, at: Any) -> torch.Tensor:
-    """``z`` of the conditions that join at q, k, v or pattern: of the base run, with the changed heads new."""
+    """``z`` of the conditions that join at q, k, v or pattern: of the base run, with the changed heads new.
+
+    Parameters
+    ----------
+    model : ModelParts
+    base : Points
+        What the base run has, by the points of a planned pass.
+    spec : ResolvedPass
+    layer : int
+    at : slice or tensor
+        Positions of the queries.
+
+    Returns
+    -------
+    tensor (row, query, head * d_head)
+    """
     heads, d_head, examples = model["heads"], model["d_head"], spec["examples"]
     conditions, changed_heads = spec["pairs"][layer]["conditions"], spec["pairs"][layer]["heads"]
     owners = [head * model["kv_heads"] // heads for head in changed_heads]
@@ -127,6 +171,26 @@ def attend(
     """Causal attention, ``(row, head, query, d_head)`` from q and from k, v of keys 0, 1, ..., and its pattern.
 
     A pattern is made only where it is read or changed; other rows never notice.
+
+    Parameters
+    ----------
+    q : tensor (row, head, query, d_head)
+    k, v : tensor (row, head, key, d_head)
+        Of keys 0, 1, ...
+    queries : tensor (query,)
+        Positions of the queries.
+    scaling : float
+        What scores are multiplied by.
+    window : int, optional
+        How many keys back a query sees, itself among them.
+    masks : list of ScoreMask
+    writes : list of TensorWrite
+        To the pattern.
+    needs_pattern : bool
+
+    Returns
+    -------
+    tuple of tensor (row, head, query, d_head) and tensor (row, head, query, key) or None
     """
     changed = [write["rows"] for write in (*masks, *writes)]
     starts = sorted({rows.start for rows in changed})
@@ -160,7 +224,27 @@ def through_pattern(
     masks: list[ScoreMask],
     writes: list[TensorWrite],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`attend` step by step, whatever implementation the model itself uses: scores, softmax, pattern, sum of values."""
+    """`attend` step by step, whatever implementation the model itself uses: scores, softmax, pattern, sum of values.
+
+    Parameters
+    ----------
+    q : tensor (row, head, query, d_head)
+    k, v : tensor (row, head, key, d_head)
+        Of keys 0, 1, ...
+    queries : tensor (query,)
+        Positions of the queries.
+    scaling : float
+        What scores are multiplied by.
+    window : int, optional
+        How many keys back a query sees, itself among them.
+    masks : list of ScoreMask
+    writes : list of TensorWrite
+        To the pattern.
+
+    Returns
+    -------
+    tuple of tensor (row, head, query, d_head) and tensor (row, head, query, key)
+    """
     scores = (at_least_float32(q) @ at_least_float32(k).transpose(-1, -2)) * scaling
     scores = scores.masked_fill(hidden_keys(queries, k.shape[2], window), float("-inf"))
     for mask in masks:

@@ -131,7 +131,19 @@ def difference(site: WriteSite, change: Change, old: torch.Tensor) -> torch.Tens
 
 
 def first_order_effect(site: WriteSite, change: Change, old: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
-    """What a change makes of each example, to first order."""
+    """What a change makes of each example, to first order.
+
+    Parameters
+    ----------
+    site : WriteSite
+    change : Change
+    old, slope : tensor (example, ...)
+        What is at the site in the base run, and the slope by it.
+
+    Returns
+    -------
+    tensor (example,)
+    """
     return (difference(site, change, old) * changed_part(site, change, slope)).flatten(1).sum(1)
 
 

@@ -91,7 +91,23 @@ def gains_made(parts: ModelParts, block: Any, like: torch.Tensor) -> list[torch.
 
 
 def gain_made(parts: ModelParts, block: Any, name: str, size: int, like: torch.Tensor) -> torch.Tensor:
-    """The gain of a norm, from calls with numbers that are far apart."""
+    """The gain of a norm, from calls with numbers that are far apart.
+
+    Parameters
+    ----------
+    parts : ModelParts
+    block : nnsight handle or module
+    name : str
+        Of the norm, one of `GAINS`.
+    size : int
+        Numbers that the norm takes.
+    like : tensor
+        Gives the number format and the device.
+
+    Returns
+    -------
+    tensor (size,)
+    """
     order = torch.arange(size, device=like.device)
     far = (FAR * ((1 - 2 * (order % 2)) * (1 + order / size) + 0.25)).to(like.dtype)
     path = parts["paths"][name]

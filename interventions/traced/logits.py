@@ -17,6 +17,15 @@ def logits_kernels(normed: torch.Tensor, unembed: Any, spec: LogitsSpec, example
 
     Where only the logits of some tokens are wanted, the kernels find them in the order of the tokens. All logits are
     computed for them too, if the last layer is more than its weight or its weight is elsewhere.
+
+    Parameters
+    ----------
+    normed : tensor (row, scored, d_model)
+    unembed : nnsight handle
+        The last layer.
+    spec : LogitsSpec
+    examples : int
+        Rows are conditions times examples.
     """
     found: dict[str, list[torch.Tensor]] = {kernel["name"]: [] for kernel in spec["kernels"]}
     tokens = spec["tokens"]

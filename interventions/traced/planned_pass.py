@@ -58,7 +58,27 @@ def block(
     keep: dict[WriteSite, Any],
     attended: dict[str, torch.Tensor],
 ) -> torch.Tensor | None:
-    """One block on the rows that are at work, and on those that join in it. Of the last, scored positions only."""
+    """One block on the rows that are at work, and on those that join in it. Of the last, scored positions only.
+
+    Parameters
+    ----------
+    model : ModelParts
+    base : Points
+        What the base run has, by the points of a planned pass.
+    spec : ResolvedPass
+    layer : int
+    hidden : tensor (row, position, d_model), optional
+        The stream of the rows at work; None where there is none.
+    keep : dict
+        Gets what is at the sites that are its keys.
+    attended : dict
+        Kernel name to values ``(row, layer, head)``, which are put in.
+
+    Returns
+    -------
+    tensor (row, position, d_model) or None
+        The stream that leaves the block; None where no row is at work, or where nothing reads it.
+    """
     module, last = model["blocks"][layer], layer == spec["layers"] - 1
     start = spec["start"]
     window = slice(start, spec["stop"])
@@ -98,7 +118,27 @@ def parallel_block(
     keep: dict[WriteSite, Any],
     attended: dict[str, torch.Tensor],
 ) -> torch.Tensor | None:
-    """`block` where the MLP reads what attention reads: rows that join later have the MLP of the base run."""
+    """`block` where the MLP reads what attention reads: rows that join later have the MLP of the base run.
+
+    Parameters
+    ----------
+    model : ModelParts
+    base : Points
+        What the base run has, by the points of a planned pass.
+    spec : ResolvedPass
+    layer : int
+    hidden : tensor (row, position, d_model), optional
+        The stream of the rows at work; None where there is none.
+    keep : dict
+        Gets what is at the sites that are its keys.
+    attended : dict
+        Kernel name to values ``(row, layer, head)``, which are put in.
+
+    Returns
+    -------
+    tensor (row, position, d_model) or None
+        As of `block`.
+    """
     module, last = model["blocks"][layer], layer == spec["layers"] - 1
     start = spec["start"]
     at = spec["out"] if last else slice(start, spec["stop"])
@@ -152,7 +192,22 @@ def path_values(model: ModelParts, base: Points, spec: ResolvedPass) -> dict[Rec
 def received(
     model: ModelParts, base: Points, layer: int, window: slice, delta: torch.Tensor, columns: slice
 ) -> torch.Tensor:
-    """These columns of q, k and v of a layer whose stream has changed by `delta`, ``(example, position, d_model)``."""
+    """These columns of q, k and v of a layer whose stream has changed by `delta`, ``(example, position, d_model)``.
+
+    Parameters
+    ----------
+    model : ModelParts
+    base : Points
+    layer : int
+    window : slice
+        Positions that are computed.
+    delta : tensor (example, position, d_model)
+    columns : slice
+
+    Returns
+    -------
+    tensor (example, position, column)
+    """
     block, stream = model["blocks"][layer], base[(layer, "stream")][:, window] + delta
     made: torch.Tensor = project(model, block, call_module(block, model["paths"]["norm_1"], stream), columns)
     return made
@@ -184,7 +239,23 @@ def run_without_grad(model: ModelParts, base: Points, spec: ResolvedPass) -> dic
 def slopes(
     model: ModelParts, base: Points, spec: ResolvedPass, sites: list[WriteSite], names: list[str]
 ) -> tuple[dict[WriteSite, torch.Tensor], dict[str, dict[WriteSite, torch.Tensor]]]:
-    """What is at sites in a pass, and the derivative by it of each kernel's mean over scored positions, summed."""
+    """What is at sites in a pass, and the derivative by it of each kernel's mean over scored positions, summed.
+
+    Parameters
+    ----------
+    model : ModelParts
+    base : Points
+        What the base run has, by the points of a planned pass.
+    spec : ResolvedPass
+    sites : list of WriteSite
+    names : list of str
+        Of kernels.
+
+    Returns
+    -------
+    tuple of dict and dict
+        What is at the sites; and for each kernel the slopes, of the same shapes, by site.
+    """
     keep: dict[WriteSite, Any] = dict.fromkeys(sites)
     leaves = {point: value.detach().requires_grad_() for point, value in base.items()}
     values = run(model, leaves, spec, keep)

@@ -38,7 +38,19 @@ def split_sides(model: ModelParts, qkv: torch.Tensor) -> tuple[torch.Tensor, ...
 
 
 def project(model: ModelParts, block: Any, normed: torch.Tensor, columns: slice) -> torch.Tensor:
-    """These columns of q, k and v side by side."""
+    """These columns of q, k and v side by side.
+
+    Parameters
+    ----------
+    model : ModelParts
+    block : nnsight handle
+    normed : tensor (row, position, d_model)
+    columns : slice
+
+    Returns
+    -------
+    tensor (row, position, column)
+    """
     names = ("q", "k", "v") if model["layout"] == "apart" else ("qkv",)
     if not all([is_readable(model["apart"], operator.attrgetter(model["paths"][name])(block)) for name in names]):
         return torch.cat(sides(model, block, normed), -1)[..., columns]
@@ -73,7 +85,20 @@ def linear(value: torch.Tensor, module: Any, rows: Any) -> torch.Tensor:
 
 
 def combine(model: ModelParts, block: Any, z: torch.Tensor, columns: slice) -> torch.Tensor:
-    """What these columns of ``z`` write into the stream, without bias."""
+    """What these columns of ``z`` write into the stream, without bias.
+
+    Parameters
+    ----------
+    model : ModelParts
+    block : nnsight handle
+    z : tensor (..., column)
+    columns : slice
+        Of ``z`` of all heads.
+
+    Returns
+    -------
+    tensor (..., d_model)
+    """
     if not is_readable(model["apart"], operator.attrgetter(model["paths"]["out"])(block)):
         full = torch.zeros(*z.shape[:-1], model["heads"] * model["d_head"], dtype=z.dtype, device=z.device)
         full[..., columns] = z
@@ -106,7 +131,22 @@ def rotary_angles(model: ModelParts, like: torch.Tensor, length: int) -> Angles:
 def rotated(
     model: ModelParts, angles: Angles, block: Any, side: str, value: torch.Tensor, at: torch.Tensor | slice
 ) -> torch.Tensor:
-    """Norm and rotate q or k ``(row, position, head * d_head)``, which stand at positions `at`."""
+    """Norm and rotate q or k ``(row, position, head * d_head)``, which stand at positions `at`.
+
+    Parameters
+    ----------
+    model : ModelParts
+    angles : Angles
+    block : nnsight handle
+    side : {"q", "k"}
+    value : tensor (row, position, head * d_head)
+    at : slice or tensor
+        Positions of it.
+
+    Returns
+    -------
+    tensor (row, position, head * d_head)
+    """
     norm = model["paths"].get(f"{side}_norm")
     if norm is None and angles is None:
         return value
@@ -123,7 +163,20 @@ def rotated(
 
 
 def rotated_sides(model: ModelParts, angles: Angles, block: Any, qkv: torch.Tensor) -> torch.Tensor:
-    """Give q and k side by side, of all positions, as scores are made from them."""
+    """Give q and k side by side, of all positions, as scores are made from them.
+
+    Parameters
+    ----------
+    model : ModelParts
+    angles : Angles
+    block : nnsight handle
+    qkv : tensor (row, position, width)
+        Of all positions of a prompt.
+
+    Returns
+    -------
+    tensor (row, position, width of q and k)
+    """
     d_head = model["d_head"]
     width, both = model["heads"] * d_head, (model["heads"] + model["kv_heads"]) * d_head
     if angles is None and "q_norm" not in model["paths"]:

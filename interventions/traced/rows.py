@@ -14,7 +14,23 @@ if TYPE_CHECKING:
 def append_joining_rows(
     value: torch.Tensor | None, base: Points, site: ReadSite, at: Any, spec: PassSpec, join: Join
 ) -> Any:
-    """`value` (None where no row is at work) with the rows that join here behind it, as the base run has them."""
+    """`value` (None where no row is at work) with the rows that join here behind it, as the base run has them.
+
+    Parameters
+    ----------
+    value : tensor (row, ...), optional
+    base : Points
+    site : ReadSite
+        Where the base run has the rows that join.
+    at : slice or tensor
+        Positions of them.
+    spec : PassSpec
+    join : Join
+
+    Returns
+    -------
+    tensor (row, ...) or None
+    """
     count = spec["joins"].get(join)
     return value if count is None else append_rows(value, base[site][:, at].repeat(count, 1, 1))
 
@@ -25,7 +41,20 @@ def append_rows(value: torch.Tensor | None, more: torch.Tensor) -> torch.Tensor:
 
 
 def apply_writes(value: Any, site: WriteSite, spec: PassSpec, keep: dict[WriteSite, Any]) -> Any:
-    """`value` (None where no row is at work) after what is written at a site; kept where that is asked for."""
+    """`value` (None where no row is at work) after what is written at a site; kept where that is asked for.
+
+    Parameters
+    ----------
+    value : tensor (row, position, column), optional
+    site : WriteSite
+    spec : PassSpec
+    keep : dict
+        Gets the value where the site is one of its keys.
+
+    Returns
+    -------
+    tensor (row, position, column) or None
+    """
     writes = spec["writes"].get(site, [])
     if value is not None and writes:
         value = write_into(value.clone() if torch.is_grad_enabled() else value, writes)
