@@ -24,65 +24,115 @@ from ..plan.passes import ExampleChunk, Pass
 from ..plan.plan import Plan
 from ..plan.writes import Write
 from ..traced import gradients
-from .activations import handles, native_point, read_points
-from .cache import CompiledMetric, Points, RunCache
-from .engine import check_readers, halve_examples, run_unmodified
-from .memory import is_out_of_memory
-from .outcome import FinishedValues, Inputs, Outcome, as_array
+from .activations import handles, native_point
+from .cache import CompiledMetric, RunCache
+from .engine import ReferenceDraw, check_readers, halve_examples, run_unmodified
+from .outcome import FinishedValues, Inputs, Outcome, as_array, values_of_run
 from .pass_spec import PassSpec
 
 Place = tuple[int, str]
+Values = dict[str, dict[str, torch.Tensor]]
+"""For each run the values by reader."""
+
+
+Estimates = Callable[[list[ExampleChunk]], Iterator[tuple[ExampleChunk, Values, dict[str, torch.Tensor]]]]
+"""Gives chunks that are done, with the values of each run and the estimated change, ``(condition, example)``."""
 
 
 def run_estimate(
-    model: Model,
     plan: Plan,
     readers: Sequence[CompiledMetric],
-    inputs: Inputs,
     steps: int | None,
+    execute: Estimates,
     progress: Callable[[int, int], None] | None = None,
+    positions: bool = True,
 ) -> Outcome:
     """Estimate every condition of `plan`; the runs as they are stay exact.
 
     Parameters
     ----------
-    model, plan, readers, inputs
-        As for `engine.run_plan`.
+    plan, readers, progress, positions
+        As for `engine.run_plan`; progress counts examples.
     steps : int, optional
         Of the integrated estimate; left out, the gradient at the base run.
-    progress : callable, optional
-        Called with examples done and in all.
+    execute : callable
+        Does it, chunk by chunk. `estimate_chunks` does it in this process.
+
+    Returns
+    -------
+    Outcome
+
+    Raises
+    ------
+    DeclarationError
+        Something that was asked for has no estimate.
+    ModelError
+        Even a single prompt needs more memory than there is.
     """
     check_estimable(plan, readers, steps)
     check_readers(plan, readers)
-    outcome, done = Outcome(plan), 0
-    reference: dict[int, Points] = {}
-    waiting = list(chunks_of(plan, steps or 1))
-    total = sum(chunk.size for chunk in waiting)
-    while waiting:
-        chunk = waiting.pop(0)
-        try:
-            if plan.uses_reference and chunk.group not in reference:
-                reference = {chunk.group: read_points(model, inputs.reference[chunk.group], plan.reference_sites())}
-            known, runs = run_unmodified(model, plan, chunk, readers, inputs, reference.get(chunk.group, {}))
-            found = _estimates(model, plan, chunk, known, [reader.name for reader in readers], steps)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            waiting = halve_examples(model, chunk, error) + waiting
-            continue
-        for run, values in runs.items():
-            outcome.put(outcome.run_piece(chunk, run, values))
+    outcome, done = Outcome(plan, readers, positions), 0
+    chunks = list(chunks_of(plan, steps or 1))
+    total = sum(chunk.size for chunk in chunks)
+    for chunk, runs, change in execute(chunks):
+        for run in plan.runs:
+            outcome.put(values_of_run(chunk, run, runs[run]))
         if plan.conditions:
-            base = {name: as_array(runs[plan.base][name]) for name in found}
-            estimates = {name: base[name] + as_array(change)[..., None] for name, change in found.items()}
-            outcome.put(
-                FinishedValues(chunk.group, chunk.examples, estimates, None, tuple(range(len(plan.conditions))))
-            )
+            base = {name: as_array(runs[plan.base][name]) for name in change}
+            estimates = {name: base[name] + as_array(value)[..., None] for name, value in change.items()}
+            every = tuple(range(len(plan.conditions)))
+            outcome.put(FinishedValues(chunk.group, chunk.examples, estimates, None, every))
         done += chunk.size
         if progress is not None:
             progress(done, total)
     return outcome
+
+
+def estimate_chunks(
+    model: Model,
+    plan: Plan,
+    readers: Sequence[CompiledMetric],
+    inputs: Inputs,
+    steps: int | None,
+    chunks: Sequence[ExampleChunk],
+) -> Iterator[tuple[ExampleChunk, Values, dict[str, torch.Tensor]]]:
+    """Estimate some chunks in this process; one that runs out of memory is done again in halves.
+
+    Parameters
+    ----------
+    model : Model
+    plan, readers, steps
+        As for `run_estimate`.
+    inputs : Inputs
+    chunks : sequence of ExampleChunk
+        As `chunks_of` gives them.
+
+    Yields
+    ------
+    tuple of (ExampleChunk, dict, dict)
+        As `Estimates` says.
+
+    Raises
+    ------
+    ModelError
+        Even a single prompt needs more memory than there is.
+    """
+    names, references = [reader.name for reader in readers], ReferenceDraw(model, plan, inputs)
+
+    def estimate(chunk: ExampleChunk) -> tuple[Values, dict[str, torch.Tensor]]:
+        known, runs = run_unmodified(model, plan, chunk, readers, inputs, references.of(chunk.group))
+        given = described_estimate(model, plan, chunk, known, names, steps)
+        return runs, gradients.attribution(model.traced, handles(model), vars(known), given, model.device)
+
+    waiting = list(chunks)
+    while waiting:
+        chunk = waiting.pop(0)
+        try:
+            runs, change = estimate(chunk)
+        except Exception as error:
+            waiting = halve_examples(model, chunk, error) + waiting
+            continue
+        yield chunk, runs, change
 
 
 def check_estimable(plan: Plan, readers: Sequence[CompiledMetric], steps: int | None) -> None:
@@ -126,18 +176,10 @@ def chunks_of(plan: Plan, steps: int) -> Iterator[ExampleChunk]:
             yield ExampleChunk(chunk.group, (start, min(start + max(1, held), chunk.examples[1])), passes)
 
 
-def _estimates(
-    model: Model, plan: Plan, chunk: ExampleChunk, known: RunCache, names: list[str], steps: int | None
-) -> dict[str, torch.Tensor]:
-    """Reader name to ``(condition, example)``."""
-    given = described_estimate(model, plan, chunk, known, names, steps)
-    return gradients.attribution(model.traced, handles(model), vars(known), given, model.device)
-
-
 def described_estimate(
     model: Model, plan: Plan, chunk: ExampleChunk, known: RunCache, names: list[str], steps: int | None
 ) -> dict[str, Any]:
-    """What `tangent.estimated` takes."""
+    """What `gradients.attribution` takes."""
     together: dict[Any, list[tuple[int, Write]]] = {}
     for number, writes in enumerate(plan.writes[chunk.group]):
         for write in writes:
@@ -178,7 +220,7 @@ def _kind(write: Write) -> str:
 def _changes(
     model: Model, plan: Plan, chunk: ExampleChunk, known: RunCache, members: Sequence[tuple[int, Write]]
 ) -> list[tuple[Any, ...]]:
-    """Writes of conditions as the engine makes them, as `tangent` takes them."""
+    """Writes of conditions as the engine makes them, as `gradients.attribution` takes them."""
     one = Pass(tuple(number for number, _ in members), ((0, 0),) * len(members), 0)
     job = PassSpec(model, plan, chunk, one, known, chunk.examples)
     for unit, (_, write) in enumerate(members):

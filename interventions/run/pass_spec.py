@@ -17,21 +17,11 @@ from ..plan.passes import ExampleChunk, Pass, heads_of, heads_redone
 from ..plan.plan import Plan
 from ..plan.writes import BY_QUERY, HOW, OF_KEYS, STAGES, Write, keys_in, positions_in
 from ..traced import activations
-from .activations import native_point, point_of
-from .cache import Points, RunCache
+from .activations import point_of
+from .cache import RunCache
 from .deferred import open_value
 
 EMBEDDINGS = ("embed", "pos_embed")
-
-
-def base_of(model: Model, plan: Plan, chunk: ExampleChunk, one: Pass, base: Points) -> Points:
-    """What a pass takes from the base run, by the names of `forward`."""
-    layers = model.shape.layers
-    return {
-        (layer, name): base[native_point(layer, name, layers)]
-        for layer, name in plan.points_of(chunk, one)
-        if name not in EMBEDDINGS
-    }
 
 
 class PassSpec:

@@ -43,7 +43,7 @@ def end(parts: dict[str, Any], tracer: Any) -> None:
         tracer.stop()
 
 
-def nothing(device: Any) -> torch.Tensor:
+def no_tokens(device: Any) -> torch.Tensor:
     """Tokens for a trace that never goes through the model itself."""
     return torch.zeros((1, 1), dtype=torch.long, device=device)
 
@@ -133,7 +133,7 @@ def misshapen(parts: dict[str, Any], values: dict[str, torch.Tensor], watch: lis
 
 def planned(root: Any, parts: dict[str, Any], base: Points, job: dict[str, Any], device: Any) -> dict[str, Any]:
     """The values of a job of `forward.run`, in a trace that never goes through the model itself."""
-    with root.trace(nothing(device), use_cache=False) as tracer:
+    with root.trace(no_tokens(device), use_cache=False) as tracer:
         values = planned_pass.run_without_grad(parts, base, job)
         nnsight.save(values)
         end(parts, tracer)
@@ -150,7 +150,7 @@ def slopes(
     device: Any,
 ) -> tuple[dict[Any, torch.Tensor], dict[str, dict[Any, torch.Tensor]]]:
     """What is at places in such a pass, and the derivative by it of each kernel's mean over scored positions."""
-    with torch.enable_grad(), root.trace(nothing(device), use_cache=False) as tracer:
+    with torch.enable_grad(), root.trace(no_tokens(device), use_cache=False) as tracer:
         found = planned_pass.slopes(parts, base, job, places, names)
         nnsight.save(found)
         end(parts, tracer)
@@ -158,7 +158,7 @@ def slopes(
     return dict(values), {name: dict(slope) for name, slope in by_name.items()}
 
 
-def changed(
+def run_with_writes(
     root: Any, parts: dict[str, Any], tokens: torch.Tensor, writes: dict[Any, list[Any]], scored: list[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits of the model's own pass with changes added, at scored positions; and their deviation in the first row."""
@@ -186,7 +186,7 @@ def by_itself(
     every = []
     for layer in layers:
         block, z = parts["blocks"][layer], points[(layer, "z")]
-        with torch.no_grad(), root.trace(nothing(device), use_cache=False) as tracer:
+        with torch.no_grad(), root.trace(no_tokens(device), use_cache=False) as tracer:
             normed = call_module(block, parts["paths"]["norm_1"], points[(layer, "resid_pre")])
             whole = torch.cat(sides(parts, block, normed), -1)
             bias = torch.cat(sides(parts, block, torch.zeros_like(normed)), -1)
@@ -238,7 +238,7 @@ def rounding_of(value: torch.Tensor) -> float:
 
 def columns(root: Any, parts: dict[str, Any], stream: torch.Tensor, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits of some tokens as a metric gets them, and as the last layer gives them: ``(position, token)``."""
-    with torch.no_grad(), root.trace(nothing(device), use_cache=False) as tracer:
+    with torch.no_grad(), root.trace(no_tokens(device), use_cache=False) as tracer:
         normed = parts["norm"](stream)
         logits = parts["unembed"](normed)
         size = logits.shape[-1]

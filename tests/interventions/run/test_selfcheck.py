@@ -100,10 +100,10 @@ def test_what_is_read_is_checked_too(work, monkeypatch):
 
 
 def test_writes_between_attention_and_mlp_and_to_embeddings_are_compared_too(monkeypatch):
-    model, usual = hw.load(module()), planned_pass.changed
+    model, usual = hw.load(module()), planned_pass.apply_writes
     for place, names in (("mid", ["resid_mid"]), ("stream", ["resid_pre", "embed", "pos_embed"])):
         monkeypatch.setattr(
-            planned_pass, "changed", lambda value, *more, lost=place: value if more[1] == lost else usual(value, *more)
+            planned_pass, "apply_writes", lambda value, *more, lost=place: value if more[1] == lost else usual(value, *more)
         )
         failed = selfcheck.failures(model)
         for name in names:
