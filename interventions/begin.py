@@ -1,7 +1,7 @@
 """How a call on a model begins and ends: which model it is, whether it is read right, and its mode.
 
-What gives numbers of a model does so inside `begin`, or in a `turn` of its own. Composes identity, self-check and
-remote models; nothing below the studies imports it.
+What gives numbers of a model does so inside `begin`, or in a `turn` of its own. Composes identity and
+self-check; nothing below the studies imports it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from . import selfcheck
 from .models.identity import Identity
 from .models.model import Model
 from .models.turns import turn_of
-from .remote.model import RemoteModel
 from .run.identify import identity_of
 
 _SEEN: WeakKeyDictionary[Model, Identity] = WeakKeyDictionary()
@@ -32,7 +31,7 @@ class Call:
     identity : Identity
         Of the model, read when the call began.
     anew : bool
-        Whether a server was asked then.
+        Whether it was found out then, or is what a server said before.
     """
 
     identity: Identity
@@ -67,12 +66,12 @@ def begin(model: Model, *, check: bool = True, anew: bool = False, length: int =
     """
     with turn(model):
         outer = model._memory.call
-        if outer is not None and (outer.anew or not anew or not model.remote):
+        if outer is not None and (outer.anew or not anew):
             if check:
                 selfcheck.check_model(model, outer.identity, length)
             yield outer
             return
-        call = Call(_identity(model, anew), anew)
+        call = Call(*model.backend.identify(anew))
         model._memory.call = call
         try:
             if check:
@@ -83,16 +82,8 @@ def begin(model: Model, *, check: bool = True, anew: bool = False, length: int =
 
 
 def turn(model: Model) -> AbstractContextManager[None]:
-    """Meanwhile no other thread runs the module of a model, and it is in evaluation mode where it runs here."""
-    return turn_of(model.module, mode=not model.remote, passes=True)
-
-
-def _identity(model: Model, anew: bool) -> Identity:
-    """Which model this is."""
-    if isinstance(model, RemoteModel):
-        return model.ask_identity() if anew else model.identity
-    model._memory.identity = found = identity_of(model)
-    return found
+    """Meanwhile no other thread runs the module of a model, and it is in evaluation mode."""
+    return turn_of(model.module, passes=True)
 
 
 def check_reproduced(model: Model, identity: Identity) -> None:

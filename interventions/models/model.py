@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -68,6 +68,8 @@ class Model:
         What `load` opens it from again: a shipped name, a Hub id or the path of a folder; None for a module in memory.
     trusted : bool
         Whether `load` was allowed to run code that the model brings.
+    backend_type : callable
+        Makes the `Backend` of the handle.
     """
 
     name: str
@@ -78,9 +80,15 @@ class Model:
     traced: TransformersModel
     source: str | None = None
     trusted: bool = False
+    backend_type: Callable[[Any], Any] = field(kw_only=True)
     _memory: Memory = field(default_factory=Memory, init=False)
     remote: ClassVar[bool] = False
     """Whether it runs on a server, which has the weights."""
+
+    @property
+    def backend(self) -> Any:
+        """What carries out passes on the model: a `Backend`, see `headwise.interventions.run.backend`."""
+        return self.backend_type(self)
 
     @property
     def layers(self) -> range:

@@ -23,64 +23,115 @@ from ..plan.passes import ExampleChunk, Pass
 from ..plan.plan import Plan
 from ..plan.writes import Join, Write
 from ..traced import gradients
-from ..traced.specs import Change, EstimateSpec, Points, RunCache, StreamStart
-from .activations import handles, native_point, read_points
+from ..traced.specs import Change, EstimateSpec, StreamStart
+from .activations import handles, native_point
 from .cache import CompiledMetric, drawn_examples
-from .engine import check_readers, halve_examples, run_unmodified
-from .memory import is_out_of_memory
-from .outcome import FinishedValues, Inputs, Outcome, as_array
+from .engine import ReferenceDraw, check_readers, halve_examples, run_unmodified
+from .outcome import FinishedValues, Inputs, Outcome, as_array, values_of_run
 from .pass_spec import PassSpecBuilder
+
+Values = dict[str, dict[str, torch.Tensor]]
+"""For each run the values by reader."""
+
+
+Estimates = Callable[[list[ExampleChunk]], Iterator[tuple[ExampleChunk, Values, dict[str, torch.Tensor]]]]
+"""Gives chunks that are done, with the values of each run and the estimated change, ``(condition, example)``."""
 
 
 def run_estimate(
-    model: Model,
     plan: Plan,
     readers: Sequence[CompiledMetric],
-    inputs: Inputs,
     steps: int | None,
+    execute: Estimates,
     progress: Callable[[int, int], None] | None = None,
+    positions: bool = True,
 ) -> Outcome:
     """Estimate every condition of `plan`; the runs as they are stay exact.
 
     Parameters
     ----------
-    model, plan, readers, inputs
-        As for `engine.run_plan`.
+    plan, readers, progress, positions
+        As for `engine.run_plan`; progress counts examples.
     steps : int, optional
         Of the integrated estimate; left out, the gradient at the base run.
-    progress : callable, optional
-        Called with examples done and in all.
+    execute : callable
+        Does it, chunk by chunk. `estimate_chunks` does it in this process.
+
+    Returns
+    -------
+    Outcome
+
+    Raises
+    ------
+    DeclarationError
+        Something that was asked for has no estimate.
+    ModelError
+        Even a single prompt needs more memory than there is.
     """
     check_estimable(plan, readers, steps)
     check_readers(plan, readers)
-    outcome, done = Outcome(plan), 0
-    reference: dict[int, Points] = {}
-    waiting = list(chunks_of(plan, steps or 1))
-    total = sum(chunk.size for chunk in waiting)
-    while waiting:
-        chunk = waiting.pop(0)
-        try:
-            if plan.uses_reference and chunk.group not in reference:
-                reference = {chunk.group: read_points(model, inputs.reference[chunk.group], plan.reference_sites())}
-            known, runs = run_unmodified(model, plan, chunk, readers, inputs, reference.get(chunk.group, {}))
-            found = _estimates(model, plan, chunk, known, [reader.name for reader in readers], steps)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            waiting = halve_examples(model, chunk, error) + waiting
-            continue
-        for run, values in runs.items():
-            outcome.put(outcome.run_piece(chunk, run, values))
+    outcome, done = Outcome(plan, readers, positions), 0
+    chunks = list(chunks_of(plan, steps or 1))
+    total = sum(chunk.size for chunk in chunks)
+    for chunk, runs, change in execute(chunks):
+        for run in plan.runs:
+            outcome.put(values_of_run(chunk, run, runs[run]))
         if plan.conditions:
-            base = {name: as_array(runs[plan.base][name]) for name in found}
-            estimates = {name: base[name] + as_array(change)[..., None] for name, change in found.items()}
-            outcome.put(
-                FinishedValues(chunk.group, chunk.examples, estimates, None, tuple(range(len(plan.conditions))))
-            )
+            base = {name: as_array(runs[plan.base][name]) for name in change}
+            estimates = {name: base[name] + as_array(value)[..., None] for name, value in change.items()}
+            every = tuple(range(len(plan.conditions)))
+            outcome.put(FinishedValues(chunk.group, chunk.examples, estimates, None, every))
         done += chunk.size
         if progress is not None:
             progress(done, total)
     return outcome
+
+
+def estimate_chunks(
+    model: Model,
+    plan: Plan,
+    readers: Sequence[CompiledMetric],
+    inputs: Inputs,
+    steps: int | None,
+    chunks: Sequence[ExampleChunk],
+) -> Iterator[tuple[ExampleChunk, Values, dict[str, torch.Tensor]]]:
+    """Estimate some chunks in this process; one that runs out of memory is done again in halves.
+
+    Parameters
+    ----------
+    model : Model
+    plan, readers, steps
+        As for `run_estimate`.
+    inputs : Inputs
+    chunks : sequence of ExampleChunk
+        As `chunks_of` gives them.
+
+    Yields
+    ------
+    tuple of (ExampleChunk, dict, dict)
+        As `Estimates` says.
+
+    Raises
+    ------
+    ModelError
+        Even a single prompt needs more memory than there is.
+    """
+    names, references = [reader.name for reader in readers], ReferenceDraw(model, plan, inputs)
+
+    def estimate(chunk: ExampleChunk) -> tuple[Values, dict[str, torch.Tensor]]:
+        known, runs = run_unmodified(model, plan, chunk, readers, inputs, references.of(chunk.group))
+        given = described_estimate(model, plan, chunk, drawn_examples(known), names, steps)
+        return runs, gradients.attribution(model.traced, handles(model), known, given, model.device)
+
+    waiting = list(chunks)
+    while waiting:
+        chunk = waiting.pop(0)
+        try:
+            runs, change = estimate(chunk)
+        except Exception as error:
+            waiting = halve_examples(model, chunk, error) + waiting
+            continue
+        yield chunk, runs, change
 
 
 def check_estimable(plan: Plan, readers: Sequence[CompiledMetric], steps: int | None) -> None:
@@ -122,14 +173,6 @@ def chunks_of(plan: Plan, steps: int) -> Iterator[ExampleChunk]:
         passes = tuple(Pass((number,), (Join(layer, 0),), 0) for layer, number in layers)
         for start in range(*chunk.examples, max(1, held)):
             yield ExampleChunk(chunk.group, (start, min(start + max(1, held), chunk.examples[1])), passes)
-
-
-def _estimates(
-    model: Model, plan: Plan, chunk: ExampleChunk, known: RunCache, names: list[str], steps: int | None
-) -> dict[str, torch.Tensor]:
-    """Reader name to ``(condition, example)``."""
-    spec = described_estimate(model, plan, chunk, drawn_examples(known), names, steps)
-    return gradients.attribution(model.traced, handles(model), known, spec, model.device)
 
 
 def described_estimate(

@@ -23,37 +23,16 @@ from ..traced.specs import (
     PassSpec,
     PathSender,
     PatternColumns,
-    Points,
     ReceiverKey,
     ScoreMask,
     TensorWrite,
     Value,
     WriteSite,
 )
-from .activations import native_point, point_of
+from .activations import point_of
 from .deferred import deferred_value
 
 EMBEDDINGS = ("embed", "pos_embed")
-
-
-def base_of(model: Model, plan: Plan, chunk: ExampleChunk, one: Pass, base: Points) -> Points:
-    """What a pass takes from the base run, by the points of a planned pass.
-
-    Parameters
-    ----------
-    model : Model
-    plan : Plan
-    chunk : ExampleChunk
-    one : Pass
-    base : Points
-        What was read of the base run, by the points of the model's own pass.
-    """
-    layers = model.shape.layers
-    return {
-        (layer, point): base[native_point(layer, point, layers)]
-        for layer, point in plan.points_of(chunk, one)
-        if point not in EMBEDDINGS
-    }
 
 
 class PassSpecBuilder:

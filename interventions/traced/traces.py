@@ -45,7 +45,7 @@ def end(parts: dict[str, Any], tracer: Any) -> None:
         tracer.stop()
 
 
-def nothing(device: Any) -> torch.Tensor:
+def no_tokens(device: Any) -> torch.Tensor:
     """Tokens for a trace that never goes through the model itself."""
     return torch.zeros((1, 1), dtype=torch.long, device=device)
 
@@ -138,7 +138,7 @@ def misshapen(
 
 def planned(root: Any, parts: dict[str, Any], base: Points, spec: ResolvedPass, device: Any) -> dict[str, Any]:
     """The values of a planned pass, in a trace that never goes through the model itself."""
-    with root.trace(nothing(device), use_cache=False) as tracer:
+    with root.trace(no_tokens(device), use_cache=False) as tracer:
         values = planned_pass.run_without_grad(parts, base, spec)
         nnsight.save(values)
         end(parts, tracer)
@@ -155,7 +155,7 @@ def slopes(
     device: Any,
 ) -> tuple[dict[WriteSite, torch.Tensor], dict[str, dict[WriteSite, torch.Tensor]]]:
     """What is at sites in such a pass, and the derivative by it of each kernel's mean over scored positions."""
-    with torch.enable_grad(), root.trace(nothing(device), use_cache=False) as tracer:
+    with torch.enable_grad(), root.trace(no_tokens(device), use_cache=False) as tracer:
         found = planned_pass.slopes(parts, base, spec, sites, names)
         nnsight.save(found)
         end(parts, tracer)
@@ -163,7 +163,7 @@ def slopes(
     return dict(values), {name: dict(slope) for name, slope in by_name.items()}
 
 
-def changed(
+def run_with_writes(
     root: Any, parts: dict[str, Any], tokens: torch.Tensor, writes: dict[Any, list[Any]], scored: list[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits of the model's own pass with changes added, at scored positions; and their deviation in the first row."""
@@ -191,7 +191,7 @@ def by_itself(
     every = []
     for layer in layers:
         block, z = parts["blocks"][layer], points[(layer, "z")]
-        with torch.no_grad(), root.trace(nothing(device), use_cache=False) as tracer:
+        with torch.no_grad(), root.trace(no_tokens(device), use_cache=False) as tracer:
             normed = call_module(block, parts["paths"]["norm_1"], points[(layer, "resid_pre")])
             whole = torch.cat(sides(parts, block, normed), -1)
             bias = torch.cat(sides(parts, block, torch.zeros_like(normed)), -1)
@@ -245,7 +245,7 @@ def rounding_of(value: torch.Tensor) -> float:
 
 def columns(root: Any, parts: dict[str, Any], stream: torch.Tensor, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits of some tokens as a metric gets them, and as the last layer gives them: ``(position, token)``."""
-    with torch.no_grad(), root.trace(nothing(device), use_cache=False) as tracer:
+    with torch.no_grad(), root.trace(no_tokens(device), use_cache=False) as tracer:
         normed = parts["norm"](stream)
         logits = parts["unembed"](normed)
         size = logits.shape[-1]

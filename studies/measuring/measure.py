@@ -168,10 +168,9 @@ def plan(
     """
     setup = set_up(model, task, what, metrics, base=base, per_position=False, batch_size=batch_size)
     setup.readers()  # refuses metrics that the task cannot have, as `measure` does
-    if not timed or model.remote:
+    if not timed:
         return setup.plan
     from ...interventions.begin import turn
-    from ...interventions.calibration import speed
 
     with turn(model):
-        return replace(setup.plan, speed=speed(model, setup.plan, setup.inputs(task, model)))
+        return replace(setup.plan, speed=model.backend.speed(setup.plan, setup.inputs(task, model)))

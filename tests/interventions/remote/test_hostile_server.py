@@ -160,7 +160,7 @@ def test_a_job_that_is_taken_byte_by_byte(hostile, monkeypatch):
     monkeypatch.setattr(CONFIG.API, "HOST", server.host)
     monkeypatch.setattr(reaching, "REACHED", {server.host})
     monkeypatch.setattr(protocol, "serialize_session", lambda *given: bytes(2**24))
-    monkeypatch.setattr(queue, "packed", lambda *given: bytes(2**24))
+    monkeypatch.setattr(queue, "serialize_session", lambda *given: bytes(2**24))
     monkeypatch.setattr(protocol, "PACE", 2.0**24, raising=False)
     refused()
     assert "request" not in server.ended
@@ -178,7 +178,7 @@ def test_a_wish_to_stop_is_heard_while_an_answer_trickles(hostile, monkeypatch):
     there = hw.load("words-2l", remote=True)
     job = there.job("facts", server_jobs.facts, {}, dict, 2**20)
     with pytest.raises(KeyboardInterrupt):
-        list(there.office.run([job], say))
+        list(there.queue.run([job], say))
     assert "response" not in ends(server, 10).ended
 
 
