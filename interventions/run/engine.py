@@ -24,7 +24,6 @@ from .memory import is_out_of_memory
 from .outcome import FinishedValues, Inputs, Keeper, Outcome, PassSlice, values_of_conditions, values_of_run
 from .pass_spec import EMBEDDINGS, PassSpec
 
-Array = np.ndarray[Any, Any]
 Execute = Callable[[Outcome, Callable[[FinishedValues], None], Callable[[int], None]], None]
 Progress = Callable[[int, int], None]
 

@@ -1,8 +1,8 @@
 """The traces themselves: what is read of a run as it is, and a planned pass. Owns every trace of a sweep.
 
 Plain functions of an nnsight handle of the model, tensors, numbers, slices and dicts of them: they run here, and inside
-a session on a server that has torch and nnsight but not this package. ``parts`` is what `jobs.described` makes of a
-model, with the handles that `opened` adds.
+a session on a server that has torch and nnsight but not this package. ``parts`` is a model's description, which
+`run.activations.described` gives, with the handles that `opened` adds.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TOKENS = 16
 
 
 def opened(root: Any, described: dict[str, Any]) -> dict[str, Any]:
-    """What `forward.run` has to know of a model, from its description."""
+    """What a trace has to know of a model, from its description."""
     names = [name for name in ("blocks", "norm", "unembed", "rotary") if described[name] is not None]
     return {**described, **{name: operator.attrgetter(described[name])(root) for name in names}}
 
@@ -72,8 +72,8 @@ def as_it_is(
 ) -> tuple[Points, dict[str, torch.Tensor], torch.Tensor | None]:
     """One pass of the model's own: what is at the wanted points, the readers' values, and the scored logits if kept.
 
-    `watch` and `scoring` are as in `forward`; kernels in ``scoring["compare"]`` also take ``base_logits``, which are
-    those of this very pass where `keep_logits` is set.
+    `watch` and `scoring` are as in `planned_pass`. Kernels in ``scoring["compare"]`` also take ``base_logits``, those
+    of this very pass where `keep_logits` is set.
     """
     at = torch.tensor(scored, device=tokens.device)
     layers, embeddings, places = parts["layers"], parts["embeddings"], parts["points"]
@@ -132,7 +132,7 @@ def misshapen(parts: dict[str, Any], values: dict[str, torch.Tensor], watch: lis
 
 
 def planned(root: Any, parts: dict[str, Any], base: Points, job: dict[str, Any], device: Any) -> dict[str, Any]:
-    """The values of a job of `forward.run`, in a trace that never goes through the model itself."""
+    """The values of a job of `planned_pass.run`, in a trace that never goes through the model itself."""
     with root.trace(no_tokens(device), use_cache=False) as tracer:
         values = planned_pass.run_without_grad(parts, base, job)
         nnsight.save(values)

@@ -103,7 +103,9 @@ def test_writes_between_attention_and_mlp_and_to_embeddings_are_compared_too(mon
     model, usual = hw.load(module()), planned_pass.apply_writes
     for place, names in (("mid", ["resid_mid"]), ("stream", ["resid_pre", "embed", "pos_embed"])):
         monkeypatch.setattr(
-            planned_pass, "apply_writes", lambda value, *more, lost=place: value if more[1] == lost else usual(value, *more)
+            planned_pass,
+            "apply_writes",
+            lambda value, *more, lost=place: value if more[1] == lost else usual(value, *more),
         )
         failed = selfcheck.failures(model)
         for name in names:
