@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from ..errors import ModelError
@@ -39,7 +40,9 @@ class Call:
 
 
 @contextmanager
-def begin(model: Model, *, check: bool = True, anew: bool = False, length: int = 0) -> Iterator[Call]:
+def begin(
+    model: Model, *, check: bool = True, anew: bool = False, length: int = 0, ledger: Any = None, quiet: bool = False
+) -> Iterator[Call]:
     """A call on a model: calls on one module take turns, and a call inside a call on the same thread belongs to it.
 
     That holds for calls of headwise, see `turns`: a thread that calls the module itself, or trains it, is not stopped,
@@ -58,27 +61,32 @@ def begin(model: Model, *, check: bool = True, anew: bool = False, length: int =
         holds for as long as the fingerprint does, which comes with everything that it computes.
     length : int
         Tokens of the longest prompt, for the self-check.
+    ledger : Ledger, optional
+        Where jobs for a server are written down; left out, where the call around this one has them written down.
+    quiet : bool
+        Show nothing of how such jobs are doing.
+
+    Yields
+    ------
+    Call
 
     Raises
     ------
     ModelError
         The self-check failed.
     """
+    memory = model._memory
     with turn(model):
-        outer = model._memory.call
-        if outer is not None and (outer.anew or not anew):
-            if check:
-                selfcheck.check_model(model, outer.identity, length)
-            yield outer
-            return
-        call = Call(*model.backend.identify(anew))
-        model._memory.call = call
+        outer, before = memory.call, (memory.ledger, memory.quiet)
+        memory.ledger, memory.quiet = ledger or memory.ledger, quiet or memory.quiet
         try:
+            if outer is None or (anew and not outer.anew):
+                memory.call = Call(*model.backend.identify(anew))
             if check:
-                selfcheck.check_model(model, call.identity, length)
-            yield call
+                selfcheck.check_model(model, memory.call.identity, length)
+            yield memory.call
         finally:
-            model._memory.call = outer
+            memory.call, (memory.ledger, memory.quiet) = outer, before
 
 
 def turn(model: Model) -> AbstractContextManager[None]:

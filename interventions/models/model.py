@@ -31,6 +31,10 @@ class Memory:
         Kind of device of a server.
     call : Call or None
         The call that is going on.
+    ledger : Ledger or None
+        Where jobs for a server are written down meanwhile.
+    quiet : bool
+        Whether nothing is shown meanwhile of how such jobs are doing.
     checked : Identity or None
         The model that passed the self-check.
     longest : int
@@ -42,6 +46,8 @@ class Memory:
     identity: Any = None
     device: str = ""
     call: Any = None
+    ledger: Any = None
+    quiet: bool = False
     checked: Any = None
     longest: int = 0
     vocabulary: tuple[int, str] = (-1, "")

@@ -26,13 +26,12 @@ from ..plan.cost import DEFAULT_BUDGET
 from ..plan.plan import Plan
 from ..run import engine, gradients
 from ..run.activations import as_tensor, described_site
-from ..run.backend import CheckAnswer, CheckRequest, Say, Score
+from ..run.backend import Backend, CheckAnswer, CheckRequest, Say, Score
 from ..run.cache import CompiledMetric
 from ..run.engine import Progress
 from ..run.memory import ACCELERATOR_OVERHEAD
 from ..run.outcome import Inputs, Keeper, Outcome
 from ..traced import server_jobs
-from . import ledger
 from .model import RemoteModel, numbers
 from .protocol import ROOM, Unfit, deserialize_values, room
 from .queue import JobQueue
@@ -44,7 +43,7 @@ BUDGET = 4 * DEFAULT_BUDGET
 
 
 @dataclass(frozen=True)
-class NdifBackend:
+class NdifBackend(Backend):
     """Runs a model on its server, as jobs of which metrics come back.
 
     Parameters
@@ -157,11 +156,11 @@ class NdifBackend:
 
     def has_passed(self, identity: Identity) -> bool:
         """Whether an earlier process wrote it down."""
-        return bool(ledger.current().job(self._passed_key(identity)))
+        return bool(self.model.ledger.job(self._passed_key(identity)))
 
     def note_passed(self, identity: Identity) -> None:
         """Write it down beside the jobs."""
-        ledger.current().note_job(self._passed_key(identity), {"checked": True})
+        self.model.ledger.note_job(self._passed_key(identity), {"checked": True})
 
     def _passed_key(self, identity: Identity) -> str:
         facts = json.dumps([identity.exact, data_hash(self.model.family)])

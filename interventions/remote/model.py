@@ -23,6 +23,7 @@ from ..traced import server_jobs
 from ..traced.configuration import configuration_of
 from ..traced.traces import DIRECTIONS
 from .job import Failed, RemoteJob
+from .ledger import InMemoryLedger, Ledger
 from .protocol import Unfit
 from .queue import JobQueue
 from .refusals import SHOWN
@@ -58,6 +59,11 @@ class RemoteModel(Model):
     def device(self) -> torch.device:
         """Where what is sent is made: the CPU of this machine."""
         return torch.device("cpu")
+
+    @property
+    def ledger(self) -> Ledger:
+        """Where jobs are written down in the call that is going on; else one that nobody reads again."""
+        return self._memory.ledger or InMemoryLedger()
 
     @property
     def identity(self) -> Identity:
@@ -109,21 +115,21 @@ class RemoteModel(Model):
         return result
 
     def answers(self, jobs: Sequence[RemoteJob], say: Callable[[str], None] | None = None) -> Iterator[tuple[int, Any]]:
-        """As `Office.run`; each answer comes from the model that this call began with.
+        """As `JobQueue.run`; each answer comes from the model that this call began with.
 
         Raises
         ------
         ServerError
             The model computes otherwise now. What it gave is not taken, and the next call asks which model it is.
         """
-        for at, result in self.queue.run(jobs, say):
+        for at, result in self.queue.run(jobs, say, self.ledger, self._memory.quiet):
             if isinstance(result, Failed):
                 yield at, result
                 continue
             known, (found, values) = self._memory.identity, result
             if known is not None and (unlike := known.fingerprint.unlike(found, known.dtype)):
                 self._memory.identity = None
-                self.queue.close(jobs[at].key)
+                self.ledger.drop_job(jobs[at].key)
                 raise ServerError(
                     f"{self.name} on {self.queue.host} is not the model that it was when this began: {unlike}. "
                     "Nothing of that answer is kept; the same call measures the model that is there now"
@@ -138,14 +144,14 @@ class RemoteModel(Model):
         `read` makes what is used of what came back, of `most` bytes, or raises where it is not what was asked for.
         """
         tokens = torch.as_tensor(prompt(self.shape.vocabulary, self.shape.context))
-        whole = {"parts": described(self), "prompt": tokens, **program, "job": function}
-        key = data_hash([what, self.queue.model_key, server_jobs.answered, whole])
+        full_program = {"parts": described(self), "prompt": tokens, **program, "job": function}
+        key = data_hash([what, self.queue.model_key, server_jobs.answered, full_program])
         size = (self.shape.layers + 1, tokens.shape[1], 1 + DIRECTIONS)
 
         def taken(result: Any) -> tuple[Fingerprint, Any]:
             return Fingerprint.of(numbers(result["fingerprint"], size, torch.float64)), read(result)
 
-        return RemoteJob(key, server_jobs.answered, {**whole, "key": key, "what": what}, taken, most)
+        return RemoteJob(key, server_jobs.answered, {**full_program, "key": key, "what": what}, taken, most)
 
     def ask_identity(self) -> Identity:
         """Which model the server has now.
@@ -161,7 +167,7 @@ class RemoteModel(Model):
         for _, found in self.answers([job]):
             if isinstance(found, Failed):
                 raise self.queue.failure(found)
-        self.queue.close(job.key)
+        self.ledger.drop_job(job.key)
         named = f"revision:{short_hash(self.queue.model_key, self.commit)}"
         here = configuration_of(self.traced._module.config)
         apart = not found["weights"]
@@ -206,7 +212,7 @@ def numbers(given: Any, shape: tuple[int, ...], dtype: torch.dtype) -> Array:
 
 
 def facts_of(result: Any) -> dict[str, Any]:
-    """What `served.facts` says, as long as it says it in such words."""
+    """What `server_jobs.facts` says, as long as it says it in such words."""
     for name in ("dtype", "device", "attention"):
         if not WORD.fullmatch(result.get(name, "")):
             raise Unfit(f"its {name} is no name")

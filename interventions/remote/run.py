@@ -22,7 +22,6 @@ from ..run.gradients import Values, described_estimate
 from ..run.outcome import FinishedValues, Inputs, Outcome, PassSlice, values_of_conditions, values_of_run
 from ..run.pass_spec import PassSpecBuilder
 from ..traced import server_jobs
-from . import ledger
 from .job import Failed, RemoteJob
 from .model import RemoteModel
 from .protocol import Shapes, deserialize_values, room
@@ -80,11 +79,11 @@ class RemoteSweep:
             jobs = LazyJobs([partial(self.job, session) for session in waiting])
             for at, result in self.model.answers(jobs, self.say):
                 if isinstance(result, Failed):
-                    again += self.cut(waiting[at], jobs.keys[at], result)
+                    again += self.split(waiting[at], jobs.keys[at], result)
                     continue
                 for piece in pieces(self.plan, waiting[at], result):
                     keep(outcome.put(piece))
-                self.model.queue.close(jobs.keys[at])
+                self.model.ledger.drop_job(jobs.keys[at])
                 step(begun - outcome.steps(outcome.missing()))
             waiting = again
 
@@ -105,16 +104,16 @@ class RemoteSweep:
         if not missing:
             return []
         job = self.job(session)
-        if cut := ledger.current().job(_split_key(job.key)):
-            return [left for half in self.halved(session, cut["reason"]) for left in self.left(half, outcome)]
-        return [session if missing == session or self.model.queue.knows(job) else missing]
+        if split := self.model.ledger.job(_split_key(job.key)):
+            return [left for half in self.halved(session, split["reason"]) for left in self.left(half, outcome)]
+        return [session if missing == session or self.model.queue.knows(job, self.model.ledger) else missing]
 
-    def cut(self, session: list[ExampleChunk], key: str, failed: Failed) -> list[list[ExampleChunk]]:
+    def split(self, session: list[ExampleChunk], key: str, failed: Failed) -> list[list[ExampleChunk]]:
         """The parts of a session that needed too much memory, which is written down; an error where it failed else."""
         if not is_memory(failed.reason):
             raise self.model.queue.failure(failed)
         halves = self.halved(session, failed.reason)
-        ledger.current().note_job(_split_key(key), {"reason": failed.reason})
+        self.model.ledger.note_job(_split_key(key), {"reason": failed.reason})
         return halves
 
     def halved(self, session: list[ExampleChunk], reason: str) -> list[list[ExampleChunk]]:

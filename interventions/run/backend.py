@@ -85,7 +85,7 @@ class CheckAnswer(NamedTuple):
 class Backend(Protocol):
     """Carries out what is asked of one model, where its weights are."""
 
-    every_position: bool
+    every_position: ClassVar[bool]
     """Whether `run_plan` gives each scored position also where only their mean is wanted."""
 
     @property
@@ -209,7 +209,7 @@ class Backend(Protocol):
 
 
 @dataclass(frozen=True)
-class LocalBackend:
+class LocalBackend(Backend):
     """Runs a model in this process, with the functions that a server runs.
 
     Parameters

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +24,6 @@ from .memory import is_out_of_memory
 from .outcome import FinishedValues, Inputs, Keeper, Outcome, PassSlice, values_of_conditions, values_of_run
 from .pass_spec import EMBEDDINGS, PassSpecBuilder
 
-Array = np.ndarray[Any, Any]
 Execute = Callable[[Outcome, Callable[[FinishedValues], None], Callable[[int], None]], None]
 Progress = Callable[[int, int], None]
 

@@ -18,7 +18,8 @@ from ...interventions.plan.plan import make_plan
 from ..storage.files import provenance
 from ..storage.registry import TASKS
 from ..tasks.tasks import Task
-from .labels import check_model, check_remote, coordinates, number_dims, task_json
+from .context import check_remote
+from .labels import check_model, coordinates, number_dims, task_json
 
 if TYPE_CHECKING:
     from ...interventions.models.model import Model

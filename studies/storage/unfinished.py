@@ -14,7 +14,6 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from ...errors import DeclarationError, ResultError, ResultWarning, choices
 from ...interventions.base.hashing import short_hash
 from ...interventions.declare.codec import read_json
 from ...interventions.models.identity import Identity, stored_fingerprint
-from ...interventions.remote import ledger
 from ...signals import undisturbed
 from ..output.progress import Stopped, Terminated, Terminating
 from .files import beside, check_writable, flush, open_tree, write_beside
@@ -34,7 +32,6 @@ from .parts_folder import ABOUT, BEHIND, LONGEST, PartsFolder
 
 MADE_BY = "made_by"
 """Attribute of a part that holds the fingerprint of its model."""
-_CURRENT: ContextVar[UnfinishedResult | None] = ContextVar("shards", default=None)
 
 
 class UnfinishedResult(PartsFolder):
@@ -240,7 +237,7 @@ def _unlike(text: object, identity: Identity) -> str:
 
 @contextmanager
 def keeping(out: str | os.PathLike[str], resume: bool) -> Iterator[UnfinishedResult]:
-    """The parts of the result `out`, for one process at a time; measurements made meanwhile keep their passes there.
+    """The parts of the result `out`, for one process at a time.
 
     Parameters
     ----------
@@ -262,12 +259,7 @@ def keeping(out: str | os.PathLike[str], resume: bool) -> Iterator[UnfinishedRes
                     shards.acquire()
                 if not resume:
                     shards.clear()
-                token = _CURRENT.set(shards)
-                try:
-                    with ledger.writing(shards):
-                        yield shards
-                finally:
-                    _CURRENT.reset(token)
+                yield shards
             finally:
                 with undisturbed():
                     shards.release()
@@ -283,11 +275,6 @@ def keeping(out: str | os.PathLike[str], resume: bool) -> Iterator[UnfinishedRes
 def _said(error: KeyboardInterrupt, stopped: str, left: str) -> str:
     """What is said of work that was stopped."""
     return str(error) or "; ".join([stopped, *([left] if left else [])])
-
-
-def current() -> UnfinishedResult | None:
-    """The parts of the result that is being made, if it is one that is written."""
-    return _CURRENT.get()
 
 
 def netcdf_path(out: str | os.PathLike[str]) -> Path:

@@ -438,13 +438,13 @@ def test_other_jobs_are_looked_at_too(server, act):
 def test_the_bound_of_a_result_is_its_own_size(server, words_model, positions, monkeypatch):
     """What is asked for fits, with little room; twice as much does not."""
     found = []
-    real = queue.Job.taken
+    real = queue.RemoteJob.taken
 
     def watched(job, results):
         found.append(job.most)
         return real(job, results)
 
-    monkeypatch.setattr(queue.Job, "taken", watched)
+    monkeypatch.setattr(queue.RemoteJob, "taken", watched)
     there = hw.load("words-2l", remote=True)
     grid = {
         f"{layer}.{head}": remote_client.ZeroAblate(remote_client.Head(layer, head))
