@@ -16,7 +16,7 @@ from .cost import DEFAULT_BUDGET, OVERHEAD
 from .explain import Cost, cost_of, explain
 from .passes import Packer
 from .schedule import Schedule, sources
-from .validate import check_edit, check_together
+from .validate import check_condition, check_edit
 from .writes import writes_of
 
 
@@ -97,7 +97,7 @@ def make_plan(
     for edits in ordered:
         for edit in edits:
             check_edit(edit, model, shape, groups, runs)
-        check_together(edits, shape, groups)
+        check_condition(edits, shape, groups)
     columns = shape.vocabulary if columns is None else columns
     writes = tuple(tuple(writes_of(edits, shape, group, reads_patterns) for edits in ordered) for group in groups)
     packer = Packer(

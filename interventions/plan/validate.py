@@ -110,11 +110,11 @@ def check_edit(edit: Edit, model: str, shape: Shape, groups: Sequence[Group], ru
                 check_position(key, str(edit.site), group.length)
 
 
-def check_together(edits: Sequence[Edit], shape: Shape, groups: Sequence[Group]) -> None:
-    """Refuse edits that meet only once positions from the end are counted out, and a query left without any key."""
+def check_condition(edits: Sequence[Edit], shape: Shape, groups: Sequence[Group]) -> None:
+    """Refuse edits that meet once positions from the end are counted from 0, and a query without any key."""
     if any(position < 0 for edit in edits for position in edit.site.positions or ()):
         for group in groups:
-            check_disjoint(edits, [_counted_out(edit.site, group.length) for edit in edits])
+            check_disjoint(edits, [_from_start(edit.site, group.length) for edit in edits])
     knockouts = [edit for edit in edits if isinstance(edit, Knockout)]
     for group in groups if knockouts else ():
         _check_keys_left(knockouts, shape, group.length)
@@ -135,6 +135,6 @@ def _check_keys_left(knockouts: Sequence[Knockout], shape: Shape, length: int) -
                 )
 
 
-def _counted_out(site: Site, length: int) -> Site:
+def _from_start(site: Site, length: int) -> Site:
     positions = positions_in(site, length)
     return site if positions is None else site.at(positions)

@@ -1,8 +1,7 @@
 """The traces themselves: what is read of a run as it is, and a planned pass. Owns every trace of a sweep.
 
 Plain functions of an nnsight handle of the model, tensors, numbers, slices and dicts of them: they run here, and inside
-a session on a server that has torch and nnsight but not this package. ``parts`` is the
-`ModelParts` of `specs`.
+a session on a server that has torch and nnsight but not this package. ``parts`` is the `ModelParts` of `specs`.
 """
 
 from __future__ import annotations
@@ -74,8 +73,8 @@ def as_it_is(
 ) -> tuple[Points, dict[str, torch.Tensor], torch.Tensor | None]:
     """One pass of the model's own: what is at the wanted points, the readers' values, and the scored logits if kept.
 
-    `kernels` are those of patterns; kernels in ``logits["compare"]`` also take
-    ``base_logits``, which are those of this very pass where `keep_logits` is set.
+    `kernels` are those of patterns. Kernels in ``logits["compare"]`` also take ``base_logits``, those of this very pass
+    where `keep_logits` is set.
     """
     at = torch.tensor(scored, device=tokens.device)
     layers, embeddings, places = parts["layers"], parts["embeddings"], parts["points"]
