@@ -1,7 +1,7 @@
 """How a call on a model begins and ends: which model it is, whether it is read right, and its mode.
 
-What gives numbers of a model does so inside `begin`, or in a `turn` of its own. Composes identity, self-check and
-remote models; nothing below the studies imports it.
+What gives numbers of a model does so inside `begin`, or in a `turn` of its own. Composes identity and
+self-check; nothing below the studies imports it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from ..errors import ModelError
@@ -16,7 +17,6 @@ from . import selfcheck
 from .models.identity import Identity
 from .models.model import Model
 from .models.turns import turn_of
-from .remote.model import RemoteModel
 from .run.identify import identity_of
 
 _SEEN: WeakKeyDictionary[Model, Identity] = WeakKeyDictionary()
@@ -32,7 +32,7 @@ class Call:
     identity : Identity
         Of the model, read when the call began.
     anew : bool
-        Whether a server was asked then.
+        Whether it was found out then, or is what a server said before.
     """
 
     identity: Identity
@@ -40,7 +40,9 @@ class Call:
 
 
 @contextmanager
-def begin(model: Model, *, check: bool = True, anew: bool = False, length: int = 0) -> Iterator[Call]:
+def begin(
+    model: Model, *, check: bool = True, anew: bool = False, length: int = 0, ledger: Any = None, quiet: bool = False
+) -> Iterator[Call]:
     """A call on a model: calls on one module take turns, and a call inside a call on the same thread belongs to it.
 
     That holds for calls of headwise, see `turns`: a thread that calls the module itself, or trains it, is not stopped,
@@ -59,40 +61,37 @@ def begin(model: Model, *, check: bool = True, anew: bool = False, length: int =
         holds for as long as the fingerprint does, which comes with everything that it computes.
     length : int
         Tokens of the longest prompt, for the self-check.
+    ledger : Ledger, optional
+        Where jobs for a server are written down; left out, where the call around this one has them written down.
+    quiet : bool
+        Show nothing of how such jobs are doing.
+
+    Yields
+    ------
+    Call
 
     Raises
     ------
     ModelError
         The self-check failed.
     """
+    memory = model._memory
     with turn(model):
-        outer = model._memory.call
-        if outer is not None and (outer.anew or not anew or not model.remote):
-            if check:
-                selfcheck.check_model(model, outer.identity, length)
-            yield outer
-            return
-        call = Call(_identity(model, anew), anew)
-        model._memory.call = call
+        outer, before = memory.call, (memory.ledger, memory.quiet)
+        memory.ledger, memory.quiet = ledger or memory.ledger, quiet or memory.quiet
         try:
+            if outer is None or (anew and not outer.anew):
+                memory.call = Call(*model.backend.identify(anew))
             if check:
-                selfcheck.check_model(model, call.identity, length)
-            yield call
+                selfcheck.check_model(model, memory.call.identity, length)
+            yield memory.call
         finally:
-            model._memory.call = outer
+            memory.call, (memory.ledger, memory.quiet) = outer, before
 
 
 def turn(model: Model) -> AbstractContextManager[None]:
-    """Meanwhile no other thread runs the module of a model, and it is in evaluation mode where it runs here."""
-    return turn_of(model.module, mode=not model.remote, passes=True)
-
-
-def _identity(model: Model, anew: bool) -> Identity:
-    """Which model this is."""
-    if isinstance(model, RemoteModel):
-        return model.ask_identity() if anew else model.identity
-    model._memory.identity = found = identity_of(model)
-    return found
+    """Meanwhile no other thread runs the module of a model, and it is in evaluation mode."""
+    return turn_of(model.module, passes=True)
 
 
 def check_reproduced(model: Model, identity: Identity) -> None:

@@ -1,27 +1,21 @@
-"""What half precision costs, and how fast the model is here: measured on a few prompts without intervention."""
+"""What half precision costs: measured on a few prompts without intervention."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from transformers import PreTrainedModel
 
 from .load import load
 from .models.model import Model
-from .plan.cost import forward_flops
 from .plan.plan import Plan
-from .run.activations import as_tensor
+from .run.backend import PROMPTS
 from .run.cache import CompiledMetric
 from .run.engine import run_unmodified
 from .run.memory import is_out_of_memory
 from .run.outcome import Inputs
-
-PROMPTS = 4
-"""Prompts that are run for either."""
-LEAST_SECONDS = 0.05
-"""A forward pass is timed for so long at least."""
 
 
 def against_float32(
@@ -36,18 +30,21 @@ def against_float32(
     if model.dtype not in ("bfloat16", "float16") or not plan.chunks:
         return {}
     unknown: dict[str, float | None] = {reader.name: None for reader in readers}
-    if model.remote:
+    module = model.backend.module
+    if module is None:
         return unknown
     try:
-        return {**_differences(model, plan, readers, inputs)}
+        return {**_differences(model, module, plan, readers, inputs)}
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         return unknown
 
 
-def _differences(model: Model, plan: Plan, readers: Sequence[CompiledMetric], inputs: Inputs) -> dict[str, float]:
-    exact = load(model.module, device=str(model.device), dtype="float32", tokenizer=model.tokenizer)
+def _differences(
+    model: Model, module: PreTrainedModel, plan: Plan, readers: Sequence[CompiledMetric], inputs: Inputs
+) -> dict[str, float]:
+    exact = load(module, device=str(model.device), dtype="float32", tokenizer=model.tokenizer)
     first = plan.chunks[0]
     chunk = replace(first, examples=(0, min(PROMPTS, first.size)), passes=())
     found = [run_unmodified(one, replace(plan, conditions=()), chunk, readers, inputs, {})[1] for one in (model, exact)]
@@ -62,17 +59,3 @@ def _differences(model: Model, plan: Plan, readers: Sequence[CompiledMetric], in
 
 def _mean(value: torch.Tensor) -> torch.Tensor:
     return value.float().mean(-1) if value.dim() == 2 else value.float()
-
-
-def speed(model: Model, plan: Plan, inputs: Inputs) -> float:
-    """Floating-point operations a second of plain forward passes on the first prompts of a plan."""
-    group = plan.groups[0]
-    tokens = as_tensor(model, inputs.runs[plan.base][0][:PROMPTS])
-    work = forward_flops(model.shape, len(tokens), group.length)
-    with torch.no_grad():
-        model.module(tokens, use_cache=False)
-        started, count = time.perf_counter(), 0
-        while count == 0 or time.perf_counter() - started < LEAST_SECONDS:
-            model.module(tokens, use_cache=False).logits[0, 0, 0].item()  # waits for an accelerator
-            count += 1
-    return work * count / (time.perf_counter() - started)

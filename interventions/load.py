@@ -21,6 +21,7 @@ from .models.locate import locate, shipped, why
 from .models.model import Model
 from .models.opening import check_python, options_of
 from .models.turns import making, turn_of
+from .run.backend import LocalBackend
 
 DTYPES = {
     "float32": torch.float32,
@@ -89,7 +90,7 @@ def load(
         name, where, place = locate(str(source))
         if revision is not None and place != "main":
             raise DeclarationError(f"revision={revision!r} is for a Hub id: {name} is {place}")
-        from .remote.model import open_model
+        from .remote.backend import open_model
 
         return open_model(name, where, revision or place, tokenizer, trust_remote_code)
     _device(device)
@@ -112,7 +113,8 @@ def _handle(
 ) -> Model:
     with turn_of(module, mode=False):  # nnsight puts itself in front of modules that a call may be using
         traced = TransformersModel(module, task="text-generation", tokenizer=tokenizer)
-    return Model(name, revision, family, family.shape(module.config), tokenizer, traced, source, trusted)
+    shape = family.shape(module.config)
+    return Model(name, revision, family, shape, tokenizer, traced, source, trusted, backend_type=LocalBackend)
 
 
 def _in_memory(module: PreTrainedModel, device: str, dtype: str | None, tokenizer: Any) -> Model:

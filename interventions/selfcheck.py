@@ -15,14 +15,12 @@ by *identity* and by writes to ``q``, ``k`` and ``v``.
 
 from __future__ import annotations
 
-import json
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from ..errors import HeadwiseError, ModelError
-from .base.hashing import data_hash, short_hash
 from .base.shape import Group
 from .declare.components import Component
 from .declare.edits import Compose, Edit, Patch
@@ -32,15 +30,12 @@ from .models.identity import Identity
 from .models.model import Model
 from .models.windows import unlike
 from .plan.plan import Plan, make_plan
-from .remote import ledger, run
-from .remote.model import RemoteModel, numbers
-from .remote.protocol import Unfit, deserialize_values, room
-from .run.activations import as_tensor, handles, point_of, read_points
+from .run.activations import as_tensor, handles, point_of
+from .run.backend import Backend, CheckRequest
 from .run.cache import CompiledMetric
-from .run.engine import run_plan
 from .run.memory import is_out_of_memory
-from .run.outcome import Inputs, Outcome
-from .traced import activations, server_jobs, traces
+from .run.outcome import Inputs
+from .traced import activations, traces
 
 Array = np.ndarray[Any, Any]
 LENGTH = 8
@@ -76,8 +71,8 @@ def check_model(model: Model, identity: Identity, length: int = 0) -> None:
     ModelError
         Names every check that failed.
     """
-    passed = _has_passed(model, identity)
-    if passed and (model.remote or length <= max(LENGTH, model._memory.longest)):
+    passed, length = _has_passed(model, identity), model.backend.checked_length(length)
+    if passed and length <= max(LENGTH, model._memory.longest):
         return
     try:
         failed = ([] if passed else failures(model)) or _on_length(model, length)
@@ -96,8 +91,7 @@ def check_model(model: Model, identity: Identity, length: int = 0) -> None:
         )
     model._memory.longest = max(length, model._memory.longest if passed else 0)
     model._memory.checked = identity
-    if isinstance(model, RemoteModel):
-        ledger.current().note_job(_note(model, identity), {"checked": True})
+    model.backend.note_passed(identity)
 
 
 def _has_passed(model: Model, identity: Identity) -> bool:
@@ -106,16 +100,10 @@ def _has_passed(model: Model, identity: Identity) -> bool:
     if before is not None and before.exact == identity.exact:
         one, two = before.fingerprint, identity.fingerprint
         return one is None or two is None or not one.unlike(two, identity.dtype)
-    if not isinstance(model, RemoteModel) or not ledger.current().job(_note(model, identity)):
+    if not model.backend.has_passed(identity):
         return False
     model._memory.checked = identity
     return True
-
-
-def _note(model: RemoteModel, identity: Identity) -> str:
-    """Where it is written down that a model of a server passed."""
-    facts = json.dumps([identity.exact, data_hash(model.family)])
-    return "checked-" + short_hash(model.office.host, model.office.model_key, facts)
 
 
 class Probe(NamedTuple):
@@ -187,34 +175,12 @@ def _both(
     sites = [Site(part, layer) for layer in layers for part in (RESID, Z, Component.q)]
     sites += [Site(Component.resid_post, model.shape.layers - 1)] if layers else []
     sites += [Site(Component(name), 0) for name in model.family.embeddings] if layers else []
-    if not model.remote:
-        planned = run_plan(model, plan, readers, inputs).values["probe", 0][:, 0]
-        opened = handles(model)
-        logits, deviation = traces.changed(model.traced, opened, rows, writes, scored)
-        points = read_points(model, tokens, sites) if layers else {}
-        off = traces.by_itself(model.traced, opened, points, layers, model.device)
-        return planned, probe(logits).float().cpu().numpy(), float(deviation) or 1.0, off
-    assert isinstance(model, RemoteModel)
-    sweep, chunks = run.RemoteSweep(model, plan, readers, inputs, True), list(plan.chunks)
-    more = {"rows": rows, "writes": writes, "scored": scored, "layers": layers, "probe": probe}
-    program = {**sweep.job(chunks).program, **more, "wanted": sorted({point_of(site) for site in sites})}
-    wanted = sweep.shapes(chunks)
-
-    def taken(result: Any) -> tuple[list[dict[str, torch.Tensor]], Array, float, list[Any]]:
-        own = numbers(result["own"], (len(rows), len(scored)), torch.float32)
-        off = result["off"]
-        for what, *rest in (part for one in off for part in one):
-            if type(what) is not str or len(what) > 100 or [type(value) for value in rest] != [float] * 3:
-                raise Unfit("what it says of parts makes no sense")
-        if len(off) != len(layers):
-            raise Unfit(f"it says something of {len(off)} layers, where {len(layers)} were asked for")
-        return deserialize_values(result["planned"], wanted), own, float(result["deviation"]), off
-
-    given, own, deviation, off = model.ask("check", server_jobs.check, program, taken, room(wanted))
-    outcome = Outcome(plan)
-    for piece in run.pieces(plan, chunks, given):
-        outcome.put(piece)
-    return outcome.close().values["probe", 0][:, 0], own, deviation or 1.0, off
+    points = sorted({point_of(site) for site in sites})
+    backend: Backend = model.backend
+    planned, own, deviation, off = backend.self_check(
+        CheckRequest(plan, readers, inputs, rows, writes, scored, points, layers, probe)
+    )
+    return planned, own, deviation or 1.0, off
 
 
 def _windows(model: Model, random: np.random.RandomState) -> list[str]:
@@ -235,7 +201,7 @@ def _windows(model: Model, random: np.random.RandomState) -> list[str]:
 
 def _on_length(model: Model, length: int) -> list[str]:
     """What goes wrong on a prompt of this length; nothing of a short one, which `failures` has seen."""
-    if model.remote or length <= LENGTH:
+    if length <= LENGTH:
         return []
     tokens = np.random.RandomState(1).randint(0, model.shape.vocabulary, (1, min(length, model.shape.context)))
     return _no_op(model, tokens, "identity")
@@ -252,11 +218,12 @@ def _no_op(model: Model, tokens: Array, check: str) -> list[str]:
 
 def _around(model: Model, tokens: Array) -> list[str]:
     """Whether hooks on the model as a whole change its logits: they come after all that a trace hears of."""
-    if model.remote:
+    module = model.backend.module
+    if module is None:
         return []
     given = as_tensor(model, tokens)
     with torch.no_grad():
-        whole = model.module(given, use_cache=False).logits[0]
+        whole = module(given, use_cache=False).logits[0]
     heard = traces.short_run(model.traced, handles(model), given)[-1]
     off = traces.far_off(heard, whole)
     if off <= TOLERANCE.get(model.dtype, TOLERANCE["float32"]) * (float(whole.float().std()) or 1.0):

@@ -65,7 +65,7 @@ from .attention import (
 from .card import Card, Metric, PromptFacts
 from .intervals import bootstrap_interval
 from .outputs import OUTPUTS, accuracy, kl, logit_diff, loss, prob, rank
-from .statistics import benjamini_hochberg, control_sets, normalised, null_p_value
+from .statistics import benjamini_hochberg, control_sets, normalized, null_p_value
 from .weights import composition, factors, random_composition
 
 __all__ = [
@@ -94,7 +94,7 @@ __all__ = [
     "kl",
     "logit_diff",
     "loss",
-    "normalised",
+    "normalized",
     "null_p_value",
     "prefix_matching",
     "previous_token",

@@ -117,7 +117,7 @@ def ratio_interval(
     -------
     low, high : arrays (...)
         NaN where a value is missing, where there are fewer than two examples, and where the mean of `below` is within
-        two standard errors of 0, as for `normalised`.
+        two standard errors of 0, as for `normalized`.
 
     Notes
     -----

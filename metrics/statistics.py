@@ -94,7 +94,7 @@ def strongest_shared(one: Array, other: Array, most: int = 5) -> float:
     return len(first & second) / len(first) if first else float("nan")
 
 
-def normalised(x: Array, clean: Array, corrupted: Array) -> Array:
+def normalized(x: Array, clean: Array, corrupted: Array) -> Array:
     """``(mean x - mean corrupted) / (mean clean - mean corrupted)`` over the last axis (examples).
 
     0 is as bad as the corrupted run, 1 as good as the clean one. All means are over the examples of which all three

@@ -1,8 +1,8 @@
 """Scores read off the weights alone: q-, k- and v-composition. Plain NumPy in float64; imports errors only.
 
 Row-vector convention, ``x @ W``. For the heads of one layer ``W_Q``, ``W_K``, ``W_V`` have shape
-``(head, d_model, d_head)`` and ``W_O`` has ``(head, d_head, d_model)``. In models that turn q and k by their position
-(rotary embedding), the turn is left out of the products: ``M_QK`` is that of a query and a key at one position.
+``(head, d_model, d_head)`` and ``W_O`` has ``(head, d_head, d_model)``. In models that rotate q and k by their position
+(rotary embedding), the rotation is left out of the products: ``M_QK`` is that of a query and a key at one position.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ class Shape:
     parallel : bool
         Whether attention and MLP of a layer both read its input, so that there is no stream between them.
     rotary : bool
-        Whether q and k are turned by their position.
+        Whether q and k are rotated by their position.
     pos_embed : bool
         Whether an embedding of the position is added to that of the token.
     windows : tuple of int or None

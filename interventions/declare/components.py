@@ -24,7 +24,7 @@ class Component(StrEnum):
     ``pos_embed``   position embedding, before layer 0             ``(example, position, d_model)``
     ``resid_pre``   residual stream that enters the layer          ``(example, position, d_model)``
     ``q k v``       what the projections write, before the split   ``(example, position, head, d_head)``
-    ``q_rot k_rot`` q and k turned by their position               ``(example, position, head, d_head)``
+    ``q_rot k_rot`` q and k rotated by their position              ``(example, position, head, d_head)``
     ``pattern``     attention weights after the softmax            ``(example, head, query, key)``
     ``z``           head output before ``W_O``                     ``(example, position, head, d_head)``
     ``head_out``    ``z @ W_O``, the head's write, without bias    ``(example, position, head, d_model)``
@@ -77,7 +77,7 @@ class Component(StrEnum):
     def point(self) -> str:
         """The point of a layer whose tensor holds it.
 
-        ``qkv`` for ``q k v``, ``turned`` for ``q_rot k_rot pattern``, ``z`` for ``head_out``.
+        ``qkv`` for ``q k v``, ``rotated`` for ``q_rot k_rot pattern``, ``z`` for ``head_out``.
         """
         return _FOUND_AT.get(self, str(self))
 
@@ -89,7 +89,7 @@ class Component(StrEnum):
 
 _PER_HEAD = frozenset(map(Component, ("q", "k", "v", "q_rot", "k_rot", "pattern", "z", "head_out")))
 
-_FOUND_AT = dict.fromkeys("qkv", "qkv") | dict.fromkeys(("q_rot", "k_rot", "pattern"), "turned") | {"head_out": "z"}
+_FOUND_AT = dict.fromkeys("qkv", "qkv") | dict.fromkeys(("q_rot", "k_rot", "pattern"), "rotated") | {"head_out": "z"}
 
 
 def as_component(name: str) -> Component:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -31,6 +31,10 @@ class Memory:
         Kind of device of a server.
     call : Call or None
         The call that is going on.
+    ledger : Ledger or None
+        Where jobs for a server are written down meanwhile.
+    quiet : bool
+        Whether nothing is shown meanwhile of how such jobs are doing.
     checked : Identity or None
         The model that passed the self-check.
     longest : int
@@ -42,6 +46,8 @@ class Memory:
     identity: Any = None
     device: str = ""
     call: Any = None
+    ledger: Any = None
+    quiet: bool = False
     checked: Any = None
     longest: int = 0
     vocabulary: tuple[int, str] = (-1, "")
@@ -68,6 +74,8 @@ class Model:
         What `load` opens it from again: a shipped name, a Hub id or the path of a folder; None for a module in memory.
     trusted : bool
         Whether `load` was allowed to run code that the model brings.
+    backend_type : callable
+        Makes the `Backend` of the handle.
 
     Examples
     --------
@@ -86,9 +94,15 @@ class Model:
     traced: TransformersModel
     source: str | None = None
     trusted: bool = False
+    backend_type: Callable[[Any], Any] = field(kw_only=True)
     _memory: Memory = field(default_factory=Memory, init=False)
     remote: ClassVar[bool] = False
     """Whether it runs on a server, which has the weights."""
+
+    @property
+    def backend(self) -> Any:
+        """What carries out passes on the model: a `Backend`, see `headwise.interventions.run.backend`."""
+        return self.backend_type(self)
 
     @property
     def layers(self) -> range:

@@ -45,13 +45,33 @@ class Extent:
 
 
 def block_flops(shape: Shape, rows: int, queries: int, stop: int) -> int:
-    """Operations of a whole block on `rows` rows of `queries` positions that attend to `stop` keys."""
+    """Operations of a whole block on `rows` rows of `queries` positions that attend to `stop` keys.
+
+    Parameters
+    ----------
+    shape : Shape
+    rows : int
+    queries : int
+        Positions of each row.
+    stop : int
+        Keys that they attend to.
+    """
     project = 2 * rows * queries * shape.d_model * shape.qkv_width
     return project + attention_flops(shape, rows, queries, stop) + write_flops(shape, rows, queries)
 
 
 def attention_flops(shape: Shape, rows: int, queries: int, keys: int, heads: int | None = None) -> int:
-    """Operations of scores and their sum over values."""
+    """Operations of scores and their sum over values.
+
+    Parameters
+    ----------
+    shape : Shape
+    rows : int
+    queries, keys : int
+        Positions of each row.
+    heads : int, optional
+        All heads where left out.
+    """
     return 4 * rows * (shape.heads if heads is None else heads) * queries * keys * shape.d_head
 
 
@@ -66,30 +86,50 @@ def mlp_flops(shape: Shape, rows: int, queries: int) -> int:
 
 
 def logits_flops(shape: Shape, rows: int, scored: int, columns: int) -> int:
-    """Operations of the unembedding."""
+    """Operations of the unembedding.
+
+    Parameters
+    ----------
+    shape : Shape
+    rows : int
+    scored : int
+        Positions of each row.
+    columns : int
+        Logits of each position.
+    """
     return 2 * rows * scored * shape.d_model * columns
 
 
 def forward_flops(shape: Shape, rows: int, length: int, scored: int | None = None, columns: int | None = None) -> int:
-    """Operations of a plain forward pass; of one with logits at `scored` positions, `columns` of each."""
+    """Operations of a plain forward pass; of one with logits at `scored` positions, `columns` of each.
+
+    Parameters
+    ----------
+    shape : Shape
+    rows : int
+    length : int
+        Positions of each row.
+    scored : int, optional
+        Positions with logits; all where left out.
+    columns : int, optional
+        Logits of each; the vocabulary where left out.
+    """
     scored, columns = length if scored is None else scored, shape.vocabulary if columns is None else columns
     blocks = shape.layers * block_flops(shape, rows, length, length)
     return blocks + logits_flops(shape, rows, scored, columns)
 
 
-def pass_flops(
-    shape: Shape, extent: Extent, entries: Sequence[tuple[int, int]], heads: Sequence[tuple[int, int]]
-) -> int:
+def pass_flops(shape: Shape, extent: Extent, joins: Sequence[tuple[int, int]], heads: Sequence[tuple[int, int]]) -> int:
     """Operations of a planned pass.
 
     Parameters
     ----------
     shape : Shape
     extent : Extent
-    entries : sequence of (layer, stage)
-        Where each condition joins, see `lowering.STAGES`.
+    joins : sequence of (layer, stage)
+        Where each condition joins, see `writes.JOIN_STAGES`.
     heads : sequence of (layer, int)
-        How many heads' attention is redone there, for conditions that join at ``q k v pattern``.
+        How many heads' attention is computed again there, for conditions that join at ``q k v pattern``.
     """
     n, window = extent.examples, extent.stop - extent.start
     total, through = 0, 1 if shape.parallel else 5
@@ -99,14 +139,14 @@ def pass_flops(
     for layer in range(shape.layers):
         last = layer == shape.layers - 1
         queries = extent.scored if last else window
-        rows = n * sum(entry < (layer, 1) for entry in entries)
+        rows = n * sum(join < (layer, 1) for join in joins)
         attend = window if extent.patterns else queries
         total += 2 * rows * shape.d_model * (2 * shape.kv_width * window + shape.width * attend)
         total += attention_flops(shape, rows, attend, extent.stop)
         if not (last and not extent.columns):
-            total += 2 * n * sum(entry < (layer, 3) for entry in entries) * queries * shape.d_model * shape.width
-            total += mlp_flops(shape, n * sum(entry < (layer, through) for entry in entries), queries)
-    return total + logits_flops(shape, n * len(entries), extent.scored, extent.columns)
+            total += 2 * n * sum(join < (layer, 3) for join in joins) * queries * shape.d_model * shape.width
+            total += mlp_flops(shape, n * sum(join < (layer, through) for join in joins), queries)
+    return total + logits_flops(shape, n * len(joins), extent.scored, extent.columns)
 
 
 def row_bytes(shape: Shape, extent: Extent, explicit: bool = False) -> int:
@@ -125,5 +165,5 @@ def logits_bytes(shape: Shape, extent: Extent) -> int:
 
 def cache_bytes(shape: Shape, length: int, points: Sequence[tuple[int, str]]) -> int:
     """Bytes of what is kept of one example of the base run (float32)."""
-    widths = {"qkv": shape.qkv_width, "turned": shape.width + shape.kv_width, "z": shape.width}
+    widths = {"qkv": shape.qkv_width, "rotated": shape.width + shape.kv_width, "z": shape.width}
     return BYTES * length * sum(widths.get(name, shape.d_model) for _, name in points)

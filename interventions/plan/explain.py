@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from ...errors import choices
 from ..declare.paths import PathPatch
 from .cost import cache_bytes, forward_flops, logits_bytes, mlp_flops, pass_flops, row_bytes
-from .passes import ExampleChunk, Pass, heads_redone
+from .passes import ExampleChunk, Pass, recomputed_heads
 from .schedule import Schedule
-from .writes import STAGES
+from .writes import JOIN_STAGES, Join
 
 UNNAMED = ("scores", "q_rot", "k_rot")
-JOINS = {
-    stage: " ".join(place for place, number in STAGES.items() if number == stage and place not in UNNAMED)
-    for stage in sorted(set(STAGES.values()))
+POINTS_AT = {
+    stage: " ".join(point for point, number in JOIN_STAGES.items() if number == stage and point not in UNNAMED)
+    for stage in sorted(set(JOIN_STAGES.values()))
 }
+"""Stage to the points that it stands for, in words."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Cost:
         return self.total / self.naive if self.naive else float("nan")
 
 
-def cost(plan: Schedule) -> Cost:
+def cost_of(plan: Schedule) -> Cost:
     """Add up what a plan costs."""
     shape, base, passes, naive, prompts = plan.shape, 0, 0, 0, 0.0
     rows = positions = memory = 0
@@ -77,10 +78,10 @@ def cost(plan: Schedule) -> Cost:
             now = plan.extent(chunk, one.start)
             count = chunk.size * len(one.conditions)
             heads = [
-                (entry[0], len(heads_redone(plan.writes[chunk.group][number], entry, shape)))
-                for number, entry in zip(one.conditions, one.entries, strict=True)
+                (join.layer, len(recomputed_heads(plan.writes[chunk.group][number], join, shape)))
+                for number, join in zip(one.conditions, one.joins, strict=True)
             ]
-            passes += pass_flops(shape, now, one.entries, heads) + path_flops(plan, chunk, one)
+            passes += pass_flops(shape, now, one.joins, heads) + path_flops(plan, chunk, one)
             logits = min(count * logits_bytes(shape, now), max(plan.budget // 4, logits_bytes(shape, now)))
             rows, positions = max(rows, count), max(positions, now.stop - now.start)
             memory = max(memory, kept + count * row_bytes(shape, now) + logits)
@@ -96,17 +97,17 @@ def path_flops(plan: Schedule, chunk: ExampleChunk, one: Pass) -> int:
     window = extent.stop - extent.start
     for number in one.conditions:
         for write in plan.writes[chunk.group][number]:
-            if isinstance(write.edit, PathPatch):
-                ends = (write.edit.sender.head is not None) + (write.head is not None)
+            if isinstance(path := write.value, PathPatch):
+                ends = (path.sender.head is not None) + (write.head is not None)
                 total += 2 * ends * chunk.size * window * plan.shape.d_model * plan.shape.d_head
-                layers = write.layer - write.edit.sender.layer - plan.shape.parallel  # whose own MLP it does not enter
-                total += layers * mlp_flops(plan.shape, chunk.size, window) if write.edit.through_mlps else 0
+                layers = write.layer - path.sender.layer - plan.shape.parallel  # whose own MLP it does not enter
+                total += layers * mlp_flops(plan.shape, chunk.size, window) if path.through_mlps else 0
     return total
 
 
 def explain(plan: Schedule) -> str:
     """The plan as text: what runs, how much work that is against the naive way, memory, and time where known."""
-    found = cost(plan)
+    found = cost_of(plan)
     examples = sum(len(group.examples) for group in plan.groups)
     scored = sum(len(group.scored) * len(group.examples) for group in plan.groups)
     tokens = sum(group.length * len(group.examples) for group in plan.groups)
@@ -135,35 +136,35 @@ def explain(plan: Schedule) -> str:
     lines.append(_row("memory", _bytes(found.memory), "at most, beside the weights"))
     if found.seconds is not None and plan.speed:
         lines.append(_row("time", _seconds(found.seconds), f"estimated, at {_flops(plan.speed)} a second"))
-    return "\n".join(lines + _by_entry(plan))
+    return "\n".join(lines + _by_join(plan))
 
 
-def _by_entry(plan: Schedule) -> list[str]:
+def _by_join(plan: Schedule) -> list[str]:
     """A table of where conditions join, and what share of the naive work each kind is."""
-    count: Counter[tuple[int, int]] = Counter()
-    work: Counter[tuple[int, int]] = Counter()
-    starts: dict[tuple[int, int], list[int]] = {}
-    naive: Counter[tuple[int, int]] = Counter()
+    count: Counter[Join] = Counter()
+    work: Counter[Join] = Counter()
+    starts: dict[Join, list[int]] = {}
+    naive: Counter[Join] = Counter()
     for chunk in plan.chunks:
         plain = forward_flops(plan.shape, chunk.size, plan.groups[chunk.group].length)
         for one in chunk.passes:
             extent = plan.extent(chunk, one.start)
-            for number, entry in zip(one.conditions, one.entries, strict=True):
-                heads = len(heads_redone(plan.writes[chunk.group][number], entry, plan.shape))
-                count[entry] += chunk.size
-                work[entry] += pass_flops(plan.shape, extent, [entry], [(entry[0], heads)])
-                work[entry] += path_flops(plan, chunk, Pass((number,), (entry,), one.start))
-                naive[entry] += plain
-                starts.setdefault(entry, []).append(one.start)
+            for number, join in zip(one.conditions, one.joins, strict=True):
+                heads = len(recomputed_heads(plan.writes[chunk.group][number], join, plan.shape))
+                count[join] += chunk.size
+                work[join] += pass_flops(plan.shape, extent, [join], [(join.layer, heads)])
+                work[join] += path_flops(plan, chunk, Pass((number,), (join,), one.start))
+                naive[join] += plain
+                starts.setdefault(join, []).append(one.start)
     rows = sum(count.values())
     idle = len(plan.conditions) * sum(chunk.size for chunk in plan.chunks) - rows
     lines = ["", "from layer  at               rows  from position  of a forward pass"] if count else []
-    for entry in sorted(count):
-        layer = "end" if entry[0] == plan.shape.layers else str(entry[0])
-        first, last = min(starts[entry]), max(starts[entry])
+    for join in sorted(count):
+        layer = "end" if join.layer == plan.shape.layers else str(join.layer)
+        first, last = min(starts[join]), max(starts[join])
         span = str(first) if first == last else f"{first} to {last}"
         lines.append(
-            f"{layer:>10}  {JOINS[entry[1]]:<15}{count[entry]:>6}  {span:>13}  {work[entry] / naive[entry]:>17.3f}"
+            f"{layer:>10}  {POINTS_AT[join.stage]:<15}{count[join]:>6}  {span:>13}  {work[join] / naive[join]:>17.3f}"
         )
     if idle:
         lines.append(f"{'none':>10}  {'':<15}{idle:>6}  {'':>13}  {0:>17.3f}  change nothing that is read")

@@ -6,18 +6,15 @@ every position from its first one on; within a pass they stand in the order in w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from ..base.shape import Group, Shape
 from .cost import Extent, block_flops, cache_bytes, logits_bytes, row_bytes
-from .writes import OF_KEYS, STAGES, Write, last_position
+from .writes import OF_KEYS, Join, Write, last_position
 
-Entry = tuple[int, int, int]
-"""Layer, stage and first position at which a condition joins."""
-
-AT_STAGE = (
+READ_AT_STAGE = (
     ("stream",),
     ("stream", "qkv", "z"),
     ("stream", "z"),
@@ -27,7 +24,7 @@ AT_STAGE = (
 )
 """What a condition that joins at a stage takes from the base run, where the MLP reads what attention wrote."""
 
-AT_STAGE_PARALLEL = (
+READ_AT_STAGE_PARALLEL = (
     ("stream",),
     ("stream", "qkv", "z", "mlp_out"),
     ("stream", "z", "mlp_out"),
@@ -40,7 +37,7 @@ AT_STAGE_PARALLEL = (
 
 def at_stage(shape: Shape, stage: int) -> tuple[str, ...]:
     """What a condition that joins at a stage takes from the base run."""
-    return (AT_STAGE_PARALLEL if shape.parallel else AT_STAGE)[stage]
+    return (READ_AT_STAGE_PARALLEL if shape.parallel else READ_AT_STAGE)[stage]
 
 
 @dataclass(frozen=True)
@@ -51,20 +48,20 @@ class Pass:
     ----------
     conditions : tuple of int
         In the order in which they join.
-    entries : tuple of (layer, stage)
-        Where each joins, see `lowering.STAGES`.
+    joins : tuple of Join
+        Where each joins.
     start : int
         The first position that is computed.
     """
 
     conditions: tuple[int, ...]
-    entries: tuple[tuple[int, int], ...]
+    joins: tuple[Join, ...]
     start: int
 
-    def some(self, places: Iterable[int]) -> Pass:
-        """The same for the conditions at some places."""
-        kept = list(places)
-        return Pass(tuple(self.conditions[at] for at in kept), tuple(self.entries[at] for at in kept), self.start)
+    def some(self, indices: Iterable[int]) -> Pass:
+        """The pass of some of its conditions, by their indices in `conditions`."""
+        kept = list(indices)
+        return Pass(tuple(self.conditions[at] for at in kept), tuple(self.joins[at] for at in kept), self.start)
 
 
 @dataclass(frozen=True)
@@ -130,87 +127,97 @@ class Packer:
         return max(1, self.budget // 4 // row_bytes(self.shape, self.extent(group, 1, start), self.explicit))
 
     def chunks(self, number: int, group: Group, conditions: Sequence[Sequence[Write]]) -> list[ExampleChunk]:
-        """The examples of a group in pieces, each with its passes."""
-        entries = {at: entry for at, writes in enumerate(conditions) if (entry := self._entry(writes)) is not None}
+        """The examples of a group in chunks, each with its passes."""
+        joins = {at: self._join(writes) for at, writes in enumerate(conditions) if writes}
+        starts = {at: 0 if self.patterns else min(write.first for write in conditions[at]) for at in joins}
         size, rows = len(group.examples), self.limit
         if rows is None:
-            rows = min(self.rows(group), self._examples(group, entries))
-        pieces = -(-size // min(size, rows))
-        bounds = [size * piece // pieces for piece in range(pieces + 1)]
+            rows = min(self.rows(group), self._examples(group, joins, starts))
         return [
-            ExampleChunk(number, (start, stop), tuple(self._passes(group, stop - start, entries)))
-            for start, stop in pairwise(bounds)
+            ExampleChunk(number, (start, stop), tuple(self._passes(group, stop - start, joins, starts)))
+            for start, stop in equal_parts(size, -(-size // min(size, rows)))
         ]
 
-    def _entry(self, writes: Sequence[Write]) -> Entry | None:
-        """Where a condition joins; None where it changes nothing that is read."""
-        if not writes:
-            return None
-        layer, stage = min((write.layer, STAGES[write.place]) for write in writes)
-        if self.patterns and stage == 1:
-            stage = 0  # the patterns of all heads of the layer are read, not only of those that change
-        return layer, stage, 0 if self.patterns else min(write.first for write in writes)
+    def _join(self, writes: Sequence[Write]) -> Join:
+        """Where a condition joins."""
+        layer, stage = min(write.join for write in writes)
+        # where patterns are read, those of all heads of the layer are, not only of those that change
+        return Join(layer, 0 if self.patterns and stage == 1 else stage)
 
-    def _examples(self, group: Group, entries: Mapping[int, Entry]) -> int:
+    def _examples(self, group: Group, joins: Mapping[int, Join], starts: Mapping[int, int]) -> int:
         """Examples of which half of the budget keeps what is read of the runs."""
-        points = {(layer, name) for layer, stage, _ in entries.values() for name in at_stage(self.shape, stage)}
-        if any(start for *_, start in entries.values()):
+        points = {(layer, name) for layer, stage in joins.values() for name in at_stage(self.shape, stage)}
+        if any(starts.values()):
             points |= {(layer, "qkv") for layer in range(self.shape.layers)}
         logits = logits_bytes(self.shape, self.extent(group, 1))
         held = cache_bytes(self.shape, group.length, (*points, *self.sources)) + logits
         return max(1, self.budget // 2 // held)
 
-    def _passes(self, group: Group, examples: int, entries: Mapping[int, Entry]) -> list[Pass]:
-        made = []
-        for start, numbers in self._by_start(group, examples, entries):
-            rows = self.limit or self.rows(group, start)
-            together = max(1, rows // examples)
-            ordered = sorted(numbers, key=lambda number: (entries[number][:2], number))
-            pieces = -(-len(ordered) // together)
-            for piece in range(pieces):
-                part = ordered[len(ordered) * piece // pieces : len(ordered) * (piece + 1) // pieces]
-                made.append(Pass(tuple(part), tuple(entries[number][:2] for number in part), start))
-        return made
+    def _passes(
+        self, group: Group, examples: int, joins: Mapping[int, Join], starts: Mapping[int, int]
+    ) -> Iterator[Pass]:
+        for start, numbers in self._by_start(group, examples, joins, starts):
+            conditions = max(1, (self.limit or self.rows(group, start)) // examples)
+            ordered = sorted(numbers, key=lambda number: (joins[number], number))
+            for first, last in equal_parts(len(ordered), -(-len(ordered) // conditions)):
+                some = ordered[first:last]
+                yield Pass(tuple(some), tuple(joins[number] for number in some), start)
 
-    def _by_start(self, group: Group, examples: int, entries: Mapping[int, Entry]) -> list[tuple[int, list[int]]]:
+    def _by_start(
+        self, group: Group, examples: int, joins: Mapping[int, Join], starts: Mapping[int, int]
+    ) -> list[tuple[int, list[int]]]:
         """Conditions by the first position computed; neighbours join where a pass of their own would cost more."""
         position = block_flops(self.shape, examples, 1, last_position(group, self.patterns))
         buckets: list[tuple[int, list[int]]] = []
         wasted = 0.0
         by_start: dict[int, list[int]] = {}
-        for number, entry in entries.items():
-            by_start.setdefault(entry[2], []).append(number)
+        for number, start in starts.items():
+            by_start.setdefault(start, []).append(number)
+        before = 0
         for start, numbers in sorted(by_start.items()):
-            layers = [self.shape.layers - entries[number][0] for number in numbers]
-            extra = (start - buckets[-1][0]) * position * sum(layers) if buckets else 0.0
+            layers = [self.shape.layers - joins[number].layer for number in numbers]
+            extra = (start - before) * position * sum(layers) if buckets else 0.0
             if buckets and wasted + extra <= self.overhead * max(1, *layers):
                 buckets[-1][1].extend(numbers)
                 wasted += extra
             else:
                 buckets.append((start, numbers))
-                wasted = 0.0
+                before, wasted = start, 0.0
         return buckets
 
 
+def equal_parts(size: int, parts: int) -> Iterator[tuple[int, int]]:
+    """Start and stop of each of some parts of ``range(size)``, as equal as can be."""
+    return pairwise(size * part // parts for part in range(parts + 1))
+
+
 def extent_of(group: Group, examples: int, start: int, columns: int, patterns: bool) -> Extent:
-    """How much of a pass from position `start` is computed."""
+    """How much of a pass from position `start` is computed.
+
+    Parameters
+    ----------
+    group : Group
+    examples : int
+    start : int
+        The first position that is computed.
+    columns : int
+        Logits that are computed at each scored position.
+    patterns : bool
+        Whether attention patterns are read.
+    """
     scored = sum(position >= start for position in group.scored)
     return Extent(examples, start, last_position(group, patterns), scored, columns, patterns)
 
 
-def heads_redone(writes: Sequence[Write], entry: tuple[int, int], shape: Shape) -> list[int]:
-    """Heads whose attention is redone for a condition that joins at ``q k v pattern``."""
-    if entry[1] != 1:
+def recomputed_heads(writes: Sequence[Write], join: Join, shape: Shape) -> list[int]:
+    """Heads whose attention is computed again for a condition that joins at ``q k v pattern``."""
+    if join.stage != 1:
         return []
-    touched: set[int] = set()
-    for write in writes:
-        if (write.layer, STAGES[write.place]) == entry:
-            touched.update(heads_of(write, shape))
-    return sorted(touched)
+    return sorted({head for write in writes if write.join == join for head in changed_heads(write, shape)})
 
 
-def heads_of(write: Write, shape: Shape) -> range:
+def changed_heads(write: Write, shape: Shape) -> range:
     """Heads that a write to ``q k v pattern`` changes; several, where they share the key-value head that it is to."""
     if write.head is None:
         return range(shape.heads)
-    return shape.readers(write.head) if write.place in OF_KEYS else range(write.head, write.head + 1)
+    return shape.readers(write.head) if write.point in OF_KEYS else range(write.head, write.head + 1)

@@ -1,8 +1,8 @@
 """Plan: which conditions run together, where each joins, on which examples, in what order. Pure: imports no torch.
 
-A pass walks through the layers once. Its rows are conditions times examples, and a condition joins it at the first
-place that it changes, from what the base run had there; nothing before that place, and no position before the first
-one changed, is computed again. It checks everything that can be checked before the first pass.
+A pass walks through the layers once. Its rows are conditions times examples. A condition joins the pass at the first
+point that it changes, with the rows that the base run has there; nothing before that point, and no position before the
+first changed one, is computed again. `make_plan` checks everything that can be checked before the first pass.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from ...errors import DeclarationError, UnknownNameError, choices, printable, wh
 from ..base.shape import Group, Shape
 from ..declare.edits import Edit
 from .cost import DEFAULT_BUDGET, OVERHEAD
-from .explain import explain
+from .explain import Cost, cost_of, explain
 from .passes import Packer
 from .schedule import Schedule, sources
-from .validate import check_edit, check_together
-from .writes import lower
+from .validate import check_condition, check_edit
+from .writes import writes_of
 
 
 class Plan(Schedule):
@@ -25,6 +25,17 @@ class Plan(Schedule):
 
     def __str__(self) -> str:
         return printable(explain(self), lines=True)
+
+    def cost(self) -> Cost:
+        """Add up the operations, the memory and, where the speed of the model was measured, the time of the plan.
+
+        Returns
+        -------
+        Cost
+            ``base``, ``passes``, ``total`` and ``naive`` in floating-point operations, ``share`` (``total / naive``),
+            ``memory`` in bytes, ``rows`` and ``positions`` of the largest passes, ``seconds`` or None.
+        """
+        return cost_of(self)
 
 
 def make_plan(
@@ -86,9 +97,9 @@ def make_plan(
     for edits in ordered:
         for edit in edits:
             check_edit(edit, model, shape, groups, runs)
-        check_together(edits, shape, groups)
+        check_condition(edits, shape, groups)
     columns = shape.vocabulary if columns is None else columns
-    writes = tuple(tuple(lower(edits, shape, group, reads_patterns) for edits in ordered) for group in groups)
+    writes = tuple(tuple(writes_of(edits, shape, group, reads_patterns) for edits in ordered) for group in groups)
     packer = Packer(
         shape,
         columns,
@@ -101,7 +112,7 @@ def make_plan(
             for sites in sources(ordered).values()
             for point in {(one.layer, one.component.point) for one in sites}
         ),
-        any(write.place in ("scores", "pattern") for group in writes for each in group for write in each),
+        any(write.point in ("scores", "pattern") for group in writes for each in group for write in each),
     )
     chunks = tuple(
         chunk for number, group in enumerate(groups) for chunk in packer.chunks(number, group, writes[number])

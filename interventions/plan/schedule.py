@@ -13,7 +13,8 @@ from .cost import Extent
 from .passes import ExampleChunk, Pass, at_stage, extent_of
 from .writes import Write
 
-Point = tuple[int, str]
+ReadSite = tuple[int, str]
+"""Layer and point of the model's own forward pass, or ``stream``, whose tensor is read."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Schedule:
     groups : tuple of Group
     writes : tuple of tuples of tuples of Write
         For each group and condition, what is written; nothing where no number depends on it.
-    chunks : tuple of Chunk
+    chunks : tuple of ExampleChunk
     columns : int
         Logits that are computed at each scored position: the vocabulary, the few the metrics look at, or 0.
     patterns : bool
@@ -89,26 +90,26 @@ class Schedule:
         """How much a pass of `chunk` computes."""
         return extent_of(self.groups[chunk.group], chunk.size, start, self.columns, self.patterns)
 
-    def base_points(self, chunk: ExampleChunk) -> set[Point]:
+    def base_points(self, chunk: ExampleChunk) -> set[ReadSite]:
         """What is kept of the base run of `chunk`."""
         return {point for one in chunk.passes for point in self.points_of(chunk, one)}
 
-    def points_of(self, chunk: ExampleChunk, one: Pass) -> set[Point]:
-        """What a pass takes from the base run: ``(layer, point)``."""
-        wanted: set[Point] = set()
-        for number, (layer, stage) in zip(one.conditions, one.entries, strict=True):
+    def points_of(self, chunk: ExampleChunk, one: Pass) -> set[ReadSite]:
+        """What a pass takes from the base run."""
+        wanted: set[ReadSite] = set()
+        for number, (layer, stage) in zip(one.conditions, one.joins, strict=True):
             wanted |= {(layer, name) for name in at_stage(self.shape, stage)}
             if one.start:  # keys and values of the positions that are not computed
                 wanted |= {(later, "qkv") for later in range(layer + (stage > 0), self.shape.layers)}
             for write in self.writes[chunk.group][number]:
-                if write.how == "embed":
+                if write.embedding is not None:
                     wanted |= {(0, "embed"), (0, "pos_embed")} if self.shape.pos_embed else {(0, "embed")}
-                if isinstance(write.edit, PathPatch):
-                    wanted |= _points_of_path(write.edit, write.layer, self.shape.parallel)
+                if isinstance(write.value, PathPatch):
+                    wanted |= _points_of_path(write.value, write.layer, self.shape.parallel)
         return wanted
 
 
-def _points_of_path(edit: PathPatch, end: int, parallel: bool) -> set[Point]:
+def _points_of_path(edit: PathPatch, end: int, parallel: bool) -> set[ReadSite]:
     start = edit.sender.layer
     wanted = {(start, str(edit.sender.component))}
     for layer in range(start, end):

@@ -15,7 +15,21 @@ from .writes import keys_in, keys_seen, positions_in, queries_in
 
 
 def check_site(site: Site, model: str, shape: Shape, groups: Sequence[Group]) -> None:
-    """Refuse a layer, head or position that the model or the prompts do not have."""
+    """Refuse a layer, head or position that the model or the prompts do not have.
+
+    Parameters
+    ----------
+    site : Site
+    model : str
+        Name, for messages.
+    shape : Shape
+    groups : sequence of Group
+
+    Raises
+    ------
+    DeclarationError
+        The text says what the model or the prompts have.
+    """
     if site.layer >= shape.layers:
         raise DeclarationError(f"{site}: {model} has layers 0 to {shape.layers - 1}")
     missing = _missing(site.component, shape)
@@ -33,7 +47,7 @@ def _missing(component: Component, shape: Shape) -> str:
     if component is Component.resid_mid and shape.parallel:
         return "attention and MLP of a layer both read resid_pre"
     if component is Component.pos_embed and not shape.pos_embed:
-        return "positions enter where q and k are turned (q_rot, k_rot)"
+        return "positions enter where q and k are rotated (q_rot, k_rot)"
     if component in (Component.q_rot, Component.k_rot) and not shape.rotary:
         return f"it has no rotary embedding, and scores are made from {str(component)[0]}"
     return ""
@@ -61,7 +75,23 @@ def check_position(position: int, what: str, length: int) -> None:
 
 
 def check_edit(edit: Edit, model: str, shape: Shape, groups: Sequence[Group], runs: Sequence[str]) -> None:
-    """Refuse an edit whose site, source run or value does not fit."""
+    """Refuse an edit whose site, source run or value does not fit.
+
+    Parameters
+    ----------
+    edit : Edit
+    model : str
+        Name, for messages.
+    shape : Shape
+    groups : sequence of Group
+    runs : sequence of str
+        That the task has.
+
+    Raises
+    ------
+    DeclarationError, UnknownNameError
+        The text says what is possible.
+    """
     if not (isinstance(edit, PathPatch) and edit.site.layer == AFTER):
         check_site(edit.site, model, shape, groups)
     if edit.run is not None and edit.run not in runs:
@@ -80,11 +110,11 @@ def check_edit(edit: Edit, model: str, shape: Shape, groups: Sequence[Group], ru
                 check_position(key, str(edit.site), group.length)
 
 
-def check_together(edits: Sequence[Edit], shape: Shape, groups: Sequence[Group]) -> None:
-    """Refuse edits that meet only once positions from the end are counted out, and a query left without any key."""
+def check_condition(edits: Sequence[Edit], shape: Shape, groups: Sequence[Group]) -> None:
+    """Refuse edits that meet once positions from the end are counted from 0, and a query without any key."""
     if any(position < 0 for edit in edits for position in edit.site.positions or ()):
         for group in groups:
-            check_disjoint(edits, [_counted_out(edit.site, group.length) for edit in edits])
+            check_disjoint(edits, [_from_start(edit.site, group.length) for edit in edits])
     knockouts = [edit for edit in edits if isinstance(edit, Knockout)]
     for group in groups if knockouts else ():
         _check_keys_left(knockouts, shape, group.length)
@@ -105,6 +135,6 @@ def _check_keys_left(knockouts: Sequence[Knockout], shape: Shape, length: int) -
                 )
 
 
-def _counted_out(site: Site, length: int) -> Site:
+def _from_start(site: Site, length: int) -> Site:
     positions = positions_in(site, length)
     return site if positions is None else site.at(positions)

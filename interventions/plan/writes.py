@@ -1,9 +1,11 @@
-"""From edits to writes: where in the planned forward pass each edit takes hold, and from which position on. Pure.
+"""From edits to writes: where in the planned forward pass each edit takes hold, how, and what it puts in. Pure.
 
-The planned pass knows fewer places than there are components, because some are one place under two names:
+This module alone decides what a kind of edit does (`change_of`); all later code reads `Write.how` and `Write.value`.
+
+The planned pass writes at fewer points than there are components, because some components are one point:
 
 ==============  ==========================================================
-component       written as
+component       written at the point
 ==============  ==========================================================
 ``embed``       ``stream`` of layer 0, as the sum of both embeddings (so is ``pos_embed``)
 ``resid_pre``   ``stream`` of its layer
@@ -17,16 +19,19 @@ the others      themselves
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import NamedTuple
 
+from ...errors import DeclarationError
 from ..base.shape import Group, Shape
 from ..declare.components import Component
-from ..declare.edits import Edit
+from ..declare.edits import Edit, MeanAblate, Patch, ResampleAblate, ZeroAblate
 from ..declare.paths import AFTER, PathPatch
 from ..declare.sites import Site
 from ..declare.steering import Add, Knockout, Scale
 
-STAGES = {
+JOIN_STAGES = {
     "stream": 0,
     "q": 1,
     "k": 1,
@@ -40,50 +45,113 @@ STAGES = {
     "mid": 4,
     "mlp_out": 5,
 }
-"""Place to the stage of a layer at which a row that is first changed there joins the pass."""
+"""Point to the stage of a layer at which a row that is first changed there joins the pass."""
 
 BY_QUERY = ("q", "q_rot", "scores", "pattern", "z", "attn_out", "mid", "mlp_out")
-"""Places of the last layer that matter at scored positions only."""
+"""Points of the last layer that matter at scored positions only."""
 
 OF_KEYS = ("k", "v", "k_rot")
-"""Places whose heads are key-value heads."""
-
-HOW: dict[type[Edit], str] = {Add: "add", Scale: "scale", Knockout: "mask", PathPatch: "path"}
-"""Kind of edit to how it is written; the others set a value."""
+"""Points whose heads are key-value heads."""
 
 Positions = tuple[int, ...] | None
 
 
+class How(StrEnum):
+    """What a write does to the numbers at its point. ``MASK`` makes attention scores minus infinity."""
+
+    SET = "set"
+    ADD = "add"
+    SCALE = "scale"
+    MASK = "mask"
+
+
+class Reduce(StrEnum):
+    """What an example takes of all examples of a run: its own values, those of a partner, or a mean."""
+
+    OWN = "own"
+    PARTNER = "partner"
+    EXAMPLE = "mean over example"
+    EXAMPLE_POSITION = "mean over example and position"
+
+
+@dataclass(frozen=True)
+class FromRun:
+    """A value that is read of a run.
+
+    Attributes
+    ----------
+    run : str, optional
+        None for the reference draw.
+    reduce : Reduce
+    seed : int
+        Of the pairing, for ``Reduce.PARTNER``.
+    """
+
+    run: str | None
+    reduce: Reduce = Reduce.OWN
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Positions of the keys that queries may not attend to, counted from 0."""
+
+    positions: tuple[int, ...]
+
+
+Value = FromRun | PathPatch | Keys | tuple[float, ...] | float | None
+"""What is written: values of a run, what a path brings, masked keys, a vector, a factor, or zeros (None)."""
+
+
+class Join(NamedTuple):
+    """Where a condition joins a pass: before this stage of this layer its rows are those of the base run."""
+
+    layer: int
+    stage: int
+
+
 @dataclass(frozen=True)
 class Write:
-    """One change of one place in a planned pass.
+    """One change at one point of a planned pass.
 
     Attributes
     ----------
     layer : int
         ``0 .. layers``; the stream of layer ``layers`` is what the final norm reads.
-    place : str
-        A key of `STAGES`.
+    point : str
+        A key of `JOIN_STAGES`.
     head : int, optional
     positions : tuple of int, optional
         Counted from 0; those that no number depends on are left out. None for all.
-    how : {"set", "add", "scale", "mask", "path", "embed"}
-        ``path`` is what a path brings; ``embed`` changes one of the embeddings that the stream starts as the sum of.
+    how : How
+    value : Value
     edit : Edit
-        Where the value comes from.
+        What was declared.
     """
 
     layer: int
-    place: str
+    point: str
     head: int | None
     positions: Positions
-    how: str
+    how: How
+    value: Value
     edit: Edit
 
     @property
     def first(self) -> int:
         """The first position that it changes; causal attention leaves those before as they are."""
         return 0 if self.positions is None else self.positions[0]
+
+    @property
+    def join(self) -> Join:
+        """Where a condition joins the pass if this is the first thing that it changes."""
+        return Join(self.layer, JOIN_STAGES[self.point])
+
+    @property
+    def embedding(self) -> str | None:
+        """The embedding that is changed, where the stream is written as the sum of its embeddings."""
+        component = self.edit.site.component
+        return str(component) if component.embedding else None
 
 
 def positions_in(site: Site, length: int) -> list[int] | None:
@@ -117,41 +185,77 @@ def last_position(group: Group, reads_patterns: bool) -> int:
     return group.length if reads_patterns or not group.scored else max(group.scored) + 1
 
 
-def lower(edits: Sequence[Edit], shape: Shape, group: Group, reads_patterns: bool = False) -> tuple[Write, ...]:
-    """The writes of a condition in forward order; none where no number depends on it."""
+def writes_of(edits: Sequence[Edit], shape: Shape, group: Group, reads_patterns: bool = False) -> tuple[Write, ...]:
+    """The writes of a condition in forward order; none where no number depends on it.
+
+    Parameters
+    ----------
+    edits : sequence of Edit
+        One condition.
+    shape : Shape
+    group : Group
+        The examples.
+    reads_patterns : bool
+        Whether attention patterns are read, at every position.
+
+    Raises
+    ------
+    DeclarationError
+        An edit is of a kind that has no entry in `change_of`.
+    """
     made = []
     for edit in sorted(edits, key=lambda edit: edit.site.order):
         if isinstance(edit, Knockout):
             positions: list[int] | None = queries_in(edit, group.length, shape.window(edit.site.layer))
         else:
             positions = positions_in(edit.site, group.length)
-        write = _place(edit, shape, positions)
+        write = _write(edit, shape, group, positions)
         if isinstance(edit, PathPatch) and (len(edits) == 1 or edit.site.layer == AFTER):
             write = _on_path(write, edit, group.length)
-        kept = _that_matter(write, shape, group, reads_patterns)
+        kept = _where_read(write, shape, group, reads_patterns)
         if kept is not None:
             made.append(kept)
     return tuple(made)
 
 
-def _place(edit: Edit, shape: Shape, positions: list[int] | None) -> Write:
+def change_of(edit: Edit, length: int) -> tuple[How, Value]:
+    """What a kind of edit does to its site, and what it puts in, on prompts of `length` tokens."""
+    match edit:
+        case ZeroAblate():
+            return How.SET, None
+        case MeanAblate():
+            return How.SET, FromRun(None, Reduce.EXAMPLE if edit.over == "example" else Reduce.EXAMPLE_POSITION)
+        case ResampleAblate():
+            return How.SET, FromRun(None, Reduce.PARTNER, edit.seed)
+        case Patch():
+            return How.SET, FromRun(edit.source)
+        case Add():
+            return How.ADD, edit.vector
+        case Scale():
+            return How.SCALE, edit.factor
+        case Knockout():
+            return How.MASK, Keys(tuple(keys_in(edit, length)))
+        case PathPatch():
+            return (How.ADD if edit.site.layer == AFTER else How.SET), edit  # the logits have other paths too
+    raise DeclarationError(f"{edit!r} is no intervention that the engine knows")
+
+
+def _write(edit: Edit, shape: Shape, group: Group, positions: list[int] | None) -> Write:
     site = edit.site
-    where = None if positions is None else tuple(sorted(positions))
-    how = HOW.get(type(edit), "set")
-    component, layer, place = site.component, site.layer, str(site.component)
-    if component.embedding:
-        place, how = "stream", "embed"
-    elif component is Component.resid_pre:
-        place = "stream"
+    how, value = change_of(edit, group.length)
+    component, layer, point = site.component, site.layer, str(site.component)
+    if component.embedding or component is Component.resid_pre:
+        point = "stream"
     elif component is Component.resid_post:
-        place, layer = "stream", min(layer + 1, shape.layers)
+        point, layer = "stream", min(layer + 1, shape.layers)
     elif component is Component.resid_mid:
-        place = "mid"
+        point = "mid"
     elif component is Component.head_out:
-        place = "attn_out" if how == "add" else "z"
-    elif how == "mask":
-        place = "scores"
-    return Write(layer, place, None if place == "attn_out" else site.head, where, how, edit)
+        point = "attn_out" if how is How.ADD else "z"
+    elif how is How.MASK:
+        point = "scores"
+    head = None if point == "attn_out" else site.head
+    return Write(layer, point, head, None if positions is None else tuple(sorted(positions)), how, value, edit)
 
 
 def _on_path(write: Write, edit: PathPatch, length: int) -> Write:
@@ -163,14 +267,15 @@ def _on_path(write: Write, edit: PathPatch, length: int) -> Write:
     if sent is None:
         return write
     both = tuple(sorted(sent if write.positions is None else {*sent} & {*write.positions}))
-    return Write(write.layer, write.place, write.head, both, write.how, write.edit)
+    return replace(write, positions=both)
 
 
-def _that_matter(write: Write, shape: Shape, group: Group, reads_patterns: bool) -> Write | None:
+def _where_read(write: Write, shape: Shape, group: Group, reads_patterns: bool) -> Write | None:
+    """A write at the positions that some number depends on; None where there is none."""
     if reads_patterns or write.positions is None:
         return write if write.positions is None or write.positions else None
-    at_end = write.layer == shape.layers or (write.layer == shape.layers - 1 and write.place in BY_QUERY)
+    at_end = write.layer == shape.layers or (write.layer == shape.layers - 1 and write.point in BY_QUERY)
     scored = {*group.scored}
     stop = last_position(group, False)
     kept = tuple(at for at in write.positions if (at in scored if at_end else at < stop))
-    return Write(write.layer, write.place, write.head, kept, write.how, write.edit) if kept else None
+    return replace(write, positions=kept) if kept else None

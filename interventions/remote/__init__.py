@@ -1,1 +1,1 @@
-"""Executes a plan on NDIF: jobs, their ledger, the protocol, the remote model."""
+"""Executes a plan on NDIF: the backend, jobs, their ledger, the protocol, the handle of a model."""

@@ -8,20 +8,20 @@ from typing import Any
 
 from nnsight.schema.response import Status
 
-from . import ledger
+from .ledger import Ledger
 from .protocol import ROOM, Unfit
 
 
 @dataclass
 class RemoteJob:
-    """Something for a server to do: ``served(root, program)``.
+    """Something for a server to do: ``function(root, program)``.
 
     Attributes
     ----------
     key : str
         A hash of what it asks; jobs with one key give the same.
-    served : callable
-        A function of `served`; it is sent along, and runs where the model's weights are.
+    function : callable
+        Of `server_jobs`; it is sent along, and runs where the model's weights are.
     program : dict
         What it takes beside the model: plain data, tensors and functions.
     read : callable
@@ -31,7 +31,7 @@ class RemoteJob:
     """
 
     key: str
-    served: Callable[[Any, dict[str, Any]], Any]
+    function: Callable[[Any, dict[str, Any]], Any]
     program: dict[str, Any]
     read: Callable[[Any], Any] = dict
     most: int = ROOM
@@ -65,14 +65,14 @@ class JobState:
 
     Attributes
     ----------
-    job : Job
+    job : RemoteJob
     number : str
         Of the job at the server.
-    state : str
+    phase : str
         ``new``; ``unsure``, whether the server has it; ``sent``.
     wait : float
         Seconds until it is asked for again.
-    kept : Book
+    ledger : Ledger
         Where it is written down.
     marker : bool
         Whether it does nothing, and is sent only to see whether the server runs it before another.
@@ -98,9 +98,9 @@ class JobState:
 
     job: RemoteJob
     number: str
-    state: str
+    phase: str
     wait: float
-    kept: ledger.Ledger
+    ledger: Ledger
     marker: bool = False
     session: str = ""
     silent: float | None = None
@@ -128,10 +128,10 @@ class JobState:
 
     def forget(self) -> None:
         """It is as if it had not been sent."""
-        self.state, self.status, self.session = "new", "sending", ""
+        self.phase, self.status, self.session = "new", "sending", ""
         self.unknown = self.said = self.stood = self.passed = None
 
 
-def nothing(root: Any, program: dict[str, Any]) -> dict[str, Any]:
+def do_nothing(root: Any, program: dict[str, Any]) -> dict[str, Any]:
     """What a marker does on the server."""
     return {}

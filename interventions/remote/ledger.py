@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any, Protocol
 
 Record = dict[str, Any]
@@ -24,7 +21,7 @@ class Ledger(Protocol):
 
 
 class InMemoryLedger:
-    """A book that lasts as long as the process."""
+    """A ledger that lasts as long as it is held."""
 
     def __init__(self) -> None:
         self.records: dict[str, Record] = {}
@@ -40,21 +37,3 @@ class InMemoryLedger:
     def drop_job(self, key: str) -> None:
         """Forget it."""
         self.records.pop(key, None)
-
-
-_CURRENT: ContextVar[Ledger | None] = ContextVar("book", default=None)
-
-
-def current() -> Ledger:
-    """The book of the result that is being made; one that is thrown away where nothing is written."""
-    return _CURRENT.get() or InMemoryLedger()
-
-
-@contextmanager
-def writing(book: Ledger) -> Iterator[None]:
-    """Jobs that are sent meanwhile are written down in `book`."""
-    token = _CURRENT.set(book)
-    try:
-        yield
-    finally:
-        _CURRENT.reset(token)

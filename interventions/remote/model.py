@@ -1,4 +1,4 @@
-"""A model that a server has: opened here without weights, run there. Owns `RemoteModel`."""
+"""The handle of a model that a server has: what is asked of it, and which model it is."""
 
 from __future__ import annotations
 
@@ -7,32 +7,24 @@ import re
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from nnsight.modeling import huggingface
-from nnsight.modeling.transformers import TransformersModel
-from transformers import AutoConfig, AutoTokenizer
 
 from ...errors import ModelError, ServerError
 from ..base.hashing import data_hash, short_hash
-from ..declare.sites import Site
-from ..models.family import HeadWeights, check_fits, family_of
+from ..models.family import HeadWeights
 from ..models.identity import Fingerprint, Identity, unequal_configurations
-from ..models.locate import why
 from ..models.model import Model
-from ..models.opening import options_of
-from ..models.turns import making
-from ..run.activations import described, point_of
+from ..run.activations import described
 from ..run.identify import modules_facts, prompt
 from ..traced import server_jobs
-from ..traced.activations import columns
 from ..traced.configuration import configuration_of
 from ..traced.traces import DIRECTIONS
 from .job import Failed, RemoteJob
-from .protocol import ROOM, Unfit, deserialize_values, room
+from .ledger import InMemoryLedger, Ledger
+from .protocol import Unfit
 from .queue import JobQueue
 from .refusals import SHOWN
 
@@ -53,13 +45,13 @@ class RemoteModel(Model):
 
     Attributes
     ----------
-    office : Office
+    queue : JobQueue
         Sends jobs.
     commit : str
         Of the configuration on the Hub; else as `revision`.
     """
 
-    office: JobQueue = field(kw_only=True)
+    queue: JobQueue = field(kw_only=True)
     commit: str = field(kw_only=True)
     remote: ClassVar[bool] = True
 
@@ -67,6 +59,11 @@ class RemoteModel(Model):
     def device(self) -> torch.device:
         """Where what is sent is made: the CPU of this machine."""
         return torch.device("cpu")
+
+    @property
+    def ledger(self) -> Ledger:
+        """Where jobs are written down in the call that is going on; else one that nobody reads again."""
+        return self._memory.ledger or InMemoryLedger()
 
     @property
     def identity(self) -> Identity:
@@ -88,7 +85,7 @@ class RemoteModel(Model):
     @property
     def executed(self) -> str:
         """The server."""
-        return self.office.host
+        return self.queue.host
 
     @property
     def weight_hash(self) -> str:
@@ -106,7 +103,7 @@ class RemoteModel(Model):
 
     def head_weights(self, layer: int) -> HeadWeights:
         """Not here."""
-        raise ModelError(f"the weights of {self.name} are on {self.office.host}: composition_scores is computed there")
+        raise ModelError(f"the weights of {self.name} are on {self.queue.host}: composition_scores is computed there")
 
     def ask(
         self, what: str, function: Callable[..., Any], program: dict[str, Any], read: Callable[[Any], Any], most: int
@@ -114,27 +111,27 @@ class RemoteModel(Model):
         """What one job gives. It stays written down: only the caller knows when what it gave is safe."""
         for _, result in self.answers([self.job(what, function, program, read, most)]):
             if isinstance(result, Failed):
-                raise self.office.failure(result)
+                raise self.queue.failure(result)
         return result
 
     def answers(self, jobs: Sequence[RemoteJob], say: Callable[[str], None] | None = None) -> Iterator[tuple[int, Any]]:
-        """As `Office.run`; each answer comes from the model that this call began with.
+        """As `JobQueue.run`; each answer comes from the model that this call began with.
 
         Raises
         ------
         ServerError
             The model computes otherwise now. What it gave is not taken, and the next call asks which model it is.
         """
-        for at, result in self.office.run(jobs, say):
+        for at, result in self.queue.run(jobs, say, self.ledger, self._memory.quiet):
             if isinstance(result, Failed):
                 yield at, result
                 continue
             known, (found, values) = self._memory.identity, result
             if known is not None and (unlike := known.fingerprint.unlike(found, known.dtype)):
                 self._memory.identity = None
-                self.office.close(jobs[at].key)
+                self.ledger.drop_job(jobs[at].key)
                 raise ServerError(
-                    f"{self.name} on {self.office.host} is not the model that it was when this began: {unlike}. "
+                    f"{self.name} on {self.queue.host} is not the model that it was when this began: {unlike}. "
                     "Nothing of that answer is kept; the same call measures the model that is there now"
                 )
             yield at, values
@@ -147,14 +144,14 @@ class RemoteModel(Model):
         `read` makes what is used of what came back, of `most` bytes, or raises where it is not what was asked for.
         """
         tokens = torch.as_tensor(prompt(self.shape.vocabulary, self.shape.context))
-        whole = {"parts": described(self), "prompt": tokens, **program, "job": function}
-        key = data_hash([what, self.office.model_key, server_jobs.answered, whole])
+        full_program = {"parts": described(self), "prompt": tokens, **program, "job": function}
+        key = data_hash([what, self.queue.model_key, server_jobs.answered, full_program])
         size = (self.shape.layers + 1, tokens.shape[1], 1 + DIRECTIONS)
 
         def taken(result: Any) -> tuple[Fingerprint, Any]:
             return Fingerprint.of(numbers(result["fingerprint"], size, torch.float64)), read(result)
 
-        return RemoteJob(key, server_jobs.answered, {**whole, "key": key, "what": what}, taken, most)
+        return RemoteJob(key, server_jobs.answered, {**full_program, "key": key, "what": what}, taken, most)
 
     def ask_identity(self) -> Identity:
         """Which model the server has now.
@@ -169,9 +166,9 @@ class RemoteModel(Model):
         job = self.job("facts", server_jobs.facts, {"asked": uuid.uuid4().hex}, facts_of, FACTS)
         for _, found in self.answers([job]):
             if isinstance(found, Failed):
-                raise self.office.failure(found)
-        self.office.close(job.key)
-        named = f"revision:{short_hash(self.office.model_key, self.commit)}"
+                raise self.queue.failure(found)
+        self.ledger.drop_job(job.key)
+        named = f"revision:{short_hash(self.queue.model_key, self.commit)}"
         here = configuration_of(self.traced._module.config)
         apart = not found["weights"]
         unknown = {"modules": {}, "modules_hash": ""}
@@ -186,73 +183,17 @@ class RemoteModel(Model):
             fingerprint=Fingerprint.of(found["fingerprint"].numpy()),
             **(unknown if apart else modules_facts(found["modules"], "names:")),
         )
-        if differ := unequal_configurations(here, identity.configuration, "here", f"on {self.office.host}"):
+        if differ := unequal_configurations(here, identity.configuration, "here", f"on {self.queue.host}"):
             told = differ[0] if len(differ[0]) <= SHOWN else f"{differ[0][:SHOWN]}..."
             raise ModelError(f"{self.name} has another {told}: open the revision that the server has")
         self._memory.identity, self._memory.device = identity, found["device"] or "server"
         return identity
 
-    def capture(self, sites: Sequence[Site], tokens: Sequence[Array]) -> list[list[torch.Tensor]]:
-        """The values of sites for each group of prompts."""
-        asked = [self._site(site) for site in sites]
-        program = {"sites": asked, "tokens": [torch.as_tensor(np.ascontiguousarray(one)) for one in tokens]}
-        wanted = [{str(at): self._size(site, *one.shape) for at, site in enumerate(sites)} for one in tokens]
-        found = self.ask(
-            "capture", server_jobs.activations, program, partial(deserialize_values, wanted=wanted), room(wanted)
-        )
-        return [[values[str(at)] for at in range(len(sites))] for values in found]
-
-    def _size(self, site: Site, examples: int, length: int) -> tuple[int, ...]:
-        """The shape of the values of a site."""
-        shape, component = self.shape, site.component
-        some = length if site.positions is None else len(site.positions)
-        heads = () if site.head is not None else (shape.kv_heads if component.of_keys else shape.heads,)
-        if str(component) == "pattern":
-            return (examples, *heads, some, length)
-        if not component.per_head:
-            return (examples, some, shape.d_model)
-        return (examples, some, *heads, shape.d_model if str(component) == "head_out" else shape.d_head)
-
-    def _site(self, site: Site) -> Any:
-        """A site as `served.activations` takes it."""
-        shape, component, head = self.shape, site.component, site.head
-        sizes = (shape.heads, shape.d_head, shape.kv_heads)
-        at = None if site.positions is None else list(site.positions)
-        kind = str(component)
-        cols: Any = columns(component, head, *sizes)
-        count = shape.kv_heads if component.of_keys else shape.heads
-        if kind == "pattern":
-            key_head = None if head is None else shape.key_head(head)
-            turned = (columns("q_rot", head, *sizes), columns("k_rot", key_head, *sizes))
-            layer = site.layer
-            return (
-                kind,
-                point_of(site),
-                (*turned, shape.d_head, self.scaling(layer), shape.window(layer)),
-                count,
-                head,
-                at,
-            )
-        kind = kind if kind == "head_out" else "heads" if component.per_head else "whole"
-        return (kind, point_of(site), cols, count, head, at)
-
-    def score_weights(self, score: Callable[[list[list[Array | None]]], Array], shape: tuple[int, ...]) -> Array:
-        """``score(layers)`` of the weights of all heads, an array of a shape; `score` is a plain function."""
-        size = ROOM + 8 * int(np.prod(shape))
-        table: Array = self.ask(
-            "weights",
-            server_jobs.scores_of_weights,
-            {"score": score},
-            lambda result: numbers(result["table"], shape, torch.float64),
-            size,
-        )
-        return table
-
     def __repr__(self) -> str:
-        where = "NDIF" if self.office.host.endswith("ndif.us") else "a server of NDIF's kind"
+        where = "NDIF" if self.queue.host.endswith("ndif.us") else "a server of NDIF's kind"
         return (
             f"<Model {self.name} ({self.revision}): {self.family.name}, {self.shape.layers} layers of "
-            f"{self.shape.heads} heads, runs on {where}, {self.office.host}>"
+            f"{self.shape.heads} heads, runs on {where}, {self.queue.host}>"
         )
 
 
@@ -271,7 +212,7 @@ def numbers(given: Any, shape: tuple[int, ...], dtype: torch.dtype) -> Array:
 
 
 def facts_of(result: Any) -> dict[str, Any]:
-    """What `served.facts` says, as long as it says it in such words."""
+    """What `server_jobs.facts` says, as long as it says it in such words."""
     for name in ("dtype", "device", "attention"):
         if not WORD.fullmatch(result.get(name, "")):
             raise Unfit(f"its {name} is no name")
@@ -286,29 +227,3 @@ def facts_of(result: Any) -> dict[str, Any]:
     if len(text) > LONGEST or not isinstance(json.loads(text), dict):
         raise Unfit("its configuration is none")
     return dict(result)
-
-
-def open_model(name: str, where: str, place: str, tokenizer: Any, trusted: bool) -> RemoteModel:
-    """A model without weights: configuration and tokenizer from the Hub, or from a folder that the server has too."""
-    revision = None if place in ("main", "local", "shipped") else place
-    if place in ("local", "shipped"):
-        from pathlib import Path
-
-        where = str(Path(where).resolve())
-        huggingface._ID_CACHE[where] = where  # a folder has no id on the Hub: the server finds it by its path
-    options = options_of(name, where, revision, trusted, tokenizer=tokenizer is None, dtype=None)
-    try:
-        config = AutoConfig.from_pretrained(where, **options)
-        family = family_of(config, name)
-        tokenizer = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(where, **options)
-        with making():
-            traced = TransformersModel(where, task="text-generation", tokenizer=tokenizer, **options)
-    except ModelError:
-        raise
-    except Exception as error:  # whatever the loaders raise
-        raise ModelError(why(name, where, error)) from error
-    commit = getattr(config, "_commit_hash", None) or place
-    check_fits(family, traced._module, name)
-    office = JobQueue(traced, name)
-    shape = family.shape(config)
-    return RemoteModel(name, place, family, shape, tokenizer, traced, None, trusted, office=office, commit=commit)

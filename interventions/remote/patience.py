@@ -14,8 +14,8 @@ import httpx
 from nnsight.schema.response import ResponseModel
 
 from ...errors import ServerError, ServerWarning
-from . import ledger
 from .job import JobState
+from .ledger import InMemoryLedger, Ledger
 from .listener import Listener
 from .protocol import NdifRequest, Unfit, code_of, detail
 from .refusals import explain_refusal, first_line, is_passing, one_line
@@ -48,7 +48,7 @@ class Call:
 
     Attributes
     ----------
-    kept : Book
+    ledger : Ledger
     lasting : bool
         Whether a later process finds there what was sent.
     ran : float
@@ -59,9 +59,9 @@ class Call:
         Called while a question is being asked, so that a wish to stop is heard.
     """
 
-    def __init__(self, host: str, name: str) -> None:
-        self.host, self.name, self.kept = host, name, ledger.current()
-        self.lasting = not isinstance(self.kept, ledger.InMemoryLedger)
+    def __init__(self, host: str, name: str, ledger: Ledger) -> None:
+        self.host, self.name, self.ledger = host, name, ledger
+        self.lasting = not isinstance(self.ledger, InMemoryLedger)
         self.ran, self.still, self.patience = 0.0, STILL, STILL
         self.listener: Listener | None = None
         self.tick: Callable[[], object] | None = None
@@ -71,26 +71,26 @@ class Call:
         """What the same call would do after an error."""
         return KEPT if self.lasting else NOT_KEPT
 
-    def session(self, sent: JobState, key: str) -> str:
+    def session(self, state: JobState, key: str) -> str:
         """What a job is sent under, where no later process could find it anyway or its end was hidden before."""
-        if self.lasting and not sent.marker and not sent.hidden:
+        if self.lasting and not state.marker and not state.hidden:
             return ""
         self.listener = self.listener or Listener(self.host, key)
-        self.expect(sent)
+        self.expect(state)
         return self.listener.session if self.listener.open else ""
 
-    def expect(self, sent: JobState) -> None:
+    def expect(self, state: JobState) -> None:
         """A job's answer is to be heard, where there is a websocket."""
         if self.listener:
-            self.listener.expect(sent.number, sent.job.most)
+            self.listener.expect(state.number, state.job.most)
 
-    def heard(self, sent: JobState) -> ResponseModel | None:
+    def heard(self, state: JobState) -> ResponseModel | None:
         """What the websocket has said of a job."""
-        return self.listener.heard(sent.number) if self.listener and sent.session else None
+        return self.listener.heard(state.number) if self.listener and state.session else None
 
-    def listens(self, sent: JobState) -> bool:
+    def listens(self, state: JobState) -> bool:
         """Whether what becomes of a job will be heard, and need not be asked."""
-        return bool(self.listener and sent.session and self.listener.open)
+        return bool(self.listener and state.session and self.listener.open)
 
     def wait(self, until: float) -> set[str]:
         """Wait; the numbers of jobs of which something was heard meanwhile."""
@@ -100,16 +100,16 @@ class Call:
         time.sleep(seconds)
         return set()
 
-    def has_run(self, sent: JobState) -> None:
+    def has_run(self, state: JobState) -> None:
         """A job has run."""
-        self.ran = max(self.ran, sent.begun)
-        if sent.marker:
+        self.ran = max(self.ran, state.begun)
+        if state.marker:
             self.still = self.patience
 
-    def forget(self, sent: JobState) -> None:
+    def forget(self, state: JobState) -> None:
         """A job has ended."""
         if self.listener:
-            self.listener.forget(sent.number)
+            self.listener.forget(state.number)
 
     def close(self) -> None:
         """Nothing is listened to any more."""
@@ -126,95 +126,97 @@ class Call:
         self.still *= 2
         return True
 
-    def no_news(self, sent: JobState) -> None:
+    def no_news(self, state: JobState) -> None:
         """A status that is not final: a late one may have taken the place of a final one, or the job is forgotten."""
         now = time.monotonic()
-        stood = sent.stood or now
-        if self.ran > stood and sent.waits:
-            sent.passed = sent.passed or now
-        if sent.passed and now - sent.passed > LOST:
-            said, sent.hidden = sent.said[0].value.lower(), True
-            self.lost(sent, f"it is said to be {said}, and a job that was sent after it has run")
+        stood = state.stood or now
+        if self.ran > stood and state.waits:
+            state.passed = state.passed or now
+        if state.passed and now - state.passed > LOST:
+            said, state.hidden = state.said[0].value.lower(), True
+            self.lost(state, f"it is said to be {said}, and a job that was sent after it has run")
             return
         if now - stood > STANDS:
             raise ServerError(
                 f"{self.host} has said nothing new of a job on {self.name} for {STANDS / 60:.0f} minutes: it is "
-                f"{sent.status}; {self.goes_on}"
+                f"{state.status}; {self.goes_on}"
             )
-        if now - stood > self.patience and sent.waits and "without news" not in sent.status:
-            sent.status += " without news"
-        self.pause(sent)
+        if now - stood > self.patience and state.waits and "without news" not in state.status:
+            state.status += " without news"
+        self.pause(state)
 
-    def not_told(self, sent: JobState, line: NdifRequest, error: Exception) -> None:
+    def not_told(self, state: JobState, request: NdifRequest, error: Exception) -> None:
         """A question without an answer of use: of the server itself, or of where it keeps results."""
         if isinstance(error, Unfit):
-            self.unfit(sent, first_line(error, line.api_key))
-        elif line.last is not None and code_of(error) in (403, 404, 410):  # results are kept for a while only
-            self.lost(sent, "its result is no longer kept")
-        elif line.last is None or isinstance(error, httpx.HTTPError):
-            self.no_answer(sent, line, error)
+            self.unfit(state, first_line(error, request.api_key))
+        elif request.last is not None and code_of(error) in (403, 404, 410):  # results are kept for a while only
+            self.lost(state, "its result is no longer kept")
+        elif request.last is None or isinstance(error, httpx.HTTPError):
+            self.no_answer(state, request, error)
         else:
-            self.not_read(sent, first_line(error, line.api_key))
+            self.not_read(state, first_line(error, request.api_key))
 
-    def no_answer(self, sent: JobState, line: NdifRequest, error: Exception) -> None:
+    def no_answer(self, state: JobState, request: NdifRequest, error: Exception) -> None:
         """Ask again, for a while, where that may do."""
-        why = first_line(error, line.api_key)
+        why = first_line(error, request.api_key)
         if isinstance(error, httpx.HTTPStatusError):
             code, said = error.response.status_code, detail(error)
             if not is_passing(code):
-                raise ServerError(explain_refusal(self.host, self.name, code, said, line.api_key)) from None
-            why = f"it answers {code}: {one_line(said, line.api_key)}"
+                raise ServerError(explain_refusal(self.host, self.name, code, said, request.api_key)) from None
+            why = f"it answers {code}: {one_line(said, request.api_key)}"
         elif not isinstance(error, httpx.HTTPError):
             why = f"what answers does not speak as NDIF does ({why})"
         now = time.monotonic()
-        sent.silent, sent.unknown = sent.silent or now, None
-        if now - sent.silent > GIVE_UP:
+        state.silent, state.unknown = state.silent or now, None
+        if now - state.silent > GIVE_UP:
             raise ServerError(f"{self.host} gives no answer: {why}; {self.goes_on}") from None
-        sent.status = "waiting for the server"
-        self.pause(sent)
+        state.status = "waiting for the server"
+        self.pause(state)
 
-    def not_read(self, sent: JobState, why: str) -> None:
+    def not_read(self, state: JobState, why: str) -> None:
         """A finished job whose result makes no sense: a connection that was cut off, or something worse."""
         now = time.monotonic()
-        sent.unread = sent.unread or now
-        if now - sent.unread > LOST:
-            self.unfit(sent, why)
-        self.pause(sent)
+        state.unread = state.unread or now
+        if now - state.unread > LOST:
+            self.unfit(state, why)
+        self.pause(state)
 
-    def unfit(self, sent: JobState, why: str) -> None:
+    def unfit(self, state: JobState, why: str) -> None:
         """A result that makes no sense, however often it is asked for."""
-        sent.kept.drop_job(sent.job.key)
+        state.ledger.drop_job(state.job.key)
         raise ServerError(f"a result of {self.host} cannot be read: {why}; the same call asks for it anew") from None
 
-    def unknown(self, sent: JobState) -> None:
+    def unknown(self, state: JobState) -> None:
         """A job that the server does not know, or whose answers cannot be heard any more."""
         now = time.monotonic()
-        sent.unknown = sent.unknown or now
-        if now - sent.unknown > LOST:
-            cut = sent.session and not self.listens(sent)
-            self.lost(sent, "the connection that it was to answer on was cut" if cut else "the server does not know it")
+        state.unknown = state.unknown or now
+        if now - state.unknown > LOST:
+            cut = state.session and not self.listens(state)
+            self.lost(
+                state, "the connection that it was to answer on was cut" if cut else "the server does not know it"
+            )
         else:
-            self.pause(sent)
+            self.pause(state)
 
-    def lost(self, sent: JobState, why: str) -> None:
+    def lost(self, state: JobState, why: str) -> None:
         """A job is sent again, aloud, if it was known to be there; not for ever."""
-        if sent.marker:
-            sent.again = time.monotonic() + STANDS  # another takes its place
+        if state.marker:
+            state.again = time.monotonic() + STANDS  # another takes its place
             return
-        if sent.state == "sent":
-            sent.losses += 1
-            if sent.losses >= LOSSES:
+        if state.phase == "sent":
+            state.losses += 1
+            if state.losses >= LOSSES:
                 raise ServerError(
                     f"{self.host} has lost a job on {self.name} {LOSSES} times ({why}): it takes jobs, and does not "
                     f"give what they find; {self.goes_on}"
                 ) from None
-            warnings.warn(f"job {sent.number} is lost ({why}): it is sent again", ServerWarning, stacklevel=2)
-            sent.number = uuid.uuid4().hex
-        sent.kept.drop_job(sent.job.key)
-        sent.forget()
-        sent.again = 0.0
+            warnings.warn(f"job {state.number} is lost ({why}): it is sent again", ServerWarning, stacklevel=2)
+            state.number = uuid.uuid4().hex
+        state.ledger.drop_job(state.job.key)
+        state.forget()
+        state.again = 0.0
 
-    def pause(self, sent: JobState) -> None:
+    def pause(self, state: JobState) -> None:
         """Ask again later."""
-        sent.again = time.monotonic() + sent.wait
-        sent.wait = min(PAUSES[1], sent.wait * 1.5)
+        state.again = time.monotonic() + state.wait
+        state.wait = min(PAUSES[1], state.wait * 1.5)

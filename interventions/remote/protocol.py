@@ -182,8 +182,8 @@ def code_of(error: Exception) -> int | None:
     return error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None
 
 
-def serialize_session(root: Any, served: Callable[[Any, dict[str, Any]], Any], program: dict[str, Any]) -> bytes:
-    """A session that does ``served(root, program)`` and sends back what it gives, as ``results``.
+def serialize_session(root: Any, function: Callable[[Any, dict[str, Any]], Any], program: dict[str, Any]) -> bytes:
+    """A session that does ``function(root, program)`` and sends back what it gives, as ``results``.
 
     Functions in `program` go along as source, with the others of their package, unless it is an installed one.
 
@@ -194,7 +194,7 @@ def serialize_session(root: Any, served: Callable[[Any, dict[str, Any]], Any], p
     """
     packing = _Packing({package for one in _functions(program) if (package := _own_package(one))})
     with root.session(backend=packing):
-        results = served(root, program)
+        results = function(root, program)
         nnsight.save(results)
     if packing.error is not None:
         stuck = sorted({getattr(one, "__qualname__", repr(one)) for one in _functions(program) if not _travels(one)})
@@ -253,7 +253,7 @@ def room(wanted: Sequence[Shapes]) -> int:
 
 
 def deserialize_values(result: Any, wanted: Sequence[Shapes]) -> list[dict[str, torch.Tensor]]:
-    """What `served.together` packed, as long as it is what was asked for.
+    """What `server_jobs.in_one_tensor` packed, as long as it is what was asked for.
 
     Raises
     ------

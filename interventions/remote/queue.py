@@ -1,7 +1,7 @@
 """Jobs on an NDIF server: sent without waiting, asked for, and found again.
 
-A *job* is something for the server to do, in one session; jobs that ask the same have one key. An *office* sends the
-jobs on one model to one server and asks how they are. Its *book* is where it writes down what it sends: memory, or the
+A *job* is something for the server to do, in one session; jobs that ask the same have one key. A queue sends the
+jobs on one model to one server and asks how they are. A *ledger* is where it writes down what it sends: memory, or the
 folder beside a result.
 
 A job's number is made here and written down before it is sent, so that an answer that is lost, a process that is killed
@@ -25,9 +25,10 @@ from typing import Any
 from nnsight.schema.response import Status
 
 from ...errors import ServerError
-from . import ledger, patience
+from . import patience
 from .asking import ALLOW, goes_in_clear
-from .job import Failed, JobState, RemoteJob, nothing
+from .job import Failed, JobState, RemoteJob, do_nothing
+from .ledger import InMemoryLedger, Ledger
 from .patience import Call
 from .protocol import Envelope, NdifRequest, address, code_of, never_sent, serialize_session
 from .reaching import reach
@@ -60,24 +61,34 @@ class JobQueue:
     def __init__(self, root: Any, name: str) -> None:
         self.root, self.name, self.host = root, name, address()
         self.model_key = root.to_model_key()
-        self._line("")
+        self._request("")
 
-    def _line(self, number: str, tick: Callable[[], object] | None = None) -> NdifRequest:
-        line = NdifRequest(self.host, number, self.root._remoteable_get_env(), tick)
-        if not is_key(line.api_key):
+    def _request(self, number: str, tick: Callable[[], object] | None = None) -> NdifRequest:
+        request = NdifRequest(self.host, number, self.root._remoteable_get_env(), tick)
+        if not is_key(request.api_key):
             raise ServerError(explain_key(self.host))
-        if line.api_key and goes_in_clear(self.host):
+        if request.api_key and goes_in_clear(self.host):
             raise ServerError(explain_clear(self.host, ALLOW))
-        return line
+        return request
 
-    def run(self, jobs: Sequence[RemoteJob], say: Callable[[str], None] | None = None) -> Iterator[tuple[int, Any]]:
+    def run(
+        self,
+        jobs: Sequence[RemoteJob],
+        say: Callable[[str], None] | None = None,
+        ledger: Ledger | None = None,
+        quiet: bool = False,
+    ) -> Iterator[tuple[int, Any]]:
         """Send jobs, as many as the server should have at a time, and wait for them.
 
         Parameters
         ----------
-        jobs : sequence of Job
+        jobs : sequence of RemoteJob
         say : callable, optional
             Gets a line on how they are doing, again and again. Without it a terminal shows the line.
+        ledger : Ledger, optional
+            Where they are written down, so that a later process finds them.
+        quiet : bool
+            Show no line.
 
         Yields
         ------
@@ -91,11 +102,11 @@ class JobQueue:
         DeclarationError
             A function in a job cannot be sent.
         """
-        call = Call(self.host, self.name)
-        with telling(self.host, say) as tell:
+        call = Call(self.host, self.name, ledger or InMemoryLedger())
+        with telling(self.host, say, quiet) as tell:
             try:
                 if len(jobs):
-                    reach(self.host, self._line("").api_key, tell)
+                    reach(self.host, self._request("").api_key, tell)
                 yield from self._run(jobs, call, tell)
             finally:
                 call.close()
@@ -106,17 +117,17 @@ class JobQueue:
         told, fresh = "", set[str]()
         while where or active.keys() - {MARKER}:
             while where and len(active) < AT_ONCE:
-                active[where[0]] = self._found(jobs[where[0]], call.kept)
+                active[where[0]] = self._found(jobs[where[0]], call.ledger)
                 del where[0]
-            for at, sent in list(active.items()):
-                if time.monotonic() < sent.again and sent.number not in fresh:
+            for at, state in list(active.items()):
+                if time.monotonic() < state.again and state.number not in fresh:
                     continue
-                done = self._step(sent, call)
+                done = self._step(state, call)
                 if done is not None:
                     del active[at]
-                    call.forget(sent)
+                    call.forget(state)
                     if not isinstance(done[0], Failed):
-                        call.has_run(sent)
+                        call.has_run(state)
                     if not where and not active.keys() - {MARKER}:
                         call.close()  # whoever takes the last may never come back
                     if at != MARKER:
@@ -125,15 +136,11 @@ class JobQueue:
                 call.tick = partial(say, told) if told else call.tick
             if call.wants_marker(active.values()):
                 active[MARKER] = self._marker()
-            fresh = call.wait(min(sent.again for sent in active.values())) if active else set()
+            fresh = call.wait(min(state.again for state in active.values())) if active else set()
 
-    def close(self, key: str) -> None:
-        """Forget a job, whose values are safe."""
-        ledger.current().drop_job(key)
-
-    def knows(self, job: RemoteJob) -> bool:
+    def knows(self, job: RemoteJob, ledger: Ledger) -> bool:
         """Whether a job was sent before, by this process or another."""
-        return self._found(job, ledger.current()).state != "new"
+        return self._found(job, ledger).phase != "new"
 
     def failure(self, failed: Failed) -> ServerError:
         """What a server said of a job, as an error."""
@@ -142,80 +149,82 @@ class JobQueue:
     def _marker(self) -> JobState:
         """A job that does nothing: what was sent before it, and is not said to have run when it has, is lost."""
         number = uuid.uuid4().hex
-        job = RemoteJob(number, nothing, {"key": number, "what": "marker"})
+        job = RemoteJob(number, do_nothing, {"key": number, "what": "marker"})
         LOG.info("no news of a job at %s: one that does nothing is sent, to see whether it runs before", self.host)
-        return JobState(job, number, "new", patience.PAUSES[0], ledger.InMemoryLedger(), marker=True)
+        return JobState(job, number, "new", patience.PAUSES[0], InMemoryLedger(), marker=True)
 
-    def _found(self, job: RemoteJob, kept: ledger.Ledger) -> JobState:
-        record = kept.job(job.key)
+    def _found(self, job: RemoteJob, ledger: Ledger) -> JobState:
+        record = ledger.job(job.key)
         if record is None or record.get("host") != self.host or record.get("model") != self.model_key:
-            return JobState(job, uuid.uuid4().hex, "new", patience.PAUSES[0], kept)
-        return JobState(job, record["id"], "sent" if record["state"] == "sent" else "unsure", patience.PAUSES[0], kept)
+            return JobState(job, uuid.uuid4().hex, "new", patience.PAUSES[0], ledger)
+        return JobState(
+            job, record["id"], "sent" if record["state"] == "sent" else "unsure", patience.PAUSES[0], ledger
+        )
 
-    def _note(self, sent: JobState, state: str) -> None:
-        sent.state = state
-        record = {"id": sent.number, "host": self.host, "model": self.model_key, "state": state}
-        sent.kept.note_job(sent.job.key, record | {"sent": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+    def _note(self, state: JobState, phase: str) -> None:
+        state.phase = phase
+        record = {"id": state.number, "host": self.host, "model": self.model_key, "state": phase}
+        state.ledger.note_job(state.job.key, record | {"sent": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
 
-    def _forget(self, sent: JobState) -> None:
-        sent.kept.drop_job(sent.job.key)
-        sent.forget()
+    def _forget(self, state: JobState) -> None:
+        state.ledger.drop_job(state.job.key)
+        state.forget()
 
-    def _step(self, sent: JobState, call: Call) -> tuple[Any] | None:
+    def _step(self, state: JobState, call: Call) -> tuple[Any] | None:
         """Send it or ask once; what came back, in a tuple, where the job has ended."""
-        line = self._line(sent.number, call.tick)
-        if sent.state == "new":
-            self._send(sent, call, line)
+        request = self._request(state.number, call.tick)
+        if state.phase == "new":
+            self._send(state, call, request)
             return None
-        heard = call.heard(sent)
-        if heard is None and call.listens(sent):
-            call.unknown(sent) if sent.state == "unsure" else call.no_news(sent)
+        heard = call.heard(state)
+        if heard is None and call.listens(state):
+            call.unknown(state) if state.phase == "unsure" else call.no_news(state)
             return None
         try:
-            results = line.ask(sent.job.most, heard)
-            results = sent.job.taken(results) if results is not None else None
+            results = request.ask(state.job.most, heard)
+            results = state.job.taken(results) if results is not None else None
         except Exception as error:  # an answer that is cut off fails in many ways
-            call.not_told(sent, line, error)
+            call.not_told(state, request, error)
             return None
-        if line.last is None:
-            call.unknown(sent)
+        if request.last is None:
+            call.unknown(state)
             return None
-        sent.silent = sent.unknown = None
-        if sent.state == "unsure":
-            self._note(sent, "sent")
-        if line.last.status == Status.ERROR:
-            sent.kept.drop_job(sent.job.key)
-            return (Failed(without_key(line.last.description, line.api_key)),)
-        if line.last.status == Status.COMPLETED:
+        state.silent = state.unknown = None
+        if state.phase == "unsure":
+            self._note(state, "sent")
+        if request.last.status == Status.ERROR:
+            state.ledger.drop_job(state.job.key)
+            return (Failed(without_key(request.last.description, request.api_key)),)
+        if request.last.status == Status.COMPLETED:
             return (results,)
-        sent.hear((line.last.status, line.last.description), time.monotonic())
-        sent.status = line.last.status.value.lower()
-        call.no_news(sent)
+        state.hear((request.last.status, request.last.description), time.monotonic())
+        state.status = request.last.status.value.lower()
+        call.no_news(state)
         return None
 
-    def _send(self, sent: JobState, call: Call, line: NdifRequest) -> None:
-        blob = serialize_session(self.root, sent.job.served, sent.job.program)
-        sent.session, sent.begun = call.session(sent, line.api_key), time.monotonic()
+    def _send(self, state: JobState, call: Call, request: NdifRequest) -> None:
+        blob = serialize_session(self.root, state.job.function, state.job.program)
+        state.session, state.begun = call.session(state, request.api_key), time.monotonic()
         envelope = Envelope(
-            model_key=self.model_key, compress=True, env=line.env, id=sent.number, session_id=sent.session
+            model_key=self.model_key, compress=True, env=request.env, id=state.number, session_id=state.session
         )
-        self._note(sent, "unsure")
+        self._note(state, "unsure")
         try:
-            answer = line.post(envelope, blob)
+            answer = request.post(envelope, blob)
         except Exception as error:  # so does an answer to this
             code = code_of(error)
             if never_sent(error) or (code is not None and not may_be_taken(code)):
-                self._forget(sent)
-            call.no_answer(sent, line, error)
+                self._forget(state)
+            call.no_answer(state, request, error)
             return
-        sent.number, sent.status, sent.silent = answer.id, answer.status.value.lower(), None
-        call.expect(sent)
-        sent.hear((answer.status, answer.description), time.monotonic())
-        self._note(sent, "sent")
-        LOG.info("sent job %s to %s", sent.number, self.host)
+        state.number, state.status, state.silent = answer.id, answer.status.value.lower(), None
+        call.expect(state)
+        state.hear((answer.status, answer.description), time.monotonic())
+        self._note(state, "sent")
+        LOG.info("sent job %s to %s", state.number, self.host)
 
     def _tell(self, active: dict[int, JobState], later: int, told: str, say: Callable[[str], None]) -> str:
-        counts = Counter(sent.status for sent in active.values() if not sent.marker)
+        counts = Counter(state.status for state in active.values() if not state.marker)
         counts.update({"to send": later} if later else {})
         text = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
         if text and text != told:

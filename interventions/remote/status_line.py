@@ -8,28 +8,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 from ...errors import printable
 
 QUIET_SECONDS = 2.0
 LONGEST = 600.0
 """Seconds between two lines at most, where standard error is no terminal."""
-_QUIET: ContextVar[bool] = ContextVar("quiet", default=False)
 
 
 @contextmanager
-def quiet(wanted: bool) -> Iterator[None]:
-    """Meanwhile, nothing is shown."""
-    token = _QUIET.set(wanted or _QUIET.get())
-    try:
-        yield
-    finally:
-        _QUIET.reset(token)
-
-
-@contextmanager
-def telling(label: str, also: Callable[[str], None] | None = None) -> Iterator[Callable[[str], None]]:
+def telling(
+    label: str, also: Callable[[str], None] | None = None, quiet: bool = False
+) -> Iterator[Callable[[str], None]]:
     """Gives what shows a text on standard error, once two seconds have passed.
 
     A terminal has one line, which is cleared at the end. Elsewhere lines are printed, each after twice the time of the
@@ -41,6 +31,8 @@ def telling(label: str, also: Callable[[str], None] | None = None) -> Iterator[C
         Begins the line.
     also : callable, optional
         Gets each text, and shows it in a terminal.
+    quiet : bool
+        Show nothing.
     """
     started, shown, gap = time.monotonic(), 0, QUIET_SECONDS
     due = started + gap
@@ -50,7 +42,7 @@ def telling(label: str, also: Callable[[str], None] | None = None) -> Iterator[C
         if also is not None:
             also(text)
         now, terminal = time.monotonic(), sys.stderr is not None and sys.stderr.isatty()
-        if _QUIET.get() or (also is not None and terminal) or now < (started + QUIET_SECONDS if terminal else due):
+        if quiet or (also is not None and terminal) or now < (started + QUIET_SECONDS if terminal else due):
             return
         if not terminal:
             _write(printable(f"{label}: {text}, after {now - started:.0f} s") + "\n")

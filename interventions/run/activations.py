@@ -1,7 +1,4 @@
-"""The model's own forward pass, traced: what the engine reads of the runs as they are. Owns those traces.
-
-Imports the model handle and ops; knows no plan.
-"""
+"""Activations of the model's own forward pass: where they are found, and what a trace has to know of the model."""
 
 from __future__ import annotations
 
@@ -17,13 +14,10 @@ from ..declare.components import Component
 from ..declare.sites import Site
 from ..models.model import Model
 from ..plan.validate import check_site
-from ..plan.writes import positions_in
-from ..traced import activations, traces
-from .cache import Points
+from ..traced import activations, server_jobs, traces
+from ..traced.specs import Points
 
 Array = np.ndarray[Any, Any]
-AT_ONCE = 64
-"""Prompts that are read together."""
 
 
 def point_of(site: Site) -> tuple[int, str]:
@@ -43,13 +37,8 @@ def as_tensor(model: Model, array: Array) -> torch.Tensor:
     return torch.as_tensor(np.ascontiguousarray(array), device=model.device)
 
 
-def nothing(model: Model) -> torch.Tensor:
-    """Tokens for a trace that never goes through the model itself."""
-    return traces.nothing(model.device)
-
-
 def described(model: Model) -> dict[str, Any]:
-    """What `forward.run` and `ops.walk` have to know of a model, in plain words: `traces.opened` adds the handles."""
+    """What a trace has to know of a model, in plain data: `traces.opened` adds the handles."""
     family, shape = model.family, model.shape
     return {
         "blocks": family.blocks,
@@ -68,50 +57,29 @@ def described(model: Model) -> dict[str, Any]:
 
 
 def handles(model: Model) -> dict[str, Any]:
-    """The same with handles, for traces that run here."""
+    """`described` with handles, for traces that run here."""
     return traces.opened(model.traced, described(model))
 
 
 def read_points(model: Model, tokens: Array, sites: Iterable[Site]) -> Points:
     """The tensors at the points of `sites`, ``(example, position, width)``, from passes without intervention."""
     wanted = {point_of(site) for site in sites}
-    parts = handles(model)
-    pieces = [
-        traces.read(model.traced, parts, as_tensor(model, tokens[start : start + AT_ONCE]), wanted)
-        for start in range(0, len(tokens), AT_ONCE)
-    ]
-    return {at: torch.cat([piece[at] for piece in pieces]) for at in wanted}
+    return server_jobs.read_in_batches(model.traced, handles(model), as_tensor(model, tokens), wanted)
 
 
-def capture_site(model: Model, points: Points, site: Site) -> torch.Tensor:
-    """The value of `site` from the tensors of `read_points`, in the shape that `Component` states."""
-    shape = model.shape
-    point = points[point_of(site)]
-    at = positions_in(site, point.shape[1])
-    if site.component is Component.pattern:
-        pattern = pattern_of(model, point, site)
-        pattern = pattern if site.head is None else pattern[:, 0]
-        return pattern if at is None else pattern[..., at, :]
-    value = point
-    if site.component is Component.head_out:
-        z = activations.split_heads(point, shape.heads)
-        value = torch.einsum("ephd,hdm->ephm", z, model.head_weights(site.layer).W_O)
-        value = value if site.head is None else value[:, :, site.head]
-    elif site.component.per_head:
-        value = point[..., activations.columns(site.component, site.head, shape.heads, shape.d_head, shape.kv_heads)]
-        count = shape.kv_heads if site.component.of_keys else shape.heads
-        value = activations.split_heads(value, count) if site.head is None else value
-    return value if at is None else value[:, at]
-
-
-def pattern_of(model: Model, turned: torch.Tensor, site: Site) -> torch.Tensor:
-    """Attention weights ``(example, head, query, key)`` of the head of `site`, or of all."""
-    shape, head = model.shape, site.head
-    key_head = None if head is None else shape.key_head(head)
-    q = turned[..., activations.columns("q_rot", head, shape.heads, shape.d_head, shape.kv_heads)]
-    k = turned[..., activations.columns("k_rot", key_head, shape.heads, shape.d_head, shape.kv_heads)]
-    q, k = (activations.split_heads(part, part.shape[-1] // shape.d_head) for part in (q, k))
-    return activations.attention_pattern(q, k, model.scaling(site.layer), shape.window(site.layer))
+def described_site(model: Model, site: Site) -> tuple[str, tuple[int, str], Any, int, int | None, list[int] | None]:
+    """A site as `server_jobs.capture` takes it: ``(kind, point, columns, heads, head, positions)``."""
+    shape, component, head, layer = model.shape, site.component, site.head, site.layer
+    sizes = (shape.heads, shape.d_head, shape.kv_heads)
+    kind = "pattern" if component is Component.pattern else "heads" if component.per_head else "whole"
+    columns: Any = activations.columns(component, head, *sizes)
+    if kind == "pattern":
+        key_head = None if head is None else shape.key_head(head)
+        rotated = (activations.columns("q_rot", head, *sizes), activations.columns("k_rot", key_head, *sizes))
+        columns = (*rotated, shape.d_head, model.scaling(layer), shape.window(layer))
+    kind = "head_out" if component is Component.head_out else kind
+    positions = None if site.positions is None else list(site.positions)
+    return kind, point_of(site), columns, shape.kv_heads if component.of_keys else shape.heads, head, positions
 
 
 def check_sites(model: Model, sites: Sequence[Site], groups: Sequence[Group]) -> None:

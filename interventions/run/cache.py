@@ -1,17 +1,17 @@
-"""What passes need to know before they run: the metrics as the engine sees them, and what was read of the runs."""
+"""The metrics as the engine sees them, and parts of what was read of the runs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from ..traced.specs import Kernel, RunCache
+
 Array = np.ndarray[Any, Any]
-Given = dict[str, torch.Tensor]
-Points = dict[tuple[int, str], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -42,51 +42,27 @@ class CompiledMetric:
     tokens: tuple[str, ...] = ()
 
 
-@dataclass
-class RunCache:
-    """What is known of the examples of a chunk before its passes: what was read of runs, and the readers' arguments.
+def part_of(cache: RunCache, examples: slice) -> RunCache:
+    """What was read of the runs of some of the examples."""
 
-    Attributes
-    ----------
-    base : dict
-        ``(layer, point)`` to what the base run has there.
-    sources : dict
-        Run name to the same for that run.
-    reference : dict
-        The same for the whole reference draw.
-    watch, score : as in `forward`, for the base run
-    base_attended : dict
-        Reader name to the values of the base run, ``(example, layer, head)``.
-    drawn : int
-        Examples of the reference draw.
-    """
+    def part(given: Mapping[Any, torch.Tensor]) -> dict[Any, torch.Tensor]:
+        return {key: value[examples] for key, value in given.items()}
 
-    base: Points = field(default_factory=dict)
-    sources: dict[str, Points] = field(default_factory=dict)
-    reference: Points = field(default_factory=dict)
-    watch: list[Any] = field(default_factory=list)
-    score: dict[str, Any] = field(default_factory=dict)
-    base_attended: dict[str, torch.Tensor] = field(default_factory=dict)
-    drawn: int = 0
+    def kernels(given: list[Kernel]) -> list[Kernel]:
+        return [{**kernel, "arguments": part(kernel["arguments"])} for kernel in given]
 
-    def part(self, examples: slice) -> RunCache:
-        """The same for some of the examples."""
+    logits = cache["logits"]
+    tokens = None if logits["tokens"] is None else logits["tokens"][examples]
+    return {
+        "base": part(cache["base"]),
+        "sources": {run: part(points) for run, points in cache["sources"].items()},
+        "reference": cache["reference"],
+        "pattern_kernels": kernels(cache["pattern_kernels"]),
+        "logits": {**logits, "kernels": kernels(logits["kernels"]), "tokens": tokens},
+        "base_attended": part(cache["base_attended"]),
+    }
 
-        def cut(given: Given) -> Given:
-            return {name: value[examples] for name, value in given.items()}
 
-        def points(given: Points) -> Points:
-            return {at: value[examples] for at, value in given.items()}
-
-        score = dict(self.score)
-        score["kernels"] = [(name, kernel, cut(given)) for name, kernel, given in score["kernels"]]
-        score["tokens"] = None if score["tokens"] is None else score["tokens"][examples]
-        return RunCache(
-            points(self.base),
-            {run: points(source) for run, source in self.sources.items()},
-            self.reference,
-            [(name, kernel, cut(given)) for name, kernel, given in self.watch],
-            score,
-            cut(self.base_attended),
-            self.drawn,
-        )
+def drawn_examples(cache: RunCache) -> int:
+    """Examples of the reference draw."""
+    return len(next(iter(cache["reference"].values()), ()))

@@ -1,49 +1,72 @@
-"""What an edit puts in, as far as it is known before the activations are: an open value of `fill`. Imports no torch."""
+"""What a write puts in, as far as it is known before the activations are: a deferred value. Imports no torch."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...errors import DeclarationError
-from ..declare.edits import Edit, MeanAblate, Patch, ResampleAblate, ZeroAblate
-from ..declare.steering import Add, Scale
+from ..declare.paths import PathPatch
+from ..plan.writes import FromRun, Keys, Reduce, Value
+
+if TYPE_CHECKING:
+    from ..traced import specs
 
 
-def open_value(
-    edit: Edit, at: tuple[int, str], columns: Any, positions: Any, examples: tuple[int, int], drawn: int
-) -> Any:
-    """What to put at the site: None for zeros, a factor, or what `fill.value_of` makes a tensor of.
+def deferred_value(
+    value: Value,
+    site: specs.ReadSite,
+    columns: slice,
+    pattern: specs.PatternColumns | None,
+    stop: int,
+    positions: specs.Index,
+    examples: tuple[int, int],
+    drawn: int,
+) -> specs.Value:
+    """What to put at a site: zeros (None), a factor, or what a trace makes a tensor of.
 
     Parameters
     ----------
-    edit : Edit
-    at : tuple of (layer, point)
+    value : Value
+        Of a write; not masked keys, nor what a path brings.
+    site : ReadSite
         The tensor that holds the site.
-    columns : slice or tuple
-        Of it; for a pattern as `fill` says.
+    columns : slice
+        Of that tensor.
+    pattern : PatternColumns, optional
+        How the value is made, where it is a pattern.
+    stop : int
+        Positions that are computed.
     positions : slice or list of int
         Those that are wanted.
     examples : tuple of int
         Start and stop of the examples of the group that are being run; resampling pairs each with its own partner.
     drawn : int
         Examples of the reference draw.
+
+    Raises
+    ------
+    DeclarationError
+        Fewer than two examples are drawn, and each needs a partner.
     """
-    if isinstance(edit, ZeroAblate):
-        return None
-    if isinstance(edit, Add):
-        return {"constant": edit.vector}
-    if isinstance(edit, Scale):
-        return edit.factor
-    taken = {"of": edit.run, "at": at, "columns": columns, "positions": positions, "how": "same", "rows": None}
-    if isinstance(edit, MeanAblate):
-        return {**taken, "how": "mean" if edit.over == "example" else "mean of all"}
-    if isinstance(edit, ResampleAblate):
-        return {**taken, "how": "rows", "rows": derangement(drawn, edit.seed)[np.arange(*examples) % drawn]}
-    if isinstance(edit, Patch):
-        return taken
-    raise DeclarationError(f"{edit!r} is no intervention that the engine knows")
+    assert not isinstance(value, Keys | PathPatch)
+    if value is None or isinstance(value, float):
+        return value
+    if not isinstance(value, FromRun):
+        return {"kind": "vector", "numbers": value}
+    paired = value.reduce is Reduce.PARTNER
+    return {
+        "kind": "run",
+        "run": value.run,
+        "site": site,
+        "columns": columns,
+        "pattern": pattern,
+        "stop": stop,
+        "positions": positions,
+        "reduce": value.reduce.value,
+        "partners": derangement(drawn, value.seed)[np.arange(*examples) % drawn] if paired else None,
+    }
 
 
 def derangement(size: int, seed: int) -> np.ndarray[Any, Any]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,17 +16,16 @@ from ..models.model import Model
 from ..plan.cost import logits_bytes
 from ..plan.passes import ExampleChunk, Pass
 from ..plan.plan import Plan
-from ..traced import traces
-from ..traced import values as fill
-from ..traced.logits import comparing
+from ..traced import server_jobs
+from ..traced.specs import Kernel, LogitsSpec, Points, ReadSite, RunCache
 from .activations import as_tensor, handles, native_point, point_of, read_points
-from .cache import CompiledMetric, Points, RunCache
+from .cache import CompiledMetric, drawn_examples, part_of
 from .memory import is_out_of_memory
-from .outcome import FinishedValues, Inputs, Keeper, Outcome, PassSlice
-from .pass_spec import PassSpec, base_of
+from .outcome import FinishedValues, Inputs, Keeper, Outcome, PassSlice, values_of_conditions, values_of_run
+from .pass_spec import EMBEDDINGS, PassSpecBuilder
 
-Array = np.ndarray[Any, Any]
-Elsewhere = Callable[[Outcome, Callable[[FinishedValues], None], Callable[[int], None]], None]
+Execute = Callable[[Outcome, Callable[[FinishedValues], None], Callable[[int], None]], None]
+Progress = Callable[[int, int], None]
 
 
 @dataclass
@@ -38,44 +36,45 @@ class RowLimit:
 
 
 def run_plan(
-    model: Model,
     plan: Plan,
     readers: Sequence[CompiledMetric],
-    inputs: Inputs,
-    progress: Callable[[int, int], None] | None = None,
+    execute: Execute,
+    progress: Progress | None = None,
     keeper: Keeper | None = None,
-    elsewhere: Elsewhere | None = None,
+    positions: bool = True,
 ) -> Outcome:
     """Measure every run as it is, and every condition of `plan`.
 
-    A pass that runs out of memory is done again in halves, and later passes are kept as small.
-
     Parameters
     ----------
-    model : Model
     plan : Plan
-    readers : sequence of Reader
-    inputs : Inputs
+    readers : sequence of CompiledMetric
+    execute : callable
+        Runs what is missing: ``execute(outcome, keep, step)``. It puts what it finds into `outcome`, gives each piece
+        to `keep`, and tells `step` how many forward passes were done. `run_chunks` does it in this process.
     progress : callable, optional
         Called with passes done and passes in all.
     keeper : Keeper, optional
         Gives what was finished before, which is not done again, and gets what is finished now. Runs are read again as
         they are where passes are left that start from them.
-    elsewhere : callable, optional
-        Runs what is missing in place of this process: ``elsewhere(outcome, keep, step)``, as for `run_chunks`.
+    positions : bool
+        Whether values come for each scored position, or their mean.
+
+    Returns
+    -------
+    Outcome
 
     Raises
     ------
     DeclarationError
         A reader's arguments do not fit the scored positions.
     ModelError
-        Even a single prompt needs more memory than there is.
+        Even a single prompt needs more memory than there is, or something never came back.
     """
     check_readers(plan, readers)
-    outcome = Outcome(plan, readers)
+    outcome = Outcome(plan, readers, positions)
     outcome.take(keeper)
-    left = outcome.missing()
-    done = plan.steps - outcome.steps(left)
+    done = plan.steps - outcome.steps(outcome.missing())
 
     def keep(piece: FinishedValues) -> None:
         if keeper is not None:
@@ -85,10 +84,7 @@ def run_plan(
         if progress is not None:
             progress(min(done + count, plan.steps), plan.steps)
 
-    if elsewhere is not None:
-        elsewhere(outcome, keep, step)
-    else:
-        run_chunks(model, left, readers, inputs, outcome, keep, step)
+    execute(outcome, keep, step)
     return outcome.close()
 
 
@@ -101,71 +97,108 @@ def run_chunks(
     keep: Callable[[FinishedValues], None],
     step: Callable[[int], None],
 ) -> None:
-    """Run some chunks of the plan of `outcome`, which gets what they give; `keep` gets it piece by piece.
+    """Run some chunks of the plan of `outcome` in this process.
 
-    `step` gets how many forward passes were done, after each.
+    A pass that runs out of memory is done again in halves, and later passes are kept as small.
+
+    Parameters
+    ----------
+    model : Model
+    chunks : sequence of ExampleChunk
+    readers : sequence of CompiledMetric
+    inputs : Inputs
+    outcome : Outcome
+        Gets what is found.
+    keep : callable
+        Gets each piece of it.
+    step : callable
+        Gets how many forward passes were done, after each.
+
+    Raises
+    ------
+    ModelError
+        Even a single prompt needs more memory than there is.
     """
-    plan, room, known = outcome.plan, RowLimit(), RunCache()
-    reference: dict[int, Points] = {}
-    waiting, done = list(chunks), 0
+    plan, limit, references, done = outcome.plan, RowLimit(), ReferenceDraw(model, outcome.plan, inputs), 0
+
+    def run_chunk(chunk: ExampleChunk, left: list[Pass]) -> None:
+        nonlocal done
+        known, runs = run_unmodified(model, plan, chunk, readers, inputs, references.of(chunk.group))
+        for run in plan.runs:
+            keep(outcome.put(values_of_run(chunk, run, runs[run])))
+            step(done := done + 1)
+        while left:
+            for part, values in run_pass(model, plan, chunk, left[0], known, limit):
+                base = {name: value[slice(*part.examples)] for name, value in runs[plan.base].items()}
+                values = server_jobs.with_all_positions(values, base, len(part.one.conditions))
+                keep(outcome.put(values_of_conditions(chunk, part.examples, part.one.conditions, values)))
+            step(done := done + 1)
+            del left[0]
+
+    waiting = list(chunks)
     while waiting:
         chunk = waiting.pop(0)
         left = list(chunk.passes)
         try:
-            if plan.uses_reference and chunk.group not in reference:
-                reference = {chunk.group: read_points(model, inputs.reference[chunk.group], plan.reference_sites())}
-            known, runs = run_unmodified(model, plan, chunk, readers, inputs, reference.get(chunk.group, {}))
-            for run, values in runs.items():
-                keep(outcome.put(outcome.run_piece(chunk, run, values)))
-                step(done := done + 1)
-            while left:
-                for part, values in run_pass(model, plan, chunk, left[0], known, room):
-                    keep(outcome.put(outcome.part_piece(chunk, part, values)))
-                step(done := done + 1)
-                del left[0]
+            run_chunk(chunk, left)
         except Exception as error:
-            if not is_out_of_memory(error):
-                raise
             waiting = halve_examples(model, replace(chunk, passes=tuple(left)), error) + waiting
-        known = RunCache()  # let go of what was read before the next is
+
+
+class ReferenceDraw:
+    """What is read of the reference draw, one group at a time.
+
+    Parameters
+    ----------
+    model : Model
+    plan : Plan
+    inputs : Inputs
+    """
+
+    def __init__(self, model: Model, plan: Plan, inputs: Inputs) -> None:
+        self.model, self.plan, self.inputs = model, plan, inputs
+        self.read: dict[int, Points] = {}
+
+    def of(self, group: int) -> Points:
+        """The tensors of a group, ``(example, position, width)``; nothing where no edit uses them."""
+        if not self.plan.uses_reference:
+            return {}
+        if group not in self.read:
+            self.read = {group: read_points(self.model, self.inputs.reference[group], self.plan.reference_sites())}
+        return self.read[group]
 
 
 def run_unmodified(
     model: Model, plan: Plan, chunk: ExampleChunk, readers: Sequence[CompiledMetric], inputs: Inputs, reference: Points
 ) -> tuple[RunCache, dict[str, dict[str, torch.Tensor]]]:
     """Every run as it is: what the passes of a chunk need to know, and the readers' values by run."""
-    group, span = plan.groups[chunk.group], slice(*chunk.examples)
-    layers = model.shape.layers
+    runs, compares = runs_of(model, plan, chunk, readers, inputs), any(reader.needs_base for reader in readers)
+    return server_jobs.run_unmodified(model.traced, handles(model), runs, reference, compares, DeclarationError)
+
+
+def runs_of(
+    model: Model, plan: Plan, chunk: ExampleChunk, readers: Sequence[CompiledMetric], inputs: Inputs
+) -> list[tuple[str, torch.Tensor, list[int], list[ReadSite], list[Kernel], LogitsSpec]]:
+    """The runs of a chunk as `server_jobs.run_unmodified` takes them, the base run first."""
+    layers, scored = model.shape.layers, list(plan.groups[chunk.group].scored)
     wanted = {run: {point_of(site) for site in sites} for run, sites in plan.sources().items()}
     base_points = {native_point(layer, name, layers) for layer, name in plan.base_points(chunk)}
     wanted[plan.base] = wanted.get(plan.base, set()) | base_points
-    known, found, logits = RunCache(reference=reference, drawn=len(next(iter(reference.values()), ()))), {}, None
-    parts, keep = handles(model), any(reader.needs_base for reader in readers)
-    compare = [reader.name for reader in readers if reader.needs_base]
-    for run in sorted(plan.runs, key=lambda run: run != plan.base):  # the base run first: kl compares with it
-        watch, score = kernels_of(model, plan, readers, run, chunk, compare)
-        if logits is not None:
-            score = comparing(score, {"logits": logits})
-        tokens = as_tensor(model, inputs.runs[run][chunk.group][span])
-        scored, read = list(group.scored), wanted.get(run, set())
-        points, values, made = traces.as_it_is(
-            model.traced, parts, tokens, scored, read, watch, score, keep and logits is None
-        )
-        logits = made if logits is None else logits
-        if wrong := traces.misshapen(parts, values, watch, len(tokens), len(scored)):
-            raise DeclarationError(wrong)
-        found[run] = values
-        known.sources[run] = points
-        if run == plan.base:
-            known.base = points
-            known.watch = watch
-            known.score = score if logits is None else comparing(score, {"logits": logits})
-            known.base_attended = {name: values[name] for name, _, _ in watch}
-    return known, {run: found[run] for run in plan.runs}
+    runs = []
+    for run in runs_base_first(plan):
+        tokens = as_tensor(model, inputs.runs[run][chunk.group][slice(*chunk.examples)])
+        watch, score = kernels_of(model, plan, readers, run, chunk)
+        runs.append((run, tokens, scored, sorted(wanted.get(run, set())), watch, score))
+    return runs
+
+
+def runs_base_first(plan: Plan) -> list[str]:
+    """The runs, the base run first: some metrics compare with it."""
+    return sorted(plan.runs, key=lambda run: run != plan.base)
 
 
 def run_pass(
-    model: Model, plan: Plan, chunk: ExampleChunk, one: Pass, known: RunCache, room: RowLimit
+    model: Model, plan: Plan, chunk: ExampleChunk, one: Pass, known: RunCache, limit: RowLimit
 ) -> Iterator[tuple[PassSlice, dict[str, torch.Tensor]]]:
     """A pass: ``(part, values)``, one part unless it needs more memory, or more rows, than there are to have.
 
@@ -174,7 +207,7 @@ def run_pass(
     waiting = [PassSlice(one, (0, chunk.size))]
     while waiting:
         part = waiting.pop(0)
-        if room.rows is not None and part.rows > room.rows and part.halves():
+        if limit.rows is not None and part.rows > limit.rows and part.halves():
             waiting = part.halves() + waiting
             continue
         try:
@@ -182,7 +215,7 @@ def run_pass(
         except Exception as error:
             if not (is_out_of_memory(error) and part.halves()):
                 raise
-            room.rows = max(1, part.rows // 2)
+            limit.rows = max(1, part.rows // 2)
             waiting = [part, *waiting]
             continue
         yield part, values
@@ -193,11 +226,20 @@ def run_part(
 ) -> dict[str, torch.Tensor]:
     """One trace: the values of the rows of a part, by reader name."""
     first = chunk.examples[0]
-    some = known if part.examples == (0, chunk.size) else known.part(slice(*part.examples))
+    some = known if part.examples == (0, chunk.size) else part_of(known, slice(*part.examples))
     examples = (first + part.examples[0], first + part.examples[1])
-    job = fill.resolve_values(PassSpec(model, plan, chunk, part.one, some, examples).make(), vars(some))
-    base = base_of(model, plan, chunk, part.one, some.base)
-    return traces.planned(model.traced, handles(model), base, job, model.device)
+    spec = PassSpecBuilder(model, plan, chunk, part.one, drawn_examples(some), examples).build()
+    points = points_taken(model, plan, chunk, part.one)
+    return server_jobs.run_pass(model.traced, handles(model), some, spec, points, model.device)
+
+
+def points_taken(model: Model, plan: Plan, chunk: ExampleChunk, one: Pass) -> list[tuple[ReadSite, ReadSite]]:
+    """What a pass takes from the base run: the site of the planned pass, and that of the model's own pass."""
+    return [
+        ((layer, point), native_point(layer, point, model.shape.layers))
+        for layer, point in sorted(plan.points_of(chunk, one))
+        if point not in EMBEDDINGS
+    ]
 
 
 def check_readers(plan: Plan, readers: Sequence[CompiledMetric]) -> None:
@@ -221,15 +263,15 @@ def check_readers(plan: Plan, readers: Sequence[CompiledMetric]) -> None:
 
 
 def kernels_of(
-    model: Model, plan: Plan, readers: Sequence[CompiledMetric], run: str, chunk: ExampleChunk, compare: list[str]
-) -> tuple[list[Any], dict[str, Any]]:
-    """Readers of patterns, and the job of `score`, for the examples of a chunk."""
+    model: Model, plan: Plan, readers: Sequence[CompiledMetric], run: str, chunk: ExampleChunk
+) -> tuple[list[Kernel], LogitsSpec]:
+    """Kernels of patterns, and what is made of logits, for the examples of a chunk."""
     span = slice(*chunk.examples)
     given = {
         reader.name: {name: as_tensor(model, value[span]) for name, value in reader.arguments[run][chunk.group].items()}
         for reader in readers
     }
-    watch = [(reader.name, reader.kernel, given[reader.name]) for reader in readers if reader.kind == "pattern"]
+    kernels: dict[str, list[Kernel]] = {"pattern": [], "logits": []}
     scoring = [reader for reader in readers if reader.kind == "logits"]
     tokens, columns = None, 0
     if scoring and all(reader.tokens for reader in scoring):
@@ -242,14 +284,15 @@ def kernels_of(
                 given[reader.name][name] = places.reshape(ids.shape[2:]).expand(ids.shape).contiguous()
                 columns += parts[-1].shape[-1]
         tokens = torch.cat(parts, dim=-1)
-    kernels = [(reader.name, reader.kernel, given[reader.name]) for reader in scoring]
+    for reader in readers:
+        kernels[reader.kind].append({"name": reader.name, "function": reader.kernel, "arguments": given[reader.name]})
     extent = plan.extent(chunk)
     every = replace(extent, columns=plan.shape.vocabulary)
     rows, rows_of_all = (max(1, plan.budget // 4 // logits_bytes(plan.shape, one)) for one in (extent, every))
-    return watch, {
-        "kernels": kernels,
+    return kernels["pattern"], {
+        "kernels": kernels["logits"],
         "tokens": tokens,
-        "compare": compare,
+        "compare": [reader.name for reader in readers if reader.needs_base],
         "rows": rows,
         "rows_of_all": rows_of_all,
         "apart": False,
@@ -257,11 +300,27 @@ def kernels_of(
 
 
 def halve_examples(model: Model, chunk: ExampleChunk, error: Exception) -> list[ExampleChunk]:
-    """The examples of a chunk in two chunks; an error where there is only one."""
+    """The examples of a chunk in two chunks, after `error` came from them.
+
+    Raises
+    ------
+    Exception
+        `error` itself, where it does not say that memory ran out.
+    ModelError
+        There is only one example.
+    """
+    if not is_out_of_memory(error):
+        raise error
     start, stop = chunk.examples
     if stop - start < 2:
         raise ModelError(
             f"a single prompt needs more memory on {model.name} than {model.device} has left: {error}"
         ) from error
+    return chunk_halves(chunk)
+
+
+def chunk_halves(chunk: ExampleChunk) -> list[ExampleChunk]:
+    """The examples of a chunk in two chunks."""
+    start, stop = chunk.examples
     middle = (start + stop) // 2
     return [replace(chunk, examples=span) for span in ((start, middle), (middle, stop))]

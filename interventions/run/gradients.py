@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
-from typing import Any
 
 import torch
 
@@ -22,67 +21,117 @@ from ..models.model import Model
 from ..plan.cost import row_bytes
 from ..plan.passes import ExampleChunk, Pass
 from ..plan.plan import Plan
-from ..plan.writes import Write
+from ..plan.writes import Join, Write
 from ..traced import gradients
-from .activations import handles, native_point, read_points
-from .cache import CompiledMetric, Points, RunCache
-from .engine import check_readers, halve_examples, run_unmodified
-from .memory import is_out_of_memory
-from .outcome import FinishedValues, Inputs, Outcome, as_array
-from .pass_spec import PassSpec
+from ..traced.specs import Change, EstimateSpec, StreamStart
+from .activations import handles, native_point
+from .cache import CompiledMetric, drawn_examples
+from .engine import ReferenceDraw, check_readers, halve_examples, run_unmodified
+from .outcome import FinishedValues, Inputs, Outcome, as_array, values_of_run
+from .pass_spec import PassSpecBuilder
 
-Place = tuple[int, str]
+Values = dict[str, dict[str, torch.Tensor]]
+"""For each run the values by reader."""
+
+
+Estimates = Callable[[list[ExampleChunk]], Iterator[tuple[ExampleChunk, Values, dict[str, torch.Tensor]]]]
+"""Gives chunks that are done, with the values of each run and the estimated change, ``(condition, example)``."""
 
 
 def run_estimate(
-    model: Model,
     plan: Plan,
     readers: Sequence[CompiledMetric],
-    inputs: Inputs,
     steps: int | None,
+    execute: Estimates,
     progress: Callable[[int, int], None] | None = None,
+    positions: bool = True,
 ) -> Outcome:
     """Estimate every condition of `plan`; the runs as they are stay exact.
 
     Parameters
     ----------
-    model, plan, readers, inputs
-        As for `engine.run_plan`.
+    plan, readers, progress, positions
+        As for `engine.run_plan`; progress counts examples.
     steps : int, optional
         Of the integrated estimate; left out, the gradient at the base run.
-    progress : callable, optional
-        Called with examples done and in all.
+    execute : callable
+        Does it, chunk by chunk. `estimate_chunks` does it in this process.
+
+    Returns
+    -------
+    Outcome
+
+    Raises
+    ------
+    DeclarationError
+        Something that was asked for has no estimate.
+    ModelError
+        Even a single prompt needs more memory than there is.
     """
     check_estimable(plan, readers, steps)
     check_readers(plan, readers)
-    outcome, done = Outcome(plan), 0
-    reference: dict[int, Points] = {}
-    waiting = list(chunks_of(plan, steps or 1))
-    total = sum(chunk.size for chunk in waiting)
-    while waiting:
-        chunk = waiting.pop(0)
-        try:
-            if plan.uses_reference and chunk.group not in reference:
-                reference = {chunk.group: read_points(model, inputs.reference[chunk.group], plan.reference_sites())}
-            known, runs = run_unmodified(model, plan, chunk, readers, inputs, reference.get(chunk.group, {}))
-            found = _estimates(model, plan, chunk, known, [reader.name for reader in readers], steps)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            waiting = halve_examples(model, chunk, error) + waiting
-            continue
-        for run, values in runs.items():
-            outcome.put(outcome.run_piece(chunk, run, values))
+    outcome, done = Outcome(plan, readers, positions), 0
+    chunks = list(chunks_of(plan, steps or 1))
+    total = sum(chunk.size for chunk in chunks)
+    for chunk, runs, change in execute(chunks):
+        for run in plan.runs:
+            outcome.put(values_of_run(chunk, run, runs[run]))
         if plan.conditions:
-            base = {name: as_array(runs[plan.base][name]) for name in found}
-            estimates = {name: base[name] + as_array(change)[..., None] for name, change in found.items()}
-            outcome.put(
-                FinishedValues(chunk.group, chunk.examples, estimates, None, tuple(range(len(plan.conditions))))
-            )
+            base = {name: as_array(runs[plan.base][name]) for name in change}
+            estimates = {name: base[name] + as_array(value)[..., None] for name, value in change.items()}
+            every = tuple(range(len(plan.conditions)))
+            outcome.put(FinishedValues(chunk.group, chunk.examples, estimates, None, every))
         done += chunk.size
         if progress is not None:
             progress(done, total)
     return outcome
+
+
+def estimate_chunks(
+    model: Model,
+    plan: Plan,
+    readers: Sequence[CompiledMetric],
+    inputs: Inputs,
+    steps: int | None,
+    chunks: Sequence[ExampleChunk],
+) -> Iterator[tuple[ExampleChunk, Values, dict[str, torch.Tensor]]]:
+    """Estimate some chunks in this process; one that runs out of memory is done again in halves.
+
+    Parameters
+    ----------
+    model : Model
+    plan, readers, steps
+        As for `run_estimate`.
+    inputs : Inputs
+    chunks : sequence of ExampleChunk
+        As `chunks_of` gives them.
+
+    Yields
+    ------
+    tuple of (ExampleChunk, dict, dict)
+        As `Estimates` says.
+
+    Raises
+    ------
+    ModelError
+        Even a single prompt needs more memory than there is.
+    """
+    names, references = [reader.name for reader in readers], ReferenceDraw(model, plan, inputs)
+
+    def estimate(chunk: ExampleChunk) -> tuple[Values, dict[str, torch.Tensor]]:
+        known, runs = run_unmodified(model, plan, chunk, readers, inputs, references.of(chunk.group))
+        given = described_estimate(model, plan, chunk, drawn_examples(known), names, steps)
+        return runs, gradients.attribution(model.traced, handles(model), known, given, model.device)
+
+    waiting = list(chunks)
+    while waiting:
+        chunk = waiting.pop(0)
+        try:
+            runs, change = estimate(chunk)
+        except Exception as error:
+            waiting = halve_examples(model, chunk, error) + waiting
+            continue
+        yield chunk, runs, change
 
 
 def check_estimable(plan: Plan, readers: Sequence[CompiledMetric], steps: int | None) -> None:
@@ -113,7 +162,7 @@ def check_estimable(plan: Plan, readers: Sequence[CompiledMetric], steps: int | 
 def _meet(one: Write, other: Write) -> bool:
     same_head = one.head is None or other.head is None or one.head == other.head
     shared = one.positions is None or other.positions is None or bool({*one.positions} & {*other.positions})
-    return (one.layer, one.place) == (other.layer, other.place) and same_head and shared
+    return (one.layer, one.point) == (other.layer, other.point) and same_head and shared
 
 
 def chunks_of(plan: Plan, steps: int) -> Iterator[ExampleChunk]:
@@ -121,52 +170,41 @@ def chunks_of(plan: Plan, steps: int) -> Iterator[ExampleChunk]:
     for chunk in plan.chunks:
         held = plan.budget // 4 // (row_bytes(plan.shape, plan.extent(chunk), True) * plan.shape.layers * steps)
         layers = sorted({(write.layer, at) for at, writes in enumerate(plan.writes[chunk.group]) for write in writes})
-        passes = tuple(Pass((number,), ((layer, 0),), 0) for layer, number in layers)
+        passes = tuple(Pass((number,), (Join(layer, 0),), 0) for layer, number in layers)
         for start in range(*chunk.examples, max(1, held)):
             yield ExampleChunk(chunk.group, (start, min(start + max(1, held), chunk.examples[1])), passes)
 
 
-def _estimates(
-    model: Model, plan: Plan, chunk: ExampleChunk, known: RunCache, names: list[str], steps: int | None
-) -> dict[str, torch.Tensor]:
-    """Reader name to ``(condition, example)``."""
-    given = described_estimate(model, plan, chunk, known, names, steps)
-    return gradients.attribution(model.traced, handles(model), vars(known), given, model.device)
-
-
 def described_estimate(
-    model: Model, plan: Plan, chunk: ExampleChunk, known: RunCache, names: list[str], steps: int | None
-) -> dict[str, Any]:
-    """What `tangent.estimated` takes."""
-    together: dict[Any, list[tuple[int, Write]]] = {}
+    model: Model, plan: Plan, chunk: ExampleChunk, drawn: int, names: list[str], steps: int | None
+) -> EstimateSpec:
+    """What `traced.gradients.attribution` takes; `drawn` counts the examples of the reference draw."""
+    moved: dict[tuple[int, str, str], list[tuple[int, Write]]] = {}
     for number, writes in enumerate(plan.writes[chunk.group]):
         for write in writes:
-            together.setdefault((write.layer, write.place, _kind(write) if steps else ""), []).append((number, write))
-    places = sorted({place[:2] for place in together})
-    given: dict[str, Any] = {
+            moved.setdefault((write.layer, write.point, _kind(write) if steps else ""), []).append((number, write))
+    sites = sorted({(layer, point) for layer, point, _ in moved})
+    spec: EstimateSpec = {
         "names": names,
         "conditions": len(plan.conditions),
         "examples": chunk.size,
         "steps": steps,
-        "places": places,
+        "sites": sites,
+        "start": _start(model, plan, chunk, drawn, min(layer for layer, _ in sites), 1) if sites else None,
         "groups": [],
     }
-    if not places:
-        return given
-    given["frame"], given["stream"] = _frame(model, plan, chunk, known, places[0][0], 1)
-    for (layer, place, _), members in sorted(together.items(), key=lambda item: str(item[0])):
-        start = (None, None) if steps is None else _frame(model, plan, chunk, known, layer, steps)
-        given["groups"].append(((layer, place), _changes(model, plan, chunk, known, members), *start))
-    return given
+    for (layer, point, _), members in sorted(moved.items(), key=lambda item: str(item[0])):
+        start = None if steps is None else _start(model, plan, chunk, drawn, layer, steps)
+        changes = _changes(model, plan, chunk, drawn, members)
+        spec["groups"].append({"site": (layer, point), "changes": changes, "start": start})
+    return spec
 
 
-def _frame(
-    model: Model, plan: Plan, chunk: ExampleChunk, known: RunCache, first: int, copies: int
-) -> tuple[dict[str, Any], tuple[int, Place]]:
-    """The job of a pass of `copies` of the base run from the stream of a layer on, and the point that holds it."""
-    one = Pass((0,) * copies, ((first, 0),) * copies, 0)
-    frame = PassSpec(model, plan, chunk, one, known, chunk.examples).frame()
-    return frame, (first, native_point(first, "stream", model.shape.layers))
+def _start(model: Model, plan: Plan, chunk: ExampleChunk, drawn: int, layer: int, copies: int) -> StreamStart:
+    """A pass of `copies` of the base run from the stream of a layer on."""
+    one = Pass((0,) * copies, (Join(layer, 0),) * copies, 0)
+    spec = PassSpecBuilder(model, plan, chunk, one, drawn, chunk.examples).frame()
+    return {"spec": spec, "layer": layer, "site": native_point(layer, "stream", model.shape.layers)}
 
 
 def _kind(write: Write) -> str:
@@ -176,15 +214,21 @@ def _kind(write: Write) -> str:
 
 
 def _changes(
-    model: Model, plan: Plan, chunk: ExampleChunk, known: RunCache, members: Sequence[tuple[int, Write]]
-) -> list[tuple[Any, ...]]:
-    """Writes of conditions as the engine makes them, as `tangent` takes them."""
-    one = Pass(tuple(number for number, _ in members), ((0, 0),) * len(members), 0)
-    job = PassSpec(model, plan, chunk, one, known, chunk.examples)
+    model: Model, plan: Plan, chunk: ExampleChunk, drawn: int, members: Sequence[tuple[int, Write]]
+) -> list[Change]:
+    """Writes of conditions at one site, as a pass would make them."""
+    one = Pass(tuple(number for number, _ in members), (Join(0, 0),) * len(members), 0)
+    builder = PassSpecBuilder(model, plan, chunk, one, drawn, chunk.examples)
     for unit, (_, write) in enumerate(members):
-        job.write(write, unit)
+        builder.write(write, unit)
     return [
-        (members[rows.start // chunk.size][0], where, columns, how, new)
-        for writes in job.writes.values()
-        for rows, where, columns, how, new in writes
+        {
+            "condition": one.conditions[write["rows"].start // chunk.size],
+            "positions": write["positions"],
+            "columns": write["columns"],
+            "how": write["how"],
+            "value": write["value"],
+        }
+        for writes in builder.writes.values()
+        for write in writes
     ]

@@ -12,9 +12,6 @@ SHARE = 4
 ACCELERATOR_OVERHEAD = 300 * OVERHEAD
 """An accelerator does more work in the time in which a pass is set up; a guess, since none was at hand."""
 
-REMOTE_BUDGET = 4 * DEFAULT_BUDGET
-"""Bytes for all tensors on a server, which does not say what it has; always the same, so that jobs are found again."""
-
 
 def budget(device: torch.device) -> int:
     """Bytes for all tensors, beside the weights.

@@ -80,6 +80,8 @@ class Outcome:
     plan: Plan
     readers: Sequence[CompiledMetric] = ()
     """Whose values there are to be. Without them the first piece says what the others are like."""
+    positions: bool = True
+    """Whether values of logits come for each scored position, or their mean."""
     values: dict[tuple[str, int], Array] = field(default_factory=dict)
     baseline: dict[tuple[str, str, int], Array] = field(default_factory=dict)
     done: dict[tuple[int, str | None], Array] = field(default_factory=dict)
@@ -93,7 +95,9 @@ class Outcome:
         for reader in self.readers:
             for at, group in enumerate(self.plan.groups):
                 pattern = reader.kind == "pattern"
-                self.like[reader.name, at] = (shape.layers, shape.heads) if pattern else (len(group.scored),)
+                self.like[reader.name, at] = (
+                    (shape.layers, shape.heads) if pattern else (len(group.scored) if self.positions else 1,)
+                )
 
     def put(self, piece: FinishedValues) -> FinishedValues:
         """Put in a piece, and give it back.
@@ -170,28 +174,6 @@ class Outcome:
             found.append(FinishedValues(group, chunk.examples, values, None, numbers))
         return found
 
-    def run_piece(self, chunk: ExampleChunk, run: str, values: Mapping[str, torch.Tensor]) -> FinishedValues:
-        """What a run gave as it is."""
-        return FinishedValues(
-            chunk.group, chunk.examples, {name: as_array(value) for name, value in values.items()}, run
-        )
-
-    def part_piece(self, chunk: ExampleChunk, part: PassSlice, values: Mapping[str, torch.Tensor]) -> FinishedValues:
-        """What a pass gave; scored positions before the first one computed have the values of the base run."""
-        span = (chunk.examples[0] + part.examples[0], chunk.examples[0] + part.examples[1])
-        conditions, found = part.one.conditions, {}
-        for name, tensor in values.items():
-            value = as_array(tensor)
-            value = value.reshape(len(conditions), -1, *value.shape[1:])
-            base = self.baseline[name, self.plan.base, chunk.group][slice(*span)]
-            whole = np.repeat(base[None], len(conditions), axis=0)
-            if value.ndim == 3:
-                whole[..., whole.shape[-1] - value.shape[-1] :] = value
-            else:
-                whole[:] = value
-            found[name] = whole
-        return FinishedValues(chunk.group, span, found, None, conditions)
-
     def missing(self, chunks: Sequence[ExampleChunk] | None = None) -> list[ExampleChunk]:
         """What is left of the plan, or of some chunks: passes without the conditions that are there."""
         left = []
@@ -252,6 +234,21 @@ def as_array(tensor: torch.Tensor) -> Array:
     kept = tensor.detach().cpu() if tensor.dtype == torch.float64 else tensor.detach().float().cpu()
     array: Array = kept.numpy()
     return array
+
+
+def values_of_run(chunk: ExampleChunk, run: str, values: Mapping[str, torch.Tensor]) -> FinishedValues:
+    """What a run gave as it is, ``(example, ...)`` by reader."""
+    return FinishedValues(chunk.group, chunk.examples, {name: as_array(value) for name, value in values.items()}, run)
+
+
+def values_of_conditions(
+    chunk: ExampleChunk, examples: tuple[int, int], conditions: tuple[int, ...], values: Mapping[str, torch.Tensor]
+) -> FinishedValues:
+    """What a pass gave, ``(condition * example, ...)`` by reader, for some examples of a chunk."""
+    span = (chunk.examples[0] + examples[0], chunk.examples[0] + examples[1])
+    arrays = {name: as_array(value) for name, value in values.items()}
+    found = {name: array.reshape(len(conditions), -1, *array.shape[1:]) for name, array in arrays.items()}
+    return FinishedValues(chunk.group, span, found, None, conditions)
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,12 @@ def untrained_module(model: Model, identity: Identity, seed: int) -> Any:
     with making(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = type(model.module)(model.module.config)
-    if model.remote or _built_alike(fresh, identity):
+    module = model.backend.module
+    if module is None or _built_alike(fresh, identity):
         return fresh
     drawn = dict(fresh.named_parameters())
     try:
-        changed = copy.deepcopy(model.module)
+        changed = copy.deepcopy(module)
     except Exception as error:  # a module may hold what cannot be copied
         raise _unlike(model, f"it cannot be copied: {type(error).__name__}") from error
     own = dict(changed.named_parameters())

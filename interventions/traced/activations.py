@@ -6,17 +6,28 @@ Plain functions of tensors, numbers, slices and handles: nothing here may need t
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .attention import hidden_keys
-from .projections import by_heads, side_by_side
-from .rotary import angles, rotated_sides
+from .projections import head_by_head, rotary_angles, rotated_sides, side_by_side
+
+if TYPE_CHECKING:
+    from .specs import Kernel, ModelParts, Points, ReadSite
 
 
 def columns(component: str, head: int | None, heads: int, d_head: int, kv_heads: int) -> slice:
-    """Columns of a component (of one head, or of all) in the last axis of the tensor at its point."""
+    """Columns of a component (of one head, or of all) in the last axis of the tensor at its point.
+
+    Parameters
+    ----------
+    component : str
+    head : int, optional
+        All heads where left out; of ``k v k_rot`` a key-value head.
+    heads, d_head, kv_heads : int
+        Counts of the model.
+    """
     count = kv_heads if component in ("k", "v", "k_rot") else heads
     start = {"k": heads, "k_rot": heads, "v": heads + kv_heads}.get(component, 0) * d_head
     if component not in ("q", "k", "v", "q_rot", "k_rot", "z", "head_out"):
@@ -32,11 +43,22 @@ def split_heads(value: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def attention_pattern(q: torch.Tensor, k: torch.Tensor, scaling: float, window: int | None = None) -> torch.Tensor:
-    """Causal attention weights from q and k of shape ``(example, position, head, d_head)``.
+    """Causal attention weights, whatever implementation of attention the model itself uses.
 
-    Returns ``(example, head, query, key)``, float32 at least, whatever implementation of attention the model itself
-    uses. k may have fewer heads, each of which as many neighbours of q read; a query sees `window` keys back, itself
-    among them.
+    Parameters
+    ----------
+    q : tensor (example, position, head, d_head)
+    k : tensor (example, position, key-value head, d_head)
+        May have fewer heads, each of which as many neighbouring heads of q read.
+    scaling : float
+        What scores are multiplied by.
+    window : int, optional
+        How many keys back a query sees, itself among them.
+
+    Returns
+    -------
+    tensor (example, head, query, key)
+        At least float32.
     """
     k = k if k.shape[2] == q.shape[2] else k.repeat_interleave(q.shape[2] // k.shape[2], 2)
     wide = torch.promote_types(q.dtype, torch.float32)
@@ -45,32 +67,41 @@ def attention_pattern(q: torch.Tensor, k: torch.Tensor, scaling: float, window: 
     return scores.masked_fill(hidden, float("-inf")).softmax(-1)
 
 
-def pattern_at(model: dict[str, Any], layer: int, turned: torch.Tensor) -> torch.Tensor:
-    """Attention weights of all heads of a layer from q and k side by side, turned as they are where scores are made."""
-    both = split_heads(turned, model["heads"] + model["kv_heads"])
+def pattern_at(model: ModelParts, layer: int, rotated: torch.Tensor) -> torch.Tensor:
+    """Attention weights of all heads of a layer from rotated q and k side by side."""
+    both = split_heads(rotated, model["heads"] + model["kv_heads"])
     q, k = both[:, :, : model["heads"]], both[:, :, model["heads"] :]
     return attention_pattern(q, k, model["scalings"][layer], model["windows"][layer])
 
 
-def take(root: Any, path: str, side: str) -> torch.Tensor:
+def read_side(root: Any, path: str, side: str) -> torch.Tensor:
     """The value at a side of a module (the first, where a module returns several)."""
-    place = operator.attrgetter(path)(root) if path else root
-    value: Any = place.input if side == "input" else place.output
-    whole: torch.Tensor = value[0] if isinstance(value, tuple) else value
-    return whole
+    module = operator.attrgetter(path)(root) if path else root
+    value: Any = module.input if side == "input" else module.output
+    first: torch.Tensor = value[0] if isinstance(value, tuple) else value
+    return first
 
 
-def replace(root: Any, path: str, side: str, value: torch.Tensor) -> None:
-    """Replace the value at a side of a module."""
-    place = operator.attrgetter(path)(root) if path else root
+def replace_side(root: Any, path: str, side: str, value: torch.Tensor) -> None:
+    """Replace the value at a side of a module.
+
+    Parameters
+    ----------
+    root : nnsight handle
+    path : str
+        Of the module, from the handle on; empty for the handle's own.
+    side : {"input", "output"}
+    value : tensor
+    """
+    module = operator.attrgetter(path)(root) if path else root
     if side == "input":
-        place.input = value
+        module.input = value
         return
-    whole = place.output
-    place.output = (value, *whole[1:]) if isinstance(whole, tuple) else value
+    before = module.output
+    module.output = (value, *before[1:]) if isinstance(before, tuple) else value
 
 
-def added(value: torch.Tensor, changes: list[tuple[int, torch.Tensor]]) -> torch.Tensor:
+def add_to_rows(value: torch.Tensor, changes: list[tuple[int, torch.Tensor]]) -> torch.Tensor:
     """A copy of `value` with a change added to each of some rows."""
     changed = value.clone()
     for row, change in changes:
@@ -79,26 +110,57 @@ def added(value: torch.Tensor, changes: list[tuple[int, torch.Tensor]]) -> torch
 
 
 def pattern_between(
-    turned: torch.Tensor, q: slice, k: slice, d_head: int, scaling: float, window: int | None
+    rotated: torch.Tensor, q: slice, k: slice, d_head: int, scaling: float, window: int | None
 ) -> torch.Tensor:
-    """Attention weights of the heads whose columns of q and k, turned and side by side, these are."""
-    queries, keys = (split_heads(turned[..., at], turned[..., at].shape[-1] // d_head) for at in (q, k))
+    """Attention weights of some heads.
+
+    Parameters
+    ----------
+    rotated : tensor (example, position, width)
+        Rotated q and k of all heads side by side.
+    q, k : slice
+        Columns of the heads.
+    d_head : int
+    scaling : float
+        What scores are multiplied by.
+    window : int, optional
+        How many keys back a query sees, itself among them.
+
+    Returns
+    -------
+    tensor (example, head, query, key)
+    """
+    queries, keys = (split_heads(rotated[..., at], rotated[..., at].shape[-1] // d_head) for at in (q, k))
     return attention_pattern(queries, keys, scaling, window)
 
 
-def taken_at(
-    model: dict[str, Any], block: Any, name: str, parts: list[tuple[str, str]], changes: list[tuple[int, torch.Tensor]]
+def read_point(
+    model: ModelParts, block: Any, point: str, parts: list[tuple[str, str]], changes: list[tuple[int, torch.Tensor]]
 ) -> torch.Tensor:
-    """What is at a point of a block, q, k and v side by side; with changes, if any, added to some rows there."""
-    ordered = name == "qkv" and model["layout"] == "by head"
+    """What is at a point of a block, q, k and v side by side; with changes, if any, added to some rows there.
+
+    Parameters
+    ----------
+    model : ModelParts
+    block : nnsight handle
+    point : str
+    parts : list of (path, side)
+        Where the point is found.
+    changes : list of (row, tensor (position, width))
+
+    Returns
+    -------
+    tensor (row, position, width)
+    """
+    by_head = point == "qkv" and model["layout"] == "by head"
     found, first = [], 0
     for path, side in parts:
-        value = take(block, path, side)
-        value = side_by_side(value, model["heads"]) if ordered else value
+        value = read_side(block, path, side)
+        value = side_by_side(value, model["heads"]) if by_head else value
         if changes:
             last = first + value.shape[-1]
-            value = added(value, [(row, change[..., first:last]) for row, change in changes])
-            replace(block, path, side, by_heads(value, model["heads"]) if ordered else value)
+            value = add_to_rows(value, [(row, change[..., first:last]) for row, change in changes])
+            replace_side(block, path, side, head_by_head(value, model["heads"]) if by_head else value)
             first = last
         found.append(value)
     return found[0] if len(found) == 1 else torch.cat(found, -1)
@@ -106,62 +168,61 @@ def taken_at(
 
 def read_activations(
     root: Any,
-    model: dict[str, Any],
+    model: ModelParts,
     embeddings: list[tuple[str, str]],
     points: list[tuple[str, list[tuple[str, str]]]],
     layers: int,
-    reads: set[tuple[int, str]],
-    watch: list[Any],
-    writes: dict[tuple[int, str], list[tuple[int, torch.Tensor]]],
-) -> tuple[dict[tuple[int, str], torch.Tensor], dict[str, torch.Tensor]]:
+    reads: set[ReadSite],
+    kernels: list[Kernel],
+    writes: dict[ReadSite, list[tuple[int, torch.Tensor]]],
+) -> tuple[Points, dict[str, torch.Tensor]]:
     """Go through the model in forward order, reading and (for checks) adding.
 
     Parameters
     ----------
     root : nnsight handle of the model
-    model : dict
-        As `forward` describes it.
+    model : ModelParts
     embeddings : list of (name, path)
         Read as if in layer 0, before it.
     points : list of (name, list of (path, side))
         Of a block, in forward order.
     layers : int
-    reads : set of (layer, point)
-        A point is one of `points`, or ``turned``: q and k side by side as scores are made from them.
-    watch : list of (name, kernel, arguments)
-        Kernels of attention patterns: ``kernel(pattern, **arguments) -> (row, head)``.
+    reads : set of ReadSite
+        A point is one of `points`, or ``rotated``: q and k side by side as scores are made from them.
+    kernels : list of Kernel
+        Of attention patterns: ``function(pattern, **arguments) -> (row, head)``.
     writes : dict
-        ``(layer, point)`` to a list for `added`; not ``resid_mid``, which no module's output is.
+        A ReadSite to a list for `add_to_rows`; not ``resid_mid``, which no module's output is.
 
     Returns
     -------
-    taken : dict
-        ``(layer, point)`` to the tensor there, after any writes.
+    taken : Points
+        The tensors there, after any writes.
     attended : dict
         Kernel name to ``(row, layer, head)``.
     """
-    taken: dict[tuple[int, str], torch.Tensor] = {}
-    attended: dict[str, list[torch.Tensor]] = {name: [] for name, _, _ in watch}
-    found = None
+    taken: Points = {}
+    attended: dict[str, list[torch.Tensor]] = {kernel["name"]: [] for kernel in kernels}
+    angles = None
     for name, path in embeddings:
         if (0, name) in reads:
-            taken[(0, name)] = take(root, path, "output")
+            taken[(0, name)] = read_side(root, path, "output")
     for layer in range(layers):
-        for name, parts in points:
-            at = (layer, name)
-            turns = name == "qkv" and (watch or (layer, "turned") in reads)
-            if not (at in writes or at in reads or turns):
+        for point, parts in points:
+            site = (layer, point)
+            rotates = point == "qkv" and (kernels or (layer, "rotated") in reads)
+            if not (site in writes or site in reads or rotates):
                 continue
-            value = taken_at(model, model["blocks"][layer], name, parts, writes.get(at, []))
-            if at in reads:
-                taken[at] = value
-            if turns:
-                found = angles(model, value, value.shape[1]) if found is None else found
-                turned = rotated_sides(model, found, model["blocks"][layer], value)
-                if (layer, "turned") in reads:
-                    taken[(layer, "turned")] = turned
-            if turns and watch:
-                pattern = pattern_at(model, layer, turned)
-                for kernel_name, kernel, arguments in watch:
-                    attended[kernel_name].append(kernel(pattern, **arguments))
+            value = read_point(model, model["blocks"][layer], point, parts, writes.get(site, []))
+            if site in reads:
+                taken[site] = value
+            if rotates:
+                angles = rotary_angles(model, value, value.shape[1]) if angles is None else angles
+                rotated = rotated_sides(model, angles, model["blocks"][layer], value)
+                if (layer, "rotated") in reads:
+                    taken[(layer, "rotated")] = rotated
+            if rotates and kernels:
+                pattern = pattern_at(model, layer, rotated)
+                for kernel in kernels:
+                    attended[kernel["name"]].append(kernel["function"](pattern, **kernel["arguments"]))
     return taken, {name: torch.stack(values, dim=1) for name, values in attended.items()}

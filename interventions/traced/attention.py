@@ -1,92 +1,143 @@
-"""Attention in a planned pass. Runs inside a trace: plain functions, as `forward` says; imports its parts."""
+"""Attention in a planned pass. Runs inside a trace."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 
-from .projections import project, sides, split
-from .rotary import rotated
-from .rows import Base, Writes, apply_writes, call_module, split_last_axis, write_into
+from .projections import project, rotated, sides, split_sides
+from .rows import apply_writes, call_module, split_last_axis, write_into
+
+if TYPE_CHECKING:
+    from .specs import ModelParts, Points, ResolvedPass, ScoreMask, TensorWrite, WriteSite
 
 
 def attention(
-    model: dict[str, Any],
-    base: Base,
-    job: dict[str, Any],
+    model: ModelParts,
+    base: Points,
+    spec: ResolvedPass,
     layer: int,
     hidden: torch.Tensor,
-    keep: dict[Any, torch.Tensor],
+    keep: dict[WriteSite, Any],
     attended: dict[str, torch.Tensor],
 ) -> torch.Tensor:
-    """``z`` of the rows at work, ``(row, query, head * d_head)``."""
-    module, heads, start, stop = model["blocks"][layer], model["heads"], job["start"], job["stop"]
+    """``z`` of the rows at work, ``(row, query, head * d_head)``.
+
+    Parameters
+    ----------
+    model : ModelParts
+    base : Points
+        What the base run has, by the points of a planned pass.
+    spec : ResolvedPass
+    layer : int
+    hidden : tensor (row, position, d_model)
+    keep : dict
+        Gets what is at the sites that are its keys.
+    attended : dict
+        Kernel name to values ``(row, layer, head)``, which are put in.
+    """
+    module, heads, start, stop = model["blocks"][layer], model["heads"], spec["start"], spec["stop"]
     normed = call_module(module, model["paths"]["norm_1"], hidden)
     width, kv_width = heads * model["d_head"], model["kv_heads"] * model["d_head"]
-    some = layer == job["layers"] - 1 and not job["watch"] and len(job["out"]) < stop - start
+    some = layer == spec["layers"] - 1 and not spec["pattern_kernels"] and len(spec["out"]) < stop - start
     if some:
-        q = project(model, module, normed[:, job["out"] - start], slice(0, width))
+        q = project(model, module, normed[:, spec["out"] - start], slice(0, width))
         k, v = project(model, module, normed, slice(width, width + 2 * kv_width)).chunk(2, -1)
     else:
         q, k, v = sides(model, module, normed)
-    q = apply_writes(q, layer, "q", job, keep)
-    k, v = apply_writes(k, layer, "k", job, keep), apply_writes(v, layer, "v", job, keep)
-    queries = job["out"] if some else torch.arange(start, stop, device=hidden.device)
-    q = apply_writes(rotated(model, job["angles"], module, "q", q, queries), layer, "q_rot", job, keep)
-    k = apply_writes(rotated(model, job["angles"], module, "k", k, slice(start, stop)), layer, "k_rot", job, keep)
+    q = apply_writes(q, (layer, "q"), spec, keep)
+    k, v = apply_writes(k, (layer, "k"), spec, keep), apply_writes(v, (layer, "v"), spec, keep)
+    queries = spec["out"] if some else torch.arange(start, stop, device=hidden.device)
+    q = apply_writes(rotated(model, spec["angles"], module, "q", q, queries), (layer, "q_rot"), spec, keep)
+    k = apply_writes(rotated(model, spec["angles"], module, "k", k, slice(start, stop)), (layer, "k_rot"), spec, keep)
     if start:
-        k, v = after_earlier(model, base, job, layer, k, v)
-    place = (layer, "pattern")
+        k, v = with_earlier_keys(model, base, spec, layer, k, v)
+    site = (layer, "pattern")
     pattern: Any
     z, pattern = attend(
         by_head(q, heads),
-        shared(by_head(k, model["kv_heads"]), heads),
-        shared(by_head(v, model["kv_heads"]), heads),
+        expand_key_heads(by_head(k, model["kv_heads"]), heads),
+        expand_key_heads(by_head(v, model["kv_heads"]), heads),
         queries,
         model["scalings"][layer],
         model["windows"][layer],
-        job["writes"].get((layer, "scores"), []),
-        job["writes"].get(place, []),
-        bool(job["watch"]) or place in keep,
+        spec["masks"].get(layer, []),
+        spec["writes"].get(site, []),
+        bool(spec["pattern_kernels"]) or site in keep,
     )
-    if place in keep:
-        keep[place] = pattern
-    for name, kernel, given in job["watch"]:
-        rows = torch.arange(pattern.shape[0], device=pattern.device) % job["examples"]
-        attended[name][: pattern.shape[0], layer] = kernel(pattern, **{key: one[rows] for key, one in given.items()})
-    if job["watch"] and layer == job["layers"] - 1 and job["score"]["kernels"]:
-        z = z[:, :, job["out"] - start]
+    if site in keep:
+        keep[site] = pattern
+    for kernel in spec["pattern_kernels"]:
+        rows = torch.arange(pattern.shape[0], device=pattern.device) % spec["examples"]
+        given = {name: value[rows] for name, value in kernel["arguments"].items()}
+        attended[kernel["name"]][: pattern.shape[0], layer] = kernel["function"](pattern, **given)
+    if spec["pattern_kernels"] and layer == spec["layers"] - 1 and spec["logits"]["kernels"]:
+        z = z[:, :, spec["out"] - start]
     return joined_heads(z)
 
 
-def after_earlier(
-    model: dict[str, Any], base: Base, job: dict[str, Any], layer: int, k: torch.Tensor, v: torch.Tensor
+def with_earlier_keys(
+    model: ModelParts, base: Points, spec: ResolvedPass, layer: int, k: torch.Tensor, v: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Put k and v of the positions that are computed behind what the base run has at earlier ones."""
-    start, copies = job["start"], k.shape[0] // job["examples"]
-    _, early_k, early_v = split(model, base[(layer, "qkv")][:, :start])
-    early_k = rotated(model, job["angles"], model["blocks"][layer], "k", early_k, slice(0, start))
+    """Put k and v of the positions that are computed behind what the base run has at earlier ones.
+
+    Parameters
+    ----------
+    model : ModelParts
+    base : Points
+        What the base run has, by the points of a planned pass.
+    spec : ResolvedPass
+    layer : int
+    k, v : tensor (row, position, width)
+        k is rotated.
+
+    Returns
+    -------
+    tuple of tensors (row, key, width)
+    """
+    start, copies = spec["start"], k.shape[0] // spec["examples"]
+    _, early_k, early_v = split_sides(model, base[(layer, "qkv")][:, :start])
+    early_k = rotated(model, spec["angles"], model["blocks"][layer], "k", early_k, slice(0, start))
     earlier = (part.repeat(copies, 1, 1) for part in (early_k, early_v))
     return torch.cat([next(earlier), k], 1), torch.cat([next(earlier), v], 1)
 
 
-def redone(model: dict[str, Any], base: Base, job: dict[str, Any], layer: int, at: Any) -> torch.Tensor:
-    """``z`` of the conditions that join at q, k, v or pattern: that of the base run, with the changed heads redone."""
-    heads, d_head, examples = model["heads"], model["d_head"], job["examples"]
-    conditions, changed_heads = job["pairs"][layer]
+def recomputed_z(model: ModelParts, base: Points, spec: ResolvedPass, layer: int, at: Any) -> torch.Tensor:
+    """``z`` of the conditions that join at q, k, v or pattern: of the base run, with the changed heads new.
+
+    Parameters
+    ----------
+    model : ModelParts
+    base : Points
+        What the base run has, by the points of a planned pass.
+    spec : ResolvedPass
+    layer : int
+    at : slice or tensor
+        Positions of the queries.
+
+    Returns
+    -------
+    tensor (row, query, head * d_head)
+    """
+    heads, d_head, examples = model["heads"], model["d_head"], spec["examples"]
+    conditions, changed_heads = spec["pairs"][layer]["conditions"], spec["pairs"][layer]["heads"]
     owners = [head * model["kv_heads"] // heads for head in changed_heads]
-    stop, block = job["stop"], model["blocks"][layer]
-    q, k, v = split(model, base[(layer, "qkv")][:, :stop])
+    stop, block = spec["stop"], model["blocks"][layer]
+    q, k, v = split_sides(model, base[(layer, "qkv")][:, :stop])
     device = q.device
-    queries = torch.arange(job["start"], stop, device=device) if isinstance(at, slice) else at
-    writes = job["pair_writes"]
-    q, k, v = picked(q[:, queries], changed_heads, d_head), picked(k, owners, d_head), picked(v, owners, d_head)
+    queries = torch.arange(spec["start"], stop, device=device) if isinstance(at, slice) else at
+    writes = spec["pair_writes"]
+    q, k, v = (
+        select_heads(q[:, queries], changed_heads, d_head),
+        select_heads(k, owners, d_head),
+        select_heads(v, owners, d_head),
+    )
     for part, name in ((q, "q"), (k, "k"), (v, "v")):
         write_into(part, writes.get((layer, name), []))
-    q = write_into(rotated(model, job["angles"], block, "q", q, queries), writes.get((layer, "q_rot"), []))
-    k = write_into(rotated(model, job["angles"], block, "k", k, slice(0, stop)), writes.get((layer, "k_rot"), []))
+    q = write_into(rotated(model, spec["angles"], block, "q", q, queries), writes.get((layer, "q_rot"), []))
+    k = write_into(rotated(model, spec["angles"], block, "k", k, slice(0, stop)), writes.get((layer, "k_rot"), []))
     z, _ = attend(
         q.unsqueeze(1),
         k.unsqueeze(1),
@@ -94,16 +145,16 @@ def redone(model: dict[str, Any], base: Base, job: dict[str, Any], layer: int, a
         queries,
         model["scalings"][layer],
         model["windows"][layer],
-        writes.get((layer, "scores"), []),
+        spec["pair_masks"].get(layer, []),
         writes.get((layer, "pattern"), []),
         False,
     )
-    count = job["joins"][(layer, 1)]
-    whole = base[(layer, "z")][:, at].repeat(count, 1, 1).reshape(count, examples, len(queries), heads, d_head)
-    first = job["ahead"][layer]
+    count = spec["joins"][(layer, 1)]
+    made = base[(layer, "z")][:, at].repeat(count, 1, 1).reshape(count, examples, len(queries), heads, d_head)
+    first = spec["ahead"][layer]
     local = torch.tensor([condition - first for condition in conditions], device=device)
-    whole[local, :, :, torch.tensor(changed_heads, device=device)] = z.reshape(-1, examples, len(queries), d_head)
-    return whole.flatten(-2).flatten(0, 1)
+    made[local, :, :, torch.tensor(changed_heads, device=device)] = z.reshape(-1, examples, len(queries), d_head)
+    return made.flatten(-2).flatten(0, 1)
 
 
 def attend(
@@ -113,16 +164,37 @@ def attend(
     queries: torch.Tensor,
     scaling: float,
     window: int | None,
-    masks: Writes,
-    writes: Writes,
+    masks: list[ScoreMask],
+    writes: list[TensorWrite],
     needs_pattern: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Causal attention, ``(row, head, query, d_head)`` from q and from k, v of keys 0, 1, ..., and its pattern.
 
     A pattern is made only where it is read or changed; other rows never notice.
+
+    Parameters
+    ----------
+    q : tensor (row, head, query, d_head)
+    k, v : tensor (row, head, key, d_head)
+        Of keys 0, 1, ...
+    queries : tensor (query,)
+        Positions of the queries.
+    scaling : float
+        What scores are multiplied by.
+    window : int, optional
+        How many keys back a query sees, itself among them.
+    masks : list of ScoreMask
+    writes : list of TensorWrite
+        To the pattern.
+    needs_pattern : bool
+
+    Returns
+    -------
+    tuple of tensor (row, head, query, d_head) and tensor (row, head, query, key) or None
     """
-    starts = sorted({entry[0].start for entry in (*masks, *writes)})
-    size = (masks or writes)[0][0].stop - (masks or writes)[0][0].start if starts else 0
+    changed = [write["rows"] for write in (*masks, *writes)]
+    starts = sorted({rows.start for rows in changed})
+    size = changed[0].stop - changed[0].start if changed else 0
     if needs_pattern:
         return through_pattern(q, k, v, queries, scaling, window, masks, writes)
     if len(starts) * size == q.shape[0]:
@@ -136,8 +208,9 @@ def attend(
         return z, None
     rows = torch.cat([torch.arange(start, start + size, device=q.device) for start in starts])
     here = {start: slice(place * size, (place + 1) * size) for place, start in enumerate(starts)}
-    moved = [[(here[entry[0].start], *entry[1:]) for entry in entries] for entries in (masks, writes)]
-    z[rows] = through_pattern(q[rows], k[rows], v[rows], queries, scaling, window, *moved)[0]
+    masks = [{**mask, "rows": here[mask["rows"].start]} for mask in masks]
+    writes = [{**write, "rows": here[write["rows"].start]} for write in writes]
+    z[rows] = through_pattern(q[rows], k[rows], v[rows], queries, scaling, window, masks, writes)[0]
     return z, None
 
 
@@ -148,20 +221,41 @@ def through_pattern(
     queries: torch.Tensor,
     scaling: float,
     window: int | None,
-    masks: Writes,
-    writes: Writes,
+    masks: list[ScoreMask],
+    writes: list[TensorWrite],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`attend` step by step, whatever implementation the model itself uses: scores, softmax, pattern, sum of values."""
-    scores = (wide(q) @ wide(k).transpose(-1, -2)) * scaling
+    """`attend` step by step, whatever implementation the model itself uses: scores, softmax, pattern, sum of values.
+
+    Parameters
+    ----------
+    q : tensor (row, head, query, d_head)
+    k, v : tensor (row, head, key, d_head)
+        Of keys 0, 1, ...
+    queries : tensor (query,)
+        Positions of the queries.
+    scaling : float
+        What scores are multiplied by.
+    window : int, optional
+        How many keys back a query sees, itself among them.
+    masks : list of ScoreMask
+    writes : list of TensorWrite
+        To the pattern.
+
+    Returns
+    -------
+    tuple of tensor (row, head, query, d_head) and tensor (row, head, query, key)
+    """
+    scores = (at_least_float32(q) @ at_least_float32(k).transpose(-1, -2)) * scaling
     scores = scores.masked_fill(hidden_keys(queries, k.shape[2], window), float("-inf"))
-    for rows, where, some, keys in masks:
-        scores[rows, some][:, :, where[:, None], keys] = float("-inf")
+    for mask in masks:
+        scores[mask["rows"], mask["heads"]][:, :, mask["queries"][:, None], mask["keys"]] = float("-inf")
     pattern = scores.softmax(-1)
     if writes and torch.is_grad_enabled():
         pattern = pattern.clone()  # the softmax needs its own result for its gradient
-    for rows, where, some, how, value in writes:
-        there = pattern[rows, some]
-        there[:, :, where] = there[:, :, where] * value if how == "scale" else 0 if value is None else value
+    for write in writes:
+        there, at = pattern[write["rows"], write["columns"]], write["positions"]
+        value: Any = write["value"]
+        there[:, :, at] = there[:, :, at] * value if write["how"] == "scale" else 0 if value is None else value
     return pattern.to(v.dtype) @ v, pattern
 
 
@@ -172,18 +266,18 @@ def hidden_keys(queries: torch.Tensor, keys: int, window: int | None) -> torch.T
     return hidden if window is None else hidden | (places <= queries[:, None] - window)
 
 
-def shared(value: torch.Tensor, heads: int) -> torch.Tensor:
+def expand_key_heads(value: torch.Tensor, heads: int) -> torch.Tensor:
     """``(row, key-value head, position, d_head)`` as each head reads it."""
     return value if value.shape[1] == heads else value.repeat_interleave(heads // value.shape[1], 1)
 
 
-def picked(value: torch.Tensor, heads: list[int], d_head: int) -> torch.Tensor:
+def select_heads(value: torch.Tensor, heads: list[int], d_head: int) -> torch.Tensor:
     """Some heads of ``(example, position, head * d_head)`` as rows, head by head."""
     return split_last_axis(value, -1, d_head)[:, :, heads].permute(2, 0, 1, 3).flatten(0, 1)
 
 
-def wide(value: torch.Tensor) -> torch.Tensor:
-    """At least float32."""
+def at_least_float32(value: torch.Tensor) -> torch.Tensor:
+    """A tensor in float32, where its format is narrower."""
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 

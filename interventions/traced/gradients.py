@@ -1,132 +1,190 @@
-"""The arithmetic of estimates from gradients: slopes on the lines from old to new values. Runs where activations are.
-
-Plain functions, as in `forward`: nothing here may need this package where it runs. A change is a tuple ``(condition,
-where, columns, how, new)``: one write of one condition at a place, ``new`` being as in `fill`.
-"""
+"""Estimates from gradients: slopes on the lines from old to new values. Runs where the activations are."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .traces import slopes
 from .values import resolve, resolve_values
 
+if TYPE_CHECKING:
+    from .specs import Change, EstimateSpec, ModelParts, ResolvedPass, RunCache, StreamStart, TensorWrite, WriteSite
+
 AT_ONCE = 32
-"""Conditions whose new values are held together."""
+"""Conditions whose new values are held at a time."""
 
 
 def attribution(
-    root: Any, parts: dict[str, Any], known: dict[str, Any], given: dict[str, Any], device: Any
+    root: Any, parts: ModelParts, cache: RunCache, spec: EstimateSpec, device: Any
 ) -> dict[str, torch.Tensor]:
-    """Kernel name to the estimated change, ``(condition, example)``.
+    """The estimated change of each kernel's mean over scored positions.
 
-    ``given`` has ``names`` of kernels; ``conditions`` and ``examples``, how many; ``steps``, None for the slope at the
-    base run; ``places`` with ``frame``, the job of a pass from the first of them, and ``stream``, the point that it
-    starts from; and ``groups`` of changes, ``(place, changes, frame, stream)``, that are on their lines together.
+    Parameters
+    ----------
+    root : nnsight handle of the model
+    parts : ModelParts
+    cache : RunCache
+    spec : EstimateSpec
+    device : torch.device
+
+    Returns
+    -------
+    dict
+        Kernel name to the change, ``(condition, example)``.
     """
-    names, steps, examples = given["names"], given["steps"], given["examples"]
-    found = {name: torch.zeros(given["conditions"], examples, dtype=torch.float32, device=device) for name in names}
-    if not given["places"]:
+    names, steps, examples = spec["names"], spec["steps"], spec["examples"]
+    found = {name: torch.zeros(spec["conditions"], examples, dtype=torch.float32, device=device) for name in names}
+    if spec["start"] is None:
         return found
-    start = (given["frame"], given["stream"])
-    values, flat = from_stream(root, parts, known, start, {}, given["places"], names, device)
-    for place, changes, *begin in given["groups"]:
-        old = values[place]
-        for piece in pieces(changes, AT_ONCE if steps is None else len(changes)):
-            made = [(*change[:4], resolve(change[4], known)) for change in piece]
-            for together in [made] if steps is None else disjoint_sets(place, made, old):
-                here = {name: flat[name][place] for name in names}
-                if steps is not None:
-                    moved = {place: on_the_way(place, together, old, steps, examples)}
-                    _, there = from_stream(root, parts, known, begin, moved, [place], names, device)
-                    shape = (steps, examples, *old.shape[1:])
-                    here = {name: there[name][place].reshape(shape).mean(0) for name in names}
-                for change in together:
+    values, at_base = slopes_from(root, parts, cache, spec["start"], {}, spec["sites"], names, device)
+    for group in spec["groups"]:
+        site, start = group["site"], group["start"]
+        old = values[site]
+        for some in batches(group["changes"], AT_ONCE if start is None else len(group["changes"])):
+            made: list[Change] = [{**change, "value": resolve(change["value"], cache)} for change in some]
+            if start is None or steps is None:
+                for change in made:
                     for name in names:
-                        found[name][change[0]] += first_order_effect(place, change, old, here[name])
+                        found[name][change["condition"]] += first_order_effect(site, change, old, at_base[name][site])
+                continue
+            for changes in disjoint_sets(site, made, old):
+                writes = {site: interpolated_writes(site, changes, old, steps, examples)}
+                _, on_lines = slopes_from(root, parts, cache, start, writes, [site], names, device)
+                shape = (steps, examples, *old.shape[1:])
+                mean = {name: on_lines[name][site].reshape(shape).mean(0) for name in names}
+                for change in changes:
+                    for name in names:
+                        found[name][change["condition"]] += first_order_effect(site, change, old, mean[name])
     return found
 
 
-def from_stream(
+def slopes_from(
     root: Any,
-    parts: dict[str, Any],
-    known: dict[str, Any],
-    start: Any,
-    writes: dict[Any, Any],
-    places: list[Any],
+    parts: ModelParts,
+    cache: RunCache,
+    start: StreamStart,
+    writes: dict[WriteSite, list[TensorWrite]],
+    sites: list[WriteSite],
     names: list[str],
     device: Any,
-) -> Any:
-    """What is at places in a pass from the base run's stream, and each kernel's slope by it."""
-    frame, (first, point) = start
-    job = {**resolve_values(frame, known), "writes": writes}
-    return slopes(root, parts, {(first, "stream"): known["base"][point]}, job, places, names, device)
+) -> tuple[dict[WriteSite, torch.Tensor], dict[str, dict[WriteSite, torch.Tensor]]]:
+    """What is at sites in a pass from the base run's stream, and the slope of each kernel by it.
+
+    Parameters
+    ----------
+    root : nnsight handle of the model
+    parts : ModelParts
+    cache : RunCache
+    start : StreamStart
+    writes : dict
+        What is written in the pass, by site.
+    sites : list of WriteSite
+    names : list of str
+        Of kernels.
+    device : torch.device
+    """
+    spec: ResolvedPass = {**resolve_values(start["spec"], cache), "writes": writes}
+    base = {(start["layer"], "stream"): cache["base"][start["site"]]}
+    return slopes(root, parts, base, spec, sites, names, device)
 
 
-def pieces(members: list[Any], size: int) -> list[list[Any]]:
+def batches(changes: list[Change], size: int) -> list[list[Change]]:
     """A list in lists of at most `size`."""
-    return [members[start : start + size] for start in range(0, len(members), size)]
+    return [changes[start : start + size] for start in range(0, len(changes), size)]
 
 
-def cut(place: tuple[int, str], change: Any, value: torch.Tensor) -> torch.Tensor:
-    """The part of a value at its place that a change changes."""
-    _, where, columns, *_ = change
-    if place[1] == "pattern":
-        return value[:, columns][:, :, where]
-    return value[:, where, columns]
+def changed_part(site: WriteSite, change: Change, value: torch.Tensor) -> torch.Tensor:
+    """The part of a value at its site that a change changes: a view, where positions are a slice."""
+    _, point = site
+    positions: Any = change["positions"]
+    if point == "pattern":
+        return value[:, change["columns"]][:, :, positions]
+    return value[:, positions, change["columns"]]
 
 
-def touched(place: tuple[int, str], change: Any, value: torch.Tensor) -> torch.Tensor:
-    """Which numbers of a value at its place a change changes."""
-    _, where, columns, *_ = change
-    marks = torch.zeros_like(value[:1], dtype=torch.bool)
-    if place[1] == "pattern":
-        marks[:, columns][:, :, where] = True
+def changed_numbers(site: WriteSite, change: Change, value: torch.Tensor) -> torch.Tensor:
+    """Which numbers of a value at its site a change changes: a mask ``(1, ...)``."""
+    _, point = site
+    positions: Any = change["positions"]
+    mask = torch.zeros_like(value[:1], dtype=torch.bool)
+    if point == "pattern":
+        mask[:, change["columns"]][:, :, positions] = True
     else:
-        marks[:, where, columns] = True
-    return marks
+        mask[:, positions, change["columns"]] = True
+    return mask
 
 
-def delta(place: tuple[int, str], change: Any, old: torch.Tensor) -> torch.Tensor:
-    """``new - old`` for the value at its place, ``(example, position, column)``."""
-    there, (*_, how, new) = cut(place, change, old), change
+def difference(site: WriteSite, change: Change, old: torch.Tensor) -> torch.Tensor:
+    """``new - old`` for the value at its site, ``(example, position, column)``."""
+    there = changed_part(site, change, old)
+    new: Any = change["value"]
     if new is None:
         return -there
     if not isinstance(new, torch.Tensor):
         scaled: torch.Tensor = (new - 1) * there
         return scaled
     new = new.to(there.dtype)
-    return new - there if how == "set" else new.expand_as(there)
+    changed: torch.Tensor = new - there if change["how"] == "set" else new.expand_as(there)
+    return changed
 
 
-def first_order_effect(place: tuple[int, str], change: Any, old: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
-    """What a change makes of each example, to first order."""
-    return (delta(place, change, old) * cut(place, change, slope)).flatten(1).sum(1)
+def first_order_effect(site: WriteSite, change: Change, old: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+    """What a change makes of each example, to first order.
+
+    Parameters
+    ----------
+    site : WriteSite
+    change : Change
+    old, slope : tensor (example, ...)
+        What is at the site in the base run, and the slope by it.
+
+    Returns
+    -------
+    tensor (example,)
+    """
+    return (difference(site, change, old) * changed_part(site, change, slope)).flatten(1).sum(1)
 
 
-def disjoint_sets(place: tuple[int, str], changes: list[Any], old: torch.Tensor) -> list[list[Any]]:
-    """Changes of one place in sets whose members touch different numbers."""
-    sets: list[tuple[list[Any], torch.Tensor]] = []
+def disjoint_sets(site: WriteSite, changes: list[Change], old: torch.Tensor) -> list[list[Change]]:
+    """Changes at one site in sets whose members change different numbers."""
+    sets: list[tuple[list[Change], torch.Tensor]] = []
     for change in changes:
-        marked = touched(place, change, old)
-        for members, marks in sets:
-            if not (marks & marked).any():
+        own = changed_numbers(site, change, old)
+        for members, mask in sets:
+            if not (mask & own).any():
                 members.append(change)
-                marks |= marked
+                mask |= own
                 break
         else:
-            sets.append(([change], marked))
+            sets.append(([change], own))
     return [members for members, _ in sets]
 
 
-def on_the_way(place: tuple[int, str], changes: list[Any], old: torch.Tensor, steps: int, examples: int) -> list[Any]:
-    """Writes that bring the values at a place to the middle of each step of their line, step by step as rows."""
-    writes = []
+def interpolated_writes(
+    site: WriteSite, changes: list[Change], old: torch.Tensor, steps: int, examples: int
+) -> list[TensorWrite]:
+    """Writes that bring the values at a site to the middle of each step of their line, step by step as rows.
+
+    Parameters
+    ----------
+    site : WriteSite
+    changes : list of Change
+        With disjoint numbers.
+    old : tensor (example, ...)
+    steps, examples : int
+
+    Returns
+    -------
+    list of TensorWrite
+        For rows ``step * examples + example``.
+    """
+    writes: list[TensorWrite] = []
     for step in range(steps):
         rows = slice(step * examples, (step + 1) * examples)
         for change in changes:
-            moved = cut(place, change, old) + (step + 0.5) / steps * delta(place, change, old)
-            writes.append((rows, change[1], change[2], "set", moved))
+            moved = changed_part(site, change, old) + (step + 0.5) / steps * difference(site, change, old)
+            at, columns = change["positions"], change["columns"]
+            writes.append({"rows": rows, "positions": at, "columns": columns, "how": "set", "value": moved})
     return writes

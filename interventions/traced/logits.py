@@ -2,46 +2,60 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .projections import is_readable
 
+if TYPE_CHECKING:
+    from .specs import Kernel, LogitsSpec
 
-def score(normed: torch.Tensor, unembed: Any, job: dict[str, Any], examples: int) -> dict[str, torch.Tensor]:
+
+def logits_kernels(normed: torch.Tensor, unembed: Any, spec: LogitsSpec, examples: int) -> dict[str, torch.Tensor]:
     """Kernels of logits: name to ``(row, scored)``.
 
-    ``job`` has ``kernels``, a list of ``(name, kernel, arguments)``; ``tokens`` ``(example, scored, token)`` where only
-    their logits are wanted, which the kernels then find in this order; ``apart``, whether the weights are elsewhere;
-    and how many rows are scored at a time, ``rows``, or ``rows_of_all`` where all logits are computed: also where those
-    of tokens are wanted, if the last layer is more than its weight or its weight is elsewhere.
+    Where only the logits of some tokens are wanted, the kernels find them in the order of the tokens. All logits are
+    computed for them too, if the last layer is more than its weight or its weight is elsewhere.
+
+    Parameters
+    ----------
+    normed : tensor (row, scored, d_model)
+    unembed : nnsight handle
+        The last layer.
+    spec : LogitsSpec
+    examples : int
+        Rows are conditions times examples.
     """
-    found: dict[str, list[torch.Tensor]] = {name: [] for name, _, _ in job["kernels"]}
-    whole = job["tokens"] is None or not is_readable(job, unembed)
-    columns = None if whole else unembed.weight[job["tokens"]]
+    found: dict[str, list[torch.Tensor]] = {kernel["name"]: [] for kernel in spec["kernels"]}
+    tokens = spec["tokens"]
+    every = tokens is None or not is_readable(spec["apart"], unembed)
+    columns = None if every else unembed.weight[tokens]
     bias = getattr(unembed, "bias", None) if columns is not None else None
-    size = job["rows_of_all"] if whole else job["rows"]
+    size = spec["rows_of_all"] if every else spec["rows"]
     for start in range(0, normed.shape[0], size):
         part = normed[start : start + size]
         rows = torch.arange(start, start + part.shape[0], device=part.device) % examples
         if columns is None:
             logits = unembed(part)
-            logits = logits if job["tokens"] is None else logits.gather(-1, job["tokens"][rows])
+            logits = logits if tokens is None else logits.gather(-1, tokens[rows])
         else:
             logits = (columns[rows] @ part.unsqueeze(-1)).squeeze(-1)
-            logits = logits if bias is None else logits + bias[job["tokens"]][rows]
-        for name, kernel, given in job["kernels"]:
-            found[name].append(kernel(logits, **{key: value[rows] for key, value in given.items()}))
+            logits = logits if bias is None else logits + bias[tokens][rows]
+        for kernel in spec["kernels"]:
+            given = {name: value[rows] for name, value in kernel["arguments"].items()}
+            found[kernel["name"]].append(kernel["function"](logits, **given))
     return {name: torch.cat(values) for name, values in found.items()}
 
 
-def comparing(job: dict[str, Any], found: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """`job` of `score` with the logits of this pass given to the kernels that compare with the base run."""
-    if "logits" not in found:
-        return job
-    kernels = [
-        (name, kernel, {**given, "base_logits": found["logits"]} if name in job["compare"] else given)
-        for name, kernel, given in job["kernels"]
+def with_base_logits(spec: LogitsSpec, logits: torch.Tensor | None) -> LogitsSpec:
+    """`spec` with logits ``(example, scored, token)`` given to the kernels that compare with the base run."""
+    if logits is None:
+        return spec
+    kernels: list[Kernel] = [
+        {**kernel, "arguments": {**kernel["arguments"], "base_logits": logits}}
+        if kernel["name"] in spec["compare"]
+        else kernel
+        for kernel in spec["kernels"]
     ]
-    return {**job, "kernels": kernels}
+    return {**spec, "kernels": kernels}

@@ -1,16 +1,17 @@
-"""From the normed stream to q, k and v, and what heads write back. Runs inside a trace: plain functions.
+"""From the normed stream to q, k and v as scores are made from them, and what heads write back. Runs inside a trace.
 
-Imports torch and `rows`. q, k and v of all heads lie side by side wherever headwise handles them. A family keeps them
+q, k and v of all heads lie side by side wherever headwise handles them. A family keeps them
 so (``"side by side"``), one head after the other in one matrix (``"by head"``), or in three matrices (``"apart"``).
-``model`` is the dict that `forward` describes. Some columns of a weight are read only where the module is a plain
+Some columns of a weight are read only where the module is a plain
 linear layer with nothing around it, and where the weights are here (not where ``apart`` is set); else the module is
-called.
+called. After the projections come the norms of q and k, and their rotation by position; models that have neither pass
+q and k on as they are.
 """
 
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -18,25 +19,40 @@ import torch.nn.functional as F
 from .rows import call_module, split_last_axis
 from .structure import is_linear
 
+if TYPE_CHECKING:
+    from .specs import Angles, ModelParts
 
-def sides(model: dict[str, Any], block: Any, normed: torch.Tensor) -> tuple[torch.Tensor, ...]:
+
+def sides(model: ModelParts, block: Any, normed: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """q, k and v of all heads, through the family's own modules."""
     if model["layout"] == "apart":
         return tuple(call_module(block, model["paths"][side], normed) for side in ("q", "k", "v"))
-    whole = call_module(block, model["paths"]["qkv"], normed)
-    return split(model, side_by_side(whole, model["heads"]) if model["layout"] == "by head" else whole)
+    qkv = call_module(block, model["paths"]["qkv"], normed)
+    return split_sides(model, side_by_side(qkv, model["heads"]) if model["layout"] == "by head" else qkv)
 
 
-def split(model: dict[str, Any], qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def split_sides(model: ModelParts, qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """q, k and v from where they lie side by side."""
     ends = [model["heads"] * model["d_head"], (model["heads"] + model["kv_heads"]) * model["d_head"]]
     return qkv[..., : ends[0]], qkv[..., ends[0] : ends[1]], qkv[..., ends[1] :]
 
 
-def project(model: dict[str, Any], block: Any, normed: torch.Tensor, columns: slice) -> torch.Tensor:
-    """These columns of q, k and v side by side."""
+def project(model: ModelParts, block: Any, normed: torch.Tensor, columns: slice) -> torch.Tensor:
+    """These columns of q, k and v side by side.
+
+    Parameters
+    ----------
+    model : ModelParts
+    block : nnsight handle
+    normed : tensor (row, position, d_model)
+    columns : slice
+
+    Returns
+    -------
+    tensor (row, position, column)
+    """
     names = ("q", "k", "v") if model["layout"] == "apart" else ("qkv",)
-    if not all([is_readable(model, operator.attrgetter(model["paths"][name])(block)) for name in names]):
+    if not all([is_readable(model["apart"], operator.attrgetter(model["paths"][name])(block)) for name in names]):
         return torch.cat(sides(model, block, normed), -1)[..., columns]
     if model["layout"] == "apart":
         parts, first = [], 0
@@ -58,9 +74,9 @@ def project(model: dict[str, Any], block: Any, normed: torch.Tensor, columns: sl
     return linear(normed, module, columns)
 
 
-def is_readable(model: dict[str, Any], module: Any) -> bool:
+def is_readable(apart: bool, module: Any) -> bool:
     """Whether rows of the weight of a linear layer are what the layer computes with; `module` may be its handle."""
-    return not model["apart"] and is_linear(getattr(module, "_module", module))
+    return not apart and is_linear(getattr(module, "_module", module))
 
 
 def linear(value: torch.Tensor, module: Any, rows: Any) -> torch.Tensor:
@@ -68,9 +84,22 @@ def linear(value: torch.Tensor, module: Any, rows: Any) -> torch.Tensor:
     return F.linear(value, module.weight[rows], None if module.bias is None else module.bias[rows])
 
 
-def combine(model: dict[str, Any], block: Any, z: torch.Tensor, columns: slice) -> torch.Tensor:
-    """What these columns of ``z`` write into the stream, without bias."""
-    if not is_readable(model, operator.attrgetter(model["paths"]["out"])(block)):
+def combine(model: ModelParts, block: Any, z: torch.Tensor, columns: slice) -> torch.Tensor:
+    """What these columns of ``z`` write into the stream, without bias.
+
+    Parameters
+    ----------
+    model : ModelParts
+    block : nnsight handle
+    z : tensor (..., column)
+    columns : slice
+        Of ``z`` of all heads.
+
+    Returns
+    -------
+    tensor (..., d_model)
+    """
+    if not is_readable(model["apart"], operator.attrgetter(model["paths"]["out"])(block)):
         full = torch.zeros(*z.shape[:-1], model["heads"] * model["d_head"], dtype=z.dtype, device=z.device)
         full[..., columns] = z
         return call_module(block, model["paths"]["out"], full) - call_module(
@@ -86,6 +115,72 @@ def side_by_side(by_head: torch.Tensor, heads: int) -> torch.Tensor:
     return split_last_axis(by_head, heads, 3, -1).transpose(-2, -3).flatten(-3)
 
 
-def by_heads(sides: torch.Tensor, heads: int) -> torch.Tensor:
-    """The other way round."""
+def head_by_head(sides: torch.Tensor, heads: int) -> torch.Tensor:
+    """One head after the other, from q, k and v side by side."""
     return split_last_axis(sides, 3, heads, -1).transpose(-2, -3).flatten(-3)
+
+
+def rotary_angles(model: ModelParts, like: torch.Tensor, length: int) -> Angles:
+    """Cosines and sines by which the model's own module rotates positions 0, 1, ..."""
+    if model["rotary"] is None:
+        return None
+    cos, sin = model["rotary"](like, torch.arange(length, device=like.device)[None])
+    return cos[0], sin[0]
+
+
+def rotated(
+    model: ModelParts, angles: Angles, block: Any, side: str, value: torch.Tensor, at: torch.Tensor | slice
+) -> torch.Tensor:
+    """Norm and rotate q or k ``(row, position, head * d_head)``, which stand at positions `at`.
+
+    Parameters
+    ----------
+    model : ModelParts
+    angles : Angles
+    block : nnsight handle
+    side : {"q", "k"}
+    value : tensor (row, position, head * d_head)
+    at : slice or tensor
+        Positions of it.
+
+    Returns
+    -------
+    tensor (row, position, head * d_head)
+    """
+    norm = model["paths"].get(f"{side}_norm")
+    if norm is None and angles is None:
+        return value
+    each = split_last_axis(value, -1, model["d_head"])
+    if norm is not None:
+        each = call_module(block, norm, each)
+    if angles is not None:
+        cos, sin = (part[at].unsqueeze(1) for part in angles)
+        size = cos.shape[-1]
+        first, second = each[..., : size // 2], each[..., size // 2 : size]
+        front = each[..., :size] * cos + torch.cat([-second, first], -1) * sin
+        each = front if size == model["d_head"] else torch.cat([front, each[..., size:]], -1)
+    return each.flatten(-2)
+
+
+def rotated_sides(model: ModelParts, angles: Angles, block: Any, qkv: torch.Tensor) -> torch.Tensor:
+    """Give q and k side by side, of all positions, as scores are made from them.
+
+    Parameters
+    ----------
+    model : ModelParts
+    angles : Angles
+    block : nnsight handle
+    qkv : tensor (row, position, width)
+        Of all positions of a prompt.
+
+    Returns
+    -------
+    tensor (row, position, width of q and k)
+    """
+    d_head = model["d_head"]
+    width, both = model["heads"] * d_head, (model["heads"] + model["kv_heads"]) * d_head
+    if angles is None and "q_norm" not in model["paths"]:
+        return qkv[..., :both]
+    at = slice(0, qkv.shape[1])
+    q = rotated(model, angles, block, "q", qkv[..., :width], at)
+    return torch.cat([q, rotated(model, angles, block, "k", qkv[..., width:both], at)], -1)

@@ -1,48 +1,76 @@
-"""Rows of a planned pass: how they join, are written into, and go through a module. A leaf: imports torch only.
-
-Runs inside a trace: plain functions, as `forward` says.
-"""
+"""Rows of a planned pass: how they join, are written into, and go through a module. Runs inside a trace."""
 
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-Base = dict[tuple[int, str], torch.Tensor]
-Writes = list[Any]
+if TYPE_CHECKING:
+    from .specs import Join, PassSpec, Points, ReadSite, TensorWrite, WriteSite
 
 
 def append_joining_rows(
-    value: Any, base: Base, point: tuple[int, str], at: Any, job: dict[str, Any], join: tuple[int, int]
+    value: torch.Tensor | None, base: Points, site: ReadSite, at: Any, spec: PassSpec, join: Join
 ) -> Any:
-    """`value` (None where no row is at work) with the rows that join here behind it, as the base run has them."""
-    count = job["joins"].get(join)
-    return value if count is None else together(value, base[point][:, at].repeat(count, 1, 1))
+    """`value` (None where no row is at work) with the rows that join here behind it, as the base run has them.
+
+    Parameters
+    ----------
+    value : tensor (row, ...), optional
+    base : Points
+    site : ReadSite
+        Where the base run has the rows that join.
+    at : slice or tensor
+        Positions of them.
+    spec : PassSpec
+    join : Join
+
+    Returns
+    -------
+    tensor (row, ...) or None
+    """
+    count = spec["joins"].get(join)
+    return value if count is None else append_rows(value, base[site][:, at].repeat(count, 1, 1))
 
 
-def together(value: torch.Tensor | None, more: torch.Tensor) -> torch.Tensor:
+def append_rows(value: torch.Tensor | None, more: torch.Tensor) -> torch.Tensor:
     """Rows and more rows."""
     return more if value is None else torch.cat([value, more])
 
 
-def apply_writes(value: Any, layer: int, place: str, job: dict[str, Any], keep: dict[Any, torch.Tensor]) -> Any:
-    """`value` (None where no row is at work) after what is written at a place; kept where that is asked for."""
-    writes = job["writes"].get((layer, place), [])
+def apply_writes(value: Any, site: WriteSite, spec: PassSpec, keep: dict[WriteSite, Any]) -> Any:
+    """`value` (None where no row is at work) after what is written at a site; kept where that is asked for.
+
+    Parameters
+    ----------
+    value : tensor (row, position, column), optional
+    site : WriteSite
+    spec : PassSpec
+    keep : dict
+        Gets the value where the site is one of its keys.
+
+    Returns
+    -------
+    tensor (row, position, column) or None
+    """
+    writes = spec["writes"].get(site, [])
     if value is not None and writes:
         value = write_into(value.clone() if torch.is_grad_enabled() else value, writes)
-    if (layer, place) in keep and value is not None:
-        keep[(layer, place)] = value
+    if site in keep and value is not None:
+        keep[site] = value
     return value
 
 
-def write_into(value: torch.Tensor, writes: Writes) -> torch.Tensor:
-    """Write into `value`, in place: ``(rows, positions, columns, how, new)``; a new value of None is zeros."""
-    for rows, positions, columns, how, new in writes:
-        if how == "set":
+def write_into(value: torch.Tensor, writes: list[TensorWrite]) -> torch.Tensor:
+    """Write into `value`, in place."""
+    for write in writes:
+        rows, positions, columns = write["rows"], write["positions"], write["columns"]
+        new: Any = write["value"]
+        if write["how"] == "set":
             value[rows, positions, columns] = 0 if new is None else new.to(value.dtype)
-        elif how == "scale":
+        elif write["how"] == "scale":
             value[rows, positions, columns] *= new
         else:
             value[rows, positions, columns] += new.to(value.dtype)

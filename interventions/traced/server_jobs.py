@@ -1,12 +1,13 @@
-"""What a job does on a server: one session for a group of passes, of which only metrics come back.
+"""What runs of a plan, here and on a server: a server gets a program for one session, and gives back numbers only.
 
-Plain functions, as in `traces`: they run where torch and nnsight are but this package is not. Each takes an nnsight
-handle of the model and a ``program``, a dict of plain data and of such functions, and gives what is to come back.
+Plain functions, as in `traces`: they run where torch and nnsight are but this package is not. A function that takes a
+``program``, a dict of plain data and of such functions, is a whole job of a server. The local backend calls the
+functions below that take ``parts``, one trace at a time.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,14 +15,30 @@ from .activations import pattern_between, split_heads
 from .configuration import configuration_of
 from .gradients import attribution
 from .head_weights import weights_made, weights_read
-from .logits import comparing
+from .logits import with_base_logits
 from .structure import modules_of, names_of
-from .traces import as_it_is, by_itself, changed, misshapen, nothing, opened, planned, read, short_run, sketch
-from .values import compared, resolve_values
+from .traces import (
+    as_it_is,
+    by_itself,
+    misshapen,
+    no_tokens,
+    opened,
+    planned,
+    read,
+    run_with_writes,
+    short_run,
+    sketch,
+)
+from .values import resolve_values
+
+if TYPE_CHECKING:
+    from .specs import Points, ReadSite, RunCache
 
 SAMPLE = 4096
 """Numbers of each tensor of weights that a fingerprint looks at."""
 MODULUS = 2**61 - 1
+AT_ONCE = 64
+"""Prompts that are read together."""
 
 
 def answered(root: Any, program: dict[str, Any]) -> Any:
@@ -34,20 +51,22 @@ def answered(root: Any, program: dict[str, Any]) -> Any:
 def passes(root: Any, program: dict[str, Any]) -> Any:
     """Runs as they are, then the passes that start from them, chunk by chunk.
 
-    A chunk has ``runs``, the base run first, each ``(name, tokens, scored, wanted, watch, score)``; ``reference``,
-    ``(tokens, wanted)`` or None; and ``passes``, each ``(job, points)`` with the names that a pass has for points.
+    A chunk has ``runs``, as `run_unmodified` takes them; ``reference``, ``(tokens, points)`` or None; and ``passes``,
+    each ``(job, points)`` as `run_pass` takes them.
     """
     parts, device = where(root, program["parts"])
     program = moved(program, device)
     found = []
     for chunk in program["chunks"]:
-        known, base, values = run_unmodified(root, parts, program, chunk)
-        found += values
+        known, values = run_unmodified(
+            root, parts, chunk["runs"], reference_of(root, parts, chunk), program["compares"]
+        )
+        base = values[chunk["runs"][0][0]]
+        found += [reduced(one, program["positions"]) for one in values.values()]
         for job, points in chunk["passes"]:
-            taken = {at: known["base"][native] for at, native in points}
-            made = planned(root, parts, taken, resolve_values(job, known), device)
-            found.append(whole(made, base, job["conditions"], program["positions"]))
-    return together(found)
+            made = run_pass(root, parts, known, job, points, device)
+            found.append(reduced(with_all_positions(made, base, job["conditions"]), program["positions"]))
+    return in_one_tensor(found)
 
 
 def estimates(root: Any, program: dict[str, Any]) -> Any:
@@ -58,62 +77,139 @@ def estimates(root: Any, program: dict[str, Any]) -> Any:
     program = moved(program, device)
     found = []
     for chunk in program["chunks"]:
-        known, _, values = run_unmodified(root, parts, program, chunk)
-        found += values
+        known, values = run_unmodified(
+            root, parts, chunk["runs"], reference_of(root, parts, chunk), program["compares"]
+        )
+        found += [reduced(one, program["positions"]) for one in values.values()]
         found.append(attribution(root, parts, known, chunk["estimate"], device))
-    return together(found)
+    return in_one_tensor(found)
 
 
-def run_unmodified(root: Any, parts: dict[str, Any], program: dict[str, Any], chunk: dict[str, Any]) -> Any:
-    """What was read of the runs of a chunk, as `fill` takes it; the base run's values; and what is told."""
-    known: dict[str, Any] = {"sources": {}, "reference": {}}
-    base: dict[str, Any] = {}
-    found: list[dict[str, Any]] = []
-    if chunk["reference"] is not None:
-        known["reference"] = pieces(root, parts, *chunk["reference"])
+def reference_of(root: Any, parts: dict[str, Any], chunk: dict[str, Any]) -> dict[Any, torch.Tensor]:
+    """What is read of the reference draw of a chunk, by ``(layer, point)``; nothing where it has none."""
+    return {} if chunk["reference"] is None else read_in_batches(root, parts, *chunk["reference"])
+
+
+def run_unmodified(
+    root: Any,
+    parts: dict[str, Any],
+    runs: list[Any],
+    reference: dict[Any, torch.Tensor],
+    compares: bool,
+    refusal: type[Exception] = ValueError,
+) -> tuple[RunCache, dict[str, dict[str, torch.Tensor]]]:
+    """Run every run of a chunk without intervention.
+
+    Parameters
+    ----------
+    root : nnsight model
+    parts : dict
+        As `traces.opened` gives it, with ``apart``.
+    runs : list of (name, tokens, scored, points, watch, score)
+        The base run first. Tokens are ``(example, position)``; points are ``(layer, point)``.
+    reference : dict
+        What was read of the reference draw.
+    compares : bool
+        Whether a kernel compares with the logits of the base run.
+    refusal : type of Exception
+        Is raised where a kernel gives values of the wrong shape.
+
+    Returns
+    -------
+    tuple of dict and dict
+        What was read, as `resolve_values` takes it; and for each run the values by reader, ``(example, scored)`` of
+        logits and ``(example, layer, head)`` of patterns.
+    """
+    sources: dict[str, Points] = {}
+    found: dict[str, dict[str, torch.Tensor]] = {}
     logits = None
-    for name, tokens, scored, wanted, watch, score in chunk["runs"]:
-        score = {**score, "apart": parts["apart"]}
-        scoring = score if logits is None else comparing(score, {"logits": logits})
-        keep = program["compares"] and logits is None
+    for name, tokens, scored, wanted, watch, score in runs:
+        spec: Any = {**score, "apart": parts["apart"]}
+        scoring = with_base_logits(spec, logits)
+        keep = compares and logits is None
         points, values, made = as_it_is(root, parts, tokens, scored, set(wanted), watch, scoring, keep)
         if wrong := misshapen(parts, values, watch, len(tokens), len(scored)):
-            raise ValueError(wrong)
-        known["sources"][name] = points
+            raise refusal(wrong)
+        sources[name] = points
         if not found:
-            logits, base = made, values
-            attended = {kernel: values[kernel] for kernel, _, _ in watch}
-            known.update({"base": points, "watch": watch, "score": score, "base_attended": attended})
-            known = compared(known, logits)
-        found.append(whole(values, None, 1, program["positions"]))
-    return known, base, found
+            logits = made
+            known: RunCache = {
+                "base": points,
+                "sources": sources,
+                "reference": reference,
+                "pattern_kernels": watch,
+                "logits": with_base_logits(spec, logits),
+                "base_attended": {kernel["name"]: values[kernel["name"]] for kernel in watch},
+            }
+        found[name] = values
+    return known, found
 
 
-def pieces(root: Any, parts: dict[str, Any], tokens: torch.Tensor, wanted: list[Any]) -> dict[Any, torch.Tensor]:
-    """Points of many prompts, read some at a time."""
-    read_here = [read(root, parts, tokens[start : start + 64], set(wanted)) for start in range(0, len(tokens), 64)]
-    return {at: torch.cat([one[at] for one in read_here]) for at in wanted}
+def run_pass(
+    root: Any, parts: dict[str, Any], known: RunCache, job: Any, points: list[tuple[ReadSite, ReadSite]], device: Any
+) -> dict[str, torch.Tensor]:
+    """Run one planned pass.
+
+    Parameters
+    ----------
+    root, parts
+        As for `run_unmodified`.
+    known : RunCache
+        What that read.
+    job : PassSpec
+    points : list of (point, point)
+        What the pass takes from the base run: its own name of ``(layer, point)``, and that of the model's own pass.
+    device : torch.device
+        Of the activations.
+
+    Returns
+    -------
+    dict
+        Values by reader, ``(condition * example, scored from the pass's first position on)`` of logits and ``(condition
+        * example, layer, head)`` of patterns.
+    """
+    base = {at: known["base"][native] for at, native in points}
+    return planned(root, parts, base, resolve_values(job, known), device)
 
 
-def whole(values: dict[str, Any], base: Any, conditions: int, positions: bool) -> dict[str, torch.Tensor]:
-    """Values with the scored positions that were not computed as in the base run; their mean unless wanted one by one.
+def read_in_batches(root: Any, parts: dict[str, Any], tokens: torch.Tensor, wanted: Any) -> dict[Any, torch.Tensor]:
+    """The tensors at wanted points of many prompts, ``(example, position, width)``, read some prompts at a time."""
+    starts = range(0, len(tokens), AT_ONCE)
+    batches = [read(root, parts, tokens[start : start + AT_ONCE], set(wanted)) for start in starts]
+    return {at: torch.cat([batch[at] for batch in batches]) for at in wanted}
 
-    ``(condition * example, scored)`` of logits; those of patterns, ``(row, layer, head)``, stay as they are. The mean
-    is NumPy's, which rounds as it does where results are made.
+
+def with_all_positions(
+    values: dict[str, torch.Tensor], base: dict[str, torch.Tensor], conditions: int
+) -> dict[str, torch.Tensor]:
+    """Values of a pass, the scored positions before its first one as in the base run.
+
+    Those of logits become ``(condition * example, scored)``; those of patterns, ``(row, layer, head)``, stay as they
+    are. `base` holds the base run's values of these examples.
+    """
+    found = {}
+    for name, value in values.items():
+        missing = base[name].shape[1] - value.shape[1] if value.dim() == 2 else 0
+        before = [base[name].repeat(conditions, 1)[:, :missing]] if missing else []
+        found[name] = torch.cat([*before, value], 1) if missing else value
+    return found
+
+
+def reduced(values: dict[str, torch.Tensor], positions: bool) -> dict[str, torch.Tensor]:
+    """Values as a server gives them: of logits the mean over scored positions, ``(row, 1)``, unless all are wanted.
+
+    The mean is NumPy's, which rounds as it does where results are made.
     """
     found = {}
     for name, value in values.items():
         full = value.float()
-        if full.dim() == 2:
-            missing = 0 if base is None else base[name].shape[1] - full.shape[1]
-            if missing:
-                full = torch.cat([base[name].float().repeat(conditions, 1)[:, :missing], full], 1)
-            full = full if positions else torch.from_numpy(full.cpu().numpy().mean(axis=-1, keepdims=True))
+        if full.dim() == 2 and not positions:
+            full = torch.from_numpy(full.cpu().numpy().mean(axis=-1, keepdims=True))
         found[name] = full
     return found
 
 
-def together(found: list[dict[str, torch.Tensor]]) -> dict[str, Any]:
+def in_one_tensor(found: list[dict[str, torch.Tensor]]) -> dict[str, Any]:
     """Many small tensors as one, with their names and shapes."""
     flat = [one.detach().float().cpu().flatten() for values in found for one in values.values()]
     return {
@@ -123,19 +219,29 @@ def together(found: list[dict[str, torch.Tensor]]) -> dict[str, Any]:
 
 
 def activations(root: Any, program: dict[str, Any]) -> Any:
-    """The values of sites, ``(kind, point, columns, heads, head, positions)`` each, and nothing else."""
+    """The values of sites, as `capture` takes them, for each group of prompts, and nothing else."""
     parts, device = where(root, program["parts"])
-    layers = sorted({site[1][0] for site in program["sites"] if site[0] == "head_out"})
-    parts["out_of"] = {layer: weights_of(root, parts, layer, parts["like"])[3] for layer in layers}
+    parts["out_of"] = output_weights(root, parts, program["sites"])
     program = moved(program, device)
-    found: list[dict[str, Any]] = []
-    for tokens in program["tokens"]:
-        points = pieces(root, parts, tokens, [site[1] for site in program["sites"]])
-        found.append({str(number): value_at(root, parts, points, site) for number, site in enumerate(program["sites"])})
-    return together(found)
+    return in_one_tensor([capture(root, parts, tokens, program["sites"]) for tokens in program["tokens"]])
 
 
-def value_at(root: Any, parts: dict[str, Any], points: dict[Any, torch.Tensor], site: Any) -> torch.Tensor:
+def output_weights(root: Any, parts: dict[str, Any], sites: list[Any]) -> dict[int, torch.Tensor | None]:
+    """``W_O`` of the layers of which some site is what heads write, ``(head, d_head, d_model)``."""
+    layers = sorted({site[1][0] for site in sites if site[0] == "head_out"})
+    return {layer: weights_of(root, parts, layer)[3] for layer in layers}
+
+
+def capture(root: Any, parts: dict[str, Any], tokens: torch.Tensor, sites: list[Any]) -> dict[str, torch.Tensor]:
+    """The values of sites, by their number; a site is ``(kind, point, columns, heads, head, positions)``.
+
+    ``parts["out_of"]`` is what `output_weights` gives.
+    """
+    points = read_in_batches(root, parts, tokens, [site[1] for site in sites])
+    return {str(number): value_at(parts, points, site) for number, site in enumerate(sites)}
+
+
+def value_at(parts: dict[str, Any], points: dict[Any, torch.Tensor], site: Any) -> torch.Tensor:
     """The value of a site, in the shape that its component states."""
     kind, point, cols, heads, head, at = site
     value = points[point]
@@ -153,16 +259,18 @@ def value_at(root: Any, parts: dict[str, Any], points: dict[Any, torch.Tensor], 
 
 
 def scores_of_weights(root: Any, program: dict[str, Any]) -> Any:
-    """``program["score"]`` of the weights of all heads, which stay here: float64 arrays by layer."""
+    """``program["score"]`` of the weights of all heads, which stay here."""
     parts, _ = where(root, program["parts"])
+    return {"table": torch.from_numpy(score_weights(root, parts, program["score"]))}
+
+
+def score_weights(root: Any, parts: dict[str, Any], score: Any) -> Any:
+    """``score(layers)``, an array; `layers` holds for each the fields of `HeadWeights`, float64 arrays or None."""
     layers = [
-        [
-            None if one is None else one.detach().double().cpu().numpy()
-            for one in weights_of(root, parts, layer, parts["like"])
-        ]
+        [None if one is None else one.detach().double().cpu().numpy() for one in weights_of(root, parts, layer)]
         for layer in range(parts["layers"])
     ]
-    return {"table": torch.from_numpy(program["score"](layers))}
+    return score(layers)
 
 
 def facts(root: Any, program: dict[str, Any]) -> Any:
@@ -201,17 +309,58 @@ def check(root: Any, program: dict[str, Any]) -> Any:
     planned_here = passes(root, program)
     parts, device = where(root, program["parts"])
     rows, writes, scored = moved([program["rows"], program["writes"], program["scored"]], device)
-    logits, deviation = changed(root, parts, rows, writes, scored)
-    points = pieces(root, parts, rows[:1], program["wanted"]) if program["wanted"] else {}
-    off = by_itself(root, parts, points, program["layers"], device)
-    probes = program["probe"](logits).float().cpu()
-    return {"planned": planned_here, "own": probes, "deviation": float(deviation), "off": off}
+    own, deviation, off = own_pass(
+        root, parts, rows, writes, scored, program["wanted"], program["layers"], program["probe"], device
+    )
+    return {"planned": planned_here, "own": own, "deviation": deviation, "off": off}
+
+
+def own_pass(
+    root: Any,
+    parts: dict[str, Any],
+    rows: torch.Tensor,
+    writes: dict[Any, list[Any]],
+    scored: list[int],
+    wanted: list[Any],
+    layers: list[int],
+    probe: Any,
+    device: Any,
+) -> tuple[torch.Tensor, float, list[Any]]:
+    """What a self-check compares planned passes with.
+
+    Parameters
+    ----------
+    root, parts
+        As for `run_unmodified`.
+    rows : Tensor (row, position)
+        Tokens; the first row is without writes.
+    writes : dict
+        What is added in the model's own pass, as `traces.run_with_writes` takes it.
+    scored : list of int
+        Positions of the logits.
+    wanted : list of (layer, point)
+        What `traces.by_itself` needs of the first row.
+    layers : list of int
+        Layers whose parts are looked at.
+    probe : callable
+        Gives a number for the logits of each row and position.
+    device : torch.device
+
+    Returns
+    -------
+    tuple of (Tensor, float, list)
+        Probes ``(row, scored)``, float32 on the CPU; the deviation of the logits; and what `traces.by_itself` gives.
+    """
+    logits, deviation = run_with_writes(root, parts, rows, writes, scored)
+    points = read_in_batches(root, parts, rows[:1], wanted) if wanted else {}
+    off = by_itself(root, parts, points, layers, device)
+    return probe(logits).float().cpu(), float(deviation), off
 
 
 def where(root: Any, described: dict[str, Any]) -> Any:
     """The handles of a model, and the device on which its activations are."""
     parts = {**opened(root, described), "apart": next(iter(root._module.parameters())).is_meta}
-    like = read(root, parts, nothing("cpu"), {(0, "resid_pre")})[(0, "resid_pre")]
+    like = read(root, parts, no_tokens("cpu"), {(0, "resid_pre")})[(0, "resid_pre")]
     return {**parts, "like": like}, like.device
 
 
@@ -228,11 +377,12 @@ def moved(value: Any, device: Any) -> Any:
     return value
 
 
-def weights_of(root: Any, parts: dict[str, Any], layer: int, like: torch.Tensor) -> list[torch.Tensor | None]:
+def weights_of(root: Any, parts: dict[str, Any], layer: int) -> list[torch.Tensor | None]:
     """The fields of `HeadWeights` of a layer, read; or what its modules make of unit vectors, where they cannot be."""
     block = parts["blocks"][layer]
     if not parts["apart"]:
         return weights_read(parts, block._module)
-    with torch.no_grad(), root.trace(nothing(like.device), use_cache=False):
+    like = parts["like"]
+    with torch.no_grad(), root.trace(no_tokens(like.device), use_cache=False):
         made = weights_made(parts, block, like)
     return made

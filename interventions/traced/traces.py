@@ -1,26 +1,27 @@
 """The traces themselves: what is read of a run as it is, and a planned pass. Owns every trace of a sweep.
 
 Plain functions of an nnsight handle of the model, tensors, numbers, slices and dicts of them: they run here, and inside
-a session on a server that has torch and nnsight but not this package. ``parts`` is what `jobs.described` makes of a
-model, with the handles that `opened` adds.
+a session on a server that has torch and nnsight but not this package. ``parts`` is the `ModelParts` of `specs`.
 """
 
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nnsight
 import torch
 
 from . import activations, planned_pass
-from .attention import wide
+from .attention import at_least_float32
 from .head_weights import GAINS, gains_made, gains_read, weights_read
-from .logits import comparing, score
+from .logits import logits_kernels, with_base_logits
 from .projections import combine, project, sides
 from .rows import call_module
 
-Points = dict[tuple[int, str], torch.Tensor]
+if TYPE_CHECKING:
+    from .specs import Kernel, LogitsSpec, Points, ResolvedPass, WriteSite
+
 DIRECTIONS = 3
 """Fixed vectors that those of a fingerprint are multiplied with."""
 TOKENS = 16
@@ -28,7 +29,7 @@ TOKENS = 16
 
 
 def opened(root: Any, described: dict[str, Any]) -> dict[str, Any]:
-    """What `forward.run` has to know of a model, from its description."""
+    """What a trace has to know of a model, from its description."""
     names = [name for name in ("blocks", "norm", "unembed", "rotary") if described[name] is not None]
     return {**described, **{name: operator.attrgetter(described[name])(root) for name in names}}
 
@@ -43,7 +44,7 @@ def end(parts: dict[str, Any], tracer: Any) -> None:
         tracer.stop()
 
 
-def nothing(device: Any) -> torch.Tensor:
+def no_tokens(device: Any) -> torch.Tensor:
     """Tokens for a trace that never goes through the model itself."""
     return torch.zeros((1, 1), dtype=torch.long, device=device)
 
@@ -66,25 +67,26 @@ def as_it_is(
     tokens: torch.Tensor,
     scored: list[int],
     wanted: set[tuple[int, str]],
-    watch: list[Any],
-    scoring: dict[str, Any],
+    kernels: list[Kernel],
+    logits: LogitsSpec,
     keep_logits: bool,
 ) -> tuple[Points, dict[str, torch.Tensor], torch.Tensor | None]:
     """One pass of the model's own: what is at the wanted points, the readers' values, and the scored logits if kept.
 
-    `watch` and `scoring` are as in `forward`; kernels in ``scoring["compare"]`` also take ``base_logits``, which are
-    those of this very pass where `keep_logits` is set.
+    `kernels` are those of patterns. Kernels in ``logits["compare"]`` also take ``base_logits``, those of this very pass
+    where `keep_logits` is set.
     """
     at = torch.tensor(scored, device=tokens.device)
     layers, embeddings, places = parts["layers"], parts["embeddings"], parts["points"]
     with torch.no_grad(), root.trace(tokens, use_cache=False) as tracer:
         found: dict[str, Any] = {}
-        taken, values = activations.read_activations(root, parts, embeddings, places, layers, wanted, watch, {})
-        if scoring["kernels"]:
+        taken, values = activations.read_activations(root, parts, embeddings, places, layers, wanted, kernels, {})
+        if logits["kernels"]:
             normed = parts["norm"].output[:, at]
             if keep_logits:
                 found["logits"] = parts["unembed"](normed)
-            values.update(score(normed, parts["unembed"], comparing(scoring, found), len(tokens)))
+            spec = with_base_logits(logits, found.get("logits"))
+            values.update(logits_kernels(normed, parts["unembed"], spec, len(tokens)))
         nnsight.save(taken)
         nnsight.save(values)
         nnsight.save(found)
@@ -120,9 +122,11 @@ def sketch(found: list[torch.Tensor]) -> torch.Tensor:
     return torch.stack(rows)
 
 
-def misshapen(parts: dict[str, Any], values: dict[str, torch.Tensor], watch: list[Any], rows: int, scored: int) -> str:
+def misshapen(
+    parts: dict[str, Any], values: dict[str, torch.Tensor], kernels: list[Kernel], rows: int, scored: int
+) -> str:
     """Which kernel gives values that are not one for each row and scored position, or row, layer and head, if any."""
-    watched = {name for name, _, _ in watch}
+    watched = {kernel["name"] for kernel in kernels}
     for name, value in values.items():
         axes = "(row, layer, head)" if name in watched else "(row, scored)"
         wanted = (rows, parts["layers"], parts["heads"]) if name in watched else (rows, scored)
@@ -131,10 +135,10 @@ def misshapen(parts: dict[str, Any], values: dict[str, torch.Tensor], watch: lis
     return ""
 
 
-def planned(root: Any, parts: dict[str, Any], base: Points, job: dict[str, Any], device: Any) -> dict[str, Any]:
-    """The values of a job of `forward.run`, in a trace that never goes through the model itself."""
-    with root.trace(nothing(device), use_cache=False) as tracer:
-        values = planned_pass.run_without_grad(parts, base, job)
+def planned(root: Any, parts: dict[str, Any], base: Points, spec: ResolvedPass, device: Any) -> dict[str, Any]:
+    """The values of a planned pass, in a trace that never goes through the model itself."""
+    with root.trace(no_tokens(device), use_cache=False) as tracer:
+        values = planned_pass.run_without_grad(parts, base, spec)
         nnsight.save(values)
         end(parts, tracer)
     return dict(values)
@@ -144,21 +148,21 @@ def slopes(
     root: Any,
     parts: dict[str, Any],
     base: Points,
-    job: dict[str, Any],
-    places: list[Any],
+    spec: ResolvedPass,
+    sites: list[WriteSite],
     names: list[str],
     device: Any,
-) -> tuple[dict[Any, torch.Tensor], dict[str, dict[Any, torch.Tensor]]]:
-    """What is at places in such a pass, and the derivative by it of each kernel's mean over scored positions."""
-    with torch.enable_grad(), root.trace(nothing(device), use_cache=False) as tracer:
-        found = planned_pass.slopes(parts, base, job, places, names)
+) -> tuple[dict[WriteSite, torch.Tensor], dict[str, dict[WriteSite, torch.Tensor]]]:
+    """What is at sites in such a pass, and the derivative by it of each kernel's mean over scored positions."""
+    with torch.enable_grad(), root.trace(no_tokens(device), use_cache=False) as tracer:
+        found = planned_pass.slopes(parts, base, spec, sites, names)
         nnsight.save(found)
         end(parts, tracer)
     values, by_name = found
     return dict(values), {name: dict(slope) for name, slope in by_name.items()}
 
 
-def changed(
+def run_with_writes(
     root: Any, parts: dict[str, Any], tokens: torch.Tensor, writes: dict[Any, list[Any]], scored: list[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits of the model's own pass with changes added, at scored positions; and their deviation in the first row."""
@@ -186,7 +190,7 @@ def by_itself(
     every = []
     for layer in layers:
         block, z = parts["blocks"][layer], points[(layer, "z")]
-        with torch.no_grad(), root.trace(nothing(device), use_cache=False) as tracer:
+        with torch.no_grad(), root.trace(no_tokens(device), use_cache=False) as tracer:
             normed = call_module(block, parts["paths"]["norm_1"], points[(layer, "resid_pre")])
             whole = torch.cat(sides(parts, block, normed), -1)
             bias = torch.cat(sides(parts, block, torch.zeros_like(normed)), -1)
@@ -208,10 +212,12 @@ def by_itself(
         if layer == parts["layers"] - 1:
             pairs.append(("columns", *columns(root, parts, points[(layer, "resid_post")], device)))
         if not parts["apart"]:
-            *matrices, written_out = (wide(one) for one in weights_read(parts, block._module)[:4] if one is not None)
-            made = [torch.einsum("epm,hmd->ephd", wide(found[4]), one).flatten(-2) for one in matrices]
-            pairs.append(("weights of q, k and v", torch.cat(made, -1) + wide(found[5]), found[0]))
-            pairs.append(("weights of out", wide(z) @ written_out.flatten(0, 1), found[3]))
+            *matrices, written_out = (
+                at_least_float32(one) for one in weights_read(parts, block._module)[:4] if one is not None
+            )
+            made = [torch.einsum("epm,hmd->ephd", at_least_float32(found[4]), one).flatten(-2) for one in matrices]
+            pairs.append(("weights of q, k and v", torch.cat(made, -1) + at_least_float32(found[5]), found[0]))
+            pairs.append(("weights of out", at_least_float32(z) @ written_out.flatten(0, 1), found[3]))
         large = {"combine": found[6], "weights of out": found[6], "weights of q, k and v": found[0]}
         every.append(
             [
@@ -238,13 +244,15 @@ def rounding_of(value: torch.Tensor) -> float:
 
 def columns(root: Any, parts: dict[str, Any], stream: torch.Tensor, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits of some tokens as a metric gets them, and as the last layer gives them: ``(position, token)``."""
-    with torch.no_grad(), root.trace(nothing(device), use_cache=False) as tracer:
+    with torch.no_grad(), root.trace(no_tokens(device), use_cache=False) as tracer:
         normed = parts["norm"](stream)
         logits = parts["unembed"](normed)
         size = logits.shape[-1]
         tokens = torch.arange(0, size, max(1, size // TOKENS), device=logits.device).expand(*logits.shape[:2], -1)
-        job = {"kernels": [("columns", as_they_are, {})], "tokens": tokens, "apart": parts["apart"]}
-        made = score(normed, parts["unembed"], {**job, "rows": 1, "rows_of_all": 1}, 1)["columns"]
+        kernel = {"name": "columns", "function": as_they_are, "arguments": {}}
+        spec: Any = {"kernels": [kernel], "tokens": tokens, "compare": [], "apart": parts["apart"]}
+        spec.update(rows=1, rows_of_all=1)
+        made = logits_kernels(normed, parts["unembed"], spec, 1)["columns"]
         found = nnsight.save([made, logits.gather(-1, tokens)])
         end(parts, tracer)
     return found[0], found[1]

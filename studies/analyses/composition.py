@@ -75,15 +75,8 @@ def composition_scores(model: Model, *, draws: int = 200, seed: int = 0, check: 
 def _composition(model: Model, draws: int, seed: int) -> xr.Dataset:
     shape = model.shape
     score = partial(_tables, centred=model.family.centred)
-    if model.remote:
-        from ...interventions.remote.model import RemoteModel
-
-        assert isinstance(model, RemoteModel)
-        pairs = (shape.layers, shape.heads) * 2
-        table = model.score_weights(score, (len(KINDS), len(FOLDING), *pairs))
-    else:
-        weights = [model.head_weights(layer) for layer in model.layers]
-        table = score([[None if part is None else part.double().cpu().numpy() for part in one] for one in weights])
+    pairs = (shape.layers, shape.heads) * 2
+    table = model.backend.score_head_weights(score, (len(KINDS), len(FOLDING), *pairs))
     floor = random_composition(shape.d_model, shape.d_head, draws, seed)
     long = "composition score"
     return xr.Dataset(

@@ -170,7 +170,7 @@ def _patching(ds: xr.Dataset) -> list[str]:
         beyond = ": below 0, so the answer turns to the distractor" if ratio[at] < -0.1 else ""
         sentences.append(
             f"By {direction}, the single patch that changes most is {ds['component'].values[at[0]]} of "
-            f"L{at[1]}H{at[2]}: the normalised logit difference goes from {start:.0f} to {ratio[at]:.2f} (0 is the "
+            f"L{at[1]}H{at[2]}: the normalized logit difference goes from {start:.0f} to {ratio[at]:.2f} (0 is the "
             f"corrupted run, 1 the clean one){beyond}."
         )
     if "set_induction" not in ds:

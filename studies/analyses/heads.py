@@ -95,8 +95,7 @@ def untrained_scores(model: Model, task: Task, metrics: Sequence[Metric], seeds:
     with begin(model, check=False) as call:
         for seed in seeds:
             module = untrained_module(model, call.identity, seed)
-            device = "auto" if model.remote else str(model.device)
-            untrained = load(module, device=device, dtype=model.dtype, tokenizer=model.tokenizer)
+            untrained = load(module, device=str(model.device), dtype=model.dtype, tokenizer=model.tokenizer)
             scores = head_scores(untrained, task, metrics, check=False)  # built as `model`, which is checked
             found.append(scores[[metric.name for metric in metrics]].mean("example", keep_attrs=True))
     return xr.concat(found, xr.DataArray(list(seeds), dims="seed", name="seed"))

@@ -16,7 +16,7 @@ from ...errors import MOST_DRAWS, MOST_STEPS, DeclarationError, HeadwiseError, R
 from ...interventions.base.hashing import short_hash
 from ...interventions.declare import codec
 from ...interventions.declare.sites import Head
-from ..measuring import executors
+from ..measuring import context
 from ..storage import unfinished
 from ..storage.provenance import as_attrs, exact_facts, provenance
 from ..storage.registry import TASKS
@@ -143,14 +143,14 @@ class InductionStudy:
             `out` cannot be written, or belongs to another study.
         """
         self.task.draw(model)  # what does not fit the model is refused before any forward pass
-        executors.check_executor(model, executor)
+        context.check_executor(model, executor)
         heads.check_room(model)
         from ...interventions.begin import begin
 
         if out is None:
-            with begin(model, check=False) as call, executors.using(executor):
+            with begin(model, check=False) as call, context.using(executor=executor):
                 return self._run(model, call.identity, progress)
-        with unfinished.keeping(out, resume) as kept, begin(model, check=False, anew=True) as call:
+        with unfinished.keeping(out, resume) as kept, begin(model, check=False, anew=True, ledger=kept) as call:
             about = {"title": self._title(model), "study": self.to_json(), "task": self._task()}
             kept.describe(provenance(model, call.identity) | about, call.identity)
             inputs = short_hash(self.to_json(), json.dumps(exact_facts(model, call.identity)))
@@ -163,7 +163,7 @@ class InductionStudy:
                 return kept.stage(f"{inputs}-{name}", make, call.identity, sizes)
 
             try:
-                with executors.using(executor):
+                with context.using(executor=executor, store=kept):
                     tree = self._run(model, call.identity, progress, keep)
             except HeadwiseError:
                 raise

@@ -53,7 +53,7 @@ def qkv_of_every_head(model: Model, task: Task) -> xr.Dataset:
         words = f"{direction}, {source} into {base}"
         result[direction] = measured["logit_diff"].assign_attrs(long_name=f"logit difference, {words}")
         result[f"{direction}_normalized"] = normalized(measured, "logit_diff").assign_attrs(
-            long_name=f"normalised logit difference, {words}"
+            long_name=f"normalized logit difference, {words}"
         )
         for name, end in effect_interval(measured, "logit_diff").items():
             result[name.replace("logit_diff", direction)] = end

@@ -52,7 +52,6 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Make the plan of a sweep on repeated tokens and print it."""
-    from ...interventions.plan.explain import cost
     from ..measuring.measure import plan as plan_of
     from ..tasks.tasks import RepeatedTokens
 
@@ -67,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
         batch_size=int(size) if size.isdigit() else size,
     )
     if options.json:
-        found = cost(plan)
+        found = plan.cost()
         put(
             json.dumps(
                 asdict(found)

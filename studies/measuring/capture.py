@@ -18,7 +18,8 @@ from ...interventions.plan.plan import make_plan
 from ..storage.provenance import provenance
 from ..storage.registry import TASKS
 from ..tasks.tasks import Task
-from .labels import check_model, check_remote, coordinates, number_dims, task_json
+from .context import check_remote
+from .labels import check_model, coordinates, number_dims, task_json
 
 if TYPE_CHECKING:
     from ...interventions.models.model import Model
@@ -77,8 +78,7 @@ def capture(
     (('example', 'query', 'key'), ('example', 'position', 'd_model'))
     """
     from ...interventions.begin import begin
-    from ...interventions.run import activations
-    from ...interventions.run.outcome import as_array
+    from ...interventions.run.activations import check_sites
 
     check_model(model)
     check_remote(model, remote)
@@ -89,21 +89,13 @@ def capture(
     if run not in batch.runs:
         raise UnknownNameError(f"run={run!r}: the task has the runs {choices(batch.runs)}")
     make_plan([], model=model.name, shape=model.shape, groups=groups, runs=list(batch.runs), base=run)
-    activations.check_sites(model, wanted, groups)
+    check_sites(model, wanted, groups)
     dataset = xr.Dataset(coords=coordinates(model, batch, run))
     found: dict[Site, list[Array]] = {site: [] for site in wanted}
     with begin(model, check=check, length=int(batch.lengths.max())) as call:
-        if model.remote:
-            from ...interventions.remote.model import RemoteModel
-
-            assert isinstance(model, RemoteModel)
-            for values in model.capture(wanted, [batch.tokens(run, group) for group in groups]):
-                for site, value in zip(wanted, values, strict=True):
-                    found[site].append(value.numpy())
-        for group in groups if not model.remote else ():
-            points = activations.read_points(model, batch.tokens(run, group), wanted)
-            for site in wanted:
-                found[site].append(as_array(activations.capture_site(model, points, site)))
+        for values in model.backend.capture(wanted, [batch.tokens(run, group) for group in groups]):
+            for site, value in zip(wanted, values, strict=True):
+                found[site].append(value)
     for site, pieces in found.items():
         dims = _site_dims(site, model.shape)
         size = [max(piece.shape[axis] for piece in pieces) for axis in range(len(dims))]

@@ -96,21 +96,21 @@ def normalized(ds: xr.Dataset, name: str) -> xr.DataArray:
     >>> hw.normalized(ds, "logit_diff").round(2).values
     array([0.01])
     """
-    from ...metrics.statistics import normalised
+    from ...metrics.statistics import normalized as ratio_of_means
 
     values, baseline = _measured(ds, name)
     for run in ("clean", "corrupted"):
         if run not in baseline["run"]:
             raise UnknownNameError(f"normalized needs the run {run!r}: this task has {choices(baseline['run'].values)}")
     ratio: xr.DataArray = xr.apply_ufunc(
-        normalised,
+        ratio_of_means,
         values,
         baseline.sel(run="clean", drop=True),
         baseline.sel(run="corrupted", drop=True),
         input_core_dims=[["example"]] * 3,
     )
     ratio = ratio.rename(f"normalized_{name}")
-    ratio.attrs = {"long_name": f"normalised {values.attrs.get('long_name', name)}", "units": "1"}
+    ratio.attrs = {"long_name": f"normalized {values.attrs.get('long_name', name)}", "units": "1"}
     return ratio
 
 

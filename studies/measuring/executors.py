@@ -11,8 +11,6 @@ import math
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, as_completed
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from threading import Lock
@@ -42,41 +40,8 @@ LEAST = 4
 """Passes of a piece at least: each piece reads the runs it starts from again."""
 LOST = {"KilledWorker", "NoWorkerError", "NoValidWorkerError", "CommClosedError", "ClosedClientError"}
 """What Dask raises where workers or the way to them are gone."""
-_CURRENT: ContextVar[Executor | None] = ContextVar("executor", default=None)
 _OPENING = Lock()
 """Where workers are threads of one process, one of them opens the model."""
-
-
-@contextmanager
-def using(executor: Executor | None) -> Iterator[None]:
-    """Meanwhile, measurements run on the workers of `executor`, where their model can be opened there."""
-    token = _CURRENT.set(executor)
-    try:
-        yield
-    finally:
-        _CURRENT.reset(token)
-
-
-def current(model: Model) -> Executor | None:
-    """The executor that is being used, for a model that its workers can open."""
-    return None if model.source is None else _CURRENT.get()
-
-
-def check_executor(model: Model, executor: Executor | None, estimator: str = "exact") -> None:
-    """Refuse an executor for an estimate, and for a model that its workers cannot open or that is elsewhere already."""
-    if executor is None:
-        return
-    if estimator != "exact":
-        raise DeclarationError(
-            f"executor=...: estimator={estimator!r} takes few passes, which run here: leave the executor out"
-        )
-    if model.remote:
-        raise DeclarationError(f"executor=...: {model.name} runs on a server, which shares out its passes itself")
-    if model.source is None:
-        raise DeclarationError(
-            f"{model.name} is a module in memory, which workers cannot open: save it in a folder, with its tokenizer, "
-            "and load that"
-        )
 
 
 @dataclass(frozen=True)
@@ -120,7 +85,7 @@ class WorkItem:
 
 def run_on(
     executor: Executor,
-    work: Sweep,
+    sweep: Sweep,
     identity: Identity,
     outcome: Outcome,
     keep: Callable[[FinishedValues], None],
@@ -133,7 +98,7 @@ def run_on(
     Parameters
     ----------
     executor : concurrent.futures.Executor
-    work : Work
+    sweep : Sweep
     identity : Identity
         Of the model when the call began.
     outcome : Outcome
@@ -150,15 +115,15 @@ def run_on(
     HeadwiseError
         What a worker refused, as it was raised there.
     """
-    errands = list(cut(work, identity, outcome.missing()))
-    wide = np.float64 if work.model.dtype == "float64" else np.float32
-    for metric in work.setup.metrics:
+    items = list(split(sweep, identity, outcome.missing()))
+    wide = np.float64 if sweep.model.dtype == "float64" else np.float32
+    for metric in sweep.setup.metrics:
         if isinstance(_travelling(metric), str):  # of a metric of one's own, the first piece says it
             outcome.dtypes.setdefault(metric.name, np.dtype(wide))
     waiting: dict[Future[list[FinishedValues]], WorkItem] = {}
     done, errors = 0, []
     try:
-        not_sent = _send(executor, errands, waiting)
+        not_sent = _send(executor, items, waiting)
         for future in as_completed(waiting):
             try:
                 pieces = _answer(future.result(), waiting[future], outcome)
@@ -172,15 +137,15 @@ def run_on(
     finally:
         for future in waiting:
             future.cancel()
-    _tell(errors, not_sent, len(errands))
+    _tell(errors, not_sent, len(items))
 
 
-def _answer(given: object, errand: WorkItem, outcome: Outcome) -> list[FinishedValues]:
+def _answer(given: object, item: WorkItem, outcome: Outcome) -> list[FinishedValues]:
     """What a worker gave, if it is what it was asked for: each run of its chunks and all conditions, once."""
     runs = outcome.plan.runs
     due = [
         (chunk.group, chunk.examples, run, conditions)
-        for chunk in errand.chunks
+        for chunk in item.chunks
         for run, conditions in [
             *((run, ()) for run in runs),
             (None, tuple(number for one in chunk.passes for number in one.conditions)),
@@ -190,7 +155,7 @@ def _answer(given: object, errand: WorkItem, outcome: Outcome) -> list[FinishedV
     pieces: list[Any] = given if isinstance(given, list) else []
     wrong = "" if isinstance(given, list) else f"a {type(given).__name__}, which is no list of pieces"
     wrong = wrong or next((told for piece in pieces if (told := outcome.wrong(piece))), "")
-    if not wrong and any(one.answers != errand.key for one in pieces):
+    if not wrong and any(one.answers != item.key for one in pieces):
         wrong = "the answer to another question"
     if not wrong and [(one.group, one.examples, one.run, one.conditions) for one in pieces] != due:
         wrong = f"{len(pieces)} pieces, which are not the {len(due)} that were due"
@@ -203,19 +168,19 @@ def _answer(given: object, errand: WorkItem, outcome: Outcome) -> list[FinishedV
 
 
 def _send(
-    executor: Executor, errands: Sequence[WorkItem], waiting: dict[Future[list[FinishedValues]], WorkItem]
+    executor: Executor, items: Sequence[WorkItem], waiting: dict[Future[list[FinishedValues]], WorkItem]
 ) -> list[Exception]:
-    """Submit until one is not taken; what that raised, for each errand that was not."""
+    """Submit until one is not taken; what that raised, for each item that was not."""
     try:
-        for errand in errands:
-            future = executor.submit(run_errand, errand)
+        for item in items:
+            future = executor.submit(run_item, item)
             if not isinstance(future, Future) or future in waiting:
                 raise DeclarationError(
                     f"executor=...: its submit gives {type(future).__name__}, where a new Future is due for each piece"
                 )
-            waiting[future] = errand
+            waiting[future] = item
     except Exception as error:
-        return [error] * (len(errands) - len(waiting))
+        return [error] * (len(items) - len(waiting))
     return []
 
 
@@ -249,12 +214,12 @@ def _line(error: Exception) -> str:
     return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
 
 
-def cut(work: Sweep, identity: Identity, chunks: Sequence[ExampleChunk]) -> Iterator[WorkItem]:
+def split(sweep: Sweep, identity: Identity, chunks: Sequence[ExampleChunk]) -> Iterator[WorkItem]:
     """What is left of a plan, in pieces for workers."""
-    model, setup = work.model, work.setup
+    model, setup = sweep.model, sweep.setup
     assert model.source is not None
     known = model.revision not in ("local", "shipped")
-    errand = WorkItem(
+    item = WorkItem(
         (
             model.source,
             model.revision if known else None,
@@ -264,20 +229,20 @@ def cut(work: Sweep, identity: Identity, chunks: Sequence[ExampleChunk]) -> Iter
             _attention(model),
         ),
         identity,
-        _token_hash(setup.plan, work.inputs),
-        json.dumps(encode({"task": work.task, "what": work.what}, TASKS)),
+        _token_hash(setup.plan, sweep.inputs),
+        json.dumps(encode({"task": sweep.task, "what": sweep.what}, TASKS)),
         tuple(_travelling(metric) for metric in setup.metrics),
-        work.base,
+        sweep.base,
         setup.plan.budget,
         (),
     )
     size = max(LEAST, math.ceil(sum(len(chunk.passes) for chunk in chunks) / PIECES))
     for chunk in chunks:
         for start in range(0, max(1, len(chunk.passes)), size):
-            yield replace(errand, chunks=(replace(chunk, passes=chunk.passes[start : start + size]),))
+            yield replace(item, chunks=(replace(chunk, passes=chunk.passes[start : start + size]),))
 
 
-def run_errand(errand: WorkItem) -> list[FinishedValues]:
+def run_item(item: WorkItem) -> list[FinishedValues]:
     """What a worker does: run a piece of a plan.
 
     Raises
@@ -290,25 +255,25 @@ def run_errand(errand: WorkItem) -> list[FinishedValues]:
     from ...interventions.run.outcome import Outcome
 
     with _OPENING:
-        model = _opened(*errand.model)
+        model = _opened(*item.model)
     shipped = metric_names()
-    declared = decode(json.loads(errand.declared), TASKS)
-    metrics = [shipped[one][1] if isinstance(one, str) else one for one in errand.metrics]
+    declared = decode(json.loads(item.declared), TASKS)
+    metrics = [shipped[one][1] if isinstance(one, str) else one for one in item.metrics]
     with turn(model):
-        check_reproduced(model, errand.identity)
+        check_reproduced(model, item.identity)
         task, what = declared["task"], declared["what"]
-        setup = set_up(model, task, what, metrics, base=errand.base, per_position=False, batch_size="auto")
+        setup = set_up(model, task, what, metrics, base=item.base, per_position=False, batch_size="auto")
         inputs = setup.inputs(task, model)
-        if _token_hash(setup.plan, inputs) != errand.token_hash:
+        if _token_hash(setup.plan, inputs) != item.token_hash:
             raise ModelError(
                 f"{model.name} has other tokens for these prompts on a worker than here: workers read the "
                 "tokenizer that lies beside the weights"
             )
-        plan = replace(setup.plan, chunks=errand.chunks, budget=errand.budget)
+        plan = replace(setup.plan, chunks=item.chunks, budget=item.budget)
         readers = setup.readers()
         outcome = Outcome(plan, readers)
         run_chunks(model, plan.chunks, readers, inputs, outcome, _quiet, _quiet)
-    return [replace(piece, answers=errand.key) for chunk in plan.chunks for piece in outcome.pieces(chunk)]
+    return [replace(piece, answers=item.key) for chunk in plan.chunks for piece in outcome.pieces(chunk)]
 
 
 @lru_cache(maxsize=1)

@@ -90,14 +90,6 @@ def check_model(model: object) -> None:
         raise DeclarationError(f"{model!r} is no model: open one with headwise.load, such as load('words-2l')")
 
 
-def check_remote(model: Model, remote: bool | None) -> None:
-    """Refuse to run a model elsewhere than where it was opened."""
-    if remote and not model.remote:
-        raise DeclarationError(f"remote=True: {model.name} was opened here; open it with load(name, remote=True)")
-    if remote is False and model.remote:
-        raise DeclarationError(f"remote=False: {model.name} has no weights here; open it with load(name)")
-
-
 def task_json(task: Task) -> str:
     """The declaration of a task; of one that headwise does not know, its repr."""
     if type(task).__name__ in TASKS:

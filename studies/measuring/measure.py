@@ -14,14 +14,14 @@ import xarray as xr
 
 from ...interventions.base.hashing import short_hash
 from ...interventions.plan.plan import Plan
-from ...interventions.remote import status_line
 from ...metrics.card import Metric
 from ...metrics.outputs import loss
 from ..storage import unfinished
 from ..storage.provenance import provenance
 from ..tasks.tasks import Task
-from .executors import check_executor, current, run_on
-from .labels import check_remote
+from . import context
+from .context import check_executor, check_remote
+from .executors import run_on
 from .request import What, check_estimable, set_up
 from .sweep import CHECKED, Sweep
 
@@ -130,31 +130,36 @@ def measure(
     """
     from ...interventions.begin import begin
 
-    with status_line.quiet(progress is not None and progress is not True):
+    shown = progress is None or progress is True
+    with context.using(quiet=context.current().quiet or not shown) as execution:
         setup = set_up(model, task, what, metrics, base=base, per_position=per_position, batch_size=batch_size)
         check_remote(model, remote)
         check_estimable(setup.metrics, estimator, steps, per_position)
         check_executor(model, executor, estimator)
-        work = Sweep(model, task, what, setup, base, per_position, estimator, steps, check)
-        work.check_request()
-        executor = executor or current(model)
+        sweep = Sweep(model, task, what, setup, base, per_position, estimator, steps, check)
+        sweep.check_request()
+        executor, quiet = executor or execution.executor_for(model), execution.quiet
 
         def spread(call: Call) -> Callable[..., None] | None:
-            return None if executor is None else partial(run_on, executor, work, call.identity)
+            return None if executor is None else partial(run_on, executor, sweep, call.identity)
 
         if out is None:
-            outer = unfinished.current()  # of a study that this measurement is a part of
-            with begin(model, check=False, anew=outer is not None) as call:
-                return work.run(progress, call, work.keeper(outer, call), spread(call))
-        with unfinished.keeping(out, resume) as kept, begin(model, check=False, anew=True) as call:
-            kept.describe(provenance(model, call.identity) | work.attrs, call.identity)
-            keeper = work.keeper(kept, call)
-            inputs = short_hash(keeper.inputs, json.dumps(work.attrs), str(per_position))
+            store = execution.store  # of a study that this measurement is a part of
+            with begin(model, check=False, anew=store is not None, ledger=store, quiet=quiet) as call:
+                return sweep.run(progress, call, sweep.keeper(store, call), spread(call))
+        with (
+            unfinished.keeping(out, resume) as kept,
+            context.using(store=kept),
+            begin(model, check=False, anew=True, ledger=kept, quiet=quiet) as call,
+        ):
+            kept.describe(provenance(model, call.identity) | sweep.attrs, call.identity)
+            keeper = sweep.keeper(kept, call)
+            inputs = short_hash(keeper.inputs, json.dumps(sweep.attrs), str(per_position))
             if (there := kept.finished(inputs, call.identity)) is not None:
                 if check and there.attrs.get(CHECKED) != "passed":
-                    work.check_model(call)
+                    sweep.check_model(call)
                 return there.to_dataset()
-            dataset = work.run(progress, call, keeper, spread(call)).assign_attrs(inputs=inputs)
+            dataset = sweep.run(progress, call, keeper, spread(call)).assign_attrs(inputs=inputs)
             kept.finish(dataset)
             return dataset
 
@@ -200,10 +205,9 @@ def plan(
     """
     setup = set_up(model, task, what, metrics, base=base, per_position=False, batch_size=batch_size)
     setup.readers()  # refuses metrics that the task cannot have, as `measure` does
-    if not timed or model.remote:
+    if not timed:
         return setup.plan
     from ...interventions.begin import turn
-    from ...interventions.calibration import speed
 
     with turn(model):
-        return replace(setup.plan, speed=speed(model, setup.plan, setup.inputs(task, model)))
+        return replace(setup.plan, speed=model.backend.speed(setup.plan, setup.inputs(task, model)))

@@ -83,8 +83,6 @@ def set_up(
     batch_size: int | str,
 ) -> Request:
     """Check what is asked for and lay it out; arguments as for `measure`."""
-    from ...interventions.run import memory
-
     check_model(model)
     chosen = chosen_metrics(metrics)
     axes, interventions = conditions(what)
@@ -101,8 +99,8 @@ def set_up(
         batch_size=batch_size,
         reads_patterns=any(metric.kind == "pattern" for metric in chosen),
         columns=logits_wanted(chosen),
-        budget=memory.REMOTE_BUDGET if model.remote else memory.budget(model.device),
-        overhead=memory.ACCELERATOR_OVERHEAD if model.remote else memory.overhead(model.device),
+        budget=model.backend.budget,
+        overhead=model.backend.overhead,
     )
     return Request(chosen, axes, declared, batch, plan)
 

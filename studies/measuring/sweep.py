@@ -25,6 +25,7 @@ from .request import Request, What
 if TYPE_CHECKING:
     from ...interventions.begin import Call
     from ...interventions.models.model import Model
+    from ...interventions.run.backend import Backend
     from ...interventions.run.cache import CompiledMetric
     from ...interventions.run.outcome import Inputs, Outcome
     from ..storage.pass_store import PassStore
@@ -58,6 +59,12 @@ class Sweep:
     def inputs(self) -> Inputs:
         """The prompts as the engine sees them."""
         return self.setup.inputs(self.task, self.model)
+
+    @property
+    def backend(self) -> Backend:
+        """What carries out the passes."""
+        backend: Backend = self.model.backend
+        return backend
 
     @cached_property
     def attrs(self) -> dict[str, str]:
@@ -102,7 +109,7 @@ class Sweep:
             return None
         from ..storage.pass_store import PassStore
 
-        whole = self.per_position or not self.model.remote  # of a server, the mean over positions comes back
+        whole = self.per_position or self.backend.every_position
         return PassStore(kept, self.model, call.identity, self.setup.plan, self.readers, self.inputs, whole)
 
     def run(
@@ -117,24 +124,27 @@ class Sweep:
         An estimate, which takes few passes, keeps none of them, and takes no worker.
         """
         from ...interventions.calibration import against_float32
-        from ...interventions.run import engine, gradients
+        from ...interventions.run import engine
 
         if self.check:
             self.check_model(call)
         started = time.monotonic()
         model, plan, batch, axes = self.model, self.setup.plan, self.setup.batch, self.setup.axes
-        attrs = self.attrs
+        attrs, backend = self.attrs, self.backend
         dataset = labelled(coordinates(model, batch, self.base), axes)
         readers, inputs = self.readers, self.inputs
         deviation = against_float32(model, plan, readers, inputs)
         where = None if keeper is None or self.estimator != "exact" else keeper.parts.folder
         with Progress("measuring", progress, kept=where, total=plan.steps) as bar:
-            if model.remote:
-                outcome = self._elsewhere(bar, keeper)
-            elif self.estimator == "exact":
-                outcome = engine.run_plan(model, plan, readers, inputs, bar.update, keeper, on_workers)
+            positions, say = self.per_position, bar.say
+            if self.estimator != "exact":
+                outcome = backend.run_estimate(
+                    plan, readers, inputs, self._steps, bar.update, positions=positions, say=say
+                )
+            elif on_workers is not None:
+                outcome = engine.run_plan(plan, readers, on_workers, bar.update, keeper)
             else:
-                outcome = gradients.run_estimate(model, plan, readers, inputs, self._steps, bar.update)
+                outcome = backend.run_plan(plan, readers, inputs, bar.update, keeper, positions=positions, say=say)
         for metric in self.setup.metrics:
             dataset = dataset.assign(_variables(metric, outcome, batch, axes, self.per_position))
         dataset = number_dims(dataset)
@@ -143,17 +153,6 @@ class Sweep:
         if deviation:
             dataset.attrs["float32_deviation"] = json.dumps(deviation)
         return dataset
-
-    def _elsewhere(self, bar: Progress, keeper: PassStore | None) -> Outcome:
-        """The same on the server that has the model."""
-        from ...interventions.remote import run as remote
-        from ...interventions.remote.model import RemoteModel
-
-        assert isinstance(self.model, RemoteModel)
-        given = (self.model, self.setup.plan, self.readers, self.inputs)
-        if self.estimator == "exact":
-            return remote.run_plan(*given, bar.update, keeper, positions=self.per_position, say=bar.say)
-        return remote.run_estimate(*given, self._steps, bar.update, positions=self.per_position, say=bar.say)
 
 
 def _variables(

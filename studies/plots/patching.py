@@ -45,7 +45,7 @@ def qkv_grids(ds: xr.Dataset, direction: str) -> Any:
 
 @marks_few
 def qkv_of_set(ds: xr.Dataset) -> Any:
-    """Induction score and normalised logit difference when q, k or v of all induction heads is patched together.
+    """Induction score and normalized logit difference when q, k or v of all induction heads is patched together.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def qkv_of_set(ds: xr.Dataset) -> Any:
     score, answer = ds["set_induction"].transpose("component", "example"), ds["set_normalized"].sel(component=names)
     clean = {"clean run": float(ds["clean_induction"].mean())}
     runs = {"clean run": 1.0, "corrupted run": 0.0}
-    axis = dimension("answer", answer, "normalised logit difference")
+    axis = dimension("answer", answer, "normalized logit difference")
     left = _panel(ds, score.mean("example").values, _interval(score.values), dimension("score", score), clean)
     right = _panel(ds, answer.values, _answer_interval(ds, answer.values), axis, runs)
     titled = (styled(left, title="where the heads look"), styled(right, title="what the model answers"))

@@ -152,7 +152,7 @@ def _patching(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
         if np.isfinite(ds[f"{direction}_normalized"]).any():
             page.figure(plots.qkv_grids(ds, direction), caption)
         else:
-            page.add(f"<p>No picture of {direction}: the logit difference cannot be normalised, see above.</p>")
+            page.add(f"<p>No picture of {direction}: the logit difference cannot be normalized, see above.</p>")
 
 
 PATCHED = {

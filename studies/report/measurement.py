@@ -215,7 +215,7 @@ def changes_table(moved: Changes) -> str:
     order = moved.order()
     unit = unit_words(moved.unit).strip()
     head = ["condition", moved.label, "change", "95% interval", "q"]
-    head += ["normalised"] if moved.share is not None else []
+    head += ["normalized"] if moved.share is not None else []
     rows = []
     for at in order[:TOP]:
         change = 0.0 if moved.rounding[at] else float(moved.mean[at])

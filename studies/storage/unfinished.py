@@ -14,7 +14,6 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from ...errors import DeclarationError, ResultError, ResultWarning, choices
 from ...interventions.base.hashing import short_hash
 from ...interventions.declare.codec import read_json
 from ...interventions.models.identity import Identity, stored_fingerprint
-from ...interventions.remote import ledger
 from ...signals import undisturbed
 from ..output.progress import Stopped, Terminated, Terminating
 from .files import beside, check_writable, flush, write_beside
@@ -34,7 +32,6 @@ from .parts_folder import ABOUT, BEHIND, LONGEST, PartsFolder
 
 MADE_BY = "made_by"
 """Attribute of a part that holds the fingerprint of its model."""
-_CURRENT: ContextVar[UnfinishedResult | None] = ContextVar("parts", default=None)
 
 
 class UnfinishedResult(PartsFolder):
@@ -242,7 +239,7 @@ def _unlike(text: object, identity: Identity) -> str:
 
 @contextmanager
 def keeping(out: str | os.PathLike[str], resume: bool) -> Iterator[UnfinishedResult]:
-    """The parts of the result `out`, for one process at a time; measurements made meanwhile keep their passes there.
+    """The parts of the result `out`, for one process at a time.
 
     Parameters
     ----------
@@ -264,12 +261,7 @@ def keeping(out: str | os.PathLike[str], resume: bool) -> Iterator[UnfinishedRes
                     parts.acquire()
                 if not resume:
                     parts.clear()
-                token = _CURRENT.set(parts)
-                try:
-                    with ledger.writing(parts):
-                        yield parts
-                finally:
-                    _CURRENT.reset(token)
+                yield parts
             finally:
                 with undisturbed():
                     parts.release()
@@ -285,11 +277,6 @@ def keeping(out: str | os.PathLike[str], resume: bool) -> Iterator[UnfinishedRes
 def _stop_text(error: KeyboardInterrupt, stopped: str, left: str) -> str:
     """What is said of work that was stopped."""
     return str(error) or "; ".join([stopped, *([left] if left else [])])
-
-
-def current() -> UnfinishedResult | None:
-    """The parts of the result that is being made, if it is one that is written."""
-    return _CURRENT.get()
 
 
 def netcdf_path(out: str | os.PathLike[str]) -> Path:

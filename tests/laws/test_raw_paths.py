@@ -202,7 +202,7 @@ def test_pattern_written_by_hand(model: Any) -> None:
 # --- knockout -------------------------------------------------------------------------------------------------------
 
 
-def test_knockout_is_the_renormalised_softmax(model: Any) -> None:
+def test_knockout_is_the_renormalized_softmax(model: Any) -> None:
     tokens, cells = draw(model), [(3, 1), (5, 0), (5, 5), (2, 4)]  # (2, 4) is in the future: nothing there
     heads, clean = range(model.config.n_head), model(tokens).logits
     patterns = [activation(model, tokens, "pattern", 1)[:, head] for head in heads]

@@ -13,7 +13,7 @@ from headwise.metrics import (
     VARIANTS,
     Card,
     Metric,
-    Run,
+    PromptFacts,
     accuracy,
     chance,
     duplicate_token,
@@ -53,7 +53,7 @@ def repeated(examples, bos, seed):
     random = np.random.default_rng(seed)
     half = np.stack([random.permutation(40)[:L] + 1 for _ in range(examples)])
     front = np.zeros((examples, int(bos)), dtype=int)
-    return Run(np.concatenate([front, half, half], axis=1), period=L, start=int(bos))
+    return PromptFacts(np.concatenate([front, half, half], axis=1), period=L, start=int(bos))
 
 
 def apply(metric, pattern, run):
@@ -156,14 +156,14 @@ def test_induction_looks_after_the_copy_not_at_it():
 
 
 def test_prefix_matching_is_missing_where_nothing_repeats():
-    run = Run(np.array([[1, 2, 3, 4], [1, 2, 1, 3]]))
+    run = PromptFacts(np.array([[1, 2, 3, 4], [1, 2, 1, 3]]))
     found = apply(prefix_matching, patterns(2, 1, 4, 0), run)
     assert np.isnan(found[0]).all()
     assert np.isfinite(found[1]).all()
 
 
 def test_scores_without_a_query_are_missing():
-    one_token = Run(np.array([[3]]))
+    one_token = PromptFacts(np.array([[3]]))
     for metric in (previous_token, first_token, prefix_matching):
         assert np.isnan(apply(metric, np.ones((1, 2, 1, 1)), one_token)).all()
         assert np.isnan(chance(metric, one_token)).all()
@@ -247,7 +247,7 @@ def test_cards_are_complete_and_names_differ():
     [
         (
             induction,
-            Run(np.array([[1, 2, 1]])),
+            PromptFacts(np.array([[1, 2, 1]])),
             "induction needs a repeated sequence (RepeatedTokens); prefix_matching works",
         ),
         (
@@ -256,8 +256,8 @@ def test_cards_are_complete_and_names_differ():
             "induction_stripe is defined without a BOS: use RepeatedTokens(bos=False)",
         ),
         (induction_bos, repeated(1, False, 0), "induction_bos is defined with a BOS: use RepeatedTokens(bos=True)"),
-        (loss, Run(np.array([[1, 2]])), "loss needs targets"),
-        (logit_diff, Run(np.array([[1]]), (0,), np.array([[1]])), "logit_diff needs distractors"),
+        (loss, PromptFacts(np.array([[1, 2]])), "loss needs targets"),
+        (logit_diff, PromptFacts(np.array([[1]]), (0,), np.array([[1]])), "logit_diff needs distractors"),
     ],
     ids=str,
 )

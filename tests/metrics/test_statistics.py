@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from headwise.errors import DeclarationError
-from headwise.metrics import benjamini_hochberg, bootstrap_interval, control_sets, normalised, null_p_value
+from headwise.metrics import benjamini_hochberg, bootstrap_interval, control_sets, normalized, null_p_value
 from headwise.metrics.intervals import few_prompts, interval_attrs, ratio_interval
 from headwise.metrics.statistics import possible_control_sets, rank_correlation, strongest_shared, t_test
 from tests.oracles import naive
@@ -179,19 +179,19 @@ def test_benjamini_hochberg_holds_its_rate():
     assert np.mean(flagged) <= 0.08
 
 
-def test_normalised_is_a_ratio_of_means():
+def test_normalized_is_a_ratio_of_means():
     clean, corrupted = np.array([4.0, 6.0, 5.0]), np.array([0.0, 1.0, -1.0])
     x = np.array([2.0, 3.0, 4.0])
-    assert float(normalised(x, clean, corrupted)) == pytest.approx(naive.normalised(x, clean, corrupted))
-    assert float(normalised(x, clean, corrupted)) == pytest.approx(3 / 5)
+    assert float(normalized(x, clean, corrupted)) == pytest.approx(naive.normalized(x, clean, corrupted))
+    assert float(normalized(x, clean, corrupted)) == pytest.approx(3 / 5)
     assert float(np.mean((x - corrupted) / (clean - corrupted))) != pytest.approx(3 / 5)
 
 
-def test_normalised_is_missing_where_clean_and_corrupted_do_not_differ():
+def test_normalized_is_missing_where_clean_and_corrupted_do_not_differ():
     random = np.random.default_rng(0)
     clean = random.normal(size=30)
-    assert np.isnan(normalised(clean, clean, clean))
-    assert np.isnan(normalised(clean, clean, clean + random.normal(0, 5, size=30)))
+    assert np.isnan(normalized(clean, clean, clean))
+    assert np.isnan(normalized(clean, clean, clean + random.normal(0, 5, size=30)))
 
 
 def test_an_example_without_a_value_leaves_the_denominator_too():
@@ -199,14 +199,14 @@ def test_an_example_without_a_value_leaves_the_denominator_too():
     x = np.array([[2.0, 3.0, np.nan, 4.0], [2.0, 3.0, 9.0, 4.0], [np.nan] * 4])
     kept = [0, 1, 3]
     wanted = [
-        naive.normalised(x[0, kept], clean[kept], corrupted[kept]),
-        naive.normalised(x[1], clean, corrupted),
+        naive.normalized(x[0, kept], clean[kept], corrupted[kept]),
+        naive.normalized(x[1], clean, corrupted),
         np.nan,
     ]
-    np.testing.assert_allclose(normalised(x, clean, corrupted), wanted)
+    np.testing.assert_allclose(normalized(x, clean, corrupted), wanted)
     assert wanted[0] == pytest.approx(9 / 15)
     holed = np.array([4.0, 6.0, np.nan, 5.0])
-    assert float(normalised(x[1], holed, corrupted)) == pytest.approx(9 / 15)
+    assert float(normalized(x[1], holed, corrupted)) == pytest.approx(9 / 15)
 
 
 def free_of(chosen, layers, heads):

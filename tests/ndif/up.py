@@ -110,7 +110,7 @@ def served(stack, where, redis):
     finish("the controller does not start", controller, stack, in_ray, 180)
     print("redis, object store, Ray and controller are up", flush=True)
     os.environ["NDIF_HOST"] = host
-    key = hw.load("words-2l", remote=True).office.model_key
+    key = hw.load("words-2l", remote=True).queue.model_key
     deploy = [str(where / "python"), str(HERE / "deploy.py"), address, key, str(2 << 20)]
     finish("the model is not served", deploy, stack, in_ray, 400)
     print("the model is served", flush=True)

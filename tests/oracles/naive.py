@@ -201,7 +201,7 @@ def kl(base: ArrayLike, other: ArrayLike) -> Array:
     return _per_token(base, one)
 
 
-def normalised(x: ArrayLike, clean: ArrayLike, corrupted: ArrayLike) -> float:
+def normalized(x: ArrayLike, clean: ArrayLike, corrupted: ArrayLike) -> float:
     """``(mean x - mean corrupted) / (mean clean - mean corrupted)``; NaN where the denominator is exactly 0."""
     zero, one, here = (float(np.mean(np.asarray(values))) for values in (corrupted, clean, x))
     return float("nan") if one == zero else (here - zero) / (one - zero)

@@ -29,7 +29,6 @@ from headwise.interventions import (
 from headwise.interventions.models import family
 from headwise.interventions.models.architectures import standard_sizes, windows_everywhere
 from headwise.interventions.plan.cost import forward_flops
-from headwise.interventions.plan.explain import cost
 from headwise.metrics import induction, logit_diff, loss
 from headwise.studies import InductionStudy, RepeatedTokens, capture, measure, plan
 from headwise.studies.analyses.composition import composition_scores
@@ -244,7 +243,7 @@ def test_integrated_estimates_of_parts_add_up_to_what_is_exact(name, model):
 def test_the_plan_counts_what_runs(model, metrics):
     task = RepeatedTokens(n=2, length=7)
     for grid in grids(model):
-        made = cost(plan(model, task, grid, metrics))
+        made = plan(model, task, grid, metrics).cost()
         alone = counted(lambda: measure(model, task, None, metrics, check=False))
         found = counted(lambda grid=grid: measure(model, task, grid, metrics, check=False)) - alone
         sources = forward_flops(model.shape, 2, 14)
@@ -316,7 +315,7 @@ def test_the_whole_study_runs(name, tmp_path):
         ("llama", Head(0, 9).v, "L0H9 v: LlamaForCausalLM has key-value heads 0 to 1"),
         ("llama", Head(0, 4).q, "L0H4 q: LlamaForCausalLM has heads 0 to 3"),
         ("gemma", Head(1, 1).k_rot, "L1H1 k_rot: GemmaForCausalLM has key-value head 0 only; heads 0, 1, 2 and 3 read"),
-        ("llama", Layer(0).pos_embed, "has no pos_embed: positions enter where q and k are turned (q_rot, k_rot)"),
+        ("llama", Layer(0).pos_embed, "has no pos_embed: positions enter where q and k are rotated (q_rot, k_rot)"),
         ("pythia", Layer(0).resid_mid, "has no resid_mid: attention and MLP of a layer both read resid_pre"),
         ("gpt-neo", Head(0, 0).q_rot, "has no q_rot: it has no rotary embedding, and scores are made from q"),
     ],

@@ -18,7 +18,7 @@ from transformers import dynamic_module_utils
 import headwise as hw
 from headwise.errors import HeadwiseError, ModelError
 from headwise.interventions import Head, ZeroAblate, load
-from headwise.interventions.remote.model import open_model
+from headwise.interventions.remote.backend import open_model
 from headwise.studies import RepeatedTokens, measure
 from headwise.studies.cli.main import main
 from tests.oracles import raw_families, raw_hooks

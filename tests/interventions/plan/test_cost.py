@@ -7,7 +7,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from headwise.interventions import Grid, Head, Knockout, Layer, Patch, PathPatch, ZeroAblate
 from headwise.interventions.plan.cost import forward_flops
-from headwise.interventions.plan.explain import cost
 from headwise.metrics import induction, logit_diff, loss
 from headwise.studies import RepeatedTokens, measure, plan
 
@@ -41,7 +40,7 @@ def grids(model):
 @pytest.mark.parametrize("metrics", [[loss], [logit_diff], [induction, loss]], ids=str)
 def test_the_plan_counts_what_runs(random_model, metrics):
     for grid in grids(random_model):
-        made = cost(plan(random_model, TASK, grid, metrics))
+        made = plan(random_model, TASK, grid, metrics).cost()
         alone = counted(lambda: measure(random_model, TASK, None, metrics, check=False))
         found = counted(lambda grid=grid: measure(random_model, TASK, grid, metrics, check=False)) - alone
         sources = forward_flops(random_model.shape, 2, 14)

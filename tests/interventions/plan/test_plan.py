@@ -4,19 +4,32 @@ import subprocess
 import sys
 from collections import Counter
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from headwise import studies
 from headwise.errors import DeclarationError, HeadwiseError, UnknownNameError
-from headwise.interventions import Add, Head, Knockout, Layer, MeanAblate, Patch, PathPatch, Scale, ZeroAblate
+from headwise.interventions import (
+    Add,
+    Head,
+    Knockout,
+    Layer,
+    MeanAblate,
+    Patch,
+    PathPatch,
+    ResampleAblate,
+    Scale,
+    ZeroAblate,
+)
 from headwise.interventions.base.shape import Group, Shape
 from headwise.interventions.plan.cost import Extent, row_bytes
-from headwise.interventions.plan.explain import cost
 from headwise.interventions.plan.passes import Packer
 from headwise.interventions.plan.plan import make_plan
-from headwise.interventions.plan.writes import STAGES, lower, positions_in
+from headwise.interventions.plan.writes import JOIN_STAGES, FromRun, Keys, Reduce, positions_in, writes_of
+from headwise.interventions.traced.values import reduce_examples
 from headwise.metrics import logit_diff, loss
 from headwise.studies import Prompts, RepeatedTokens
 
@@ -89,12 +102,12 @@ def test_budget_holds_the_tensors_of_a_pass():
     assert Packer(GPT2, 50257, False, 1, 0.0).rows(GROUP) == 1
     small, large = (plan(*HEADS, budget=budget) for budget in (2**28, 2**31))
     assert small.passes > large.passes
-    assert cost(small).memory < cost(large).memory
-    assert cost(small).passes == cost(large).passes, "the same work, whatever the budget"
+    assert small.cost().memory < large.cost().memory
+    assert small.cost().passes == large.cost().passes, "the same work, whatever the budget"
 
 
 def test_memory_does_not_grow_with_the_number_of_conditions():
-    few, many = cost(plan(*HEADS[:60])), cost(plan(*HEADS, *[Patch(edit.site) for edit in HEADS], *HEADS))
+    few, many = plan(*HEADS[:60]).cost(), plan(*HEADS, *[Patch(edit.site) for edit in HEADS], *HEADS).cost()
     assert many.memory < 1.5 * few.memory
 
 
@@ -102,7 +115,7 @@ def test_conditions_stand_in_the_order_in_which_they_join():
     made = plan(ZeroAblate(Head(3, 1)), Patch(Head(0, 1).k), ZeroAblate(Layer(3).resid_pre), Patch(Layer(2).resid_post))
     (one,) = (one for chunk in made.chunks for one in chunk.passes)
     assert one.conditions == (1, 2, 3, 0)
-    assert one.entries == ((0, 1), (3, 0), (3, 0), (3, 2))
+    assert one.joins == ((0, 1), (3, 0), (3, 0), (3, 2))
 
 
 def test_late_positions_are_kept_apart_from_early_ones():
@@ -131,7 +144,7 @@ def by_hand(shape, layer, position, columns):
 
 
 def test_residual_patching_costs_what_depends_on_the_patch():
-    found = cost(plan(*RESIDUAL, columns=2))
+    found = plan(*RESIDUAL, columns=2).cost()
     bound = 8 * sum(by_hand(GPT2, layer, position, 2) for layer in range(12) for position in range(49))
     assert found.passes == pytest.approx(bound, rel=1e-9)
     assert found.total < 1.02 * bound, "beside it, only the two runs as they are"
@@ -140,28 +153,48 @@ def test_residual_patching_costs_what_depends_on_the_patch():
 def test_the_yardstick_of_the_design():
     """Every head of GPT-2 small: at most half of naive with the loss, 0.37 with a logit difference."""
     one = (Group((0,), 50, tuple(range(25, 49))),)
-    assert cost(plan(*HEADS, groups=one)).share < 0.49
-    assert cost(plan(*HEADS, groups=one, columns=2)).share < 0.34
+    assert plan(*HEADS, groups=one).cost().share < 0.49
+    assert plan(*HEADS, groups=one, columns=2).cost().share < 0.34
 
 
 @pytest.mark.parametrize(
-    ("edit", "layer", "place", "how"),
+    ("edit", "layer", "point", "how", "value", "embedding"),
     [
-        (ZeroAblate(Layer(0).embed), 0, "stream", "embed"),
-        (Add(Layer(0).embed, [1.0] * 768), 0, "stream", "embed"),
-        (ZeroAblate(Layer(3).resid_post), 4, "stream", "set"),
-        (ZeroAblate(Layer(11).resid_post), 12, "stream", "set"),
-        (Scale(Head(3, 1).head_out, 2.0), 3, "z", "scale"),
-        (Add(Head(3, 1).head_out, [1.0] * 768), 3, "attn_out", "add"),
-        (Knockout(Head(3, 1), 4, 2), 3, "scores", "mask"),
-        (PathPatch(Head(3, 1), "logits"), 12, "stream", "path"),
-        (PathPatch(Head(3, 1), Head(5, 0).k), 5, "k", "path"),
+        (ZeroAblate(Layer(0).embed), 0, "stream", "set", None, "embed"),
+        (Add(Layer(0).embed, [1.0] * 768), 0, "stream", "add", (1.0,) * 768, "embed"),
+        (ZeroAblate(Layer(3).resid_post), 4, "stream", "set", None, None),
+        (ZeroAblate(Layer(11).resid_post), 12, "stream", "set", None, None),
+        (Scale(Head(3, 1).head_out, 2.0), 3, "z", "scale", 2.0, None),
+        (Add(Head(3, 1).head_out, [1.0] * 768), 3, "attn_out", "add", (1.0,) * 768, None),
+        (Knockout(Head(3, 1), 4, 2), 3, "scores", "mask", Keys((2,)), None),
+        (Knockout(Head(3, 1), 4, -48), 3, "scores", "mask", Keys((2,)), None),
+        (PathPatch(Head(3, 1), "logits"), 12, "stream", "add", PathPatch(Head(3, 1), "logits"), None),
+        (PathPatch(Head(3, 1), Head(5, 0).k), 5, "k", "set", PathPatch(Head(3, 1), Head(5, 0).k), None),
+        (Patch(Head(3, 1).q, source="clean"), 3, "q", "set", FromRun("clean"), None),
+        (MeanAblate(Head(3, 1)), 3, "z", "set", FromRun(None, Reduce.EXAMPLE), None),
+        (MeanAblate(Head(3, 1), ("example", "position")), 3, "z", "set", FromRun(None, Reduce.EXAMPLE_POSITION), None),
+        (ResampleAblate(Head(3, 1), seed=7), 3, "z", "set", FromRun(None, Reduce.PARTNER, 7), None),
     ],
 )
-def test_where_an_edit_takes_hold(edit, layer, place, how):
-    (write,) = lower(edit.edits(), GPT2, GROUP)
-    assert (write.layer, write.place, write.how) == (layer, place, how)
-    assert place in STAGES
+def test_where_an_edit_takes_hold(edit, layer, point, how, value, embedding):
+    (write,) = writes_of(edit.edits(), GPT2, GROUP)
+    assert (write.layer, write.point, write.how) == (layer, point, how)
+    assert (write.value, write.embedding) == (value, embedding)
+    assert point in JOIN_STAGES
+
+
+def test_what_reduces_a_run_has_one_name_in_the_plan_and_in_a_trace():
+    source = torch.arange(24.0).reshape(2, 3, 4)
+    taken = {
+        Reduce.OWN: source[:, [1]],
+        Reduce.PARTNER: source[[1, 0]][:, [1]],
+        Reduce.EXAMPLE: source[:, [1]].mean(dim=0, keepdim=True),
+        Reduce.EXAMPLE_POSITION: source.mean(dim=(0, 1), keepdim=True),
+    }
+    assert set(taken) == set(Reduce)
+    for reduce, wanted in taken.items():
+        value = {"reduce": reduce.value, "positions": [1], "partners": np.array([1, 0])}
+        assert torch.equal(reduce_examples(source, value), wanted)
 
 
 def test_positions_count_from_the_end():

@@ -160,7 +160,7 @@ def test_a_job_that_is_taken_byte_by_byte(hostile, monkeypatch):
     monkeypatch.setattr(CONFIG.API, "HOST", server.host)
     monkeypatch.setattr(reaching, "REACHED", {server.host})
     monkeypatch.setattr(protocol, "serialize_session", lambda *given: bytes(2**24))
-    monkeypatch.setattr(queue, "packed", lambda *given: bytes(2**24))
+    monkeypatch.setattr(queue, "serialize_session", lambda *given: bytes(2**24))
     monkeypatch.setattr(protocol, "PACE", 2.0**24, raising=False)
     refused()
     assert "request" not in server.ended
@@ -178,7 +178,7 @@ def test_a_wish_to_stop_is_heard_while_an_answer_trickles(hostile, monkeypatch):
     there = hw.load("words-2l", remote=True)
     job = there.job("facts", server_jobs.facts, {}, dict, 2**20)
     with pytest.raises(KeyboardInterrupt):
-        list(there.office.run([job], say))
+        list(there.queue.run([job], say))
     assert "response" not in ends(server, 10).ended
 
 
@@ -438,13 +438,13 @@ def test_other_jobs_are_looked_at_too(server, act):
 def test_the_bound_of_a_result_is_its_own_size(server, words_model, positions, monkeypatch):
     """What is asked for fits, with little room; twice as much does not."""
     found = []
-    real = queue.Job.taken
+    real = queue.RemoteJob.taken
 
     def watched(job, results):
         found.append(job.most)
         return real(job, results)
 
-    monkeypatch.setattr(queue.Job, "taken", watched)
+    monkeypatch.setattr(queue.RemoteJob, "taken", watched)
     there = hw.load("words-2l", remote=True)
     grid = {
         f"{layer}.{head}": remote_client.ZeroAblate(remote_client.Head(layer, head))

@@ -253,7 +253,7 @@ def test_nothing_of_ours_is_named_in_what_is_sent(there):
         return blob
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(queue, "packed", watched)
+        patch.setattr(queue, "serialize_session", watched)
         measure(there, TASK, WHAT, [loss, induction], check=False)
     assert names
     assert not [name for name in names if name[0].startswith("headwise")]

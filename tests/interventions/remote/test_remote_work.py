@@ -10,6 +10,7 @@ import headwise as hw
 from headwise.interventions import Head, ZeroAblate
 from headwise.interventions.models import locate
 from headwise.interventions.remote import patience, queue, run
+from headwise.interventions.remote.ledger import InMemoryLedger
 from headwise.metrics import Card, Metric, loss
 from headwise.studies import InductionStudy, RepeatedTokens, measure
 from headwise.studies.analyses import heads
@@ -87,9 +88,9 @@ def test_jobs_are_made_when_they_are_sent(there, monkeypatch):
     """Once to see whether the server knows them, and once more when it is their turn; not all at a time."""
     monkeypatch.setattr(run, "ROWS", 16)
     made, ended = [], []
-    make, close = run.RemoteSweep.job, queue.JobQueue.close
+    make, close = run.RemoteSweep.job, InMemoryLedger.drop_job
     monkeypatch.setattr(run.RemoteSweep, "job", lambda sweep, session: made.append(len(ended)) or make(sweep, session))
-    monkeypatch.setattr(queue.JobQueue, "close", lambda self, key: ended.append(key) or close(self, key))
+    monkeypatch.setattr(InMemoryLedger, "drop_job", lambda self, key: ended.append(key) or close(self, key))
     remote_client.sweep(there, None)
     assert len(set(ended)) == len(ended) > queue.AT_ONCE
     assert len(made) == 2 * (len(ended) - 1), "the first job asks which model the server has"

@@ -11,7 +11,7 @@ import headwise as hw
 from headwise.errors import ModelError
 from headwise.interventions import Grid, Head, Layer, MeanAblate, Patch
 from headwise.interventions.run import engine, memory
-from headwise.interventions.traced import traces
+from headwise.interventions.traced import server_jobs
 from headwise.metrics import induction, logit_diff, loss
 from headwise.studies import RepeatedTokens, measure
 from tests.oracles import raw_hooks
@@ -97,7 +97,7 @@ def test_later_passes_are_kept_as_small(small_model, monkeypatch):
 
 def test_runs_that_are_too_large_are_read_in_halves(small_model, monkeypatch):
     wanted = measure(small_model, TASK, grid(), [loss, induction])
-    seen = refusing(monkeypatch, "look", 2, ERRORS[0])
+    seen = refusing(monkeypatch, "run_unmodified", 2, ERRORS[0])
     found = measure(small_model, TASK, grid(), [loss, induction])
     for name in wanted.data_vars:
         np.testing.assert_allclose(found[name], wanted[name], atol=1e-6)
@@ -105,7 +105,7 @@ def test_runs_that_are_too_large_are_read_in_halves(small_model, monkeypatch):
     assert sum(rows for rows in seen if rows <= 2) == 5
 
 
-@pytest.mark.parametrize("name", ["run_part", "look"])
+@pytest.mark.parametrize("name", ["run_part", "run_unmodified"])
 def test_a_single_row_that_does_not_fit_is_said(small_model, monkeypatch, name):
     refusing(monkeypatch, name, 0, ERRORS[0])
     with pytest.raises(ModelError, match="more memory"):
@@ -144,7 +144,7 @@ def test_memory_is_flat_in_the_number_of_conditions(monkeypatch):
     model = hw.load(raw_hooks.random_gpt2(2, 4, 8, 60, 40))
     monkeypatch.setattr(memory, "budget", lambda device: 2**24)
     peaks = []
-    real = traces.planned
+    real = server_jobs.planned
 
     def watched(*arguments):
         values = real(*arguments)
@@ -152,7 +152,7 @@ def test_memory_is_flat_in_the_number_of_conditions(monkeypatch):
         peaks[-1] = max(peaks[-1], sum(tensors.values()))
         return values
 
-    monkeypatch.setattr(traces, "planned", watched)
+    monkeypatch.setattr(server_jobs, "planned", watched)
     for times in (1, 8):
         peaks.append(0)
         what = {f"{number} {head}": Patch(Head(1, head)) for number in range(12 * times) for head in range(4)}

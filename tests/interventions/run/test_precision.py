@@ -77,9 +77,9 @@ def test_no_memory_while_comparing_with_float32_loses_nothing(monkeypatch, when)
             raise ValueError("something else")
         return before(given, *rest)
 
-    model, before = hw.load(module(), dtype="bfloat16"), calibration.look
+    model, before = hw.load(module(), dtype="bfloat16"), calibration.run_unmodified
     wanted = measure(model, TASK, WHAT, [loss])
-    monkeypatch.setattr(calibration, "look", full)
+    monkeypatch.setattr(calibration, "run_unmodified", full)
     if when == "copy":
         monkeypatch.setattr(calibration, "load", lambda *given, **more: (_ for _ in ()).throw(MemoryError()))
     if when == "elsewhere":

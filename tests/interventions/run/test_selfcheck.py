@@ -100,11 +100,13 @@ def test_what_is_read_is_checked_too(work, monkeypatch):
 
 
 def test_writes_between_attention_and_mlp_and_to_embeddings_are_compared_too(monkeypatch):
-    model, usual = hw.load(module()), planned_pass.changed
-    for place, names in (("mid", ["resid_mid"]), ("stream", ["resid_pre", "embed", "pos_embed"])):
-        monkeypatch.setattr(
-            planned_pass, "changed", lambda value, *more, lost=place: value if more[1] == lost else usual(value, *more)
-        )
+    model, usual = hw.load(module()), planned_pass.apply_writes
+    for point, names in (("mid", ["resid_mid"]), ("stream", ["resid_pre", "embed", "pos_embed"])):
+
+        def without(value, site, *more, lost=point):
+            return value if site[1] == lost else usual(value, site, *more)
+
+        monkeypatch.setattr(planned_pass, "apply_writes", without)
         failed = selfcheck.failures(model)
         for name in names:
             assert any(one.startswith(f"seen (a write to {name} of layer 0 moves") for one in failed), failed

@@ -19,7 +19,7 @@ from headwise.interventions import Grid, Head, MeanAblate, Patch, ResampleAblate
 from headwise.interventions.run import engine, memory
 from headwise.metrics import Card, Metric, induction, logit_diff, loss, self_attention
 from headwise.studies import InductionStudy, Prompts, RepeatedTokens, measure, plan
-from headwise.studies.measuring import executors
+from headwise.studies.measuring import context, executors
 from headwise.studies.storage.registry import metric_names
 from headwise.studies.training.words_2l import build_tokenizer
 from tests.oracles import raw_hooks
@@ -45,19 +45,19 @@ class Here(Executor):
 
     def __init__(self, fails=(), error=None, stops=None):
         """`error` comes of the pieces of these numbers; from the piece `stops` on, none is taken."""
-        self.fails, self.stops, self.errands = set(fails), stops, []
+        self.fails, self.stops, self.items = set(fails), stops, []
         self.error = error or BrokenExecutor("the worker went away")
 
-    def submit(self, function, errand):
+    def submit(self, function, item):
         future = Future()
-        if len(self.errands) + 1 == self.stops:
+        if len(self.items) + 1 == self.stops:
             raise self.error
-        self.errands.append(errand)
-        if len(self.errands) in self.fails:
+        self.items.append(item)
+        if len(self.items) in self.fails:
             future.set_exception(self.error)
             return future
         try:
-            future.set_result(pickle.loads(pickle.dumps(function(pickle.loads(pickle.dumps(errand))))))
+            future.set_result(pickle.loads(pickle.dumps(function(pickle.loads(pickle.dumps(item))))))
         except Exception as error:
             future.set_exception(error)
         return future
@@ -84,7 +84,7 @@ def test_the_same_numbers_whoever_computes_them(folder):
     executor = Here()
     found = sweep(model, executor)
     xr.testing.assert_equal(found, wanted)
-    assert 4 < len(executor.errands) <= executors.PIECES
+    assert 4 < len(executor.items) <= executors.PIECES
     for metrics in ([loss, induction], [self_attention]):
         options = {"metrics": metrics, "per_position": False}
         xr.testing.assert_equal(sweep(model, Here(), **options), sweep(model, None, **options))
@@ -100,8 +100,8 @@ def test_prompts_of_unequal_length_travel(words_model):
 def test_the_whole_study_on_workers(words_model, tmp_path):
     study, executor = InductionStudy(n=4, length=6, draws=2), Here()
     found, wanted = study.run(words_model, out=tmp_path / "study.nc", executor=executor), study.run(words_model)
-    assert len(executor.errands) > 10
-    assert executors.current(words_model) is None
+    assert len(executor.items) > 10
+    assert context.current().executor is None
     assert found.attrs["conclusion"] == wanted.attrs["conclusion"]
     for node in wanted.subtree:
         xr.testing.assert_allclose(found[node.path].dataset, node.dataset, rtol=1e-6, atol=1e-6)
@@ -117,7 +117,7 @@ def test_pieces_that_come_back_are_kept(folder, tmp_path):
         sweep(model, first, out=out)
     second = Here()
     xr.testing.assert_equal(sweep(model, second, out=out), wanted)
-    assert len(second.errands) <= 2
+    assert len(second.items) <= 2
     xr.testing.assert_equal(xr.load_dataset(out), wanted)
 
 
@@ -160,14 +160,14 @@ def test_whatever_befalls_a_piece_the_others_are_kept(folder, tmp_path, how):
         sweep(model, first, out=out)
     assert "\n" not in str(caught.value)
     xr.testing.assert_equal(sweep(model, second, out=out), wanted)
-    assert [mortal.passes_of(one) for one in second.errands] == [mortal.passes_of(first.errands[0])]
+    assert [mortal.passes_of(one) for one in second.items] == [mortal.passes_of(first.items[0])]
 
 
 def test_of_all_that_befell_what_cannot_be_mended_by_other_workers_is_told(folder):
     class Many(Here):
-        def submit(self, function, errand):
-            self.error = errors[len(self.errands) % len(errors)]
-            return super().submit(function, errand)
+        def submit(self, function, item):
+            self.error = errors[len(self.items) % len(errors)]
+            return super().submit(function, item)
 
     errors = [BrokenExecutor("gone"), KeyError("answer"), ModelError("no room")]
     with pytest.raises(ModelError, match=r"^no room$"):
@@ -182,12 +182,12 @@ def test_pieces_that_are_not_taken_are_lost_and_the_others_kept(folder, tmp_path
     model, out = hw.load(folder), tmp_path / "sweep.nc"
     wanted, whole = sweep(model, None), Here()
     sweep(model, whole)
-    total = len(whole.errands)
+    total = len(whole.items)
     with pytest.raises(ModelError, match=rf"{total - 3} of {total} pieces were lost with their workers \(.*{error}\)"):
         sweep(model, Here(stops=4, error=error), out=out)
     rest = Here()
     xr.testing.assert_equal(sweep(model, rest, out=out), wanted)
-    assert set(map(mortal.passes_of, rest.errands)) <= set(map(mortal.passes_of, whole.errands[3:]))
+    assert set(map(mortal.passes_of, rest.items)) <= set(map(mortal.passes_of, whole.items[3:]))
 
 
 def test_a_pool_that_was_broken_before(folder):
@@ -226,9 +226,9 @@ def test_estimates_take_no_executor(folder, estimator):
             per_position=False,
             what=Grid(lambda layer, head: Patch(Head(layer, head)), layer=range(2), head=range(4)),
         )
-    with executors.using(executor):
+    with context.using(executor=executor):
         sweep(model, None, estimator=estimator, metrics=[loss], per_position=False, what=Patch(Head(0, 1)))
-    assert not executor.errands
+    assert not executor.items
 
 
 def test_the_passes_are_those_that_were_planned(folder, monkeypatch):
@@ -246,7 +246,7 @@ def test_the_passes_are_those_that_were_planned(folder, monkeypatch):
     budgets = count(10**8)  # of a worker's own, another each time
     monkeypatch.setattr(memory, "budget", lambda device: next(budgets))
     xr.testing.assert_equal(sweep(model, executor, batch_size=3), wanted)
-    assert ran == [(errand.chunks, 10**8) for errand in executor.errands]
+    assert ran == [(item.chunks, 10**8) for item in executor.items]
     sent = [(chunk.group, chunk.examples, one) for chunks, _ in ran for chunk in chunks for one in chunk.passes]
     assert sent == [(chunk.group, chunk.examples, one) for chunk in planned.chunks for one in chunk.passes]
 
@@ -262,14 +262,14 @@ def test_a_tokenizer_of_ones_own_stays_here(words_model):
 
 
 def test_the_attention_that_was_chosen_travels(folder, monkeypatch):
-    seen, run_errand = [], executors.run_errand
+    seen, run_item = [], executors.run_item
 
-    def watched(errand):
-        pieces = run_errand(errand)
-        seen.append(executors._opened(*errand.model).module.config._attn_implementation)
+    def watched(item):
+        pieces = run_item(item)
+        seen.append(executors._opened(*item.model).module.config._attn_implementation)
         return pieces
 
-    monkeypatch.setattr(executors, "run_errand", watched)
+    monkeypatch.setattr(executors, "run_item", watched)
     model = hw.load(folder)
     for chosen in ("eager", "sdpa"):
         model.module.set_attn_implementation(chosen)
@@ -291,22 +291,22 @@ def test_threads_give_right_numbers_too(folder):
         xr.testing.assert_equal(sweep(model, pool), sweep(model, None))
 
 
-def die(errand):
+def die(item):
     """A worker that is killed at its second piece."""
     mark = os.environ["HEADWISE_TEST_MARK"]
     with open(mark, "a") as file:
         file.write("x")
     if os.path.getsize(mark) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-    return REAL(errand)
+    return REAL(item)
 
 
-REAL = executors.run_errand
+REAL = executors.run_item
 
 
 def test_a_worker_that_is_killed_costs_its_piece(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("HEADWISE_TEST_MARK", str(tmp_path / "mark"))
-    monkeypatch.setattr(executors, "run_errand", die)
+    monkeypatch.setattr(executors, "run_item", die)
     model, out = hw.load(folder), tmp_path / "sweep.nc"
     wanted = sweep(model, None)
     with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool, pytest.raises(ModelError, match="were lost"):
@@ -337,7 +337,7 @@ def test_other_weights_on_a_worker_are_found(folder):
 def test_a_dask_cluster_with_a_worker_that_is_killed(folder, tmp_path, monkeypatch):
     distributed = pytest.importorskip("distributed", reason="needs the extra cluster")
     monkeypatch.setenv(mortal.FOLDER, str(tmp_path))
-    monkeypatch.setattr(executors, "run_errand", mortal.die_at_the_third)
+    monkeypatch.setattr(executors, "run_item", mortal.die_at_the_third)
     model, out = hw.load(folder), tmp_path / "sweep.nc"
     wanted = sweep(model, None)
     with (
@@ -364,11 +364,11 @@ class Liar(Here):
         super().__init__()
         self.lie, self.at, self.first = lie, at, None
 
-    def submit(self, function, errand):
-        future = super().submit(function, errand)
+    def submit(self, function, item):
+        future = super().submit(function, item)
         pieces = future.result()
         self.first = self.first or pieces
-        if len(self.errands) not in self.at:
+        if len(self.items) not in self.at:
             return future
         lied = Future()
         lied.set_result(self.lie(pieces, self.first))
@@ -386,9 +386,9 @@ def with_values(change):
 
 
 LIES = {
-    "another errand's": (lambda pieces, first: first, "the answer to another question"),
+    "another item's": (lambda pieces, first: first, "the answer to another question"),
     "no list": (lambda pieces, first: tuple(pieces), "a tuple, which is no list"),
-    "a piece alone": (lambda pieces, first: pieces[-1], "a Piece, which is no list"),
+    "a piece alone": (lambda pieces, first: pieces[-1], "a FinishedValues, which is no list"),
     "None": (lambda pieces, first: None, "a NoneType, which is no list"),
     "nothing": (lambda pieces, first: [], "0 pieces, which are not the 3"),
     "None within": (lambda pieces, first: [*pieces[:-1], None], "a NoneType, which is no piece"),
@@ -428,7 +428,10 @@ LIES = {
         "in place of logit_diff, loss",
     ),
     "no names": (lambda pieces, first: [replace(one, values={}) for one in pieces], "values of nothing in place of"),
-    "no values": (lambda pieces, first: [replace(one, values=None) for one in pieces], "a Piece, which is no piece"),
+    "no values": (
+        lambda pieces, first: [replace(one, values=None) for one in pieces],
+        "a FinishedValues, which is no piece",
+    ),
     "another group": (lambda pieces, first: [replace(one, group=1) for one in pieces], "group 1 of 1"),
     "a negative group": (lambda pieces, first: [replace(one, group=-1) for one in pieces], "group -1 of 1"),
     "other examples": (lambda pieces, first: [replace(one, examples=(1, 5)) for one in pieces], "examples .1, 5. of 4"),
@@ -455,14 +458,14 @@ def test_what_a_worker_was_not_asked_for_is_not_taken(folder, tmp_path, name):
         sweep(model, liar, out=out)
     assert "\n" not in str(caught.value)
     xr.testing.assert_equal(sweep(model, rest, out=out), wanted)
-    assert [mortal.passes_of(one) for one in rest.errands] == [mortal.passes_of(liar.errands[1])], "the others are kept"
+    assert [mortal.passes_of(one) for one in rest.items] == [mortal.passes_of(liar.items[1])], "the others are kept"
 
 
 def test_what_answered_another_call_is_not_taken(folder):
     """Though it has the same groups, examples and conditions."""
     model, other = hw.load(folder), Here()
     sweep(model, other, task=RepeatedTokens(n=4, length=6, seed=5))
-    before = executors.run_errand(other.errands[1])
+    before = executors.run_item(other.items[1])
     with pytest.raises(ModelError, match="gave what it was not asked for: the answer to another question"):
         sweep(model, Liar(lambda pieces, first: before))
 
@@ -477,7 +480,7 @@ def test_a_first_worker_that_lies_does_not_make_the_others_liars(folder):
 def test_values_that_are_no_numbers_may_come_back(folder):
     nothing = Liar(with_values(lambda value: np.full_like(value, np.nan)))
     found = sweep(hw.load(folder), nothing)
-    passes = nothing.errands[1].chunks[0].passes
+    passes = nothing.items[1].chunks[0].passes
     lost = found["loss"].isnull().all(["example", "position"])
     assert int(lost.sum()) == sum(len(one.conditions) for one in passes) == 4
 
@@ -493,8 +496,8 @@ def test_every_metric_comes_back_in_the_format_that_is_due(folder, dtype):
 @pytest.mark.parametrize("given", [None, "the same"])
 def test_an_executor_that_gives_no_future_of_its_own_for_each_piece(folder, given):
     class Odd(Here):
-        def submit(self, function, errand):
-            future = super().submit(function, errand)
+        def submit(self, function, item):
+            future = super().submit(function, item)
             self.one = getattr(self, "one", future)
             return None if given is None else self.one
 

@@ -16,7 +16,7 @@ from tests.support.elements import HEADS, LAYERS, METHODS, labelled, of_type, op
 def patched_dataset():
     values = np.ones((3, LAYERS, HEADS))
     values[2, 1, 2] = -1.0
-    attrs = {"long_name": "normalised logit difference", "units": "1"}
+    attrs = {"long_name": "normalized logit difference", "units": "1"}
     return xr.Dataset(
         {
             "noising_normalized": (("component", "layer", "head"), values, attrs),

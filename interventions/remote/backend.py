@@ -1,0 +1,209 @@
+"""The backend of models that a server has, and how such a model is opened: here without weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from nnsight.modeling import huggingface
+from nnsight.modeling.transformers import TransformersModel
+from transformers import AutoConfig, AutoTokenizer
+
+from ...errors import ModelError
+from ..base.hashing import data_hash, short_hash
+from ..declare.sites import Site
+from ..models.family import check_fits, family_of
+from ..models.identity import Identity
+from ..models.locate import why
+from ..models.opening import options_of
+from ..models.turns import making
+from ..plan.cost import DEFAULT_BUDGET
+from ..plan.plan import Plan
+from ..run import engine, gradients
+from ..run.activations import as_tensor, described_site
+from ..run.backend import Backend, CheckAnswer, CheckRequest, Say, Score
+from ..run.cache import CompiledMetric
+from ..run.engine import Progress
+from ..run.memory import ACCELERATOR_OVERHEAD
+from ..run.outcome import Inputs, Keeper, Outcome
+from ..traced import server_jobs
+from .model import RemoteModel, numbers
+from .protocol import ROOM, Unfit, deserialize_values, room
+from .queue import JobQueue
+from .run import RemoteSweep, pieces
+
+Array = np.ndarray[Any, Any]
+BUDGET = 4 * DEFAULT_BUDGET
+"""Bytes for all tensors on a server, which does not say what it has; always the same, so that jobs are found again."""
+
+
+@dataclass(frozen=True)
+class NdifBackend(Backend):
+    """Runs a model on its server, as jobs of which metrics come back.
+
+    Parameters
+    ----------
+    model : RemoteModel
+    """
+
+    model: RemoteModel
+    every_position: ClassVar[bool] = False
+    budget: ClassVar[int] = BUDGET
+    overhead: ClassVar[float] = ACCELERATOR_OVERHEAD
+    module: ClassVar[None] = None
+
+    def run_plan(
+        self,
+        plan: Plan,
+        readers: Sequence[CompiledMetric],
+        inputs: Inputs,
+        progress: Progress | None = None,
+        keeper: Keeper | None = None,
+        *,
+        positions: bool = True,
+        say: Say | None = None,
+    ) -> Outcome:
+        """Group by group of passes; what was sent before is asked for instead of being sent again."""
+        sweep = RemoteSweep(self.model, plan, readers, inputs, positions, say)
+        return engine.run_plan(plan, readers, sweep.execute, progress, keeper, positions)
+
+    def run_estimate(
+        self,
+        plan: Plan,
+        readers: Sequence[CompiledMetric],
+        inputs: Inputs,
+        steps: int | None,
+        progress: Progress | None = None,
+        *,
+        positions: bool = True,
+        say: Say | None = None,
+    ) -> Outcome:
+        """Chunk by chunk."""
+        sweep = RemoteSweep(self.model, plan, readers, inputs, positions, say)
+        return gradients.run_estimate(plan, readers, steps, partial(sweep.estimates, steps), progress, positions)
+
+    def capture(self, sites: Sequence[Site], tokens: Sequence[Array]) -> list[list[Array]]:
+        """In one job; the values of these sites come back and nothing else."""
+        model, asked = self.model, [described_site(self.model, site) for site in sites]
+        program = {"sites": asked, "tokens": [as_tensor(model, group) for group in tokens]}
+        wanted = [{str(at): self._size(site, *group.shape) for at, site in enumerate(sites)} for group in tokens]
+        read = partial(deserialize_values, wanted=wanted)
+        found = model.ask("capture", server_jobs.activations, program, read, room(wanted))
+        return [[values[str(at)].numpy() for at in range(len(sites))] for values in found]
+
+    def _size(self, site: Site, examples: int, length: int) -> tuple[int, ...]:
+        """The shape of the values of a site."""
+        shape, component = self.model.shape, site.component
+        some = length if site.positions is None else len(site.positions)
+        heads = () if site.head is not None else (shape.kv_heads if component.of_keys else shape.heads,)
+        if str(component) == "pattern":
+            return (examples, *heads, some, length)
+        if not component.per_head:
+            return (examples, some, shape.d_model)
+        return (examples, some, *heads, shape.d_model if str(component) == "head_out" else shape.d_head)
+
+    def score_head_weights(self, score: Score, shape: tuple[int, ...]) -> Array:
+        """In one job; the weights stay there."""
+        table: Array = self.model.ask(
+            "weights",
+            server_jobs.scores_of_weights,
+            {"score": score},
+            lambda result: numbers(result["table"], shape, torch.float64),
+            ROOM + 8 * int(np.prod(shape)),
+        )
+        return table
+
+    def identify(self, anew: bool) -> tuple[Identity, bool]:
+        """What the server says now, or said last: that holds for as long as the fingerprint that comes with answers."""
+        return self.model.ask_identity() if anew else self.model.identity, anew
+
+    def self_check(self, request: CheckRequest) -> CheckAnswer:
+        """In one job."""
+        model, layers, rows = self.model, request.layers, request.rows
+        sweep = RemoteSweep(model, request.plan, request.readers, request.inputs, True)
+        chunks = list(request.plan.chunks)
+        wanted = sweep.shapes(chunks)
+        program = {
+            **sweep.job(chunks).program,
+            "rows": rows,
+            "writes": request.writes,
+            "scored": request.scored,
+            "layers": layers,
+            "probe": request.probe,
+            "wanted": request.points,
+        }
+
+        def read(result: Any) -> tuple[list[dict[str, torch.Tensor]], Array, float, list[Any]]:
+            own = numbers(result["own"], (len(rows), len(request.scored)), torch.float32)
+            off = result["off"]
+            for what, *rest in (part for one in off for part in one):
+                if type(what) is not str or len(what) > 100 or [type(value) for value in rest] != [float] * 3:
+                    raise Unfit("what it says of parts makes no sense")
+            if len(off) != len(layers):
+                raise Unfit(f"it says something of {len(off)} layers, where {len(layers)} were asked for")
+            return deserialize_values(result["planned"], wanted), own, float(result["deviation"]), off
+
+        planned, own, deviation, off = model.ask("check", server_jobs.check, program, read, room(wanted))
+        outcome = Outcome(request.plan)
+        for piece in pieces(request.plan, chunks, planned):
+            outcome.put(piece)
+        return CheckAnswer(outcome.close().values["probe", 0][:, 0], own, deviation, off)
+
+    def has_passed(self, identity: Identity) -> bool:
+        """Whether an earlier process wrote it down."""
+        return bool(self.model.ledger.job(self._passed_key(identity)))
+
+    def note_passed(self, identity: Identity) -> None:
+        """Write it down beside the jobs."""
+        self.model.ledger.note_job(self._passed_key(identity), {"checked": True})
+
+    def _passed_key(self, identity: Identity) -> str:
+        facts = json.dumps([identity.exact, data_hash(self.model.family)])
+        return "checked-" + short_hash(self.model.queue.host, self.model.queue.model_key, facts)
+
+    def checked_length(self, length: int) -> int:
+        """The short prompt is enough: every check is a job."""
+        return 0
+
+    def speed(self, plan: Plan, inputs: Inputs) -> None:
+        """It shares its time with others."""
+
+
+def open_model(name: str, where: str, place: str, tokenizer: Any, trusted: bool) -> RemoteModel:
+    """A model without weights: configuration and tokenizer from the Hub, or from a folder that the server has too."""
+    revision = None if place in ("main", "local", "shipped") else place
+    if place in ("local", "shipped"):
+        from pathlib import Path
+
+        where = str(Path(where).resolve())
+        huggingface._ID_CACHE[where] = where  # a folder has no id on the Hub: the server finds it by its path
+    options = options_of(name, where, revision, trusted, tokenizer=tokenizer is None, dtype=None)
+    try:
+        config = AutoConfig.from_pretrained(where, **options)
+        family = family_of(config, name)
+        tokenizer = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(where, **options)
+        with making():
+            traced = TransformersModel(where, task="text-generation", tokenizer=tokenizer, **options)
+    except ModelError:
+        raise
+    except Exception as error:  # whatever the loaders raise
+        raise ModelError(why(name, where, error)) from error
+    commit = getattr(config, "_commit_hash", None) or place
+    check_fits(family, traced._module, name)
+    return RemoteModel(
+        name,
+        place,
+        family,
+        family.shape(config),
+        tokenizer,
+        traced,
+        trusted=trusted,
+        backend_type=NdifBackend,
+        queue=JobQueue(traced, name),
+        commit=commit,
+    )

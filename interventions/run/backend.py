@@ -1,0 +1,331 @@
+"""Where a model runs: what a backend does, and the one for models that run in this process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from ..declare.sites import Site
+from ..models.identity import Identity
+from ..models.model import Model
+from ..plan.cost import forward_flops
+from ..plan.plan import Plan
+from ..traced import server_jobs
+from . import engine, gradients, memory
+from .activations import as_tensor, described_site, handles
+from .cache import CompiledMetric
+from .engine import Progress
+from .identify import identity_of
+from .outcome import FinishedValues, Inputs, Keeper, Outcome, as_array
+
+Array = np.ndarray[Any, Any]
+Say = Callable[[str], None]
+Score = Callable[[list[list[Array | None]]], Array]
+PROMPTS = 4
+"""Prompts that are run to see how fast a model is, and what half precision costs."""
+LEAST_SECONDS = 0.05
+"""A forward pass is timed for so long at least."""
+
+
+@dataclass(frozen=True)
+class CheckRequest:
+    """What a self-check runs.
+
+    Attributes
+    ----------
+    plan : Plan
+        Planned passes of one reader, `probe`, on one prompt.
+    readers : list of CompiledMetric
+    inputs : Inputs
+    rows : Tensor (row, position)
+        Tokens of the model's own pass.
+    writes : dict of (layer, point) to list of (row, Tensor (position, width))
+        What is added in it.
+    scored : list of int
+        Positions whose logits are probed.
+    points : list of (layer, point)
+        What is read of the prompt; none where `layers` is empty.
+    layers : list of int
+        Layers whose parts are compared with what the family says of them.
+    probe : callable
+        ``probe(logits)`` gives ``(row, scored)``.
+    """
+
+    plan: Plan
+    readers: Sequence[CompiledMetric]
+    inputs: Inputs
+    rows: torch.Tensor
+    writes: dict[tuple[int, str], list[Any]]
+    scored: list[int]
+    points: list[tuple[int, str]]
+    layers: list[int]
+    probe: Callable[[torch.Tensor], torch.Tensor]
+
+
+class CheckAnswer(NamedTuple):
+    """What a self-check compares."""
+
+    planned: Array
+    """Probes in planned passes, ``(condition, scored)``."""
+    own: Array
+    """Probes in the model's own pass, ``(row, scored)``, float32."""
+    deviation: float
+    """Standard deviation of the logits."""
+    off: list[Any]
+    """For each layer, what its parts are off by: ``(name, off by, deviation, rounding)`` each."""
+
+
+class Backend(Protocol):
+    """Carries out what is asked of one model, where its weights are."""
+
+    every_position: ClassVar[bool]
+    """Whether `run_plan` gives each scored position also where only their mean is wanted."""
+
+    @property
+    def budget(self) -> int:
+        """Bytes that all tensors of a pass may take, beside the weights."""
+
+    @property
+    def overhead(self) -> float:
+        """Operations that a layer of a pass costs beside its work."""
+
+    @property
+    def module(self) -> PreTrainedModel | None:
+        """The module with its weights; None where they are not in this process."""
+
+    def run_plan(
+        self,
+        plan: Plan,
+        readers: Sequence[CompiledMetric],
+        inputs: Inputs,
+        progress: Progress | None = None,
+        keeper: Keeper | None = None,
+        *,
+        positions: bool = True,
+        say: Say | None = None,
+    ) -> Outcome:
+        """Measure every run as it is, and every condition of a plan.
+
+        Parameters
+        ----------
+        plan : Plan
+        readers : sequence of CompiledMetric
+        inputs : Inputs
+        progress : callable, optional
+            Called with passes done and passes in all.
+        keeper : Keeper, optional
+            Gives what was finished before, and gets what is finished now.
+        positions : bool
+            Whether values are wanted for each scored position, or their mean is enough.
+        say : callable, optional
+            Gets a line on how the work is doing, where it is done elsewhere.
+
+        Returns
+        -------
+        Outcome
+
+        Raises
+        ------
+        DeclarationError
+            A reader's arguments or values do not fit the scored positions.
+        ModelError
+            Even a single prompt needs more memory than there is.
+        ServerError
+            A server refuses, or cannot be reached for a long time.
+        """
+
+    def run_estimate(
+        self,
+        plan: Plan,
+        readers: Sequence[CompiledMetric],
+        inputs: Inputs,
+        steps: int | None,
+        progress: Progress | None = None,
+        *,
+        positions: bool = True,
+        say: Say | None = None,
+    ) -> Outcome:
+        """Estimate every condition of a plan from gradients; the runs as they are stay exact.
+
+        Parameters
+        ----------
+        plan, readers, inputs, positions, say
+            As for `run_plan`.
+        steps : int, optional
+            Of the integrated estimate; None for the gradient at the base run.
+        progress : callable, optional
+            Called with examples done and in all.
+
+        Returns
+        -------
+        Outcome
+
+        Raises
+        ------
+        DeclarationError, ModelError, ServerError
+            As `run_plan`; also where something has no estimate.
+        """
+
+    def capture(self, sites: Sequence[Site], tokens: Sequence[Array]) -> list[list[Array]]:
+        """The values of sites, in the shapes that `Component` states, for each group of prompts.
+
+        `tokens` are ``(example, position)`` for each group.
+        """
+
+    def score_head_weights(self, score: Score, shape: tuple[int, ...]) -> Array:
+        """``score(layers)``, float64 numbers of a shape; `layers` holds the fields of `HeadWeights` of each layer.
+
+        The fields are float64 arrays, or None. `score` is a plain function that may be sent to a server.
+        """
+
+    def identify(self, anew: bool) -> tuple[Identity, bool]:
+        """Which model this is, with its fingerprint, and whether that was found out now.
+
+        It is where `anew` says so, and in this process always, since nothing cheaper shows that the weights are as
+        they were.
+        """
+
+    def self_check(self, request: CheckRequest) -> CheckAnswer:
+        """Run the passes of a self-check."""
+
+    def has_passed(self, identity: Identity) -> bool:
+        """Whether it is written down, beside an unfinished result, that this very model passed the self-check."""
+
+    def note_passed(self, identity: Identity) -> None:
+        """Write it down where a later process cannot see it otherwise."""
+
+    def checked_length(self, length: int) -> int:
+        """How long a prompt the self-check has to see, where prompts of at most `length` tokens are measured."""
+
+    def speed(self, plan: Plan, inputs: Inputs) -> float | None:
+        """Floating-point operations a second of plain passes; None where it cannot be told."""
+
+
+@dataclass(frozen=True)
+class LocalBackend(Backend):
+    """Runs a model in this process, with the functions that a server runs.
+
+    Parameters
+    ----------
+    model : Model
+    """
+
+    model: Model
+    every_position: ClassVar[bool] = True
+
+    @property
+    def budget(self) -> int:
+        """A share of the memory that is free now."""
+        return memory.budget(self.model.device)
+
+    @property
+    def overhead(self) -> float:
+        """By the kind of device."""
+        return memory.overhead(self.model.device)
+
+    @property
+    def module(self) -> PreTrainedModel:
+        """The module."""
+        return self.model.module
+
+    def run_plan(
+        self,
+        plan: Plan,
+        readers: Sequence[CompiledMetric],
+        inputs: Inputs,
+        progress: Progress | None = None,
+        keeper: Keeper | None = None,
+        *,
+        positions: bool = True,
+        say: Say | None = None,
+    ) -> Outcome:
+        """Pass by pass; what runs out of memory is done again in halves. Gives every position."""
+
+        def execute(outcome: Outcome, keep: Callable[[FinishedValues], None], step: Callable[[int], None]) -> None:
+            engine.run_chunks(self.model, outcome.missing(), readers, inputs, outcome, keep, step)
+
+        return engine.run_plan(plan, readers, execute, progress, keeper)
+
+    def run_estimate(
+        self,
+        plan: Plan,
+        readers: Sequence[CompiledMetric],
+        inputs: Inputs,
+        steps: int | None,
+        progress: Progress | None = None,
+        *,
+        positions: bool = True,
+        say: Say | None = None,
+    ) -> Outcome:
+        """Chunk by chunk; what runs out of memory is done again in halves. Gives every position."""
+        execute = partial(gradients.estimate_chunks, self.model, plan, readers, inputs, steps)
+        return gradients.run_estimate(plan, readers, steps, execute, progress)
+
+    def capture(self, sites: Sequence[Site], tokens: Sequence[Array]) -> list[list[Array]]:
+        """Group by group."""
+        model, asked = self.model, [described_site(self.model, site) for site in sites]
+        parts = handles(model)
+        parts["out_of"] = server_jobs.output_weights(model.traced, parts, asked)
+        found = []
+        for group in tokens:
+            values = server_jobs.capture(model.traced, parts, as_tensor(model, group), asked)
+            found.append([as_array(values[str(number)]) for number in range(len(asked))])
+        return found
+
+    def score_head_weights(self, score: Score, shape: tuple[int, ...]) -> Array:
+        """From the weights as they stand."""
+        table: Array = server_jobs.score_weights(self.model.traced, handles(self.model), score)
+        return table
+
+    def identify(self, anew: bool) -> tuple[Identity, bool]:
+        """From every weight and buffer, read now."""
+        self.model._memory.identity = found = identity_of(self.model)
+        return found, True
+
+    def self_check(self, request: CheckRequest) -> CheckAnswer:
+        """Run its passes one by one."""
+        model, parts = self.model, handles(self.model)
+        planned = self.run_plan(request.plan, request.readers, request.inputs).values["probe", 0][:, 0]
+        own, deviation, off = server_jobs.own_pass(
+            model.traced,
+            parts,
+            request.rows,
+            request.writes,
+            request.scored,
+            request.points,
+            request.layers,
+            request.probe,
+            model.device,
+        )
+        return CheckAnswer(planned, own.numpy(), deviation, off)
+
+    def has_passed(self, identity: Identity) -> bool:
+        """The model's own memory says it, and nothing else."""
+        return False
+
+    def note_passed(self, identity: Identity) -> None:
+        """The model's own memory holds it."""
+
+    def checked_length(self, length: int) -> int:
+        """As long as the longest."""
+        return length
+
+    def speed(self, plan: Plan, inputs: Inputs) -> float:
+        """Of a few passes on the first prompts of a plan, timed now."""
+        model, group = self.model, plan.groups[0]
+        tokens = as_tensor(model, inputs.runs[plan.base][0][:PROMPTS])
+        work = forward_flops(model.shape, len(tokens), group.length)
+        with torch.no_grad():
+            model.module(tokens, use_cache=False)
+            started, count = time.perf_counter(), 0
+            while count == 0 or time.perf_counter() - started < LEAST_SECONDS:
+                model.module(tokens, use_cache=False).logits[0, 0, 0].item()  # waits for an accelerator
+                count += 1
+        return work * count / (time.perf_counter() - started)

@@ -1,0 +1,247 @@
+"""What crosses from a plan to a trace, and its shapes. Holds names of types only.
+
+A TypedDict is a plain dict at run time, so a trace needs no class of ours: the other modules of this package import
+these names for type checkers only, and make dicts as literals. Rows are conditions times examples, condition by
+condition; a position is an index in a prompt; a point is the name of a tensor in a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+ReadSite = tuple[int, str]
+"""Layer, and a point that is read of a run: of `Family.points`, ``rotated``, an embedding; ``stream`` of base runs."""
+WriteSite = tuple[int, str]
+"""Layer, and a point that a planned pass writes at: a key of `JOIN_STAGES` in the plan. Layer ``layers`` is the end."""
+Join = tuple[int, int]
+"""Layer and stage at which conditions join: 0 ``stream``, 1 ``q k v pattern``, 2 ``z``, 3 ``attn_out``, 4 ``mid``, 5
+``mlp_out``."""
+Points: TypeAlias = "dict[ReadSite, torch.Tensor]"
+"""What was read, ``(example, position, width)`` each."""
+Index: TypeAlias = "slice | list[int] | torch.Tensor"
+"""Some of the places along an axis."""
+ModelParts = dict[str, Any]
+"""What there is to know of a model: handles ``blocks norm unembed rotary`` (None without rotary embedding); ``paths``,
+name to the path of a module in a block; ``layout`` and ``transposed`` of its weights, see `projections`; ``heads
+kv_heads d_head d_model layers parallel``; ``scalings`` and ``windows`` by layer; ``apart``, whether the weights are
+elsewhere."""
+
+
+class Kernel(TypedDict):
+    """A metric: ``function(values, **arguments)``, values being logits or attention patterns."""
+
+    name: str
+    function: Callable[..., torch.Tensor]
+    arguments: dict[str, torch.Tensor]  # (example, ...), of logits (example, scored, ...)
+
+
+class LogitsSpec(TypedDict):
+    """What is made of logits."""
+
+    kernels: list[Kernel]
+    tokens: torch.Tensor | None  # (example, scored, token): their logits only; None for the whole vocabulary
+    compare: list[str]  # names of kernels that also take base_logits (example, scored, token)
+    rows: int  # that are scored at a time,
+    rows_of_all: int  # or where all logits are computed
+    apart: bool
+
+
+class RunCache(TypedDict):
+    """What was read of the runs before the passes of some examples, and the kernels with their arguments."""
+
+    base: Points
+    sources: dict[str, Points]  # by run
+    reference: Points  # of the whole reference draw
+    pattern_kernels: list[Kernel]
+    logits: LogitsSpec
+    base_attended: dict[str, torch.Tensor]  # (example, layer, head) by kernel of patterns
+
+
+class Vector(TypedDict):
+    """A deferred value: a vector, in the number format of the base run."""
+
+    kind: Literal["vector"]
+    numbers: tuple[float, ...]  # (column,)
+
+
+class PatternColumns(TypedDict):
+    """How a pattern is made of rotated q and k, which lie side by side."""
+
+    q: slice
+    k: slice
+    d_head: int
+    scaling: float
+    window: int | None
+
+
+class FromRun(TypedDict):
+    """A deferred value: what a run has at a site."""
+
+    kind: Literal["run"]
+    run: str | None  # None for the reference draw
+    site: ReadSite
+    columns: slice  # of the tensor there
+    pattern: PatternColumns | None  # where the value is a pattern; then no columns
+    stop: int  # keys of a pattern that are computed
+    positions: Index
+    reduce: str  # a value of `Reduce` in the plan
+    partners: np.ndarray[Any, Any] | None  # (example,), the other example of each
+
+
+class EmbeddingWrite(TypedDict):
+    """A write to one of the embeddings."""
+
+    embedding: str
+    write: TensorWrite
+
+
+class EmbeddingSum(TypedDict):
+    """A deferred value: the stream before layer 0 as the sum of its embeddings, some of them changed."""
+
+    kind: Literal["embeddings"]
+    writes: list[EmbeddingWrite]
+    positions: Index
+
+
+class FromPath(TypedDict):
+    """A deferred value: what a direct path brings to its receiver."""
+
+    kind: Literal["path"]
+    receiver: ReceiverKey
+    positions: Index  # from the first position computed on
+
+
+DeferredValue = Vector | FromRun | EmbeddingSum | FromPath
+"""A value that is known only where the runs were read."""
+Value: TypeAlias = "torch.Tensor | float | DeferredValue | None"
+"""A tensor that broadcasts to ``(example, position, column)``, a factor, what becomes one of them, or zeros (None)."""
+
+
+class TensorWrite(TypedDict):
+    """A write to some of a tensor ``(row, position, column)``; of a pattern, ``(row, head, query, key)``."""
+
+    rows: slice
+    positions: Index  # queries of a pattern
+    columns: slice  # heads of a pattern
+    how: str  # "set", "add" or "scale"
+    value: Value
+
+
+class ScoreMask(TypedDict):
+    """Attention scores ``(row, head, query, key)`` that become minus infinity."""
+
+    rows: slice
+    heads: slice
+    queries: torch.Tensor  # (query,)
+    keys: torch.Tensor  # (key,)
+
+
+class HeadPairs(TypedDict):
+    """Heads whose attention is computed again: the head and its condition in the pass, of each pair."""
+
+    conditions: list[int]
+    heads: list[int]
+
+
+ReceiverKey = tuple[int, int, str, int | None]
+"""Number of the sender, and layer, point and head of the receiver."""
+
+
+class PathReceiver(TypedDict):
+    """Where a path ends."""
+
+    key: ReceiverKey
+    layer: int
+    columns: slice | None  # of q, k and v side by side; None for the logits
+
+
+class PathSender(TypedDict):
+    """Where paths begin."""
+
+    layer: int
+    component: str  # z, attn_out or mlp_out
+    columns: slice
+    run: str  # that its value is from
+    site: ReadSite
+    window: slice  # the positions that are computed
+    positions: list[int] | None  # that send; None for all
+    through_mlps: bool
+    receivers: list[PathReceiver]
+
+
+class PassSpec(TypedDict):
+    """What a planned pass does, as far as it is known before the runs are read."""
+
+    examples: int
+    conditions: int
+    layers: int
+    first: int  # layer at which the first condition joins
+    start: int  # positions start .. stop - 1 are computed; keys and values before start are the base run's
+    stop: int
+    out: torch.Tensor  # (scored,), the scored positions from start on
+    skip: int  # how many scored positions are before start
+    joins: dict[Join, int]  # how many conditions join
+    ahead: dict[int, int]  # by layer: how many conditions joined before those at stage 1
+    writes: dict[WriteSite, list[TensorWrite]]
+    masks: dict[int, list[ScoreMask]]  # by layer
+    pairs: dict[int, HeadPairs]  # by layer
+    pair_writes: dict[WriteSite, list[TensorWrite]]  # their rows are pairs times examples, and hold one head
+    pair_masks: dict[int, list[ScoreMask]]
+    senders: list[PathSender]
+
+
+class ResolvedPass(PassSpec):
+    """A pass whose values are known, but for those of paths; with what is read in it."""
+
+    changes: list[torch.Tensor]  # (example, position, column), of each sender's value
+    pattern_kernels: list[Kernel]
+    base_attended: dict[str, torch.Tensor]  # (row, layer, head)
+    logits: LogitsSpec
+    angles: Angles  # put in where the pass runs
+
+
+Angles: TypeAlias = "tuple[torch.Tensor, torch.Tensor] | None"
+"""Cosines and sines ``(position, rotated dimension)``; None without rotary embedding."""
+
+
+class Change(TypedDict):
+    """One write of one condition at a site, for an estimate."""
+
+    condition: int
+    positions: Index
+    columns: slice  # heads of a pattern
+    how: str
+    value: Value
+
+
+class StreamStart(TypedDict):
+    """A pass without writes from the stream of a layer on."""
+
+    spec: PassSpec
+    layer: int
+    site: ReadSite  # the point of the base run that holds the stream
+
+
+class ChangeGroup(TypedDict):
+    """Changes at one site; of the integrated estimate, those that move together."""
+
+    site: WriteSite
+    changes: list[Change]
+    start: StreamStart | None  # where slopes on their lines are taken from; None for the slope at the base run
+
+
+class EstimateSpec(TypedDict):
+    """What an estimate from gradients does."""
+
+    names: list[str]  # of kernels
+    conditions: int
+    examples: int
+    steps: int | None  # None for the slope at the base run
+    sites: list[WriteSite]  # all that are written at
+    start: StreamStart | None  # from the first site on; None where nothing is written
+    groups: list[ChangeGroup]
