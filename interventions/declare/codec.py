@@ -17,7 +17,7 @@ from .steering import Add, Knockout, Scale
 
 Table = Mapping[str, Callable[..., Any]]
 
-TABLE: Table = {
+TABLE: dict[str, Callable[..., Any]] = {
     "Head": Head,
     "Layer": Layer,
     "Site": Site,
@@ -32,7 +32,9 @@ TABLE: Table = {
     "Compose": lambda parts: Compose(*parts),
     "Grid": Grid.of,
 }
-"""Type name to maker. Studies add their tasks and themselves."""
+"""Type name to maker, of declarations. Tasks are beside them in `studies.storage.registry`."""
+NO_EDITS = ("Head", "Layer", "Site", "Compose", "Grid")
+"""Names in `TABLE` of what is no single edit."""
 LONGEST = 64 * 2**20
 """Characters of JSON that is read."""
 DEEPEST = 100
@@ -78,6 +80,11 @@ def decode(data: Any, table: Table = TABLE) -> Any:
         raise DeclarationError(
             f"JSON of a {name} has missing or unknown fields ({', '.join(given)}): {error}"
         ) from None
+
+
+def edit_names() -> list[str]:
+    """Names of the kinds of edit."""
+    return [name for name in TABLE if name not in NO_EDITS]
 
 
 def to_json(value: object, table: Table = TABLE) -> str:

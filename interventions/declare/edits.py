@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...errors import LARGEST_SEED, DeclarationError, whole
+from .changes import Change, FromRun, How, Reduce
 from .components import Component
 from .sites import Head, Site, as_site
 
@@ -49,15 +50,21 @@ class Edit(Intervention):
         def site(self) -> Site:
             """Where."""
 
+    def change(self) -> Change:
+        """What it does to its site: how, and what value goes in."""
+        raise NotImplementedError  # each kind says so itself
+
     @property
     def run(self) -> str | None:
         """The run of the evaluated prompts that the new value comes from, if it comes from one."""
-        return None
+        value = self.change().value
+        return value.run if isinstance(value, FromRun) else None
 
     @property
     def uses_reference(self) -> bool:
         """Whether the new value comes from the reference draw of the task."""
-        return False
+        value = self.change().value
+        return isinstance(value, FromRun) and value.run is None
 
     def edits(self) -> tuple[Edit, ...]:
         """Itself alone."""
@@ -106,6 +113,10 @@ class ZeroAblate(SiteEdit):
     6.8
     """
 
+    def change(self) -> Change:
+        """Zeros."""
+        return Change(How.SET, None)
+
 
 @dataclass(frozen=True, init=False)
 class MeanAblate(SiteEdit):
@@ -144,10 +155,9 @@ class MeanAblate(SiteEdit):
             )
         object.__setattr__(self, "over", names[0] if len(names) == 1 else names)
 
-    @property
-    def uses_reference(self) -> bool:
-        """Always: the mean is taken over the reference draw."""
-        return True
+    def change(self) -> Change:
+        """The mean over the reference draw."""
+        return Change(How.SET, FromRun(None, Reduce.EXAMPLE if self.over == "example" else Reduce.EXAMPLE_POSITION))
 
 
 @dataclass(frozen=True, init=False)
@@ -179,10 +189,9 @@ class ResampleAblate(SiteEdit):
         super().__init__(site)
         object.__setattr__(self, "seed", whole(seed, "a seed", high=LARGEST_SEED))
 
-    @property
-    def uses_reference(self) -> bool:
-        """Always: the value is taken from the reference draw."""
-        return True
+    def change(self) -> Change:
+        """The value of a partner in the reference draw."""
+        return Change(How.SET, FromRun(None, Reduce.PARTNER, self.seed))
 
 
 @dataclass(frozen=True, init=False)
@@ -217,10 +226,9 @@ class Patch(SiteEdit):
             raise DeclarationError(f"source={source!r}: give the name of a run, such as 'corrupted'")
         object.__setattr__(self, "source", source)
 
-    @property
-    def run(self) -> str | None:
-        """The source run."""
-        return self.source
+    def change(self) -> Change:
+        """The value in the source run."""
+        return Change(How.SET, FromRun(self.source))
 
 
 @dataclass(frozen=True, init=False)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ...errors import DeclarationError, choices
+from .changes import Change, FromRun, How
 from .components import Component
 from .edits import Edit
 from .sites import Head, Site, as_site
@@ -92,10 +93,9 @@ class PathPatch(Edit):
         end = self.receivers[0]
         return end if isinstance(end, Site) else Site(Component.resid_post, AFTER)
 
-    @property
-    def run(self) -> str:
-        """The source run."""
-        return self.source
+    def change(self) -> Change:
+        """What the path brings: a receiver is set to it; to the logits, which have other paths too, it is added."""
+        return Change(How.ADD if self.site.layer == AFTER else How.SET, FromRun(self.source))
 
     def edits(self) -> tuple[PathPatch, ...]:
         """One for each receiver."""

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ...errors import DeclarationError
+from .changes import Change, How
 from .components import Component
 from .edits import Edit, SiteEdit
 from .sites import Head, Layer, Site, as_site
@@ -54,6 +55,10 @@ class Add(SiteEdit):
             raise DeclarationError(f"{self.site}: a vector has at least one number and all are finite")
         object.__setattr__(self, "vector", values)
 
+    def change(self) -> Change:
+        """The vector, added."""
+        return Change(How.ADD, self.vector)
+
     def __repr__(self) -> str:
         if len(self.vector) <= SHOWN:
             return f"Add(site={self.site!r}, vector={self.vector!r})"
@@ -93,6 +98,10 @@ class Scale(SiteEdit):
         if not math.isfinite(value):
             raise DeclarationError(f"{self.site}: a factor is a finite number, got {factor!r}")
         object.__setattr__(self, "factor", value)
+
+    def change(self) -> Change:
+        """The factor."""
+        return Change(How.SCALE, self.factor)
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -140,6 +149,10 @@ class Knockout(SiteEdit):
             raise DeclarationError(f"{site}: name the queries or the keys that are knocked out")
         super().__init__(site if query is None else site.at(query))
         object.__setattr__(self, "key", None if key is None else _keys(self.site, key))
+
+    def change(self) -> Change:
+        """Its scores, masked; at which keys is counted out when the length of the prompts is known."""
+        return Change(How.MASK, None)
 
     def clashes(self, other: Edit, site: Site, other_site: Site) -> bool:
         """Two knockouts meet in a query and a key; any other edit of the pattern in a query."""

@@ -10,7 +10,7 @@ from ..declare.components import Component
 from ..declare.edits import Edit, check_disjoint
 from ..declare.paths import AFTER, PathPatch
 from ..declare.sites import Site
-from ..declare.steering import Add, Knockout
+from ..declare.steering import Knockout
 from .writes import keys_in, keys_seen, positions_in, queries_in
 
 
@@ -98,12 +98,13 @@ def check_edit(edit: Edit, model: str, shape: Shape, groups: Sequence[Group], ru
         raise UnknownNameError(f"{edit!r}: the task has the runs {choices(runs)}")
     if isinstance(edit, PathPatch):
         check_site(edit.sender, model, shape, groups)
-    if isinstance(edit, Add):
+    vector = edit.change().value
+    if isinstance(vector, tuple):
         component = edit.site.component
         narrow = component.per_head and component is not Component.head_out
         width = shape.d_head if narrow else shape.d_model
-        if len(edit.vector) != width:
-            raise DeclarationError(f"{edit!r}: {edit.site} of {model} takes {width} numbers, got {len(edit.vector)}")
+        if len(vector) != width:
+            raise DeclarationError(f"{edit!r}: {edit.site} of {model} takes {width} numbers, got {len(vector)}")
     if isinstance(edit, Knockout):
         for group in groups:
             for key in edit.key or ():

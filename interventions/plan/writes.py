@@ -1,6 +1,6 @@
 """From edits to writes: where in the planned forward pass each edit takes hold, how, and what it puts in. Pure.
 
-This module alone decides what a kind of edit does (`change_of`); all later code reads `Write.how` and `Write.value`.
+A kind of edit says itself what it does (`Edit.change`); all later code reads `Write.how` and `Write.value`.
 
 The planned pass writes at fewer points than there are components, because some components are one point:
 
@@ -20,16 +20,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import NamedTuple
 
-from ...errors import DeclarationError
 from ..base.shape import Group, Shape
+from ..declare.changes import FromRun, How
 from ..declare.components import Component
-from ..declare.edits import Edit, MeanAblate, Patch, ResampleAblate, ZeroAblate
+from ..declare.edits import Edit
 from ..declare.paths import AFTER, PathPatch
 from ..declare.sites import Site
-from ..declare.steering import Add, Knockout, Scale
+from ..declare.steering import Knockout
 
 JOIN_STAGES = {
     "stream": 0,
@@ -54,42 +53,6 @@ OF_KEYS = ("k", "v", "k_rot")
 """Points whose heads are key-value heads."""
 
 Positions = tuple[int, ...] | None
-
-
-class How(StrEnum):
-    """What a write does to the numbers at its point. ``MASK`` makes attention scores minus infinity."""
-
-    SET = "set"
-    ADD = "add"
-    SCALE = "scale"
-    MASK = "mask"
-
-
-class Reduce(StrEnum):
-    """What an example takes of all examples of a run: its own values, those of a partner, or a mean."""
-
-    OWN = "own"
-    PARTNER = "partner"
-    EXAMPLE = "mean over example"
-    EXAMPLE_POSITION = "mean over example and position"
-
-
-@dataclass(frozen=True)
-class FromRun:
-    """A value that is read of a run.
-
-    Attributes
-    ----------
-    run : str, optional
-        None for the reference draw.
-    reduce : Reduce
-    seed : int
-        Of the pairing, for ``Reduce.PARTNER``.
-    """
-
-    run: str | None
-    reduce: Reduce = Reduce.OWN
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -197,11 +160,6 @@ def writes_of(edits: Sequence[Edit], shape: Shape, group: Group, reads_patterns:
         The examples.
     reads_patterns : bool
         Whether attention patterns are read, at every position.
-
-    Raises
-    ------
-    DeclarationError
-        An edit is of a kind that has no entry in `change_of`.
     """
     made = []
     for edit in sorted(edits, key=lambda edit: edit.site.order):
@@ -218,31 +176,16 @@ def writes_of(edits: Sequence[Edit], shape: Shape, group: Group, reads_patterns:
     return tuple(made)
 
 
-def change_of(edit: Edit, length: int) -> tuple[How, Value]:
-    """What a kind of edit does to its site, and what it puts in, on prompts of `length` tokens."""
-    match edit:
-        case ZeroAblate():
-            return How.SET, None
-        case MeanAblate():
-            return How.SET, FromRun(None, Reduce.EXAMPLE if edit.over == "example" else Reduce.EXAMPLE_POSITION)
-        case ResampleAblate():
-            return How.SET, FromRun(None, Reduce.PARTNER, edit.seed)
-        case Patch():
-            return How.SET, FromRun(edit.source)
-        case Add():
-            return How.ADD, edit.vector
-        case Scale():
-            return How.SCALE, edit.factor
-        case Knockout():
-            return How.MASK, Keys(tuple(keys_in(edit, length)))
-        case PathPatch():
-            return (How.ADD if edit.site.layer == AFTER else How.SET), edit  # the logits have other paths too
-    raise DeclarationError(f"{edit!r} is no intervention that the engine knows")
+def _value(edit: Edit, value: Value, length: int) -> Value:
+    """What a write puts in, for prompts of `length` tokens, where the change that was declared has `value`."""
+    if isinstance(edit, PathPatch):
+        return edit
+    return Keys(tuple(keys_in(edit, length))) if isinstance(edit, Knockout) else value
 
 
 def _write(edit: Edit, shape: Shape, group: Group, positions: list[int] | None) -> Write:
     site = edit.site
-    how, value = change_of(edit, group.length)
+    how, value = edit.change()
     component, layer, point = site.component, site.layer, str(site.component)
     if component.embedding or component is Component.resid_pre:
         point = "stream"
@@ -255,7 +198,15 @@ def _write(edit: Edit, shape: Shape, group: Group, positions: list[int] | None) 
     elif how is How.MASK:
         point = "scores"
     head = None if point == "attn_out" else site.head
-    return Write(layer, point, head, None if positions is None else tuple(sorted(positions)), how, value, edit)
+    return Write(
+        layer,
+        point,
+        head,
+        None if positions is None else tuple(sorted(positions)),
+        how,
+        _value(edit, value, group.length),
+        edit,
+    )
 
 
 def _on_path(write: Write, edit: PathPatch, length: int) -> Write:

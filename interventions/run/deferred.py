@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...errors import DeclarationError
+from ..declare.changes import FromRun, Reduce
 from ..declare.paths import PathPatch
-from ..plan.writes import FromRun, Keys, Reduce, Value
+from ..plan.writes import Keys, Value
 
 if TYPE_CHECKING:
     from ..traced import specs

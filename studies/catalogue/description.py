@@ -9,14 +9,13 @@ from typing import Any
 
 import xarray as xr
 
+from ...interventions.declare.codec import edit_names
 from ..output.phrases import count, listed
 from ..storage.attributes import LONGEST
 from ..storage.reading import Result
 from ..storage.record import Record
 from .entries import in_short
 from .listing import human_date
-
-EDITS = ("ZeroAblate", "MeanAblate", "ResampleAblate", "Patch", "Add", "Scale", "Knockout", "PathPatch")
 
 
 def what_of(result: Result, record: Record) -> str:
@@ -34,7 +33,7 @@ def what_of(result: Result, record: Record) -> str:
         return f"{listed(metrics)} without intervention" if metrics else ""
     axes = [dim for dim in measured[0].dims if dim not in ("example", "position", "read_layer", "read_head")]
     sizes = " x ".join(f"{dim} {result.sizes[dim]}" for dim in axes)
-    edits = [name for name in EDITS if f'"{name}"' in str(attrs.get("interventions", ""))]
+    edits = [name for name in edit_names() if f'"{name}"' in str(attrs.get("interventions", ""))]
     words = count(math.prod(result.sizes[dim] for dim in axes), "condition") + (f" ({sizes})" if sizes else "")
     run = attrs.get("base", "")
     how = "" if attrs.get("estimator", "exact") == "exact" else f", estimated: {attrs['estimator']}"

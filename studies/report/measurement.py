@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from ...interventions.declare.codec import edit_names
 from ...metrics.intervals import few_prompts
 from ..output.page import Number, Page, number, table
 from ..output.phrases import count, listed
@@ -23,7 +24,7 @@ TOP = 20
 """Rows of a table; the others are counted."""
 SAID = 3
 """Conditions that the answer names."""
-KINDS = {
+WORDS = {
     "ZeroAblate": "zero ablation",
     "MeanAblate": "mean ablation",
     "ResampleAblate": "resample ablation",
@@ -34,6 +35,7 @@ KINDS = {
     "PathPatch": "path patching",
     "Compose": "combined interventions",
 }
+"""Kind of intervention to the words for it; another kind stands as it is called."""
 
 
 def title(ds: xr.Dataset) -> str:
@@ -64,8 +66,8 @@ def done(attrs: Mapping[Any, Any]) -> str:
 
     def walk(one: Any) -> None:
         if isinstance(one, dict):
-            if (kind := str(one.get("type"))) in KINDS:
-                found[KINDS[kind]] = None
+            if (kind := str(one.get("type"))) in {*WORDS, *edit_names()}:
+                found[WORDS.get(kind, kind)] = None
                 return
             for part in one.values():
                 walk(part)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ...interventions.declare import codec
-from ...interventions.declare.codec import TABLE, Table
+from ...interventions.declare.codec import TABLE
 from ..tasks.tasks import Prompts, RepeatedTokens
 
 if TYPE_CHECKING:
     from ...metrics.card import Metric
 
-TASKS: Table = {**TABLE, "RepeatedTokens": RepeatedTokens, "Prompts": Prompts}
-"""Type name to maker for tasks and interventions."""
+TASKS: ChainMap[str, Callable[..., Any]] = ChainMap({"RepeatedTokens": RepeatedTokens, "Prompts": Prompts}, TABLE)
+"""Type name to maker, of tasks and of the declarations in `TABLE`."""
 
 
 def to_json(value: object) -> str:

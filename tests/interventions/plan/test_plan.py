@@ -25,10 +25,11 @@ from headwise.interventions import (
     ZeroAblate,
 )
 from headwise.interventions.base.shape import Group, Shape
+from headwise.interventions.declare.changes import FromRun, Reduce
 from headwise.interventions.plan.cost import Extent, row_bytes
 from headwise.interventions.plan.passes import Packer
 from headwise.interventions.plan.plan import make_plan
-from headwise.interventions.plan.writes import JOIN_STAGES, FromRun, Keys, Reduce, positions_in, writes_of
+from headwise.interventions.plan.writes import JOIN_STAGES, Keys, positions_in, writes_of
 from headwise.interventions.traced.values import reduce_examples
 from headwise.metrics import logit_diff, loss
 from headwise.studies import Prompts, RepeatedTokens
