@@ -1,1 +1,1 @@
-"""Leaves: hashes of data and functions, counts of a model, which model a number belongs to."""
+"""Leaves of `interventions`: counts of a model, hashes of data and functions, free memory."""

@@ -1,1 +1,4 @@
-"""Executes a plan on this machine: plan, traces, arrays. Next: `traced`."""
+"""Runs a plan on this machine: passes to `PassSpec`, traces to arrays; halves what runs out of memory (`engine`).
+
+Next on the way of a sweep: `interventions.traced`, what a trace runs.
+"""

@@ -1,1 +1,4 @@
-"""measure, capture, compare_estimates: one request becomes one Dataset. Next: `interventions.plan`."""
+"""measure, capture, compare_estimates: one request becomes one Dataset.
+
+A sweep begins in `measure`, is checked in `request` and run in `sweep`. Next: `interventions.plan`.
+"""

@@ -1,1 +1,4 @@
-"""The report of a result as one HTML file: `writing.write_report` puts together what the other modules write."""
+"""Reports: a result as one HTML file; `report.write_report` puts it together.
+
+The sentences on the induction study come from `studies.analyses.findings` and `conclusion`.
+"""

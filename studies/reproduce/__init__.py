@@ -1,1 +1,1 @@
-"""The same numbers again: rerun, compare, recipe."""
+"""Run a stored result again, compare, and write how it was made."""

@@ -1,1 +1,4 @@
-"""Files: what is on disk, and how far it is trusted."""
+"""What is on disk and how it is trusted: files, provenance, unfinished results, the record of a result.
+
+`registry` names what is stored by name: tasks, interventions, metrics.
+"""

@@ -1,1 +1,1 @@
-"""Prompts, and what counts as right."""
+"""Tasks: recipes for prompts, and what counts as right."""

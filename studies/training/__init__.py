@@ -1,1 +1,1 @@
-"""The script behind the shipped models."""
+"""How the shipped model was trained. Knows no measurement."""
