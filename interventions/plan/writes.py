@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from ...errors import DeclarationError
 from ..base.shape import Group, Shape
 from ..declare.changes import FromRun, How
 from ..declare.components import Component
@@ -160,6 +161,11 @@ def writes_of(edits: Sequence[Edit], shape: Shape, group: Group, reads_patterns:
         The examples.
     reads_patterns : bool
         Whether attention patterns are read, at every position.
+
+    Raises
+    ------
+    DeclarationError
+        The site of an edit is at no point that passes write at.
     """
     made = []
     for edit in sorted(edits, key=lambda edit: edit.site.order):
@@ -197,6 +203,8 @@ def _write(edit: Edit, shape: Shape, group: Group, positions: list[int] | None) 
         point = "attn_out" if how is How.ADD else "z"
     elif how is How.MASK:
         point = "scores"
+    if point not in JOIN_STAGES:
+        raise DeclarationError(f"{edit!r}: {component} can be read, and no pass writes to it")
     head = None if point == "attn_out" else site.head
     return Write(
         layer,

@@ -128,7 +128,7 @@ def run_chunks(
             keep(outcome.put(values_of_run(chunk, run, runs[run])))
             step(done := done + 1)
         while left:
-            for part, values in run_pass(model, plan, chunk, left[0], known, limit):
+            for part, values in run_pass_in_parts(model, plan, chunk, left[0], known, limit):
                 base = {name: value[slice(*part.examples)] for name, value in runs[plan.base].items()}
                 values = server_jobs.with_all_positions(values, base, len(part.one.conditions))
                 keep(outcome.put(values_of_conditions(chunk, part.examples, part.one.conditions, values)))
@@ -197,12 +197,32 @@ def runs_base_first(plan: Plan) -> list[str]:
     return sorted(plan.runs, key=lambda run: run != plan.base)
 
 
-def run_pass(
+def run_pass_in_parts(
     model: Model, plan: Plan, chunk: ExampleChunk, one: Pass, known: RunCache, limit: RowLimit
 ) -> Iterator[tuple[PassSlice, dict[str, torch.Tensor]]]:
-    """A pass: ``(part, values)``, one part unless it needs more memory, or more rows, than there are to have.
+    """Run a pass; in parts where it needs more memory, or more rows, than there are to have.
 
-    Raises what running out of memory raised where a single row did.
+    Parameters
+    ----------
+    model : Model
+    plan : Plan
+    chunk : ExampleChunk
+    one : Pass
+        Of the chunk.
+    known : RunCache
+        What was read of the runs.
+    limit : RowLimit
+        Gets smaller where memory runs out, for later passes too.
+
+    Returns
+    -------
+    iterator of (PassSlice, dict)
+        Each part, and its values by reader.
+
+    Raises
+    ------
+    Exception
+        What running out of memory raised, where a single row did.
     """
     waiting = [PassSlice(one, (0, chunk.size))]
     while waiting:

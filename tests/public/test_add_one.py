@@ -20,6 +20,7 @@ import headwise as hw
 from headwise.errors import DeclarationError, ModelError
 from headwise.interventions.declare import codec
 from headwise.interventions.models import family
+from headwise.interventions.plan import writes
 from headwise.studies.cli import main
 from headwise.studies.storage import registry
 from tests.oracles import planted
@@ -166,6 +167,13 @@ def test_an_own_intervention_composes_and_is_checked(toys):
     assert both["loss"].item() == pytest.approx(math.log(TOKENS), abs=1e-4)  # all logits are equal
     estimate = hw.measure(model, task, zeros, toys.margin, estimator="integrated", steps=64)
     assert estimate["margin"].item() == pytest.approx(0.0, abs=0.05)
+
+
+def test_a_component_without_a_stage_is_read_only(monkeypatch):
+    monkeypatch.delitem(writes.JOIN_STAGES, "mlp_out")
+    model, task = hw.load(planted.planted_model()), hw.RepeatedTokens(n=2, length=5, tokens=(0, 20))
+    with pytest.raises(DeclarationError, match="mlp_out can be read, and no pass writes to it"):
+        hw.measure(model, task, hw.ZeroAblate(hw.Layer(0).mlp_out))
 
 
 def test_a_picture_and_a_study(toys):
