@@ -1,4 +1,4 @@
-"""How much memory a pass may take, and what running out of it looks like; `engine.run_pass_in_parts` halves what did."""
+"""How much memory a pass may take, and what running out of it looks like. `engine.run_pass_in_parts` halves a pass."""
 
 from __future__ import annotations
 
