@@ -56,7 +56,7 @@ def test_what_is_wrong_lost_or_left_is_found(soak):
         "kills: leak: process sleep: 2, there were 1",
         "the end: leak: threads at the end: ['Thread-",
         "the end: leak: processes that do not end: ['sleep', ",
-        "soak.py --seed 3 --rounds 1 --first 0 --kinds kills --requests heads several\n",
+        "run.py --seed 3 --rounds 1 --first 0 --kinds kills --requests heads several\n",
     ):
         assert line in told, f"{line!r} is not in:\n{told}"
     assert total["leaks"] >= 8

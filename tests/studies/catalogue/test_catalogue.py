@@ -689,7 +689,9 @@ def test_files_can_be_read_with_netcdf4_alone(tmp_path, words_model):
         assert json.loads(file.versions)["headwise"] == hw.__version__
 
 
-def test_shown_as_text(folder):
+def test_shown_as_text(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)  # the line of the folder is as long as its name
+    folder = Path(folder.name)
     (folder / "bad.nc").write_bytes(b"x")
     lines = repr(Results(folder)).splitlines()
     assert lines[0] == f"{folder}: 5 results, 1 not finished, 1 file that cannot be read"
