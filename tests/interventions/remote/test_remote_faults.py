@@ -628,7 +628,9 @@ def client(server, out, kind="sweep"):
     )
 
 
-@pytest.mark.parametrize("moment", [2, 3, 5])
+@pytest.mark.parametrize(
+    "moment", [pytest.param(2, marks=pytest.mark.heavy), 3, pytest.param(5, marks=pytest.mark.heavy)]
+)
 def test_a_client_that_is_killed_finds_its_jobs(server, small_jobs, wanted, tmp_path, moment):
     """Killed when the server has run some of its jobs; the next client gets them all, and sends what was not sent."""
     out = tmp_path / "out.nc"
@@ -644,6 +646,7 @@ def test_a_client_that_is_killed_finds_its_jobs(server, small_jobs, wanted, tmp_
     assert len(keys) == len(set(keys)) == 2 + JOBS, "each call asks which model the server has"
 
 
+@pytest.mark.heavy
 def test_a_study_that_is_killed_twice_runs_nothing_twice(server, small_jobs, words_model, tmp_path):
     out = tmp_path / "out.nc"
     for many in (4, 12):
