@@ -17,8 +17,8 @@ from headwise.interventions import Head, ZeroAblate
 from headwise.interventions.remote.backend import open_model
 from headwise.studies import RepeatedTokens, measure
 from headwise.studies.cli.main import main
-from tests.studies.measuring.test_workers import Here
 from tests.support.saved_models import saved
+from tests.support.workers import Here
 
 CODE = """
 import pathlib
