@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 help:
 	@echo "make induction  the whole induction-head analysis of the shipped model, into results/"
 	@echo "make test       set up and run the tests, a process a core (WORKERS=1: one after another)"
-	@echo "make test-heavy the tests that take minutes each: soak, many kills, browsers at many widths"
+	@echo "make test-heavy the tests marked heavy: soak, many kills, browsers at many widths, hundreds of cases"
 	@echo "make ndif       start the real NDIF server here, run the remote tests against it, end it (Linux, needs redis-server)"
 	@echo "make lint       ruff and mypy"
 	@echo "make bridge     compare with TransformerLens, model family by model family"

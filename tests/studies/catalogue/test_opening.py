@@ -104,7 +104,9 @@ print("right", len(found))
 """
 
 
-@pytest.mark.parametrize("order", ["kept", "closed", "plain", "threads", "beside", "forked"])
+@pytest.mark.parametrize(
+    "order", ["kept", "closed", "plain", "threads", pytest.param("beside", marks=pytest.mark.heavy), "forked"]
+)
 def test_values_stay_right_whatever_else_is_opened_and_closed(tmp_path, order):
     """In a process of its own: the NetCDF library ended it where a file with text was open twice and closed once."""
     tree = studied(loss=((2.0, 5.0),))
