@@ -13,7 +13,6 @@ from ...errors import ResultError, choices
 from ...interventions.declare import codec
 from ...interventions.declare.codec import read_json
 from .attributes import json_in, number_in
-from .registry import TASKS, metric_names
 
 if TYPE_CHECKING:
     from ...metrics.card import Metric
@@ -102,6 +101,8 @@ class Record:
         HeadwiseError
             It is one of the user's own, or no task.
         """
+        from .registry import TASKS  # which imports torch
+
         data = read_json(self.attrs["task"])
         if isinstance(data, dict) and data.keys() == {"repr"}:
             raise ResultError(f"its task is one of your own, {data['repr']}: no file can bring it back")
@@ -117,6 +118,8 @@ class Record:
 
     def declared_what(self) -> Any:
         """The sites or interventions that were declared."""
+        from .registry import TASKS  # which imports torch
+
         return codec.from_json(self.attrs[self.what], TASKS)
 
     def declared_metrics(self) -> list[Metric]:
@@ -127,6 +130,8 @@ class Record:
         ResultError
             One does not ship with headwise.
         """
+        from .registry import metric_names  # which imports torch
+
         if self.kind == "capture":
             return []
         names, known = read_json(self.attrs["metrics"]), metric_names()

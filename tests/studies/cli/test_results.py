@@ -66,7 +66,7 @@ def test_show(folder, study, capsys):
     assert "L0H1 +2 and L0H0 +1" in out
     out = printed(capsys, "results", "show", study).out
     assert out.splitlines()[0] == "Induction heads of words-2l"
-    tree = hw.open_tree(study)
+    tree = hw.open_result(study, load=True)
     for finding in json.loads(tree.attrs["conclusion"]):
         if finding["group"] == "summary":
             assert finding["text"] in " ".join(out.split())
@@ -103,7 +103,7 @@ def test_query_gives_what_the_study_found(study, capsys):
     found = json.loads(
         printed(capsys, "results", "query", study, "ablation/loss", "--sort", "-effect", "--top", "3", "--json").out
     )
-    ds = hw.open_tree(study)["ablation"].to_dataset()
+    ds = hw.open_result(study, load=True)["ablation"].to_dataset()
     change = hw.effect(ds, "loss").mean("example")
     order = np.argsort(-change.values, axis=None)[:3]
     assert [row["effect"] for row in found] == change.values.ravel()[order].tolist()
@@ -114,7 +114,7 @@ def test_query_gives_what_the_study_found(study, capsys):
 
 
 def test_the_files_of_a_study_can_be_read_with_netcdf4_alone(study):
-    tree = hw.open_tree(study)
+    tree = hw.open_result(study, load=True)
     with netCDF4.Dataset(study) as file:
         assert file.model == "words-2l"
         assert json.loads(file.study)["type"] == "InductionStudy"

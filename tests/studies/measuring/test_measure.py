@@ -189,12 +189,12 @@ def test_a_measurement_is_plain_xarray_and_survives_netcdf(small_model, tmp_path
         (lambda m: measure("words-2l", TASK), DeclarationError, "'words-2l' is no model: open one with headwise.load"),
         (lambda m: capture("words-2l", TASK, Head(0, 0)), DeclarationError, "'words-2l' is no model"),
         (lambda m: composition_scores("words-2l"), DeclarationError, "'words-2l' is no model"),
-        (lambda m: measure(m, TASK, None, "los"), DeclarationError, "'los' is no metric: import one"),
+        (lambda m: measure(m, TASK, None, "los"), DeclarationError, "'los' is no metric: give one of hw.metrics"),
         (lambda m: capture(m, TASK, Head(0, 0), run="dirt"), UnknownNameError, "run='dirt': the task has the runs"),
         (
             lambda m: measure(m, TASK, None, None),
             DeclarationError,
-            "None is no metric: import one",
+            "None is no metric: give one of hw.metrics",
         ),
         (
             lambda m: measure(m, TASK, {1: ZeroAblate(Head(0, 0)), "1": ZeroAblate(Head(0, 1))}),
