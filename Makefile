@@ -5,11 +5,12 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup induction test ndif lint format bench bridge soak gallery model wheel wheel-test clean
+.PHONY: help setup induction test test-heavy ndif lint format bench bridge soak gallery model wheel wheel-test clean
 
 help:
 	@echo "make induction  the whole induction-head analysis of the shipped model, into results/"
-	@echo "make test       set up and run the tests"
+	@echo "make test       set up and run the tests, a process a core (WORKERS=1: one after another)"
+	@echo "make test-heavy the tests marked heavy: soak, many kills, browsers at many widths, hundreds of cases"
 	@echo "make ndif       start the real NDIF server here, run the remote tests against it, end it (Linux, needs redis-server)"
 	@echo "make lint       ruff and mypy"
 	@echo "make bridge     compare with TransformerLens, model family by model family"
@@ -30,8 +31,14 @@ setup: $(VENV)/.ready
 induction: setup
 	$(RUN) -m headwise induction --model words-2l --out results/induction-words-2l.nc
 
+# As many processes as cores. One that is done takes tests from the end of another's list, so that most modules stay whole.
+WORKERS ?= logical
+
 test: setup
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal -m "not heavy"
+
+test-heavy: setup
+	$(RUN) -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal -m heavy
 
 # The server has an environment of its own, as it has other versions than the client.
 .ndif/.ready: tests/ndif/requirements.txt

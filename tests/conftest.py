@@ -8,6 +8,8 @@ from pathlib import Path
 if "HEADWISE_HUB" not in os.environ:  # the network stays off unless the tests marked hub are asked for
     os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["OMP_NUM_THREADS"] = "1"  # in processes that tests begin too: several threads round otherwise
+os.environ.pop("COLUMNS", None)  # pytest-xdist sets it; a test that wants a width sets it itself
 os.environ["PYTHONPATH"] = os.pathsep.join(  # processes that tests begin find `tests` too
     [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
 )

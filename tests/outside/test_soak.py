@@ -44,6 +44,7 @@ def test_it_passes_where_all_is_well(soak, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.heavy
 def test_what_is_wrong_lost_or_left_is_found(soak):
     plants = ["wrong", "part", "descriptor", "thread", "process"]
     status, told, total = soak("--seed", 3, "--kinds", "kills", "--rounds", 3, "--plant", *plants)
@@ -56,13 +57,14 @@ def test_what_is_wrong_lost_or_left_is_found(soak):
         "kills: leak: process sleep: 2, there were 1",
         "the end: leak: threads at the end: ['Thread-",
         "the end: leak: processes that do not end: ['sleep', ",
-        "soak.py --seed 3 --rounds 1 --first 0 --kinds kills --requests heads several\n",
+        "run.py --seed 3 --rounds 1 --first 0 --kinds kills --requests heads several\n",
     ):
         assert line in told, f"{line!r} is not in:\n{told}"
     assert total["leaks"] >= 8
     assert total["mismatches"] >= 3
 
 
+@pytest.mark.heavy
 def test_a_process_that_breaks_down_or_hangs_is_told_of_and_the_rest_is_done(soak):
     status, told, total = soak("--kinds", "kills", "--rounds", 2, "--plant", "crash", "hang", "--limit", 5)
     assert (status, total["mismatches"], total["rounds"]) == (1, 2, 2), told

@@ -13,7 +13,10 @@ import venv
 from pathlib import Path
 
 CLONE = Path(__file__).resolve().parents[2]
-TESTS = ("interventions/remote", "studies/measuring/test_workers.py")
+TESTS = (
+    "interventions/remote",
+    *(f"studies/measuring/test_{name}.py" for name in ("workers", "workers_lost", "workers_lie")),
+)
 WHERE = "import headwise; print(headwise.__file__)"
 
 

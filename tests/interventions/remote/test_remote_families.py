@@ -37,7 +37,7 @@ def family_server(request, tmp_path_factory, folders):
     server.stop()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["pythia", pytest.param("llama", marks=pytest.mark.heavy), "qwen3"])
 def test_a_family_there_is_the_family_here(family_server, server, folders, name, monkeypatch):
     monkeypatch.setattr(CONFIG.API, "HOST", family_server.host)
     there, here = hw.load(folders[name], remote=True), hw.load(folders[name])
@@ -56,7 +56,7 @@ def test_a_family_there_is_the_family_here(family_server, server, folders, name,
             np.testing.assert_allclose(made[0][variable], made[1][variable], rtol=1e-4, atol=1e-5)
 
 
-@pytest.fixture(scope="module", params=["float16", "bfloat16"])
+@pytest.fixture(scope="module", params=["float16", pytest.param("bfloat16", marks=pytest.mark.heavy)])
 def half_server(request, tmp_path_factory):
     """Weights that are had by calls alone, in half precision: of the shipped model, and of one with large biases."""
     folder = tmp_path_factory.mktemp("qwen2").resolve()

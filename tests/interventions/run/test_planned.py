@@ -106,17 +106,39 @@ def asked(random, several):
 
 
 @given(randoms)
-@settings(max_examples=150)
+@settings(max_examples=40)
 def test_planned_is_naive(random):
     """Any conditions, measured in any way, packed in any way."""
+    check_planned(random)
+
+
+@pytest.mark.heavy
+@given(randoms)
+@settings(max_examples=500)
+def test_planned_is_naive_in_hundreds_of_cases(random):
+    check_planned(random)
+
+
+def check_planned(random):
     world, several = sweep(random)
     check(world, several, asked(random, several), random.random() < 0.5, **cases.layout(random))
 
 
 @given(randoms)
-@settings(max_examples=50)
+@settings(max_examples=20)
 def test_families_are_naive(random):
     """One kind of edit in every head, or at every position: many conditions join at one place."""
+    check_families(random)
+
+
+@pytest.mark.heavy
+@given(randoms)
+@settings(max_examples=150)
+def test_families_are_naive_in_hundreds_of_cases(random):
+    check_families(random)
+
+
+def check_families(random):
     world = cases.world(random)
     several = cases.family(random, world)
     check(world, several, asked(random, several), random.random() < 0.5, **cases.layout(random))

@@ -18,7 +18,7 @@ def study(tmp_path_factory):
 @pytest.fixture
 def folder(tmp_path, study):
     """Two measurements by hand, a damaged file and an unfinished run."""
-    from tests.studies.catalogue import test_catalogue as hand
+    from tests.support import results_by_hand as hand
 
     hw.write_netcdf(hand.measured([[2.0, 3.0]]), tmp_path / "a.nc")
     hw.write_netcdf(hand.measured([[9.0, np.nan]], model="large"), tmp_path / "b.nc")

@@ -25,7 +25,7 @@ from headwise.studies.cli import shared
 from headwise.studies.cli.main import main
 from headwise.studies.output import progress
 from headwise.studies.reproduce import agreement
-from tests.studies.catalogue import test_catalogue as hand
+from tests.support import results_by_hand as hand
 
 ROOT = Path(hw.__file__).parent
 EVIL = "x\x1b]0;owned\x07\x1b[2J\x9b31m\x7f\u202egpj\u2066.\u200b\u2028[bold red]loud[/bold red]"

@@ -1,81 +1,24 @@
-"""Workers: the same numbers from any executor, pieces kept as they come, and what a lost worker costs."""
+"""Workers: the same numbers from any executor, and pieces kept as they come."""
 
-import os
-import pickle
-import signal
-from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import replace
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import count
 from multiprocessing import get_context
 
-import numpy as np
 import pytest
 import torch
 import xarray as xr
 
 import headwise as hw
 from headwise.errors import DeclarationError, ModelError
-from headwise.interventions import Grid, Head, MeanAblate, Patch, ResampleAblate, ZeroAblate
+from headwise.interventions import Grid, Head, Patch, ZeroAblate
 from headwise.interventions.run import engine, memory
 from headwise.metrics import Card, Metric, induction, logit_diff, loss, self_attention
-from headwise.studies import InductionStudy, Prompts, RepeatedTokens, measure, plan
+from headwise.studies import InductionStudy, Prompts, plan
 from headwise.studies.measuring import context, executors
 from headwise.studies.storage.registry import metric_names
 from headwise.studies.training.words_2l import build_tokenizer
 from tests.oracles import raw_hooks
-from tests.support import mortal
-
-TASK = RepeatedTokens(n=4, length=6)
-KINDS = {"patch": Patch, "mean": MeanAblate, "resample": ResampleAblate}
-GRID = Grid(lambda kind, layer, head: KINDS[kind](Head(layer, head)), kind=list(KINDS), layer=range(2), head=range(4))
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(monkeypatch):
-    """Here and in workers: other threads round otherwise."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-class Here(Executor):
-    """Runs each piece at once, as a worker would that has everything: arguments and values travel as bytes."""
-
-    def __init__(self, fails=(), error=None, stops=None):
-        """`error` comes of the pieces of these numbers; from the piece `stops` on, none is taken."""
-        self.fails, self.stops, self.items = set(fails), stops, []
-        self.error = error or BrokenExecutor("the worker went away")
-
-    def submit(self, function, item):
-        future = Future()
-        if len(self.items) + 1 == self.stops:
-            raise self.error
-        self.items.append(item)
-        if len(self.items) in self.fails:
-            future.set_exception(self.error)
-            return future
-        try:
-            future.set_result(pickle.loads(pickle.dumps(function(pickle.loads(pickle.dumps(item))))))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A model that workers can open."""
-    where = tmp_path_factory.mktemp("models") / "small"
-    model = hw.load(raw_hooks.random_gpt2(2, 4, 8, 60, 40, seed=3))
-    model.module.save_pretrained(where)
-    model.tokenizer.save_pretrained(where)
-    return where
-
-
-def sweep(model, executor, task=TASK, what=GRID, metrics=(loss, logit_diff), **options):
-    options = {"batch_size": 4, "per_position": True} | options
-    return measure(model, task, what, metrics, executor=executor, **options)
+from tests.support.workers import GRID, TASK, Here, sweep
 
 
 def test_the_same_numbers_whoever_computes_them(folder):
@@ -119,99 +62,6 @@ def test_pieces_that_come_back_are_kept(folder, tmp_path):
     xr.testing.assert_equal(sweep(model, second, out=out), wanted)
     assert len(second.items) <= 2
     xr.testing.assert_equal(xr.load_dataset(out), wanted)
-
-
-class KilledWorker(Exception):
-    """As Dask has it: of no built-in kind."""
-
-    __module__ = "distributed.scheduler"
-
-
-class CommClosedError(OSError):
-    __module__ = "distributed.comm.core"
-
-
-FAILURES = {
-    "no module": (
-        ModuleNotFoundError("No module named 'mine'"),
-        "a piece failed on a worker: ModuleNotFoundError: No ",
-    ),
-    "a key": (KeyError("answer"), r"a piece failed on a worker: KeyError: 'answer'; 1 of \d+ pieces failed, and with"),
-    "a shape": (RuntimeError("size of tensor a\nmust match"), "on a worker: RuntimeError: size of tensor a; 1 of"),
-    "no text": (ValueError(), "a piece failed on a worker: ValueError; 1 of"),
-    "a file": (PermissionError(13, "denied"), "a piece failed on a worker: PermissionError: "),
-    "its words": (ModelError("this model is gone"), "^this model is gone$"),
-    "what was declared": (DeclarationError("no such head"), "^no such head$"),
-    "broken": (BrokenExecutor(), r"1 of \d+ pieces were lost with their workers \(BrokenExecutor\); with out="),
-    "cancelled": (CancelledError(), "were lost with their workers"),
-    "unplugged": (ConnectionResetError("reset"), "were lost with their workers"),
-    "dask, killed": (KilledWorker("tried 4 times"), r"were lost with their workers \(KilledWorker: tried 4 times\)"),
-    "dask, cut off": (CommClosedError("closed"), "were lost with their workers"),
-}
-
-
-@pytest.mark.parametrize("how", FAILURES)
-def test_whatever_befalls_a_piece_the_others_are_kept(folder, tmp_path, how):
-    error, told = FAILURES[how]
-    model, out = hw.load(folder), tmp_path / "sweep.nc"
-    wanted = sweep(model, None)
-    first, second = Here(fails=[1], error=error), Here()
-    with pytest.raises((ModelError, DeclarationError), match=told) as caught:
-        sweep(model, first, out=out)
-    assert "\n" not in str(caught.value)
-    xr.testing.assert_equal(sweep(model, second, out=out), wanted)
-    assert [mortal.passes_of(one) for one in second.items] == [mortal.passes_of(first.items[0])]
-
-
-def test_of_all_that_befell_what_cannot_be_mended_by_other_workers_is_told(folder):
-    class Many(Here):
-        def submit(self, function, item):
-            self.error = errors[len(self.items) % len(errors)]
-            return super().submit(function, item)
-
-    errors = [BrokenExecutor("gone"), KeyError("answer"), ModelError("no room")]
-    with pytest.raises(ModelError, match=r"^no room$"):
-        sweep(hw.load(folder), Many(fails=[1, 2, 3]))
-    errors.pop()
-    with pytest.raises(ModelError, match=r"failed on a worker: KeyError: 'answer'; 1 of \d+ pieces failed"):
-        sweep(hw.load(folder), Many(fails=[1, 2, 3]))
-
-
-@pytest.mark.parametrize("error", [RuntimeError("no new futures after shutdown"), BrokenExecutor("broken")])
-def test_pieces_that_are_not_taken_are_lost_and_the_others_kept(folder, tmp_path, error):
-    model, out = hw.load(folder), tmp_path / "sweep.nc"
-    wanted, whole = sweep(model, None), Here()
-    sweep(model, whole)
-    total = len(whole.items)
-    with pytest.raises(ModelError, match=rf"{total - 3} of {total} pieces were lost with their workers \(.*{error}\)"):
-        sweep(model, Here(stops=4, error=error), out=out)
-    rest = Here()
-    xr.testing.assert_equal(sweep(model, rest, out=out), wanted)
-    assert set(map(mortal.passes_of, rest.items)) <= set(map(mortal.passes_of, whole.items[3:]))
-
-
-def test_a_pool_that_was_broken_before(folder):
-    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
-        with pytest.raises(BrokenExecutor):
-            pool.submit(os._exit, 1).result()
-        with pytest.raises(ModelError, match=r"(\d+) of \1 pieces were lost with their workers \(BrokenProcessPool: "):
-            sweep(hw.load(folder), pool)
-
-
-@pytest.mark.parametrize(
-    ("kernel", "told"), [(mortal.wrong_shapes, "RuntimeError: mat1 and mat2"), (mortal.wrong_key, "KeyError: 'answer'")]
-)
-def test_an_error_of_a_metric_is_no_lost_worker(folder, kernel, told):
-    with pytest.raises(ModelError, match=f"^a piece failed on a worker: {told}") as caught:
-        sweep(hw.load(folder), Here(), metrics=[mortal.metric(kernel)], check=False)
-    assert "lost" not in str(caught.value)
-    assert isinstance(caught.value.__cause__, (RuntimeError, KeyError))
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_what_ends_a_program_ends_it_at_once(folder, error):
-    with pytest.raises(error):
-        sweep(hw.load(folder), Here(fails=[1], error=error()))
 
 
 @pytest.mark.parametrize("estimator", ["gradient", "integrated"])
@@ -291,32 +141,6 @@ def test_threads_give_right_numbers_too(folder):
         xr.testing.assert_equal(sweep(model, pool), sweep(model, None))
 
 
-def die(item):
-    """A worker that is killed at its second piece."""
-    mark = os.environ["HEADWISE_TEST_MARK"]
-    with open(mark, "a") as file:
-        file.write("x")
-    if os.path.getsize(mark) == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return REAL(item)
-
-
-REAL = executors.run_item
-
-
-def test_a_worker_that_is_killed_costs_its_piece(folder, tmp_path, monkeypatch):
-    monkeypatch.setenv("HEADWISE_TEST_MARK", str(tmp_path / "mark"))
-    monkeypatch.setattr(executors, "run_item", die)
-    model, out = hw.load(folder), tmp_path / "sweep.nc"
-    wanted = sweep(model, None)
-    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool, pytest.raises(ModelError, match="were lost"):
-        sweep(model, pool, out=out)
-    kept = list((tmp_path / "sweep.nc.parts").glob("*.nc"))
-    assert kept, "the first piece was finished before the worker died"
-    monkeypatch.undo()
-    xr.testing.assert_equal(sweep(model, Here(), out=out), wanted)
-
-
 def test_what_cannot_travel_is_refused_before_any_pass(folder):
     model = hw.load(folder)
     mine = Metric(Card("mine", "", "1", (0, 1)), "logits", lambda logits, targets: logits[..., 0], loss.prepare)
@@ -332,157 +156,6 @@ def test_other_weights_on_a_worker_are_found(folder):
         model.module.transformer.h[0].mlp.c_fc.weight[0, 0] += 1
     with pytest.raises(ModelError, match=r"a worker cannot reproduce small: .* weights \w{16} here, \w{16} on"):
         sweep(model, Here())
-
-
-def test_a_dask_cluster_with_a_worker_that_is_killed(folder, tmp_path, monkeypatch):
-    distributed = pytest.importorskip("distributed", reason="needs the extra cluster")
-    monkeypatch.setenv(mortal.FOLDER, str(tmp_path))
-    monkeypatch.setattr(executors, "run_item", mortal.die_at_the_third)
-    model, out = hw.load(folder), tmp_path / "sweep.nc"
-    wanted = sweep(model, None)
-    with (
-        distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, local_directory=tmp_path
-        ) as cluster,
-        distributed.Client(cluster) as client,
-    ):
-        found = sweep(model, client.get_executor(), out=out)
-    begun = {path.stem: path.read_text().splitlines() for path in tmp_path.glob("*.begun")}
-    killed = begun.pop((tmp_path / "killed").read_text())
-    assert len(killed) == 3
-    assert killed[-1] in {one for others in begun.values() for one in others}, (
-        "what it had in hand is begun anew elsewhere"
-    )
-    xr.testing.assert_equal(found, wanted)
-    xr.testing.assert_equal(xr.load_dataset(out), wanted)
-
-
-class Liar(Here):
-    """Runs each piece, and gives something else for those of some numbers."""
-
-    def __init__(self, lie, at=(2,)):
-        super().__init__()
-        self.lie, self.at, self.first = lie, at, None
-
-    def submit(self, function, item):
-        future = super().submit(function, item)
-        pieces = future.result()
-        self.first = self.first or pieces
-        if len(self.items) not in self.at:
-            return future
-        lied = Future()
-        lied.set_result(self.lie(pieces, self.first))
-        return lied
-
-
-def with_values(change):
-    """A lie: the values of all conditions changed."""
-
-    def lie(pieces, first):
-        last = pieces[-1]
-        return [*pieces[:-1], replace(last, values={name: change(value) for name, value in last.values.items()})]
-
-    return lie
-
-
-LIES = {
-    "another item's": (lambda pieces, first: first, "the answer to another question"),
-    "no list": (lambda pieces, first: tuple(pieces), "a tuple, which is no list"),
-    "a piece alone": (lambda pieces, first: pieces[-1], "a FinishedValues, which is no list"),
-    "None": (lambda pieces, first: None, "a NoneType, which is no list"),
-    "nothing": (lambda pieces, first: [], "0 pieces, which are not the 3"),
-    "None within": (lambda pieces, first: [*pieces[:-1], None], "a NoneType, which is no piece"),
-    "fewer": (lambda pieces, first: pieces[1:], "2 pieces, which are not the 3"),
-    "one twice": (lambda pieces, first: [*pieces, pieces[-1]], "4 pieces, which are not the 3"),
-    "another order": (lambda pieces, first: pieces[::-1], "3 pieces, which are not the 3"),
-    "one condition": (
-        lambda pieces, first: [
-            *pieces[:-1],
-            replace(
-                pieces[-1],
-                conditions=pieces[-1].conditions[:1],
-                values={name: value[:1] for name, value in pieces[-1].values.items()},
-            ),
-        ],
-        "3 pieces, which are not the 3",
-    ),
-    "rows of one condition": (with_values(lambda value: value[:1]), "logit_diff as float32 .1, 4, 5., where float32 "),
-    "one example": (with_values(lambda value: value[:, :1]), "logit_diff as float32 "),
-    "a mean": (with_values(lambda value: value.mean(-1, keepdims=True)), "logit_diff as float32 "),
-    "transposed": (with_values(lambda value: value.transpose(2, 1, 0)), "logit_diff as float32 .5, 4, "),
-    "float64": (with_values(lambda value: value.astype("float64")), "logit_diff as float64 "),
-    "half": (
-        with_values(lambda value: value.astype("float16")),
-        "logit_diff as float16, where an array of float32 or ",
-    ),
-    "objects": (with_values(lambda value: value.astype(object)), "logit_diff as object, where an array"),
-    "texts": (with_values(lambda value: value.astype(str)), "logit_diff as <U32, where an array"),
-    "lists": (with_values(lambda value: value.tolist()), "logit_diff as list, where an array"),
-    "masked": (with_values(lambda value: np.ma.masked_array(value)), "logit_diff as MaskedArray, where an array"),
-    "other names": (
-        lambda pieces, first: [replace(one, values={"loss": one.values["loss"]}) for one in pieces],
-        "values of 'loss' in place of logit_diff, loss",
-    ),
-    "more names": (
-        lambda pieces, first: [replace(one, values={**one.values, "kl": one.values["loss"]}) for one in pieces],
-        "in place of logit_diff, loss",
-    ),
-    "no names": (lambda pieces, first: [replace(one, values={}) for one in pieces], "values of nothing in place of"),
-    "no values": (
-        lambda pieces, first: [replace(one, values=None) for one in pieces],
-        "a FinishedValues, which is no piece",
-    ),
-    "another group": (lambda pieces, first: [replace(one, group=1) for one in pieces], "group 1 of 1"),
-    "a negative group": (lambda pieces, first: [replace(one, group=-1) for one in pieces], "group -1 of 1"),
-    "other examples": (lambda pieces, first: [replace(one, examples=(1, 5)) for one in pieces], "examples .1, 5. of 4"),
-    "no examples": (lambda pieces, first: [replace(one, examples=(2, 2)) for one in pieces], "examples .2, 2. of 4"),
-    "another run": (lambda pieces, first: [replace(pieces[0], run="dirty"), *pieces[1:]], "run 'dirty' with"),
-    "no such condition": (
-        lambda pieces, first: [*pieces[:-1], replace(pieces[-1], conditions=(99,))],
-        r"conditions \(99,\) of 24",
-    ),
-    "numbers from the end": (
-        lambda pieces, first: [*pieces[:-1], replace(pieces[-1], conditions=(-1,))],
-        r"conditions \(-1,\) of 24",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", LIES)
-def test_what_a_worker_was_not_asked_for_is_not_taken(folder, tmp_path, name):
-    lie, told = LIES[name]
-    model, out = hw.load(folder), tmp_path / "sweep.nc"
-    wanted = sweep(model, None)
-    liar, rest = Liar(lie), Here()
-    with pytest.raises(ModelError, match=f"^a worker gave what it was not asked for: .*{told}") as caught:
-        sweep(model, liar, out=out)
-    assert "\n" not in str(caught.value)
-    xr.testing.assert_equal(sweep(model, rest, out=out), wanted)
-    assert [mortal.passes_of(one) for one in rest.items] == [mortal.passes_of(liar.items[1])], "the others are kept"
-
-
-def test_what_answered_another_call_is_not_taken(folder):
-    """Though it has the same groups, examples and conditions."""
-    model, other = hw.load(folder), Here()
-    sweep(model, other, task=RepeatedTokens(n=4, length=6, seed=5))
-    before = executors.run_item(other.items[1])
-    with pytest.raises(ModelError, match="gave what it was not asked for: the answer to another question"):
-        sweep(model, Liar(lambda pieces, first: before))
-
-
-def test_a_first_worker_that_lies_does_not_make_the_others_liars(folder):
-    with pytest.raises(ModelError, match="gave what it was not asked for: logit_diff as float64"):
-        sweep(hw.load(folder), Liar(with_values(lambda value: value.astype("float64")), at=(1,)))
-    with pytest.raises(ModelError, match="gave what it was not asked for: logit_diff as float32"):
-        sweep(hw.load(folder), Liar(with_values(lambda value: value[..., :1]), at=(1,)))
-
-
-def test_values_that_are_no_numbers_may_come_back(folder):
-    nothing = Liar(with_values(lambda value: np.full_like(value, np.nan)))
-    found = sweep(hw.load(folder), nothing)
-    passes = nothing.items[1].chunks[0].passes
-    lost = found["loss"].isnull().all(["example", "position"])
-    assert int(lost.sum()) == sum(len(one.conditions) for one in passes) == 4
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])

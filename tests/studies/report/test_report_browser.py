@@ -66,7 +66,7 @@ PLACE = """(() => { document.documentElement.style.scrollBehavior = "auto"; cons
   return [box.left + box.width / 2, box.top + 50]; })()"""
 
 
-@pytest.mark.parametrize("width", [1280, 375])
+@pytest.mark.parametrize("width", [1280, pytest.param(375, marks=pytest.mark.heavy)])
 def test_a_study_is_shown_whole_and_quietly(browser, study, width):
     tab = opened(browser, study, width=width, touch=width < 600)
     assert tab.evaluate("document.documentElement.scrollWidth") <= tab.evaluate("innerWidth") == width
@@ -90,6 +90,7 @@ def test_tooltips_say_head_value_and_unit(browser, study):
     tab.close()
 
 
+@pytest.mark.heavy
 def test_a_dark_page_has_dark_figures_and_turns_back(browser, study):
     tab = opened(browser, study, dark=True)
     tab.wait("document.querySelectorAll('.plots.dark').length == document.querySelectorAll('.plots').length")
@@ -164,7 +165,7 @@ def test_paper_shows_what_is_folded_and_no_navigation(browser, study):
     tab.close()
 
 
-@pytest.mark.parametrize("width", [1280, 375])
+@pytest.mark.parametrize("width", [pytest.param(1280, marks=pytest.mark.heavy), 375])
 def test_a_measurement_is_shown_whole_and_quietly(browser, measured, folder, width):
     path = write_report(measured, folder / f"measured{width}.html")
     tab = opened(browser, path, width=width, touch=width < 600, dark=width < 600)

@@ -1,0 +1,12 @@
+"""Models saved into folders."""
+
+from headwise.interventions import load
+from tests.oracles import raw_families, raw_hooks
+
+
+def saved(name, folder):
+    """A random model of a family, with a tokenizer."""
+    module = raw_hooks.random_gpt2(2, 2, 8, 50, 20) if name == "gpt2" else raw_families.random_model(name)
+    module.save_pretrained(folder)
+    load._id_tokenizer(50).save_pretrained(folder)
+    return module
