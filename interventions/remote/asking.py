@@ -63,12 +63,18 @@ def fetch(
     most : int
         Bytes that the answer may have.
     silent, seconds : float
-        In which something more must come, and in which all of it must; a large answer that comes at `PACE` has longer.
+        Seconds in which something more must come, and in which all of it must; a large answer that comes at `PACE` has
+        longer.
     headers : dict, optional
     tick : callable, optional
         Called now and then, and may end the question by raising.
     **body
         What goes with the question, as httpx takes it.
+
+    Returns
+    -------
+    httpx.Response
+        Its code and its bytes; no headers.
 
     Raises
     ------

@@ -178,7 +178,24 @@ def chunks_of(plan: Plan, steps: int) -> Iterator[ExampleChunk]:
 def described_estimate(
     model: Model, plan: Plan, chunk: ExampleChunk, drawn: int, names: list[str], steps: int | None
 ) -> EstimateSpec:
-    """What `traced.gradients.attribution` takes; `drawn` counts the examples of the reference draw."""
+    """Describe an estimate of every condition for the examples of a chunk, as `attribution` takes it.
+
+    Parameters
+    ----------
+    model : Model
+    plan : Plan
+    chunk : ExampleChunk
+    drawn : int
+        Examples of the reference draw.
+    names : list of str
+        Of the readers.
+    steps : int, optional
+        Of the integrated estimate; None for the gradient at the base run.
+
+    Returns
+    -------
+    EstimateSpec
+    """
     moved: dict[tuple[int, str, str], list[tuple[int, Write]]] = {}
     for number, writes in enumerate(plan.writes[chunk.group]):
         for write in writes:
