@@ -113,6 +113,7 @@ def _too_large(where: str, config: dict[str, Any], dtype: torch.dtype | None) ->
     known = CONFIG_MAPPING[kind].attribute_map if kind in CONFIG_MAPPING else {}
 
     def size(key: str, otherwise: float = 0.0) -> float:
+        """The largest number that the configuration gives under a key, or under what its class calls that."""
         found = [config.get(one) for one in (key, known.get(key, key))]
         return max([float(one) for one in found if isinstance(one, int | float) and not math.isnan(one)] or [otherwise])
 

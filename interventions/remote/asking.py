@@ -88,12 +88,14 @@ def fetch(
     over, came = threading.Event(), bytearray()
 
     def note(event: str, about: dict[str, Any]) -> None:
+        """Keep each connection, so that it can be closed; end the question where nobody waits any more."""
         if over.is_set():
             raise httpx.ReadTimeout("nobody waits any more")
         if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
             streams.append(about["return_value"])
 
     def ask() -> None:
+        """Put the answer, or what was raised, into the queue."""
         try:
             more = {**body, "headers": {"accept-encoding": "identity", **(headers or {})}}
             answers.put(_answer(method, url, came, most, silent, {**more, "extensions": {"trace": note}}))

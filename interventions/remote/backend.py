@@ -171,6 +171,7 @@ class NdifBackend(Backend):
         }
 
         def read(result: Any) -> tuple[list[dict[str, torch.Tensor]], Array, float, list[Any]]:
+            """Take what `server_jobs.check` gives, as long as it is what was asked for."""
             own = numbers(result["own"], (len(rows), len(request.scored)), torch.float32)
             off = result["off"]
             for what, *rest in (part for one in off for part in one):

@@ -191,6 +191,7 @@ class RemoteModel(Model):
         size = (self.shape.layers + 1, tokens.shape[1], 1 + DIRECTIONS)
 
         def taken(result: Any) -> tuple[Fingerprint, Any]:
+            """Split what came back into the fingerprint of the model and what `read` gives."""
             return Fingerprint.of(numbers(result["fingerprint"], size, torch.float64)), read(result)
 
         return RemoteJob(key, server_jobs.answered, {**full_program, "key": key, "what": what}, taken, most)

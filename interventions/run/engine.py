@@ -122,6 +122,7 @@ def run_chunks(
     plan, limit, references, done = outcome.plan, RowLimit(), ReferenceDraw(model, outcome.plan, inputs), 0
 
     def run_chunk(chunk: ExampleChunk, left: list[Pass]) -> None:
+        """Run a chunk; take each pass that is done from `left`."""
         nonlocal done
         known, runs = run_unmodified(model, plan, chunk, readers, inputs, references.of(chunk.group))
         for run in plan.runs:

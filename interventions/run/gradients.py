@@ -119,6 +119,7 @@ def estimate_chunks(
     names, references = [reader.name for reader in readers], ReferenceDraw(model, plan, inputs)
 
     def estimate(chunk: ExampleChunk) -> tuple[Values, dict[str, torch.Tensor]]:
+        """Run a chunk without intervention, then estimate what every condition changes."""
         known, runs = run_unmodified(model, plan, chunk, readers, inputs, references.of(chunk.group))
         given = described_estimate(model, plan, chunk, drawn_examples(known), names, steps)
         return runs, gradients.attribution(model.traced, handles(model), known, given, model.device)

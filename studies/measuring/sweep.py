@@ -229,6 +229,7 @@ def _layout(metric: Metric, batch: Batch, per_position: bool) -> tuple[tuple[str
         return ("example",), lambda value, number: value.mean(axis=-1)
 
     def spread(value: Array, number: int) -> Array:
+        """Put the values of a group at its scored positions; NaN elsewhere."""
         whole = np.full((*value.shape[:2], int(batch.lengths.max())), np.nan, dtype=value.dtype)
         whole[..., list(groups[number].scored)] = value
         return whole

@@ -63,6 +63,7 @@ def done(attrs: Mapping[Any, Any]) -> str:
     found: dict[str, None] = {}
 
     def walk(one: Any) -> None:
+        """Note each kind of intervention in a declaration."""
         if isinstance(one, dict):
             if (kind := str(one.get("type"))) in KINDS:
                 found[KINDS[kind]] = None

@@ -167,6 +167,7 @@ class UnfinishedResult(PartsFolder):
         """
 
         def check(part: xr.Dataset) -> None:
+            """Refuse a part with other sizes than those that are asked for."""
             for dim, size in (sizes or {}).items():
                 if part.sizes.get(dim, size) != size:
                     raise ValueError(f"it has {part.sizes[dim]} along {dim}, where {size} are asked for")
