@@ -27,6 +27,7 @@ def lazy_names(
     where = {name: module for module, names in modules.items() for name in names.split()}
 
     def load(name: str) -> Any:
+        """Import a name when it is first asked for."""
         if name not in where:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         if where[name] == ".":

@@ -21,11 +21,29 @@ from .run.outcome import Inputs
 def against_float32(
     model: Model, plan: Plan, readers: Sequence[CompiledMetric], inputs: Inputs
 ) -> dict[str, float | None]:
-    """The largest difference of half precision from a float32 copy of the model, by reader, over runs and prompts.
+    """Measure how far half precision is from a float32 copy of the model: the largest difference over runs and prompts.
 
-    It is that of the values of runs as they are, averaged over scored positions, in the metric's own units. The copy
-    starts from the weights as they stand, so what rounding them lost before is not in it. None where there is no
-    memory for a copy and its passes, and of a model on a server, where there can be none.
+    The values are those of runs without intervention, averaged over scored positions. The copy starts from the weights
+    as they stand, so what rounding them lost before is not in the difference.
+
+    Parameters
+    ----------
+    model : Model
+    plan : Plan
+        Its first chunk gives the prompts, at most `PROMPTS`.
+    readers : sequence of CompiledMetric
+    inputs : Inputs
+
+    Returns
+    -------
+    dict of str to float or None
+        Difference in the unit of the metric. None where there is no memory for a copy and its passes, and of a model on
+        a server, where there can be no copy. Empty where the model is not in half precision, or the plan has no chunks.
+
+    Raises
+    ------
+    Exception
+        What a pass raised, where that does not say that memory ran out.
     """
     if model.dtype not in ("bfloat16", "float16") or not plan.chunks:
         return {}

@@ -84,6 +84,7 @@ def bootstrap_interval(
         counts = _counts(examples, resamples, seed)
 
         def statistics(some: Array) -> Array:
+            """The mean of each resample over its standard error, ``(row, resample)``; of rows whose own mean is 0."""
             means = some @ counts.T
             variances = ((some**2) @ counts.T - means**2) * (examples / (examples - 1))
             found: Array = means * np.sqrt(examples / np.maximum(variances, LEAST_SPREAD**2))

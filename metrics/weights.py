@@ -18,7 +18,13 @@ KINDS = ("q", "k", "v")
 
 
 class Factors(NamedTuple):
-    """Factors of all heads of a layer, float64."""
+    """Factors of all heads of a layer, float64.
+
+    Attributes
+    ----------
+    W_Q, W_K, W_V : array (head, d_model, d_head)
+    W_O : array (head, d_head, d_model)
+    """
 
     W_Q: Array
     W_K: Array

@@ -41,10 +41,15 @@ CALLED = {
 class HeadWeights(NamedTuple):
     """The weights of all heads of a layer, for row vectors (``x @ W``).
 
-    ``W_Q`` has shape ``(head, d_model, d_head)``, ``W_K`` and ``W_V`` have ``(key-value head, d_model, d_head)``, and
-    ``W_O`` has ``(head, d_head, d_model)``. ``gain``, that of the norm which the layer reads through, has
-    ``(d_model,)``; ``q_gain`` and ``k_gain``, those of norms of q and k where there are any, have ``(d_head,)``. Gains
-    are float32 at least.
+    Attributes
+    ----------
+    W_Q : tensor (head, d_model, d_head)
+    W_K, W_V : tensor (key-value head, d_model, d_head)
+    W_O : tensor (head, d_head, d_model)
+    gain : tensor (d_model,)
+        Of the norm which the layer reads through. Gains are float32 at least.
+    q_gain, k_gain : tensor (d_head,), optional
+        Of norms of q and k, where there are any.
     """
 
     W_Q: torch.Tensor

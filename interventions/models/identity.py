@@ -148,6 +148,11 @@ class Identity:
             What the two are called, behind their values.
         but : iterable of str
             Facts that do not matter.
+
+        Returns
+        -------
+        list of str
+            A text for each fact that differs; empty where none does.
         """
         found = []
         if "configuration" not in but:
@@ -191,7 +196,20 @@ def _comparable(one: str, two: str) -> bool:
 
 
 def unequal_configurations(one: str, two: str, here: str = "here", there: str = "there") -> list[str]:
-    """What two configurations say otherwise; entries that only one has come with another version of transformers."""
+    """How two configurations differ, in words; an entry that only one has comes with another version of transformers.
+
+    Parameters
+    ----------
+    one, two : str
+        JSON; empty where the configuration is not known, and then nothing differs.
+    here, there : str
+        What the two are called, behind their values.
+
+    Returns
+    -------
+    list of str
+        One text with the first `SHOWN` entries that differ; empty where none does.
+    """
     if not one or not two:
         return []
     try:

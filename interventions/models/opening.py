@@ -36,19 +36,25 @@ def check_python() -> None:
 def options_of(
     name: str, where: str, revision: str | None, trusted: bool, *, tokenizer: bool = True, dtype: torch.dtype | None
 ) -> dict[str, Any]:
-    """What transformers is to be asked with, for all that is read of a model.
+    """Look at what a model declares, and make the arguments with which transformers reads it.
 
     Parameters
     ----------
     name, where : str
-        As `places.locate` has them.
+        Name of the model, and the folder or Hub id, as `locate` gives them.
     revision : str, optional
+        Of the Hub.
     trusted : bool
         Whether code may run that the model brings.
     tokenizer : bool
         Whether its tokenizer is going to be read.
     dtype : torch.dtype, optional
-        Of the weights; None where they stay elsewhere.
+        Number format of the weights; None where they are not read on this machine.
+
+    Returns
+    -------
+    dict
+        Keyword arguments for ``from_pretrained``.
 
     Raises
     ------
@@ -107,6 +113,7 @@ def _too_large(where: str, config: dict[str, Any], dtype: torch.dtype | None) ->
     known = CONFIG_MAPPING[kind].attribute_map if kind in CONFIG_MAPPING else {}
 
     def size(key: str, otherwise: float = 0.0) -> float:
+        """The largest number that the configuration gives under a key, or under what its class calls that."""
         found = [config.get(one) for one in (key, known.get(key, key))]
         return max([float(one) for one in found if isinstance(one, int | float) and not math.isnan(one)] or [otherwise])
 

@@ -52,10 +52,27 @@ def check_kinds(config: Any, name: str) -> None:
 
 
 def unlike(module: Any, blocks: str, attention: str, windows: Sequence[int | None], context: int) -> list[str]:
-    """In words, where the modules of a model say otherwise; without a pass, so for windows of any size.
+    """Compare the windows of a table with those that the modules of a model have; without a pass, so for any size.
 
     A layer's attention has a ``sliding_window`` of its own where layers differ. Else the configuration's holds in every
     layer, if the model's file makes masks with a window at all; a file that does not may have other ways of its own.
+
+    Parameters
+    ----------
+    module : PreTrainedModel
+    blocks : str
+        Path of the list of blocks in the module.
+    attention : str
+        Path of the attention in a block.
+    windows : sequence of int or None
+        The table: keys that a query of a layer sees, by layer; None for all, and so for layers beyond its end.
+    context : int
+        Positions that the model reads at most; a window that is not smaller hides nothing.
+
+    Returns
+    -------
+    list of str
+        A text for each layer that differs; empty where none does.
     """
     stated = getattr(module.config, "sliding_window", None)
     makes = any(hasattr(sys.modules.get(kind.__module__), MAKES) for kind in type(module).__mro__)

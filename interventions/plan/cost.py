@@ -55,6 +55,16 @@ def block_flops(shape: Shape, rows: int, queries: int, stop: int) -> int:
         Positions of each row.
     stop : int
         Keys that they attend to.
+
+    Returns
+    -------
+    int
+        Floating-point operations.
+
+    Returns
+    -------
+    int
+        Floating-point operations.
     """
     project = 2 * rows * queries * shape.d_model * shape.qkv_width
     return project + attention_flops(shape, rows, queries, stop) + write_flops(shape, rows, queries)
@@ -71,6 +81,16 @@ def attention_flops(shape: Shape, rows: int, queries: int, keys: int, heads: int
         Positions of each row.
     heads : int, optional
         All heads where left out.
+
+    Returns
+    -------
+    int
+        Floating-point operations.
+
+    Returns
+    -------
+    int
+        Floating-point operations.
     """
     return 4 * rows * (shape.heads if heads is None else heads) * queries * keys * shape.d_head
 
@@ -96,6 +116,16 @@ def logits_flops(shape: Shape, rows: int, scored: int, columns: int) -> int:
         Positions of each row.
     columns : int
         Logits of each position.
+
+    Returns
+    -------
+    int
+        Floating-point operations.
+
+    Returns
+    -------
+    int
+        Floating-point operations.
     """
     return 2 * rows * scored * shape.d_model * columns
 
@@ -113,6 +143,16 @@ def forward_flops(shape: Shape, rows: int, length: int, scored: int | None = Non
         Positions with logits; all where left out.
     columns : int, optional
         Logits of each; the vocabulary where left out.
+
+    Returns
+    -------
+    int
+        Floating-point operations.
+
+    Returns
+    -------
+    int
+        Floating-point operations.
     """
     scored, columns = length if scored is None else scored, shape.vocabulary if columns is None else columns
     blocks = shape.layers * block_flops(shape, rows, length, length)
@@ -130,6 +170,16 @@ def pass_flops(shape: Shape, extent: Extent, joins: Sequence[tuple[int, int]], h
         Where each condition joins, see `writes.JOIN_STAGES`.
     heads : sequence of (layer, int)
         How many heads' attention is computed again there, for conditions that join at ``q k v pattern``.
+
+    Returns
+    -------
+    int
+        Floating-point operations.
+
+    Returns
+    -------
+    int
+        Floating-point operations.
     """
     n, window = extent.examples, extent.stop - extent.start
     total, through = 0, 1 if shape.parallel else 5

@@ -204,6 +204,14 @@ def extent_of(group: Group, examples: int, start: int, columns: int, patterns: b
         Logits that are computed at each scored position.
     patterns : bool
         Whether attention patterns are read.
+
+    Returns
+    -------
+    Extent
+
+    Returns
+    -------
+    Extent
     """
     scored = sum(position >= start for position in group.scored)
     return Extent(examples, start, last_position(group, patterns), scored, columns, patterns)

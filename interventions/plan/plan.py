@@ -78,6 +78,10 @@ def make_plan(
     overhead : float
         Operations that a layer of a pass costs beside its work.
 
+    Returns
+    -------
+    Plan
+
     Raises
     ------
     DeclarationError, UnknownNameError

@@ -150,7 +150,7 @@ def last_position(group: Group, reads_patterns: bool) -> int:
 
 
 def writes_of(edits: Sequence[Edit], shape: Shape, group: Group, reads_patterns: bool = False) -> tuple[Write, ...]:
-    """The writes of a condition in forward order; none where no number depends on it.
+    """Make the writes of a condition, in forward order; none where no number depends on it.
 
     Parameters
     ----------
@@ -161,6 +161,10 @@ def writes_of(edits: Sequence[Edit], shape: Shape, group: Group, reads_patterns:
         The examples.
     reads_patterns : bool
         Whether attention patterns are read, at every position.
+
+    Returns
+    -------
+    tuple of Write
 
     Raises
     ------

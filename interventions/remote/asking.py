@@ -63,12 +63,18 @@ def fetch(
     most : int
         Bytes that the answer may have.
     silent, seconds : float
-        In which something more must come, and in which all of it must; a large answer that comes at `PACE` has longer.
+        Seconds in which something more must come, and in which all of it must; a large answer that comes at `PACE` has
+        longer.
     headers : dict, optional
     tick : callable, optional
         Called now and then, and may end the question by raising.
     **body
         What goes with the question, as httpx takes it.
+
+    Returns
+    -------
+    httpx.Response
+        Its code and its bytes; no headers.
 
     Raises
     ------
@@ -82,12 +88,14 @@ def fetch(
     over, came = threading.Event(), bytearray()
 
     def note(event: str, about: dict[str, Any]) -> None:
+        """Keep each connection, so that it can be closed; end the question where nobody waits any more."""
         if over.is_set():
             raise httpx.ReadTimeout("nobody waits any more")
         if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
             streams.append(about["return_value"])
 
     def ask() -> None:
+        """Put the answer, or what was raised, into the queue."""
         try:
             more = {**body, "headers": {"accept-encoding": "identity", **(headers or {})}}
             answers.put(_answer(method, url, came, most, silent, {**more, "extensions": {"trace": note}}))

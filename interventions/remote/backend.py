@@ -68,7 +68,23 @@ class NdifBackend(Backend):
         positions: bool = True,
         say: Say | None = None,
     ) -> Outcome:
-        """Group by group of passes; what was sent before is asked for instead of being sent again."""
+        """Measure group by group of passes; a job that was sent before is asked for instead of being sent again.
+
+        Parameters
+        ----------
+        plan, readers, inputs, progress, keeper, positions, say
+            See `Backend.run_plan`.
+
+        Returns
+        -------
+        Outcome
+            The mean over scored positions only, unless `positions`.
+
+        Raises
+        ------
+        DeclarationError, ModelError, ServerError
+            See `Backend.run_plan`.
+        """
         sweep = RemoteSweep(self.model, plan, readers, inputs, positions, say)
         return engine.run_plan(plan, readers, sweep.execute, progress, keeper, positions)
 
@@ -83,7 +99,23 @@ class NdifBackend(Backend):
         positions: bool = True,
         say: Say | None = None,
     ) -> Outcome:
-        """Chunk by chunk."""
+        """Estimate chunk by chunk.
+
+        Parameters
+        ----------
+        plan, readers, inputs, steps, progress, positions, say
+            See `Backend.run_estimate`.
+
+        Returns
+        -------
+        Outcome
+            The mean over scored positions only, unless `positions`.
+
+        Raises
+        ------
+        DeclarationError, ModelError, ServerError
+            See `Backend.run_estimate`.
+        """
         sweep = RemoteSweep(self.model, plan, readers, inputs, positions, say)
         return gradients.run_estimate(plan, readers, steps, partial(sweep.estimates, steps), progress, positions)
 
@@ -139,6 +171,7 @@ class NdifBackend(Backend):
         }
 
         def read(result: Any) -> tuple[list[dict[str, torch.Tensor]], Array, float, list[Any]]:
+            """Take what `server_jobs.check` gives, as long as it is what was asked for."""
             own = numbers(result["own"], (len(rows), len(request.scored)), torch.float32)
             off = result["off"]
             for what, *rest in (part for one in off for part in one):
@@ -175,7 +208,30 @@ class NdifBackend(Backend):
 
 
 def open_model(name: str, where: str, place: str, tokenizer: Any, trusted: bool) -> RemoteModel:
-    """A model without weights: configuration and tokenizer from the Hub, or from a folder that the server has too."""
+    """Open a model without weights: configuration and tokenizer from the Hub, or from a folder that the server has too.
+
+    Parameters
+    ----------
+    name, where : str
+        Name of the model, and the folder or Hub id, as `locate` gives them.
+    place : str
+        What kind of place `locate` gives, or a revision of the Hub.
+    tokenizer : tokenizer, optional
+        None reads that of the model.
+    trusted : bool
+        Whether code may run that the model brings.
+
+    Returns
+    -------
+    RemoteModel
+
+    Raises
+    ------
+    ModelError
+        The model cannot be read, brings code that may not run, or is of no family that headwise knows.
+    ServerError
+        The address or the key that nnsight is set to cannot be one, or the key would go there in clear.
+    """
     revision = None if place in ("main", "local", "shipped") else place
     if place in ("local", "shipped"):
         from pathlib import Path

@@ -108,7 +108,33 @@ class RemoteModel(Model):
     def ask(
         self, what: str, function: Callable[..., Any], program: dict[str, Any], read: Callable[[Any], Any], most: int
     ) -> Any:
-        """What one job gives. It stays written down: only the caller knows when what it gave is safe."""
+        """Run one job, and give what came back. It stays written down: only the caller knows when that is safe.
+
+        Parameters
+        ----------
+        what : str
+            What the job is, for those who look at the server.
+        function : callable
+            Of `server_jobs`; it is sent along.
+        program : dict
+            What the function takes beside the model: plain data, tensors and functions.
+        read : callable
+            Makes what is used of what came back, or raises where that is not what was asked for.
+        most : int
+            Bytes that may come back.
+
+        Returns
+        -------
+        object
+            What `read` gives.
+
+        Raises
+        ------
+        ServerError
+            The job failed, the server refuses or cannot be reached, or the model computes otherwise now.
+        DeclarationError
+            A function in the job cannot be sent.
+        """
         for _, result in self.answers([self.job(what, function, program, read, most)]):
             if isinstance(result, Failed):
                 raise self.queue.failure(result)
@@ -139,9 +165,25 @@ class RemoteModel(Model):
     def job(
         self, what: str, function: Callable[..., Any], program: dict[str, Any], read: Callable[[Any], Any], most: int
     ) -> RemoteJob:
-        """A job; `what` is for those who look at the server. What the model computes comes back with what it gives.
+        """Make a job. What the model computes on the prompt of its fingerprint comes back with what the job gives.
 
-        `read` makes what is used of what came back, of `most` bytes, or raises where it is not what was asked for.
+        Parameters
+        ----------
+        what : str
+            What the job is, for those who look at the server.
+        function : callable
+            Of `server_jobs`; it is sent along.
+        program : dict
+            What the function takes beside the model: plain data, tensors and functions.
+        read : callable
+            Makes what is used of what came back, or raises where that is not what was asked for.
+        most : int
+            Bytes that may come back.
+
+        Returns
+        -------
+        RemoteJob
+            It gives a tuple of Fingerprint and what `read` gives.
         """
         tokens = torch.as_tensor(prompt(self.shape.vocabulary, self.shape.context))
         full_program = {"parts": described(self), "prompt": tokens, **program, "job": function}
@@ -149,6 +191,7 @@ class RemoteModel(Model):
         size = (self.shape.layers + 1, tokens.shape[1], 1 + DIRECTIONS)
 
         def taken(result: Any) -> tuple[Fingerprint, Any]:
+            """Split what came back into the fingerprint of the model and what `read` gives."""
             return Fingerprint.of(numbers(result["fingerprint"], size, torch.float64)), read(result)
 
         return RemoteJob(key, server_jobs.answered, {**full_program, "key": key, "what": what}, taken, most)

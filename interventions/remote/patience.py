@@ -45,10 +45,11 @@ class Call:
         Address of the server.
     name : str
         Of the model.
+    ledger : Ledger
+        Where jobs are written down.
 
     Attributes
     ----------
-    ledger : Ledger
     lasting : bool
         Whether a later process finds there what was sent.
     ran : float

@@ -98,6 +98,7 @@ class _Reader:
         self.memo: dict[int, Any] = {}
 
     def load(self, content: bytes) -> Any:
+        """Read one pickle of plain data, step by step."""
         for number, (code, given, _) in enumerate(pickletools.genops(content)):
             if number > STEPS:
                 raise Oversize(f"data of more than {STEPS:,} steps")
@@ -148,6 +149,7 @@ class _Reader:
             raise pickle.UnpicklingError(f"a result comes with a step {name}, which is not plain data")
 
     def push(self, value: Any) -> None:
+        """Put a value on the stack."""
         self.stack.append(value)
 
     def since(self, start: int) -> list[Any]:
@@ -165,6 +167,7 @@ class _Reader:
         return self.stack[-1]
 
     def name(self, text: str) -> None:
+        """Push a name that plain data may hold; refuse any other."""
         if text not in (STATUS, MAPPING, TENSOR, *FLOATS):
             raise pickle.UnpicklingError(f"a result comes with a {text[:100]}, which is not plain data")
         self.push(Name(text))
@@ -181,6 +184,7 @@ class _Reader:
         raise pickle.UnpicklingError("a result comes with a call, which is not plain data")
 
     def stored(self, given: Any) -> Stored:
+        """Name the numbers of a tensor: their format, and the file of the archive that holds them."""
         kind, storage, key, _, _ = given
         if kind != "storage" or not isinstance(storage, Name) or storage.text not in FLOATS or type(key) is not str:
             raise ValueError("numbers that are neither float32 nor float64")

@@ -83,7 +83,26 @@ def first_line(error: BaseException, key: str | None) -> str:
 
 
 def explain_refusal(host: str, name: str, code: int, detail: str, key: str | None) -> str:
-    """What an answer with an error code means."""
+    """Say what an answer with an error code means, and what to do.
+
+    Parameters
+    ----------
+    host : str
+        Address of the server.
+    name : str
+        Of the model.
+    code : int
+        HTTP status.
+    detail : str
+        What the server says beside it.
+    key : str, optional
+        That nnsight found; it is left out of the text.
+
+    Returns
+    -------
+    str
+        One line.
+    """
     reason = f"{one_line(detail, key) or 'it gives no reason'} ({code})"
     between = _is_page(detail) or "\n" in detail.strip()  # NDIF itself says one line
     if not between and (code in (401, 403) or _says(reason, "api key")):

@@ -58,7 +58,19 @@ def sessions(plan: Plan) -> Iterator[list[ExampleChunk]]:
 
 @dataclass(frozen=True)
 class RemoteSweep:
-    """A plan that runs on a server; the fields are as for `Backend.run_plan`."""
+    """A plan that runs on a server.
+
+    Attributes
+    ----------
+    model : RemoteModel
+    plan : Plan
+    readers : sequence of CompiledMetric
+    inputs : Inputs
+    positions : bool
+        Whether values are wanted for each scored position; else their mean.
+    say : callable, optional
+        Gets a line on how the jobs are doing.
+    """
 
     model: RemoteModel
     plan: Plan

@@ -38,6 +38,7 @@ def telling(
     due = started + gap
 
     def say(text: str) -> None:
+        """Show a line, or pass it on, where that is due."""
         nonlocal shown, gap, due
         if also is not None:
             also(text)

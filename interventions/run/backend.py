@@ -246,7 +246,25 @@ class LocalBackend(Backend):
         positions: bool = True,
         say: Say | None = None,
     ) -> Outcome:
-        """Pass by pass; what runs out of memory is done again in halves. Gives every position."""
+        """Measure pass by pass; what runs out of memory is done again in halves.
+
+        Parameters
+        ----------
+        plan, readers, inputs, progress, keeper
+            See `Backend.run_plan`.
+        positions, say
+            Not used.
+
+        Returns
+        -------
+        Outcome
+            Every scored position.
+
+        Raises
+        ------
+        DeclarationError, ModelError
+            See `Backend.run_plan`.
+        """
 
         def execute(outcome: Outcome, keep: Callable[[FinishedValues], None], step: Callable[[int], None]) -> None:
             engine.run_chunks(self.model, outcome.missing(), readers, inputs, outcome, keep, step)
@@ -264,7 +282,25 @@ class LocalBackend(Backend):
         positions: bool = True,
         say: Say | None = None,
     ) -> Outcome:
-        """Chunk by chunk; what runs out of memory is done again in halves. Gives every position."""
+        """Estimate chunk by chunk; what runs out of memory is done again in halves.
+
+        Parameters
+        ----------
+        plan, readers, inputs, steps, progress
+            See `Backend.run_estimate`.
+        positions, say
+            Not used.
+
+        Returns
+        -------
+        Outcome
+            Every scored position of the runs.
+
+        Raises
+        ------
+        DeclarationError, ModelError
+            See `Backend.run_estimate`.
+        """
         execute = partial(gradients.estimate_chunks, self.model, plan, readers, inputs, steps)
         return gradients.run_estimate(plan, readers, steps, execute, progress)
 

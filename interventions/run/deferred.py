@@ -25,7 +25,7 @@ def deferred_value(
     examples: tuple[int, int],
     drawn: int,
 ) -> specs.Value:
-    """What to put at a site: zeros (None), a factor, or what a trace makes a tensor of.
+    """Say what to put at a site, as far as that is known before the runs are read.
 
     Parameters
     ----------
@@ -45,6 +45,11 @@ def deferred_value(
         Start and stop of the examples of the group that are being run; resampling pairs each with its own partner.
     drawn : int
         Examples of the reference draw.
+
+    Returns
+    -------
+    None, float, Vector or FromRun
+        Zeros, a factor, or what a trace makes a tensor of.
 
     Raises
     ------

@@ -122,6 +122,7 @@ def run_chunks(
     plan, limit, references, done = outcome.plan, RowLimit(), ReferenceDraw(model, outcome.plan, inputs), 0
 
     def run_chunk(chunk: ExampleChunk, left: list[Pass]) -> None:
+        """Run a chunk; take each pass that is done from `left`."""
         nonlocal done
         known, runs = run_unmodified(model, plan, chunk, readers, inputs, references.of(chunk.group))
         for run in plan.runs:
@@ -171,7 +172,29 @@ class ReferenceDraw:
 def run_unmodified(
     model: Model, plan: Plan, chunk: ExampleChunk, readers: Sequence[CompiledMetric], inputs: Inputs, reference: Points
 ) -> tuple[RunCache, dict[str, dict[str, torch.Tensor]]]:
-    """Every run as it is: what the passes of a chunk need to know, and the readers' values by run."""
+    """Run every run of a chunk without intervention, in this process.
+
+    Parameters
+    ----------
+    model : Model
+    plan : Plan
+    chunk : ExampleChunk
+    readers : sequence of CompiledMetric
+    inputs : Inputs
+    reference : Points
+        What was read of the reference draw, see `ReferenceDraw.of`.
+
+    Returns
+    -------
+    tuple of RunCache and dict
+        What the passes of the chunk need; and for each run the values by reader, ``(example, scored)`` of logits and
+        ``(example, layer, head)`` of patterns.
+
+    Raises
+    ------
+    DeclarationError
+        The kernel of a reader gives values of the wrong shape.
+    """
     runs, compares = runs_of(model, plan, chunk, readers, inputs), any(reader.needs_base for reader in readers)
     return server_jobs.run_unmodified(model.traced, handles(model), runs, reference, compares, DeclarationError)
 
@@ -179,7 +202,22 @@ def run_unmodified(
 def runs_of(
     model: Model, plan: Plan, chunk: ExampleChunk, readers: Sequence[CompiledMetric], inputs: Inputs
 ) -> list[tuple[str, torch.Tensor, list[int], list[ReadSite], list[Kernel], LogitsSpec]]:
-    """The runs of a chunk as `server_jobs.run_unmodified` takes them, the base run first."""
+    """Describe the runs of a chunk as `server_jobs.run_unmodified` takes them, the base run first.
+
+    Parameters
+    ----------
+    model : Model
+    plan : Plan
+    chunk : ExampleChunk
+    readers : sequence of CompiledMetric
+    inputs : Inputs
+
+    Returns
+    -------
+    list of tuple
+        For each run its name, the tokens ``(example, position)``, the scored positions, the sites that are read, the
+        kernels of patterns, and what is made of logits.
+    """
     layers, scored = model.shape.layers, list(plan.groups[chunk.group].scored)
     wanted = {run: {point_of(site) for site in sites} for run, sites in plan.sources().items()}
     base_points = {native_point(layer, name, layers) for layer, name in plan.base_points(chunk)}
@@ -244,7 +282,24 @@ def run_pass_in_parts(
 def run_part(
     model: Model, plan: Plan, chunk: ExampleChunk, part: PassSlice, known: RunCache
 ) -> dict[str, torch.Tensor]:
-    """One trace: the values of the rows of a part, by reader name."""
+    """Run one trace: a slice of a pass.
+
+    Parameters
+    ----------
+    model : Model
+    plan : Plan
+    chunk : ExampleChunk
+    part : PassSlice
+        Its examples are counted from the first example of the chunk.
+    known : RunCache
+        What was read of the runs of the chunk.
+
+    Returns
+    -------
+    dict of str to Tensor
+        Values by reader: ``(condition * example, scored from the pass's first position on)`` of logits, ``(condition *
+        example, layer, head)`` of patterns.
+    """
     first = chunk.examples[0]
     some = known if part.examples == (0, chunk.size) else part_of(known, slice(*part.examples))
     examples = (first + part.examples[0], first + part.examples[1])
@@ -254,7 +309,20 @@ def run_part(
 
 
 def points_taken(model: Model, plan: Plan, chunk: ExampleChunk, one: Pass) -> list[tuple[ReadSite, ReadSite]]:
-    """What a pass takes from the base run: the site of the planned pass, and that of the model's own pass."""
+    """Name what a pass takes from the base run. Embeddings are left out: they reach a pass in its writes.
+
+    Parameters
+    ----------
+    model : Model
+    plan : Plan
+    chunk : ExampleChunk
+    one : Pass
+
+    Returns
+    -------
+    list of (ReadSite, ReadSite)
+        The site of the planned pass, and that of the model's own pass.
+    """
     return [
         ((layer, point), native_point(layer, point, model.shape.layers))
         for layer, point in sorted(plan.points_of(chunk, one))
@@ -285,7 +353,21 @@ def check_readers(plan: Plan, readers: Sequence[CompiledMetric]) -> None:
 def kernels_of(
     model: Model, plan: Plan, readers: Sequence[CompiledMetric], run: str, chunk: ExampleChunk
 ) -> tuple[list[Kernel], LogitsSpec]:
-    """Kernels of patterns, and what is made of logits, for the examples of a chunk."""
+    """Make the kernels of readers, with their arguments for the examples of a chunk in a run.
+
+    Parameters
+    ----------
+    model : Model
+    plan : Plan
+    readers : sequence of CompiledMetric
+    run : str
+    chunk : ExampleChunk
+
+    Returns
+    -------
+    tuple of list of Kernel and LogitsSpec
+        Kernels of patterns, and what is made of logits.
+    """
     span = slice(*chunk.examples)
     given = {
         reader.name: {name: as_tensor(model, value[span]) for name, value in reader.arguments[run][chunk.group].items()}

@@ -119,6 +119,7 @@ def estimate_chunks(
     names, references = [reader.name for reader in readers], ReferenceDraw(model, plan, inputs)
 
     def estimate(chunk: ExampleChunk) -> tuple[Values, dict[str, torch.Tensor]]:
+        """Run a chunk without intervention, then estimate what every condition changes."""
         known, runs = run_unmodified(model, plan, chunk, readers, inputs, references.of(chunk.group))
         given = described_estimate(model, plan, chunk, drawn_examples(known), names, steps)
         return runs, gradients.attribution(model.traced, handles(model), known, given, model.device)
@@ -178,7 +179,24 @@ def chunks_of(plan: Plan, steps: int) -> Iterator[ExampleChunk]:
 def described_estimate(
     model: Model, plan: Plan, chunk: ExampleChunk, drawn: int, names: list[str], steps: int | None
 ) -> EstimateSpec:
-    """What `traced.gradients.attribution` takes; `drawn` counts the examples of the reference draw."""
+    """Describe an estimate of every condition for the examples of a chunk, as `attribution` takes it.
+
+    Parameters
+    ----------
+    model : Model
+    plan : Plan
+    chunk : ExampleChunk
+    drawn : int
+        Examples of the reference draw.
+    names : list of str
+        Of the readers.
+    steps : int, optional
+        Of the integrated estimate; None for the gradient at the base run.
+
+    Returns
+    -------
+    EstimateSpec
+    """
     moved: dict[tuple[int, str, str], list[tuple[int, Write]]] = {}
     for number, writes in enumerate(plan.writes[chunk.group]):
         for write in writes:

@@ -244,7 +244,23 @@ def values_of_run(chunk: ExampleChunk, run: str, values: Mapping[str, torch.Tens
 def values_of_conditions(
     chunk: ExampleChunk, examples: tuple[int, int], conditions: tuple[int, ...], values: Mapping[str, torch.Tensor]
 ) -> FinishedValues:
-    """What a pass gave, ``(condition * example, ...)`` by reader, for some examples of a chunk."""
+    """Make finished values of what a pass gave.
+
+    Parameters
+    ----------
+    chunk : ExampleChunk
+    examples : tuple of int
+        Start and stop of the examples that were run, counted from the first example of the chunk.
+    conditions : tuple of int
+        Of the pass, in its order.
+    values : mapping of str to Tensor
+        By reader, ``(condition * example, ...)``.
+
+    Returns
+    -------
+    FinishedValues
+        ``(condition, example, ...)`` by reader.
+    """
     span = (chunk.examples[0] + examples[0], chunk.examples[0] + examples[1])
     arrays = {name: as_array(value) for name, value in values.items()}
     found = {name: array.reshape(len(conditions), -1, *array.shape[1:]) for name, array in arrays.items()}

@@ -27,6 +27,11 @@ def columns(component: str, head: int | None, heads: int, d_head: int, kv_heads:
         All heads where left out; of ``k v k_rot`` a key-value head.
     heads, d_head, kv_heads : int
         Counts of the model.
+
+    Returns
+    -------
+    slice
+        All columns where the component has no heads.
     """
     count = kv_heads if component in ("k", "v", "k_rot") else heads
     start = {"k": heads, "k_rot": heads, "v": heads + kv_heads}.get(component, 0) * d_head

@@ -23,7 +23,7 @@ def attention(
     keep: dict[WriteSite, Any],
     attended: dict[str, torch.Tensor],
 ) -> torch.Tensor:
-    """``z`` of the rows at work, ``(row, query, head * d_head)``.
+    """Compute ``z`` of the rows at work.
 
     Parameters
     ----------
@@ -33,10 +33,16 @@ def attention(
     spec : ResolvedPass
     layer : int
     hidden : tensor (row, position, d_model)
+        The stream that enters the layer.
     keep : dict
         Gets what is at the sites that are its keys.
     attended : dict
         Kernel name to values ``(row, layer, head)``, which are put in.
+
+    Returns
+    -------
+    tensor (row, query, head * d_head)
+        Queries are the positions that are computed; of the last layer, the scored ones where logits are read.
     """
     module, heads, start, stop = model["blocks"][layer], model["heads"], spec["start"], spec["stop"]
     normed = call_module(module, model["paths"]["norm_1"], hidden)

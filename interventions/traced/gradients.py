@@ -84,6 +84,11 @@ def slopes_from(
     names : list of str
         Of kernels.
     device : torch.device
+
+    Returns
+    -------
+    tuple of dict and dict
+        See `traces.slopes`.
     """
     spec: ResolvedPass = {**resolve_values(start["spec"], cache), "writes": writes}
     base = {(start["layer"], "stream"): cache["base"][start["site"]]}

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def logits_kernels(normed: torch.Tensor, unembed: Any, spec: LogitsSpec, examples: int) -> dict[str, torch.Tensor]:
-    """Kernels of logits: name to ``(row, scored)``.
+    """Compute logits, some rows at a time, and what the kernels make of them.
 
     Where only the logits of some tokens are wanted, the kernels find them in the order of the tokens. All logits are
     computed for them too, if the last layer is more than its weight or its weight is elsewhere.
@@ -26,6 +26,11 @@ def logits_kernels(normed: torch.Tensor, unembed: Any, spec: LogitsSpec, example
     spec : LogitsSpec
     examples : int
         Rows are conditions times examples.
+
+    Returns
+    -------
+    dict
+        Kernel name to values ``(row, scored)``.
     """
     found: dict[str, list[torch.Tensor]] = {kernel["name"]: [] for kernel in spec["kernels"]}
     tokens = spec["tokens"]

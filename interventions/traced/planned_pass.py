@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def run(model: ModelParts, base: Points, spec: ResolvedPass, keep: dict[WriteSite, Any]) -> dict[str, torch.Tensor]:
-    """A pass: name of a kernel to its values, ``(row, scored)`` or ``(row, layer, head)``.
+    """Run a planned pass.
 
     Parameters
     ----------
@@ -31,6 +31,11 @@ def run(model: ModelParts, base: Points, spec: ResolvedPass, keep: dict[WriteSit
     spec : ResolvedPass
     keep : dict
         Comes with keys ``(layer, point)``, and gets what was there.
+
+    Returns
+    -------
+    dict
+        Kernel name to values, ``(row, scored)`` of logits or ``(row, layer, head)`` of patterns.
     """
     spec = {**spec, "angles": rotary_angles(model, next(iter(base.values())), spec["stop"])}
     if spec["senders"]:

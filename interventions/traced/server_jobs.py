@@ -119,6 +119,11 @@ def run_unmodified(
     tuple of dict and dict
         What was read, as `resolve_values` takes it; and for each run the values by reader, ``(example, scored)`` of
         logits and ``(example, layer, head)`` of patterns.
+
+    Raises
+    ------
+    Exception
+        Of type `refusal`: a kernel gives values of the wrong shape.
     """
     sources: dict[str, Points] = {}
     found: dict[str, dict[str, torch.Tensor]] = {}
@@ -173,7 +178,20 @@ def run_pass(
 
 
 def read_in_batches(root: Any, parts: dict[str, Any], tokens: torch.Tensor, wanted: Any) -> dict[Any, torch.Tensor]:
-    """The tensors at wanted points of many prompts, ``(example, position, width)``, read some prompts at a time."""
+    """Read points of many prompts in passes without intervention, `AT_ONCE` prompts at a time.
+
+    Parameters
+    ----------
+    root, parts
+        As for `run_unmodified`.
+    tokens : Tensor (example, position)
+    wanted : iterable of ReadSite
+
+    Returns
+    -------
+    dict
+        ReadSite to a tensor ``(example, position, width)``.
+    """
     starts = range(0, len(tokens), AT_ONCE)
     batches = [read(root, parts, tokens[start : start + AT_ONCE], set(wanted)) for start in starts]
     return {at: torch.cat([batch[at] for batch in batches]) for at in wanted}
@@ -233,9 +251,21 @@ def output_weights(root: Any, parts: dict[str, Any], sites: list[Any]) -> dict[i
 
 
 def capture(root: Any, parts: dict[str, Any], tokens: torch.Tensor, sites: list[Any]) -> dict[str, torch.Tensor]:
-    """The values of sites, by their number; a site is ``(kind, point, columns, heads, head, positions)``.
+    """Read the values of sites in passes without intervention.
 
-    ``parts["out_of"]`` is what `output_weights` gives.
+    Parameters
+    ----------
+    root : nnsight model
+    parts : dict
+        As for `run_unmodified`; with ``out_of``, which `output_weights` gives.
+    tokens : Tensor (example, position)
+    sites : list of (kind, point, columns, heads, head, positions)
+        As `described_site` gives them.
+
+    Returns
+    -------
+    dict
+        Number of a site, as text, to its value, in the shape that its component states.
     """
     points = read_in_batches(root, parts, tokens, [site[1] for site in sites])
     return {str(number): value_at(parts, points, site) for number, site in enumerate(sites)}

@@ -50,7 +50,22 @@ def no_tokens(device: Any) -> torch.Tensor:
 
 
 def read(root: Any, parts: dict[str, Any], tokens: torch.Tensor, wanted: set[tuple[int, str]]) -> Points:
-    """The tensors at wanted points of a pass without intervention."""
+    """Read points in a pass without intervention.
+
+    Parameters
+    ----------
+    root : nnsight handle of the model
+    parts : dict
+        See `specs.ModelParts`.
+    tokens : Tensor (example, position)
+    wanted : set of ReadSite
+        At least one.
+
+    Returns
+    -------
+    dict
+        ReadSite to a tensor ``(example, position, width)``.
+    """
     layers = 1 + max(layer for layer, _ in wanted)
     with torch.no_grad(), root.trace(tokens, use_cache=False) as tracer:
         taken, _ = activations.read_activations(
@@ -71,10 +86,29 @@ def as_it_is(
     logits: LogitsSpec,
     keep_logits: bool,
 ) -> tuple[Points, dict[str, torch.Tensor], torch.Tensor | None]:
-    """One pass of the model's own: what is at the wanted points, the readers' values, and the scored logits if kept.
+    """Run the model's own pass once, without intervention.
 
-    `kernels` are those of patterns. Kernels in ``logits["compare"]`` also take ``base_logits``, those of this very pass
-    where `keep_logits` is set.
+    Parameters
+    ----------
+    root : nnsight handle of the model
+    parts : dict
+        See `specs.ModelParts`.
+    tokens : Tensor (example, position)
+    scored : list of int
+        Positions whose logits are computed.
+    wanted : set of ReadSite
+    kernels : list of Kernel
+        Of patterns.
+    logits : LogitsSpec
+        Kernels in ``compare`` also take ``base_logits``; where `keep_logits`, they take those of this very pass.
+    keep_logits : bool
+        Whether the scored logits are computed for the whole vocabulary and given back.
+
+    Returns
+    -------
+    tuple of dict, dict and (Tensor or None)
+        ReadSite to a tensor ``(example, position, width)``; kernel name to values, ``(example, scored)`` of logits and
+        ``(example, layer, head)`` of patterns; and the logits ``(example, scored, vocabulary)``, if they are kept.
     """
     at = torch.tensor(scored, device=tokens.device)
     layers, embeddings, places = parts["layers"], parts["embeddings"], parts["points"]
@@ -125,7 +159,24 @@ def sketch(found: list[torch.Tensor]) -> torch.Tensor:
 def misshapen(
     parts: dict[str, Any], values: dict[str, torch.Tensor], kernels: list[Kernel], rows: int, scored: int
 ) -> str:
-    """Which kernel gives values that are not one for each row and scored position, or row, layer and head, if any."""
+    """Find a kernel whose values are not one for each row and scored position, or each row, layer and head.
+
+    Parameters
+    ----------
+    parts : dict
+        See `specs.ModelParts`.
+    values : dict
+        Kernel name to values.
+    kernels : list of Kernel
+        Of patterns; the others are of logits.
+    rows, scored : int
+        How many there are.
+
+    Returns
+    -------
+    str
+        What is wrong with the first such kernel; empty where there is none.
+    """
     watched = {kernel["name"] for kernel in kernels}
     for name, value in values.items():
         axes = "(row, layer, head)" if name in watched else "(row, scored)"
@@ -136,7 +187,24 @@ def misshapen(
 
 
 def planned(root: Any, parts: dict[str, Any], base: Points, spec: ResolvedPass, device: Any) -> dict[str, Any]:
-    """The values of a planned pass, in a trace that never goes through the model itself."""
+    """Run a planned pass, in a trace that never goes through the model itself.
+
+    Parameters
+    ----------
+    root : nnsight handle of the model
+    parts : dict
+        See `specs.ModelParts`.
+    base : Points
+        What the base run has, by the points of a planned pass.
+    spec : ResolvedPass
+    device : torch.device
+        Of the activations.
+
+    Returns
+    -------
+    dict
+        Kernel name to values, ``(row, scored)`` of logits and ``(row, layer, head)`` of patterns.
+    """
     with root.trace(no_tokens(device), use_cache=False) as tracer:
         values = planned_pass.run_without_grad(parts, base, spec)
         nnsight.save(values)
@@ -153,7 +221,28 @@ def slopes(
     names: list[str],
     device: Any,
 ) -> tuple[dict[WriteSite, torch.Tensor], dict[str, dict[WriteSite, torch.Tensor]]]:
-    """What is at sites in such a pass, and the derivative by it of each kernel's mean over scored positions."""
+    """Run a planned pass and its way back: what is at sites, and the slope of each kernel by that.
+
+    Parameters
+    ----------
+    root : nnsight handle of the model
+    parts : dict
+        See `specs.ModelParts`.
+    base : Points
+        What the base run has, by the points of a planned pass.
+    spec : ResolvedPass
+    sites : list of WriteSite
+    names : list of str
+        Of kernels.
+    device : torch.device
+        Of the activations.
+
+    Returns
+    -------
+    tuple of dict and dict
+        WriteSite to what is there, ``(row, position, column)`` or, of a pattern, ``(row, head, query, key)``; and
+        kernel name to the derivatives of the kernel's mean over scored positions, by WriteSite, in these shapes.
+    """
     with torch.enable_grad(), root.trace(no_tokens(device), use_cache=False) as tracer:
         found = planned_pass.slopes(parts, base, spec, sites, names)
         nnsight.save(found)
@@ -165,7 +254,24 @@ def slopes(
 def run_with_writes(
     root: Any, parts: dict[str, Any], tokens: torch.Tensor, writes: dict[Any, list[Any]], scored: list[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of the model's own pass with changes added, at scored positions; and their deviation in the first row."""
+    """Run the model's own pass with changes added to some rows.
+
+    Parameters
+    ----------
+    root : nnsight handle of the model
+    parts : dict
+        See `specs.ModelParts`.
+    tokens : Tensor (row, position)
+    writes : dict
+        ReadSite to a list of ``(row, tensor (position, width))``.
+    scored : list of int
+        Positions whose logits are wanted.
+
+    Returns
+    -------
+    tuple of Tensor and Tensor
+        Logits ``(row, scored, vocabulary)``; and the standard deviation of all logits of the first row.
+    """
     embeddings, places = parts["embeddings"], parts["points"]
     with torch.no_grad(), root.trace(tokens, use_cache=False):
         activations.read_activations(root, parts, embeddings, places, parts["layers"], set(), [], writes)
@@ -177,14 +283,29 @@ def run_with_writes(
 def by_itself(
     root: Any, parts: dict[str, Any], points: Points, layers: list[int], device: Any
 ) -> list[list[tuple[str, float, float, float]]]:
-    """For each layer, how far what the family's table leads to is from what the model has, and what that may be.
+    """Compare, layer by layer, what the family's table leads to with what the model has.
 
-    With each part its name, how far off it is, the deviation of what the model has, and what rounding can do to it
-    where it is the difference of larger numbers.
-
-    What it leads to: q, k and v of all heads (``sides``), some columns of them (``project``), what heads write
+    The table leads to q, k and v of all heads (``sides``), some columns of them (``project``), what heads write
     (``combine``), the weights of heads (``weights of q, k and v``, ``weights of out``) and what norms multiply by
     (``gain``); in layer 0, the sum of the embeddings; after the last layer, the logits of some tokens (``columns``).
+
+    Parameters
+    ----------
+    root : nnsight handle of the model
+    parts : dict
+        See `specs.ModelParts`.
+    points : Points
+        Of one prompt: ``resid_pre``, ``z`` and ``qkv`` of the layers; of layer 0 also the embeddings, of the last layer
+        also ``resid_post``.
+    layers : list of int
+    device : torch.device
+        Of the activations.
+
+    Returns
+    -------
+    list of lists of (str, float, float, float)
+        For each layer and part: its name, how far off it is at most, the standard deviation of what the model has, and
+        what rounding can do where that is a difference of larger numbers.
     """
     size, out = (parts["heads"] + 2 * parts["kv_heads"]) * parts["d_head"], parts["paths"]["out"]
     every = []
@@ -243,7 +364,22 @@ def rounding_of(value: torch.Tensor) -> float:
 
 
 def columns(root: Any, parts: dict[str, Any], stream: torch.Tensor, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of some tokens as a metric gets them, and as the last layer gives them: ``(position, token)``."""
+    """Compute the logits of some tokens as a metric gets them, and as the last layer gives them.
+
+    Parameters
+    ----------
+    root : nnsight handle of the model
+    parts : dict
+        See `specs.ModelParts`.
+    stream : Tensor (1, position, d_model)
+        What leaves the last block.
+    device : torch.device
+        Of the activations.
+
+    Returns
+    -------
+    tuple of tensors (1, position, token)
+    """
     with torch.no_grad(), root.trace(no_tokens(device), use_cache=False) as tracer:
         normed = parts["norm"](stream)
         logits = parts["unembed"](normed)

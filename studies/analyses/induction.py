@@ -191,11 +191,13 @@ class InductionStudy:
         parts: dict[str, xr.Dataset] = {}
 
         def timed(make: Callable[[], xr.Dataset]) -> xr.Dataset:
+            """Make a part, and note in it how many seconds that took."""
             begun = time.monotonic()
             made = make()
             return made.assign_attrs(stage_seconds=round(time.monotonic() - begun, 3))
 
         def stage(name: str, make: Callable[[], xr.Dataset], group: str | None = None) -> None:
+            """Run a stage, or take it as it is stored."""
             if progress is not None and group is None:
                 progress(name)
             made = keep((group or name).replace("/", "-"), lambda: timed(make))

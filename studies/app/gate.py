@@ -177,9 +177,11 @@ class _Refused(RequestHandler):
     """Answers in one plain line."""
 
     def initialize(self, status: int, said: str) -> None:
+        """Keep the status code and the text of the answer."""
         self._answer = status, said
 
     def prepare(self) -> None:
+        """Answer any request with the status code and the text."""
         status, said = self._answer
         self.set_status(status)
         self.set_header("Content-Type", "text/plain; charset=utf-8")
@@ -216,6 +218,7 @@ class _Headers(OutputTransform):
     def transform_first_chunk(
         self, status_code: int, headers: Any, chunk: bytes, finishing: bool
     ) -> tuple[int, Any, bytes]:
+        """Add headers that keep a page from being framed, or read by other sites."""
         headers["X-Frame-Options"] = "DENY"
         headers["Content-Security-Policy"] = "frame-ancestors 'none'"
         headers["X-Content-Type-Options"] = "nosniff"

@@ -26,7 +26,20 @@ MANY = 100_000
 
 @dataclass(frozen=True)
 class Score:
-    """A score of a head: its mean over examples, the 95% interval and what chance gives (NaN where not known)."""
+    """A score of a head.
+
+    Attributes
+    ----------
+    name, long_name : str
+    value : float
+        Mean over examples.
+    low, high : float
+        Ends of its 95% interval; NaN where they are not known.
+    chance : float
+        What chance gives; NaN where that is not known.
+    examples : int
+        How many there are; 0 where the score has none.
+    """
 
     name: str
     long_name: str
@@ -39,7 +52,19 @@ class Score:
 
 @dataclass(frozen=True)
 class Effect:
-    """What intervening on a head changes, mean over examples with its 95% interval, in the unit of the metric."""
+    """What intervening on a head changes.
+
+    Attributes
+    ----------
+    condition, metric : str
+    unit : str
+        Of the metric; empty for a pure number.
+    mean : float
+        Over examples.
+    low, high : float
+        Ends of its 95% interval.
+    examples : int
+    """
 
     condition: str
     metric: str

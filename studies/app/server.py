@@ -85,6 +85,7 @@ class _Printable(logging.Formatter):
         self._before = before or logging.Formatter()
 
     def format(self, record: logging.LogRecord) -> str:
+        """Format a record as before; what would steer a terminal stands as an escape."""
         return printable(self._before.format(record), lines=True)
 
 

@@ -124,6 +124,7 @@ def _check_same_model(dim: str, one: tuple[Entry, xr.Dataset], two: tuple[Entry,
 
 def _without_seeds(text: str) -> Any:
     def strip(value: Any) -> Any:
+        """Leave out every seed."""
         if isinstance(value, dict):
             return {key: strip(one) for key, one in value.items() if key != "seed"}
         return [strip(one) for one in value] if isinstance(value, list) else value

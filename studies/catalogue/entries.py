@@ -100,7 +100,27 @@ def check_begins_like_netcdf(path: Path) -> None:
 
 
 def row_of(relative: str, attrs: Mapping[str, Any], size: int, state: str = "complete") -> Entry:
-    """The row of a result with these attributes."""
+    """Make the row of a result file from its attributes.
+
+    Parameters
+    ----------
+    relative : str
+        Path of the file, relative to the folder of the catalogue, with ``/``.
+    attrs : mapping of str to object
+        Attributes of the file, none of them checked yet.
+    size : int
+        Bytes of the file.
+    state : {"complete", "partial"}
+
+    Returns
+    -------
+    Entry
+
+    Raises
+    ------
+    NoResult
+        An attribute is missing, or says what no result says; the text is the reason.
+    """
     if "schema_version" not in attrs:
         raise NoResult("not written by headwise: it has no attribute schema_version")
     _check_schema(attrs["schema_version"])

@@ -51,7 +51,22 @@ def cells_of(entry: Entry) -> list[str]:
 
 
 def headline(entries: Sequence[Entry], problems: Sequence[Problem], where: object, selected: bool) -> str:
-    """How many there are in a folder, in words; and whether they were selected there."""
+    """Say how many results a folder has, how many are not finished, and how many files cannot be read.
+
+    Parameters
+    ----------
+    entries : sequence of Entry
+    problems : sequence of Problem
+    where : object
+        The folder; its text is shown.
+    selected : bool
+        Whether `entries` are a selection from the folder.
+
+    Returns
+    -------
+    str
+        One line, fit to be shown.
+    """
     partial = sum(entry.state == "partial" for entry in entries)
     parts = [count(len(entries), "selected result" if selected else "result")]
     parts += [f"{partial} not finished"] if partial else []
@@ -106,7 +121,24 @@ def rich_table(entries: Sequence[Entry], width: int) -> Table:
 
 
 def as_text(entries: Sequence[Entry], problems: Sequence[Problem], title: str, width: int = 110) -> str:
-    """Entries as text: the title, the first rows, the first problems."""
+    """Write entries as text: the title, a table of the first entries, the first problems.
+
+    Parameters
+    ----------
+    entries : sequence of Entry
+        At most `SHOWN` are written, the rest is counted.
+    problems : sequence of Problem
+        At most `FEW` are written, the rest is counted.
+    title : str
+        The first line.
+    width : int
+        Characters of a line of the table.
+
+    Returns
+    -------
+    str
+        Several lines.
+    """
     from rich.console import Console
 
     lines = [title]

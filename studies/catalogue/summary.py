@@ -33,7 +33,17 @@ MOST = 50
 
 @dataclass(frozen=True)
 class Variable:
-    """A variable of a result: its name, ``dim size`` of each dim, its unit, and what it is."""
+    """A variable of a result.
+
+    Attributes
+    ----------
+    name : str
+    shape : str
+        ``dim size`` of each dim.
+    units : str
+    long_name : str
+        What it is.
+    """
 
     name: str
     shape: str

@@ -68,6 +68,7 @@ def run(options: argparse.Namespace) -> int:
     begun: list[str] = []
 
     def stage(name: str) -> None:
+        """Say which stage begins."""
         begun.append(name)
         say(f"{names.index(name) + 1}/{len(names)} {STAGES[name]}")
 

@@ -82,7 +82,31 @@ def set_up(
     per_position: bool,
     batch_size: int | str,
 ) -> Request:
-    """Check what is asked for and lay it out; arguments as for `measure`."""
+    """Check what a measurement asks for, and plan its passes.
+
+    Parameters
+    ----------
+    model : Model
+    task : Task
+    what : Intervention, mapping of str to Intervention, Grid, or None
+        None measures the baseline alone.
+    metrics : Metric or sequence of Metric
+    base : str
+        The run that is intervened on.
+    per_position : bool
+        Whether values of the logits metrics are wanted at each scored position, not their mean.
+    batch_size : int or "auto"
+        Rows of one forward pass.
+
+    Returns
+    -------
+    Request
+
+    Raises
+    ------
+    DeclarationError, UnknownNameError
+        Something that was asked for does not exist or cannot be; the text says what is possible.
+    """
     check_model(model)
     chosen = chosen_metrics(metrics)
     axes, interventions = conditions(what)
@@ -149,7 +173,22 @@ def conditions(what: What) -> tuple[Axes, list[Intervention]]:
 
 
 def check_estimable(metrics: Sequence[Metric], estimator: str, steps: int, per_position: bool) -> None:
-    """Refuse an estimator that is not known, or that cannot give what is asked for."""
+    """Refuse an estimator that is not known, or that cannot give what is asked for.
+
+    Parameters
+    ----------
+    metrics : sequence of Metric
+    estimator : {"exact", "gradient", "integrated"}
+    steps : int
+        Steps of the integrated estimate.
+    per_position : bool
+        Whether values are wanted at each scored position, which no gradient estimate gives.
+
+    Raises
+    ------
+    DeclarationError, UnknownNameError
+        The text says what is possible.
+    """
     from ...interventions.plan.estimators import check_estimator
 
     check_estimator(estimator, steps)

@@ -38,7 +38,25 @@ CHECKED = "self_check"
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """A measurement that was checked and laid out; the fields are as for `measure`."""
+    """A measurement that was checked and planned.
+
+    Attributes
+    ----------
+    model : Model
+    task : Task
+    what : Intervention, mapping of str to Intervention, Grid, or None
+    setup : Request
+        The checked request.
+    base : str
+        The run that is intervened on.
+    per_position : bool
+        Whether values of the logits metrics are kept at each scored position, not their mean.
+    estimator : {"exact", "gradient", "integrated"}
+    steps : int
+        Steps of the integrated estimate.
+    check : bool
+        Whether the self-check runs first.
+    """
 
     model: Model
     task: Task
@@ -119,9 +137,35 @@ class Sweep:
         keeper: PassStore | None,
         on_workers: Callable[..., None] | None = None,
     ) -> xr.Dataset:
-        """Do it in a call, on workers where that is given (see `executors.run_on`).
+        """Run the plan in a call on the model, and label the values.
 
-        An estimate, which takes few passes, keeps none of them, and takes no worker.
+        An estimate takes few passes, so it keeps none of them and runs on no worker.
+
+        Parameters
+        ----------
+        progress : callable or bool, optional
+            See `Progress`.
+        call : Call
+            The call on the model that is going on.
+        keeper : PassStore, optional
+            Gives the passes that were finished before, and gets those that are finished now. None keeps none.
+        on_workers : callable, optional
+            Runs the passes on workers: ``on_workers(outcome, keep, step)``, see `executors.run_on`. None runs them on
+            the backend of the model.
+
+        Returns
+        -------
+        Dataset
+            See `measure`; the attributes hold the provenance.
+
+        Raises
+        ------
+        DeclarationError
+            The kernel of a metric gives values of the wrong shape.
+        ModelError
+            The self-check failed, a single prompt needs more memory than there is, or pieces were lost on workers.
+        ServerError
+            A server refuses, or cannot be reached for a long time.
         """
         from ...interventions.calibration import against_float32
         from ...interventions.run import engine
@@ -185,6 +229,7 @@ def _layout(metric: Metric, batch: Batch, per_position: bool) -> tuple[tuple[str
         return ("example",), lambda value, number: value.mean(axis=-1)
 
     def spread(value: Array, number: int) -> Array:
+        """Put the values of a group at its scored positions; NaN elsewhere."""
         whole = np.full((*value.shape[:2], int(batch.lengths.max())), np.nan, dtype=value.dtype)
         whole[..., list(groups[number].scored)] = value
         return whole

@@ -126,6 +126,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]], *, caption: str
     right = [bool(rows) and all(isinstance(row[at], Number) for row in rows) for at in range(len(head))]
 
     def cell(at: int, value: object) -> str:
+        """Write a cell: a heading in the first column, a number or a text in the others."""
         text = escape(str(value))
         if at == 0:
             return f'<th scope="row">{text}</th>'

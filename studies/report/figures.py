@@ -15,7 +15,25 @@ PLAIN = {"example", "run"}
 
 
 def draw(page: Page, ds: xr.Dataset, name: str, caption: str, **select: Any) -> bool:
-    """Append the best picture of a variable; False where there is none for its dims."""
+    """Append the picture that suits a variable to a page, where there is one.
+
+    Parameters
+    ----------
+    page : Page
+    ds : Dataset
+    name : str
+        The variable.
+    caption : str
+        Stands below the figure.
+    **select
+        Value of a dim, see `plots.picture`.
+
+    Returns
+    -------
+    bool
+        Whether a figure was appended. False where the variable is empty, has no dims but `PLAIN`, or no picture has its
+        dims.
+    """
     from .. import plots
 
     if {*map(str, ds[name].dims)} <= PLAIN or not ds[name].size:

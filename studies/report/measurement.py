@@ -65,6 +65,7 @@ def done(attrs: Mapping[Any, Any]) -> str:
     found: dict[str, None] = {}
 
     def walk(one: Any) -> None:
+        """Note each kind of intervention in a declaration."""
         if isinstance(one, dict):
             if (kind := str(one.get("type"))) in {*WORDS, *edit_names()}:
                 found[WORDS.get(kind, kind)] = None

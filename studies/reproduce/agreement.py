@@ -91,11 +91,17 @@ def compare(
     Parameters
     ----------
     stored, again : DataTree
+        The stored result and its repetition.
     path : str
-        What the first is called.
+        File of the stored result, for the text.
     tolerance : float
         See `Agreement`.
     notes : sequence of str
+        What else differs, for the text.
+
+    Returns
+    -------
+    Agreement
     """
     before, after = _variables(stored), _variables(again)
     differences: dict[str, float] = {}

@@ -145,7 +145,24 @@ def size_of(task: Task) -> tuple[int, int]:
 
 
 def check_work(source: Path, model: Model, task: Task, forward: int, yes: Agree) -> None:
-    """Ask the user about work that takes long: so many forward passes of all prompts, at most."""
+    """Ask the user about work beyond `MOST_WORK` operations or `MOST_CONDITIONS` conditions.
+
+    Parameters
+    ----------
+    source : Path
+        The file, for the question.
+    model : Model
+    task : Task
+    forward : int
+        Forward passes of all prompts, at most.
+    yes : bool or callable
+        See `agree`.
+
+    Raises
+    ------
+    ResultError
+        The user did not agree, or the task is none that comes with headwise.
+    """
     n, tokens = size_of(task)
     work = forward_flops(model.shape, n, min(tokens, model.shape.context)) * forward
     if work > MOST_WORK or forward > MOST_CONDITIONS:

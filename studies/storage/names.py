@@ -57,9 +57,28 @@ def _data(group: Any) -> list[str]:
 
 
 def find(variable: str, known: list[str], *, where: str = "", exact: bool = False) -> str:
-    """The full name of `variable` among `known`, or an error that lists what is near.
+    """Find the full name of a variable. A name without its group is enough where only one group has it.
 
-    Unless it must be `exact`, a name without its group will do where only one group has it.
+    Parameters
+    ----------
+    variable : str
+        Name, or ``group/name``.
+    known : list of str
+        Full names.
+    where : str
+        Where they were looked for, for the text, with a space before it.
+    exact : bool
+        Whether only the full name is accepted.
+
+    Returns
+    -------
+    str
+        A name in `known`.
+
+    Raises
+    ------
+    UnknownNameError
+        No group, or more than one, has the variable; the text lists names that are near.
     """
     wanted = variable.strip("/")
     if wanted in known:

@@ -143,9 +143,31 @@ class UnfinishedResult(PartsFolder):
     def stage(
         self, key: str, make: Callable[[], xr.Dataset], identity: Identity, sizes: Mapping[str, int] | None = None
     ) -> xr.Dataset:
-        """What is stored under a key, made and stored now where there is nothing; `sizes` are those of dims it has."""
+        """Load the stage of a study that is stored under a key; make and store it where there is none.
+
+        Parameters
+        ----------
+        key : str
+        make : callable
+            Computes the stage.
+        identity : Identity
+            Of the model in hand.
+        sizes : mapping of str to int, optional
+            Dim to the size that it must have where the stage has that dim.
+
+        Returns
+        -------
+        Dataset
+            As it was read from the disk.
+
+        Raises
+        ------
+        ResultError
+            The folder cannot be written, or does not keep what is written to it.
+        """
 
         def check(part: xr.Dataset) -> None:
+            """Refuse a part with other sizes than those that are asked for."""
             for dim, size in (sizes or {}).items():
                 if part.sizes.get(dim, size) != size:
                     raise ValueError(f"it has {part.sizes[dim]} along {dim}, where {size} are asked for")

@@ -141,6 +141,7 @@ def _served(page: bytes) -> Iterator[tuple[str, threading.Event, dict[str, Any]]
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            """Send the page to whoever knows its address."""
             known = self.path == place
             self.send_response(200 if known else 404)
             self.send_header("Content-Type", "text/html; charset=utf-8")
@@ -150,6 +151,7 @@ def _served(page: bytes) -> Iterator[tuple[str, threading.Event, dict[str, Any]]
                 self.wfile.write(page)
 
         def do_POST(self) -> None:
+            """Take the first answer of the page."""
             known = self.path == place and not arrived.is_set()
             if known:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
