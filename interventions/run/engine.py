@@ -252,15 +252,15 @@ def run_pass_in_parts(
     limit : RowLimit
         Gets smaller where memory runs out, for later passes too.
 
-    Returns
-    -------
-    iterator of (PassSlice, dict)
+    Yields
+    ------
+    tuple of PassSlice and dict
         Each part, and its values by reader.
 
     Raises
     ------
     Exception
-        What running out of memory raised, where a single row did.
+        What a trace raised, where that does not say that memory ran out, or where a single row needs too much.
     """
     waiting = [PassSlice(one, (0, chunk.size))]
     while waiting:
