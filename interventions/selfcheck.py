@@ -36,6 +36,7 @@ from .run.cache import CompiledMetric
 from .run.memory import is_out_of_memory
 from .run.outcome import Inputs
 from .traced import activations, traces
+from .traced.specs import ReadSite, RowChange
 
 Array = np.ndarray[Any, Any]
 LENGTH = 8
@@ -279,16 +280,17 @@ def _plan(model: Model, tokens: Array, at: int, probes: list[Probe]) -> tuple[Pl
     return plan, [CompiledMetric("probe", "logits", probe, {"own": ({},)})], Inputs({"own": (tokens,)})
 
 
-def _rows(model: Model, tokens: Array, at: int, probes: list[Probe]) -> tuple[Any, dict[tuple[int, str], list[Any]]]:
+def _rows(model: Model, tokens: Array, at: int, probes: list[Probe]) -> tuple[Any, dict[ReadSite, list[RowChange]]]:
     """Tokens for the model's own pass, a row for each probe, and the changes that are put into it."""
-    writes: dict[tuple[int, str], list[Any]] = {}
+    writes: dict[ReadSite, list[RowChange]] = {}
     shape, width = model.shape, tokens.shape[1]
     for row, one in enumerate(probes, start=1):
         for name, change in zip(one.names, one.changes, strict=True):
             point = Component(name).point
             full = np.zeros((width, shape.qkv_width if point == "qkv" else len(change)), dtype=np.float32)
             full[at, activations.columns(name, None, shape.heads, shape.d_head, shape.kv_heads)] = change
-            writes.setdefault((one.layer, point), []).append((row, torch.as_tensor(full, device=model.device)))
+            added: RowChange = {"row": row, "change": torch.as_tensor(full, device=model.device)}
+            writes.setdefault((one.layer, point), []).append(added)
     return as_tensor(model, np.repeat(tokens, len(probes) + 1, axis=0)), writes
 
 

@@ -15,6 +15,7 @@ import torch
 from ...errors import DeclarationError, ModelError, choices
 from ..base.shape import Shape
 from ..traced.head_weights import weights_read
+from ..traced.specs import BlockLayout
 from .windows import check_kinds
 
 ENDS = ("", "input"), ("", "output")
@@ -171,7 +172,7 @@ class Family:
         ]
         return [(name, parts) for name, parts in found if not (parallel and name == "resid_mid")]
 
-    def layout_of(self, shape: Shape) -> dict[str, Any]:
+    def layout_of(self, shape: Shape) -> BlockLayout:
         """What `weights` and `projections` have to know of a block, in plain words."""
         return {
             "paths": dict(self.modules),

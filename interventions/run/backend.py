@@ -18,6 +18,7 @@ from ..models.model import Model
 from ..plan.cost import forward_flops
 from ..plan.plan import Plan
 from ..traced import server_jobs
+from ..traced.specs import ReadSite, RowChange
 from . import engine, gradients, memory
 from .activations import as_tensor, described_site, handles
 from .cache import CompiledMetric
@@ -46,11 +47,11 @@ class CheckRequest:
     inputs : Inputs
     rows : Tensor (row, position)
         Tokens of the model's own pass.
-    writes : dict of (layer, point) to list of (row, Tensor (position, width))
+    writes : dict of ReadSite to list of RowChange
         What is added in it.
     scored : list of int
         Positions whose logits are probed.
-    points : list of (layer, point)
+    points : list of ReadSite
         What is read of the prompt; none where `layers` is empty.
     layers : list of int
         Layers whose parts are compared with what the family says of them.
@@ -62,9 +63,9 @@ class CheckRequest:
     readers: Sequence[CompiledMetric]
     inputs: Inputs
     rows: torch.Tensor
-    writes: dict[tuple[int, str], list[Any]]
+    writes: dict[ReadSite, list[RowChange]]
     scored: list[int]
-    points: list[tuple[int, str]]
+    points: list[ReadSite]
     layers: list[int]
     probe: Callable[[torch.Tensor], torch.Tensor]
 
@@ -272,10 +273,10 @@ class LocalBackend(Backend):
         """Group by group."""
         model, asked = self.model, [described_site(self.model, site) for site in sites]
         parts = handles(model)
-        parts["out_of"] = server_jobs.output_weights(model.traced, parts, asked)
+        out_of = server_jobs.output_weights(model.traced, parts, asked)
         found = []
         for group in tokens:
-            values = server_jobs.capture(model.traced, parts, as_tensor(model, group), asked)
+            values = server_jobs.capture(model.traced, parts, as_tensor(model, group), asked, out_of)
             found.append([as_array(values[str(number)]) for number in range(len(asked))])
         return found
 

@@ -17,8 +17,8 @@ from ..plan.cost import logits_bytes
 from ..plan.passes import ExampleChunk, Pass
 from ..plan.plan import Plan
 from ..traced import server_jobs
-from ..traced.specs import Kernel, LogitsSpec, Points, ReadSite, RunCache
-from .activations import as_tensor, handles, native_point, point_of, read_points
+from ..traced.specs import Kernel, LogitsSpec, Points, ReadSite, RunCache, RunSpec
+from .activations import as_tensor, handles, own_point, point_of, read_points
 from .cache import CompiledMetric, drawn_examples, part_of
 from .memory import is_out_of_memory
 from .outcome import FinishedValues, Inputs, Keeper, Outcome, PassSlice, values_of_conditions, values_of_run
@@ -178,17 +178,25 @@ def run_unmodified(
 
 def runs_of(
     model: Model, plan: Plan, chunk: ExampleChunk, readers: Sequence[CompiledMetric], inputs: Inputs
-) -> list[tuple[str, torch.Tensor, list[int], list[ReadSite], list[Kernel], LogitsSpec]]:
+) -> list[RunSpec]:
     """The runs of a chunk as `server_jobs.run_unmodified` takes them, the base run first."""
     layers, scored = model.shape.layers, list(plan.groups[chunk.group].scored)
     wanted = {run: {point_of(site) for site in sites} for run, sites in plan.sources().items()}
-    base_points = {native_point(layer, name, layers) for layer, name in plan.base_points(chunk)}
+    base_points = {own_point(layer, name, layers) for layer, name in plan.base_points(chunk)}
     wanted[plan.base] = wanted.get(plan.base, set()) | base_points
-    runs = []
+    runs: list[RunSpec] = []
     for run in runs_base_first(plan):
-        tokens = as_tensor(model, inputs.runs[run][chunk.group][slice(*chunk.examples)])
-        watch, score = kernels_of(model, plan, readers, run, chunk)
-        runs.append((run, tokens, scored, sorted(wanted.get(run, set())), watch, score))
+        pattern_kernels, logits = kernels_of(model, plan, readers, run, chunk)
+        runs.append(
+            {
+                "name": run,
+                "tokens": as_tensor(model, inputs.runs[run][chunk.group][slice(*chunk.examples)]),
+                "scored": scored,
+                "points": sorted(wanted.get(run, set())),
+                "pattern_kernels": pattern_kernels,
+                "logits": logits,
+            }
+        )
     return runs
 
 
@@ -233,13 +241,13 @@ def run_part(
     return server_jobs.run_pass(model.traced, handles(model), some, spec, points, model.device)
 
 
-def points_taken(model: Model, plan: Plan, chunk: ExampleChunk, one: Pass) -> list[tuple[ReadSite, ReadSite]]:
+def points_taken(model: Model, plan: Plan, chunk: ExampleChunk, one: Pass) -> dict[ReadSite, ReadSite]:
     """What a pass takes from the base run: the site of the planned pass, and that of the model's own pass."""
-    return [
-        ((layer, point), native_point(layer, point, model.shape.layers))
+    return {
+        (layer, point): own_point(layer, point, model.shape.layers)
         for layer, point in sorted(plan.points_of(chunk, one))
         if point not in EMBEDDINGS
-    ]
+    }
 
 
 def check_readers(plan: Plan, readers: Sequence[CompiledMetric]) -> None:

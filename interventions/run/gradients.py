@@ -10,6 +10,7 @@ estimate depends on which others are asked for beside it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from itertools import combinations
 
 import torch
@@ -24,7 +25,7 @@ from ..plan.plan import Plan
 from ..plan.writes import Join, Write
 from ..traced import gradients
 from ..traced.specs import Change, EstimateSpec, StreamStart
-from .activations import handles, native_point
+from .activations import handles, own_point
 from .cache import CompiledMetric, drawn_examples
 from .engine import ReferenceDraw, check_readers, halve_examples, run_unmodified
 from .outcome import FinishedValues, Inputs, Outcome, as_array, values_of_run
@@ -204,13 +205,13 @@ def _start(model: Model, plan: Plan, chunk: ExampleChunk, drawn: int, layer: int
     """A pass of `copies` of the base run from the stream of a layer on."""
     one = Pass((0,) * copies, (Join(layer, 0),) * copies, 0)
     spec = PassSpecBuilder(model, plan, chunk, one, drawn, chunk.examples).frame()
-    return {"spec": spec, "layer": layer, "site": native_point(layer, "stream", model.shape.layers)}
+    return {"spec": spec, "layer": layer, "site": own_point(layer, "stream", model.shape.layers)}
 
 
 def _kind(write: Write) -> str:
     """What edits have in common that move together in the integrated estimate: all but where they are."""
-    fields = {name: value for name, value in vars(write.edit).items() if name != "site"}
-    return f"{type(write.edit).__name__} {fields}"
+    named = {one.name: getattr(write.edit, one.name) for one in fields(write.edit) if one.name != "site"}
+    return f"{type(write.edit).__name__} {named}"
 
 
 def _changes(
