@@ -143,7 +143,7 @@ def _failures_of(
     """What goes wrong in some layers; `moves` gets how far writes move the logits, in shares of what is rounding."""
     scored = _scored(tokens.shape[1])
     twins = _twins(model, probes)
-    planned, own, scale, off = _both(model, tokens, scored[len(scored) // 2], probes, twins, layers)
+    planned, own, scale, off = _planned_and_own(model, tokens, scored[len(scored) // 2], probes, twins, layers)
     allowed = TOLERANCE.get(model.dtype, TOLERANCE["float32"]) * scale
     failed = [
         f"parts ({what} of layer {layer} is off by {by:.2g})"
@@ -166,7 +166,7 @@ def _failures_of(
     return failed
 
 
-def _both(
+def _planned_and_own(
     model: Model, tokens: Array, at: int, probes: list[Probe], twins: list[tuple[int, Probe]], layers: list[int]
 ) -> tuple[Array, Array, float, list[Any]]:
     """Probes in planned passes, in the model's own, the deviation of its logits, and what its parts are off by."""
@@ -210,7 +210,7 @@ def _on_length(model: Model, length: int) -> list[str]:
 
 def _no_op(model: Model, tokens: Array, check: str) -> list[str]:
     """Whether a planned pass that changes nothing gives other logits than the model's own, on one prompt."""
-    planned, own, scale, _ = _both(model, tokens, 0, [], [], [])
+    planned, own, scale, _ = _planned_and_own(model, tokens, 0, [], [], [])
     off = _most(planned[0] - own[0])
     if off <= TOLERANCE.get(model.dtype, TOLERANCE["float32"]) * scale:
         return []

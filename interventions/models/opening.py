@@ -41,7 +41,7 @@ def options_of(
     Parameters
     ----------
     name, where : str
-        As `places.locate` has them.
+        As `locate.locate` has them.
     revision : str, optional
     trusted : bool
         Whether code may run that the model brings.

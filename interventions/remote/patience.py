@@ -37,7 +37,7 @@ NOT_KEPT = "with out= the same call could go on from there"
 
 
 class Call:
-    """What one call of `Office.run` knows beside its jobs, and makes of a server that does not say how one ended.
+    """What one call of `JobQueue.run` knows beside its jobs, and makes of a server that does not say how one ended.
 
     Parameters
     ----------

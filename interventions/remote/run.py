@@ -82,8 +82,8 @@ class RemoteSweep:
                 if isinstance(result, Failed):
                     again += self.split(waiting[at], jobs.keys[at], result)
                     continue
-                for piece in pieces(self.plan, waiting[at], result):
-                    keep(outcome.put(piece))
+                for finished in finished_values(self.plan, waiting[at], result):
+                    keep(outcome.put(finished))
                 self.model.ledger.drop_job(jobs.keys[at])
                 step(begun - outcome.steps(outcome.missing()))
             waiting = again
@@ -212,7 +212,9 @@ def _split_key(key: str) -> str:
     return f"cut-{key}"
 
 
-def pieces(plan: Plan, session: list[ExampleChunk], values: list[dict[str, torch.Tensor]]) -> Iterator[FinishedValues]:
+def finished_values(
+    plan: Plan, session: list[ExampleChunk], values: list[dict[str, torch.Tensor]]
+) -> Iterator[FinishedValues]:
     """What came back of a session, in the order in which it was asked for."""
     given = iter(values)
     for chunk in session:

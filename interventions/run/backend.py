@@ -24,7 +24,7 @@ from .activations import as_tensor, described_site, handles
 from .cache import CompiledMetric
 from .engine import Progress
 from .identify import identity_of
-from .outcome import FinishedValues, Inputs, Keeper, Outcome, as_array
+from .outcome import FinishedValues, Inputs, Outcome, Store, as_array
 
 Array = np.ndarray[Any, Any]
 Say = Callable[[str], None]
@@ -107,7 +107,7 @@ class Backend(Protocol):
         readers: Sequence[CompiledMetric],
         inputs: Inputs,
         progress: Progress | None = None,
-        keeper: Keeper | None = None,
+        store: Store | None = None,
         *,
         positions: bool = True,
         say: Say | None = None,
@@ -121,7 +121,7 @@ class Backend(Protocol):
         inputs : Inputs
         progress : callable, optional
             Called with passes done and passes in all.
-        keeper : Keeper, optional
+        store : Store, optional
             Gives what was finished before, and gets what is finished now.
         positions : bool
             Whether values are wanted for each scored position, or their mean is enough.
@@ -242,7 +242,7 @@ class LocalBackend(Backend):
         readers: Sequence[CompiledMetric],
         inputs: Inputs,
         progress: Progress | None = None,
-        keeper: Keeper | None = None,
+        store: Store | None = None,
         *,
         positions: bool = True,
         say: Say | None = None,
@@ -252,7 +252,7 @@ class LocalBackend(Backend):
         def execute(outcome: Outcome, keep: Callable[[FinishedValues], None], step: Callable[[int], None]) -> None:
             engine.run_chunks(self.model, outcome.missing(), readers, inputs, outcome, keep, step)
 
-        return engine.run_plan(plan, readers, execute, progress, keeper)
+        return engine.run_plan(plan, readers, execute, progress, store)
 
     def run_estimate(
         self,

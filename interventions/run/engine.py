@@ -21,7 +21,7 @@ from ..traced.specs import Kernel, LogitsSpec, Points, ReadSite, RunCache, RunSp
 from .activations import as_tensor, handles, own_point, point_of, read_points
 from .cache import CompiledMetric, drawn_examples, part_of
 from .memory import is_out_of_memory
-from .outcome import FinishedValues, Inputs, Keeper, Outcome, PassSlice, values_of_conditions, values_of_run
+from .outcome import FinishedValues, Inputs, Outcome, PassSlice, Store, values_of_conditions, values_of_run
 from .pass_spec import EMBEDDINGS, PassSpecBuilder
 
 Execute = Callable[[Outcome, Callable[[FinishedValues], None], Callable[[int], None]], None]
@@ -40,7 +40,7 @@ def run_plan(
     readers: Sequence[CompiledMetric],
     execute: Execute,
     progress: Progress | None = None,
-    keeper: Keeper | None = None,
+    store: Store | None = None,
     positions: bool = True,
 ) -> Outcome:
     """Measure every run as it is, and every condition of `plan`.
@@ -50,11 +50,11 @@ def run_plan(
     plan : Plan
     readers : sequence of CompiledMetric
     execute : callable
-        Runs what is missing: ``execute(outcome, keep, step)``. It puts what it finds into `outcome`, gives each piece
-        to `keep`, and tells `step` how many forward passes were done. `run_chunks` does it in this process.
+        Runs what is missing: ``execute(outcome, keep, step)``. It puts what it finds into `outcome`, gives each of
+        these `FinishedValues` to `keep`, and tells `step` how many forward passes were done. `run_chunks` does it in this process.
     progress : callable, optional
         Called with passes done and passes in all.
-    keeper : Keeper, optional
+    store : Store, optional
         Gives what was finished before, which is not done again, and gets what is finished now. Runs are read again as
         they are where passes are left that start from them.
     positions : bool
@@ -73,12 +73,12 @@ def run_plan(
     """
     check_readers(plan, readers)
     outcome = Outcome(plan, readers, positions)
-    outcome.take(keeper)
+    outcome.take(store)
     done = plan.steps - outcome.steps(outcome.missing())
 
-    def keep(piece: FinishedValues) -> None:
-        if keeper is not None:
-            keeper.keep(piece)
+    def keep(finished: FinishedValues) -> None:
+        if store is not None:
+            store.keep(finished)
 
     def step(count: int) -> None:
         if progress is not None:
@@ -110,7 +110,7 @@ def run_chunks(
     outcome : Outcome
         Gets what is found.
     keep : callable
-        Gets each piece of it.
+        Gets each `FinishedValues` of it.
     step : callable
         Gets how many forward passes were done, after each.
 
@@ -123,12 +123,12 @@ def run_chunks(
 
     def run_chunk(chunk: ExampleChunk, left: list[Pass]) -> None:
         nonlocal done
-        known, runs = run_unmodified(model, plan, chunk, readers, inputs, references.of(chunk.group))
+        cache, runs = run_unmodified(model, plan, chunk, readers, inputs, references.of(chunk.group))
         for run in plan.runs:
             keep(outcome.put(values_of_run(chunk, run, runs[run])))
             step(done := done + 1)
         while left:
-            for part, values in run_pass(model, plan, chunk, left[0], known, limit):
+            for part, values in run_pass(model, plan, chunk, left[0], cache, limit):
                 base = {name: value[slice(*part.examples)] for name, value in runs[plan.base].items()}
                 values = server_jobs.with_all_positions(values, base, len(part.one.conditions))
                 keep(outcome.put(values_of_conditions(chunk, part.examples, part.one.conditions, values)))
@@ -206,7 +206,7 @@ def runs_base_first(plan: Plan) -> list[str]:
 
 
 def run_pass(
-    model: Model, plan: Plan, chunk: ExampleChunk, one: Pass, known: RunCache, limit: RowLimit
+    model: Model, plan: Plan, chunk: ExampleChunk, one: Pass, cache: RunCache, limit: RowLimit
 ) -> Iterator[tuple[PassSlice, dict[str, torch.Tensor]]]:
     """A pass: ``(part, values)``, one part unless it needs more memory, or more rows, than there are to have.
 
@@ -219,7 +219,7 @@ def run_pass(
             waiting = part.halves() + waiting
             continue
         try:
-            values = run_part(model, plan, chunk, part, known)
+            values = run_part(model, plan, chunk, part, cache)
         except Exception as error:
             if not (is_out_of_memory(error) and part.halves()):
                 raise
@@ -230,11 +230,11 @@ def run_pass(
 
 
 def run_part(
-    model: Model, plan: Plan, chunk: ExampleChunk, part: PassSlice, known: RunCache
+    model: Model, plan: Plan, chunk: ExampleChunk, part: PassSlice, cache: RunCache
 ) -> dict[str, torch.Tensor]:
     """One trace: the values of the rows of a part, by reader name."""
     first = chunk.examples[0]
-    some = known if part.examples == (0, chunk.size) else part_of(known, slice(*part.examples))
+    some = cache if part.examples == (0, chunk.size) else part_of(cache, slice(*part.examples))
     examples = (first + part.examples[0], first + part.examples[1])
     spec = PassSpecBuilder(model, plan, chunk, part.one, drawn_examples(some), examples).build()
     points = points_taken(model, plan, chunk, part.one)

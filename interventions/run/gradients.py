@@ -120,9 +120,9 @@ def estimate_chunks(
     names, references = [reader.name for reader in readers], ReferenceDraw(model, plan, inputs)
 
     def estimate(chunk: ExampleChunk) -> tuple[Values, dict[str, torch.Tensor]]:
-        known, runs = run_unmodified(model, plan, chunk, readers, inputs, references.of(chunk.group))
-        given = described_estimate(model, plan, chunk, drawn_examples(known), names, steps)
-        return runs, gradients.attribution(model.traced, handles(model), known, given, model.device)
+        cache, runs = run_unmodified(model, plan, chunk, readers, inputs, references.of(chunk.group))
+        given = described_estimate(model, plan, chunk, drawn_examples(cache), names, steps)
+        return runs, gradients.attribution(model.traced, handles(model), cache, given, model.device)
 
     waiting = list(chunks)
     while waiting:
@@ -167,7 +167,7 @@ def _meet(one: Write, other: Write) -> bool:
 
 
 def chunks_of(plan: Plan, steps: int) -> Iterator[ExampleChunk]:
-    """Examples in pieces whose whole forward pass can be kept for the way back."""
+    """Examples in chunks whose whole forward pass can be kept for the way back."""
     for chunk in plan.chunks:
         held = plan.budget // 4 // (row_bytes(plan.shape, plan.extent(chunk), True) * plan.shape.layers * steps)
         layers = sorted({(write.layer, at) for at, writes in enumerate(plan.writes[chunk.group]) for write in writes})

@@ -273,7 +273,7 @@ def run_item(item: WorkItem) -> list[FinishedValues]:
         readers = setup.readers()
         outcome = Outcome(plan, readers)
         run_chunks(model, plan.chunks, readers, inputs, outcome, _quiet, _quiet)
-    return [replace(piece, answers=item.key) for chunk in plan.chunks for piece in outcome.pieces(chunk)]
+    return [replace(piece, answers=item.key) for chunk in plan.chunks for piece in outcome.finished(chunk)]
 
 
 @lru_cache(maxsize=1)

@@ -73,7 +73,7 @@ def test_what_was_cut_for_want_of_memory_is_found_again(there, server, tmp_path,
 
     server.fault("execute", "error", detail=MEMORY, skip=1)  # the first job asks which model the server has
     with monkeypatch.context() as patch:
-        patch.setattr(run, "pieces", stop_when_done)
+        patch.setattr(run, "finished_values", stop_when_done)
         with pytest.raises(Stopped):
             remote_client.sweep(there, tmp_path / "out.nc")
     first = server.executed("passes")[begun:]
