@@ -51,7 +51,8 @@ def run_plan(
     readers : sequence of CompiledMetric
     execute : callable
         Runs what is missing: ``execute(outcome, keep, step)``. It puts what it finds into `outcome`, gives each of
-        these `FinishedValues` to `keep`, and tells `step` how many forward passes were done. `run_chunks` does it in this process.
+        these `FinishedValues` to `keep`, and tells `step` how many forward passes were done. `run_chunks` does it in
+        this process.
     progress : callable, optional
         Called with passes done and passes in all.
     store : Store, optional

@@ -133,7 +133,7 @@ class Outcome:
                 self.put(finished)
 
     def wrong(self, finished: Any) -> str:
-        """Why something is not finished values of this plan, if it is not. Values are never stretched or converted to fit."""
+        """Why something is not of this plan, if it is not. Values are never stretched or converted to fit."""
         if not isinstance(finished, FinishedValues) or not isinstance(finished.values, Mapping):
             return f"a {type(finished).__name__}, which is no piece of it"
         plan, run, numbers = self.plan, finished.run, finished.conditions
