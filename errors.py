@@ -31,6 +31,8 @@ def __dir__() -> list[str]:
     return __all__
 
 
+SHOWN, READ = 300, 2000
+"""Characters of an error of a library that are shown, and those that are looked at."""
 JOINING = "\u200c\u200d"
 """Keep the letters of some scripts apart or together, and join pictures."""
 
@@ -119,6 +121,16 @@ class ServerWarning(_Said, UserWarning):
 
 class ResultWarning(_Said, UserWarning):
     """A stored part of a result could not be used; the text says what is done instead."""
+
+
+def first_line(error: BaseException, kind: bool = False) -> str:
+    """What an error of a library says, in the first line of its text; the name of its class where it says nothing.
+
+    With `kind`, the name of its class stands before what it says.
+    """
+    lines = [" ".join(line.split()) for line in str(error).strip()[:READ].splitlines()[:1]]
+    said, name = "".join(lines).rstrip(".")[:SHOWN], type(error).__name__
+    return f"{name}: {said}" if kind and said else said or name
 
 
 def whole(value: object, what: str, low: int = 0, high: int | None = None) -> int:

@@ -36,6 +36,7 @@ from .run.cache import CompiledMetric
 from .run.memory import is_out_of_memory
 from .run.outcome import Inputs
 from .traced import activations, traces
+from .traced.specs import ReadSite, RowChange
 
 Array = np.ndarray[Any, Any]
 LENGTH = 8
@@ -142,7 +143,7 @@ def _failures_of(
     """What goes wrong in some layers; `moves` gets how far writes move the logits, in shares of what is rounding."""
     scored = _scored(tokens.shape[1])
     twins = _twins(model, probes)
-    planned, own, scale, off = _both(model, tokens, scored[len(scored) // 2], probes, twins, layers)
+    planned, own, scale, off = _planned_and_own(model, tokens, scored[len(scored) // 2], probes, twins, layers)
     allowed = TOLERANCE.get(model.dtype, TOLERANCE["float32"]) * scale
     failed = [
         f"parts ({what} of layer {layer} is off by {by:.2g})"
@@ -165,7 +166,7 @@ def _failures_of(
     return failed
 
 
-def _both(
+def _planned_and_own(
     model: Model, tokens: Array, at: int, probes: list[Probe], twins: list[tuple[int, Probe]], layers: list[int]
 ) -> tuple[Array, Array, float, list[Any]]:
     """Probes in planned passes, in the model's own, the deviation of its logits, and what its parts are off by."""
@@ -209,7 +210,7 @@ def _on_length(model: Model, length: int) -> list[str]:
 
 def _no_op(model: Model, tokens: Array, check: str) -> list[str]:
     """Whether a planned pass that changes nothing gives other logits than the model's own, on one prompt."""
-    planned, own, scale, _ = _both(model, tokens, 0, [], [], [])
+    planned, own, scale, _ = _planned_and_own(model, tokens, 0, [], [], [])
     off = _most(planned[0] - own[0])
     if off <= TOLERANCE.get(model.dtype, TOLERANCE["float32"]) * scale:
         return []
@@ -279,16 +280,17 @@ def _plan(model: Model, tokens: Array, at: int, probes: list[Probe]) -> tuple[Pl
     return plan, [CompiledMetric("probe", "logits", probe, {"own": ({},)})], Inputs({"own": (tokens,)})
 
 
-def _rows(model: Model, tokens: Array, at: int, probes: list[Probe]) -> tuple[Any, dict[tuple[int, str], list[Any]]]:
+def _rows(model: Model, tokens: Array, at: int, probes: list[Probe]) -> tuple[Any, dict[ReadSite, list[RowChange]]]:
     """Tokens for the model's own pass, a row for each probe, and the changes that are put into it."""
-    writes: dict[tuple[int, str], list[Any]] = {}
+    writes: dict[ReadSite, list[RowChange]] = {}
     shape, width = model.shape, tokens.shape[1]
     for row, one in enumerate(probes, start=1):
         for name, change in zip(one.names, one.changes, strict=True):
             point = Component(name).point
             full = np.zeros((width, shape.qkv_width if point == "qkv" else len(change)), dtype=np.float32)
             full[at, activations.columns(name, None, shape.heads, shape.d_head, shape.kv_heads)] = change
-            writes.setdefault((one.layer, point), []).append((row, torch.as_tensor(full, device=model.device)))
+            added: RowChange = {"row": row, "change": torch.as_tensor(full, device=model.device)}
+            writes.setdefault((one.layer, point), []).append(added)
     return as_tensor(model, np.repeat(tokens, len(probes) + 1, axis=0)), writes
 
 

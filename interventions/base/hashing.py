@@ -37,9 +37,9 @@ def code_hash(function: Callable[..., Any]) -> str:
     """A hash of what a function does: its code, its defaults, what it closes over, and what of its globals it names.
 
     Functions, classes (with their bases, attributes and methods) and objects that it reaches count whole, also those of
-    modules (``ops.split_heads``, ``mine.LIMIT``) and those that it imports itself; functions and classes of libraries
-    count by name. What nobody can tell beforehand makes it like no other, so that nothing is taken for its work: files
-    that it opens, the environment, ``eval``, and objects that say nothing of what they hold. Random numbers from a
-    generator of torch or NumPy that a library keeps for everyone are not seen.
+    modules (``activations.split_heads``, ``mine.LIMIT``) and those that it imports itself; functions and classes of
+    libraries count by name. What nobody can tell beforehand makes it like no other, so that nothing is taken for its
+    work: files that it opens, the environment, ``eval``, and objects that say nothing of what they hold. Random numbers
+    from a generator of torch or NumPy that a library keeps for everyone are not seen.
     """
     return data_hash(function)

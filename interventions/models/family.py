@@ -15,6 +15,7 @@ import torch
 from ...errors import DeclarationError, ModelError, choices
 from ..base.shape import Shape
 from ..traced.head_weights import weights_read
+from ..traced.specs import BlockLayout
 from .windows import check_kinds
 
 ENDS = ("", "input"), ("", "output")
@@ -103,7 +104,7 @@ class Family:
         Of a block: ``norm_1`` (read by attention), ``q k v`` or one ``qkv`` (what projects), ``out`` (reads all heads
         side by side), ``attention`` (its output is added to the stream), ``norm_2`` (read by the MLP), ``mlp``, and
         where there are such norms ``q_norm k_norm`` (of each head, before rotation). Of the model: ``norm`` (the last),
-        ``unembed``, and where q and k are turned ``rotary``, which gives cosines and sines of positions; its first
+        ``unembed``, and where q and k are rotated ``rotary``, which gives cosines and sines of positions; its first
         half of dimensions turns with its second half.
     layout : {"apart", "side by side", "by head"}
         Whether q, k and v have modules of their own; or one that writes q of all heads, then k, then v; or one that
@@ -176,8 +177,8 @@ class Family:
         ]
         return [(name, parts) for name, parts in found if not (parallel and name == "resid_mid")]
 
-    def layout_of(self, shape: Shape) -> dict[str, Any]:
-        """What `weights` and `projections` have to know of a block, in plain words."""
+    def layout_of(self, shape: Shape) -> BlockLayout:
+        """What `head_weights` and `projections` have to know of a block, in plain words."""
         return {
             "paths": dict(self.modules),
             "layout": self.layout,

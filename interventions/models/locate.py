@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from pickle import UnpicklingError
 
-from ...errors import ModelError, choices
+from ...errors import ModelError, choices, first_line
 
 SHIPPED = Path(__file__).resolve().parents[2] / "models"
 
@@ -49,7 +49,7 @@ def locate(source: str) -> tuple[str, str, str]:
 
 def why(name: str, where: str, error: Exception) -> str:
     """Why a model cannot be read, in a line."""
-    reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+    reason = first_line(error)
     if isinstance(error, UnpicklingError):
         reason = (
             "its weights are a pickle that holds more than tensors, or is broken; reading such a file can run code, so "

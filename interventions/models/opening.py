@@ -13,8 +13,8 @@ from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-from ...errors import ModelError
-from ..base.memory import free_memory
+from ...errors import ModelError, first_line
+from ..base.memory import shortage
 from .family import FAMILIES
 from .locate import why
 
@@ -61,7 +61,6 @@ def options_of(
     ModelError
         It brings code that may not run, or declares more than its weights, or the memory, can hold.
     """
-    check_python()
     options: dict[str, Any] = {} if revision is None else {"revision": revision}
     silent = None if Path(where).is_dir() else _silence(where)
     if silent is not None:
@@ -100,7 +99,7 @@ def _silence(where: str) -> str | None:
     try:
         answer = get_session().head(hf_hub_url(where, "config.json"), timeout=PATIENCE)
     except Exception as error:  # of whatever library asks
-        return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
+        return first_line(error, kind=True)
     return f"it answers {answer.status_code}" if answer.status_code >= 500 else None
 
 
@@ -134,13 +133,8 @@ def _too_large(where: str, config: dict[str, Any], dtype: torch.dtype | None) ->
             f"its configuration declares {least:.2g} parameters or more, and the weights beside it are "
             f"{there:,} bytes: they do not belong together"
         )
-    needed, free = least * torch.empty(0, dtype=dtype).element_size(), free_memory()
-    if free is not None and needed > free:
-        return (
-            f"its weights take {needed / 1e9:,.1f} GB or more as {str(dtype).removeprefix('torch.')}, and "
-            f"{free / 1e9:,.1f} GB of memory are free"
-        )
-    return ""
+    short = shortage(least * torch.empty(0, dtype=dtype).element_size())
+    return short and f"what its weights hold at least, as {str(dtype).removeprefix('torch.')}, {short}"
 
 
 def _repeated(types: Any) -> float:

@@ -226,10 +226,10 @@ def _on_path(write: Write, edit: PathPatch, length: int) -> Write:
 
     Beside other edits, the receiver keeps what it would be in the base run at the other positions too.
     """
-    sent = positions_in(edit.sender, length)
-    if sent is None:
+    sender_positions = positions_in(edit.sender, length)
+    if sender_positions is None:
         return write
-    both = tuple(sorted(sent if write.positions is None else {*sent} & {*write.positions}))
+    both = tuple(sorted(sender_positions if write.positions is None else {*sender_positions} & {*write.positions}))
     return replace(write, positions=both)
 
 

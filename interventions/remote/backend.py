@@ -30,12 +30,12 @@ from ..run.backend import Backend, CheckAnswer, CheckRequest, Say, Score
 from ..run.cache import CompiledMetric
 from ..run.engine import Progress
 from ..run.memory import ACCELERATOR_OVERHEAD
-from ..run.outcome import Inputs, Keeper, Outcome
+from ..run.outcome import Inputs, Outcome, Store
 from ..traced import server_jobs
 from .model import RemoteModel, numbers
 from .protocol import ROOM, Unfit, deserialize_values, room
 from .queue import JobQueue
-from .run import RemoteSweep, pieces
+from .run import RemoteSweep, finished_values
 
 Array = np.ndarray[Any, Any]
 BUDGET = 4 * DEFAULT_BUDGET
@@ -63,7 +63,7 @@ class NdifBackend(Backend):
         readers: Sequence[CompiledMetric],
         inputs: Inputs,
         progress: Progress | None = None,
-        keeper: Keeper | None = None,
+        store: Store | None = None,
         *,
         positions: bool = True,
         say: Say | None = None,
@@ -72,7 +72,7 @@ class NdifBackend(Backend):
 
         Parameters
         ----------
-        plan, readers, inputs, progress, keeper, positions, say
+        plan, readers, inputs, progress, store, positions, say
             See `Backend.run_plan`.
 
         Returns
@@ -86,7 +86,7 @@ class NdifBackend(Backend):
             See `Backend.run_plan`.
         """
         sweep = RemoteSweep(self.model, plan, readers, inputs, positions, say)
-        return engine.run_plan(plan, readers, sweep.execute, progress, keeper, positions)
+        return engine.run_plan(plan, readers, sweep.execute, progress, store, positions)
 
     def run_estimate(
         self,
@@ -183,8 +183,8 @@ class NdifBackend(Backend):
 
         planned, own, deviation, off = model.ask("check", server_jobs.check, program, read, room(wanted))
         outcome = Outcome(request.plan)
-        for piece in pieces(request.plan, chunks, planned):
-            outcome.put(piece)
+        for finished in finished_values(request.plan, chunks, planned):
+            outcome.put(finished)
         return CheckAnswer(outcome.close().values["probe", 0][:, 0], own, deviation, off)
 
     def has_passed(self, identity: Identity) -> bool:

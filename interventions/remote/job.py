@@ -31,7 +31,7 @@ class RemoteJob:
     """
 
     key: str
-    function: Callable[[Any, dict[str, Any]], Any]
+    function: Callable[[Any, Any], Any]
     program: dict[str, Any]
     read: Callable[[Any], Any] = dict
     most: int = ROOM

@@ -1,4 +1,4 @@
-"""What goes over the wire to an NDIF server, and what comes back: sessions as bytes, questions, results.
+"""What goes to an NDIF server, and what comes back: sessions as bytes, questions, results.
 
 The protocol is nnsight's own; this speaks it without waiting, silently, and with numbers made here. Nothing that comes
 back is used before it is seen to be what was asked for.

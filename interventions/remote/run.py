@@ -22,6 +22,7 @@ from ..run.gradients import Values, described_estimate
 from ..run.outcome import FinishedValues, Inputs, Outcome, PassSlice, values_of_conditions, values_of_run
 from ..run.pass_spec import PassSpecBuilder
 from ..traced import server_jobs
+from ..traced.specs import ChunkSpec, ReferenceSpec
 from .job import Failed, RemoteJob
 from .model import RemoteModel
 from .protocol import Shapes, deserialize_values, room
@@ -93,8 +94,8 @@ class RemoteSweep:
                 if isinstance(result, Failed):
                     again += self.split(waiting[at], jobs.keys[at], result)
                     continue
-                for piece in pieces(self.plan, waiting[at], result):
-                    keep(outcome.put(piece))
+                for finished in finished_values(self.plan, waiting[at], result):
+                    keep(outcome.put(finished))
                 self.model.ledger.drop_job(jobs.keys[at])
                 step(begun - outcome.steps(outcome.missing()))
             waiting = again
@@ -172,27 +173,30 @@ class RemoteSweep:
         wanted = [*self.shapes([replace(chunk, passes=())]), change]
         return self._job("estimates", server_jobs.estimates, [described], wanted)
 
-    def _job(self, what: str, function: Any, chunks: list[Any], wanted: list[Shapes]) -> RemoteJob:
+    def _job(self, what: str, function: Any, chunks: list[ChunkSpec], wanted: list[Shapes]) -> RemoteJob:
         compares = any(reader.needs_base for reader in self.readers)
         program = {"chunks": chunks, "positions": self.positions, "compares": compares}
         return self.model.job(what, function, program, partial(deserialize_values, wanted=wanted), room(wanted))
 
-    def _chunk(self, chunk: ExampleChunk, passes: Sequence[Pass]) -> dict[str, Any]:
+    def _chunk(self, chunk: ExampleChunk, passes: Sequence[Pass]) -> ChunkSpec:
         """A chunk as `server_jobs.passes` takes it."""
         model, plan = self.model, self.plan
-        runs = runs_of(model, plan, chunk, self.readers, self.inputs)
         drawn, reference = self._drawn(chunk), None
         if plan.uses_reference:
             points = sorted({point_of(site) for site in plan.reference_sites()})
-            reference = (as_tensor(model, self.inputs.reference[chunk.group]), points)
-        described = [
-            (
-                PassSpecBuilder(model, plan, chunk, one, drawn, chunk.examples).build(),
-                points_taken(model, plan, chunk, one),
-            )
-            for one in passes
-        ]
-        return {"runs": runs, "reference": reference, "passes": described}
+            tokens = as_tensor(model, self.inputs.reference[chunk.group])
+            reference = ReferenceSpec(tokens=tokens, points=points)
+        return {
+            "runs": runs_of(model, plan, chunk, self.readers, self.inputs),
+            "reference": reference,
+            "passes": [
+                {
+                    "spec": PassSpecBuilder(model, plan, chunk, one, drawn, chunk.examples).build(),
+                    "points": points_taken(model, plan, chunk, one),
+                }
+                for one in passes
+            ],
+        }
 
     def _drawn(self, chunk: ExampleChunk) -> int:
         """Examples of the reference draw."""
@@ -220,7 +224,9 @@ def _split_key(key: str) -> str:
     return f"cut-{key}"
 
 
-def pieces(plan: Plan, session: list[ExampleChunk], values: list[dict[str, torch.Tensor]]) -> Iterator[FinishedValues]:
+def finished_values(
+    plan: Plan, session: list[ExampleChunk], values: list[dict[str, torch.Tensor]]
+) -> Iterator[FinishedValues]:
     """What came back of a session, in the order in which it was asked for."""
     given = iter(values)
     for chunk in session:

@@ -15,17 +15,17 @@ from ..declare.sites import Site
 from ..models.model import Model
 from ..plan.validate import check_site
 from ..traced import activations, server_jobs, traces
-from ..traced.specs import Points
+from ..traced.specs import CapturedSite, ModelDescription, ModelParts, PatternColumns, Points, ReadSite
 
 Array = np.ndarray[Any, Any]
 
 
-def point_of(site: Site) -> tuple[int, str]:
+def point_of(site: Site) -> ReadSite:
     """Where the tensor that holds a site is found."""
     return site.layer, site.component.point
 
 
-def native_point(layer: int, name: str, layers: int) -> tuple[int, str]:
+def own_point(layer: int, name: str, layers: int) -> ReadSite:
     """The point of the model's own forward pass that holds what a planned pass calls ``stream``."""
     if name != "stream":
         return layer, name
@@ -37,7 +37,7 @@ def as_tensor(model: Model, array: Array) -> torch.Tensor:
     return torch.as_tensor(np.ascontiguousarray(array), device=model.device)
 
 
-def described(model: Model) -> dict[str, Any]:
+def described(model: Model) -> ModelDescription:
     """What a trace has to know of a model, in plain data: `traces.opened` adds the handles."""
     family, shape = model.family, model.shape
     return {
@@ -56,7 +56,7 @@ def described(model: Model) -> dict[str, Any]:
     }
 
 
-def handles(model: Model) -> dict[str, Any]:
+def handles(model: Model) -> ModelParts:
     """`described` with handles, for traces that run here."""
     return traces.opened(model.traced, described(model))
 
@@ -67,19 +67,34 @@ def read_points(model: Model, tokens: Array, sites: Iterable[Site]) -> Points:
     return server_jobs.read_in_batches(model.traced, handles(model), as_tensor(model, tokens), wanted)
 
 
-def described_site(model: Model, site: Site) -> tuple[str, tuple[int, str], Any, int, int | None, list[int] | None]:
-    """A site as `server_jobs.capture` takes it: ``(kind, point, columns, heads, head, positions)``."""
-    shape, component, head, layer = model.shape, site.component, site.head, site.layer
-    sizes = (shape.heads, shape.d_head, shape.kv_heads)
-    kind = "pattern" if component is Component.pattern else "heads" if component.per_head else "whole"
-    columns: Any = activations.columns(component, head, *sizes)
-    if kind == "pattern":
-        key_head = None if head is None else shape.key_head(head)
-        rotated = (activations.columns("q_rot", head, *sizes), activations.columns("k_rot", key_head, *sizes))
-        columns = (*rotated, shape.d_head, model.scaling(layer), shape.window(layer))
-    kind = "head_out" if component is Component.head_out else kind
-    positions = None if site.positions is None else list(site.positions)
-    return kind, point_of(site), columns, shape.kv_heads if component.of_keys else shape.heads, head, positions
+def described_site(model: Model, site: Site) -> CapturedSite:
+    """A site as `server_jobs.capture` takes it."""
+    shape, component = model.shape, site.component
+    return {
+        "kind": "head_out" if component is Component.head_out else "heads" if component.per_head else "whole",
+        "site": point_of(site),
+        "columns": columns_of(model, component, site.head),
+        "pattern": pattern_columns(model, site.layer, site.head) if component is Component.pattern else None,
+        "heads": shape.kv_heads if component.of_keys else shape.heads,
+        "head": site.head,
+        "positions": None if site.positions is None else list(site.positions),
+    }
+
+
+def columns_of(model: Model, component: str, head: int | None) -> slice:
+    """Columns of a component, of one head or of all, in the tensor at its point."""
+    return activations.columns(component, head, model.shape.heads, model.shape.d_head, model.shape.kv_heads)
+
+
+def pattern_columns(model: Model, layer: int, head: int | None) -> PatternColumns:
+    """How the pattern of a head, or of all, is made of rotated q and k."""
+    return {
+        "q": columns_of(model, "q_rot", head),
+        "k": columns_of(model, "k_rot", None if head is None else model.shape.key_head(head)),
+        "d_head": model.shape.d_head,
+        "scaling": model.scaling(layer),
+        "window": model.shape.window(layer),
+    }
 
 
 def check_sites(model: Model, sites: Sequence[Site], groups: Sequence[Group]) -> None:

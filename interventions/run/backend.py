@@ -18,12 +18,13 @@ from ..models.model import Model
 from ..plan.cost import forward_flops
 from ..plan.plan import Plan
 from ..traced import server_jobs
+from ..traced.specs import ReadSite, RowChange
 from . import engine, gradients, memory
 from .activations import as_tensor, described_site, handles
 from .cache import CompiledMetric
 from .engine import Progress
 from .identify import identity_of
-from .outcome import FinishedValues, Inputs, Keeper, Outcome, as_array
+from .outcome import FinishedValues, Inputs, Outcome, Store, as_array
 
 Array = np.ndarray[Any, Any]
 Say = Callable[[str], None]
@@ -46,11 +47,11 @@ class CheckRequest:
     inputs : Inputs
     rows : Tensor (row, position)
         Tokens of the model's own pass.
-    writes : dict of (layer, point) to list of (row, Tensor (position, width))
+    writes : dict of ReadSite to list of RowChange
         What is added in it.
     scored : list of int
         Positions whose logits are probed.
-    points : list of (layer, point)
+    points : list of ReadSite
         What is read of the prompt; none where `layers` is empty.
     layers : list of int
         Layers whose parts are compared with what the family says of them.
@@ -62,9 +63,9 @@ class CheckRequest:
     readers: Sequence[CompiledMetric]
     inputs: Inputs
     rows: torch.Tensor
-    writes: dict[tuple[int, str], list[Any]]
+    writes: dict[ReadSite, list[RowChange]]
     scored: list[int]
-    points: list[tuple[int, str]]
+    points: list[ReadSite]
     layers: list[int]
     probe: Callable[[torch.Tensor], torch.Tensor]
 
@@ -106,7 +107,7 @@ class Backend(Protocol):
         readers: Sequence[CompiledMetric],
         inputs: Inputs,
         progress: Progress | None = None,
-        keeper: Keeper | None = None,
+        store: Store | None = None,
         *,
         positions: bool = True,
         say: Say | None = None,
@@ -120,7 +121,7 @@ class Backend(Protocol):
         inputs : Inputs
         progress : callable, optional
             Called with passes done and passes in all.
-        keeper : Keeper, optional
+        store : Store, optional
             Gives what was finished before, and gets what is finished now.
         positions : bool
             Whether values are wanted for each scored position, or their mean is enough.
@@ -241,7 +242,7 @@ class LocalBackend(Backend):
         readers: Sequence[CompiledMetric],
         inputs: Inputs,
         progress: Progress | None = None,
-        keeper: Keeper | None = None,
+        store: Store | None = None,
         *,
         positions: bool = True,
         say: Say | None = None,
@@ -250,7 +251,7 @@ class LocalBackend(Backend):
 
         Parameters
         ----------
-        plan, readers, inputs, progress, keeper
+        plan, readers, inputs, progress, store
             See `Backend.run_plan`.
         positions, say
             Not used.
@@ -269,7 +270,7 @@ class LocalBackend(Backend):
         def execute(outcome: Outcome, keep: Callable[[FinishedValues], None], step: Callable[[int], None]) -> None:
             engine.run_chunks(self.model, outcome.missing(), readers, inputs, outcome, keep, step)
 
-        return engine.run_plan(plan, readers, execute, progress, keeper)
+        return engine.run_plan(plan, readers, execute, progress, store)
 
     def run_estimate(
         self,
@@ -308,10 +309,10 @@ class LocalBackend(Backend):
         """Group by group."""
         model, asked = self.model, [described_site(self.model, site) for site in sites]
         parts = handles(model)
-        parts["out_of"] = server_jobs.output_weights(model.traced, parts, asked)
+        out_of = server_jobs.output_weights(model.traced, parts, asked)
         found = []
         for group in tokens:
-            values = server_jobs.capture(model.traced, parts, as_tensor(model, group), asked)
+            values = server_jobs.capture(model.traced, parts, as_tensor(model, group), asked, out_of)
             found.append([as_array(values[str(number)]) for number in range(len(asked))])
         return found
 

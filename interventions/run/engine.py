@@ -17,11 +17,11 @@ from ..plan.cost import logits_bytes
 from ..plan.passes import ExampleChunk, Pass
 from ..plan.plan import Plan
 from ..traced import server_jobs
-from ..traced.specs import Kernel, LogitsSpec, Points, ReadSite, RunCache
-from .activations import as_tensor, handles, native_point, point_of, read_points
+from ..traced.specs import Kernel, LogitsSpec, Points, ReadSite, RunCache, RunSpec
+from .activations import as_tensor, handles, own_point, point_of, read_points
 from .cache import CompiledMetric, drawn_examples, part_of
 from .memory import is_out_of_memory
-from .outcome import FinishedValues, Inputs, Keeper, Outcome, PassSlice, values_of_conditions, values_of_run
+from .outcome import FinishedValues, Inputs, Outcome, PassSlice, Store, values_of_conditions, values_of_run
 from .pass_spec import EMBEDDINGS, PassSpecBuilder
 
 Execute = Callable[[Outcome, Callable[[FinishedValues], None], Callable[[int], None]], None]
@@ -40,7 +40,7 @@ def run_plan(
     readers: Sequence[CompiledMetric],
     execute: Execute,
     progress: Progress | None = None,
-    keeper: Keeper | None = None,
+    store: Store | None = None,
     positions: bool = True,
 ) -> Outcome:
     """Measure every run as it is, and every condition of `plan`.
@@ -50,11 +50,12 @@ def run_plan(
     plan : Plan
     readers : sequence of CompiledMetric
     execute : callable
-        Runs what is missing: ``execute(outcome, keep, step)``. It puts what it finds into `outcome`, gives each piece
-        to `keep`, and tells `step` how many forward passes were done. `run_chunks` does it in this process.
+        Runs what is missing: ``execute(outcome, keep, step)``. It puts what it finds into `outcome`, gives each of
+        these `FinishedValues` to `keep`, and tells `step` how many forward passes were done. `run_chunks` does it in
+        this process.
     progress : callable, optional
         Called with passes done and passes in all.
-    keeper : Keeper, optional
+    store : Store, optional
         Gives what was finished before, which is not done again, and gets what is finished now. Runs are read again as
         they are where passes are left that start from them.
     positions : bool
@@ -73,12 +74,12 @@ def run_plan(
     """
     check_readers(plan, readers)
     outcome = Outcome(plan, readers, positions)
-    outcome.take(keeper)
+    outcome.take(store)
     done = plan.steps - outcome.steps(outcome.missing())
 
-    def keep(piece: FinishedValues) -> None:
-        if keeper is not None:
-            keeper.keep(piece)
+    def keep(finished: FinishedValues) -> None:
+        if store is not None:
+            store.keep(finished)
 
     def step(count: int) -> None:
         if progress is not None:
@@ -110,7 +111,7 @@ def run_chunks(
     outcome : Outcome
         Gets what is found.
     keep : callable
-        Gets each piece of it.
+        Gets each `FinishedValues` of it.
     step : callable
         Gets how many forward passes were done, after each.
 
@@ -124,12 +125,12 @@ def run_chunks(
     def run_chunk(chunk: ExampleChunk, left: list[Pass]) -> None:
         """Run a chunk; take each pass that is done from `left`."""
         nonlocal done
-        known, runs = run_unmodified(model, plan, chunk, readers, inputs, references.of(chunk.group))
+        cache, runs = run_unmodified(model, plan, chunk, readers, inputs, references.of(chunk.group))
         for run in plan.runs:
             keep(outcome.put(values_of_run(chunk, run, runs[run])))
             step(done := done + 1)
         while left:
-            for part, values in run_pass_in_parts(model, plan, chunk, left[0], known, limit):
+            for part, values in run_pass_in_parts(model, plan, chunk, left[0], cache, limit):
                 base = {name: value[slice(*part.examples)] for name, value in runs[plan.base].items()}
                 values = server_jobs.with_all_positions(values, base, len(part.one.conditions))
                 keep(outcome.put(values_of_conditions(chunk, part.examples, part.one.conditions, values)))
@@ -201,7 +202,7 @@ def run_unmodified(
 
 def runs_of(
     model: Model, plan: Plan, chunk: ExampleChunk, readers: Sequence[CompiledMetric], inputs: Inputs
-) -> list[tuple[str, torch.Tensor, list[int], list[ReadSite], list[Kernel], LogitsSpec]]:
+) -> list[RunSpec]:
     """Describe the runs of a chunk as `server_jobs.run_unmodified` takes them, the base run first.
 
     Parameters
@@ -220,13 +221,21 @@ def runs_of(
     """
     layers, scored = model.shape.layers, list(plan.groups[chunk.group].scored)
     wanted = {run: {point_of(site) for site in sites} for run, sites in plan.sources().items()}
-    base_points = {native_point(layer, name, layers) for layer, name in plan.base_points(chunk)}
+    base_points = {own_point(layer, name, layers) for layer, name in plan.base_points(chunk)}
     wanted[plan.base] = wanted.get(plan.base, set()) | base_points
-    runs = []
+    runs: list[RunSpec] = []
     for run in runs_base_first(plan):
-        tokens = as_tensor(model, inputs.runs[run][chunk.group][slice(*chunk.examples)])
-        watch, score = kernels_of(model, plan, readers, run, chunk)
-        runs.append((run, tokens, scored, sorted(wanted.get(run, set())), watch, score))
+        pattern_kernels, logits = kernels_of(model, plan, readers, run, chunk)
+        runs.append(
+            {
+                "name": run,
+                "tokens": as_tensor(model, inputs.runs[run][chunk.group][slice(*chunk.examples)]),
+                "scored": scored,
+                "points": sorted(wanted.get(run, set())),
+                "pattern_kernels": pattern_kernels,
+                "logits": logits,
+            }
+        )
     return runs
 
 
@@ -236,7 +245,7 @@ def runs_base_first(plan: Plan) -> list[str]:
 
 
 def run_pass_in_parts(
-    model: Model, plan: Plan, chunk: ExampleChunk, one: Pass, known: RunCache, limit: RowLimit
+    model: Model, plan: Plan, chunk: ExampleChunk, one: Pass, cache: RunCache, limit: RowLimit
 ) -> Iterator[tuple[PassSlice, dict[str, torch.Tensor]]]:
     """Run a pass; in parts where it needs more memory, or more rows, than there are to have.
 
@@ -247,7 +256,7 @@ def run_pass_in_parts(
     chunk : ExampleChunk
     one : Pass
         Of the chunk.
-    known : RunCache
+    cache : RunCache
         What was read of the runs.
     limit : RowLimit
         Gets smaller where memory runs out, for later passes too.
@@ -269,7 +278,7 @@ def run_pass_in_parts(
             waiting = part.halves() + waiting
             continue
         try:
-            values = run_part(model, plan, chunk, part, known)
+            values = run_part(model, plan, chunk, part, cache)
         except Exception as error:
             if not (is_out_of_memory(error) and part.halves()):
                 raise
@@ -280,7 +289,7 @@ def run_pass_in_parts(
 
 
 def run_part(
-    model: Model, plan: Plan, chunk: ExampleChunk, part: PassSlice, known: RunCache
+    model: Model, plan: Plan, chunk: ExampleChunk, part: PassSlice, cache: RunCache
 ) -> dict[str, torch.Tensor]:
     """Run one trace: a slice of a pass.
 
@@ -291,7 +300,7 @@ def run_part(
     chunk : ExampleChunk
     part : PassSlice
         Its examples are counted from the first example of the chunk.
-    known : RunCache
+    cache : RunCache
         What was read of the runs of the chunk.
 
     Returns
@@ -301,14 +310,14 @@ def run_part(
         example, layer, head)`` of patterns.
     """
     first = chunk.examples[0]
-    some = known if part.examples == (0, chunk.size) else part_of(known, slice(*part.examples))
+    some = cache if part.examples == (0, chunk.size) else part_of(cache, slice(*part.examples))
     examples = (first + part.examples[0], first + part.examples[1])
     spec = PassSpecBuilder(model, plan, chunk, part.one, drawn_examples(some), examples).build()
     points = points_taken(model, plan, chunk, part.one)
     return server_jobs.run_pass(model.traced, handles(model), some, spec, points, model.device)
 
 
-def points_taken(model: Model, plan: Plan, chunk: ExampleChunk, one: Pass) -> list[tuple[ReadSite, ReadSite]]:
+def points_taken(model: Model, plan: Plan, chunk: ExampleChunk, one: Pass) -> dict[ReadSite, ReadSite]:
     """Name what a pass takes from the base run. Embeddings are left out: they reach a pass in its writes.
 
     Parameters
@@ -323,11 +332,11 @@ def points_taken(model: Model, plan: Plan, chunk: ExampleChunk, one: Pass) -> li
     list of (ReadSite, ReadSite)
         The site of the planned pass, and that of the model's own pass.
     """
-    return [
-        ((layer, point), native_point(layer, point, model.shape.layers))
+    return {
+        (layer, point): own_point(layer, point, model.shape.layers)
         for layer, point in sorted(plan.points_of(chunk, one))
         if point not in EMBEDDINGS
-    ]
+    }
 
 
 def check_readers(plan: Plan, readers: Sequence[CompiledMetric]) -> None:

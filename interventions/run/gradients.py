@@ -10,6 +10,7 @@ estimate depends on which others are asked for beside it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from itertools import combinations
 
 import torch
@@ -24,7 +25,7 @@ from ..plan.plan import Plan
 from ..plan.writes import Join, Write
 from ..traced import gradients
 from ..traced.specs import Change, EstimateSpec, StreamStart
-from .activations import handles, native_point
+from .activations import handles, own_point
 from .cache import CompiledMetric, drawn_examples
 from .engine import ReferenceDraw, check_readers, halve_examples, run_unmodified
 from .outcome import FinishedValues, Inputs, Outcome, as_array, values_of_run
@@ -120,9 +121,9 @@ def estimate_chunks(
 
     def estimate(chunk: ExampleChunk) -> tuple[Values, dict[str, torch.Tensor]]:
         """Run a chunk without intervention, then estimate what every condition changes."""
-        known, runs = run_unmodified(model, plan, chunk, readers, inputs, references.of(chunk.group))
-        given = described_estimate(model, plan, chunk, drawn_examples(known), names, steps)
-        return runs, gradients.attribution(model.traced, handles(model), known, given, model.device)
+        cache, runs = run_unmodified(model, plan, chunk, readers, inputs, references.of(chunk.group))
+        given = described_estimate(model, plan, chunk, drawn_examples(cache), names, steps)
+        return runs, gradients.attribution(model.traced, handles(model), cache, given, model.device)
 
     waiting = list(chunks)
     while waiting:
@@ -167,7 +168,7 @@ def _meet(one: Write, other: Write) -> bool:
 
 
 def chunks_of(plan: Plan, steps: int) -> Iterator[ExampleChunk]:
-    """Examples in pieces whose whole forward pass can be kept for the way back."""
+    """Examples in chunks whose whole forward pass can be kept for the way back."""
     for chunk in plan.chunks:
         held = plan.budget // 4 // (row_bytes(plan.shape, plan.extent(chunk), True) * plan.shape.layers * steps)
         layers = sorted({(write.layer, at) for at, writes in enumerate(plan.writes[chunk.group]) for write in writes})
@@ -222,13 +223,13 @@ def _start(model: Model, plan: Plan, chunk: ExampleChunk, drawn: int, layer: int
     """A pass of `copies` of the base run from the stream of a layer on."""
     one = Pass((0,) * copies, (Join(layer, 0),) * copies, 0)
     spec = PassSpecBuilder(model, plan, chunk, one, drawn, chunk.examples).frame()
-    return {"spec": spec, "layer": layer, "site": native_point(layer, "stream", model.shape.layers)}
+    return {"spec": spec, "layer": layer, "site": own_point(layer, "stream", model.shape.layers)}
 
 
 def _kind(write: Write) -> str:
     """What edits have in common that move together in the integrated estimate: all but where they are."""
-    fields = {name: value for name, value in vars(write.edit).items() if name != "site"}
-    return f"{type(write.edit).__name__} {fields}"
+    named = {one.name: getattr(write.edit, one.name) for one in fields(write.edit) if one.name != "site"}
+    return f"{type(write.edit).__name__} {named}"
 
 
 def _changes(

@@ -59,14 +59,14 @@ class FinishedValues:
     answers: str = ""
 
 
-class Keeper(Protocol):
-    """Keeps pieces as they are finished, and gives back those that were kept before."""
+class Store(Protocol):
+    """Keeps values as they are finished, and gives back those that were kept before."""
 
     def found(self) -> Iterable[FinishedValues]:
         """What was kept of the same work."""
 
-    def keep(self, piece: FinishedValues) -> None:
-        """Keep a piece."""
+    def keep(self, finished: FinishedValues) -> None:
+        """Keep finished values."""
 
 
 @dataclass
@@ -79,7 +79,7 @@ class Outcome:
 
     plan: Plan
     readers: Sequence[CompiledMetric] = ()
-    """Whose values there are to be. Without them the first piece says what the others are like."""
+    """Whose values there are to be. Without them the first `FinishedValues` say what the others are like."""
     positions: bool = True
     """Whether values of logits come for each scored position, or their mean."""
     values: dict[tuple[str, int], Array] = field(default_factory=dict)
@@ -99,72 +99,76 @@ class Outcome:
                     (shape.layers, shape.heads) if pattern else (len(group.scored) if self.positions else 1,)
                 )
 
-    def put(self, piece: FinishedValues) -> FinishedValues:
-        """Put in a piece, and give it back.
+    def put(self, finished: FinishedValues) -> FinishedValues:
+        """Put in finished values, and give them back.
 
         Raises
         ------
         ModelError
-            It is none of this plan. Nothing of it is taken.
+            They are not of this plan. Nothing of them is taken.
         """
-        if wrong := self.wrong(piece):
+        if wrong := self.wrong(finished):
             raise ModelError(f"values came back that were not asked for: {wrong}")
-        group, size = piece.group, len(self.plan.groups[piece.group].examples)
-        examples = slice(*piece.examples)
-        for name, value in piece.values.items():
+        group, size = finished.group, len(self.plan.groups[finished.group].examples)
+        examples = slice(*finished.examples)
+        for name, value in finished.values.items():
             self.dtypes.setdefault(name, value.dtype)
-            self.like.setdefault((name, group), value.shape[1 if piece.run is not None else 2 :])
-            if piece.run is not None:
+            self.like.setdefault((name, group), value.shape[1 if finished.run is not None else 2 :])
+            if finished.run is not None:
                 empty = np.empty((size, *value.shape[1:]), dtype=value.dtype)
-                self.baseline.setdefault((name, piece.run, group), empty)[examples] = value
+                self.baseline.setdefault((name, finished.run, group), empty)[examples] = value
             else:
                 empty = np.empty((len(self.plan.conditions), size, *value.shape[2:]), dtype=value.dtype)
-                self.values.setdefault((name, group), empty)[list(piece.conditions), examples] = value
-        if piece.run is not None:
-            self._done(group, piece.run)[examples] = True
+                self.values.setdefault((name, group), empty)[list(finished.conditions), examples] = value
+        if finished.run is not None:
+            self._done(group, finished.run)[examples] = True
         else:
-            self._done(group)[list(piece.conditions), examples] = True
-        return piece
+            self._done(group)[list(finished.conditions), examples] = True
+        return finished
 
-    def take(self, keeper: Keeper | None) -> None:
+    def take(self, store: Store | None) -> None:
         """Put in what was kept of the same plan; what does not fit is computed again."""
-        for piece in keeper.found() if keeper is not None else ():
-            if not self.wrong(piece):
-                self.put(piece)
+        for finished in store.found() if store is not None else ():
+            if not self.wrong(finished):
+                self.put(finished)
 
-    def wrong(self, piece: Any) -> str:
-        """Why something is no piece of this plan, if it is none. Values are never stretched or converted to fit."""
-        if not isinstance(piece, FinishedValues) or not isinstance(piece.values, Mapping):
-            return f"a {type(piece).__name__}, which is no piece of it"
-        plan, run, numbers = self.plan, piece.run, piece.conditions
-        if not _within((piece.group,), len(plan.groups)):
-            return f"group {piece.group!r} of {len(plan.groups)}"
-        size = len(plan.groups[piece.group].examples)
+    def wrong(self, finished: Any) -> str:
+        """Why something is not of this plan, if it is not. Values are never stretched or converted to fit."""
+        if not isinstance(finished, FinishedValues) or not isinstance(finished.values, Mapping):
+            return f"a {type(finished).__name__}, which is no piece of it"
+        plan, run, numbers = self.plan, finished.run, finished.conditions
+        if not _within((finished.group,), len(plan.groups)):
+            return f"group {finished.group!r} of {len(plan.groups)}"
+        size = len(plan.groups[finished.group].examples)
         if not (
-            _within(piece.examples, size + 1) and len(piece.examples) == 2 and piece.examples[0] < piece.examples[1]
+            _within(finished.examples, size + 1)
+            and len(finished.examples) == 2
+            and finished.examples[0] < finished.examples[1]
         ):
-            return f"examples {piece.examples!r} of {size}"
+            return f"examples {finished.examples!r} of {size}"
         if run is not None and (run not in plan.runs or numbers):
             return f"run {run!r} with conditions {numbers!r}"
         if run is None and not (_within(numbers, len(plan.conditions)) and 0 < len({*numbers}) == len(numbers)):
             return f"conditions {numbers!r} of {len(plan.conditions)}"
         due = {name for name, _ in self.like}
-        if due and {*piece.values} != due:
-            return f"values of {', '.join(map(repr, piece.values)) or 'nothing'} in place of {', '.join(sorted(due))}"
-        span = piece.examples[1] - piece.examples[0]
+        if due and {*finished.values} != due:
+            return (
+                f"values of {', '.join(map(repr, finished.values)) or 'nothing'} in place of {', '.join(sorted(due))}"
+            )
+        span = finished.examples[1] - finished.examples[0]
         first = (span,) if run is not None else (len(numbers), span)
-        for name, value in piece.values.items():
+        for name, value in finished.values.items():
             if type(value) is not np.ndarray or value.dtype not in (np.float32, np.float64):
                 given = value.dtype if type(value) is np.ndarray else type(value).__name__
                 return f"{name} as {given}, where an array of float32 or float64 is due"
-            shape = (*first, *self.like.get((name, piece.group), value.shape[len(first) :]))
+            shape = (*first, *self.like.get((name, finished.group), value.shape[len(first) :]))
             dtype = self.dtypes.get(name, value.dtype)
             if (value.shape, value.dtype) != (shape, dtype):
                 return f"{name} as {value.dtype} {value.shape}, where {dtype} {shape} is due"
         return ""
 
-    def pieces(self, chunk: ExampleChunk) -> list[FinishedValues]:
-        """What there is of a chunk: a piece for each run, then one for all conditions."""
+    def finished(self, chunk: ExampleChunk) -> list[FinishedValues]:
+        """What there is of a chunk: values of each run, then those of all conditions."""
         group, span = chunk.group, slice(*chunk.examples)
         names = sorted({name for name, at in self.like if at == group})
         runs = {run: {name: self.baseline[name, run, group][span] for name in names} for run in self.plan.runs}

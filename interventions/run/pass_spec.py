@@ -15,21 +15,19 @@ from ..models.model import Model
 from ..plan.passes import ExampleChunk, Pass, changed_heads, recomputed_heads
 from ..plan.plan import Plan
 from ..plan.writes import BY_QUERY, OF_KEYS, Keys, Write, positions_in
-from ..traced import activations
 from ..traced.specs import (
     EmbeddingWrite,
     HeadPairs,
     Index,
     PassSpec,
     PathSender,
-    PatternColumns,
     ReceiverKey,
     ScoreMask,
     TensorWrite,
     Value,
     WriteSite,
 )
-from .activations import point_of
+from .activations import columns_of, pattern_columns, point_of
 from .deferred import deferred_value
 
 EMBEDDINGS = ("embed", "pos_embed")
@@ -172,18 +170,9 @@ class PassSpecBuilder:
         if isinstance(write.value, PathPatch):
             receiver = self._path(write, write.value)
             return {"kind": "path", "receiver": receiver, "positions": _index([at - self.start for at in wanted])}
-        shape, site = self.model.shape, write.edit.site
-        sizes = (shape.heads, shape.d_head, shape.kv_heads)
-        pattern: PatternColumns | None = None
-        if site.component is Component.pattern:
-            pattern = {
-                "q": activations.columns("q_rot", head, *sizes),
-                "k": activations.columns("k_rot", None if head is None else shape.key_head(head), *sizes),
-                "d_head": shape.d_head,
-                "scaling": self.model.scaling(site.layer),
-                "window": shape.window(site.layer),
-            }
-        columns = activations.columns(site.component, head, *sizes)
+        site = write.edit.site
+        pattern = pattern_columns(self.model, site.layer, head) if site.component is Component.pattern else None
+        columns = columns_of(self.model, site.component, head)
         return deferred_value(
             write.value, point_of(site), columns, pattern, self.stop, _index(wanted), self.span, self.drawn
         )
@@ -215,14 +204,13 @@ class PassSpecBuilder:
 
     def _path(self, write: Write, path: PathPatch) -> ReceiverKey:
         """Register the path of a write, and give the key under which its receiver will find what it brings."""
-        shape, sender = self.model.shape, path.sender
-        sizes = (shape.heads, shape.d_head, shape.kv_heads)
+        sender = path.sender
         start = replace(path, receivers=("logits",))  # paths that differ in their receivers have one sender
         if start not in self.senders:
             self.senders[start] = {
                 "layer": sender.layer,
                 "component": str(sender.component),
-                "columns": activations.columns(sender.component, sender.head, *sizes),
+                "columns": columns_of(self.model, sender.component, sender.head),
                 "run": path.source,
                 "site": point_of(sender),
                 "window": slice(self.start, self.stop),
@@ -231,7 +219,7 @@ class PassSpecBuilder:
                 "receivers": [],
             }
         receivers = self.senders[start]["receivers"]
-        columns = None if write.head is None else activations.columns(write.point, write.head, *sizes)
+        columns = None if write.head is None else columns_of(self.model, write.point, write.head)
         key = (list(self.senders).index(start), write.layer, write.point, write.head)
         if all(key != receiver["key"] for receiver in receivers):
             receivers.append({"key": key, "layer": write.layer, "columns": columns})

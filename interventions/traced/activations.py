@@ -14,7 +14,7 @@ from .attention import hidden_keys
 from .projections import head_by_head, rotary_angles, rotated_sides, side_by_side
 
 if TYPE_CHECKING:
-    from .specs import Kernel, ModelParts, Points, ReadSite
+    from .specs import Kernel, ModelParts, Points, ReadSite, RowChange
 
 
 def columns(component: str, head: int | None, heads: int, d_head: int, kv_heads: int) -> slice:
@@ -106,11 +106,11 @@ def replace_side(root: Any, path: str, side: str, value: torch.Tensor) -> None:
     module.output = (value, *before[1:]) if isinstance(before, tuple) else value
 
 
-def add_to_rows(value: torch.Tensor, changes: list[tuple[int, torch.Tensor]]) -> torch.Tensor:
+def add_to_rows(value: torch.Tensor, changes: list[RowChange]) -> torch.Tensor:
     """A copy of `value` with a change added to each of some rows."""
     changed = value.clone()
-    for row, change in changes:
-        changed[row] += change.to(changed.dtype)
+    for one in changes:
+        changed[one["row"]] += one["change"].to(changed.dtype)
     return changed
 
 
@@ -140,7 +140,7 @@ def pattern_between(
 
 
 def read_point(
-    model: ModelParts, block: Any, point: str, parts: list[tuple[str, str]], changes: list[tuple[int, torch.Tensor]]
+    model: ModelParts, block: Any, point: str, parts: list[tuple[str, str]], changes: list[RowChange]
 ) -> torch.Tensor:
     """What is at a point of a block, q, k and v side by side; with changes, if any, added to some rows there.
 
@@ -151,7 +151,7 @@ def read_point(
     point : str
     parts : list of (path, side)
         Where the point is found.
-    changes : list of (row, tensor (position, width))
+    changes : list of RowChange
 
     Returns
     -------
@@ -164,7 +164,7 @@ def read_point(
         value = side_by_side(value, model["heads"]) if by_head else value
         if changes:
             last = first + value.shape[-1]
-            value = add_to_rows(value, [(row, change[..., first:last]) for row, change in changes])
+            value = add_to_rows(value, [{**one, "change": one["change"][..., first:last]} for one in changes])
             replace_side(block, path, side, head_by_head(value, model["heads"]) if by_head else value)
             first = last
         found.append(value)
@@ -174,12 +174,10 @@ def read_point(
 def read_activations(
     root: Any,
     model: ModelParts,
-    embeddings: list[tuple[str, str]],
-    points: list[tuple[str, list[tuple[str, str]]]],
     layers: int,
     reads: set[ReadSite],
     kernels: list[Kernel],
-    writes: dict[ReadSite, list[tuple[int, torch.Tensor]]],
+    writes: dict[ReadSite, list[RowChange]],
 ) -> tuple[Points, dict[str, torch.Tensor]]:
     """Go through the model in forward order, reading and (for checks) adding.
 
@@ -187,17 +185,14 @@ def read_activations(
     ----------
     root : nnsight handle of the model
     model : ModelParts
-    embeddings : list of (name, path)
-        Read as if in layer 0, before it.
-    points : list of (name, list of (path, side))
-        Of a block, in forward order.
     layers : int
     reads : set of ReadSite
-        A point is one of `points`, or ``rotated``: q and k side by side as scores are made from them.
+        A point is an embedding, one of ``model["points"]``, or ``rotated``: q and k side by side as scores are made
+        from them.
     kernels : list of Kernel
         Of attention patterns: ``function(pattern, **arguments) -> (row, head)``.
     writes : dict
-        A ReadSite to a list for `add_to_rows`; not ``resid_mid``, which no module's output is.
+        A ReadSite to a list of RowChange; not ``resid_mid``, which no module's output is.
 
     Returns
     -------
@@ -209,11 +204,11 @@ def read_activations(
     taken: Points = {}
     attended: dict[str, list[torch.Tensor]] = {kernel["name"]: [] for kernel in kernels}
     angles = None
-    for name, path in embeddings:
+    for name, path in model["embeddings"]:
         if (0, name) in reads:
             taken[(0, name)] = read_side(root, path, "output")
     for layer in range(layers):
-        for point, parts in points:
+        for point, parts in model["points"]:
             site = (layer, point)
             rotates = point == "qkv" and (kernels or (layer, "rotated") in reads)
             if not (site in writes or site in reads or rotates):

@@ -16,7 +16,7 @@ from .rows import call_module
 from .structure import is_bare, is_linear
 
 if TYPE_CHECKING:
-    from .specs import ModelParts
+    from .specs import BlockLayout
 
 FAR = 1e4
 """How far apart the numbers are that a norm is called with, so that what it adds to their variance does not count."""
@@ -25,7 +25,7 @@ LARGE = {torch.float16: 2.0**8}
 GAINS = ("norm_1", "q_norm", "k_norm")
 
 
-def weights_read(parts: ModelParts, block: Any) -> list[torch.Tensor | None]:
+def weights_read(parts: BlockLayout, block: Any) -> list[torch.Tensor | None]:
     """The fields of `HeadWeights`, from the modules of a block: read where they are plain linear layers, else found."""
     paths = parts["paths"]
     linear = {name: operator.attrgetter(paths[name])(block) for name in ("q", "k", "v", "qkv", "out") if name in paths}
@@ -44,7 +44,7 @@ def weights_read(parts: ModelParts, block: Any) -> list[torch.Tensor | None]:
     return [*by_head(parts, qkv, matrices["out"]), *gains_read(parts, block)]
 
 
-def gains_read(parts: ModelParts, block: Any) -> list[torch.Tensor | None]:
+def gains_read(parts: BlockLayout, block: Any) -> list[torch.Tensor | None]:
     """What the norms of `GAINS` multiply by, as the table has it; at least float32, in which norms compute."""
     found: list[torch.Tensor | None] = []
     for name, size in zip(GAINS, (parts["d_model"], parts["d_head"], parts["d_head"]), strict=True):
@@ -61,18 +61,18 @@ def gains_read(parts: ModelParts, block: Any) -> list[torch.Tensor | None]:
     return found
 
 
-def vector_of(parts: ModelParts, block: Any) -> torch.Tensor:
+def vector_of(parts: BlockLayout, block: Any) -> torch.Tensor:
     """A vector of the stream, in the number format and on the device of a block."""
     first = next(block.parameters())
     return torch.zeros(1, parts["d_model"], dtype=first.dtype, device=first.device)
 
 
-def weights_made(parts: ModelParts, block: Any, like: torch.Tensor) -> list[torch.Tensor | None]:
+def weights_made(parts: BlockLayout, block: Any, like: torch.Tensor) -> list[torch.Tensor | None]:
     """The same from what the modules make of unit vectors, in the number format of `like`; also inside a trace."""
     return [*matrices_made(parts, block, like), *gains_made(parts, block, like)]
 
 
-def matrices_made(parts: ModelParts, block: Any, like: torch.Tensor) -> list[torch.Tensor]:
+def matrices_made(parts: BlockLayout, block: Any, like: torch.Tensor) -> list[torch.Tensor]:
     """The matrices of `HeadWeights`, from what the modules make of unit vectors."""
     paths, sizes = parts["paths"], (like.shape[-1], parts["heads"] * parts["d_head"])
     large = LARGE.get(like.dtype, 2.0**40)
@@ -84,18 +84,18 @@ def matrices_made(parts: ModelParts, block: Any, like: torch.Tensor) -> list[tor
     return [one.to(like.dtype) for one in by_head(parts, qkv, out)]
 
 
-def gains_made(parts: ModelParts, block: Any, like: torch.Tensor) -> list[torch.Tensor | None]:
+def gains_made(parts: BlockLayout, block: Any, like: torch.Tensor) -> list[torch.Tensor | None]:
     """The gains from calls with numbers that are far apart, in the format of `like`; also inside a trace."""
     sizes = zip(GAINS, (like.shape[-1], parts["d_head"], parts["d_head"]), strict=True)
     return [gain_made(parts, block, name, size, like) if name in parts["paths"] else None for name, size in sizes]
 
 
-def gain_made(parts: ModelParts, block: Any, name: str, size: int, like: torch.Tensor) -> torch.Tensor:
+def gain_made(parts: BlockLayout, block: Any, name: str, size: int, like: torch.Tensor) -> torch.Tensor:
     """The gain of a norm, from calls with numbers that are far apart.
 
     Parameters
     ----------
-    parts : ModelParts
+    parts : BlockLayout
     block : nnsight handle or module
     name : str
         Of the norm, one of `GAINS`.
@@ -125,7 +125,7 @@ def half_between(up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
     return (up.to(wide) - down.to(wide)) / 2
 
 
-def by_head(parts: ModelParts, qkv: list[torch.Tensor], out: torch.Tensor) -> list[torch.Tensor]:
+def by_head(parts: BlockLayout, qkv: list[torch.Tensor], out: torch.Tensor) -> list[torch.Tensor]:
     """Matrices with a head as their first axis."""
     d_head = parts["d_head"]
     return [*(one.reshape(len(one), -1, d_head).transpose(0, 1) for one in qkv), out.reshape(-1, d_head, out.shape[1])]

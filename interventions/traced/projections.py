@@ -20,10 +20,10 @@ from .rows import call_module, split_last_axis
 from .structure import is_linear
 
 if TYPE_CHECKING:
-    from .specs import Angles, ModelParts
+    from .specs import Angles, BlockLayout, ModelParts
 
 
-def sides(model: ModelParts, block: Any, normed: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def sides(model: BlockLayout, block: Any, normed: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """q, k and v of all heads, through the family's own modules."""
     if model["layout"] == "apart":
         return tuple(call_module(block, model["paths"][side], normed) for side in ("q", "k", "v"))
@@ -31,7 +31,7 @@ def sides(model: ModelParts, block: Any, normed: torch.Tensor) -> tuple[torch.Te
     return split_sides(model, side_by_side(qkv, model["heads"]) if model["layout"] == "by head" else qkv)
 
 
-def split_sides(model: ModelParts, qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def split_sides(model: BlockLayout, qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """q, k and v from where they lie side by side."""
     ends = [model["heads"] * model["d_head"], (model["heads"] + model["kv_heads"]) * model["d_head"]]
     return qkv[..., : ends[0]], qkv[..., ends[0] : ends[1]], qkv[..., ends[1] :]

@@ -32,7 +32,26 @@ from .traces import (
 from .values import resolve_values
 
 if TYPE_CHECKING:
-    from .specs import Points, ReadSite, RunCache
+    from collections.abc import Iterable
+
+    from .specs import (
+        CapturedSite,
+        CaptureProgram,
+        CheckProgram,
+        ChunkSpec,
+        LogitsSpec,
+        ModelDescription,
+        ModelParts,
+        PassSpec,
+        Points,
+        Program,
+        ReadSite,
+        RowChange,
+        RunCache,
+        RunSpec,
+        SweepProgram,
+        WeightsProgram,
+    )
 
 SAMPLE = 4096
 """Numbers of each tensor of weights that a fingerprint looks at."""
@@ -41,35 +60,32 @@ AT_ONCE = 64
 """Prompts that are read together."""
 
 
-def answered(root: Any, program: dict[str, Any]) -> Any:
+def answered(root: Any, program: Program) -> Any:
     """What ``program["job"]`` gives, and a sketch of what the model that gave it computes on ``program["prompt"]``."""
     found = program["job"](root, program)
     parts, device = where(root, program["parts"])
     return {**found, "fingerprint": sketch(short_run(root, parts, program["prompt"].to(device)))}
 
 
-def passes(root: Any, program: dict[str, Any]) -> Any:
-    """Runs as they are, then the passes that start from them, chunk by chunk.
-
-    A chunk has ``runs``, as `run_unmodified` takes them; ``reference``, ``(tokens, points)`` or None; and ``passes``,
-    each ``(job, points)`` as `run_pass` takes them.
-    """
+def passes(root: Any, program: SweepProgram) -> Any:
+    """Runs as they are, then the passes that start from them, chunk by chunk."""
     parts, device = where(root, program["parts"])
     program = moved(program, device)
     found = []
     for chunk in program["chunks"]:
-        known, values = run_unmodified(
+        cache, values = run_unmodified(
             root, parts, chunk["runs"], reference_of(root, parts, chunk), program["compares"]
         )
-        base = values[chunk["runs"][0][0]]
+        base = values[chunk["runs"][0]["name"]]
         found += [reduced(one, program["positions"]) for one in values.values()]
-        for job, points in chunk["passes"]:
-            made = run_pass(root, parts, known, job, points, device)
-            found.append(reduced(with_all_positions(made, base, job["conditions"]), program["positions"]))
+        for one in chunk["passes"]:
+            spec = one["spec"]
+            made = run_pass(root, parts, cache, spec, one["points"], device)
+            found.append(reduced(with_all_positions(made, base, spec["conditions"]), program["positions"]))
     return in_one_tensor(found)
 
 
-def estimates(root: Any, program: dict[str, Any]) -> Any:
+def estimates(root: Any, program: SweepProgram) -> Any:
     """Runs as they are, then what every condition changes of each metric's mean, estimated from gradients."""
     parts, device = where(root, program["parts"])
     if parts["apart"]:
@@ -77,24 +93,25 @@ def estimates(root: Any, program: dict[str, Any]) -> Any:
     program = moved(program, device)
     found = []
     for chunk in program["chunks"]:
-        known, values = run_unmodified(
+        cache, values = run_unmodified(
             root, parts, chunk["runs"], reference_of(root, parts, chunk), program["compares"]
         )
         found += [reduced(one, program["positions"]) for one in values.values()]
-        found.append(attribution(root, parts, known, chunk["estimate"], device))
+        found.append(attribution(root, parts, cache, chunk["estimate"], device))
     return in_one_tensor(found)
 
 
-def reference_of(root: Any, parts: dict[str, Any], chunk: dict[str, Any]) -> dict[Any, torch.Tensor]:
-    """What is read of the reference draw of a chunk, by ``(layer, point)``; nothing where it has none."""
-    return {} if chunk["reference"] is None else read_in_batches(root, parts, *chunk["reference"])
+def reference_of(root: Any, parts: ModelParts, chunk: ChunkSpec) -> Points:
+    """What is read of the reference draw of a chunk; nothing where it has none."""
+    draw = chunk["reference"]
+    return {} if draw is None else read_in_batches(root, parts, draw["tokens"], draw["points"])
 
 
 def run_unmodified(
     root: Any,
-    parts: dict[str, Any],
-    runs: list[Any],
-    reference: dict[Any, torch.Tensor],
+    parts: ModelParts,
+    runs: list[RunSpec],
+    reference: Points,
     compares: bool,
     refusal: type[Exception] = ValueError,
 ) -> tuple[RunCache, dict[str, dict[str, torch.Tensor]]]:
@@ -103,11 +120,10 @@ def run_unmodified(
     Parameters
     ----------
     root : nnsight model
-    parts : dict
-        As `traces.opened` gives it, with ``apart``.
-    runs : list of (name, tokens, scored, points, watch, score)
-        The base run first. Tokens are ``(example, position)``; points are ``(layer, point)``.
-    reference : dict
+    parts : ModelParts
+    runs : list of RunSpec
+        The base run first.
+    reference : Points
         What was read of the reference draw.
     compares : bool
         Whether a kernel compares with the logits of the base run.
@@ -116,8 +132,8 @@ def run_unmodified(
 
     Returns
     -------
-    tuple of dict and dict
-        What was read, as `resolve_values` takes it; and for each run the values by reader, ``(example, scored)`` of
+    tuple of RunCache and dict
+        What was read; and for each run the values by reader, ``(example, scored)`` of
         logits and ``(example, layer, head)`` of patterns.
 
     Raises
@@ -128,30 +144,29 @@ def run_unmodified(
     sources: dict[str, Points] = {}
     found: dict[str, dict[str, torch.Tensor]] = {}
     logits = None
-    for name, tokens, scored, wanted, watch, score in runs:
-        spec: Any = {**score, "apart": parts["apart"]}
-        scoring = with_base_logits(spec, logits)
-        keep = compares and logits is None
-        points, values, made = as_it_is(root, parts, tokens, scored, set(wanted), watch, scoring, keep)
-        if wrong := misshapen(parts, values, watch, len(tokens), len(scored)):
+    for run in runs:
+        spec: LogitsSpec = {**run["logits"], "apart": parts["apart"]}
+        compared: RunSpec = {**run, "logits": with_base_logits(spec, logits)}
+        points, values, made = as_it_is(root, parts, compared, compares and logits is None)
+        if wrong := misshapen(parts, run, values):
             raise refusal(wrong)
-        sources[name] = points
+        sources[run["name"]] = points
         if not found:
             logits = made
-            known: RunCache = {
+            cache: RunCache = {
                 "base": points,
                 "sources": sources,
                 "reference": reference,
-                "pattern_kernels": watch,
+                "pattern_kernels": run["pattern_kernels"],
                 "logits": with_base_logits(spec, logits),
-                "base_attended": {kernel["name"]: values[kernel["name"]] for kernel in watch},
+                "base_attended": {kernel["name"]: values[kernel["name"]] for kernel in run["pattern_kernels"]},
             }
-        found[name] = values
-    return known, found
+        found[run["name"]] = values
+    return cache, found
 
 
 def run_pass(
-    root: Any, parts: dict[str, Any], known: RunCache, job: Any, points: list[tuple[ReadSite, ReadSite]], device: Any
+    root: Any, parts: ModelParts, cache: RunCache, spec: PassSpec, points: dict[ReadSite, ReadSite], device: Any
 ) -> dict[str, torch.Tensor]:
     """Run one planned pass.
 
@@ -159,11 +174,11 @@ def run_pass(
     ----------
     root, parts
         As for `run_unmodified`.
-    known : RunCache
+    cache : RunCache
         What that read.
-    job : PassSpec
-    points : list of (point, point)
-        What the pass takes from the base run: its own name of ``(layer, point)``, and that of the model's own pass.
+    spec : PassSpec
+    points : dict of ReadSite to ReadSite
+        What the pass takes from the base run: its own name, and that of the model's own pass.
     device : torch.device
         Of the activations.
 
@@ -173,11 +188,11 @@ def run_pass(
         Values by reader, ``(condition * example, scored from the pass's first position on)`` of logits and ``(condition
         * example, layer, head)`` of patterns.
     """
-    base = {at: known["base"][native] for at, native in points}
-    return planned(root, parts, base, resolve_values(job, known), device)
+    base = {site: cache["base"][own] for site, own in points.items()}
+    return planned(root, parts, base, resolve_values(spec, cache), device)
 
 
-def read_in_batches(root: Any, parts: dict[str, Any], tokens: torch.Tensor, wanted: Any) -> dict[Any, torch.Tensor]:
+def read_in_batches(root: Any, parts: ModelParts, tokens: torch.Tensor, wanted: Iterable[ReadSite]) -> Points:
     """Read points of many prompts in passes without intervention, `AT_ONCE` prompts at a time.
 
     Parameters
@@ -236,65 +251,67 @@ def in_one_tensor(found: list[dict[str, torch.Tensor]]) -> dict[str, Any]:
     }
 
 
-def activations(root: Any, program: dict[str, Any]) -> Any:
+def activations(root: Any, program: CaptureProgram) -> Any:
     """The values of sites, as `capture` takes them, for each group of prompts, and nothing else."""
     parts, device = where(root, program["parts"])
-    parts["out_of"] = output_weights(root, parts, program["sites"])
+    out_of = output_weights(root, parts, program["sites"])
     program = moved(program, device)
-    return in_one_tensor([capture(root, parts, tokens, program["sites"]) for tokens in program["tokens"]])
+    return in_one_tensor([capture(root, parts, tokens, program["sites"], out_of) for tokens in program["tokens"]])
 
 
-def output_weights(root: Any, parts: dict[str, Any], sites: list[Any]) -> dict[int, torch.Tensor | None]:
-    """``W_O`` of the layers of which some site is what heads write, ``(head, d_head, d_model)``."""
-    layers = sorted({site[1][0] for site in sites if site[0] == "head_out"})
-    return {layer: weights_of(root, parts, layer)[3] for layer in layers}
+def output_weights(root: Any, parts: ModelParts, sites: list[CapturedSite]) -> dict[ReadSite, Any]:
+    """``W_O``, ``(head, d_head, d_model)``, of the layer of each site that is what heads write."""
+    wanted = sorted({site["site"] for site in sites if site["kind"] == "head_out"})
+    return {(layer, point): weights_of(root, parts, layer)[3] for layer, point in wanted}
 
 
-def capture(root: Any, parts: dict[str, Any], tokens: torch.Tensor, sites: list[Any]) -> dict[str, torch.Tensor]:
-    """Read the values of sites in passes without intervention.
+def capture(
+    root: Any, parts: ModelParts, tokens: torch.Tensor, sites: list[CapturedSite], out_of: dict[ReadSite, Any]
+) -> dict[str, torch.Tensor]:
+    """The values of sites, by their number.
 
     Parameters
     ----------
-    root : nnsight model
-    parts : dict
-        As for `run_unmodified`; with ``out_of``, which `output_weights` gives.
+    root, parts
+        As for `run_unmodified`.
     tokens : Tensor (example, position)
-    sites : list of (kind, point, columns, heads, head, positions)
-        As `described_site` gives them.
+    sites : list of CapturedSite
+    out_of : dict
+        As `output_weights` gives it.
 
     Returns
     -------
     dict
         Number of a site, as text, to its value, in the shape that its component states.
     """
-    points = read_in_batches(root, parts, tokens, [site[1] for site in sites])
-    return {str(number): value_at(parts, points, site) for number, site in enumerate(sites)}
+    points = read_in_batches(root, parts, tokens, [site["site"] for site in sites])
+    return {str(number): value_at(points, site, out_of) for number, site in enumerate(sites)}
 
 
-def value_at(parts: dict[str, Any], points: dict[Any, torch.Tensor], site: Any) -> torch.Tensor:
+def value_at(points: Points, site: CapturedSite, out_of: dict[ReadSite, Any]) -> torch.Tensor:
     """The value of a site, in the shape that its component states."""
-    kind, point, cols, heads, head, at = site
-    value = points[point]
-    if kind == "pattern":
-        pattern = pattern_between(value, *cols)
+    head, at, value = site["head"], site["positions"], points[site["site"]]
+    if site["pattern"] is not None:
+        pattern = pattern_between(value, **site["pattern"])
         pattern = pattern if head is None else pattern[:, 0]
         return pattern if at is None else pattern[..., at, :]
-    if kind == "head_out":
-        value = torch.einsum("ephd,hdm->ephm", split_heads(value, heads), parts["out_of"][point[0]].to(value.device))
+    if site["kind"] == "head_out":
+        weight = out_of[site["site"]].to(value.device)
+        value = torch.einsum("ephd,hdm->ephm", split_heads(value, site["heads"]), weight)
         value = value if head is None else value[:, :, head]
-    elif kind == "heads":
-        value = value[..., cols]
-        value = split_heads(value, heads) if head is None else value
+    elif site["kind"] == "heads":
+        value = value[..., site["columns"]]
+        value = split_heads(value, site["heads"]) if head is None else value
     return value if at is None else value[:, at]
 
 
-def scores_of_weights(root: Any, program: dict[str, Any]) -> Any:
+def scores_of_weights(root: Any, program: WeightsProgram) -> Any:
     """``program["score"]`` of the weights of all heads, which stay here."""
     parts, _ = where(root, program["parts"])
     return {"table": torch.from_numpy(score_weights(root, parts, program["score"]))}
 
 
-def score_weights(root: Any, parts: dict[str, Any], score: Any) -> Any:
+def score_weights(root: Any, parts: ModelParts, score: Any) -> Any:
     """``score(layers)``, an array; `layers` holds for each the fields of `HeadWeights`, float64 arrays or None."""
     layers = [
         [None if one is None else one.detach().double().cpu().numpy() for one in weights_of(root, parts, layer)]
@@ -303,7 +320,7 @@ def score_weights(root: Any, parts: dict[str, Any], score: Any) -> Any:
     return score(layers)
 
 
-def facts(root: Any, program: dict[str, Any]) -> Any:
+def facts(root: Any, program: Program) -> Any:
     """What this copy of the model is: number format, device, configuration, modules, and samples of its numbers."""
     weights = sorted(root._module.state_dict().items())
     if any([weight.is_meta for _, weight in weights]):  # its format is the configuration's, and not the server's
@@ -334,7 +351,7 @@ def sampled(tensors: list[tuple[str, torch.Tensor]]) -> list[Any]:
     return prints
 
 
-def check(root: Any, program: dict[str, Any]) -> Any:
+def check(root: Any, program: CheckProgram) -> Any:
     """The passes of a self-check, with the model's own pass and the family's own functions beside them."""
     planned_here = passes(root, program)
     parts, device = where(root, program["parts"])
@@ -347,11 +364,11 @@ def check(root: Any, program: dict[str, Any]) -> Any:
 
 def own_pass(
     root: Any,
-    parts: dict[str, Any],
+    parts: ModelParts,
     rows: torch.Tensor,
-    writes: dict[Any, list[Any]],
+    writes: dict[ReadSite, list[RowChange]],
     scored: list[int],
-    wanted: list[Any],
+    wanted: list[ReadSite],
     layers: list[int],
     probe: Any,
     device: Any,
@@ -368,7 +385,7 @@ def own_pass(
         What is added in the model's own pass, as `traces.run_with_writes` takes it.
     scored : list of int
         Positions of the logits.
-    wanted : list of (layer, point)
+    wanted : list of ReadSite
         What `traces.by_itself` needs of the first row.
     layers : list of int
         Layers whose parts are looked at.
@@ -387,9 +404,9 @@ def own_pass(
     return probe(logits).float().cpu(), float(deviation), off
 
 
-def where(root: Any, described: dict[str, Any]) -> Any:
+def where(root: Any, described: ModelDescription) -> tuple[ModelParts, torch.device]:
     """The handles of a model, and the device on which its activations are."""
-    parts = {**opened(root, described), "apart": next(iter(root._module.parameters())).is_meta}
+    parts: ModelParts = {**opened(root, described), "apart": next(iter(root._module.parameters())).is_meta}
     like = read(root, parts, no_tokens("cpu"), {(0, "resid_pre")})[(0, "resid_pre")]
     return {**parts, "like": like}, like.device
 
@@ -407,7 +424,7 @@ def moved(value: Any, device: Any) -> Any:
     return value
 
 
-def weights_of(root: Any, parts: dict[str, Any], layer: int) -> list[torch.Tensor | None]:
+def weights_of(root: Any, parts: ModelParts, layer: int) -> list[torch.Tensor | None]:
     """The fields of `HeadWeights` of a layer, read; or what its modules make of unit vectors, where they cannot be."""
     block = parts["blocks"][layer]
     if not parts["apart"]:

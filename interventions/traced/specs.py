@@ -8,7 +8,7 @@ condition; a position is an index in a prompt; a point is the name of a tensor i
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,11 +25,51 @@ Points: TypeAlias = "dict[ReadSite, torch.Tensor]"
 """What was read, ``(example, position, width)`` each."""
 Index: TypeAlias = "slice | list[int] | torch.Tensor"
 """Some of the places along an axis."""
-ModelParts = dict[str, Any]
-"""What there is to know of a model: handles ``blocks norm unembed rotary`` (None without rotary embedding); ``paths``,
-name to the path of a module in a block; ``layout`` and ``transposed`` of its weights, see `projections`; ``heads
-kv_heads d_head d_model layers parallel``; ``scalings`` and ``windows`` by layer; ``apart``, whether the weights are
-elsewhere."""
+
+
+class BlockLayout(TypedDict):
+    """Where the weights of heads are in a block."""
+
+    paths: dict[str, str]  # name to the path of a module
+    layout: str  # "side by side", "by head" or "apart", see `projections`
+    transposed: bool  # whether weights are (input, output)
+    centred: bool  # whether norms subtract the mean
+    gain_offset: float  # what a norm adds to its weight
+    heads: int
+    kv_heads: int
+    d_head: int
+    d_model: int
+
+
+class ModelFacts(BlockLayout):
+    """What there is to know of a model, beside its outer modules."""
+
+    embeddings: list[tuple[str, str]]  # name and path; read as if in layer 0, before it
+    points: list[tuple[str, list[tuple[str, str]]]]  # of a block, in forward order: name, (path, side) of parts
+    layers: int
+    parallel: bool  # whether the MLP reads what attention reads
+    scalings: list[float]  # by layer
+    windows: list[int | None]  # by layer
+    apart: bool  # whether the weights are on another machine than the job
+
+
+class ModelDescription(ModelFacts):
+    """A model in plain data, with the paths of its outer modules."""
+
+    blocks: str
+    norm: str
+    unembed: str
+    rotary: str | None  # None without rotary embedding
+
+
+class ModelParts(ModelFacts):
+    """A model in a trace, with the handles of its outer modules."""
+
+    blocks: Any
+    norm: Any
+    unembed: Any
+    rotary: Any  # None without rotary embedding
+    like: Any  # on a server an activation, which has the number format and the device; else None
 
 
 class Kernel(TypedDict):
@@ -60,6 +100,17 @@ class RunCache(TypedDict):
     pattern_kernels: list[Kernel]
     logits: LogitsSpec
     base_attended: dict[str, torch.Tensor]  # (example, layer, head) by kernel of patterns
+
+
+class RunSpec(TypedDict):
+    """A run without intervention."""
+
+    name: str
+    tokens: torch.Tensor  # (example, position)
+    scored: list[int]  # positions
+    points: list[ReadSite]
+    pattern_kernels: list[Kernel]
+    logits: LogitsSpec
 
 
 class Vector(TypedDict):
@@ -245,3 +296,85 @@ class EstimateSpec(TypedDict):
     sites: list[WriteSite]  # all that are written at
     start: StreamStart | None  # from the first site on; None where nothing is written
     groups: list[ChangeGroup]
+
+
+class ReferenceSpec(TypedDict):
+    """What is read of the reference draw."""
+
+    tokens: torch.Tensor  # (example, position)
+    points: list[ReadSite]
+
+
+class PassJob(TypedDict):
+    """A planned pass, and where it starts from."""
+
+    spec: PassSpec
+    points: dict[ReadSite, ReadSite]  # what it takes from the base run: its own name, that of the model's own pass
+
+
+class ChunkSpec(TypedDict):
+    """What a server runs of the examples of a chunk."""
+
+    runs: list[RunSpec]  # the base run first
+    reference: ReferenceSpec | None
+    passes: list[PassJob]
+    estimate: NotRequired[EstimateSpec]
+
+
+class CapturedSite(TypedDict):
+    """A site whose values are taken."""
+
+    kind: Literal["whole", "heads", "head_out"]
+    site: ReadSite
+    columns: slice  # of the tensor there
+    pattern: PatternColumns | None  # where the value is a pattern; then no columns
+    heads: int  # that the tensor has
+    head: int | None  # None for all
+    positions: list[int] | None  # None for all
+
+
+class RowChange(TypedDict):
+    """What is added to a row of a tensor."""
+
+    row: int
+    change: torch.Tensor  # (position, width)
+
+
+class Program(TypedDict):
+    """What a server does, beside the function that it runs."""
+
+    parts: ModelDescription
+    prompt: torch.Tensor  # (1, position), whose pass gives the fingerprint
+    job: Callable[[Any, Any], dict[str, Any]]
+
+
+class SweepProgram(Program):
+    """For `server_jobs.passes` and `server_jobs.estimates`."""
+
+    chunks: list[ChunkSpec]
+    positions: bool  # whether values come for each scored position, or their mean
+    compares: bool  # whether a kernel compares with the logits of the base run
+
+
+class CheckProgram(SweepProgram):
+    """For `server_jobs.check`; the fields are as for `server_jobs.own_pass`."""
+
+    rows: torch.Tensor
+    writes: dict[ReadSite, list[RowChange]]
+    scored: list[int]
+    wanted: list[ReadSite]
+    layers: list[int]
+    probe: Callable[[torch.Tensor], torch.Tensor]
+
+
+class CaptureProgram(Program):
+    """For `server_jobs.activations`."""
+
+    sites: list[CapturedSite]
+    tokens: list[torch.Tensor]  # (example, position), by group
+
+
+class WeightsProgram(Program):
+    """For `server_jobs.scores_of_weights`."""
+
+    score: Callable[[list[list[Any]]], Any]  # takes for each layer the fields of `HeadWeights`

@@ -20,7 +20,16 @@ from .projections import combine, project, sides
 from .rows import call_module
 
 if TYPE_CHECKING:
-    from .specs import Kernel, LogitsSpec, Points, ResolvedPass, WriteSite
+    from .specs import (
+        ModelDescription,
+        ModelParts,
+        Points,
+        ReadSite,
+        ResolvedPass,
+        RowChange,
+        RunSpec,
+        WriteSite,
+    )
 
 DIRECTIONS = 3
 """Fixed vectors that those of a fingerprint are multiplied with."""
@@ -28,13 +37,20 @@ TOKENS = 16
 """Tokens whose logits are compared, more or less."""
 
 
-def opened(root: Any, described: dict[str, Any]) -> dict[str, Any]:
+def opened(root: Any, described: ModelDescription) -> ModelParts:
     """What a trace has to know of a model, from its description."""
-    names = [name for name in ("blocks", "norm", "unembed", "rotary") if described[name] is not None]
-    return {**described, **{name: operator.attrgetter(described[name])(root) for name in names}}
+    rotary = described["rotary"]
+    return {
+        **described,
+        "blocks": operator.attrgetter(described["blocks"])(root),
+        "norm": operator.attrgetter(described["norm"])(root),
+        "unembed": operator.attrgetter(described["unembed"])(root),
+        "rotary": None if rotary is None else operator.attrgetter(rotary)(root),
+        "like": None,
+    }
 
 
-def end(parts: dict[str, Any], tracer: Any) -> None:
+def end(parts: ModelParts, tracer: Any) -> None:
     """No more of the model is needed in this trace.
 
     A server that runs jobs apart from the weights loses count of what it was told once a trace of a session stopped
@@ -49,7 +65,7 @@ def no_tokens(device: Any) -> torch.Tensor:
     return torch.zeros((1, 1), dtype=torch.long, device=device)
 
 
-def read(root: Any, parts: dict[str, Any], tokens: torch.Tensor, wanted: set[tuple[int, str]]) -> Points:
+def read(root: Any, parts: ModelParts, tokens: torch.Tensor, wanted: set[ReadSite]) -> Points:
     """Read points in a pass without intervention.
 
     Parameters
@@ -68,9 +84,7 @@ def read(root: Any, parts: dict[str, Any], tokens: torch.Tensor, wanted: set[tup
     """
     layers = 1 + max(layer for layer, _ in wanted)
     with torch.no_grad(), root.trace(tokens, use_cache=False) as tracer:
-        taken, _ = activations.read_activations(
-            root, parts, parts["embeddings"], parts["points"], layers, wanted, [], {}
-        )
+        taken, _ = activations.read_activations(root, parts, layers, wanted, [], {})
         nnsight.save(taken)
         end(parts, tracer)
     return {at: value.expand(len(tokens), *value.shape[1:]) for at, value in taken.items()}
@@ -78,12 +92,8 @@ def read(root: Any, parts: dict[str, Any], tokens: torch.Tensor, wanted: set[tup
 
 def as_it_is(
     root: Any,
-    parts: dict[str, Any],
-    tokens: torch.Tensor,
-    scored: list[int],
-    wanted: set[tuple[int, str]],
-    kernels: list[Kernel],
-    logits: LogitsSpec,
+    parts: ModelParts,
+    run: RunSpec,
     keep_logits: bool,
 ) -> tuple[Points, dict[str, torch.Tensor], torch.Tensor | None]:
     """Run the model's own pass once, without intervention.
@@ -91,16 +101,9 @@ def as_it_is(
     Parameters
     ----------
     root : nnsight handle of the model
-    parts : dict
-        See `specs.ModelParts`.
-    tokens : Tensor (example, position)
-    scored : list of int
-        Positions whose logits are computed.
-    wanted : set of ReadSite
-    kernels : list of Kernel
-        Of patterns.
-    logits : LogitsSpec
-        Kernels in ``compare`` also take ``base_logits``; where `keep_logits`, they take those of this very pass.
+    parts : ModelParts
+    run : RunSpec
+        Kernels in ``run["logits"]["compare"]`` also take ``base_logits``; where `keep_logits`, those of this very pass.
     keep_logits : bool
         Whether the scored logits are computed for the whole vocabulary and given back.
 
@@ -110,11 +113,13 @@ def as_it_is(
         ReadSite to a tensor ``(example, position, width)``; kernel name to values, ``(example, scored)`` of logits and
         ``(example, layer, head)`` of patterns; and the logits ``(example, scored, vocabulary)``, if they are kept.
     """
-    at = torch.tensor(scored, device=tokens.device)
-    layers, embeddings, places = parts["layers"], parts["embeddings"], parts["points"]
+    tokens, logits = run["tokens"], run["logits"]
+    at = torch.tensor(run["scored"], device=tokens.device)
     with torch.no_grad(), root.trace(tokens, use_cache=False) as tracer:
         found: dict[str, Any] = {}
-        taken, values = activations.read_activations(root, parts, embeddings, places, layers, wanted, kernels, {})
+        taken, values = activations.read_activations(
+            root, parts, parts["layers"], set(run["points"]), run["pattern_kernels"], {}
+        )
         if logits["kernels"]:
             normed = parts["norm"].output[:, at]
             if keep_logits:
@@ -129,14 +134,12 @@ def as_it_is(
     return points, dict(values), found.get("logits")
 
 
-def short_run(root: Any, parts: dict[str, Any], tokens: torch.Tensor) -> list[torch.Tensor]:
+def short_run(root: Any, parts: ModelParts, tokens: torch.Tensor) -> list[torch.Tensor]:
     """The stream after each block, and the logits, of one prompt ``(1, position)``: each ``(position, width)``."""
     layers = parts["layers"]
     wanted = {(layer, "resid_post") for layer in range(layers)}
     with torch.no_grad(), root.trace(tokens, use_cache=False):
-        taken, _ = activations.read_activations(
-            root, parts, parts["embeddings"], parts["points"], layers, wanted, [], {}
-        )
+        taken, _ = activations.read_activations(root, parts, layers, wanted, [], {})
         found = nnsight.save([*(taken[(layer, "resid_post")][0] for layer in range(layers)), root.output.logits[0]])
     return list(found)
 
@@ -156,37 +159,32 @@ def sketch(found: list[torch.Tensor]) -> torch.Tensor:
     return torch.stack(rows)
 
 
-def misshapen(
-    parts: dict[str, Any], values: dict[str, torch.Tensor], kernels: list[Kernel], rows: int, scored: int
-) -> str:
+def misshapen(parts: ModelParts, run: RunSpec, values: dict[str, torch.Tensor]) -> str:
     """Find a kernel whose values are not one for each row and scored position, or each row, layer and head.
 
     Parameters
     ----------
-    parts : dict
-        See `specs.ModelParts`.
+    parts : ModelParts
+    run : RunSpec
     values : dict
         Kernel name to values.
-    kernels : list of Kernel
-        Of patterns; the others are of logits.
-    rows, scored : int
-        How many there are.
 
     Returns
     -------
     str
         What is wrong with the first such kernel; empty where there is none.
     """
-    watched = {kernel["name"] for kernel in kernels}
+    rows, scored = len(run["tokens"]), len(run["scored"])
+    of_patterns = {kernel["name"] for kernel in run["pattern_kernels"]}
     for name, value in values.items():
-        axes = "(row, layer, head)" if name in watched else "(row, scored)"
-        wanted = (rows, parts["layers"], parts["heads"]) if name in watched else (rows, scored)
+        axes = "(row, layer, head)" if name in of_patterns else "(row, scored)"
+        wanted = (rows, parts["layers"], parts["heads"]) if name in of_patterns else (rows, scored)
         if tuple(value.shape) != wanted:
             return f"{name}: its kernel gives {tuple(value.shape)}, where {axes} is {wanted}"
     return ""
 
 
-def planned(root: Any, parts: dict[str, Any], base: Points, spec: ResolvedPass, device: Any) -> dict[str, Any]:
+def planned(root: Any, parts: ModelParts, base: Points, spec: ResolvedPass, device: Any) -> dict[str, Any]:
     """Run a planned pass, in a trace that never goes through the model itself.
 
     Parameters
@@ -214,7 +212,7 @@ def planned(root: Any, parts: dict[str, Any], base: Points, spec: ResolvedPass, 
 
 def slopes(
     root: Any,
-    parts: dict[str, Any],
+    parts: ModelParts,
     base: Points,
     spec: ResolvedPass,
     sites: list[WriteSite],
@@ -252,7 +250,7 @@ def slopes(
 
 
 def run_with_writes(
-    root: Any, parts: dict[str, Any], tokens: torch.Tensor, writes: dict[Any, list[Any]], scored: list[int]
+    root: Any, parts: ModelParts, tokens: torch.Tensor, writes: dict[ReadSite, list[RowChange]], scored: list[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Run the model's own pass with changes added to some rows.
 
@@ -272,16 +270,15 @@ def run_with_writes(
     tuple of Tensor and Tensor
         Logits ``(row, scored, vocabulary)``; and the standard deviation of all logits of the first row.
     """
-    embeddings, places = parts["embeddings"], parts["points"]
     with torch.no_grad(), root.trace(tokens, use_cache=False):
-        activations.read_activations(root, parts, embeddings, places, parts["layers"], set(), [], writes)
+        activations.read_activations(root, parts, parts["layers"], set(), [], writes)
         made = root.output.logits
         found = nnsight.save([made[:, scored], made[0].float().std()])
     return found[0], found[1]
 
 
 def by_itself(
-    root: Any, parts: dict[str, Any], points: Points, layers: list[int], device: Any
+    root: Any, parts: ModelParts, points: Points, layers: list[int], device: Any
 ) -> list[list[tuple[str, float, float, float]]]:
     """Compare, layer by layer, what the family's table leads to with what the model has.
 
@@ -363,7 +360,7 @@ def rounding_of(value: torch.Tensor) -> float:
     return 8 * float(torch.finfo(value.dtype).eps) * float(value.detach().float().abs().max())
 
 
-def columns(root: Any, parts: dict[str, Any], stream: torch.Tensor, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def columns(root: Any, parts: ModelParts, stream: torch.Tensor, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute the logits of some tokens as a metric gets them, and as the last layer gives them.
 
     Parameters

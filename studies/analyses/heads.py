@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from ...errors import DeclarationError, ModelError
-from ...interventions.base.memory import free_memory
+from ...interventions.base.memory import shortage
 from ...interventions.declare.sites import Head
 from ...metrics.attention import SCORES, chance
 from ...metrics.card import Metric
@@ -164,12 +164,10 @@ def describe_heads(
 
 def check_room(model: Model) -> None:
     """Refuse a model of which an untrained one of the same shape, to compare scores with, does not fit in memory."""
-    size, free = 4 * sum(weight.numel() for weight in model.module.parameters()), free_memory()
-    if free is not None and size > free:
+    if short := shortage(4 * sum(weight.numel() for weight in model.module.parameters())):
         raise ModelError(
             "scores are compared with those of untrained models, which are made on this machine, one at a time: one of "
-            f"the shape of {model.name} takes {size / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free; measure and "
-            "capture need none"
+            f"the shape of {model.name} {short}; measure and capture need none"
         )
 
 

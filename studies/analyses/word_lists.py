@@ -106,8 +106,8 @@ def _turned(prompt: str) -> str:
     """A list of the same form that is not evaluated: its different words in the opposite order."""
     words = prompt.split()
     different = list(dict.fromkeys(words))
-    turned = dict(zip(different, reversed(different), strict=True))
-    return " " + " ".join(turned[word] for word in words)
+    swapped = dict(zip(different, reversed(different), strict=True))
+    return " " + " ".join(swapped[word] for word in words)
 
 
 def _enough_for_mean(model: Model, task: Prompts) -> bool:

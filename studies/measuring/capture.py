@@ -96,12 +96,12 @@ def capture(
         for values in model.backend.capture(wanted, [batch.tokens(run, group) for group in groups]):
             for site, value in zip(wanted, values, strict=True):
                 found[site].append(value)
-    for site, pieces in found.items():
+    for site, by_group in found.items():
         dims = _site_dims(site, model.shape)
-        size = [max(piece.shape[axis] for piece in pieces) for axis in range(len(dims))]
-        whole = np.full((len(batch.lengths), *size[1:]), np.nan, dtype=pieces[0].dtype)
-        for group, piece in zip(groups, pieces, strict=True):
-            whole[np.ix_(group.examples, *(range(width) for width in piece.shape[1:]))] = piece
+        size = [max(value.shape[axis] for value in by_group) for axis in range(len(dims))]
+        whole = np.full((len(batch.lengths), *size[1:]), np.nan, dtype=by_group[0].dtype)
+        for group, value in zip(groups, by_group, strict=True):
+            whole[np.ix_(group.examples, *(range(width) for width in value.shape[1:]))] = value
         array = xr.DataArray(whole, dims=dims, attrs={"long_name": str(site), "units": "1", "site": repr(site)})
         name = str(site).replace(" ", "_").replace(",", "").replace("-", "m")
         if site.positions is not None:  # a dimension of its own, since it holds some positions only

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...errors import DeclarationError, HeadwiseError, ModelError
+from ...errors import DeclarationError, HeadwiseError, ModelError, first_line
 from ...interventions.base.hashing import short_hash
 from ...interventions.declare.codec import decode, encode
 from ...interventions.plan.passes import ExampleChunk
@@ -193,13 +193,13 @@ def _tell(errors: Sequence[Exception], not_sent: Sequence[Exception], total: int
     lost = [error for error in errors if _is_lost(error)] + list(not_sent)
     if failed:
         raise ModelError(
-            f"a piece failed on a worker: {_line(failed[0])}; {len(failed)} of {total} pieces failed, and with out=... "
-            "what came back is kept"
+            f"a piece failed on a worker: {first_line(failed[0], kind=True)}; {len(failed)} of {total} pieces failed, "
+            "and with out=... what came back is kept"
         ) from failed[0]
     if lost:
         raise ModelError(
-            f"{len(lost)} of {total} pieces were lost with their workers ({_line(lost[0])}); with out=... what came "
-            "back is kept: the same call again, with workers that live, computes the rest"
+            f"{len(lost)} of {total} pieces were lost with their workers ({first_line(lost[0], kind=True)}); with "
+            "out=... what came back is kept: the same call again, with workers that live, computes the rest"
         ) from lost[0]
 
 
@@ -207,11 +207,6 @@ def _is_lost(error: Exception) -> bool:
     """Whether a worker went away, rather than failed at its piece; Dask's errors by name, as it may not be here."""
     dask = any(kind.__module__.startswith("distributed.") and kind.__name__ in LOST for kind in type(error).__mro__)
     return dask or isinstance(error, BrokenExecutor | CancelledError | ConnectionError)
-
-
-def _line(error: Exception) -> str:
-    """The kind of an error and the first line of what it says."""
-    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
 
 
 def split(sweep: Sweep, identity: Identity, chunks: Sequence[ExampleChunk]) -> Iterator[WorkItem]:
@@ -273,7 +268,7 @@ def run_item(item: WorkItem) -> list[FinishedValues]:
         readers = setup.readers()
         outcome = Outcome(plan, readers)
         run_chunks(model, plan.chunks, readers, inputs, outcome, _quiet, _quiet)
-    return [replace(piece, answers=item.key) for chunk in plan.chunks for piece in outcome.pieces(chunk)]
+    return [replace(piece, answers=item.key) for chunk in plan.chunks for piece in outcome.finished(chunk)]
 
 
 @lru_cache(maxsize=1)

@@ -146,20 +146,20 @@ def measure(
         if out is None:
             store = execution.store  # of a study that this measurement is a part of
             with begin(model, check=False, anew=store is not None, ledger=store, quiet=quiet) as call:
-                return sweep.run(progress, call, sweep.keeper(store, call), spread(call))
+                return sweep.run(progress, call, sweep.pass_store(store, call), spread(call))
         with (
             unfinished.keeping(out, resume) as kept,
             context.using(store=kept),
             begin(model, check=False, anew=True, ledger=kept, quiet=quiet) as call,
         ):
             kept.describe(provenance(model, call.identity) | sweep.attrs, call.identity)
-            keeper = sweep.keeper(kept, call)
-            inputs = short_hash(keeper.inputs, json.dumps(sweep.attrs), str(per_position))
+            passes = sweep.pass_store(kept, call)
+            inputs = short_hash(passes.inputs, json.dumps(sweep.attrs), str(per_position))
             if (there := kept.finished(inputs, call.identity)) is not None:
                 if check and there.attrs.get(CHECKED) != "passed":
                     sweep.check_model(call)
                 return there.to_dataset()
-            dataset = sweep.run(progress, call, keeper, spread(call)).assign_attrs(inputs=inputs)
+            dataset = sweep.run(progress, call, passes, spread(call)).assign_attrs(inputs=inputs)
             kept.finish(dataset)
             return dataset
 

@@ -116,13 +116,13 @@ class Sweep:
         return self.steps if self.estimator == "integrated" else None
 
     @overload
-    def keeper(self, kept: UnfinishedResult, call: Call) -> PassStore: ...
+    def pass_store(self, kept: UnfinishedResult, call: Call) -> PassStore: ...
 
     @overload
-    def keeper(self, kept: UnfinishedResult | None, call: Call) -> PassStore | None: ...
+    def pass_store(self, kept: UnfinishedResult | None, call: Call) -> PassStore | None: ...
 
-    def keeper(self, kept: UnfinishedResult | None, call: Call) -> PassStore | None:
-        """Keeps the passes among the parts of a result, where there is one."""
+    def pass_store(self, kept: UnfinishedResult | None, call: Call) -> PassStore | None:
+        """Where the passes are kept: among the parts of a result, where there is one."""
         if kept is None:
             return None
         from ..storage.pass_store import PassStore
@@ -134,7 +134,7 @@ class Sweep:
         self,
         progress: Callable[[int, int], None] | bool | None,
         call: Call,
-        keeper: PassStore | None,
+        store: PassStore | None,
         on_workers: Callable[..., None] | None = None,
     ) -> xr.Dataset:
         """Run the plan in a call on the model, and label the values.
@@ -147,7 +147,7 @@ class Sweep:
             See `Progress`.
         call : Call
             The call on the model that is going on.
-        keeper : PassStore, optional
+        store : PassStore, optional
             Gives the passes that were finished before, and gets those that are finished now. None keeps none.
         on_workers : callable, optional
             Runs the passes on workers: ``on_workers(outcome, keep, step)``, see `executors.run_on`. None runs them on
@@ -178,7 +178,7 @@ class Sweep:
         dataset = labelled(coordinates(model, batch, self.base), axes)
         readers, inputs = self.readers, self.inputs
         deviation = against_float32(model, plan, readers, inputs)
-        where = None if keeper is None or self.estimator != "exact" else keeper.parts.folder
+        where = None if store is None or self.estimator != "exact" else store.parts.folder
         with Progress("measuring", progress, kept=where, total=plan.steps) as bar:
             positions, say = self.per_position, bar.say
             if self.estimator != "exact":
@@ -186,9 +186,9 @@ class Sweep:
                     plan, readers, inputs, self._steps, bar.update, positions=positions, say=say
                 )
             elif on_workers is not None:
-                outcome = engine.run_plan(plan, readers, on_workers, bar.update, keeper)
+                outcome = engine.run_plan(plan, readers, on_workers, bar.update, store)
             else:
-                outcome = backend.run_plan(plan, readers, inputs, bar.update, keeper, positions=positions, say=say)
+                outcome = backend.run_plan(plan, readers, inputs, bar.update, store, positions=positions, say=say)
         for metric in self.setup.metrics:
             dataset = dataset.assign(_variables(metric, outcome, batch, axes, self.per_position))
         dataset = number_dims(dataset)
@@ -237,10 +237,10 @@ def _layout(metric: Metric, batch: Batch, per_position: bool) -> tuple[tuple[str
     return ("example", "position"), spread
 
 
-def _assemble(pieces: list[Array], batch: Batch, groups: Sequence[Any]) -> Array:
+def _assemble(by_group: list[Array], batch: Batch, groups: Sequence[Any]) -> Array:
     """Groups ``(condition, example of the group, ...)`` as ``(condition, example, ...)``."""
-    first = pieces[0]
+    first = by_group[0]
     whole = np.full((first.shape[0], len(batch.lengths), *first.shape[2:]), np.nan, dtype=first.dtype)
-    for group, piece in zip(groups, pieces, strict=True):
-        whole[:, list(group.examples)] = piece
+    for group, values in zip(groups, by_group, strict=True):
+        whole[:, list(group.examples)] = values
     return whole

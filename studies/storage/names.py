@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from ...errors import UnknownNameError, choices
-from .netcdf import MOST, Source
+from .netcdf import MOST, Damaged, Source
 
 SHOWN = 40
 """Variables that an error lists."""
@@ -31,7 +31,7 @@ def groups(root: Any) -> dict[str, Any]:
 
     Raises
     ------
-    ValueError
+    Damaged
         It holds more than any result does; `Source.open` says of which file.
     """
     found: dict[str, Any] = {}
@@ -41,7 +41,7 @@ def groups(root: Any) -> dict[str, Any]:
         found[path] = group
         held += len(group.variables) + len(group.groups)
         if held > MOST or path.count("/") >= DEEPEST:
-            raise ValueError(
+            raise Damaged(
                 f"it holds more than {MOST} groups and variables, or groups in more than {DEEPEST} groups: no "
                 "result does"
             )

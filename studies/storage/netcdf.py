@@ -13,13 +13,14 @@ import os
 import stat
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ...errors import HeadwiseError, ResultError
-from ...interventions.base.memory import free_memory
+from ...interventions.base.memory import shortage
 from ...signals import undisturbed
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ MOST = 5_000
 UNFINISHED = "an unfinished run: the same call or command again goes on where it stopped"
 SIGNATURES = (b"\x89HDF\r\n\x1a\n", b"CDF\x01", b"CDF\x02", b"CDF\x05")
 """How NetCDF files begin."""
+READERS = {"netCDF4", "xarray", "numpy", "pandas", "cftime"}
+"""Libraries that fail in any way on a damaged file."""
 OF_NOW = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM, errno.EINTR)
 OBJECT = b"OHDR"
 """How HDF5 marks the header of a group or a variable."""
@@ -81,6 +84,10 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+class Damaged(ValueError):
+    """An open file holds what no result does; `Source.open` says of which file."""
+
+
 class NoRoom(ResultError):
     """What was to be read does not fit in memory."""
 
@@ -119,17 +126,22 @@ class Source:
         ResultError
             It has gone, was replaced or written to since it was first opened, is damaged, or holds too much.
         """
-        with alone(), reading(self.path):
+        with alone():
             if self.root is not None:
                 yield self.root
                 return
-            with _lock_of_xarray():
-                self.root = self._opened()
-                try:
-                    yield self.root
-                finally:
-                    root, self.root = self.root, None
-                    root.close()
+            try:
+                with _lock_of_xarray():
+                    self.root = self._opened()
+                    try:
+                        yield self.root
+                    finally:
+                        root, self.root = self.root, None
+                        root.close()
+            except Exception as error:
+                if not _is_of_file(error):
+                    raise
+                raise ResultError(f"{self.path} cannot be read: {why(error)}") from error
 
     def _opened(self) -> netCDF4.Dataset:
         import netCDF4
@@ -144,7 +156,7 @@ class Source:
         else:
             start = image[:8]
         if not start.startswith(SIGNATURES):
-            raise ValueError("it is no NetCDF file")
+            raise ResultError(f"{self.path} cannot be read: it is no NetCDF file")
         if image is None:
             root = netCDF4.Dataset(self.path)
         elif image.count(OBJECT) > 2 * MOST:
@@ -234,6 +246,15 @@ def reading(source: Path) -> Iterator[None]:
         raise ResultError(f"{source} cannot be read: {why(error)}") from error
 
 
+def _is_of_file(error: Exception) -> bool:
+    """Whether an error tells of a file: a library that reads it raised it, or the system; not the code that asks."""
+    if isinstance(error, HeadwiseError | MemoryError):
+        return False
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    module = frame.f_globals.get("__name__")  # compiled code, as that of netCDF4, has none
+    return isinstance(error, OSError | Damaged) or module is None or module.partition(".")[0] in READERS
+
+
 def why(error: Exception) -> str:
     """The reason in an error of a library, on one line and without the path that it repeats."""
     said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -263,14 +284,5 @@ def check_room(needed: int, what: str) -> None:
     ------
     NoRoom
     """
-    if needed <= UNASKED:
-        return
-    free = free_memory()
-    limit = ALWAYS if free is None else 3 * free // 4
-    if needed > limit:
-        raise NoRoom(f"{what} takes {gigabytes(needed)}, and there is room for {gigabytes(limit)} at once")
-
-
-def gigabytes(size: int) -> str:
-    """Bytes as ``298.0 GiB``."""
-    return f"{size / 2**30:,.1f} GiB"
+    if needed > UNASKED and (short := shortage(needed, 3 / 4, ALWAYS)):
+        raise NoRoom(f"{what} {short}")

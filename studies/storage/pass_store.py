@@ -87,15 +87,15 @@ class PassStore:
             for key in self.parts.keys(start):
                 part = self.parts.load(key, self.identity, partial(self._check, key, group))
                 if part is not None:
-                    yield from _pieces(part, group, places)
+                    yield from _finished_values(part, group, places)
 
-    def keep(self, piece: FinishedValues) -> None:
-        """Keep a piece."""
-        names = [self.conditions[number] for number in piece.conditions]
-        what = {"examples": list(piece.examples), "run": piece.run or "", "conditions": json.dumps(names)}
-        key = self._key(piece.group, what)
+    def keep(self, finished: FinishedValues) -> None:
+        """Keep finished values."""
+        names = [self.conditions[number] for number in finished.conditions]
+        what = {"examples": list(finished.examples), "run": finished.run or "", "conditions": json.dumps(names)}
+        key = self._key(finished.group, what)
         if not self.parts.keys(key):
-            values = {name: (_dims(name, piece.run, value.ndim), value) for name, value in piece.values.items()}
+            values = {name: (_dims(name, finished.run, value.ndim), value) for name, value in finished.values.items()}
             self.parts.save(key, xr.Dataset(values, attrs=what), self.identity)
 
     def _key(self, group: int, what: dict[str, Any]) -> str:
@@ -133,7 +133,7 @@ def _dims(name: object, run: str | None, count: int) -> tuple[str, ...]:
     return (*first, *(f"{name}_{axis}" for axis in range(count - len(first))))
 
 
-def _pieces(part: xr.Dataset, group: int, places: dict[str, list[int]]) -> Iterator[FinishedValues]:
+def _finished_values(part: xr.Dataset, group: int, places: dict[str, list[int]]) -> Iterator[FinishedValues]:
     """What a part that was checked holds of this plan."""
     start, stop = (int(end) for end in part.attrs["examples"])
     values = {str(name): part[name].values for name in part.data_vars}

@@ -262,13 +262,10 @@ class Prompts:
 
 def _check_room(n: int, size: int) -> None:
     """Refuse more prompts than fit in memory."""
-    from ...interventions.base.memory import free_memory
+    from ...interventions.base.memory import shortage
 
-    free, needed = free_memory(), n * size * BYTES
-    if free is not None and needed > free:
-        raise DeclarationError(
-            f"n={n} prompts of {size} tokens need {needed / 1e9:.0f} GB, and {free / 1e9:.0f} GB are free: take fewer"
-        )
+    if short := shortage(n * size * BYTES):
+        raise DeclarationError(f"drawing n={n} prompts of {size} tokens {short}: take fewer")
 
 
 def reference_tokens(task: Task, model: Model, run: str, groups: Sequence[Group]) -> tuple[Array, ...]:

@@ -205,10 +205,10 @@ def test_sizes_of_a_model_that_stays_on_a_server_are_looked_at_too(folder):
 
 
 def test_a_model_that_takes_more_than_the_memory_is_refused(folder, monkeypatch):
-    from headwise.interventions.models import opening
+    from headwise.interventions.base import memory
 
-    monkeypatch.setattr(opening, "free_memory", lambda: 10_000)
+    monkeypatch.setattr(memory, "free_memory", lambda: 10_000)
     with pytest.raises(
-        ModelError, match=r"its weights take 0\.0 GB or more as float32, and 0\.0 GB of memory are free"
+        ModelError, match=r"its weights hold at least, as float32, takes 0\.\d MiB, and there is room for 0\.0 MiB"
     ):
         hw.load(folder)

@@ -8,12 +8,12 @@ from nnsight.schema.config import CONFIG
 
 import headwise as hw
 from headwise.interventions import Head, ZeroAblate
+from headwise.interventions.base import memory
 from headwise.interventions.models import locate
 from headwise.interventions.remote import patience, queue, run
 from headwise.interventions.remote.ledger import InMemoryLedger
 from headwise.metrics import Card, Metric, loss
 from headwise.studies import InductionStudy, RepeatedTokens, measure
-from headwise.studies.analyses import heads
 from tests.support import remote_client
 from tests.support.loopback import Loopback
 
@@ -73,7 +73,7 @@ def test_what_was_cut_for_want_of_memory_is_found_again(there, server, tmp_path,
 
     server.fault("execute", "error", detail=MEMORY, skip=1)  # the first job asks which model the server has
     with monkeypatch.context() as patch:
-        patch.setattr(run, "pieces", stop_when_done)
+        patch.setattr(run, "finished_values", stop_when_done)
         with pytest.raises(Stopped):
             remote_client.sweep(there, tmp_path / "out.nc")
     first = server.executed("passes")[begun:]
@@ -171,7 +171,8 @@ def test_a_server_with_another_configuration_is_refused(own_server, tmp_path):
 
 def test_untrained_models_that_do_not_fit_are_refused_first(there, server, monkeypatch):
     begun = len(server.executed())
-    monkeypatch.setattr(heads, "free_memory", lambda: 100_000)
-    with pytest.raises(hw.errors.ModelError, match=r"of the shape of words-2l takes 0\.\d MB, and 0\.1 MB are free"):
+    monkeypatch.setattr(memory, "free_memory", lambda: 100_000)
+    told = r"of the shape of words-2l takes 0\.\d MiB, and there is room for 0\.1 MiB"
+    with pytest.raises(hw.errors.ModelError, match=told):
         InductionStudy(n=2, length=6, draws=2).run(there)
     assert len(server.executed()) == begun

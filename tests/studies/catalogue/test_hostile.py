@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import headwise as hw
+from headwise.interventions.base import memory
 from headwise.studies import Results, open_result
 from headwise.studies.catalogue.summary import summary
 from headwise.studies.cli.main import main
@@ -229,7 +230,6 @@ def test_a_damaged_chunk_is_told_when_it_is_asked_for(packed):
 
 def test_a_large_attribute_or_very_many_groups_are_refused(tmp_path, monkeypatch):
     import headwise.studies.storage.reading as reading_module
-    from headwise.studies.storage import netcdf
 
     monkeypatch.setattr(reading_module, "LONGEST", 10_000)
     hostile.measured(comment="x" * 10_001).to_netcdf(tmp_path / "long.nc")
@@ -353,7 +353,7 @@ def test_what_takes_more_to_draw_than_to_read_is_priced(tmp_path, monkeypatch, c
         file.createDimension("layer", 120_000)
         file.createDimension("head", 1000)
         file.createVariable("loss", "f8", ("layer", "head"), chunksizes=(1000, 1000), zlib=True)
-    monkeypatch.setattr(netcdf, "free_memory", lambda: 2 * 2**30)
+    monkeypatch.setattr(memory, "free_memory", lambda: 2 * 2**30)
     given = [str(path), "loss", "-o", str(tmp_path / "a.html")] if command == "plot" else [str(path)]
     assert main([command, *given]) == 1
     assert re.search(r"takes 10\.\d GiB, and there is room for 1\.5 GiB", capsys.readouterr().err)

@@ -112,9 +112,8 @@ def test_prompts_that_do_not_fit_in_memory_are_refused(words_model, monkeypatch)
     from headwise.interventions.base import memory
 
     monkeypatch.setattr(memory, "free_memory", lambda: 10**9)
-    with pytest.raises(
-        DeclarationError, match=r"n=1000000 prompts of 50 tokens need 5 GB, and 1 GB are free: take fewer"
-    ):
+    told = r"n=1000000 prompts of 50 tokens takes 4\.7 GiB, and there is room for 0\.9 GiB at once: take fewer"
+    with pytest.raises(DeclarationError, match=told):
         RepeatedTokens(n=10**6).draw(words_model)
 
 

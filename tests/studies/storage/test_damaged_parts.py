@@ -10,6 +10,7 @@ import xarray as xr
 
 import headwise as hw
 from headwise.errors import ResultError, ResultWarning
+from headwise.interventions.base import memory
 from headwise.interventions.base.hashing import short_hash
 from headwise.studies.analyses import ablation
 from headwise.studies.storage import netcdf
@@ -129,6 +130,17 @@ def test_a_forged_part_that_declares_more_than_there_is_memory(model, out):
         xr.testing.assert_equal(sweep(model, out), wanted)
 
 
+def with_free(count):
+    """The check of memory, as where so many bytes are free."""
+
+    def shortage(*needed):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(memory, "free_memory", lambda: count)
+            return memory.shortage(*needed)
+
+    return shortage
+
+
 def test_want_of_memory_is_no_damage(model, out, monkeypatch):
     """What is finished is neither set aside nor computed again: the call says how much it needs."""
     wanted = sweep(model, None)
@@ -136,7 +148,7 @@ def test_want_of_memory_is_no_damage(model, out, monkeypatch):
         sweep(model, out, progress=stop_after(7))
     before = [path.name for path in parts(out)]
     with monkeypatch.context() as short:
-        short.setattr(netcdf, "free_memory", lambda: 20)
+        short.setattr(netcdf, "shortage", with_free(20))
         short.setattr(netcdf, "UNASKED", 0)
         with pytest.raises(ResultError, match="and there is room for"):
             sweep(model, out)
@@ -147,7 +159,7 @@ def test_want_of_memory_is_no_damage(model, out, monkeypatch):
 def test_a_finished_study_that_memory_does_not_hold_is_not_computed_again(words_model, out, monkeypatch):
     STUDY.run(words_model, out=out)
     before = out.read_bytes()
-    monkeypatch.setattr(netcdf, "free_memory", lambda: 20_000)
+    monkeypatch.setattr(netcdf, "shortage", with_free(20_000))
     monkeypatch.setattr(netcdf, "UNASKED", 0)
     with pytest.raises(ResultError, match="and there is room for"):
         STUDY.run(words_model, out=out)
@@ -158,9 +170,9 @@ def test_a_file_needs_as_much_memory_as_its_numbers(tmp_path, monkeypatch):
     size = 4 * 10**6
     hw.write_netcdf(xr.Dataset({"a": ("x", np.arange(size // 4, dtype=np.float32))}), tmp_path / "a.nc")
     monkeypatch.setattr(netcdf, "UNASKED", 0)
-    monkeypatch.setattr(netcdf, "free_memory", lambda: size * 4 // 3 + 4)
+    monkeypatch.setattr(netcdf, "shortage", with_free(size * 4 // 3 + 4))
     assert hw.open_result(tmp_path / "a.nc", load=True)["a"].sum() > 0
-    monkeypatch.setattr(netcdf, "free_memory", lambda: size)
+    monkeypatch.setattr(netcdf, "shortage", with_free(size))
     with pytest.raises(ResultError, match="the variable a"):
         hw.open_result(tmp_path / "a.nc", load=True)
 

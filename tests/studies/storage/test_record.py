@@ -102,3 +102,14 @@ def test_a_part_is_read_once(tmp_path, monkeypatch):
     assert parts.load("0" * 16, Same())["loss"].values.tolist() == [1.0, 2.0]
     assert len(times) == 1
     parts.release()
+
+
+def test_a_mistake_in_the_code_that_reads_is_not_blamed_on_the_file(tmp_path):
+    xr.Dataset({"a": ("x", np.arange(3.0))}).to_netcdf(tmp_path / "a.nc")
+    source = netcdf.Source(tmp_path / "a.nc")
+    for mistake in (TypeError("a mistake"), ValueError("another"), RuntimeError("a third")):
+        with pytest.raises(type(mistake)) as caught, source.open():
+            raise mistake
+        assert caught.value is mistake
+    with pytest.raises(hw.errors.ResultError, match=r"a\.nc cannot be read: "), source.open() as root:
+        root.variables["a"][7]
