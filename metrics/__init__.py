@@ -36,7 +36,7 @@ Examples
 
 A metric of your own is a function of tensors, here the largest logit at each scored position:
 
->>> card = hw.metrics.Card("largest", "largest logit", "1", (float("-inf"), float("inf")))
+>>> card = hw.metrics.Card("largest", "largest logit", "logit", (float("-inf"), float("inf")))
 >>> largest = hw.metrics.Metric(card, "logits", lambda logits: logits.amax(-1), lambda prompts: {})
 >>> ds = hw.measure(hw.load("words-2l"), hw.RepeatedTokens(n=4, length=8), metrics=[largest])
 >>> ds["baseline_largest"].dims

@@ -208,10 +208,6 @@ def extent_of(group: Group, examples: int, start: int, columns: int, patterns: b
     Returns
     -------
     Extent
-
-    Returns
-    -------
-    Extent
     """
     scored = sum(position >= start for position in group.scored)
     return Extent(examples, start, last_position(group, patterns), scored, columns, patterns)

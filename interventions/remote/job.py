@@ -130,8 +130,3 @@ class JobState:
         """It is as if it had not been sent."""
         self.phase, self.status, self.session = "new", "sending", ""
         self.unknown = self.said = self.stood = self.passed = None
-
-
-def do_nothing(root: Any, program: dict[str, Any]) -> dict[str, Any]:
-    """What a marker does on the server."""
-    return {}

@@ -36,7 +36,7 @@ KEPT = "what was sent to it is written down where the result is, and the same ca
 NOT_KEPT = "with out= the same call could go on from there"
 
 
-class Call:
+class Patience:
     """What one call of `JobQueue.run` knows beside its jobs, and makes of a server that does not say how one ended.
 
     Parameters
@@ -200,7 +200,7 @@ class Call:
             self.pause(state)
 
     def lost(self, state: JobState, why: str) -> None:
-        """A job is sent again, aloud, if it was known to be there; not for ever."""
+        """Mark a job to be sent again, with a warning if the server had it; the second time, end with an error."""
         if state.marker:
             state.again = time.monotonic() + STANDS  # another takes its place
             return

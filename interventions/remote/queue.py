@@ -25,11 +25,12 @@ from typing import Any
 from nnsight.schema.response import Status
 
 from ...errors import ServerError
+from ..traced import server_jobs
 from . import patience
 from .asking import ALLOW, goes_in_clear
-from .job import Failed, JobState, RemoteJob, do_nothing
+from .job import Failed, JobState, RemoteJob
 from .ledger import InMemoryLedger, Ledger
-from .patience import Call
+from .patience import Patience
 from .protocol import Envelope, NdifRequest, address, code_of, never_sent, serialize_session
 from .reaching import reach
 from .refusals import explain_clear, explain_failure, explain_key, is_key, may_be_taken, without_key
@@ -102,7 +103,7 @@ class JobQueue:
         DeclarationError
             A function in a job cannot be sent.
         """
-        call = Call(self.host, self.name, ledger or InMemoryLedger())
+        call = Patience(self.host, self.name, ledger or InMemoryLedger())
         with telling(self.host, say, quiet) as tell:
             try:
                 if len(jobs):
@@ -111,7 +112,7 @@ class JobQueue:
             finally:
                 call.close()
 
-    def _run(self, jobs: Sequence[RemoteJob], call: Call, say: Callable[[str], None]) -> Iterator[tuple[int, Any]]:
+    def _run(self, jobs: Sequence[RemoteJob], call: Patience, say: Callable[[str], None]) -> Iterator[tuple[int, Any]]:
         where = list(range(len(jobs)))
         active: dict[int, JobState] = {}
         told, fresh = "", set[str]()
@@ -149,7 +150,7 @@ class JobQueue:
     def _marker(self) -> JobState:
         """A job that does nothing: what was sent before it, and is not said to have run when it has, is lost."""
         number = uuid.uuid4().hex
-        job = RemoteJob(number, do_nothing, {"key": number, "what": "marker"})
+        job = RemoteJob(number, server_jobs.do_nothing, {"key": number, "what": "marker"})
         LOG.info("no news of a job at %s: one that does nothing is sent, to see whether it runs before", self.host)
         return JobState(job, number, "new", patience.PAUSES[0], InMemoryLedger(), marker=True)
 
@@ -170,7 +171,7 @@ class JobQueue:
         state.ledger.drop_job(state.job.key)
         state.forget()
 
-    def _step(self, state: JobState, call: Call) -> tuple[Any] | None:
+    def _step(self, state: JobState, call: Patience) -> tuple[Any] | None:
         """Send it or ask once; what came back, in a tuple, where the job has ended."""
         request = self._request(state.number, call.tick)
         if state.phase == "new":
@@ -202,7 +203,7 @@ class JobQueue:
         call.no_news(state)
         return None
 
-    def _send(self, state: JobState, call: Call, request: NdifRequest) -> None:
+    def _send(self, state: JobState, call: Patience, request: NdifRequest) -> None:
         blob = serialize_session(self.root, state.job.function, state.job.program)
         state.session, state.begun = call.session(state, request.api_key), time.monotonic()
         envelope = Envelope(

@@ -433,3 +433,8 @@ def weights_of(root: Any, parts: ModelParts, layer: int) -> list[torch.Tensor | 
     with torch.no_grad(), root.trace(no_tokens(like.device), use_cache=False):
         made = weights_made(parts, block, like)
     return made
+
+
+def do_nothing(root: Any, program: dict[str, Any]) -> dict[str, Any]:
+    """What a marker does on the server."""
+    return {}

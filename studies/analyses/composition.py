@@ -13,7 +13,7 @@ from ...interventions.declare.sites import Head
 from ...metrics.attention import induction
 from ...metrics.statistics import control_sets, null_p_value
 from ...metrics.weights import KINDS, pair_table, random_composition
-from ..measuring.labels import check_model
+from ..measuring.labels import check_is_model
 from ..measuring.measure import measure
 from ..storage.provenance import provenance
 from ..tasks.tasks import Task
@@ -66,7 +66,7 @@ def composition_scores(model: Model, *, draws: int = 200, seed: int = 0, check: 
     """
     from ...interventions.begin import begin
 
-    check_model(model)
+    check_is_model(model)
     with begin(model, check=check) as call:
         found = _composition(model, draws, seed)
     return found.assign_attrs(provenance(model, call.identity))

@@ -19,7 +19,7 @@ from ..storage.provenance import provenance
 from ..storage.registry import TASKS
 from ..tasks.tasks import Task
 from .context import check_remote
-from .labels import check_model, coordinates, number_dims, task_json
+from .labels import check_is_model, coordinates, number_dims, task_json
 
 if TYPE_CHECKING:
     from ...interventions.models.model import Model
@@ -80,7 +80,7 @@ def capture(
     from ...interventions.begin import begin
     from ...interventions.run.activations import check_sites
 
-    check_model(model)
+    check_is_model(model)
     check_remote(model, remote)
     given = [sites] if isinstance(sites, Site | Head | str) else sites
     wanted = list(dict.fromkeys(as_site(site) for site in given))

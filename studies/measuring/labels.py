@@ -84,7 +84,7 @@ def check_names(axes: Sequence[tuple[str, tuple[Any, ...]]], metrics: Sequence[M
             raise DeclarationError(f"a grid axis cannot be called {name!r} here: a variable or dim of the result is")
 
 
-def check_model(model: object) -> None:
+def check_is_model(model: object) -> None:
     """Refuse what is no opened model."""
     if not hasattr(model, "shape") or not hasattr(model, "traced"):
         raise DeclarationError(f"{model!r} is no model: open one with headwise.load, such as load('words-2l')")

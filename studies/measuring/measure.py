@@ -1,4 +1,4 @@
-"""measure: a task, interventions and metrics in; a labelled dataset out. Joins the other two packages."""
+"""measure: a task, interventions and metrics in; a labelled dataset out. Where a sweep begins."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from ...interventions.plan.plan import Plan, make_plan
 from ...metrics.card import Metric
 from ..tasks.batch import Batch
 from ..tasks.tasks import Task, reference_tokens
-from .labels import check_model, check_names, task_json
+from .labels import check_is_model, check_names, task_json
 
 if TYPE_CHECKING:
     from ...interventions.models.model import Model
@@ -107,7 +107,7 @@ def set_up(
     DeclarationError, UnknownNameError
         Something that was asked for does not exist or cannot be; the text says what is possible.
     """
-    check_model(model)
+    check_is_model(model)
     chosen = chosen_metrics(metrics)
     axes, interventions = conditions(what)
     check_names(axes, chosen, per_position)

@@ -41,7 +41,7 @@ PURE = {
 }
 """What a room does not import from outside."""
 FRONT_DOORS = {"", "interventions", "studies", "studies.plots", "metrics"}
-"""Packages that resolve their names when they are first used."""
+"""Packages that hand names on; those of `metrics` and `studies.plots` are imported at once, the others at first use."""
 BY_NAME = {"interventions.base.contents", "lazy"}
 """Load modules by their names: those that a user's function names, to hash what it depends on; names of packages."""
 MOST = 14
