@@ -78,8 +78,8 @@ def begin(
     memory = model._memory
     with turn(model):
         outer, before = memory.call, (memory.ledger, memory.quiet)
-        memory.ledger, memory.quiet = ledger or memory.ledger, quiet or memory.quiet
         try:
+            memory.ledger, memory.quiet = ledger or memory.ledger, quiet or memory.quiet
             if outer is None or (anew and not outer.anew):
                 memory.call = Call(*model.backend.identify(anew))
             if check:
@@ -90,8 +90,8 @@ def begin(
 
 
 def turn(model: Model) -> AbstractContextManager[None]:
-    """Meanwhile no other thread runs the module of a model, and it is in evaluation mode."""
-    return turn_of(model.module, passes=True)
+    """Meanwhile no other thread runs the module of a model, and one with weights here is in evaluation mode."""
+    return turn_of(model.module, mode=model.backend.module is not None, passes=True)
 
 
 def check_reproduced(model: Model, identity: Identity) -> None:

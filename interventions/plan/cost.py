@@ -60,11 +60,6 @@ def block_flops(shape: Shape, rows: int, queries: int, stop: int) -> int:
     -------
     int
         Floating-point operations.
-
-    Returns
-    -------
-    int
-        Floating-point operations.
     """
     project = 2 * rows * queries * shape.d_model * shape.qkv_width
     return project + attention_flops(shape, rows, queries, stop) + write_flops(shape, rows, queries)
@@ -81,11 +76,6 @@ def attention_flops(shape: Shape, rows: int, queries: int, keys: int, heads: int
         Positions of each row.
     heads : int, optional
         All heads where left out.
-
-    Returns
-    -------
-    int
-        Floating-point operations.
 
     Returns
     -------
@@ -121,11 +111,6 @@ def logits_flops(shape: Shape, rows: int, scored: int, columns: int) -> int:
     -------
     int
         Floating-point operations.
-
-    Returns
-    -------
-    int
-        Floating-point operations.
     """
     return 2 * rows * scored * shape.d_model * columns
 
@@ -148,11 +133,6 @@ def forward_flops(shape: Shape, rows: int, length: int, scored: int | None = Non
     -------
     int
         Floating-point operations.
-
-    Returns
-    -------
-    int
-        Floating-point operations.
     """
     scored, columns = length if scored is None else scored, shape.vocabulary if columns is None else columns
     blocks = shape.layers * block_flops(shape, rows, length, length)
@@ -170,11 +150,6 @@ def pass_flops(shape: Shape, extent: Extent, joins: Sequence[tuple[int, int]], h
         Where each condition joins, see `writes.JOIN_STAGES`.
     heads : sequence of (layer, int)
         How many heads' attention is computed again there, for conditions that join at ``q k v pattern``.
-
-    Returns
-    -------
-    int
-        Floating-point operations.
 
     Returns
     -------

@@ -17,6 +17,7 @@ from ..base.hashing import data_hash, short_hash
 from ..models.family import HeadWeights
 from ..models.identity import Fingerprint, Identity, unequal_configurations
 from ..models.model import Model
+from ..models.turns import turn_of
 from ..run.activations import described
 from ..run.identify import modules_facts, prompt
 from ..traced import server_jobs
@@ -68,8 +69,12 @@ class RemoteModel(Model):
     @property
     def identity(self) -> Identity:
         """Which model the server has, as it said last; asked for where it has not said yet."""
-        found = self._memory.identity
-        return found if found is not None else self.ask_identity()
+        found: Identity | None = self._memory.identity
+        if found is not None:
+            return found
+        with turn_of(self.module, mode=False):  # no job of ours beside the result of another thread's call
+            found = self._memory.identity
+            return found if found is not None else self.ask_identity()
 
     @property
     def dtype(self) -> str:

@@ -312,8 +312,9 @@ class LocalBackend(Backend):
         out_of = server_jobs.output_weights(model.traced, parts, asked)
         found = []
         for group in tokens:
-            values = server_jobs.capture(model.traced, parts, as_tensor(model, group), asked, out_of)
-            found.append([as_array(values[str(number)]) for number in range(len(asked))])
+            wanted = [site["site"] for site in asked]
+            points = server_jobs.read_in_batches(model.traced, parts, as_tensor(model, group), wanted)
+            found.append([as_array(server_jobs.value_at(points, site, out_of)) for site in asked])  # one at a time
         return found
 
     def score_head_weights(self, score: Score, shape: tuple[int, ...]) -> Array:

@@ -207,9 +207,9 @@ def read_in_batches(root: Any, parts: ModelParts, tokens: torch.Tensor, wanted: 
     dict
         ReadSite to a tensor ``(example, position, width)``.
     """
-    starts = range(0, len(tokens), AT_ONCE)
-    batches = [read(root, parts, tokens[start : start + AT_ONCE], set(wanted)) for start in starts]
-    return {at: torch.cat([batch[at] for batch in batches]) for at in wanted}
+    points, starts = set(wanted), range(0, len(tokens), AT_ONCE)
+    batches = [read(root, parts, tokens[start : start + AT_ONCE], points) for start in starts]
+    return {at: torch.cat([batch[at] for batch in batches]) for at in points}
 
 
 def with_all_positions(

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .activations import pattern_between
-from .logits import with_base_logits
 from .rows import write_into
 
 if TYPE_CHECKING:
@@ -112,8 +111,3 @@ def without_first(spec: LogitsSpec, skip: int) -> LogitsSpec:
         ],
         "tokens": None if spec["tokens"] is None else spec["tokens"][:, skip:],
     }
-
-
-def with_compared(cache: RunCache, logits: torch.Tensor | None) -> RunCache:
-    """`cache` with the base run's logits given to the kernels that compare with them."""
-    return {**cache, "logits": with_base_logits(cache["logits"], logits)}

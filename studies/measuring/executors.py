@@ -63,7 +63,7 @@ class WorkItem:
     base : str
     budget : int
         Bytes for all tensors, by which the passes were sized.
-    chunks : tuple of Chunk
+    chunks : tuple of ExampleChunk
     """
 
     model: tuple[str, str | None, str, str, bool, str]

@@ -205,7 +205,7 @@ def plan(
     """
     setup = set_up(model, task, what, metrics, base=base, per_position=False, batch_size=batch_size)
     setup.readers()  # refuses metrics that the task cannot have, as `measure` does
-    if not timed:
+    if not timed or model.backend.module is None:  # the speed of a server is not known
         return setup.plan
     from ...interventions.begin import turn
 

@@ -50,6 +50,7 @@ def lacking(name, node, text):
         if any(isinstance(one, ast.Raise) for one in ast.walk(node)):
             wanted.add("Raises")
     found = sorted(wanted - sections.keys())
+    found += [f"{head} once" for head in sections if len(re.findall(rf"^ *{head}\n *---", text, re.MULTILINE)) > 1]
     if "Parameters" in sections:
         heads = [line.partition(" : ")[0] for line in sections["Parameters"] if line and not line.startswith(" ")]
         said = {name.strip() for head in heads for name in head.split(",")}
@@ -83,6 +84,8 @@ def test_a_lacking_section_is_seen():
     assert seen(source.replace(", d)", ")")) == {"f": ["a signature with d"]}
     assert seen(source.replace("d) -> int", "d, *e) -> None")) == {"f": ["Raises", "the parameter *e"]}
     assert seen(source.replace(f'"""{said}"""', '"""What."""')) == {"f": ["Parameters", "Raises", "Returns"]}
+    twice = said + "\n\n    Returns\n    -------\n    int\n" * 2
+    assert "Returns once" in seen(source.replace(said, twice))["f"]
     assert seen(source.replace(f'"""{said}"""', "1")) == {"f": ["a docstring"]}
 
 
