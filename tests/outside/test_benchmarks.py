@@ -40,7 +40,9 @@ def test_a_sample_gives_the_same_rows_as_the_whole(job):
 def test_other_numbers_end_the_run_with_the_name(monkeypatch):
     job = make_job("scores", "words-2l", 2)
     right = CONTENDERS[REFERENCE].ready(job)
-    monkeypatch.setattr("plain.prepare_wrong", lambda job: lambda places: right(places) + 0.01, raising=False)
+    monkeypatch.setattr(
+        "benchmarks.plain.prepare_wrong", lambda job: lambda places: right(places) + 0.01, raising=False
+    )
     monkeypatch.setitem(CONTENDERS, "wrong", Contender("wrong", "Wrong", "plain", "torch", "prepare_wrong"))
     with pytest.raises(SystemExit, match=r"wrong does not give the same numbers as torch hooks: they differ by 0\.01"):
         race(job, [*INSTALLED, "wrong"], rounds=1, size=None)

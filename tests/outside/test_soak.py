@@ -35,6 +35,7 @@ def soak(tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.heavy
 def test_it_passes_where_all_is_well(soak, tmp_path):
     status, told, total = soak("--seed", 5, "--kinds", "kills", "full_disk", "--rounds", 3)
     assert (status, total["mismatches"], total["leaks"]) == (0, 0, 0), told

@@ -159,7 +159,7 @@ from headwise.signals import undisturbed
 kind = sys.argv[1]
 signal.signal(signal.SIGINT, signal.default_int_handler)
 model = hw.load("words-2l")
-count, end = 0, time.monotonic() + 5
+count, end = 0, time.monotonic() + 2
 signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
 while time.monotonic() < end:
     try:
@@ -188,10 +188,10 @@ print(count)
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer that signals here")
 @pytest.mark.parametrize("kind", ["turn", "handlers"])
-def test_after_thousands_of_interrupts_no_turn_is_taken_and_every_handler_is_back(kind):
+def test_after_hundreds_of_interrupts_no_turn_is_taken_and_every_handler_is_back(kind):
     done = run(STORM, kind)
     assert done.returncode == 0, done.stderr[-1500:]
-    assert int(done.stdout) > 500
+    assert int(done.stdout) > 200
 
 
 def test_an_error_is_told_and_ctrl_c_is_not_lost():

@@ -124,8 +124,10 @@ def test_a_window_of_any_size_that_is_not_what_the_table_says_is_found(kind, con
 def test_large_windows_that_are_right_are_no_failure_and_take_no_pass(kind, config, monkeypatch):
     model = hw.load(random(kind, **{**LONG, **config}))
     lengths = []
-    usual = selfcheck._both
-    monkeypatch.setattr(selfcheck, "_both", lambda *given: lengths.append(given[1].shape[1]) or usual(*given))
+    usual = selfcheck._planned_and_own
+    monkeypatch.setattr(
+        selfcheck, "_planned_and_own", lambda *given: lengths.append(given[1].shape[1]) or usual(*given)
+    )
     assert selfcheck.failures(model) == []
     assert lengths == [selfcheck.LENGTH]
 

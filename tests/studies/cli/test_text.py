@@ -255,6 +255,7 @@ def test_an_output_of_few_signs_gets_plain_ones(encoding, command, tmp_path):
         assert [line for line in out.splitlines() if line and set(line) == {"-"}]
 
 
+@pytest.mark.heavy
 def test_the_study_is_said_in_an_output_of_few_signs(tmp_path):
     done = run("induction", "--n", "4", "--length", "8", "--out", tmp_path / "é.nc", encoding="ascii")
     assert done.returncode == 0, done.stderr

@@ -134,6 +134,7 @@ def test_a_worker_that_is_killed_costs_its_piece(folder, tmp_path, monkeypatch):
     xr.testing.assert_equal(sweep(model, Here(), out=out), wanted)
 
 
+@pytest.mark.heavy
 def test_a_dask_cluster_with_a_worker_that_is_killed(folder, tmp_path, monkeypatch):
     distributed = pytest.importorskip("distributed", reason="needs the extra cluster")
     monkeypatch.setenv(mortal.FOLDER, str(tmp_path))

@@ -203,7 +203,10 @@ def test_a_study_goes_on_where_it_was(words_model, out, monkeypatch):
     assert STUDY.run(words_model, seen.append, out=out).attrs["created"] == found.attrs["created"]
 
 
-@pytest.mark.parametrize(("kind", "kills"), [("sweep", 20), pytest.param("study", 6, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize(
+    ("kind", "kills"),
+    [("sweep", 6), *(pytest.param(*given, marks=pytest.mark.heavy) for given in (("sweep", 20), ("study", 6)))],
+)
 def test_killed_at_random_moments_it_ends_with_the_same_file(tmp_path, kind, kills):
     """SIGKILL, then started again, until it comes to its end."""
     program = Path(__file__).parents[2] / "support" / "killed.py"

@@ -94,6 +94,7 @@ def test_jobs_are_written_down_without_more_than_is_needed(server, tmp_path, mon
     }
 
 
+@pytest.mark.heavy
 def test_two_servers_do_not_share_jobs(server, small_jobs, wanted, tmp_path):
     """What is written down for one server is not asked of another."""
     folder = next(iter(server.config["models"]))

@@ -58,6 +58,7 @@ def test_waiting_ends_when_it_is_asked_to(server, small_jobs, wanted, tmp_path):
     assert len(small_jobs()) == len(set(small_jobs())) == 2 + JOBS, "each call asks which model the server has"
 
 
+@pytest.mark.heavy
 def test_listening_ends_when_it_is_asked_to(server, small_jobs):
     server.fault("execute", "delay", times=1 + JOBS, seconds=0.7)
     process = client(server, "")
