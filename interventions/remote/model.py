@@ -117,16 +117,8 @@ class RemoteModel(Model):
 
         Parameters
         ----------
-        what : str
-            What the job is, for those who look at the server.
-        function : callable
-            Of `server_jobs`; it is sent along.
-        program : dict
-            What the function takes beside the model: plain data, tensors and functions.
-        read : callable
-            Makes what is used of what came back, or raises where that is not what was asked for.
-        most : int
-            Bytes that may come back.
+        what, function, program, read, most
+            As for `job`.
 
         Returns
         -------

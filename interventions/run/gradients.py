@@ -69,7 +69,7 @@ def run_estimate(
     ModelError
         Even a single prompt needs more memory than there is.
     """
-    check_estimable(plan, readers, steps)
+    check_plan_estimable(plan, readers, steps)
     check_readers(plan, readers)
     outcome, done = Outcome(plan, readers, positions), 0
     chunks = list(chunks_of(plan, steps or 1))
@@ -136,7 +136,7 @@ def estimate_chunks(
         yield chunk, runs, change
 
 
-def check_estimable(plan: Plan, readers: Sequence[CompiledMetric], steps: int | None) -> None:
+def check_plan_estimable(plan: Plan, readers: Sequence[CompiledMetric], steps: int | None) -> None:
     """Refuse what has no estimate: knocked-out attention, paths, values written twice, slopes that must be 0."""
     for edits in plan.conditions:
         for edit in edits:

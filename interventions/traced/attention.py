@@ -234,18 +234,8 @@ def through_pattern(
 
     Parameters
     ----------
-    q : tensor (row, head, query, d_head)
-    k, v : tensor (row, head, key, d_head)
-        Of keys 0, 1, ...
-    queries : tensor (query,)
-        Positions of the queries.
-    scaling : float
-        What scores are multiplied by.
-    window : int, optional
-        How many keys back a query sees, itself among them.
-    masks : list of ScoreMask
-    writes : list of TensorWrite
-        To the pattern.
+    q, k, v, queries, scaling, window, masks, writes
+        As for `attend`.
 
     Returns
     -------

@@ -127,17 +127,8 @@ def parallel_block(
 
     Parameters
     ----------
-    model : ModelParts
-    base : Points
-        What the base run has, by the points of a planned pass.
-    spec : ResolvedPass
-    layer : int
-    hidden : tensor (row, position, d_model), optional
-        The stream of the rows at work; None where there is none.
-    keep : dict
-        Gets what is at the sites that are its keys.
-    attended : dict
-        Kernel name to values ``(row, layer, head)``, which are put in.
+    model, base, spec, layer, hidden, keep, attended
+        As for `block`.
 
     Returns
     -------

@@ -103,7 +103,7 @@ class Sweep:
 
         engine.check_readers(self.setup.plan, self.readers)
         if self.estimator != "exact":
-            gradients.check_estimable(self.setup.plan, self.readers, self._steps)
+            gradients.check_plan_estimable(self.setup.plan, self.readers, self._steps)
 
     def check_model(self, call: Call) -> None:
         """Run the self-check, unless this very model has passed it."""

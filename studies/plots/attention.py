@@ -211,6 +211,7 @@ class _Linked:
         """Bokeh hook that gives a panel the ranges of the others, so that zooming in one zooms in all."""
 
         def hook(plot: Any, element: Any) -> None:
+            """Give the panel the shared ranges."""
             taken = any(one.document is not None for one in self.ranges.values())
             if number in self.drawn or taken:
                 self.ranges, self.drawn = {}, set()

@@ -193,6 +193,7 @@ def _alive(pattern: Pattern) -> Callable[[Any, Any], None]:
     queries = [int(query) for query in pattern.queries]
 
     def hook(plot: Any, element: Any) -> None:
+        """Add the tools that follow the mouse to the drawn panel."""
         from bokeh.models import CustomJS, HoverTool
         from bokeh.transform import linear_cmap
 

@@ -42,11 +42,7 @@ def title(ds: xr.Dataset) -> str:
     """What was measured, as a heading."""
     what, labels = done(ds.attrs), listed(_label(ds, name) for name in metrics_in(ds))
     of = f" of {ds.attrs['model']}" if "model" in ds.attrs else ""
-    return (
-        f"{labels}{of}{f' under {what}' if what else ''}".strip().capitalize()
-        if False
-        else _capital(f"{labels}{of}{f' under {what}' if what else ''}")
-    )
+    return _capital(f"{labels}{of}{f' under {what}' if what else ''}")
 
 
 def question(ds: xr.Dataset) -> str:
@@ -104,7 +100,7 @@ def on_changes(moved: Changes, kind: str = "") -> list[str]:
         text = f"The {what} is {_with_interval(moved, 0)}, from {_shown(moved, moved.after[0] - moved.mean[0])}."
     else:
         text = (
-            f"The largest {what}{'s are' if False else ' is'} that of {strongest}."
+            f"The largest {what} is that of {strongest}."
             if len(places) == 1
             else (f"The {what} is largest for {strongest}.")
         )

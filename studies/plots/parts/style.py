@@ -218,6 +218,7 @@ def write_in_cells(pixels: int) -> Callable[[Any, Any], None]:
     """Bokeh hook: write column ``text`` in colour ``ink`` into the cells."""
 
     def hook(plot: Any, element: Any) -> None:
+        """Write the texts into the drawn cells."""
         x, y = (dim.name for dim in element.kdims)
         look = {"text_align": "center", "text_baseline": "middle", "text_font_size": f"{pixels}px", "level": "overlay"}
         plot.state.text(x=x, y=y, text="text", text_color="ink", source=plot.handles["source"], **look)
