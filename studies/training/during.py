@@ -1,0 +1,224 @@
+"""Holds an intervention on a module throughout training, with plain hooks through which gradients flow.
+
+For controls: does the circuit form where a head is missing, or cannot attend to what it would attend to? Possible are
+interventions that need no other run: `ZeroAblate`, `Add`, `Scale` and `Knockout`, on ``resid_pre q k v z attn_out mlp_out
+resid_post`` and the embeddings. Sequences may have any length: positions that one does not have are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ...errors import DeclarationError, choices
+from ...interventions.base.shape import Shape
+from ...interventions.declare.changes import How
+from ...interventions.declare.components import Component
+from ...interventions.declare.edits import Edit, Intervention
+from ...interventions.declare.steering import Knockout
+from ...interventions.models.family import Family, family_of
+from ...interventions.plan.validate import check_edit
+
+PLACES = ("embed", "pos_embed", "resid_pre", "q", "k", "v", "z", "attn_out", "mlp_out", "resid_post")
+"""Components that a hook can change."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """A hook that changes what passes a module, as an edit says.
+
+    Attributes
+    ----------
+    edit : Edit
+    columns : tuple of int, optional
+        Numbers of the last axis that belong to the site; None for all.
+    shape : Shape
+    """
+
+    edit: Edit
+    columns: tuple[int, ...] | None
+    shape: Shape
+
+    def changed(self, value: Tensor) -> Tensor:
+        """What passes, ``(example, position, ...)``, with the edit."""
+        rows, columns = torch.zeros(value.shape[1], dtype=torch.bool), torch.zeros(value.shape[-1], dtype=torch.bool)
+        rows[_within(self.edit.site.positions, value.shape[1])] = True
+        columns[slice(None) if self.columns is None else list(self.columns)] = True
+        how, what = self.edit.change()
+        if how is How.ADD:
+            vector = torch.zeros(value.shape[-1], dtype=value.dtype)
+            vector[columns] = torch.tensor(what, dtype=value.dtype)
+            made = value + vector.to(value.device)
+        else:
+            made = value * what if how is How.SCALE else torch.zeros_like(value)
+        return torch.where((rows[:, None] & columns).to(value.device), made, value)
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Change what goes in."""
+        if args:
+            return (self.changed(args[0]), *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": self.changed(kwargs["hidden_states"])}
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Change what comes out."""
+        return (self.changed(output[0]), *output[1:]) if isinstance(output, tuple) else self.changed(output)
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A hook that keeps queries from attending to keys, in the mask that the attention module is given.
+
+    Attributes
+    ----------
+    edit : Knockout
+    shape : Shape
+    """
+
+    edit: Knockout
+    shape: Shape
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Add the forbidden pairs to the mask."""
+        hidden = args[0] if args else kwargs["hidden_states"]
+        length, heads, site = hidden.shape[1], self.shape.heads, self.edit.site
+        lowest, place = torch.finfo(hidden.dtype).min, hidden.device
+        back = torch.arange(length, device=place)[:, None] - torch.arange(length, device=place)
+        seen = (back >= 0) & (back < (self.shape.window(site.layer) or length))  # (query, key)
+        given = kwargs.get("attention_mask")
+        given = seen[None, None] if given is None else given
+        if given.dtype is torch.bool:
+            given = torch.zeros_like(given, dtype=hidden.dtype).masked_fill(~given, lowest)
+        out, queries = torch.zeros(2, length, dtype=torch.bool, device=place)
+        out[_within(self.edit.key, length)] = True
+        queries[_within(site.positions, length)] = True
+        queries &= (seen & ~out).any(-1)  # a query without any key attends as it did
+        forbidden = torch.zeros(heads, length, length, dtype=torch.bool, device=place)
+        forbidden[slice(None) if site.head is None else site.head] = queries[:, None] & out
+        mask = given.expand(-1, heads, -1, -1).masked_fill(forbidden, lowest)
+        return args, kwargs | {"attention_mask": mask}
+
+
+def hold(model: PreTrainedModel, intervention: Intervention) -> list[Any]:
+    """Hold an intervention on a model, until its hooks are removed.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    intervention : Intervention
+
+    Returns
+    -------
+    list of hook handles
+        ``handle.remove()`` takes a hook away.
+
+    Raises
+    ------
+    DeclarationError
+        The intervention needs another run, a component that no hook can change, or a layer or head that the model does
+        not have.
+    """
+    name = type(model).__name__
+    if not isinstance(intervention, Intervention):
+        raise DeclarationError(f"during={intervention!r}: give an intervention, such as Knockout(Head(1, 2), key=0)")
+    family = family_of(model.config, name)
+    shape = family.shape(model.config)
+    hooks = []
+    for edit in intervention.edits():
+        _check(edit, name, shape, model)
+        hooks.append(lambda edit=edit: _hooked(model, family, shape, edit))
+    return [handle for hook in hooks for handle in hook()]
+
+
+@contextmanager
+def released(model: nn.Module) -> Iterator[None]:
+    """Meanwhile a model is without what is held on it: hooks of `hold` are taken off, and put back in their order."""
+    taken: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
+    for module in model.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            if any(map(_is_held, hooks.values())):
+                taken.append((hooks, dict(hooks)))
+    try:
+        for hooks, before in taken:
+            for key, hook in before.items():
+                if _is_held(hook):
+                    del hooks[key]
+        yield
+    finally:
+        for hooks, before in taken:
+            hooks.clear()
+            hooks.update(before)
+
+
+def _is_held(hook: Callable[..., Any]) -> bool:
+    return isinstance(getattr(hook, "__self__", None), Held | Masked)
+
+
+def _check(edit: Edit, name: str, shape: Shape, model: PreTrainedModel) -> None:
+    how, value = edit.change()
+    if how not in (How.SET, How.ADD, How.SCALE, How.MASK) or not isinstance(value, tuple | float | None):
+        raise DeclarationError(
+            f"{edit!r} needs another run: held during training can be ZeroAblate, Add, Scale and Knockout"
+        )
+    check_edit(edit, name, shape, [], [])
+    if isinstance(edit, Knockout):
+        if model.config._attn_implementation not in ("eager", "sdpa"):
+            raise DeclarationError(
+                f"{edit!r}: attention is kept from keys where attn_implementation is 'eager' or 'sdpa', here it is "
+                f"{model.config._attn_implementation!r}"
+            )
+        return
+    if edit.site.component not in PLACES:
+        raise DeclarationError(f"{edit!r}: held during training can be what is done to {choices(PLACES)}")
+
+
+def _hooked(model: PreTrainedModel, family: Family, shape: Shape, edit: Edit) -> list[Any]:
+    """Put the hooks of an edit in place."""
+    site, paths = edit.site, family.modules
+    component = str(site.component)
+    if site.component.embedding:
+        module = attrgetter(family.embeddings[component])(model)
+        return [module.register_forward_hook(Held(edit, None, shape).after)]
+    block = attrgetter(family.blocks)(model)[site.layer]
+    if isinstance(edit, Knockout):
+        return [attrgetter(paths["attention"])(block).register_forward_pre_hook(Masked(edit, shape).before, with_kwargs=True)]
+    if component == "resid_pre":
+        return [block.register_forward_pre_hook(Held(edit, None, shape).before, with_kwargs=True)]
+    if component == "z":
+        module = attrgetter(paths["out"])(block)
+        hook = Held(edit, _columns(site.head, shape.heads, shape.d_head), shape)
+        return [module.register_forward_pre_hook(hook.before, with_kwargs=True)]
+    if component in ("q", "k", "v"):
+        module = attrgetter(paths[component if family.layout == "apart" else "qkv"])(block)
+        return [module.register_forward_hook(Held(edit, _side(site.component, site.head, family, shape), shape).after)]
+    module = block if component == "resid_post" else attrgetter(paths["attention" if component == "attn_out" else "mlp"])(block)
+    return [module.register_forward_hook(Held(edit, None, shape).after)]
+
+
+def _columns(head: int | None, heads: int, d_head: int, first: int = 0) -> tuple[int, ...]:
+    """Columns of a head, or of all, where heads lie side by side."""
+    some = range(heads) if head is None else (head,)
+    return tuple(first + one * d_head + at for one in some for at in range(d_head))
+
+
+def _side(component: Component, head: int | None, family: Family, shape: Shape) -> tuple[int, ...]:
+    """Columns of q, k or v of a head, or of all, in what its module writes."""
+    heads = shape.kv_heads if component.of_keys else shape.heads
+    if family.layout == "apart":
+        return _columns(head, heads, shape.d_head)
+    number = ("q", "k", "v").index(str(component))
+    if family.layout == "by head":
+        some = range(heads) if head is None else (head,)
+        return tuple((3 * one + number) * shape.d_head + at for one in some for at in range(shape.d_head))
+    return _columns(head, heads, shape.d_head, (0, shape.width, shape.width + shape.kv_width)[number])
+
+
+def _within(positions: tuple[int, ...] | None, length: int) -> Any:
+    """Those positions that a sequence has, counted from 0, or all."""
+    return slice(None) if positions is None else [at % length for at in positions if -length <= at < length]
