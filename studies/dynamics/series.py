@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -108,14 +108,15 @@ class Series:
         names = [path.name.split(".")[0].split("-") for path in kept.files(f"{self.key}-", ".nc")]
         return sorted(int(step) for _, step, number in names if number == "0")
 
-    def result(self) -> Result:
-        """All steps that are done, joined."""
+    def weights(self, step: int) -> str:
+        """The hash of the weights that gave the result of a step; empty where that is not known."""
         with self._kept() as kept:
-            return self._joined(kept)
+            root = kept.load(f"{self.key}-{step}-0", NOBODY)
+            return "" if root is None else str(root.attrs.get("weight_hash", ""))
 
-    def _joined(self, kept: UnfinishedResult) -> Result:
+    def _joined(self, kept: UnfinishedResult, steps: Iterable[int] | None) -> Result:
         found: dict[int, Result] = {}
-        for step in self._steps(kept):
+        for step in self._steps(kept) if steps is None else steps:
             nodes: dict[str, xr.Dataset] = {}
             root = kept.load(f"{self.key}-{step}-0", NOBODY)
             if root is None:
@@ -133,10 +134,10 @@ class Series:
         result.attrs |= self.about | {SERIES: self.key}
         return result
 
-    def finish(self) -> Result:
-        """Write the file whole, and take the parts away."""
+    def finish(self, steps: Iterable[int] | None = None) -> Result:
+        """Write the file whole, of these steps or all that are done, and take the parts away."""
         with self._kept() as kept:
-            result = self._joined(kept)
+            result = self._joined(kept, steps)
             kept.finish(result)
             return result
 
