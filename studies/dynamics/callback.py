@@ -6,15 +6,13 @@ import copy
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import numpy as np
-import torch
-import xarray as xr
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import distributed, nn
 from transformers import PreTrainedModel
@@ -24,6 +22,7 @@ from ...interventions.base.hashing import short_hash
 from ...interventions.load import load
 from ..storage.files import check_writable
 from ..storage.reading import Result
+from .scalars import PREFIX, Study, head_scores, scalars
 from .schedule import Schedule
 from .series import Series
 
@@ -33,20 +32,6 @@ if TYPE_CHECKING:
 WEIGHTS = ("model", "average")
 LONG = timedelta(days=30)
 """How long processes wait for the one that measures."""
-PREFIX = "headwise/"
-"""Of what is logged."""
-MOST_CONDITIONS = 16
-"""Conditions of a sweep that are logged one by one."""
-
-
-class Study(Protocol):
-    """What can be run at each step: `headwise.Sweep`, `headwise.InductionStudy`, or your own."""
-
-    def run(self, model: Any, progress: Any = None) -> Result:
-        """The result for a model."""
-
-    def to_json(self) -> str:
-        """The study as text."""
 
 
 class StudyCallback(L.Callback):  # type: ignore[misc]
@@ -112,10 +97,19 @@ class StudyCallback(L.Callback):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         if not (hasattr(study, "run") and hasattr(study, "to_json")):
-            raise DeclarationError(f"{study!r} is no study: give Sweep(...), InductionStudy(...) or what has run and to_json")
+            raise DeclarationError(
+                f"{study!r} is no study: give Sweep(...), InductionStudy(...) or what has run and to_json"
+            )
         if weights not in WEIGHTS:
             raise DeclarationError(f"weights={weights!r}: possible are {choices(WEIGHTS)}")
-        self.study, self.out, self.weights, self.find, self.tokenizer, self.log_values = study, os.fspath(out), weights, model, tokenizer, log
+        self.study, self.out, self.weights, self.find, self.tokenizer, self.log_values = (
+            study,
+            os.fspath(out),
+            weights,
+            model,
+            tokenizer,
+            log,
+        )
         self.schedule = Schedule.of(steps, every_n_train_steps, every_n_epochs, train_time_interval)
         self.training = secrets.token_hex(16)
         self.resumed: int | None = None
@@ -252,7 +246,9 @@ class StudyCallback(L.Callback):  # type: ignore[misc]
                 yield None
                 return
             twin = type(source)(source.config)
-            twin.load_state_dict({name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)})
+            twin.load_state_dict(
+                {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+            )
         else:
             if not trainer.is_global_zero:
                 yield None
@@ -269,7 +265,9 @@ class StudyCallback(L.Callback):  # type: ignore[misc]
         if self.find is not None:
             found = getattr(self.find(module), "_orig_mod", None) or self.find(module)
             if not isinstance(found, PreTrainedModel):
-                raise ModelError(f"model=... gives {type(found).__name__}: give the causal language model of transformers")
+                raise ModelError(
+                    f"model=... gives {type(found).__name__}: give the causal language model of transformers"
+                )
             return found
         outer: dict[str, PreTrainedModel] = {}
         for name, one in module.named_modules():
@@ -301,39 +299,3 @@ class StudyCallback(L.Callback):  # type: ignore[misc]
                     logger.log_image(f"{PREFIX}{name}", [image], step=step)
                 elif hasattr(getattr(logger, "experiment", None), "add_image"):
                     logger.experiment.add_image(f"{PREFIX}{name}", image, step, dataformats="HWC")
-
-
-def head_scores(result: Result) -> dict[str, xr.DataArray]:
-    """Scores of heads in a result, by name: the mean over examples, dims (layer, head)."""
-    parts = result.subtree if isinstance(result, xr.DataTree) else [result]
-    found = {}
-    for part in parts:
-        for name, values in part.data_vars.items():
-            if set(values.dims) == {"layer", "head", "example"} and "metric" in values.attrs:
-                found.setdefault(str(name), values.mean("example").transpose("layer", "head"))
-    return found
-
-
-def scalars(result: Result) -> dict[str, float]:
-    """What is logged of a result: the largest score of a head, the mean of other metrics, by condition where there are few.
-
-    Parameters
-    ----------
-    result : Dataset or DataTree
-
-    Returns
-    -------
-    dict of str to float
-        Names begin with ``headwise/``.
-    """
-    found = {f"{PREFIX}{name}": float(values.max()) for name, values in head_scores(result).items()}
-    for part in result.subtree if isinstance(result, xr.DataTree) else [result]:
-        for name, values in part.data_vars.items():
-            if "metric" not in values.attrs or str(name).startswith("baseline_"):
-                continue
-            if values.dims == ("example",):
-                found.setdefault(f"{PREFIX}{name}", float(values.mean()))
-            elif values.dims == ("condition", "example") and values.sizes["condition"] <= MOST_CONDITIONS:
-                for condition in values["condition"].values:
-                    found[f"{PREFIX}{name}/{condition}"] = float(values.sel(condition=condition).mean())
-    return found

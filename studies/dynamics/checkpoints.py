@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from ...errors import DeclarationError, ModelError, ResultError, UnknownNameError, choices, first_line, whole
+from ...errors import DeclarationError, ModelError, UnknownNameError, choices, first_line, whole
 from ...interventions.base.hashing import short_hash
 from ...interventions.load import load
 from ...interventions.models.checkpoints import checkpoint_steps
@@ -113,26 +113,36 @@ def _chosen(steps: str | Iterable[int], found: Mapping[int, Opener]) -> list[int
     chosen = sorted({whole(step, "a step") for step in steps})
     missing = [step for step in chosen if step not in found]
     if missing or not chosen:
-        raise UnknownNameError(f"there is no checkpoint of step {choices(map(str, missing))}: there are {choices(map(str, sorted(found)))}")
+        raise UnknownNameError(
+            f"there is no checkpoint of step {choices(map(str, missing))}: there are {choices(map(str, sorted(found)))}"
+        )
     return chosen
 
 
 def _openers(model: Any, like: Any, tokenizer: Any) -> tuple[str, dict[int, Opener]]:
     """What the training is called, and what opens the model of each step."""
     if isinstance(model, Mapping):
-        return "several models", {whole(step, "a step"): partial(_opened, one, tokenizer) for step, one in model.items()}
+        return "several models", {
+            whole(step, "a step"): partial(_opened, one, tokenizer) for step, one in model.items()
+        }
     if not isinstance(model, str | os.PathLike):
         if not isinstance(model, Sequence):
-            raise DeclarationError(f"{model!r}: give a name, a folder, a mapping of steps to models, or a list of models")
+            raise DeclarationError(
+                f"{model!r}: give a name, a folder, a mapping of steps to models, or a list of models"
+            )
         return "several models", {number: partial(_opened, one, tokenizer) for number, one in enumerate(model)}
     folder = Path(model).expanduser()
     if folder.is_dir():
-        kept = {int(match[1]): one for one in folder.iterdir() if (match := FOLDER.fullmatch(one.name)) and one.is_dir()}
+        kept = {
+            int(match[1]): one for one in folder.iterdir() if (match := FOLDER.fullmatch(one.name)) and one.is_dir()
+        }
         if kept:
             return folder.name, {step: partial(_opened, one, tokenizer) for step, one in kept.items()}
         if files := sorted(folder.rglob("*.ckpt")):
             stepped = {_read(file)["global_step"]: file for file in files}
-            return folder.name, {step: partial(_from_lightning, file, like, tokenizer) for step, file in stepped.items()}
+            return folder.name, {
+                step: partial(_from_lightning, file, like, tokenizer) for step, file in stepped.items()
+            }
     name = str(model)
     return name, {step: partial(_opened, name, tokenizer, step=step) for step in checkpoint_steps(name)}
 
@@ -146,7 +156,9 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # whatever the file makes of it
-        raise ModelError(f"{file} cannot be read without unpickling objects ({first_line(error)}): save weights only") from error
+        raise ModelError(
+            f"{file} cannot be read without unpickling objects ({first_line(error)}): save weights only"
+        ) from error
     if not isinstance(found, dict) or "state_dict" not in found or "global_step" not in found:
         raise ModelError(f"{file} is no checkpoint of PyTorch Lightning: it lacks state_dict or global_step")
     return found
@@ -172,6 +184,8 @@ def _from_lightning(file: Path, like: Any, tokenizer: Any) -> Model:
         raise ModelError(f"{file} does not hold the weights of {type(module).__name__}, such as {first}")
     given = {name: weights[fitting[0] + name] for name in own if fitting[0] + name in weights}
     if wrong := [name for name, one in given.items() if one.shape != own[name].shape]:
-        raise ModelError(f"{file} holds {wrong[0]} of shape {tuple(given[wrong[0]].shape)}, {tuple(own[wrong[0]].shape)} is needed")
+        raise ModelError(
+            f"{file} holds {wrong[0]} of shape {tuple(given[wrong[0]].shape)}, {tuple(own[wrong[0]].shape)} is needed"
+        )
     module.load_state_dict(given, strict=False)
     return load(module.eval(), tokenizer=tokenizer)

@@ -35,7 +35,7 @@ def log_spaced(last: int, count: int) -> tuple[int, ...]:
     last, count = whole(last, "last, the last step,", low=1), whole(count, "count, the number of steps,", low=2)
     if count == 2:
         return (0, last)
-    return (0, *sorted({int(round(step)) for step in np.geomspace(1, last, count - 1)}))
+    return (0, *sorted({round(float(step)) for step in np.geomspace(1, last, count - 1)}))
 
 
 @dataclass

@@ -179,7 +179,12 @@ def _joined(parts: Sequence[xr.Dataset], along: xr.DataArray) -> xr.Dataset:
     if not any(part.data_vars for part in parts):
         return xr.Dataset(attrs=attrs)
     whole = xr.concat(
-        [part.drop_attrs(deep=False) for part in parts], along, data_vars="all", coords="different", compat="equals", join="outer"
+        [part.drop_attrs(deep=False) for part in parts],
+        along,
+        data_vars="all",
+        coords="different",
+        compat="equals",
+        join="outer",
     )
     for name, values in whole.variables.items():
         if values.dtype == object:

@@ -128,6 +128,9 @@ class Sweep:
             if name not in known:
                 raise UnknownNameError(f"no metric of headwise is called {name!r}: possible are {choices(known)}")
         try:
-            return cls(**{name: decode(value, TASKS) for name, value in data.items()}, metrics=[known[name][1] for name in names])
+            return cls(
+                **{name: decode(value, TASKS) for name, value in data.items()},
+                metrics=[known[name][1] for name in names],
+            )
         except TypeError as error:
             raise DeclarationError(f"JSON of a Sweep has missing or unknown fields: {error}") from None

@@ -46,8 +46,8 @@ class CausalLM(L.LightningModule):  # type: ignore[misc]
     schedule : {"constant", "linear", "cosine"}
         What the learning rate does then, until the last step of training.
     during : Intervention, optional
-        Held on the model throughout training and validation, gradients included: see `headwise.studies.training.during`.
-        Whoever measures the model afterwards measures it without.
+        Held on the model throughout training and validation, gradients included; possible are `ZeroAblate`, `Add`,
+        `Scale` and `Knockout`. `StudyCallback` measures the model without it.
 
     Raises
     ------
@@ -81,8 +81,18 @@ class CausalLM(L.LightningModule):  # type: ignore[misc]
         self.learning_rate, self.weight_decay, self.betas, self.schedule = learning_rate, weight_decay, betas, schedule
         self.model = _made(model)
         config = self.model.config.to_dict()
-        self.save_hyperparameters({"model": _plain(config)} | _plain({"learning_rate": learning_rate,
-            "weight_decay": weight_decay, "betas": list(betas), "warmup_steps": warmup_steps, "schedule": schedule}))
+        self.save_hyperparameters(
+            {"model": _plain(config)}
+            | _plain(
+                {
+                    "learning_rate": learning_rate,
+                    "weight_decay": weight_decay,
+                    "betas": list(betas),
+                    "warmup_steps": warmup_steps,
+                    "schedule": schedule,
+                }
+            )
+        )
         self.during = during
         if during is not None:
             from .during import hold

@@ -1,8 +1,8 @@
 """Holds an intervention on a module throughout training, with plain hooks through which gradients flow.
 
 For controls: does the circuit form where a head is missing, or cannot attend to what it would attend to? Possible are
-interventions that need no other run: `ZeroAblate`, `Add`, `Scale` and `Knockout`, on ``resid_pre q k v z attn_out mlp_out
-resid_post`` and the embeddings. Sequences may have any length: positions that one does not have are left out.
+interventions that need no other run: `ZeroAblate`, `Add`, `Scale` and `Knockout`, on ``resid_pre q k v z attn_out
+mlp_out resid_post`` and the embeddings. Sequences may have any length: positions that one does not have are left out.
 """
 
 from __future__ import annotations
@@ -129,11 +129,9 @@ def hold(model: PreTrainedModel, intervention: Intervention) -> list[Any]:
         raise DeclarationError(f"during={intervention!r}: give an intervention, such as Knockout(Head(1, 2), key=0)")
     family = family_of(model.config, name)
     shape = family.shape(model.config)
-    hooks = []
     for edit in intervention.edits():
         _check(edit, name, shape, model)
-        hooks.append(lambda edit=edit: _hooked(model, family, shape, edit))
-    return [handle for hook in hooks for handle in hook()]
+    return [_hooked(model, family, shape, edit) for edit in intervention.edits()]
 
 
 @contextmanager
@@ -178,27 +176,25 @@ def _check(edit: Edit, name: str, shape: Shape, model: PreTrainedModel) -> None:
         raise DeclarationError(f"{edit!r}: held during training can be what is done to {choices(PLACES)}")
 
 
-def _hooked(model: PreTrainedModel, family: Family, shape: Shape, edit: Edit) -> list[Any]:
-    """Put the hooks of an edit in place."""
-    site, paths = edit.site, family.modules
-    component = str(site.component)
+def _hooked(model: PreTrainedModel, family: Family, shape: Shape, edit: Edit) -> Any:
+    """Put the hook of an edit in place."""
+    site, paths, component = edit.site, family.modules, str(edit.site.component)
     if site.component.embedding:
-        module = attrgetter(family.embeddings[component])(model)
-        return [module.register_forward_hook(Held(edit, None, shape).after)]
+        return attrgetter(family.embeddings[component])(model).register_forward_hook(Held(edit, None, shape).after)
     block = attrgetter(family.blocks)(model)[site.layer]
     if isinstance(edit, Knockout):
-        return [attrgetter(paths["attention"])(block).register_forward_pre_hook(Masked(edit, shape).before, with_kwargs=True)]
-    if component == "resid_pre":
-        return [block.register_forward_pre_hook(Held(edit, None, shape).before, with_kwargs=True)]
-    if component == "z":
-        module = attrgetter(paths["out"])(block)
-        hook = Held(edit, _columns(site.head, shape.heads, shape.d_head), shape)
-        return [module.register_forward_pre_hook(hook.before, with_kwargs=True)]
+        hook = Masked(edit, shape).before
+        return attrgetter(paths["attention"])(block).register_forward_pre_hook(hook, with_kwargs=True)
+    if component in ("resid_pre", "z"):
+        module = block if component == "resid_pre" else attrgetter(paths["out"])(block)
+        columns = None if component == "resid_pre" else _columns(site.head, shape.heads, shape.d_head)
+        return module.register_forward_pre_hook(Held(edit, columns, shape).before, with_kwargs=True)
     if component in ("q", "k", "v"):
         module = attrgetter(paths[component if family.layout == "apart" else "qkv"])(block)
-        return [module.register_forward_hook(Held(edit, _side(site.component, site.head, family, shape), shape).after)]
-    module = block if component == "resid_post" else attrgetter(paths["attention" if component == "attn_out" else "mlp"])(block)
-    return [module.register_forward_hook(Held(edit, None, shape).after)]
+        return module.register_forward_hook(Held(edit, _side(site.component, site.head, family, shape), shape).after)
+    outputs = {"resid_post": lambda: block, "attn_out": lambda: attrgetter(paths["attention"])(block)}
+    module = outputs.get(component, lambda: attrgetter(paths["mlp"])(block))()
+    return module.register_forward_hook(Held(edit, None, shape).after)
 
 
 def _columns(head: int | None, heads: int, d_head: int, first: int = 0) -> tuple[int, ...]:

@@ -1,0 +1,60 @@
+"""What a study is, and the few numbers of its result that are logged while a model is trained."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import xarray as xr
+
+from ..storage.reading import Result
+
+PREFIX = "headwise/"
+"""Of what is logged."""
+MOST_CONDITIONS = 16
+"""Conditions of a sweep that are logged one by one."""
+
+
+class Study(Protocol):
+    """What can be run at each step: `headwise.Sweep`, `headwise.InductionStudy`, or your own."""
+
+    def run(self, model: Any, progress: Any = None) -> Result:
+        """The result for a model."""
+
+    def to_json(self) -> str:
+        """The study as text."""
+
+
+def head_scores(result: Result) -> dict[str, xr.DataArray]:
+    """Scores of heads in a result, by name: the mean over examples, dims (layer, head)."""
+    parts = result.subtree if isinstance(result, xr.DataTree) else [result]
+    found = {}
+    for part in parts:
+        for name, values in part.data_vars.items():
+            if set(values.dims) == {"layer", "head", "example"} and "metric" in values.attrs:
+                found.setdefault(str(name), values.mean("example").transpose("layer", "head"))
+    return found
+
+
+def scalars(result: Result) -> dict[str, float]:
+    """What is logged of a result: the largest score of a head, and the mean of other metrics, by condition.
+
+    Parameters
+    ----------
+    result : Dataset or DataTree
+
+    Returns
+    -------
+    dict of str to float
+        Names begin with ``headwise/``.
+    """
+    found = {f"{PREFIX}{name}": float(values.max()) for name, values in head_scores(result).items()}
+    for part in result.subtree if isinstance(result, xr.DataTree) else [result]:
+        for name, values in part.data_vars.items():
+            if "metric" not in values.attrs or str(name).startswith("baseline_"):
+                continue
+            if values.dims == ("example",):
+                found.setdefault(f"{PREFIX}{name}", float(values.mean()))
+            elif values.dims == ("condition", "example") and values.sizes["condition"] <= MOST_CONDITIONS:
+                for condition in values["condition"].values:
+                    found[f"{PREFIX}{name}/{condition}"] = float(values.sel(condition=condition).mean())
+    return found
