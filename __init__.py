@@ -9,6 +9,9 @@
 - prompts: ``RepeatedTokens``, ``Prompts``; what they draw: ``Batch``
 - numbers: ``measure``, ``plan`` (the cost, beforehand), ``capture``, ``compare_estimates``, ``composition_scores``,
   ``describe_heads``, ``InductionStudy``; changes: ``effect``, ``normalized``
+- training: ``CausalLM``, ``RepeatedTokensData``, ``TextData``, ``MixedData``; a measurement as a value, ``Sweep``; any
+  study while a model is trained, ``StudyCallback`` (``TrainerStudyCallback`` for transformers), at ``log_spaced``
+  steps, or ``over_checkpoints``; on several devices, ``FabricExecutor``
 - results: ``summary``, ``table``, ``write_netcdf``, ``open_result``, ``Results`` (a folder), ``rerun``,
   ``write_report``; declarations as text: ``to_json``, ``from_json``
 - modules: ``metrics``, ``plots``, ``errors``
@@ -42,19 +45,29 @@ if TYPE_CHECKING:
     from .interventions.models.locate import shipped as shipped
     from .interventions.models.model import Model as Model
     from .studies import Batch as Batch
+    from .studies import CausalLM as CausalLM
+    from .studies import FabricExecutor as FabricExecutor
     from .studies import InductionStudy as InductionStudy
+    from .studies import MixedData as MixedData
     from .studies import Prompts as Prompts
     from .studies import RepeatedTokens as RepeatedTokens
+    from .studies import RepeatedTokensData as RepeatedTokensData
     from .studies import Results as Results
+    from .studies import StudyCallback as StudyCallback
+    from .studies import Sweep as Sweep
+    from .studies import TextData as TextData
+    from .studies import TrainerStudyCallback as TrainerStudyCallback
     from .studies import capture as capture
     from .studies import compare_estimates as compare_estimates
     from .studies import composition_scores as composition_scores
     from .studies import describe_heads as describe_heads
     from .studies import effect as effect
     from .studies import from_json as from_json
+    from .studies import log_spaced as log_spaced
     from .studies import measure as measure
     from .studies import normalized as normalized
     from .studies import open_result as open_result
+    from .studies import over_checkpoints as over_checkpoints
     from .studies import plan as plan
     from .studies import plots as plots
     from .studies import rerun as rerun
@@ -74,9 +87,11 @@ else:
             ".interventions.load": "load",
             ".interventions.models.locate": "shipped",
             ".interventions.models.model": "Model",
-            ".studies": "Batch InductionStudy Prompts RepeatedTokens Results capture compare_estimates "
-            "composition_scores describe_heads effect from_json measure normalized "
-            "open_result plan plots rerun summary table to_json write_netcdf write_report",
+            ".studies": "Batch CausalLM FabricExecutor InductionStudy MixedData Prompts RepeatedTokens "
+            "RepeatedTokensData Results StudyCallback Sweep TextData TrainerStudyCallback "
+            "capture compare_estimates composition_scores describe_heads effect from_json "
+            "log_spaced measure normalized open_result over_checkpoints plan plots rerun "
+            "summary table to_json write_netcdf write_report",
             ".version": "__version__",
         },
     )

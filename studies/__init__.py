@@ -17,10 +17,16 @@ if TYPE_CHECKING:
     from .catalogue.summary import Summary as Summary
     from .catalogue.summary import summary as summary
     from .catalogue.table import table as table
+    from .dynamics.callback import StudyCallback as StudyCallback
+    from .dynamics.checkpoints import over_checkpoints as over_checkpoints
+    from .dynamics.hf_trainer import TrainerStudyCallback as TrainerStudyCallback
+    from .dynamics.schedule import log_spaced as log_spaced
     from .measuring.capture import capture as capture
     from .measuring.compare import compare_estimates as compare_estimates
+    from .measuring.declared import Sweep as Sweep
     from .measuring.effects import effect as effect
     from .measuring.effects import normalized as normalized
+    from .measuring.fabric import FabricExecutor as FabricExecutor
     from .measuring.measure import measure as measure
     from .measuring.measure import plan as plan
     from .report.report import write_report as write_report
@@ -33,6 +39,10 @@ if TYPE_CHECKING:
     from .tasks.batch import Batch as Batch
     from .tasks.tasks import Prompts as Prompts
     from .tasks.tasks import RepeatedTokens as RepeatedTokens
+    from .training.causal_lm import CausalLM as CausalLM
+    from .training.data import MixedData as MixedData
+    from .training.data import RepeatedTokensData as RepeatedTokensData
+    from .training.data import TextData as TextData
 else:
     __getattr__, __dir__, __all__ = _lazy_names(
         __name__,
@@ -54,6 +64,14 @@ else:
             ".storage.files": "write_netcdf",
             ".storage.reading": "open_result",
             ".storage.registry": "from_json to_json",
+            ".dynamics.callback": "StudyCallback",
+            ".dynamics.checkpoints": "over_checkpoints",
+            ".dynamics.hf_trainer": "TrainerStudyCallback",
+            ".dynamics.schedule": "log_spaced",
+            ".measuring.declared": "Sweep",
+            ".measuring.fabric": "FabricExecutor",
+            ".training.causal_lm": "CausalLM",
+            ".training.data": "MixedData RepeatedTokensData TextData",
             ".tasks.batch": "Batch",
             ".tasks.tasks": "Prompts RepeatedTokens",
         },

@@ -218,7 +218,7 @@ def split(sweep: Sweep, identity: Identity, chunks: Sequence[ExampleChunk]) -> I
         (
             model.source,
             model.revision if known else None,
-            str(model.device),
+            "cuda" if model.device.type == "cuda" else str(model.device),  # that of the worker
             model.dtype,
             model.trusted,
             _attention(model),

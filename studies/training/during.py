@@ -137,11 +137,8 @@ def hold(model: PreTrainedModel, intervention: Intervention) -> list[Any]:
 @contextmanager
 def released(model: nn.Module) -> Iterator[None]:
     """Meanwhile a model is without what is held on it: hooks of `hold` are taken off, and put back in their order."""
-    taken: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
-    for module in model.modules():
-        for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            if any(map(_is_held, hooks.values())):
-                taken.append((hooks, dict(hooks)))
+    every = [hooks for one in model.modules() for hooks in (one._forward_hooks, one._forward_pre_hooks)]
+    taken = [(hooks, dict(hooks)) for hooks in every if any(map(_is_held, hooks.values()))]
     try:
         for hooks, before in taken:
             for key, hook in before.items():
