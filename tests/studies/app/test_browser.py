@@ -250,6 +250,7 @@ def test_an_empty_folder_says_what_to_do(chromium, tmp_path):
         session.tab.close()
 
 
+@pytest.mark.heavy
 @needs_browser
 def test_sessions_go_with_their_tabs(chromium, folder, monkeypatch):
     from headwise.studies.app import session as pages
