@@ -279,7 +279,7 @@ class InductionStudy:
 
     @staticmethod
     def _title(model: Model) -> str:
-        return f"Induction heads of {model.name}"
+        return f"Induction heads of {model.name}" + ("" if model.step is None else f" at step {model.step}")
 
     def to_json(self) -> str:
         """The study as JSON text."""

@@ -10,6 +10,7 @@ from typing import Any
 import xarray as xr
 
 from ...interventions.declare.codec import edit_names
+from ...interventions.models.checkpoints import revision_and_step
 from ..output.phrases import count, listed
 from ..storage.attributes import LONGEST
 from ..storage.reading import Result
@@ -44,7 +45,7 @@ def model_of(record: Record) -> str:
     """Name, revision and size of the model."""
     shape = record.shape
     sizes = f": {shape.get('layers')} layers of {shape.get('heads')} heads" if shape else ""
-    revision = f" ({record.revision})" if record.revision else ""
+    revision = f" ({revision_and_step(record.revision, record.step)})" if record.revision else ""
     return f"{record.model}{revision}{sizes}" if record.model else ""
 
 

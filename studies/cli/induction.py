@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     import xarray as xr
 
 EXAMPLES = """  headwise induction                                 the shipped model
-  headwise induction --model openai-community/gpt2   GPT-2 from the Hub
+  headwise induction --model gpt2                    GPT-2 from the Hub
   headwise induction --model ./my-gpt2 --n 16        a local folder
+  headwise induction --step 512                      at a step of its training
   headwise induction --seed 1 --out results/seed-1.nc
-  headwise induction --model openai-community/gpt2 --remote   on NDIF
+  headwise induction --model gpt2 --remote           on NDIF
 """
 
 
@@ -43,7 +44,6 @@ def add(commands: Any) -> None:
         "--seed", type=int, default=0, help="seed of prompts and random controls (default: %(default)s)"
     )
     parser.add_argument("--out", help="NetCDF file to write (default: results/induction-MODEL.nc)")
-    parser.add_argument("--revision", help="branch, tag or commit on the Hub")
     parser.add_argument("--fresh", action="store_true", help="run everything again, whatever is there")
 
 
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     from ..storage.files import check_writable
 
     study = InductionStudy(n=options.n, length=options.length, seed=options.seed)
-    out = Path(options.out or f"results/induction-{_stem(options.model)}.nc")
+    out = Path(options.out or f"results/induction-{_stem(options)}.nc")
     if out.suffix != ".nc":
         raise DeclarationError(f"--out {out}: end it in .nc; the report beside it gets the same name in .html")
     out = check_writable(out)
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
     from ..report.report import write_report
 
     quiet_libraries()
-    model = open_model(options, options.revision)
+    model = open_model(options)
     names = list(STAGES)
     begun: list[str] = []
 
@@ -128,5 +128,7 @@ def _print_summary(tree: xr.DataTree) -> None:
     put(f"\nThe report has {rest} findings in full, and {limits} limits of what was shown.")
 
 
-def _stem(model: str) -> str:
-    return Path(model).name or "model"
+def _stem(options: argparse.Namespace) -> str:
+    """The model's name with the revision or step that was asked for, as part of a file's name."""
+    at = options.revision or ("" if options.step is None else f"step{options.step}")
+    return "-".join(one for one in (Path(options.model).name or "model", at.replace("/", "-")) if one)

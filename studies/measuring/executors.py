@@ -50,7 +50,7 @@ class WorkItem:
 
     Attributes
     ----------
-    model : tuple of (source, revision, device, dtype, trusted, attention)
+    model : tuple of (source, revision, step, device, dtype, trusted, attention)
         For `headwise.load`, with whether code of the model may run, and the implementation of attention.
     identity : Identity
         Of the model here, which a worker has to reproduce.
@@ -66,7 +66,7 @@ class WorkItem:
     chunks : tuple of ExampleChunk
     """
 
-    model: tuple[str, str | None, str, str, bool, str]
+    model: tuple[str, str | None, int | None, str, str, bool, str]
     identity: Identity
     token_hash: str
     declared: str
@@ -218,6 +218,7 @@ def split(sweep: Sweep, identity: Identity, chunks: Sequence[ExampleChunk]) -> I
         (
             model.source,
             model.revision if known else None,
+            None if known else model.step,
             str(model.device),
             model.dtype,
             model.trusted,
@@ -272,10 +273,12 @@ def run_item(item: WorkItem) -> list[FinishedValues]:
 
 
 @lru_cache(maxsize=1)
-def _opened(source: str, revision: str | None, device: str, dtype: str, trusted: bool, attention: str) -> Model:
+def _opened(
+    source: str, revision: str | None, step: int | None, device: str, dtype: str, trusted: bool, attention: str
+) -> Model:
     from ...interventions.load import load
 
-    model = load(source, revision=revision, device=device, dtype=dtype, trust_remote_code=trusted)
+    model = load(source, revision=revision, step=step, device=device, dtype=dtype, trust_remote_code=trusted)
     if _attention(model) != attention:
         model.module.set_attn_implementation(attention)
     return model

@@ -63,7 +63,7 @@ def test_dtype_is_honoured(folder):
         (lambda tmp: hw.load(tmp / "none"), "there is no folder"),
         (
             lambda tmp: hw.load("gpt2-small"),
-            "no model is called 'gpt2-small': shipped are words-2l; a Hub id is written owner/name",
+            "cannot get gpt2-small from the Hugging Face Hub: We couldn't connect to",
         ),
         (lambda tmp: hw.load("nobody/nothing"), "cannot get nobody/nothing from the Hugging Face Hub"),
         (lambda tmp: hw.load("words-2l", device="tpu"), "device 'tpu' cannot be used here: possible are auto, cpu"),
