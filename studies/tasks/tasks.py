@@ -175,7 +175,7 @@ class Prompts:
     --------
     >>> task = hw.Prompts(["apple banana cherry apple"], answers=["banana"], distractors=["cherry"])
     >>> ds = hw.measure(hw.load("words-2l"), task, metrics=[hw.metrics.accuracy])
-    >>> float(ds["baseline_accuracy"].mean())
+    >>> float(ds["accuracy"].mean())
     1.0
     """
 

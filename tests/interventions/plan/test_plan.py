@@ -257,7 +257,7 @@ def test_a_run_the_task_has_not_got_is_refused(make, message):
         (RepeatedTokens(n=2, length=4), ZeroAblate(Head(5, 0)), loss),
         (RepeatedTokens(n=2, length=4), Patch(Head(0, 0), source="noisy"), loss),
         (RepeatedTokens(n=2, length=4), PathPatch(Head(0, 0), Head(5, 0).k), loss),
-        (RepeatedTokens(n=2, length=4), None, "loss"),
+        (RepeatedTokens(n=2, length=4), None, "los"),
         (Prompts(["dog cat"]), None, logit_diff),
         (Prompts(["dog"]), None, loss),
     ],
