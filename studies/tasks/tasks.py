@@ -10,6 +10,7 @@ import numpy as np
 
 from ...errors import LARGEST_SEED, MOST_PROMPTS, DeclarationError, UnknownNameError, check_text, choices, whole
 from ...interventions.base.shape import Group
+from ...interventions.declare.codec import LEFT_OUT, written_repr
 from .batch import Batch
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 BYTES = 100
 """For each token of a prompt: ids in both runs, targets and distractors, and copies of them while they are made."""
+CORRUPTIONS = ("first", "second", "cue")
+SHORTEST_CUE = 4
 REFERENCE_EXAMPLES = 32
 """Fewest examples of the reference draw of a random task: a mean over a handful is mostly noise."""
 
@@ -36,10 +39,30 @@ class Task(Protocol):
 class RepeatedTokens:
     """Random distinct tokens, repeated once: ``t[i + L] = t[i]``.
 
-    The ``clean`` run is the repeat. The ``corrupted`` run has the same second half after a first half of other distinct
-    tokens, so that nothing in it repeats. The target at query ``i`` is the token at ``i + 1``; the distractor is the
-    token that stands in the corrupted run where the target stands in the first half of the clean one. Where the first
-    half is scored too, each run is judged on next tokens of its own.
+    The ``clean`` run is the repeat. The target at query ``i`` is its token at ``i + 1``. The ``corrupted`` run has other
+    tokens in some places, so that a query finds no earlier copy of its token:
+
+    ============  =====================================================  ==========================================
+    ``corrupt``   the corrupted run                                      the distractor at query ``i``
+    ============  =====================================================  ==========================================
+    ``"first"``   another first half, the same second half               the other token that stands in the first
+                                                                         half where the target stood
+    ``"second"``  the same first half, another second half               the other token that stands at ``i + 1``
+    ``"cue"``     the first half with its tokens 0, 2, 4, ... replaced;  the target of the next scored query (of the
+                  queries are scored where these tokens come again       first, for the last one)
+    ============  =====================================================  ==========================================
+
+    Other tokens are in no place of the clean run. With ``"first"``, denoising (``base="corrupted"``,
+    ``Patch(..., source="clean")``) cannot restore the answer: the target stands nowhere in the first half, and
+    restoring the match, q or k, makes a head copy what stands there instead, which is the distractor. With
+    ``"second"`` the first half, and so every key, is that of the clean run, and restoring the queries restores the
+    answer. With ``"cue"`` the queries and the target are there, and what is missing is that the target's place in the
+    first half follows a copy of the query: restoring the keys restores the answer, and so does restoring a head of an
+    earlier layer that looks at the previous token. There both target and distractor stand in the first half of both
+    runs, so that copying just any token of it favours neither.
+
+    Both runs are judged on the targets of the clean run. (With ``score="all"`` and ``"first"``, queries in the first
+    half are judged on next tokens of each run's own.)
 
     Parameters
     ----------
@@ -56,7 +79,10 @@ class RepeatedTokens:
         Draw from the token ids ``start`` up to, not including, ``stop``; the whole vocabulary when left out. Special
         tokens are never drawn.
     score : {"repeat", "all"}
-        Score the queries ``L .. 2L-2`` (default), or every query that has a next token.
+        Score the queries ``L .. 2L-2`` (default; only ``L, L+2, ...`` with ``corrupt="cue"``), or every query that has a
+        next token.
+    corrupt : {"first", "second", "cue"}
+        Which tokens the corrupted run replaces: the first half, the second half, or every second one of the first half.
 
     Raises
     ------
@@ -76,6 +102,9 @@ class RepeatedTokens:
     bos: bool = False
     tokens: tuple[int, int] | None = None
     score: str = "repeat"
+    corrupt: str = field(default="first", metadata=LEFT_OUT)
+
+    __repr__ = written_repr
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "n", whole(self.n, "n, the number of prompts,", low=1, high=MOST_PROMPTS))
@@ -84,6 +113,14 @@ class RepeatedTokens:
         object.__setattr__(self, "bos", bool(self.bos))
         if self.score not in ("repeat", "all"):
             raise DeclarationError(f"score={self.score!r}: possible are 'repeat' and 'all'")
+        if self.corrupt not in CORRUPTIONS:
+            raise DeclarationError(f"corrupt={self.corrupt!r}: possible are {choices(map(repr, CORRUPTIONS))}")
+        if self.corrupt == "cue" and self.score == "all":
+            raise DeclarationError("score='all' goes with corrupt='first' and 'second': 'cue' scores its own queries")
+        if self.corrupt == "cue" and self.length < SHORTEST_CUE:
+            raise DeclarationError(
+                f"length={self.length}: corrupt='cue' needs {SHORTEST_CUE} or more, for two queries and their targets"
+            )
         if self.tokens is not None:
             span = tuple(self.tokens) if isinstance(self.tokens, Iterable) else ()
             if len(span) != 2 or not all(isinstance(token, int) for token in span) or not 0 <= span[0] < span[1]:
@@ -112,19 +149,25 @@ class RepeatedTokens:
         picked = np.stack([pool[random.permutation(len(pool))[: 2 * half]] for _ in range(n)])
         first, other = picked[:, :half], picked[:, half:]
         front = np.full((n, start), model.tokenizer.bos_token_id if self.bos else 0, dtype=np.int64)
+        cued = np.where(np.arange(half) % 2, first, other)
+        halves = {"first": (other, first), "second": (first, other), "cue": (cued, first)}[self.corrupt]
         runs = {
-            "clean": np.concatenate([front, first, first], axis=1),
-            "corrupted": np.concatenate([front, other, first], axis=1),
+            run: np.concatenate([front, *two], axis=1)
+            for run, two in {"clean": (first, first), "corrupted": halves}.items()
         }
         scored = np.zeros((n, size), dtype=bool)
-        scored[:, (0 if self.score == "all" else start + half) : size - 1] = True
+        judged = slice(0 if self.score == "all" else start + half, size - 1, 2 if self.corrupt == "cue" else 1)
+        scored[:, judged] = True
         targets, distractors = (np.zeros((n, size), dtype=np.int64) for _ in range(2))
         targets[:, :-1] = runs["clean"][:, 1:]
-        distractors[:, start + half - 1 : size - 1] = other
-        distractors[:, : start + half - 1] = runs["corrupted"][:, 1 : start + half]
-        own = targets.copy()  # differs from the targets of the clean run before the repeat only
-        own[:, :-1] = runs["corrupted"][:, 1:]
-        return Batch(runs, np.full(n, size), scored, targets, distractors, half, start, {"corrupted": own})
+        distractors[:, :-1] = np.concatenate([front, other, other], axis=1)[:, 1:]
+        if self.corrupt == "cue":
+            distractors[:, judged] = np.roll(targets[:, judged], -1, axis=1)
+        own = {}
+        if self.corrupt == "first":  # differs from the targets of the clean run before the repeat only
+            own["corrupted"] = targets.copy()
+            own["corrupted"][:, :-1] = runs["corrupted"][:, 1:]
+        return Batch(runs, np.full(n, size), scored, targets, distractors, half, start, own)
 
     def _pool(self, model: Model) -> Array:
         if self.bos and model.tokenizer.bos_token_id is None:
