@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...errors import DeclarationError, check_text
+from ...interventions.declare.changes import FromRun, Reduce
 from ...interventions.declare.edits import Intervention
 from ...interventions.declare.grid import Grid
 from ...interventions.plan.plan import Plan, make_plan
 from ...metrics.card import Metric
+from ...metrics.outputs import of_answer
 from ..tasks.batch import Batch
 from ..tasks.tasks import Task, reference_tokens
 from .labels import check_is_model, check_names, task_json
@@ -113,6 +115,7 @@ def set_up(
     check_names(axes, chosen, per_position)
     declared = task_json(task)
     batch = task.draw(model)
+    chosen, batch = for_answers(chosen, batch, per_position)
     plan = make_plan(
         [intervention.edits() for intervention in interventions],
         model=model.name,
@@ -126,7 +129,35 @@ def set_up(
         budget=model.backend.budget,
         overhead=model.backend.overhead,
     )
+    check_reference(plan, batch)
     return Request(chosen, axes, declared, batch, plan)
+
+
+def for_answers(metrics: list[Metric], batch: Batch, per_position: bool) -> tuple[list[Metric], Batch]:
+    """Where answers are several tokens: the metrics as they are defined for them, and the rows that they need."""
+    if not batch.sequences:
+        return metrics, batch
+    metrics = [of_answer(metric) for metric in metrics]
+    if not any(metric.over == "difference" for metric in metrics):
+        return metrics, batch
+    if per_position:
+        raise DeclarationError(
+            "per_position=True: logit_diff of answers of several tokens compares two continuations, which share no "
+            "position"
+        )
+    return metrics, batch.with_rivals()
+
+
+def check_reference(plan: Plan, batch: Batch) -> None:
+    """Refuse what puts other values into a prompt with its answer than into the same prompt with its distractor."""
+    for edit in (edit for edits in plan.conditions for edit in edits if batch.pairs and edit.uses_reference):
+        value = edit.change().value
+        if not isinstance(value, FromRun) or value.reduce is not Reduce.EXAMPLE_POSITION:
+            raise DeclarationError(
+                f"{edit!r}: logit_diff of answers of several tokens compares prompts of different lengths, and "
+                "references of each length are others: possible are MeanAblate(..., over=('example', 'position')), "
+                "ZeroAblate, and metrics that take no distractor"
+            )
 
 
 def logits_wanted(metrics: Sequence[Metric]) -> int | None:
@@ -200,5 +231,7 @@ def check_estimable(metrics: Sequence[Metric], estimator: str, steps: int, per_p
                 f"{metric.name} has no gradient estimate: possible are metrics of logits that change smoothly, such as "
                 "loss, logit_diff and prob"
             )
+        if metric.over != "mean":
+            raise DeclarationError(f"{metric.card.long_name}: there is only estimator='exact'")
     if per_position:
         raise DeclarationError(f"per_position=True: estimator={estimator!r} gives the mean over scored positions only")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...interventions.declare import codec
 from ...interventions.declare.codec import TABLE
-from ..tasks.tasks import Prompts, RepeatedTokens
+from ..tasks.prompts import Prompts
+from ..tasks.tasks import RepeatedTokens
 
 if TYPE_CHECKING:
     from ...metrics.card import Metric
