@@ -49,7 +49,19 @@ def coordinates(model: Model, batch: Batch, run: str, runs: Sequence[str] | None
         "position": np.arange(ids.shape[1]),
         "token": (("example", "position"), np.asarray(text, dtype=object), {"long_name": f"token of the {run} run"}),
         "token_id": (("example", "position"), ids, {"long_name": f"token id of the {run} run"}),
-    }
+    } | _position_labels(batch)
+
+
+def _position_labels(batch: Batch) -> dict[str, Any]:
+    """Which positions have a label, ``(example, position)``: empty where none, with commas where several."""
+    if not batch.labels:
+        return {}
+    text = np.full(batch.scored.shape, "", dtype=object)
+    for label, places in batch.labels.items():
+        for row, several in enumerate(places):
+            for at in several:
+                text[row, at] = f"{text[row, at]}, {label}" if text[row, at] else label
+    return {"position_label": (("example", "position"), text, {"long_name": "label of the position"})}
 
 
 def with_axes(coords: Mapping[str, Any], axes: Sequence[tuple[str, tuple[Any, ...]]]) -> dict[str, Any]:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...errors import DeclarationError, UnknownNameError, check_text, choices
+from ...interventions.declare.changes import FromRun, Reduce
 from ...interventions.declare.edits import Intervention
 from ...interventions.declare.grid import Grid
 from ...interventions.plan.plan import Plan, make_plan
 from ...metrics.card import Metric
+from ...metrics.outputs import of_answer
 from ..storage.registry import metric_of
 from ..tasks.batch import Batch
 from ..tasks.tasks import Task, reference_tokens
@@ -123,6 +125,7 @@ def set_up(
     declared = task_json(task)
     batch = task.draw(model)
     measured = _asked(runs, what, batch.runs)
+    chosen, batch = for_answers(chosen, batch, per_position)
     plan = make_plan(
         [intervention.edits() for intervention in interventions],
         model=model.name,
@@ -137,6 +140,7 @@ def set_up(
         budget=model.backend.budget,
         overhead=model.backend.overhead,
     )
+    check_reference(plan, batch)
     return Request(chosen, axes, declared, runs, batch, plan)
 
 
@@ -148,6 +152,33 @@ def _asked(runs: Runs, what: What, possible: Iterable[str]) -> list[str] | None:
         return [runs] if isinstance(runs, str) else list(runs or ())
     several = "give 'all', the name of a run or several names"
     raise UnknownNameError(f"runs={runs!r}: {several}: the task has the runs {choices(possible)}")
+
+
+def for_answers(metrics: list[Metric], batch: Batch, per_position: bool) -> tuple[list[Metric], Batch]:
+    """Where answers are several tokens: the metrics as they are defined for them, and the rows that they need."""
+    if not batch.sequences:
+        return metrics, batch
+    metrics = [of_answer(metric) for metric in metrics]
+    if not any(metric.over == "difference" for metric in metrics):
+        return metrics, batch
+    if per_position:
+        raise DeclarationError(
+            "per_position=True: logit_diff of answers of several tokens compares two continuations, which share no "
+            "position"
+        )
+    return metrics, batch.with_rivals()
+
+
+def check_reference(plan: Plan, batch: Batch) -> None:
+    """Refuse what puts other values into a prompt with its answer than into the same prompt with its distractor."""
+    for edit in (edit for edits in plan.conditions for edit in edits if batch.pairs and edit.uses_reference):
+        value = edit.change().value
+        if not isinstance(value, FromRun) or value.reduce is not Reduce.EXAMPLE_POSITION:
+            raise DeclarationError(
+                f"{edit!r}: logit_diff of answers of several tokens compares prompts of different lengths, and "
+                "references of each length are others: possible are MeanAblate(..., over=('example', 'position')), "
+                "ZeroAblate, and metrics that take no distractor"
+            )
 
 
 def logits_wanted(metrics: Sequence[Metric]) -> int | None:
@@ -232,5 +263,7 @@ def check_estimable(metrics: Sequence[Metric], estimator: str, steps: int, per_p
                 f"{metric.name} has no gradient estimate: possible are metrics of logits that change smoothly, such as "
                 "loss, logit_diff and prob"
             )
+        if metric.over != "mean":
+            raise DeclarationError(f"{metric.card.long_name}: there is only estimator='exact'")
     if per_position:
         raise DeclarationError(f"per_position=True: estimator={estimator!r} gives the mean over scored positions only")

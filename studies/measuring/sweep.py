@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 
 from ...interventions.declare.codec import encode
-from ...metrics.card import Metric
+from ...metrics.card import OVER, Metric
 from ..output.progress import Progress
 from ..storage.provenance import card_attrs, provenance
 from ..storage.registry import TASKS
@@ -115,6 +115,11 @@ class Sweep:
     def _steps(self) -> int | None:
         return self.steps if self.estimator == "integrated" else None
 
+    @property
+    def _every_position(self) -> bool:
+        """Whether values at each scored position are needed: of answers of several tokens no mean is taken."""
+        return self.per_position or self.setup.batch.sequences
+
     @overload
     def pass_store(self, kept: UnfinishedResult, call: Call) -> PassStore: ...
 
@@ -127,7 +132,7 @@ class Sweep:
             return None
         from ..storage.pass_store import PassStore
 
-        whole = self.per_position or self.backend.every_position
+        whole = self._every_position or self.backend.every_position
         return PassStore(kept, self.model, call.identity, self.setup.plan, self.readers, self.inputs, whole)
 
     def run(
@@ -180,7 +185,7 @@ class Sweep:
         deviation = against_float32(model, plan, readers, inputs)
         where = None if store is None or self.estimator != "exact" else store.parts.folder
         with Progress("measuring", progress, kept=where, total=plan.steps) as bar:
-            positions, say = self.per_position, bar.say
+            positions, say = self._every_position, bar.say
             if self.estimator != "exact":
                 outcome = backend.run_estimate(
                     plan, readers, inputs, self._steps, bar.update, positions=positions, say=say
@@ -194,6 +199,7 @@ class Sweep:
             variables |= _variables(metric, outcome, batch, None if self.what is None else axes, self.per_position)
         sizes = {dim: size for one in variables.values() for dim, size in one.sizes.items()}
         dataset = xr.Dataset(variables, coords | counted(sizes, coords))
+        dataset = _less_rivals(dataset, self.setup.metrics, batch.pairs)
         told = {"seconds": f"{time.monotonic() - started:.3f}", CHECKED: "passed" if self.check else "left out"}
         dataset.attrs = provenance(model, call.identity) | attrs | told
         if deviation:
@@ -238,7 +244,7 @@ def _layout(metric: Metric, batch: Batch, per_position: bool) -> tuple[tuple[str
     if metric.kind == "pattern":
         return ("example", "read_layer", "read_head"), lambda value, number: value
     if not per_position:
-        return ("example",), lambda value, number: value.mean(axis=-1)
+        return ("example",), lambda value, number: OVER[metric.over](value)
 
     def spread(value: Array, number: int) -> Array:
         """Put the values of a group at its scored positions; NaN elsewhere."""
@@ -247,6 +253,19 @@ def _layout(metric: Metric, batch: Batch, per_position: bool) -> tuple[tuple[str
         return whole
 
     return ("example", "position"), spread
+
+
+def _less_rivals(dataset: xr.Dataset, metrics: Sequence[Metric], pairs: int) -> xr.Dataset:
+    """The examples alone, where their rivals ran in as many rows after them; a difference is that of the two."""
+    if not pairs:
+        return dataset
+    own, rivals = dataset.isel(example=slice(pairs)), dataset.isel(example=slice(pairs, None))
+    differ = [
+        name for metric in metrics if metric.over == "difference" for name in (metric.name, f"baseline_{metric.name}")
+    ]
+    return own.assign(
+        {name: own[name].copy(data=own[name].values - rivals[name].values) for name in differ if name in own}
+    )
 
 
 def _assemble(by_group: list[Array], batch: Batch, groups: Sequence[Any]) -> Array:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from ...errors import UnknownNameError, choices
 from ...interventions.declare import codec
 from ...interventions.declare.codec import TABLE
-from ..tasks.tasks import Prompts, RepeatedTokens
+from ..tasks.prompts import Prompts
+from ..tasks.tasks import RepeatedTokens
 
 if TYPE_CHECKING:
     from ...metrics.card import Metric
