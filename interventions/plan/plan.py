@@ -21,9 +21,9 @@ from .writes import writes_of
 
 
 class Plan(Schedule):
-    """What will run, in order. ``print(plan)`` explains it; the fields are those of `Schedule`."""
+    """What will run, in order. Its text explains it; the fields are those of `Schedule`."""
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return printable(explain(self), lines=True)
 
     def cost(self) -> Cost:

@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import DeclarationError, check_text
+from ...errors import DeclarationError, check_text, printable
 from ...interventions.base.shape import Group
 from ...metrics.card import PromptFacts
+from ..output.phrases import count, listed
 
 Array = np.ndarray[Any, Any]
+LONGEST, SHOWN = 16, 5
+"""Token ids of a row, and numbers of a list, that the text of a batch gives."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +110,22 @@ class Batch:
             pairs=len(self.lengths),
         )
 
+    def __repr__(self) -> str:
+        prompts, sizes = len(self.lengths), self.lengths.tolist()
+        lines = [f"{count(prompts, 'prompt')} of {_span(sizes)} tokens" if prompts else "no prompt"]
+        if prompts:
+            size, scored, judged = sizes[0], self.scored[0], self.scored.sum(axis=1).tolist()
+            same = (self.scored == scored).all() and judged[0]
+            where = f" of each prompt: {_span(np.flatnonzero(scored).tolist())}" if same else " of a prompt"
+            rows = {"scored": f"{_span(judged)} position{'' if {*judged} == {1} else 's'}{where}"}
+            rows[""] = "token ids of the first prompt; model.token_text(...) gives words"
+            rows |= {run: _ids(tokens[0, :size]) for run, tokens in self.runs.items()}
+            rows |= {"targets": _ids(self.targets[0, scored])} if judged[0] else {}
+            rows |= {} if self.distractors is None else {"distractors": _ids(self.distractors[0, scored])}
+            wide = max(map(len, rows))
+            lines += [f"{name:<{wide}}  {text}" for name, text in rows.items()]
+        return "\n".join(map(printable, lines))
+
     def tokens(self, run: str, group: Group) -> Array:
         """Token ids of a run for the examples of a group, ``(example, position)``."""
         return self.runs[run][list(group.examples), : group.length]
@@ -117,3 +136,16 @@ class Batch:
         targets = self.own_targets.get(run, self.targets)[where]
         distractors = None if self.distractors is None else self.distractors[where]
         return PromptFacts(self.tokens(run, group), group.scored, targets, distractors, self.period, self.start)
+
+
+def _span(numbers: Sequence[int]) -> str:
+    """Numbers in short, each once: ``25 to 48``, ``3, 5 and 9``."""
+    found = sorted({*numbers})
+    whole = found[-1] - found[0] + 1 == len(found) > 2
+    return listed(map(str, found)) if len(found) <= SHOWN and not whole else f"{found[0]} to {found[-1]}"
+
+
+def _ids(tokens: Array) -> str:
+    """The first token ids of a row."""
+    more = len(tokens) - LONGEST
+    return " ".join(map(str, tokens[:LONGEST].tolist())) + (f" and {more} more" if more > 0 else "")
