@@ -229,6 +229,14 @@ def sets_against_controls(
     return result
 
 
+def sets_of(found: Mapping[str, Sequence[Head]]) -> dict[str, list[Head]]:
+    """The sets that are ablated where `found` are the heads with a role: those of each role, and all together."""
+    sets = {f"{role} heads": list(members) for role, members in found.items() if members}
+    if len(sets) > 1:
+        sets["both"] = [head for members in found.values() for head in members]
+    return sets
+
+
 def draw_sets(
     model: Model, sets: Mapping[str, Sequence[Head]], draws: int, seed: int
 ) -> tuple[dict[str, tuple[Head, ...]], dict[tuple[str, str], list[tuple[Head, ...]]]]:

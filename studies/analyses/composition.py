@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from ...interventions.base.shape import Shape
 from ...interventions.declare.sites import Head
 from ...metrics.attention import induction
 from ...metrics.intervals import level_at, looks
@@ -74,6 +75,13 @@ def composition_scores(model: Model, *, draws: int = 200, seed: int = 0, check: 
     with begin(model, check=check) as call:
         found = _composition(model, draws, seed)
     return found.assign_attrs(provenance(model, call.identity))
+
+
+def score_flops(shape: Shape) -> int:
+    """Operations of `composition_scores`, in passes of float32: those of float64 count twice."""
+    pairs = shape.layers * (shape.layers - 1) // 2 * shape.heads**2
+    product = 2 * shape.d_model * shape.d_head**2 + 3 * 2 * shape.d_head**3
+    return 2 * len(KINDS) * len(FOLDING) * pairs * product
 
 
 def _composition(model: Model, draws: int, seed: int) -> xr.Dataset:

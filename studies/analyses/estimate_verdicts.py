@@ -63,7 +63,7 @@ def on_estimates(ds: xr.Dataset) -> list[str]:
 def _not_run(ds: xr.Dataset) -> Iterator[str]:
     """Which estimates were left out."""
     for name, times in json.loads(ds.attrs.get("too_dear", "{}")).items():
-        yield f"{SHORT.get(name, name)} was not run: it costs {times:.1f} times what the exact values cost."
+        yield f"{SHORT.get(name, name)} was not run: it costs {times:.2f} times what the exact values cost."
 
 
 def _about(here: xr.Dataset, name: str) -> str:

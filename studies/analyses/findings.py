@@ -165,11 +165,12 @@ def _control_words(here: xr.Dataset, control: str, base: float) -> str:
 
 def _patching(ds: xr.Dataset) -> list[str]:
     sentences = []
+    prompts = int(ds["gap"].attrs["prompts"]) if "gap" in ds else ds.sizes["example"]
     for direction, start in (("noising", 1.0), ("denoising", 0.0)):
         ratio = ds[f"{direction}_normalized"].transpose("component", "layer", "head").values
         if np.isnan(ratio).all():
             sentences.append(
-                f"By {direction}, nothing can be said: over {ds.sizes['example']} prompts, the clean and the "
+                f"By {direction}, nothing can be said: over {prompts} prompts, the clean and the "
                 "corrupted run do not differ in logit difference by more than noise."
             )
             continue

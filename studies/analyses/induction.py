@@ -25,6 +25,7 @@ from . import ablation, behaviour, composition, heads, patching, word_lists
 from .conclusion import conclude
 from .estimates import SWEEPS, estimates_beside, prices
 from .paths import strongest_pairs
+from .prices import StudyPlan, price_study
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -108,6 +109,34 @@ class InductionStudy:
     def task(self) -> RepeatedTokens:
         """The repeated random tokens it measures on."""
         return RepeatedTokens(self.n, self.length, self.seed, self.bos)
+
+    def plan(self, model: Model, *, timed: bool = True) -> StudyPlan:
+        """What `run` would do on a model, stage by stage, without doing it.
+
+        Parameters
+        ----------
+        model : Model
+        timed : bool
+            Run a few plain forward passes to estimate the time; not where the model is on a server.
+
+        Returns
+        -------
+        StudyPlan
+            ``print`` explains it; its prices come from the plans that `run` carries out.
+
+        Raises
+        ------
+        DeclarationError
+            The prompts do not fit the model.
+
+        Examples
+        --------
+        >>> plan = hw.InductionStudy().plan(hw.load("words-2l"), timed=False)
+        >>> round(plan.least["ablation"].forwards), round(plan.most["ablation"].forwards)
+        (192, 770)
+        """
+        self.task.draw(model)
+        return price_study(self, model, timed=timed)
 
     def run(
         self,
@@ -207,7 +236,8 @@ class InductionStudy:
             """Run a stage, or take it as it is stored."""
             if progress is not None and group is None:
                 progress(name)
-            made = keep((group or name).replace("/", "-"), lambda: timed(make))
+            with context.using(label=STAGES[name]):
+                made = keep((group or name).replace("/", "-"), lambda: timed(make))
             seconds[name] = round(seconds.get(name, 0.0) + float(made.attrs.pop("stage_seconds")), 3)
             parts[group or name] = made if group else made.assign_attrs(long_name=STAGES[name])
 
@@ -259,10 +289,7 @@ class InductionStudy:
         return list(shown.items())
 
     def _sets(self, model: Model, found: dict[str, list[Head]]) -> xr.Dataset:
-        sets = {f"{role} heads": members for role, members in found.items() if members}
-        if len(sets) > 1:
-            sets["both"] = [head for members in found.values() for head in members]
-        if not sets:
+        if not (sets := ablation.sets_of(found)):
             return xr.Dataset()
         return ablation.sets_against_controls(
             model, self.task, sets, draws=self.draws, seed=self.seed, first=self.first

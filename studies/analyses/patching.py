@@ -68,7 +68,9 @@ def qkv_of_every_head(
     Dataset
         ``<direction>(component, layer, head, example)`` in logits, ``baseline_logit_diff(run, example)``,
         ``<direction>_normalized(component, layer, head)`` (0 corrupted, 1 clean), and the 95% bootstrap interval of the
-        effect, ``<direction>_effect_low`` and ``_high``; of the heads `together`, what `describe_set` gives.
+        effect, ``<direction>_effect_low`` and ``_high``; of the heads `together`, what `describe_set` gives. With
+        several looks also ``gap``, ``gap_low`` and ``gap_high``, by how much the runs differ over all prompts; where
+        that is within noise, nothing is normalized.
     """
     counts = looks(task.n, first)
 
@@ -82,10 +84,12 @@ def qkv_of_every_head(
         return parts
 
     def judged(found: dict[str, xr.Dataset]) -> xr.Dataset:
-        every = _both_directions(found, level_at(len(counts)))
-        if not together:
-            return every
-        return every.merge(describe_set(found["set"], together), combine_attrs="override")
+        result = _both_directions(found, level_at(len(counts)))
+        if together:
+            result = result.merge(describe_set(found["set"], together), combine_attrs="override")
+        return result if gap is None else _with_gap(result, gap)
+
+    gap = gap_of_all(model, task) if len(counts) > 1 else None
 
     def is_settled(found: dict[str, xr.Dataset]) -> bool:
         ds = judged(found)
@@ -115,14 +119,37 @@ def _both_directions(found: dict[str, xr.Dataset], level: float) -> xr.Dataset:
 def patches_settled(ds: xr.Dataset, count: int) -> bool:
     """Whether each effect of both directions is settled at one of `count` looks, to within `CLEAR` of the gap.
 
-    Where the gap between the clean and the corrupted run is within noise, no effect says anything: it is settled once
-    the gap is known to within `CLEAR` logits.
+    Where the clean and the corrupted run do not differ beyond noise over all prompts of the task, no effect says
+    anything, with however many of them.
     """
+    if float(ds["gap_low"]) <= 0 <= float(ds["gap_high"]):
+        return True
     gap, low, high = gap_between_runs(ds["baseline_logit_diff"], level_at(count))
     if low <= 0 <= high:
-        return bool(settled(low, high, CLEAR))
+        return False
     ends = [[ds[f"{direction}_effect_{end}"].values for end in ("low", "high")] for direction in DIRECTIONS]
     return all(bool(settled(low, high, CLEAR * abs(gap)).all()) for low, high in ends)
+
+
+def gap_of_all(model: Model, task: RepeatedTokens) -> xr.Dataset:
+    """How the clean and the corrupted run differ over all prompts: ``gap``, and its 95% interval, in logits."""
+    runs = [
+        measure_some(model, task, None, [logit_diff], (0, task.n), base=run)["baseline_logit_diff"].sel(run=[run])
+        for run in ("clean", "corrupted")
+    ]
+    values = gap_between_runs(xr.concat(runs, "run"), 0.95)
+    words = f"logit difference of the clean run minus that of the corrupted one, over all {task.n} prompts"
+    ends = ("", ", lower end of 95% interval", ", upper end of 95% interval")
+    attrs = [{"long_name": words + end, "units": "logit", "prompts": task.n} for end in ends]
+    names = ("gap", "gap_low", "gap_high")
+    return xr.Dataset({name: ((), value, said) for name, value, said in zip(names, values, attrs, strict=True)})
+
+
+def _with_gap(ds: xr.Dataset, gap: xr.Dataset) -> xr.Dataset:
+    """Add the gap over all prompts; where it is within noise, nothing is normalized by what some of them show."""
+    if float(gap["gap_low"]) <= 0 <= float(gap["gap_high"]):
+        ds = ds.assign({name: xr.full_like(ds[name], np.nan) for name in ds if str(name).endswith("_normalized")})
+    return ds.assign(gap)
 
 
 def gap_between_runs(baseline: xr.DataArray, level: float) -> tuple[float, Array, Array]:

@@ -22,6 +22,8 @@ from ...errors import printable
 from ...signals import ENDING, is_main, pass_on
 
 QUIET_SECONDS = 2.0
+LINE_SECONDS = 30.0
+"""Where standard error is no terminal, long work says so often how it is doing."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -68,8 +70,41 @@ class Terminating:
             signal.raise_signal(signal.SIGTERM)
 
 
+class Lines:
+    """A line now and then on how long work is doing, for an output that is no terminal.
+
+    Parameters
+    ----------
+    label : str
+    unit : str
+        What is counted.
+    """
+
+    def __init__(self, label: str, unit: str) -> None:
+        self.label, self.unit = label, unit
+        self.started = self.told = time.monotonic()
+
+    def update(self, done: int, total: int) -> None:
+        """Say that `done` of `total` are done, unless that was said a short while ago."""
+        now = time.monotonic()
+        if sys.stderr is None or sys.stderr.isatty() or now - self.told < LINE_SECONDS or not 0 < done < total:
+            return
+        self.told = now
+        left = (now - self.started) * (total - done) / done
+        text = f"{self.label}: {100 * done // total}% ({done} of {total} {self.unit}), about {duration(left)} left"
+        with suppress(OSError, ValueError):  # nobody reads it any more
+            print(printable(text), file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """``12 s``, ``3.4 min``, ``2.1 h``."""
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 class Progress:
-    """A bar that appears once the work has taken two seconds, if standard error is a terminal.
+    """A bar that appears once the work has taken two seconds, if standard error is a terminal; else lines tell.
 
     Ctrl-C lets the pass that runs come to its end, so that nothing is left half done, and then raises `Stopped`; a
     second Ctrl-C interrupts at once, unless a file is read or written. So does SIGTERM, within `Terminating`.
@@ -98,6 +133,7 @@ class Progress:
         self.label, self.unit, self.kept, self.total = label, unit, kept, total
         self.callback = show if callable(show) else None
         self.wanted = (sys.stderr is not None and sys.stderr.isatty()) if show is None else show is True
+        self.lines = Lines(label, unit) if show is None else None
         self.patience = 0.0 if show is True else QUIET_SECONDS
         self.started = time.monotonic()
         self.bar: Any = None
@@ -131,6 +167,8 @@ class Progress:
                 self._open(total)
             seconds = time.monotonic() - self.started
             self.bar.update(self.task, completed=done, total=total, rate=f"{done / seconds:.3g} {self.unit}/s")
+        elif self.lines is not None:
+            self.lines.update(done, total)
         self._stop_if_asked(f"after {done} of {total} {self.unit}")
 
     def _stop_if_asked(self, when: str) -> None:
