@@ -16,7 +16,9 @@ from ...metrics.attention import SCORES, chance
 from ...metrics.card import Metric
 from ...metrics.intervals import bootstrap_interval, interval_attrs
 from ...metrics.statistics import benjamini_hochberg, null_p_value
+from ..measuring import context
 from ..measuring.measure import measure
+from ..output.progress import Lines
 from ..storage.provenance import card_attrs
 from ..tasks.tasks import Task
 
@@ -90,8 +92,10 @@ def untrained_scores(model: Model, task: Task, metrics: Sequence[Metric], seeds:
     from ...interventions.run.untrained import untrained_module
 
     found = []
+    told = Lines(f"{context.current().label}, untrained models", "models")
     with begin(model, check=False) as call:
-        for seed in seeds:
+        for number, seed in enumerate(seeds):
+            told.update(number, len(seeds))
             module = untrained_module(model, call.identity, seed)
             untrained = load(module, device=str(model.device), dtype=model.dtype, tokenizer=model.tokenizer)
             scores = head_scores(untrained, task, metrics, check=False)  # built as `model`, which is checked

@@ -18,6 +18,7 @@ EXAMPLES = """  headwise induction                                 the shipped m
   headwise induction --model gpt2                    GPT-2 from the Hub
   headwise induction --model ./my-gpt2 --n 16        a local folder
   headwise induction --step 512                      at a step of its training
+  headwise induction --model gpt2 --plan             what it would take, stage by stage
   headwise induction --seed 1 --out results/seed-1.nc
   headwise induction --model gpt2 --remote           on NDIF
 """
@@ -38,12 +39,21 @@ def add(commands: Any) -> None:
         examples=EXAMPLES,
     )
     add_model(parser)
-    parser.add_argument("--n", type=int, default=32, help="prompts of repeated random tokens (default: %(default)s)")
+    parser.add_argument(
+        "--n", type=int, default=32, help="prompts of repeated random tokens, at most (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--first",
+        type=int,
+        default=8,
+        help="prompts that sweeps start with; doubled until verdicts are settled (default: %(default)s)",
+    )
     parser.add_argument("--length", type=int, default=25, help="tokens in the half that repeats (default: %(default)s)")
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of prompts and random controls (default: %(default)s)"
     )
     parser.add_argument("--out", help="NetCDF file to write (default: results/induction-MODEL.nc)")
+    parser.add_argument("--plan", action="store_true", help="say what each stage would cost, and run nothing")
     parser.add_argument("--fresh", action="store_true", help="run everything again, whatever is there")
 
 
@@ -53,7 +63,11 @@ def run(options: argparse.Namespace) -> int:
     from ..analyses.induction import STAGES, InductionStudy
     from ..storage.files import check_writable
 
-    study = InductionStudy(n=options.n, length=options.length, seed=options.seed)
+    study = InductionStudy(n=options.n, length=options.length, seed=options.seed, first=options.first)
+    if options.plan:
+        quiet_libraries()
+        put(study.plan(open_model(options)))
+        return 0
     out = Path(options.out or f"results/induction-{_stem(options)}.nc")
     if out.suffix != ".nc":
         raise DeclarationError(f"--out {out}: end it in .nc; the report beside it gets the same name in .html")
@@ -68,7 +82,9 @@ def run(options: argparse.Namespace) -> int:
     begun: list[str] = []
 
     def stage(name: str) -> None:
-        """Say which stage begins."""
+        """Say which stage begins; before the first one, what all will take."""
+        if not begun:
+            say(study.plan(model).line)
         begun.append(name)
         say(f"{names.index(name) + 1}/{len(names)} {STAGES[name]}")
 

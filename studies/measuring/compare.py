@@ -125,15 +125,38 @@ def compare_estimates(
     for axis, _ in axes:
         if axis in DIMS:
             raise DeclarationError(f"a grid axis cannot be called {axis!r} here: a dim of the result is")
-    measured = [measure(model, task, what, metric, base=base, estimator=name, steps=steps) for name in names]
-    judge = measure(model, task, what, metric, base=base) if exact is None else _same(exact, measured[0], metric.name)
-    changes = {name: effect(ds, metric.name) for name, ds in zip(names, measured, strict=True)}
-    baseline = judge[f"baseline_{metric.name}"].sel(run=base, drop=True)
-    result = agreement(effect(judge, metric.name), changes, baseline)
+    measured = {name: measure(model, task, what, metric, base=base, estimator=name, steps=steps) for name in names}
+    like = next(iter(measured.values()))
+    judge = measure(model, task, what, metric, base=base) if exact is None else same(exact, like, metric.name)
+    return compared(measured, judge, metric, steps)
+
+
+def compared(estimates: Mapping[str, xr.Dataset], exact: xr.Dataset, metric: Metric, steps: int) -> xr.Dataset:
+    """What `compare_estimates` says of measurements that are there.
+
+    Parameters
+    ----------
+    estimates : mapping of estimator to Dataset
+        From `measure`; one at least.
+    exact : Dataset
+        The exact measurement of the same conditions and prompts.
+    metric : Metric
+    steps : int
+        Of the integrated estimate.
+
+    Returns
+    -------
+    Dataset
+        See `compare_estimates`.
+    """
+    like = next(iter(estimates.values()))
+    changes = {name: effect(ds, metric.name) for name, ds in estimates.items()}
+    baseline = exact[f"baseline_{metric.name}"].sel(run=like.attrs["base"], drop=True)
+    result = agreement(effect(exact, metric.name), changes, baseline)
     not_shared = ("estimator", "seconds", "float32_deviation")
-    result.attrs = {name: value for name, value in measured[0].attrs.items() if name not in not_shared}
-    result.attrs["estimators"] = json.dumps(names)
-    return result.assign_attrs(steps=steps) if "integrated" in names else result
+    result.attrs = {name: value for name, value in like.attrs.items() if name not in not_shared}
+    result.attrs["estimators"] = json.dumps(list(estimates))
+    return result.assign_attrs(steps=steps) if "integrated" in estimates else result
 
 
 SOURCES = {
@@ -234,7 +257,7 @@ def _names(estimators: Sequence[str], metric: Metric, steps: int) -> list[str]:
     return names
 
 
-def _same(exact: xr.Dataset, like: xr.Dataset, name: str) -> xr.Dataset:
+def same(exact: xr.Dataset, like: xr.Dataset, name: str) -> xr.Dataset:
     """`exact` in the form of `like`; an error where it was measured on something else."""
     values, base = effect(exact, name), like.attrs["base"]
     wanted = like[name]

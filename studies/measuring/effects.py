@@ -45,15 +45,17 @@ def effect(ds: xr.Dataset, name: str) -> xr.DataArray:
     return change
 
 
-def effect_interval(ds: xr.Dataset, name: str) -> dict[str, xr.DataArray]:
+def effect_interval(ds: xr.Dataset, name: str, level: float = 0.95) -> dict[str, xr.DataArray]:
     """``<name>_effect_low`` and ``_high``: a 95% bootstrap interval over examples of the mean `effect`.
+
+    `level` is its coverage at this look, where one looks more than once (`intervals.level_at`).
 
     Over fewer than 5 examples, their attribute ``comment`` says that they tell little.
     """
     from ...metrics.intervals import bootstrap_interval, interval_attrs  # here, since reading results needs no torch
 
     change = effect(ds, name).transpose(..., "example")
-    ends = bootstrap_interval(change.values)
+    ends = bootstrap_interval(change.values, level)
     return {
         f"{name}_effect_{end}": xr.DataArray(
             values,

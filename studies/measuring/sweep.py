@@ -19,6 +19,7 @@ from ..storage.provenance import card_attrs, provenance
 from ..storage.registry import TASKS
 from ..tasks.batch import Batch
 from ..tasks.tasks import Task
+from . import context
 from .labels import coordinates, counted, with_axes
 from .request import Axes, Request, What
 
@@ -184,7 +185,7 @@ class Sweep:
         readers, inputs = self.readers, self.inputs
         deviation = against_float32(model, plan, readers, inputs)
         where = None if store is None or self.estimator != "exact" else store.parts.folder
-        with Progress("measuring", progress, kept=where, total=plan.steps) as bar:
+        with Progress(context.current().label, progress, kept=where, total=plan.steps) as bar:
             positions, say = self._every_position, bar.say
             if self.estimator != "exact":
                 outcome = backend.run_estimate(

@@ -70,6 +70,10 @@ def _clock(seconds: float) -> str:
     return f"{rest // 60}:{rest % 60:02}" if rest >= 60 else f"{seconds:.1f} s" if seconds < 10 else f"{rest} s"
 
 
+LINE_SECONDS = 30.0
+"""Where standard error is no terminal, long work says so often how it is doing."""
+
+
 class Stopped(KeyboardInterrupt):
     """Ctrl-C, taken at the end of a pass; its text says how far the work had come."""
 
@@ -114,8 +118,41 @@ class Terminating:
             signal.raise_signal(signal.SIGTERM)
 
 
+class Lines:
+    """A line now and then on how long work is doing, for an output that is no terminal.
+
+    Parameters
+    ----------
+    label : str
+    unit : str
+        What is counted.
+    """
+
+    def __init__(self, label: str, unit: str) -> None:
+        self.label, self.unit = label, unit
+        self.started = self.told = time.monotonic()
+
+    def update(self, done: int, total: int) -> None:
+        """Say that `done` of `total` are done, unless that was said a short while ago."""
+        now = time.monotonic()
+        if sys.stderr is None or sys.stderr.isatty() or now - self.told < LINE_SECONDS or not 0 < done < total:
+            return
+        self.told = now
+        left = (now - self.started) * (total - done) / done
+        text = f"{self.label}: {100 * done // total}% ({done} of {total} {self.unit}), about {duration(left)} left"
+        with suppress(OSError, ValueError):  # nobody reads it any more
+            print(printable(text), file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """``12 s``, ``3.4 min``, ``2.1 h``."""
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 class Progress:
-    """A bar that appears once the work has taken two seconds, in a notebook and if standard error is a terminal.
+    """A bar that appears once the work has taken two seconds, in a notebook and in a terminal; elsewhere lines tell.
 
     Ctrl-C lets the pass that runs come to its end, so that nothing is left half done, and then raises `Stopped`; a
     second Ctrl-C interrupts at once, unless a file is read or written. So does SIGTERM, within `Terminating`.
@@ -146,6 +183,7 @@ class Progress:
         self.stage, self.inside = STAGE.get(), notebook() is not None
         terminal = sys.stderr is not None and sys.stderr.isatty()
         self.wanted = (self.stage is not None and (self.inside or terminal)) if show is None else show is True
+        self.lines = Lines(label, unit) if show is None and self.stage is not None and not self.inside else None
         self.patience = 0.0 if show is True else QUIET_SECONDS
         self.started = time.monotonic()
         self.bar: Any = None
@@ -184,6 +222,8 @@ class Progress:
                 if self.bar is None:
                     self._open(total)
                 self.bar.update(self.task, completed=done, total=total, rate=rate)
+        elif self.lines is not None:
+            self.lines.update(done, total)
         self._stop_if_asked(f"after {done} of {total} {self.unit}")
 
     def _stop_if_asked(self, when: str) -> None:
@@ -211,7 +251,8 @@ class Progress:
         """Write how far it is into the notebook."""
         self.done, self.total, self.written = done, total, True
         full = WIDE * done // total if total else 0
-        label = f"{self.label} ({self.said})" if self.said else self.label
+        own = "" if self.stage and self.label in self.stage else self.label
+        label = f"{own} ({self.said})" if self.said else own
         parts = [self.stage, label, "█" * full + "░" * (WIDE - full), f"{done}/{total}", *more]
         Line.write(printable("  ".join(part for part in parts if part)), last=last)
 
