@@ -19,6 +19,28 @@ BLOCK = 2_000_000
 """Statistics of resamples that are held at once."""
 
 
+def looks(examples: int, first: int | None = None) -> tuple[int, ...]:
+    """Numbers of examples at which one looks whether more are needed: `first`, doubled until all; all alone without it.
+
+    Whoever looks `k` times and stops when he likes is wrong no more often than stated where each look spends a share
+    ``1 / k`` of the error (Bonferroni): intervals of `level_at`, and p-values times `k` (`statistics.over_looks`).
+    """
+    counts = [examples if first is None else min(first, examples)]
+    while counts[-1] < examples:
+        counts.append(min(2 * counts[-1], examples))
+    return tuple(counts)
+
+
+def level_at(count: int, level: float = 0.95) -> float:
+    """Coverage of the interval at each of `count` looks, so that all of them together cover with `level` at least."""
+    return 1 - (1 - level) / count
+
+
+def settled(low: Array, high: Array, margin: float) -> Array:
+    """Whether an interval leaves no question open: it excludes 0, or tells the value to within `margin`."""
+    return (low > 0) | (high < 0) | (high - low <= 2 * margin)
+
+
 def bootstrap_interval(
     values: Array,
     level: float = 0.95,

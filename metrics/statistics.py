@@ -15,6 +15,8 @@ from .intervals import within_noise
 
 Array = np.ndarray[Any, Any]
 HeadSet = tuple[tuple[int, int], ...]
+SHARP = 0.25
+"""Standard error of means, as a share of what they differ by, up to which their order is taken for known."""
 
 
 def null_p_value(observed: float, null: Array) -> float:
@@ -66,6 +68,46 @@ def t_test(values: Array) -> Array:
         flat & (values.mean(axis=-1) == 0), 1.0, np.maximum(np.where(flat, 0.0, p), 2.0 ** (1 - values.shape[-1]))
     )
     return result
+
+
+def over_looks(p: Array, count: int) -> Array:
+    """p-values of a test that is looked at `count` times, whichever look is the last: times `count`, at most 1.
+
+    The probability that any of the looks is below ``alpha / count`` is at most ``alpha`` (Bonferroni), whatever decides
+    when to stop.
+    """
+    allowed: Array = np.minimum(1.0, count * np.asarray(p, dtype=np.float64))
+    return allowed
+
+
+def ranking_settled(values: Array, margin: float, level: float = 0.95) -> bool:
+    """Whether the order of several means would change little with more examples.
+
+    It would where all means are known to within `margin`, or their standard errors are a quarter of what the means
+    differ by. Both are taken of the differences from the mean over all rows, since rows share their examples. The rule
+    treats all rows alike: where no row is special, each place in the order is as likely for it as any other whenever
+    one stops by this rule, so that a p-value from the order stays exact.
+
+    Parameters
+    ----------
+    values : array (row, example)
+    margin : float
+    level : float
+        Coverage of the intervals that are held against `margin`.
+
+    Returns
+    -------
+    bool
+        True for a single row, False for a single example.
+    """
+    rows, examples = values.shape
+    if rows < 2 or examples < 2:
+        return bool(rows < 2)
+    apart = values.astype(np.float64) - values.mean(axis=0, dtype=np.float64)
+    errors = apart.std(axis=-1, ddof=1) / np.sqrt(examples)
+    widest = stats.t.ppf((1 + level) / 2, examples - 1) * errors.max()
+    spread = apart.mean(axis=-1).std(ddof=1)
+    return bool(widest <= margin or np.sqrt((errors**2).mean()) <= SHARP * spread)
 
 
 def rank_correlation(one: Array, other: Array) -> float:

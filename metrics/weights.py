@@ -151,7 +151,7 @@ def _composition(kind: str, first: tuple[Array, ...], second: tuple[Array, ...])
         "k": (K2, _gram(Q2)),
         "v": (V2, _gram(O2.swapaxes(1, 2))),
     }[kind]
-    between = np.einsum("aim,bmj->abij", O1, reader)
+    between = np.einsum("aim,bmj->abij", O1, reader, optimize=True)
     squared = np.einsum("aki,abij,bjl,abkl->ab", _gram(V1), between, rest, between, optimize=True)
     writer_norm = _norm(_gram(V1), _gram(O1.swapaxes(1, 2)))
     reader_norm = _norm(_gram(reader), rest)

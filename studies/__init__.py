@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from .storage.registry import from_json as from_json
     from .storage.registry import to_json as to_json
     from .tasks.batch import Batch as Batch
-    from .tasks.tasks import Prompts as Prompts
+    from .tasks.prompts import Prompts as Prompts
     from .tasks.tasks import RepeatedTokens as RepeatedTokens
     from .training.causal_lm import CausalLM as CausalLM
     from .training.data import MixedData as MixedData
@@ -73,6 +73,7 @@ else:
             ".training.causal_lm": "CausalLM",
             ".training.data": "MixedData RepeatedTokensData TextData",
             ".tasks.batch": "Batch",
-            ".tasks.tasks": "Prompts RepeatedTokens",
+            ".tasks.prompts": "Prompts",
+            ".tasks.tasks": "RepeatedTokens",
         },
     )

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoTokenizer
 from ...errors import ModelError
 from ..base.hashing import data_hash, short_hash
 from ..declare.sites import Site
+from ..models.checkpoints import step_of_revision
 from ..models.family import check_fits, family_of
 from ..models.identity import Identity
 from ..models.locate import why
@@ -230,6 +231,7 @@ def open_model(name: str, where: str, place: str, tokenizer: Any, trusted: bool)
         tokenizer,
         traced,
         trusted=trusted,
+        step=step_of_revision(revision),
         backend_type=NdifBackend,
         queue=JobQueue(traced, name),
         commit=commit,

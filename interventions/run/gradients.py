@@ -10,7 +10,6 @@ estimate depends on which others are asked for beside it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
 from itertools import combinations
 
 import torch
@@ -20,6 +19,7 @@ from ..declare.paths import PathPatch
 from ..declare.steering import Knockout
 from ..models.model import Model
 from ..plan.cost import row_bytes
+from ..plan.estimators import moved_together
 from ..plan.passes import ExampleChunk, Pass
 from ..plan.plan import Plan
 from ..plan.writes import Join, Write
@@ -198,10 +198,7 @@ def described_estimate(
     -------
     EstimateSpec
     """
-    moved: dict[tuple[int, str, str], list[tuple[int, Write]]] = {}
-    for number, writes in enumerate(plan.writes[chunk.group]):
-        for write in writes:
-            moved.setdefault((write.layer, write.point, _kind(write) if steps else ""), []).append((number, write))
+    moved = moved_together(plan.writes[chunk.group], steps)
     sites = sorted({(layer, point) for layer, point, _ in moved})
     spec: EstimateSpec = {
         "names": names,
@@ -224,12 +221,6 @@ def _start(model: Model, plan: Plan, chunk: ExampleChunk, drawn: int, layer: int
     one = Pass((0,) * copies, (Join(layer, 0),) * copies, 0)
     spec = PassSpecBuilder(model, plan, chunk, one, drawn, chunk.examples).frame()
     return {"spec": spec, "layer": layer, "site": own_point(layer, "stream", model.shape.layers)}
-
-
-def _kind(write: Write) -> str:
-    """What edits have in common that move together in the integrated estimate: all but where they are."""
-    named = {one.name: getattr(write.edit, one.name) for one in fields(write.edit) if one.name != "site"}
-    return f"{type(write.edit).__name__} {named}"
 
 
 def _changes(

@@ -115,10 +115,10 @@ class Outcome:
             self.dtypes.setdefault(name, value.dtype)
             self.like.setdefault((name, group), value.shape[1 if finished.run is not None else 2 :])
             if finished.run is not None:
-                empty = np.empty((size, *value.shape[1:]), dtype=value.dtype)
+                empty = np.zeros((size, *value.shape[1:]), dtype=value.dtype)  # a plan may leave examples out
                 self.baseline.setdefault((name, finished.run, group), empty)[examples] = value
             else:
-                empty = np.empty((len(self.plan.conditions), size, *value.shape[2:]), dtype=value.dtype)
+                empty = np.zeros((len(self.plan.conditions), size, *value.shape[2:]), dtype=value.dtype)
                 self.values.setdefault((name, group), empty)[list(finished.conditions), examples] = value
         if finished.run is not None:
             self._done(group, finished.run)[examples] = True

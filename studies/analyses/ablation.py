@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -15,13 +15,21 @@ from ...interventions.declare.edits import Compose, Intervention, MeanAblate, Re
 from ...interventions.declare.grid import Grid
 from ...interventions.declare.sites import Head, Layer
 from ...metrics.card import Metric
+from ...metrics.intervals import level_at, looks, settled
 from ...metrics.outputs import accuracy, loss
-from ...metrics.statistics import benjamini_hochberg, control_sets, null_p_value, possible_control_sets, t_test
+from ...metrics.statistics import (
+    benjamini_hochberg,
+    control_sets,
+    null_p_value,
+    over_looks,
+    possible_control_sets,
+    ranking_settled,
+    t_test,
+)
 from ..measuring.capture import capture
-from ..measuring.compare import compare_estimates
 from ..measuring.effects import effect, effect_interval
-from ..measuring.measure import measure
-from ..tasks.tasks import Task
+from ..measuring.looks import Span, measure_some, until_settled
+from ..tasks.tasks import RepeatedTokens, Task
 
 if TYPE_CHECKING:
     from ...interventions.models.model import Model
@@ -33,6 +41,12 @@ CONTROLS = {"same layers": True, "all layers": False}
 """Control drawn in the same layers as the set, and over all layers."""
 WORSE = {"loss": 1, "accuracy": -1}
 """Sign that turns a change of the metric into damage."""
+REAL = 0.05
+"""False discovery rate up to which an effect is taken for real."""
+CLEAR = {"loss": 0.05, "accuracy": 0.05}
+"""Effect that is not worth a sentence, in nats, and as a share of the answers. Known to within this, one is settled."""
+KEPT = 256 * 2**20
+"""Bytes of activations that are read at once."""
 
 
 def ablate(heads: Iterable[Head], method: str = "zero") -> Intervention:
@@ -48,8 +62,20 @@ def ablation_grid(sets: Sequence[Iterable[Head]]) -> Grid:
     )
 
 
-def every_head(model: Model, task: Task, metrics: Sequence[Metric] = (loss, accuracy)) -> xr.Dataset:
+def every_head(
+    model: Model, task: RepeatedTokens, metrics: Sequence[Metric] = (loss, accuracy), *, first: int | None = None
+) -> xr.Dataset:
     """Zero, mean and resample ablation of every head.
+
+    Parameters
+    ----------
+    model : Model
+    task : RepeatedTokens
+    metrics : sequence of Metric
+        ``loss`` and ``accuracy``, or one of them.
+    first : int, optional
+        Prompts to start with, doubled until the effect of each head on the loss is settled (see `heads_settled`) or all
+        are used; left out, all at once. Intervals and q then hold for all looks together, see `intervals.looks`.
 
     Returns
     -------
@@ -59,46 +85,40 @@ def every_head(model: Model, task: Task, metrics: Sequence[Metric] = (loss, accu
         over examples, Benjamini-Hochberg over heads and ablations); ``constant_share(layer, head)``, see
         `constant_share`.
     """
-    measured = measure(model, task, _each_head(model, METHODS), metrics)
-    for metric in metrics:
-        measured = measured.assign(effect_interval(measured, metric.name))
-        q = benjamini_hochberg(t_test(effect(measured, metric.name).values))
-        attrs = {"long_name": f"q of the effect on {metric.name}", "units": "1"}
-        measured[f"{metric.name}_effect_q"] = (("ablation", "layer", "head"), q, attrs)
+    counts, grid = looks(task.n, first), each_head(model, METHODS)
+
+    def measure_part(span: Span) -> dict[str, xr.Dataset]:
+        return {"heads": measure_some(model, task, grid, metrics, span)}
+
+    def judged(measured: xr.Dataset) -> xr.Dataset:
+        """Add intervals and q."""
+        for metric in metrics:
+            measured = measured.assign(effect_interval(measured, metric.name, level_at(len(counts))))
+            p = over_looks(t_test(effect(measured, metric.name).values), len(counts))
+            attrs = {"long_name": f"q of the effect on {metric.name}", "units": "1"}
+            measured[f"{metric.name}_effect_q"] = (("ablation", "layer", "head"), benjamini_hochberg(p), attrs)
+        return measured
+
+    measured = until_settled(counts, measure_part, lambda found: heads_settled(judged(found["heads"])))["heads"]
+    measured = judged(measured)
     measured["constant_share"] = constant_share(model, task)
     return measured
 
 
-def _each_head(model: Model, methods: Iterable[str]) -> Grid:
+def heads_settled(ds: xr.Dataset, name: str = "loss") -> bool:
+    """Whether the effect of each head is settled: known to within `CLEAR`, or beyond noise by interval and q."""
+    low, high = (ds[f"{name}_effect_{end}"].values for end in ("low", "high"))
+    known = high - low <= 2 * CLEAR[name]
+    return bool((known | (settled(low, high, 0.0) & (ds[f"{name}_effect_q"].values <= REAL))).all())
+
+
+def each_head(model: Model, methods: Iterable[str]) -> Grid:
+    """Every head ablated in each way; axes ``ablation``, ``layer`` and ``head``."""
     return Grid(
         lambda ablation, layer, head: METHODS[ablation](Head(layer, head)),
         ablation=methods,
         layer=model.layers,
         head=model.heads,
-    )
-
-
-def estimates_of_every_head(model: Model, task: Task, exact: xr.Dataset, steps: int) -> xr.Dataset:
-    """Zero and mean ablation of every head, estimated, beside the exact effects on the loss.
-
-    Parameters
-    ----------
-    model : Model
-    task : Task
-    exact : Dataset
-        From `every_head` with the same model and task.
-    steps : int
-        Of the integrated estimates.
-
-    Returns
-    -------
-    Dataset
-        As of `compare_estimates`; axes ``ablation``, ``layer``, ``head``.
-    """
-    grid = _each_head(model, ESTIMATED)
-    measured = exact.sel(ablation=list(ESTIMATED))
-    return compare_estimates(model, task, grid, loss, steps=steps, exact=measured).assign_attrs(
-        long_name="zero and mean ablation of every head, by loss"
     )
 
 
@@ -109,22 +129,28 @@ def constant_share(model: Model, task: Task) -> xr.DataArray:
     1, the head acts like a bias: zero ablation takes that constant away, mean ablation leaves it.
     """
     shares = []
-    for layer in model.layers:
-        z = capture(model, task, Layer(layer).z)[f"L{layer}_z"].astype("float64")
-        constant = (z.mean("example") ** 2).sum(("position", "d_head"))
-        shares.append(constant / (z**2).mean("example").sum(("position", "d_head")))
+    tokens = task.draw(model).runs["clean"].size
+    together = max(1, KEPT // (4 * tokens * model.shape.width))
+    for start in range(0, len(model.layers), together):
+        layers = model.layers[start : start + together]
+        captured = capture(model, task, [Layer(layer).z for layer in layers])
+        for layer in layers:
+            z = captured[f"L{layer}_z"].astype("float64")
+            constant = (z.mean("example") ** 2).sum(("position", "d_head"))
+            shares.append(constant / (z**2).mean("example").sum(("position", "d_head")))
     joined = xr.concat(shares, xr.DataArray(list(model.layers), dims="layer", name="layer"))
     return joined.assign_attrs(long_name="share of the output that is the same for every prompt", units="1")
 
 
 def sets_against_controls(
     model: Model,
-    task: Task,
+    task: RepeatedTokens,
     sets: Mapping[str, Sequence[Head]],
     *,
     metrics: Sequence[Metric] = (loss, accuracy),
     draws: int = 50,
     seed: int = 0,
+    first: int | None = None,
 ) -> xr.Dataset:
     """Ablate sets of heads together, and as many random sets of other heads.
 
@@ -138,6 +164,9 @@ def sets_against_controls(
     draws : int
         Random sets of each control; all distinct sets where there are fewer.
     seed : int
+    first : int, optional
+        Prompts to start with, doubled until the order of each set among its random sets is settled (see
+        `statistics.ranking_settled`, with `CLEAR`) or all are used; left out, all at once.
 
     Returns
     -------
@@ -151,19 +180,32 @@ def sets_against_controls(
     """
     for name in sets:
         check_text(name, "the name of the set")
-    wanted = {name: tuple(sorted(heads)) for name, heads in sets.items() if heads}
-    drawn = {
-        (name, control): [
-            tuple(sorted(Head(*place) for place in one))
-            for one in control_sets([(head.layer, head.head) for head in heads], *_size(model), draws, seed, matched)
-        ]
-        for name, heads in wanted.items()
-        for control, matched in CONTROLS.items()
-    }
+    wanted, drawn = draw_sets(model, sets, draws, seed)
     numbers = {
         heads: number for number, heads in enumerate(dict.fromkeys(itertools.chain(wanted.values(), *drawn.values())))
     }
-    measured = measure(model, task, ablation_grid(list(numbers)), metrics)
+    counts, grid = looks(task.n, first), ablation_grid(list(numbers))
+
+    def measure_part(span: Span) -> dict[str, xr.Dataset]:
+        return {"sets": measure_some(model, task, grid, metrics, span)}
+
+    def is_settled(found: dict[str, xr.Dataset]) -> bool:
+        """Ask for each set with its random sets, ablation and metric."""
+        return all(
+            ranking_settled(
+                change[:, [numbers[wanted[name]], *(numbers[one] for one in others)]][at], CLEAR[metric], level
+            )
+            for metric, change in changes(found["sets"]).items()
+            for (name, _), others in drawn.items()
+            for at in range(len(METHODS))
+        )
+
+    def changes(measured: xr.Dataset) -> dict[str, np.ndarray[Any, Any]]:
+        order = ("ablation", "number", "example")
+        return {metric.name: effect(measured, metric.name).transpose(*order).values for metric in metrics}
+
+    level = level_at(len(counts))
+    measured = until_settled(counts, measure_part, is_settled)["sets"]
     result = _drawn_sets(model, wanted, drawn)
     result.attrs = measured.attrs | {"sets": json.dumps({name: [*map(str, heads)] for name, heads in wanted.items()})}
     for metric in metrics:
@@ -171,7 +213,7 @@ def sets_against_controls(
         own = values.isel(number=[numbers[heads] for heads in wanted.values()]).rename(number="set")
         result[name] = own.assign_coords(set=result["set"]).transpose("set", "ablation", "example")
         result[f"baseline_{name}"] = measured[f"baseline_{name}"]
-        result = result.assign(effect_interval(result, name))
+        result = result.assign(effect_interval(result, name, level))
         shape = (*result["control_heads"].shape, len(METHODS), values.sizes["example"])
         control = np.full(shape, np.nan, dtype=values.dtype)
         for at, heads in np.ndenumerate(result["control_heads"].values):
@@ -185,6 +227,30 @@ def sets_against_controls(
         attrs = {"long_name": "q: p over all sets, controls and ablations", "units": "1"}
         result[f"q_{name}"] = (("set", "control", "ablation"), benjamini_hochberg(result[f"p_{name}"].values), attrs)
     return result
+
+
+def sets_of(found: Mapping[str, Sequence[Head]]) -> dict[str, list[Head]]:
+    """The sets that are ablated where `found` are the heads with a role: those of each role, and all together."""
+    sets = {f"{role} heads": list(members) for role, members in found.items() if members}
+    if len(sets) > 1:
+        sets["both"] = [head for members in found.values() for head in members]
+    return sets
+
+
+def draw_sets(
+    model: Model, sets: Mapping[str, Sequence[Head]], draws: int, seed: int
+) -> tuple[dict[str, tuple[Head, ...]], dict[tuple[str, str], list[tuple[Head, ...]]]]:
+    """Sets by name, in order, and their random sets by name and control."""
+    wanted = {name: tuple(sorted(heads)) for name, heads in sets.items() if heads}
+    drawn = {
+        (name, control): [
+            tuple(sorted(Head(*place) for place in one))
+            for one in control_sets([(head.layer, head.head) for head in heads], *_size(model), draws, seed, matched)
+        ]
+        for name, heads in wanted.items()
+        for control, matched in CONTROLS.items()
+    }
+    return wanted, drawn
 
 
 def _drawn_sets(

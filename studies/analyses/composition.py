@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
+from ...interventions.base.shape import Shape
 from ...interventions.declare.sites import Head
 from ...metrics.attention import induction
-from ...metrics.statistics import control_sets, null_p_value
+from ...metrics.intervals import level_at, looks
+from ...metrics.statistics import control_sets, null_p_value, ranking_settled
 from ...metrics.weights import KINDS, pair_table, random_composition
 from ..measuring.labels import check_is_model
-from ..measuring.measure import measure
+from ..measuring.looks import Span, measure_some, until_settled
 from ..storage.provenance import provenance
-from ..tasks.tasks import Task
+from ..tasks.tasks import RepeatedTokens
 from .ablation import METHODS, ablation_grid
 from .heads import mean_of_heads
+from .paths import Pair, describe_paths, measure_paths, paths_into, paths_of_pairs, paths_settled
 
 if TYPE_CHECKING:
     from ...interventions.models.model import Model
 
 Array = np.ndarray[Any, Any]
 FOLDING = ("folded", "raw")
+CLEAR_SCORE = 0.05
+"""Change of an induction score below which it is not worth a sentence. Known to within this, it is settled."""
 PAIR = ("sender_layer", "sender_head", "receiver_layer", "receiver_head")
 
 
@@ -70,6 +75,13 @@ def composition_scores(model: Model, *, draws: int = 200, seed: int = 0, check: 
     with begin(model, check=check) as call:
         found = _composition(model, draws, seed)
     return found.assign_attrs(provenance(model, call.identity))
+
+
+def score_flops(shape: Shape) -> int:
+    """Operations of `composition_scores`, in passes of float32: those of float64 count twice."""
+    pairs = shape.layers * (shape.layers - 1) // 2 * shape.heads**2
+    product = 2 * shape.d_model * shape.d_head**2 + 3 * 2 * shape.d_head**3
+    return 2 * len(KINDS) * len(FOLDING) * pairs * product
 
 
 def _composition(model: Model, draws: int, seed: int) -> xr.Dataset:
@@ -160,33 +172,85 @@ def pair_scores(
 
 
 def causal_check(
-    model: Model, task: Task, senders: Sequence[Head], receivers: Sequence[Head], *, draws: int = 50, seed: int = 0
+    model: Model,
+    task: RepeatedTokens,
+    senders: Sequence[Head],
+    receivers: Sequence[Head],
+    pairs: Mapping[str, Pair] | None = None,
+    *,
+    draws: int = 50,
+    seed: int = 0,
+    first: int | None = None,
 ) -> xr.Dataset:
-    """Ablate the senders and watch the induction score of the receivers; then as many random heads of the same layers.
+    """Ablate the senders and watch the induction score of the receivers; patch single paths and watch the answer.
 
     Parameters
     ----------
     model : Model
     task : RepeatedTokens
     senders, receivers : sequences of Head
+        Nothing is ablated where no sender is in an earlier layer than a receiver.
+    pairs : mapping of kind to (sender, receiver, score), optional
+        Of `paths.strongest_pairs`: the paths of these are patched as well.
     draws : int
-        Random sets of heads, none of them a receiver; all distinct sets where there are fewer.
+        Random sets of heads of the same layers, none of them a receiver; all distinct sets where there are fewer.
     seed : int
         Of the random sets.
+    first : int, optional
+        Prompts to start with, doubled until the order of the senders among the random sets (see
+        `statistics.ranking_settled`) and the effects on the senders' paths (`paths.paths_settled`) are settled or all
+        are used; left out, all at once.
 
     Returns
     -------
     Dataset
         ``receiver_induction(example)``, ``ablated_induction(ablation, example)``,
         ``control_induction(ablation, control_draw)`` and ``p_induction(ablation)``: how often random heads of
-        the same layers lower the score as much.
+        the same layers lower the score as much; and what `paths.describe_paths` gives. Empty where nothing was asked.
     """
+    connected = any(one.layer < two.layer for one in senders for two in receivers)
+    counts, strongest = looks(task.n, first), pairs or {}
+    level = level_at(len(counts))
+    sets = ablated_sets(model, senders, receivers, draws, seed) if connected else []
+    patched = (paths_into(model, senders, receivers) if connected else {}) | paths_of_pairs(model, strongest)
+
+    def measure_part(span: Span) -> dict[str, xr.Dataset]:
+        ablated = {"sets": measure_some(model, task, ablation_grid(sets), [induction], span)} if sets else {}
+        return ablated | ({"paths": measure_paths(model, task, patched, span)} if patched else {})
+
+    def is_settled(found: dict[str, xr.Dataset]) -> bool:
+        ranked = not sets or all(
+            ranking_settled(after, CLEAR_SCORE, level) for after in _scores(found["sets"], receivers)[1].values
+        )
+        return ranked and (not patched or paths_settled(found["paths"], senders, len(counts)))
+
+    if not (sets or patched):
+        return xr.Dataset()
+    found = until_settled(counts, measure_part, is_settled)
+    parts = [_ablated(found["sets"], receivers)] if sets else []
+    parts += [describe_paths(found["paths"], senders, strongest, len(counts))] if patched else []
+    told = {name: value for name, value in next(iter(found.values())).attrs.items() if name in ("looks", "settled")}
+    return xr.merge(parts).assign_attrs(told)
+
+
+def ablated_sets(
+    model: Model, senders: Sequence[Head], receivers: Sequence[Head], draws: int, seed: int
+) -> list[Sequence[Head]]:
+    """The senders, then random sets of as many heads of the same layers, none of them a receiver."""
     places, readers = ([(head.layer, head.head) for head in heads] for heads in (senders, receivers))
     others = control_sets(places, model.shape.layers, model.shape.heads, draws, seed, excluded=readers)
-    controls = [[Head(*place) for place in one] for one in others]
-    measured = measure(model, task, ablation_grid([senders, *controls]), [induction])
-    after = mean_of_heads(measured["induction"], receivers).transpose("ablation", "number", "example")
+    return [senders, *([Head(*place) for place in one] for one in others)]
+
+
+def _scores(measured: xr.Dataset, receivers: Sequence[Head]) -> tuple[xr.DataArray, xr.DataArray]:
+    """The mean score of the receivers before, ``(example)``, and after, ``(ablation, number, example)``."""
     before = mean_of_heads(measured["baseline_induction"].sel(run="clean", drop=True), receivers)
+    return before, mean_of_heads(measured["induction"], receivers).transpose("ablation", "number", "example")
+
+
+def _ablated(measured: xr.Dataset, receivers: Sequence[Head]) -> xr.Dataset:
+    """The part of `causal_check` that is about ablation."""
+    before, after = _scores(measured, receivers)
     ablated, control = after.values[:, 0], after.values[:, 1:].mean(axis=-1)
     fall = float(before.mean()) - ablated.mean(axis=-1)
     p = [null_p_value(own, float(before.mean()) - drawn) for own, drawn in zip(fall, control, strict=True)]

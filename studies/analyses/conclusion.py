@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import xarray as xr
 
 from ...metrics.intervals import few_prompts
-from ..output.phrases import count, listed, percent
-from .findings import WRITERS
+from ..measuring.looks import looks_of
+from ..output.phrases import count, listed, no_or_count, percent, went
+from .findings import WRITERS, strongest_path
 from .patching import verdicts
 
 
@@ -43,7 +44,7 @@ def _summary(tree: xr.DataTree) -> Iterator[str]:
     """The answer in short."""
     heads, names = tree["heads"].to_dataset(), heads_of(tree)
     roles = listed(
-        count(len(members), f"{role} head") + (f" ({', '.join(members)})" if members else "")
+        no_or_count(len(members), f"{role} head") + (f" ({', '.join(members)})" if members else "")
         for role, members in names.items()
     )
     yield (
@@ -62,7 +63,11 @@ def _summary(tree: xr.DataTree) -> Iterator[str]:
     held = {name: held for name, (held, _) in verdicts(tree["patching"].to_dataset()).items()}
     failed = [name for name, right in held.items() if right is False]
     if None in held.values():
-        yield "Patching gives 0 verdicts on q, k and v: the clean run has no clear answer to begin with."
+        answer = float(tree["patching"]["clean_logit_diff"].mean())
+        yield (
+            f"Patching gives no verdict on q, k and v: the logit difference of the clean run, {answer:+.2f}, is no "
+            "clear answer to begin with."
+        )
     elif failed:
         yield f"Patching disagrees with the circuit in {len(failed)} of q, k and v: {listed(failed)}."
     else:
@@ -73,15 +78,17 @@ def _summary(tree: xr.DataTree) -> Iterator[str]:
         after = float(weights["ablated_induction"].sel(ablation="zero").mean())
         yield (
             "From previous-token to induction heads, K-composition is "
-            f"{float(weights['pair_z'].sel(kind='k')):+.0f} deviations from random weights, and zeroing the "
-            f"previous-token heads takes the induction score from {before:.2f} to {after:.2f}."
+            f"{float(weights['pair_z'].sel(kind='k')):+.0f} deviations from random weights; with the previous-token "
+            f"heads zeroed, the induction score {went(f'{before:.2f}', f'{after:.2f}')}."
         )
+    if "path_logit_diff" in weights:
+        yield strongest_path(weights)
     words = tree["words"].to_dataset()
     if "ablated_accuracy" in words:
-        left = int(words["ablated_accuracy"].sel(ablation="zero").sum())
+        right, left = (int(one.sum()) for one in (words["accuracy"], words["ablated_accuracy"].sel(ablation="zero")))
         yield (
-            f"Of {words.sizes['example']} lists of plain words it continues {int(words['accuracy'].sum())} rightly, "
-            f"and {left} without its induction heads."
+            f"Of {words.sizes['example']} lists of plain words it continues {right or 'none'} rightly, "
+            f"and {left or 'none'} without its induction heads."
         )
 
 
@@ -89,14 +96,35 @@ def _needed(here: xr.Dataset) -> str:
     base = float(here["baseline_accuracy"].sel(run="clean").mean())
     after = float(here["accuracy"].sel(ablation="zero").mean())
     drawn = int(here["draws"].sel(control="same layers"))
-    text = f"Without the induction heads, accuracy on what repeats goes from {percent(base)} to {percent(after)}"
+    text = f"Without the induction heads, accuracy on what repeats {went(percent(base), percent(after))}"
     if drawn == 0:
-        return f"{text}; there are 0 sets of other heads in the same layers to compare with."
+        return f"{text}; there is no set of other heads in the same layers to compare with."
     control = here["control_accuracy"].sel(control="same layers", ablation="zero").mean("example")
-    return (
-        f"{text}; without as many other heads of the same layers, to {percent(control.mean())} on average and "
-        f"{percent(control.min())} at worst ({count(drawn, 'set')})."
+    mean, worst = percent(control.mean()), percent(control.min())
+    others = (
+        f"it stays at {mean} ({'all ' if drawn > 1 else ''}{count(drawn, 'set')})"
+        if {mean, worst} == {percent(base)}
+        else f"it is {mean} on average and {worst} at worst ({count(drawn, 'set')})"
     )
+    return f"{text}; without as many other heads of the same layers, {others}."
+
+
+def _prompts_used(tree: xr.DataTree) -> list[str]:
+    """With how many prompts each sweep ended, and how the error rate allows for that."""
+    used = {name: tree[name].to_dataset() for name in ("ablation", "sets", "patching", "composition")}
+    used = {name: ds for name, ds in used.items() if looks_of(ds)}
+    if not used:
+        return []
+    each = listed(
+        f"{ds.sizes['example']} for {name}{'' if ds.attrs['settled'] else ' (not settled)'}"
+        for name, ds in used.items()
+    )
+    counts = looks_of(next(iter(used.values())))
+    return [
+        f"Sweeps start with {counts[0]} prompts and double them, up to {counts[-1]}, until their verdicts are settled: "
+        f"{each}. Their intervals and q allow for {count(len(counts), 'look')} (each look gets 1/{len(counts)} of the "
+        "error, Bonferroni), and the order of a set among random ones settles by a rule that treats all sets alike."
+    ]
 
 
 def _limits(tree: xr.DataTree) -> list[str]:
@@ -108,13 +136,15 @@ def _limits(tree: xr.DataTree) -> list[str]:
         *([f"{few}."] if few else []),
         f"One model and one seed of prompts ({tree['behaviour'].sizes['example']} of them): intervals are over "
         "prompts, not over trained models.",
-        f"Roles rest on a threshold of {threshold:.2f}. Heads without the role whose induction score is above half of "
-        f"it: {int(near.sum())}.",
+        f"Roles rest on a threshold of {threshold:.2f}; {no_or_count(int(near.sum()), 'other head')} has an induction "
+        "score above half of it.",
+        *_prompts_used(tree),
     ]
-    if "ablated_induction" in weights:
+    if "path_logit_diff" in weights:
         limits.append(
-            f"Through which path the previous-token heads ({len(heads_of(tree)['previous-token'])}) act: ablation "
-            "removes everything they write, and only path patching would isolate what the keys read."
+            f"Path patching takes 1 sender at a time, over {int(weights['is_sender'].sum())} previous-token "
+            f"{'heads' if int(weights['is_sender'].sum()) > 1 else 'head'}: what several send together, and what goes "
+            "through other heads on the way, it does not isolate."
         )
     if "draws" in sets:
         fewest = listed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,6 +37,8 @@ NAMES = {
     "integrated": "the gradient integrated on the way to the changed values",
 }
 
+SHORT = {"gradient": "The estimate from the gradient", "integrated": "The integrated estimate"}
+
 
 def verdict(here: xr.Dataset) -> str:
     """What one estimator tells here: a key of `VERDICTS`."""
@@ -54,7 +57,13 @@ def on_estimates(ds: xr.Dataset) -> list[str]:
     kind = "ablations" if "ablation" in ds.dims else "patches of q, k or v"
     texts = [_about(ds.sel(estimator=name), str(name)) for name in ds["estimator"].values]
     texts[1:] = [text[0].upper() + text[1:] for text in texts[1:]]
-    return [f"On {ds['exact'].size} {kind} of single heads, {'. '.join(texts)}.", *_flat(ds)]
+    return [f"On {ds['exact'].size} {kind} of single heads, {'. '.join(texts)}.", *_flat(ds), *_not_run(ds)]
+
+
+def _not_run(ds: xr.Dataset) -> Iterator[str]:
+    """Which estimates were left out."""
+    for name, times in json.loads(ds.attrs.get("too_dear", "{}")).items():
+        yield f"{SHORT.get(name, name)} was not run: it costs {times:.2f} times what the exact values cost."
 
 
 def _about(here: xr.Dataset, name: str) -> str:

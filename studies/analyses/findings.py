@@ -8,16 +8,16 @@ import numpy as np
 import xarray as xr
 
 from ...metrics.intervals import bootstrap_interval
-from ..output.phrases import article, count, listed, percent, points
+from ..output.phrases import article, count, listed, percent, points, went
+from .ablation import CLEAR, REAL
 from .estimate_verdicts import on_estimates
 from .heads import ROLES
+from .patching import CLEAR as CLEAR_SHARE
 from .patching import verdicts
+from .paths import strongest_pairs
 from .word_lists import LISTS
 
-REAL = 0.05
-"""False discovery rate up to which an effect is taken for real."""
-CLEAR_NATS = 0.05
-"""Difference in loss between two ablations below which it is not worth a sentence."""
+CLEAR_NATS = CLEAR["loss"]
 
 
 def _behaviour(ds: xr.Dataset) -> list[str]:
@@ -128,20 +128,27 @@ def _set_words(here: xr.Dataset, name: str, base: float) -> str:
     kind = "induction and previous-token" if name == "both" else name.removesuffix(" heads")
     who = count(len(str(here["heads"].values).split()), f"{kind} head")
     after = here["accuracy"].mean("example").to_series()
-    ends = listed(f"{percent(after[ablation])} under {ablation} ablation" for ablation in after.index)
+    words = _ends(percent(base), {ablation: percent(after[ablation]) for ablation in after.index})
     low, high = (-float(here[f"accuracy_effect_{end}"].sel(ablation="zero")) for end in ("high", "low"))
     text = (
-        f"Without the {who}, accuracy goes from {percent(base)} to {ends} (zero costs {points(base - after['zero'])}, "
+        f"Without the {who}, accuracy {words} (zero costs {points(base - after['zero'])}, "
         f"95% interval {round(100 * low)} to {round(100 * high)})."
     )
     return " ".join([text, *(_control_words(here, str(control), base) for control in here["control"].values)])
+
+
+def _ends(before: str, after: Mapping[str, str]) -> str:
+    """Where a number goes under each ablation."""
+    if {*after.values()} == {before}:
+        return f"stays at {before} under {listed(after)} ablation"
+    return f"goes from {before} to " + listed(f"{value} under {ablation} ablation" for ablation, value in after.items())
 
 
 def _control_words(here: xr.Dataset, control: str, base: float) -> str:
     number = int(here["draws"].sel(control=control))
     place = "of the same layers" if control == "same layers" else "from all layers"
     if number == 0:
-        return f"There are not enough other heads {place} for a control (0 sets)."
+        return f"There are not enough other heads {place} for a control."
     every = int(here["exhaustive"].sel(control=control))
     kind = (
         f"all {count(number, 'set')} there {'is' if number == 1 else 'are'}" if every else count(number, "random set")
@@ -158,11 +165,12 @@ def _control_words(here: xr.Dataset, control: str, base: float) -> str:
 
 def _patching(ds: xr.Dataset) -> list[str]:
     sentences = []
+    prompts = int(ds["gap"].attrs["prompts"]) if "gap" in ds else ds.sizes["example"]
     for direction, start in (("noising", 1.0), ("denoising", 0.0)):
         ratio = ds[f"{direction}_normalized"].transpose("component", "layer", "head").values
         if np.isnan(ratio).all():
             sentences.append(
-                f"By {direction}, nothing can be said: over {ds.sizes['example']} prompts, the clean and the "
+                f"By {direction}, nothing can be said: over {prompts} prompts, the clean and the "
                 "corrupted run do not differ in logit difference by more than noise."
             )
             continue
@@ -184,8 +192,8 @@ def _patching(ds: xr.Dataset) -> list[str]:
         }
         sentences.append(
             f"Taking {component} of all induction heads from the corrupted run {words[held]}: their induction score "
-            f"goes from {clean_score:.2f} to {change['score']:.2f}, the logit difference from {clean_answer:+.1f} to "
-            f"{change['answer']:+.1f}."
+            f"{went(f'{clean_score:.2f}', f'{change.score:.2f}')}, the logit difference "
+            f"{went(f'{clean_answer:+.1f}', f'{change.answer:+.1f}')}."
         )
     return sentences
 
@@ -206,7 +214,8 @@ WORDS = {
 
 def _composition(ds: xr.Dataset) -> list[str]:
     if "pair_mean" not in ds:
-        return ["Composition has no answer: 0 pairs of a previous-token head and an induction head in a later layer."]
+        none = "there is no pair of a previous-token head and an induction head in a later layer"
+        return [f"Composition has no answer: {none}.", *_strongest(ds)]
     pair = ds[["pair_mean", "pair_z", "other_mean", "pair_above", "floor_mean"]].to_dataframe()
     others = bool(np.isfinite(pair["other_mean"]).all())
     strongest = str(pair["pair_z"].idxmax())
@@ -225,29 +234,112 @@ def _composition(ds: xr.Dataset) -> list[str]:
     )
     text += verdict
     text += f": {percent(above)} of the other pairs between those layers have less K-composition." if others else "."
-    return [text, _strongest(ds), _causal_words(ds)]
+    return [text, *_strongest(ds), *_path_words(ds), _causal_words(ds)]
 
 
-def _strongest(ds: xr.Dataset) -> str:
-    """The strongest single pair of each kind, whatever the heads' roles."""
-    found = []
-    for kind in ds["kind"].values:
-        here = ds["composition"].sel(kind=kind, variant="folded")
-        table = here.transpose("sender_layer", "sender_head", "receiver_layer", "receiver_head").values
-        at = np.unravel_index(int(np.nanargmax(table)), table.shape)
-        found.append(f"{str(kind).upper()} L{at[0]}H{at[1]} to L{at[2]}H{at[3]} ({table[at]:.2f})")
-    return f"The strongest pair of all, by kind: {listed(found)}."
+def _strongest(ds: xr.Dataset) -> list[str]:
+    """The strongest single pair of each kind, whatever the heads' roles, and what its path does on this task."""
+    pairs = strongest_pairs(ds)
+    if not pairs:
+        return []
+    named = {kind: f"{kind.upper()} {sender} to {receiver}" for kind, (sender, receiver, _) in pairs.items()}
+    text = f"The strongest pairs of all, by kind: {listed(f'{named[kind]} ({pairs[kind][2]:.2f})' for kind in pairs)}."
+    if "strongest_logit_diff" not in ds:
+        return [text]
+    effects = {}
+    for kind in pairs:
+        low, high = (float(ds[f"strongest_effect_{end}"].sel(kind=kind)) for end in ("low", "high"))
+        before, after = ds["path_baseline"].sel(run="clean"), ds["strongest_logit_diff"].sel(kind=kind)
+        effects[kind] = float((after - before).mean()), low, high
+    each = listed(f"{_signed(mean)} ({_signed(low)} to {_signed(high)})" for mean, low, high in effects.values())
+    top = max(pairs, key=lambda kind: pairs[kind][2])
+    return [
+        f"{text} With the sender taken from the corrupted run on that path alone, the logit difference changes by "
+        f"{each} logits (95% intervals). {_used(named[top], *effects[top], _clear_change(ds))}"
+    ]
+
+
+def _used(name: str, mean: float, low: float, high: float, clear: float) -> str:
+    """Whether the answer needs the path of the strongest pair."""
+    if max(abs(low), abs(high)) <= clear:
+        return f"So the strongest of them, {name}, is in the weights, and this answer needs nothing of it."
+    if low <= 0 <= high:
+        return f"So it is not shown that the answer needs the strongest of them, {name}."
+    return f"So the answer {'needs' if mean < 0 else 'is hindered by'} what the strongest of them, {name}, brings."
+
+
+def _clear_change(ds: xr.Dataset) -> float:
+    """The change in logit difference on a path that is worth a sentence."""
+    gap = float((ds["path_baseline"].sel(run="clean") - ds["path_baseline"].sel(run="corrupted")).mean())
+    return CLEAR_SHARE * abs(gap)
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 2) + 0.0:+.2f}"  # no -0.00
+
+
+def _path_words(ds: xr.Dataset) -> list[str]:
+    """What path patching says that the keys of the induction heads read."""
+    if "path_logit_diff" not in ds:
+        return []
+    before = float(ds["path_baseline"].sel(run="clean").mean())
+    change = (ds["path_logit_diff"] - ds["path_baseline"].sel(run="clean")).mean("example")
+    own = (ds["is_sender"] == 1).values
+    senders = change.isel(sender=own).sortby(change.isel(sender=own).sel(path="k"))
+    each = []
+    for name in senders["sender"].values[:SENDERS]:
+        low, high = (_signed(float(ds[f"path_effect_{end}"].sel(path="k", sender=name))) for end in ("low", "high"))
+        ends = {path: f"{before + float(senders.sel(path=path, sender=name)):+.1f}" for path in ("k", "q", "v")}
+        each.append(
+            f"of {name}, the logit difference {went(f'{before:+.1f}', ends['k'])} through k (95% interval of the "
+            f"change {low} to {high}), {went(f'{before:+.1f}', ends['q'])} through q and "
+            f"{went(f'{before:+.1f}', ends['v'])} through v"
+        )
+    text = (
+        "Path patching isolates what the induction heads read: with the output taken from the corrupted run on its "
+        f"direct paths into them alone, {listed(each)}."
+    )
+    if len(senders["sender"]) > SENDERS:
+        text += f" ({len(senders['sender']) - SENDERS} further previous-token heads do less through k.)"
+    first = senders.isel(sender=0)
+    fall, clear = -float(first.sel(path="k")), float(ds["path_effect_high"].sel(path="k", sender=first["sender"])) < 0
+    others, most = int((~own).sum()), 0.0
+    if others:
+        most = max(0.0, float(-change.isel(sender=~own).sel(path="k").min()))
+        p = float(ds["p_path"].sel(path="k", sender=first["sender"]))
+        compared = "" if np.isnan(p) else f" (p = {p:.3f})"
+        text += f" Of {count(others, 'other head')} of those layers, none lowers it by more than {most:.2f} through k"
+        text += f"{compared}."
+    by_keys = fall > max(_clear_change(ds), most, *(-float(first.sel(path=path)) for path in ("q", "v")))
+    if clear and by_keys:
+        return [f"{text} So it is their keys that read {first['sender'].item()}."]
+    return [f"{text} So it is not shown that their keys read these heads more than others."]
+
+
+def strongest_path(ds: xr.Dataset) -> str:
+    """What the direct paths from the previous-token head that matters most into the keys of induction heads carry."""
+    own = ds["path_logit_diff"].sel(path="k").isel(sender=(ds["is_sender"] == 1).values).mean("example")
+    least = own.isel(sender=int(np.argmin(own.values)))
+    before = float(ds["path_baseline"].sel(run="clean").mean())
+    return (
+        f"With {least['sender'].item()} taken from the corrupted run on its direct paths into their keys alone, the "
+        f"logit difference {went(f'{before:+.1f}', f'{float(least):+.1f}')}."
+    )
+
+
+SENDERS = 3
+"""Previous-token heads that the sentence on paths names, the strongest first."""
 
 
 def _causal_words(ds: xr.Dataset) -> str:
     before = float(ds["receiver_induction"].mean())
     after = ds["ablated_induction"].mean("example").to_series()
-    falls = listed(f"{after[ablation]:.2f} under {ablation} ablation" for ablation in after.index)
-    text = f"without the previous-token heads the score of the induction heads goes from {before:.2f} to {falls}"
+    falls = _ends(f"{before:.2f}", {ablation: f"{after[ablation]:.2f}" for ablation in after.index})
+    text = f"without the previous-token heads the score of the induction heads {falls}"
     clear, number = before - after.max() > 0.1, ds.sizes["control_draw"]
     if number == 0:
         start = "It is causal, though without a control" if clear else "Not shown to be causal"
-        return f"{start}: {text} (there are 0 sets of other heads to compare with)."
+        return f"{start}: {text} (there is no set of other heads to compare with)."
     control = ds["control_induction"].sel(ablation="zero")
     start = "It is causal" if clear and after["zero"] < float(control.min()) else "Not shown to be causal"
     return (
@@ -259,7 +351,7 @@ def _causal_words(ds: xr.Dataset) -> str:
 
 def _words(ds: xr.Dataset) -> list[str]:
     if "accuracy" not in ds:
-        return [f"Words in context were not run: 0 of {len(LISTS)} lists fit this model's tokenizer."]
+        return [f"Words in context were not run: none of {len(LISTS)} lists fits this model's tokenizer."]
     total = ds.sizes["example"]
     text = (
         f"On {count(total, 'short word list')} such as “{ds['prompt'].values[0]}” the model gives the right next word "
@@ -274,8 +366,9 @@ def _words(ds: xr.Dataset) -> list[str]:
         )
     if "ablated_accuracy" in ds:
         right = ds["ablated_accuracy"].sum("example").to_series()
-        left = listed(f"{count(int(right[ablation]), 'time')} under {ablation} ablation" for ablation in right.index)
-        text += f" Without the induction heads it is right {left}."
+        left = {ablation: count(int(number), "time") if number else "never" for ablation, number in right.items()}
+        text += " Without the induction heads it is right "
+        text += listed(f"{times} under {ablation} ablation" for ablation, times in left.items()) + "."
     return [text]
 
 

@@ -16,7 +16,9 @@ from ...metrics.attention import SCORES, chance
 from ...metrics.card import Metric
 from ...metrics.intervals import bootstrap_interval, interval_attrs
 from ...metrics.statistics import benjamini_hochberg, null_p_value
+from ..measuring import context
 from ..measuring.measure import measure
+from ..output.progress import Lines
 from ..storage.provenance import card_attrs
 from ..tasks.tasks import Task
 
@@ -52,9 +54,7 @@ def head_scores(model: Model, task: Task, metrics: Sequence[Metric] = SCORES, *,
     batch = task.draw(model)
     scores = xr.Dataset(attrs=measured.attrs)
     for metric in metrics:
-        values = measured[f"baseline_{metric.name}"].sel(run="clean", drop=True)
-        values = values.rename(read_layer="layer", read_head="head").transpose("layer", "head", "example")
-        scores[metric.name] = values.assign_attrs(card_attrs(metric.card))
+        scores[metric.name] = measured[metric.name]
         level = np.full(len(batch.lengths), np.nan)
         for group in batch.groups():
             level[list(group.examples)] = chance(metric, batch.facts("clean", group))
@@ -92,8 +92,10 @@ def untrained_scores(model: Model, task: Task, metrics: Sequence[Metric], seeds:
     from ...interventions.run.untrained import untrained_module
 
     found = []
+    told = Lines(f"{context.current().label}, untrained models", "models")
     with begin(model, check=False) as call:
-        for seed in seeds:
+        for number, seed in enumerate(seeds):
+            told.update(number, len(seeds))
             module = untrained_module(model, call.identity, seed)
             untrained = load(module, device=str(model.device), dtype=model.dtype, tokenizer=model.tokenizer)
             scores = head_scores(untrained, task, metrics, check=False)  # built as `model`, which is checked

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
@@ -17,12 +17,16 @@ from ...interventions.base.hashing import short_hash
 from ...interventions.declare import codec
 from ...interventions.declare.sites import Head
 from ..measuring import context
+from ..output.progress import stages
 from ..storage import unfinished
 from ..storage.provenance import as_attrs, exact_facts, provenance
 from ..storage.registry import TASKS
 from ..tasks.tasks import RepeatedTokens
 from . import ablation, behaviour, composition, heads, patching, word_lists
 from .conclusion import conclude
+from .estimates import SWEEPS, estimates_beside, prices
+from .paths import strongest_pairs
+from .prices import StudyPlan, price_study
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -45,8 +49,6 @@ TOP = 3
 """Heads of each kind whose patterns are kept: those with the role, or the best one where none has it."""
 ALPHA = 0.05
 """False discovery rate for standing out from untrained heads."""
-STEPS = 4
-"""Of the integrated estimates. Eight times as many move those of the shipped model by up to a tenth of the largest."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,11 @@ class InductionStudy:
         Random sets of heads of each control.
     untrained : int
         Models with random weights that scores are compared with, 20 at least.
+    first : int
+        Prompts that the sweeps start with: ablation of every head, sets, patching, and the causal check of composition.
+        They are doubled, up to `n`, until the verdicts of the stage are settled. Intervals and p-values over prompts
+        allow for looking more than once (Bonferroni over the looks, see `intervals.looks`), so that the error rate is
+        the one that is stated. With ``first=n`` all prompts are measured at once.
 
     Raises
     ------
@@ -85,6 +92,7 @@ class InductionStudy:
     threshold: float = 0.4
     draws: int = 50
     untrained: int = 20
+    first: int = 8
 
     def __post_init__(self) -> None:
         whole(self.n, "n, the number of prompts,", low=2)  # one prompt has no interval
@@ -93,6 +101,7 @@ class InductionStudy:
                 object.__setattr__(self, name, value)
         object.__setattr__(self, "draws", whole(self.draws, "draws", low=1, high=MOST_DRAWS))
         object.__setattr__(self, "untrained", whole(self.untrained, "untrained", high=MOST_STEPS))
+        object.__setattr__(self, "first", whole(self.first, "first, the number of prompts to start with,", low=2))
         if not isinstance(self.threshold, float | int) or not 0 < self.threshold < 1:
             raise DeclarationError(f"threshold={self.threshold}: a score lies between 0 and 1")
         heads.check_untrained(self.untrained, ALPHA)
@@ -102,10 +111,38 @@ class InductionStudy:
         """The repeated random tokens it measures on."""
         return RepeatedTokens(self.n, self.length, self.seed, self.bos)
 
+    def plan(self, model: Model, *, timed: bool = True) -> StudyPlan:
+        """What `run` would do on a model, stage by stage, without doing it.
+
+        Parameters
+        ----------
+        model : Model
+        timed : bool
+            Run a few plain forward passes to estimate the time; not where the model is on a server.
+
+        Returns
+        -------
+        StudyPlan
+            ``print`` explains it; its prices come from the plans that `run` carries out.
+
+        Raises
+        ------
+        DeclarationError
+            The prompts do not fit the model.
+
+        Examples
+        --------
+        >>> plan = hw.InductionStudy().plan(hw.load("words-2l"), timed=False)
+        >>> round(plan.least["ablation"].forwards), round(plan.most["ablation"].forwards)
+        (192, 770)
+        """
+        self.task.draw(model)
+        return price_study(self, model, timed=timed)
+
     def run(
         self,
         model: Model,
-        progress: Callable[[str], None] | None = None,
+        progress: Callable[[str], None] | bool | None = None,
         *,
         out: str | os.PathLike[str] | None = None,
         resume: bool = True,
@@ -116,8 +153,9 @@ class InductionStudy:
         Parameters
         ----------
         model : Model
-        progress : callable, optional
-            Called with the key of each stage (see `STAGES`) when it starts.
+        progress : callable or bool, optional
+            Called with the key of each stage (see `STAGES`) when it starts. True says them as they start, as a notebook
+            does when this is left out; False shows nothing.
         out : path, optional
             NetCDF file to write. Until it is whole, finished stages and passes are kept beside it, and the same call
             again computes only what is missing: see `headwise.measure`.
@@ -148,8 +186,12 @@ class InductionStudy:
         from ...interventions.begin import begin
 
         if out is None:
-            with begin(model, check=False) as call, context.using(executor=executor):
-                return self._run(model, call.identity, progress)
+            with (
+                begin(model, check=False) as call,
+                context.using(executor=executor),
+                stages(STAGES, progress) as say,
+            ):
+                return self._run(model, call.identity, say)
         with unfinished.keeping(out, resume) as kept, begin(model, check=False, anew=True, ledger=kept) as call:
             about = {"title": self._title(model), "study": self.to_json(), "task": self._task()}
             kept.describe(provenance(model, call.identity) | about, call.identity)
@@ -163,8 +205,8 @@ class InductionStudy:
                 return kept.stage(f"{inputs}-{name}", make, call.identity, sizes)
 
             try:
-                with context.using(executor=executor, store=kept):
-                    tree = self._run(model, call.identity, progress, keep)
+                with context.using(executor=executor, store=kept), stages(STAGES, progress) as say:
+                    tree = self._run(model, call.identity, say, keep)
             except HeadwiseError:
                 raise
             except (LookupError, ValueError, TypeError, AttributeError) as error:
@@ -182,7 +224,7 @@ class InductionStudy:
         self,
         model: Model,
         identity: Identity,
-        progress: Callable[[str], None] | None,
+        progress: Callable[[str], None],
         keep: Callable[[str, Callable[[], xr.Dataset]], xr.Dataset] = lambda name, make: make(),
     ) -> xr.DataTree:
         """Run it; `keep` gets each stage's name and what makes it, and gives what was made, now or before."""
@@ -198,9 +240,10 @@ class InductionStudy:
 
         def stage(name: str, make: Callable[[], xr.Dataset], group: str | None = None) -> None:
             """Run a stage, or take it as it is stored."""
-            if progress is not None and group is None:
+            if group is None:
                 progress(name)
-            made = keep((group or name).replace("/", "-"), lambda: timed(make))
+            with context.using(label=STAGES[name]):
+                made = keep((group or name).replace("/", "-"), lambda: timed(make))
             seconds[name] = round(seconds.get(name, 0.0) + float(made.attrs.pop("stage_seconds")), 3)
             parts[group or name] = made if group else made.assign_attrs(long_name=STAGES[name])
 
@@ -211,17 +254,18 @@ class InductionStudy:
             "previous-token": heads.heads_with(parts["heads"], "previous-token", "previous_token"),
         }
         stage("patterns", lambda: behaviour.patterns(model, task, self._shown(parts["heads"])))
-        stage("ablation", lambda: ablation.every_head(model, task))
+        stage("ablation", lambda: ablation.every_head(model, task, first=self.first))
         stage("sets", lambda: self._sets(model, found))
-        stage("patching", lambda: self._patching(model, found["induction"]))
+        stage("patching", lambda: patching.qkv_of_every_head(model, task, found["induction"], first=self.first))
         stage("composition", lambda: self._composition(model, found["previous-token"], found["induction"]))
         score = parts["heads"]["induction"].mean("example")
         stage("words", lambda: word_lists.words_in_context(model, found["induction"], score))
         if model.has_gradients:
             stage("estimates", xr.Dataset)  # two groups, and nothing beside them: their metrics differ
-        for name, sweep in (("ablation", ablation), ("patching", patching)) if model.has_gradients else ():
-            make = partial(sweep.estimates_of_every_head, model, task, parts[name], STEPS)
-            stage("estimates", make, f"estimates/{name}")
+        for name in SWEEPS if model.has_gradients else ():
+            if prices(model, task, name, parts[name].sizes["example"]).chosen:
+                make = partial(estimates_beside, model, task, name, parts[name])
+                stage("estimates", make, f"estimates/{name}")
 
         tree = xr.DataTree.from_dict({f"/{name}": part for name, part in parts.items()})
         tree.attrs = provenance(model, identity) | as_attrs(
@@ -251,35 +295,34 @@ class InductionStudy:
         return list(shown.items())
 
     def _sets(self, model: Model, found: dict[str, list[Head]]) -> xr.Dataset:
-        sets = {f"{role} heads": members for role, members in found.items() if members}
-        if len(sets) > 1:
-            sets["both"] = [head for members in found.values() for head in members]
-        if not sets:
+        if not (sets := ablation.sets_of(found)):
             return xr.Dataset()
-        return ablation.sets_against_controls(model, self.task, sets, draws=self.draws, seed=self.seed)
-
-    def _patching(self, model: Model, induction: list[Head]) -> xr.Dataset:
-        every = patching.qkv_of_every_head(model, self.task)
-        if not induction:
-            return every
-        return every.merge(patching.qkv_of_set(model, self.task, induction), combine_attrs="override")
+        return ablation.sets_against_controls(
+            model, self.task, sets, draws=self.draws, seed=self.seed, first=self.first
+        )
 
     def _composition(self, model: Model, senders: list[Head], receivers: list[Head]) -> xr.Dataset:
         scores = composition.composition_scores(model, seed=self.seed)
-        pairs = [(one, two) for one in senders for two in receivers if one.layer < two.layer]
-        if not pairs:
-            return scores
-        causal = composition.causal_check(model, self.task, senders, receivers, draws=self.draws, seed=self.seed)
-        return xr.merge(
-            [scores, composition.pair_scores(scores, senders, receivers), causal], combine_attrs="drop_conflicts"
+        causal = composition.causal_check(
+            model,
+            self.task,
+            senders,
+            receivers,
+            strongest_pairs(scores),
+            draws=self.draws,
+            seed=self.seed,
+            first=self.first,
         )
+        pairs = [(one, two) for one in senders for two in receivers if one.layer < two.layer]
+        own = [composition.pair_scores(scores, senders, receivers)] if pairs else []
+        return xr.merge([scores, *own, causal], combine_attrs="drop_conflicts")
 
     def _task(self) -> str:
         return codec.to_json(self.task, TASKS)
 
     @staticmethod
     def _title(model: Model) -> str:
-        return f"Induction heads of {model.name}"
+        return f"Induction heads of {model.name}" + ("" if model.step is None else f" at step {model.step}")
 
     def to_json(self) -> str:
         """The study as JSON text."""
@@ -287,8 +330,12 @@ class InductionStudy:
 
     @classmethod
     def from_json(cls, text: str) -> InductionStudy:
-        """The study that `to_json` wrote."""
-        study = codec.from_json(text, {"InductionStudy": cls})
+        """The study that `to_json` wrote. One that does not say with how many prompts it starts took all at once."""
+
+        def made(**fields: Any) -> InductionStudy:
+            return cls(**({"first": fields.get("n", cls.n)} | fields))
+
+        study = codec.from_json(text, {"InductionStudy": made})
         if not isinstance(study, cls):
             raise DeclarationError("this JSON does not hold an InductionStudy")
         return study

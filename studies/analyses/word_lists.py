@@ -10,12 +10,13 @@ import xarray as xr
 from scipy import stats
 
 from ...errors import DeclarationError
+from ...interventions.declare.edits import Intervention
 from ...interventions.declare.sites import Head
 from ...metrics.attention import prefix_matching
 from ...metrics.outputs import accuracy, loss, prob, rank
 from ..measuring.measure import measure
-from ..tasks.tasks import Prompts
-from .ablation import METHODS, ablate
+from ..tasks.prompts import Prompts
+from .ablation import ablate
 from .heads import head_scores
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ LISTS = (
 """Prompt and the word that continues it. Every word is written with a space in front, so that tokenizers that care
 give its two occurrences the same token."""
 
+METRICS = (prob, rank, accuracy, loss)
+
 
 def words_in_context(model: Model, heads: Sequence[Head], score: xr.DataArray) -> xr.Dataset:
     """Run the word lists: whether the answer is right, the same heads fire, and the induction heads are needed.
@@ -61,22 +64,10 @@ def words_in_context(model: Model, heads: Sequence[Head], score: xr.DataArray) -
         word the model does not know, or an answer that is not one token, are left out and named in the attribute
         ``left_out``.
     """
-    usable, left_out = [], []
-    for prompt, answer in LISTS:
-        spaced = " " + prompt
-        try:
-            Prompts((spaced,), (f" {answer}",)).draw(model)
-            usable.append((spaced, f" {answer}"))
-        except DeclarationError:
-            left_out.append(prompt)
-    if not usable:
+    task, left_out = lists_for(model)
+    if task is None:
         return xr.Dataset(attrs={"left_out": ", ".join(left_out)})
-    prompts = tuple(prompt for prompt, _ in usable)
-    task = Prompts(prompts, tuple(answer for _, answer in usable), others=tuple(map(_turned, prompts)))
-    metrics = (prob, rank, accuracy, loss)
-    what = {method: ablate(heads, method) for method in METHODS if method != "resample"} if heads else None
-    if what and not _enough_for_mean(model, task):
-        what = {"zero": ablate(heads, "zero")}
+    metrics, what = METRICS, conditions_on(model, task, heads)
     measured = measure(model, task, what, metrics)
     result = xr.Dataset(
         coords={"example": measured["example"]}, attrs=measured.attrs | {"left_out": ", ".join(left_out)}
@@ -97,9 +88,34 @@ def words_in_context(model: Model, heads: Sequence[Head], score: xr.DataArray) -
         {"long_name": "rank correlation with repeated random tokens", "units": "1"},
     )
     result["agreement_p"] = ((), float(agreement[1]), {"long_name": "p of the rank correlation", "units": "1"})
-    result["prompt"] = ("example", np.asarray([prompt.strip() for prompt, _ in usable], dtype=object))
-    result["answer"] = ("example", np.asarray([answer.strip() for _, answer in usable], dtype=object))
+    result["prompt"] = ("example", np.asarray([str(prompt).strip() for prompt in task.prompts], dtype=object))
+    result["answer"] = ("example", np.asarray([str(answer).strip() for answer in task.answers or ()], dtype=object))
     return result
+
+
+def lists_for(model: Model) -> tuple[Prompts | None, list[str]]:
+    """The lists that a model's tokenizer can take, as a task (None where there are none), and the others."""
+    usable, left_out = [], []
+    for prompt, answer in LISTS:
+        spaced = " " + prompt
+        try:
+            fits = not Prompts((spaced,), (f" {answer}",)).draw(model).sequences
+        except DeclarationError:
+            fits = False
+        if fits:
+            usable.append((spaced, f" {answer}"))
+        else:
+            left_out.append(prompt)
+    prompts, answers = (tuple(pair[at] for pair in usable) for at in (0, 1))
+    return Prompts(prompts, answers, others=tuple(map(_turned, prompts))) if usable else None, left_out
+
+
+def conditions_on(model: Model, task: Prompts, heads: Sequence[Head]) -> dict[str, Intervention] | None:
+    """The heads zero- and mean-ablated (no mean where there are too few prompts of a length); None without heads."""
+    if not heads:
+        return None
+    methods = ("zero", "mean") if _enough_for_mean(model, task) else ("zero",)
+    return {method: ablate(heads, method) for method in methods}
 
 
 def _turned(prompt: str) -> str:

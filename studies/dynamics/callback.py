@@ -140,8 +140,7 @@ class StudyCallback(L.Callback):  # type: ignore[misc]
             check_writable(self.out)
         if self.weights == "average":
             self._average(trainer)
-        if self.find is not None or any(isinstance(one, PreTrainedModel) for one in pl_module.modules()):
-            self._model_in(pl_module)
+        self._model_in(pl_module)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take up what an interrupted run left, and measure the untrained model where step 0 is asked for."""

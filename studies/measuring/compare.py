@@ -39,7 +39,7 @@ def compare_estimates(
     model: Model,
     task: Task,
     what: What,
-    metric: Metric,
+    metric: Metric | str,
     *,
     estimators: Sequence[str] = ("gradient", "integrated"),
     steps: int = 8,
@@ -56,10 +56,10 @@ def compare_estimates(
     ----------
     model : Model
     task : Task
-    what : Intervention, mapping of names to interventions, or Grid
+    what : Intervention, mapping of names to interventions, sequence of interventions, or Grid
         Ablations, `Patch`, `Add`, `Scale` and their compositions have estimates.
-    metric : Metric
-        One that changes smoothly, such as ``loss`` or ``logit_diff``.
+    metric : Metric or str
+        One that changes smoothly, such as ``"loss"`` or ``"logit_diff"``.
     estimators : sequence of str
         ``"gradient"``, the slope at the base run (attribution patching); ``"integrated"``, the mean slope on the way
         from old to new, where all sites of one layer and component move together: it shares what they do jointly among
@@ -115,22 +115,48 @@ def compare_estimates(
     Have faith in faithfulness, arXiv:2403.17806: integrated gradients, with all sites of a layer moved together in the
     former.
     """
+    (metric,) = chosen_metrics([metric])
     names = _names(estimators, metric, steps)
     axes, interventions = conditions(what)
     if not interventions:
-        raise DeclarationError("nothing to compare: give an intervention, a mapping of names to them, or a Grid")
+        raise DeclarationError(
+            "nothing to compare: give an intervention, a list of them, a mapping of names to them, or a Grid"
+        )
     for axis, _ in axes:
         if axis in DIMS:
             raise DeclarationError(f"a grid axis cannot be called {axis!r} here: a dim of the result is")
-    measured = [measure(model, task, what, metric, base=base, estimator=name, steps=steps) for name in names]
-    judge = measure(model, task, what, metric, base=base) if exact is None else _same(exact, measured[0], metric.name)
-    changes = {name: effect(ds, metric.name) for name, ds in zip(names, measured, strict=True)}
-    baseline = judge[f"baseline_{metric.name}"].sel(run=base, drop=True)
-    result = agreement(effect(judge, metric.name), changes, baseline)
+    measured = {name: measure(model, task, what, metric, base=base, estimator=name, steps=steps) for name in names}
+    like = next(iter(measured.values()))
+    judge = measure(model, task, what, metric, base=base) if exact is None else same(exact, like, metric.name)
+    return compared(measured, judge, metric, steps)
+
+
+def compared(estimates: Mapping[str, xr.Dataset], exact: xr.Dataset, metric: Metric, steps: int) -> xr.Dataset:
+    """What `compare_estimates` says of measurements that are there.
+
+    Parameters
+    ----------
+    estimates : mapping of estimator to Dataset
+        From `measure`; one at least.
+    exact : Dataset
+        The exact measurement of the same conditions and prompts.
+    metric : Metric
+    steps : int
+        Of the integrated estimate.
+
+    Returns
+    -------
+    Dataset
+        See `compare_estimates`.
+    """
+    like = next(iter(estimates.values()))
+    changes = {name: effect(ds, metric.name) for name, ds in estimates.items()}
+    baseline = exact[f"baseline_{metric.name}"].sel(run=like.attrs["base"], drop=True)
+    result = agreement(effect(exact, metric.name), changes, baseline)
     not_shared = ("estimator", "seconds", "float32_deviation")
-    result.attrs = {name: value for name, value in measured[0].attrs.items() if name not in not_shared}
-    result.attrs["estimators"] = json.dumps(names)
-    return result.assign_attrs(steps=steps) if "integrated" in names else result
+    result.attrs = {name: value for name, value in like.attrs.items() if name not in not_shared}
+    result.attrs["estimators"] = json.dumps(list(estimates))
+    return result.assign_attrs(steps=steps) if "integrated" in estimates else result
 
 
 SOURCES = {
@@ -223,7 +249,6 @@ def _without_rounding(values: Array, baseline: xr.DataArray) -> Array:
 def _names(estimators: Sequence[str], metric: Metric, steps: int) -> list[str]:
     """The estimators as a list, refused where there is none to compare with the exact one."""
     names = [estimators] if isinstance(estimators, str) else list(estimators)
-    chosen_metrics([metric])
     for name in names:
         check_estimable([metric], name, steps, False)
     if not names or "exact" in names or len(set(names)) < len(names):
@@ -232,7 +257,7 @@ def _names(estimators: Sequence[str], metric: Metric, steps: int) -> list[str]:
     return names
 
 
-def _same(exact: xr.Dataset, like: xr.Dataset, name: str) -> xr.Dataset:
+def same(exact: xr.Dataset, like: xr.Dataset, name: str) -> xr.Dataset:
     """`exact` in the form of `like`; an error where it was measured on something else."""
     values, base = effect(exact, name), like.attrs["base"]
     wanted = like[name]

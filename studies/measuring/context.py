@@ -28,11 +28,14 @@ class Execution:
         Keeps finished passes, and the records of jobs that a server has.
     quiet : bool
         No line says how the jobs of a server are doing.
+    label : str
+        What the work is called where its progress is shown.
     """
 
     executor: Executor | None = None
     store: UnfinishedResult | None = None
     quiet: bool = False
+    label: str = "measuring"
 
     def executor_for(self, model: Model) -> Executor | None:
         """The executor, for a model that its workers can open."""

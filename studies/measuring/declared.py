@@ -36,6 +36,8 @@ class Sweep:
     metrics : Metric, str, or sequence of these
     base : str
         The run that is intervened on.
+    runs : "all", str or sequence of str, optional
+        Runs that are measured as they are, see `headwise.measure`.
     per_position : bool
         Keep the values at each scored position.
     estimator : {"exact", "gradient", "integrated"}
@@ -60,12 +62,15 @@ class Sweep:
     what: What = None
     metrics: Metric | str | Sequence[Metric | str] = (loss,)
     base: str = "clean"
+    runs: str | tuple[str, ...] | None = None
     per_position: bool = False
     estimator: str = "exact"
     steps: int = 8
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "metrics", tuple(chosen_metrics(self.metrics)))
+        if isinstance(self.runs, list):
+            object.__setattr__(self, "runs", tuple(self.runs))
         conditions(self.what)
         check_estimable(self.metrics, self.estimator, self.steps, self.per_position)
 
@@ -96,6 +101,7 @@ class Sweep:
             self.what,
             self.metrics,
             base=self.base,
+            runs=self.runs,
             per_position=self.per_position,
             estimator=self.estimator,
             steps=self.steps,

@@ -31,3 +31,13 @@ def count(number: int, noun: str) -> str:
 def article(word: str) -> str:
     """``a`` or ``an``."""
     return "an" if word[:1] in tuple("aeiou") else "a"
+
+
+def no_or_count(number: int, noun: str) -> str:
+    """``no head``, ``1 head``, ``2 heads``."""
+    return count(number, noun) if number else f"no {noun}"
+
+
+def went(before: str, after: str) -> str:
+    """``goes from 100% to 3%``; ``stays at 100%`` where both read the same."""
+    return f"stays at {before}" if before == after else f"goes from {before} to {after}"
