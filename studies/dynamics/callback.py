@@ -157,8 +157,8 @@ class StudyCallback(L.Callback):  # type: ignore[misc]
         with self._alone(trainer) as mine:
             if mine:
                 self.done = self._series.begin(None if self.resumed is None else trainer.global_step)
-        if trainer.global_step == 0 and self.resumed is None and self.schedule.due_at_step(0):
-            self._measure(trainer, pl_module, log=False)
+        if trainer.global_step == 0 and self.resumed is None and self.schedule.due_at_start:
+            self._measure(trainer, pl_module, log="")
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *given: Any) -> None:
         """Measure after an optimiser step, where that is due."""
@@ -174,7 +174,7 @@ class StudyCallback(L.Callback):  # type: ignore[misc]
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure after an epoch, where that is due."""
         if not trainer.fast_dev_run and self.schedule.due_at_epoch(trainer.current_epoch + 1):
-            self._measure(trainer, pl_module)
+            self._measure(trainer, pl_module, log="epoch")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the file whole."""
@@ -186,7 +186,7 @@ class StudyCallback(L.Callback):  # type: ignore[misc]
                 self._series.about |= {"study_share_of_time": f"{self.seconds / max(whole, 1e-9):.4f}"}
                 self._series.finish()
 
-    def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule, log: bool = True) -> None:
+    def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule, log: str = "step") -> None:
         """Run the study on a copy of the model as it is, keep the result, and log its scalars."""
         step, begun = trainer.global_step, time.monotonic()
         if step in self.done:
@@ -205,7 +205,7 @@ class StudyCallback(L.Callback):  # type: ignore[misc]
         if self.log_values:
             values = trainer.strategy.broadcast(values) | {f"{PREFIX}seconds": time.monotonic() - begun}
             if log:
-                pl_module.log_dict(values, on_step=True, on_epoch=False)
+                pl_module.log_dict(values, on_step=log == "step", on_epoch=log == "epoch")
             else:
                 for logger in trainer.loggers:
                     logger.log_metrics(values, step)

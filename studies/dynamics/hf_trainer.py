@@ -69,7 +69,7 @@ class TrainerStudyCallback(TrainerCallback):  # type: ignore[misc]
         text = self.study.to_json()
         self.series = Series(self.out, short_hash(text, os.path.abspath(args.output_dir or "")), {"study": text})
         self.done = self.series.begin(state.global_step or None)
-        if state.global_step == 0 and self.schedule.due_at_step(0):
+        if state.global_step == 0 and self.schedule.due_at_start:
             self._measure(state, model)
 
     def on_step_end(

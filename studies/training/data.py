@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedModel
 
 from ...errors import LARGEST_SEED, DeclarationError, whole
 
@@ -137,10 +137,6 @@ class SequenceData(L.LightningDataModule):  # type: ignore[misc]
         """Batches to validate on, always the same."""
         return self._loader(self.validation, True) if self.validation else []
 
-    @property
-    def _module(self) -> Any:
-        return None if self.trainer is None else getattr(self.trainer.lightning_module, "model", None)
-
 
 class RepeatedTokensData(SequenceData):
     """Random distinct tokens, repeated once: what `headwise.RepeatedTokens` measures on.
@@ -191,9 +187,14 @@ class RepeatedTokensData(SequenceData):
     def setup(self, stage: str) -> None:
         """Take the vocabulary of the model that is trained, where none was given."""
         if self.vocabulary is None:
-            if self._module is None:
-                raise DeclarationError("vocabulary is left out, and the module that is trained has no `model`: give it")
-            self.vocabulary = self._fits(int(self._module.config.vocab_size))
+            parts = [] if self.trainer is None else self.trainer.lightning_module.modules()
+            sizes = {int(one.config.vocab_size) for one in parts if isinstance(one, PreTrainedModel)}
+            if len(sizes) != 1:
+                raise DeclarationError(
+                    f"vocabulary is left out, and the module that is trained holds models of {len(sizes)} vocabularies: "
+                    "give it"
+                )
+            self.vocabulary = self._fits(sizes.pop())
 
     @property
     def positions(self) -> int:
