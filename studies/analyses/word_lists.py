@@ -14,7 +14,7 @@ from ...interventions.declare.sites import Head
 from ...metrics.attention import prefix_matching
 from ...metrics.outputs import accuracy, loss, prob, rank
 from ..measuring.measure import measure
-from ..tasks.tasks import Prompts
+from ..tasks.prompts import Prompts
 from .ablation import METHODS, ablate
 from .heads import head_scores
 
@@ -65,9 +65,12 @@ def words_in_context(model: Model, heads: Sequence[Head], score: xr.DataArray) -
     for prompt, answer in LISTS:
         spaced = " " + prompt
         try:
-            Prompts((spaced,), (f" {answer}",)).draw(model)
-            usable.append((spaced, f" {answer}"))
+            fits = not Prompts((spaced,), (f" {answer}",)).draw(model).sequences
         except DeclarationError:
+            fits = False
+        if fits:
+            usable.append((spaced, f" {answer}"))
+        else:
             left_out.append(prompt)
     if not usable:
         return xr.Dataset(attrs={"left_out": ", ".join(left_out)})

@@ -22,7 +22,8 @@ from ..analyses.behaviour import SHOWN_LENGTH
 from ..measuring.capture import capture
 from ..storage.record import Record
 from ..storage.registry import TASKS
-from ..tasks.tasks import Prompts, RepeatedTokens, Task
+from ..tasks.prompts import Prompts
+from ..tasks.tasks import RepeatedTokens, Task
 
 if TYPE_CHECKING:
     from ...interventions.models.model import Model

@@ -11,6 +11,7 @@ import xarray as xr
 
 from ...interventions.declare.codec import edit_names
 from ...interventions.models.checkpoints import revision_and_step
+from ..measuring.effects import intervened
 from ..output.phrases import count, listed
 from ..storage.attributes import LONGEST
 from ..storage.reading import Result
@@ -29,7 +30,7 @@ def what_of(result: Result, record: Record) -> str:
     if "metrics" not in attrs or not isinstance(result, xr.Dataset):
         return ""
     metrics = [str(name) for name in record.metrics]
-    measured = [result[name] for name in metrics if name in result]
+    measured = [result[name] for name in metrics if name in result and intervened(result)]
     if not measured:
         return f"{listed(metrics)} without intervention" if metrics else ""
     axes = [dim for dim in measured[0].dims if dim not in ("example", "position", "read_layer", "read_head")]

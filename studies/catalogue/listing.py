@@ -152,7 +152,9 @@ def as_text(entries: Sequence[Entry], problems: Sequence[Problem], title: str, w
     lines = [title]
     if entries:
         out = StringIO()
-        Console(file=out, width=width, highlight=False, color_system=None).print(rich_table(entries[:SHOWN], width))
+        # In a notebook, rich would show the table as well.
+        console = Console(file=out, width=width, highlight=False, color_system=None, force_jupyter=False)
+        console.print(rich_table(entries[:SHOWN], width))
         lines += (line.rstrip() for line in out.getvalue().splitlines())
     if len(entries) > SHOWN:
         lines.append(f"... and {len(entries) - SHOWN} more")

@@ -61,6 +61,8 @@ class WorkItem:
     metrics : tuple
         Names of shipped metrics, and others themselves.
     base : str
+    runs : tuple of str
+        Those that are measured as they are.
     budget : int
         Bytes for all tensors, by which the passes were sized.
     chunks : tuple of ExampleChunk
@@ -72,6 +74,7 @@ class WorkItem:
     declared: str
     metrics: tuple[str | Metric, ...]
     base: str
+    runs: tuple[str, ...]
     budget: int
     chunks: tuple[ExampleChunk, ...]
 
@@ -80,7 +83,9 @@ class WorkItem:
         """A hash of all that its values depend on."""
         model = json.dumps([self.model, self.identity.exact], sort_keys=True)
         metrics = [metric if isinstance(metric, str) else metric.name for metric in self.metrics]
-        return short_hash(model, self.token_hash, self.declared, json.dumps(metrics), self.base, repr(self.chunks))
+        return short_hash(
+            model, self.token_hash, self.declared, json.dumps(metrics), self.base, *self.runs, repr(self.chunks)
+        )
 
 
 def run_on(
@@ -229,6 +234,7 @@ def split(sweep: Sweep, identity: Identity, chunks: Sequence[ExampleChunk]) -> I
         json.dumps(encode({"task": sweep.task, "what": sweep.what}, TASKS)),
         tuple(_travelling(metric) for metric in setup.metrics),
         sweep.base,
+        setup.plan.runs,
         setup.plan.budget,
         (),
     )
@@ -258,7 +264,9 @@ def run_item(item: WorkItem) -> list[FinishedValues]:
     with turn(model):
         check_reproduced(model, item.identity)
         task, what = declared["task"], declared["what"]
-        setup = set_up(model, task, what, metrics, base=item.base, per_position=False, batch_size="auto")
+        setup = set_up(
+            model, task, what, metrics, base=item.base, runs=item.runs, per_position=False, batch_size="auto"
+        )
         inputs = setup.inputs(task, model)
         if _token_hash(setup.plan, inputs) != item.token_hash:
             raise ModelError(

@@ -17,7 +17,8 @@ from ...errors import ResultError
 from ...interventions.models.locate import HUB_ID, locate
 from ...interventions.plan.cost import forward_flops
 from ..storage.record import Record
-from ..tasks.tasks import Prompts, RepeatedTokens
+from ..tasks.prompts import Prompts
+from ..tasks.tasks import RepeatedTokens
 
 if TYPE_CHECKING:
     from ...interventions.models.model import Model
@@ -141,8 +142,13 @@ def size_of(task: Task) -> tuple[int, int]:
         return task.n, 2 * task.length + task.bos
     if not isinstance(task, Prompts):
         raise ResultError(f"its task is no task that comes with headwise: {task!r}")
-    texts = [*task.prompts, *(task.corrupted or ()), *(text for _, run in task.runs for text in run)]
-    return len(task.prompts), 1 + max(len(text.encode()) for text in texts)
+    prompts = [*task.prompts, *(task.corrupted or ()), *(text for _, run in task.runs for text in run)]
+    answers = [*(task.answers or ()), *(task.distractors or ())]
+    longest = [
+        max((len(text.encode() if isinstance(text, str) else text) for text in texts), default=0)
+        for texts in (prompts, answers)
+    ]
+    return len(task.prompts), 1 + sum(longest)
 
 
 def check_work(source: Path, model: Model, task: Task, forward: int, yes: Agree) -> None:

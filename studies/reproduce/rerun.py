@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from .agreement import Agreement, compare
 
 if TYPE_CHECKING:
     from ...interventions.models.model import Model
+    from ...metrics.card import Metric
     from ..tasks.tasks import Task
 
 Say = Callable[[str], None]
@@ -206,9 +207,17 @@ def _how(record: Record, stored: xr.DataTree) -> Repeat:
 
     def repeated(model: Model, say: Say) -> xr.Dataset:
         say("measuring again")
-        return again(model, task, what, *given, **options)
+        result = again(model, task, what, *given, **options)
+        old = record.kind == "measurement" and metrics[0].name not in root
+        return _as_before(result, metrics) if old else result
 
     return Repeat(repeated, task, lambda model: passes)
+
+
+def _as_before(result: xr.Dataset, metrics: Sequence[Metric]) -> xr.Dataset:
+    """A measurement without interventions as older files hold it: baselines alone, heads as those that were read."""
+    dims = {dim: f"read_{dim}" for dim in ("layer", "head") if dim in result.dims}
+    return result.drop_vars([metric.name for metric in metrics]).rename(dims)
 
 
 def _study(text: str, stored: xr.DataTree) -> Repeat:

@@ -176,6 +176,10 @@ class Record:
         found = ESTIMATOR.fullmatch(str(attrs["estimator"]))
         if found is None:
             raise ResultError(f"its estimator {attrs['estimator']!r} is not known to this version")
+        if self.attrs["interventions"] == "null" and not any(name in ds for name in self.metrics):
+            options["runs"] = "all"  # of a file from before the runs could be asked for
+        if "runs" in self.attrs:
+            options["runs"] = read_json(self.attrs["runs"])
         kept = [f"baseline_{metric.name}" for metric in self.declared_metrics() if metric.kind == "logits"]
         return options | {
             "per_position": any("position" in ds[name].dims for name in kept),

@@ -189,6 +189,7 @@ def test_an_unknown_family_lists_the_known_ones(tmp_path):
         hw.load(tmp_path)
 
 
+@pytest.mark.heavy  # compiles all that is imported
 def test_a_python_without_docstrings_is_refused_at_once(tmp_path):
     code = "import headwise as hw\nprint(hw.shipped())\nhw.load('words-2l')"
     done = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True, timeout=120, check=False)

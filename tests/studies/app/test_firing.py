@@ -26,7 +26,7 @@ def test_a_prompt_fires_as_capture_and_the_metrics_say(words_model):
             np.testing.assert_array_equal(fired.pattern(Head(layer, head))["pattern"].isel(shown=0), wanted)
     measured = measure(words_model, Prompts((text,)), None, [prefix_matching, previous_token])
     for metric in (prefix_matching, previous_token):
-        wanted = measured[f"baseline_{metric.name}"].isel(run=0, example=0)
+        wanted = measured[metric.name].isel(example=0)
         np.testing.assert_allclose(fired.score(metric.name), wanted, atol=1e-6)
     pattern = fired.pattern(Head(1, 2))["pattern"].isel(shown=0)
     assert float(fired.score("token", 1)[1, 2]) == float(pattern[2:, 1].max())
