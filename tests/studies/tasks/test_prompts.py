@@ -333,3 +333,11 @@ def test_what_cannot_be_meant_says_what_is_possible(words_model, make, message):
         make(words_model)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("prompt", "answer"), [("lesson", "apple"), ("apple", "lesson")])
+def test_a_tokenizer_of_another_model_is_told(words_model, prompt, answer):
+    (token,) = words_model.encode("lesson")
+    model = hw.load(raw_hooks.random_gpt2(1, 2, 4, 60, 20), tokenizer=words_model.tokenizer)
+    with pytest.raises(DeclarationError, match=f"'lesson' has the token id {token}: GPT2LMHeadModel has 0 to 59"):
+        hw.measure(model, Prompts([prompt], answers=[answer]), None, "loss")
