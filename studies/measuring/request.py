@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...errors import DeclarationError, UnknownNameError, check_text, choices
-from ...interventions.declare.changes import FromRun, Reduce
 from ...interventions.declare.edits import Intervention
 from ...interventions.declare.grid import Grid
 from ...interventions.plan.plan import Plan, make_plan
@@ -76,7 +75,7 @@ class Request:
         batch, plan = self.batch, self.plan
         return Inputs(
             {run: tuple(batch.tokens(run, group) for group in plan.groups) for run in plan.runs},
-            reference_tokens(task, model, plan.base, plan.groups) if plan.uses_reference else (),
+            *(reference_tokens(task, model, plan) if plan.uses_reference else ()),
         )
 
 
@@ -171,9 +170,8 @@ def for_answers(metrics: list[Metric], batch: Batch, per_position: bool) -> tupl
 
 def check_reference(plan: Plan, batch: Batch) -> None:
     """Refuse what puts other values into a prompt with its answer than into the same prompt with its distractor."""
-    for edit in (edit for edits in plan.conditions for edit in edits if batch.pairs and edit.uses_reference):
-        value = edit.change().value
-        if not isinstance(value, FromRun) or value.reduce is not Reduce.EXAMPLE_POSITION:
+    for edit in (edit for edits in plan.conditions for edit in edits if batch.pairs):
+        if edit.uses_reference and not edit.over_all:
             raise DeclarationError(
                 f"{edit!r}: logit_diff of answers of several tokens compares prompts of different lengths, and "
                 "references of each length are others: possible are MeanAblate(..., over=('example', 'position')), "
