@@ -6,11 +6,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from ...interventions.begin import turn
 from ...interventions.declare.sites import Head
 from ...metrics.attention import SCORES, induction, prefix_matching
 from ...metrics.card import Metric
@@ -26,10 +25,33 @@ from . import ablation, behaviour, composition, estimates, patching, paths, word
 if TYPE_CHECKING:
     from ...interventions.models.model import Model
     from ...interventions.plan.plan import Plan
-    from .induction import InductionStudy
 
 DRAWN = 1_000_000
 """Random numbers that are drawn to see how long a model with random weights takes to make."""
+
+
+class Asked(Protocol):
+    """What prices depend on of an `InductionStudy`."""
+
+    @property
+    def task(self) -> RepeatedTokens:
+        """Its prompts."""
+
+    @property
+    def first(self) -> int:
+        """Prompts that its sweeps start with."""
+
+    @property
+    def draws(self) -> int:
+        """Random sets of each control."""
+
+    @property
+    def untrained(self) -> int:
+        """Models with random weights."""
+
+    @property
+    def seed(self) -> int:
+        """Of the random sets."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +176,7 @@ def _time(price: Price) -> str:
     return "?" if price.seconds is None else duration(price.seconds)
 
 
-def sweeps_of(study: InductionStudy, model: Model, found: Mapping[str, Sequence[Head]]) -> dict[str, list[Sweep]]:
+def sweeps_of(study: Asked, model: Model, found: Mapping[str, Sequence[Head]]) -> dict[str, list[Sweep]]:
     """The sweeps of each stage but the estimates, where `found` are the heads with a role."""
     task, first, shape = study.task, study.first, model.shape
     senders, receivers = found["previous-token"], found["induction"]
@@ -193,8 +215,10 @@ def sweeps_of(study: InductionStudy, model: Model, found: Mapping[str, Sequence[
     return sweeps
 
 
-def price_study(study: InductionStudy, model: Model, *, timed: bool = True) -> StudyPlan:
+def price_study(study: Asked, model: Model, *, timed: bool = True) -> StudyPlan:
     """Price every stage, see `InductionStudy.plan`."""
+    from ...interventions.begin import turn
+
     task, layers = study.task, model.shape.layers
     example = set_up(model, task, None, (loss,), base="clean", per_position=False, batch_size="auto")
     speed, drawing = None, None
@@ -225,13 +249,14 @@ def price_study(study: InductionStudy, model: Model, *, timed: bool = True) -> S
 class _Counter:
     """Adds up prices; `forward` is the work of one plain forward pass of one prompt."""
 
-    study: InductionStudy
+    study: Asked
     model: Model
     speed: float | None
     drawing: float | None
     forward: float
 
     def stages(self, found: Mapping[str, Sequence[Head]], every: bool) -> dict[str, Price]:
+        """Stage to its price, where `found` are the heads with a role; up to the first look, or to the last."""
         prices = {
             name: sum((self.of_sweep(one, every) for one in sweeps), Price(seconds=0.0))
             for name, sweeps in sweeps_of(self.study, self.model, found).items()
@@ -241,13 +266,14 @@ class _Counter:
             prices["heads"] += Price(seconds=self.study.untrained * self.drawing * numbers)
         prices["composition"] += self.of_work(composition.score_flops(self.model.shape))
         if self.model.has_gradients:
-            prompts = looks(self.study.n, self.study.first)[-1 if every else 0]
+            prompts = looks(self.study.task.n, self.study.first)[-1 if every else 0]
             prices["estimates"] = sum(
                 (self.of_estimates(name, prompts) for name in estimates.SWEEPS), Price(seconds=0.0)
             )
         return prices
 
     def of_sweep(self, sweep: Sweep, every: bool) -> Price:
+        """The price of a sweep."""
         found = Price(seconds=0.0)
         for plan in sweep.plans(self.model, every):
             cost = replace(plan, speed=self.speed).cost()
@@ -256,10 +282,12 @@ class _Counter:
         return found
 
     def of_estimates(self, name: str, prompts: int) -> Price:
+        """The price of the estimates of a sweep that are not too dear."""
         prices = estimates.prices(self.model, self.study.task, name, prompts)
         return sum((self.of_work(prices.estimates[one]) for one in prices.chosen), Price(seconds=0.0))
 
     def of_work(self, operations: float) -> Price:
+        """The price of work outside planned passes."""
         return Price(0, operations / self.forward, None if self.speed is None else operations / self.speed)
 
 

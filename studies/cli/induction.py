@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 EXAMPLES = """  headwise induction                                 the shipped model
   headwise induction --model openai-community/gpt2   GPT-2 from the Hub
   headwise induction --model ./my-gpt2 --n 16        a local folder
-  headwise induction --model openai-community/gpt2 --plan   what it would take, stage by stage
+  headwise induction --model ./my-gpt2 --plan        what it would take
   headwise induction --seed 1 --out results/seed-1.nc
   headwise induction --model openai-community/gpt2 --remote   on NDIF
 """
