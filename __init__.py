@@ -2,7 +2,7 @@
 
 ``import headwise as hw`` gives every name that a user types, and costs nothing: a name is loaded when it is first used.
 
-- models: ``load``, ``shipped``, ``Model``; another family: ``Family``, ``register``
+- models: ``load``, ``shipped``, ``checkpoint_steps``, ``Model``; another family: ``Family``, ``register``
 - where: ``Head``, ``Layer``, ``Site``, ``Component``
 - what: ``ZeroAblate``, ``MeanAblate``, ``ResampleAblate``, ``Patch``, ``PathPatch``, ``Add``, ``Scale``, ``Knockout``,
   ``Compose``, ``Intervention``; a labelled family of them: ``Grid``
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .interventions import ZeroAblate as ZeroAblate
     from .interventions import register as register
     from .interventions.load import load as load
+    from .interventions.models.checkpoints import checkpoint_steps as checkpoint_steps
     from .interventions.models.locate import shipped as shipped
     from .interventions.models.model import Model as Model
     from .studies import Batch as Batch
@@ -72,6 +73,7 @@ else:
             ".interventions": "Add Component Compose Family Grid Head Intervention Knockout Layer MeanAblate "
             "Patch PathPatch ResampleAblate Scale Site ZeroAblate register",
             ".interventions.load": "load",
+            ".interventions.models.checkpoints": "checkpoint_steps",
             ".interventions.models.locate": "shipped",
             ".interventions.models.model": "Model",
             ".studies": "Batch InductionStudy Prompts RepeatedTokens Results capture compare_estimates "

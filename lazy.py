@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
@@ -30,6 +32,10 @@ def lazy_names(
         """Import a name when it is first asked for."""
         if name not in where:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        if "ipykernel" in sys.modules and "tqdm.auto" not in sys.modules:
+            with warnings.catch_warnings():  # of tqdm about ipywidgets, which nothing here needs
+                warnings.simplefilter("ignore")
+                import tqdm.auto  # noqa: F401
         if where[name] == ".":
             return import_module(f".{name}", package)
         return getattr(import_module(where[name], package), name)

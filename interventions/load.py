@@ -14,8 +14,9 @@ from nnsight.modeling.transformers import TransformersModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from ..errors import DeclarationError, ModelError, choices
+from ..errors import DeclarationError, ModelError, choices, whole
 from .models import architectures  # noqa: F401  registers the families
+from .models.checkpoints import check_step, step_of_revision, weights_at
 from .models.family import Family, check_fits, family_of
 from .models.locate import locate, shipped, why
 from .models.model import Model
@@ -37,6 +38,7 @@ def load(
     source: str | Path | PreTrainedModel,
     *,
     revision: str | None = None,
+    step: int | None = None,
     device: str = "auto",
     dtype: str | None = None,
     tokenizer: Any = None,
@@ -48,11 +50,16 @@ def load(
     Parameters
     ----------
     source : str, Path or PreTrainedModel
-        A shipped name (``"words-2l"``), a Hugging Face Hub id (``"openai-community/gpt2"``), a folder with
-        ``config.json``, weights and tokenizer, or a Hugging Face module in memory, which is used as it is: nothing of
-        it is changed but that nnsight takes the place of each ``forward`` to hear what passes through.
+        A shipped name (``"words-2l"``), a Hugging Face Hub id (``"gpt2"``, ``"EleutherAI/pythia-70m"``), a folder
+        with ``config.json``, weights and tokenizer, or a Hugging Face module in memory, which is used as it is: nothing
+        of it is changed but that nnsight takes the place of each ``forward`` to hear what passes through. A folder goes
+        before a Hub id of the same name.
     revision : str, optional
         Branch, tag or commit on the Hub; only for a Hub id.
+    step : int, optional
+        Opens the model as it was after so many steps of its training: a shipped name, a folder with
+        ``checkpoints.safetensors``, or Pythia on the Hub (``step=1000`` is ``revision="step1000"``).
+        `headwise.checkpoint_steps` says which steps there are.
     device : str
         ``"auto"`` (the GPU where there is one, else the CPU; a module in memory stays where it is), ``"cpu"``,
         ``"cuda"``, ``"cuda:1"``, ``"mps"``. On another device than its own, a module in memory is copied.
@@ -77,19 +84,24 @@ def load(
         `source` is nothing that can be traced, such as a compiled module, or an option does not go with it.
     ModelError
         The model cannot be found or read whole, or its family is not known.
+    UnknownNameError
+        There is no checkpoint of `step`; the text lists those that exist.
 
     Examples
     --------
     >>> hw.load("words-2l", device="cpu")
     <Model words-2l (shipped): gpt2, 2 layers of 8 heads, float32 on cpu, runs here>
+    >>> hw.load("words-2l", step=512, device="cpu")
+    <Model words-2l (shipped, step 512): gpt2, 2 layers of 8 heads, float32 on cpu, runs here>
     """
     check_python()
+    step = None if step is None else whole(step, "step")
     if remote:
         if isinstance(source, torch.nn.Module) or device != "auto" or dtype is not None:
             raise DeclarationError("remote=True takes the name of a model: a server has its own copy, device and dtype")
-        name, where, place = locate(str(source))
-        if revision is not None and place != "main":
-            raise DeclarationError(f"revision={revision!r} is for a Hub id: {name} is {place}")
+        name, where, place, revision = _located(str(source), revision, step)
+        if step is not None and revision is None:
+            raise DeclarationError(f"step={step} with remote=True is for a Hub id: {name} is {place}")
         from .remote.backend import open_model
 
         return open_model(name, where, revision or place, tokenizer, trust_remote_code)
@@ -97,24 +109,48 @@ def load(
     if dtype is not None and dtype not in DTYPES:
         raise DeclarationError(f"dtype {dtype!r}: possible are {choices(DTYPES)}")
     if isinstance(source, torch.nn.Module) or not isinstance(source, str | Path):
-        return _in_memory(_plain_module(source), device, dtype, tokenizer)
-    name, where, place = locate(str(source))
+        module = _plain_module(source)
+        for option, value in (("revision", revision), ("step", step)):
+            if value is not None:
+                raise DeclarationError(f"{option}={value!r} is for a name or folder: a module in memory is as it is")
+        return _in_memory(module, device, dtype, tokenizer)
+    name, where, place, revision = _located(str(source), revision, step)
     opened = name if place in ("shipped", "main") else str(Path(where).resolve())
+    step = step_of_revision(revision) if place == "main" else step
+    trusted = bool(trust_remote_code)
+    beside = None if place == "main" else step
+    family, module, tokenizer = _read(name, where, revision, beside, DTYPES[dtype or "float32"], tokenizer, trusted)
+    check_fits(family, module, name)
+    return _handle(module.to(_device(device)), name, revision or place, step, family, tokenizer, opened, trusted)
+
+
+def _located(source: str, revision: str | None, step: int | None) -> tuple[str, str, str, str | None]:
+    """What `locate` says of a model, and the revision to open; checks both and the step."""
+    name, where, place = locate(source)
     if revision is not None and place != "main":
         raise DeclarationError(f"revision={revision!r} is for a Hub id: {name} is {place}")
-    trusted = bool(trust_remote_code)
-    family, module, tokenizer = _read(name, where, revision, DTYPES[dtype or "float32"], tokenizer, trusted)
-    check_fits(family, module, name)
-    return _handle(module.to(_device(device)), name, revision or place, family, tokenizer, opened, trusted)
+    if step is not None:
+        if revision is not None:
+            raise DeclarationError(f"step={step!r} and revision={revision!r} both say which weights: give one of them")
+        check_step(source, step)
+        revision = f"step{step}" if place == "main" else None
+    return name, where, place, revision
 
 
 def _handle(
-    module: Any, name: str, revision: str, family: Family, tokenizer: Any, source: str | None, trusted: bool = False
+    module: Any,
+    name: str,
+    revision: str,
+    step: int | None,
+    family: Family,
+    tokenizer: Any,
+    source: str | None,
+    trusted: bool = False,
 ) -> Model:
     with turn_of(module, mode=False):  # nnsight puts itself in front of modules that a call may be using
         traced = TransformersModel(module, task="text-generation", tokenizer=tokenizer)
     shape = family.shape(module.config)
-    return Model(name, revision, family, shape, tokenizer, traced, source, trusted, backend_type=LocalBackend)
+    return Model(name, revision, family, shape, tokenizer, traced, source, trusted, step, backend_type=LocalBackend)
 
 
 def _in_memory(module: PreTrainedModel, device: str, dtype: str | None, tokenizer: Any) -> Model:
@@ -131,7 +167,7 @@ def _in_memory(module: PreTrainedModel, device: str, dtype: str | None, tokenize
             module = copy.deepcopy(module)
         module = module.to(device=target, dtype=None if dtype is None else DTYPES[dtype])
     tokenizer = tokenizer if tokenizer is not None else _id_tokenizer(module.config.vocab_size)
-    return _handle(module, name, "memory", family, tokenizer, None)
+    return _handle(module, name, "memory", None, family, tokenizer, None)
 
 
 def _plain_module(source: Any) -> PreTrainedModel:
@@ -163,9 +199,12 @@ def _plain_module(source: Any) -> PreTrainedModel:
 
 
 def _read(
-    name: str, where: str, revision: str | None, dtype: torch.dtype, tokenizer: Any, trusted: bool
+    name: str, where: str, revision: str | None, step: int | None, dtype: torch.dtype, tokenizer: Any, trusted: bool
 ) -> tuple[Family, PreTrainedModel, Any]:
-    """Family, module and tokenizer of a folder or Hub id, or one line that says why not."""
+    """Family, module and tokenizer of a folder or Hub id, or one line that says why not.
+
+    With a `step`, weights are those of the checkpoint beside the others.
+    """
     options = options_of(name, where, revision, trusted, tokenizer=tokenizer is None, dtype=dtype)
     try:
         family = family_of(AutoConfig.from_pretrained(where, **options), name)
@@ -175,6 +214,11 @@ def _read(
             module, report = AutoModelForCausalLM.from_pretrained(
                 where, dtype=dtype, output_loading_info=True, adapter_kwargs=adapters, **options
             )
+        if step is not None:
+            weights = weights_at(where, step)
+            module.load_state_dict(weights, strict=False)
+            own = {key for key, _ in module.named_parameters()}  # each once, whatever it is tied to
+            report |= {"missing_keys": own - weights.keys(), "unexpected_keys": weights.keys() - own}
     except ModelError:
         raise
     except Exception as error:  # whatever a broken file makes the loaders raise, the user gets one line

@@ -14,6 +14,14 @@ from ..errors import DeclarationError, choices
 Array = np.ndarray[Any, Any]
 Kernel = Callable[..., torch.Tensor]
 KINDS = ("logits", "pattern")
+OVER: Mapping[str, Callable[[Array], Array]] = {
+    "mean": lambda values: values.mean(axis=-1),
+    "sum": lambda values: values.sum(axis=-1),
+    "product": lambda values: values.prod(axis=-1),
+    "least": lambda values: values.min(axis=-1),
+    "difference": lambda values: values.sum(axis=-1),
+}
+"""How values ``(..., scored)`` make up that of a prompt."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,9 @@ class Metric:
         Then no other logit is computed: the kernel gets theirs side by side, and their places there as arguments.
     differentiable : bool
         Whether a gradient says how it changes; not so for a count.
+    over : {"mean", "sum", "product", "least", "difference"}
+        How the values at the scored positions of a prompt make up that of the prompt. ``"difference"`` is the sum less
+        that of the same prompt with its distractor for an answer.
     """
 
     card: Card
@@ -103,10 +114,13 @@ class Metric:
     needs_base: bool = False
     tokens: tuple[str, ...] = ()
     differentiable: bool = True
+    over: str = "mean"
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise DeclarationError(f"{self.card.name} reads {self.kind!r}: a metric reads {choices(KINDS)}")
+        if self.over not in OVER:
+            raise DeclarationError(f"{self.card.name} has over={self.over!r}: possible are {choices(OVER)}")
         if self.needs_base and self.tokens:
             raise DeclarationError(
                 f"{self.card.name} compares with all base logits (needs_base), so it cannot read those of tokens only"

@@ -7,15 +7,21 @@ at it: `logit_diff` looks at two, all others at the whole vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
+from ..errors import DeclarationError, choices
 from .card import Array, Card, Metric, PromptFacts, need
 
 
 def _loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     wide = torch.promote_types(logits.dtype, torch.float32)
     return -logits.to(wide).log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+
+
+def _log_prob(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return -_loss(logits, targets)
 
 
 def _prob(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -105,5 +111,61 @@ kl = _output(
     targets=False,
 )
 """``KL(base || intervened)`` at the scored positions, in nats; 0 where nothing changed."""
+
+ANSWERS = {
+    "loss": replace(
+        loss,
+        card=Card("loss", "cross-entropy of the answer", "nat", (0.0, INF), "lower", "summed over its tokens"),
+        over="sum",
+    ),
+    "accuracy": replace(
+        accuracy,
+        card=Card("accuracy", "accuracy of the answer", "1", (0.0, 1.0), "higher", "argmax equals each of its tokens"),
+        over="least",
+    ),
+    "prob": replace(
+        prob,
+        card=Card("prob", "probability of the answer", "1", (0.0, 1.0), "higher", "product over its tokens"),
+        over="product",
+    ),
+    "logit_diff": replace(
+        _output(
+            Card(
+                "logit_diff",
+                "log-probability of the answer less that of the distractor",
+                "nat",
+                (-INF, INF),
+                "higher",
+                "each summed over its tokens",
+            ),
+            _log_prob,
+        ),
+        over="difference",
+    ),
+}
+"""The metrics of answers of several tokens, each token after those before it, by the name of that of one token."""
+
+
+def of_answer(metric: Metric) -> Metric:
+    """What a metric is for answers of several tokens.
+
+    Parameters
+    ----------
+    metric : Metric
+
+    Raises
+    ------
+    DeclarationError
+        It is not defined for them.
+    """
+    if metric.kind != "logits" or metric.over != "mean":
+        return metric
+    if metric not in OUTPUTS or metric.name not in ANSWERS:
+        raise DeclarationError(
+            f"{metric.name} is not defined for an answer of several tokens: possible are {choices(ANSWERS)}, those of "
+            "attention, and metrics of your own that say how values make up that of an answer, Metric(..., over='sum')"
+        )
+    return ANSWERS[metric.name]
+
 
 OUTPUTS = (loss, accuracy, rank, prob, logit_diff, kl)

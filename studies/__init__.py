@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .storage.registry import from_json as from_json
     from .storage.registry import to_json as to_json
     from .tasks.batch import Batch as Batch
-    from .tasks.tasks import Prompts as Prompts
+    from .tasks.prompts import Prompts as Prompts
     from .tasks.tasks import RepeatedTokens as RepeatedTokens
 else:
     __getattr__, __dir__, __all__ = _lazy_names(
@@ -55,6 +55,7 @@ else:
             ".storage.reading": "open_result",
             ".storage.registry": "from_json to_json",
             ".tasks.batch": "Batch",
-            ".tasks.tasks": "Prompts RepeatedTokens",
+            ".tasks.prompts": "Prompts",
+            ".tasks.tasks": "RepeatedTokens",
         },
     )

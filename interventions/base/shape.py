@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -85,8 +86,23 @@ class Group:
         Their length in tokens.
     scored : tuple of int
         Positions whose logits are read.
+    prompt : int
+        Tokens of the prompt, within which positions are counted; the rest are those of an answer. The whole length
+        when left out.
+    labels : tuple of (str, tuple of int)
+        Named positions, counted from 0.
     """
 
     examples: tuple[int, ...]
     length: int
     scored: tuple[int, ...]
+    prompt: int = 0
+    labels: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompt", self.prompt or self.length)
+
+    def count_out(self, positions: Iterable[int | str]) -> list[int]:
+        """Positions and labels of positions as positions counted from 0."""
+        named = dict(self.labels)
+        return [at for one in positions for at in (named[one] if isinstance(one, str) else (one % self.prompt,))]

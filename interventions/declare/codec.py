@@ -39,6 +39,8 @@ LONGEST = 64 * 2**20
 """Characters of JSON that is read."""
 DEEPEST = 100
 """Lists and objects within each other in it; declarations have about ten."""
+LEFT_OUT = {"left_out": True}
+"""Metadata of a field that is not written where it has its default: a declaration then reads as before it had it."""
 HALVES = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 
 
@@ -55,8 +57,19 @@ def encode(value: object, table: Table = TABLE) -> Any:
     name = type(value).__name__
     if name not in table or not dataclasses.is_dataclass(value):
         raise DeclarationError(f"cannot store {value!r} as JSON: possible are {choices(table)}")
-    fields = {field.name: encode(getattr(value, field.name), table) for field in dataclasses.fields(value)}
-    return {"type": name} | fields
+    return {"type": name} | {field: encode(item, table) for field, item in written(value).items()}
+
+
+def written(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass that its JSON and its repr show: all but those marked `LEFT_OUT` with their default."""
+    fields = {field: getattr(value, field.name) for field in dataclasses.fields(value)}
+    shown = {field: item for field, item in fields.items() if "left_out" not in field.metadata or item != field.default}
+    return {field.name: item for field, item in shown.items()}
+
+
+def written_repr(value: Any) -> str:
+    """The call that makes a dataclass, for its ``__repr__``."""
+    return f"{type(value).__name__}({', '.join(f'{name}={item!r}' for name, item in written(value).items())})"
 
 
 def decode(data: Any, table: Table = TABLE) -> Any:

@@ -11,7 +11,18 @@ from ...errors import DeclarationError, check_name, check_text, choices
 from .edits import Intervention
 
 Label = int | str
-RESERVED = ("example", "query", "key", "run", "read_layer", "read_head", "token", "token_id", "condition")
+RESERVED = (
+    "example",
+    "query",
+    "key",
+    "run",
+    "read_layer",
+    "read_head",
+    "token",
+    "token_id",
+    "condition",
+    "position_label",
+)
 SELECTORS = ("method", "tolerance", "drop", "indexers")
 """Names that xarray's ``sel`` takes for itself, so that an axis of that name could not be selected by it."""
 

@@ -31,7 +31,7 @@ class PathPatch(Edit):
     ----------
     sender : Head, Site or str
         A head (its ``z``), ``Layer(l).attn_out`` or ``Layer(l).mlp_out``, perhaps at some positions.
-    receivers : Site, "logits", or several
+    receivers : Site, str, or several
         ``q``, ``k`` or ``v`` of heads in later layers, perhaps at some positions, or ``"logits"``.
     source : str
         The run that the sender's value comes from.
@@ -73,7 +73,8 @@ class PathPatch(Edit):
             raise DeclarationError(
                 f"{start} cannot send: possible are a head such as Head(0, 3), Layer(0).attn_out, Layer(0).mlp_out"
             )
-        several = tuple(receivers) if isinstance(receivers, list | tuple | set) else (receivers,)
+        given = tuple(receivers) if isinstance(receivers, list | tuple | set) else (receivers,)
+        several = tuple(as_site(end) if isinstance(end, str) and end != LOGITS else end for end in given)
         for end in several:
             _check_receiver(start, end)
         if not several or len(set(several)) < len(several):

@@ -7,10 +7,13 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from ...errors import DeclarationError, MissingPartError, choices, whole
+from ...errors import DeclarationError, MissingPartError, check_name, choices, whole
 from .components import Component, as_component
 
 _HEAD_TEXT = re.compile(r"\s*(?:[Ll](\d+)[Hh](\d+)|(\d+)\.(\d+))\s*")
+_PLACE_TEXT = re.compile(r"\s*(?:[Ll]?(\d+)[Hh.](\d+)|[Ll](\d+))(?:[. ]\s*([A-Za-z]\w*))?(?:\s+at\s+(\S.*?))?\s*")
+Place = int | str
+"""A position, or the label of one or several."""
 
 
 class _HasHeads:
@@ -192,7 +195,7 @@ class Head(_HasHeads):
         """The head's part of `component` (``q k v q_rot k_rot pattern z head_out``)."""
         return Site(as_component(component), self.layer, self.head)
 
-    def at(self, positions: int | Iterable[int]) -> Site:
+    def at(self, positions: Place | Iterable[Place]) -> Site:
         """The head's ``z`` at `positions` only."""
         return self.z.at(positions)
 
@@ -213,8 +216,9 @@ class Site:
     layer : int
     head : int, optional
         Only for components that are split by head; all heads when left out.
-    positions : tuple of int, optional
-        0-based; negative ones count from the end of the prompt; all when left out.
+    positions : tuple of int or str, optional
+        0-based; negative ones count from the end of the prompt; text is a label that the task gives positions; all when
+        left out.
 
     Raises
     ------
@@ -231,12 +235,17 @@ class Site:
     True
     >>> hw.Head(1, 2).k.at([3, 4])
     Head(1, 2).k.at(range(3, 5))
+
+    Wherever a site is taken, text stands for it:
+
+    >>> hw.ZeroAblate("L1H2.k") == hw.ZeroAblate(hw.Head(1, 2).k)
+    True
     """
 
     component: Component
     layer: int
     head: int | None = None
-    positions: tuple[int, ...] | None = None
+    positions: tuple[Place, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "component", as_component(self.component))
@@ -253,10 +262,14 @@ class Site:
         if self.positions is not None:
             object.__setattr__(self, "positions", _positions(self.positions))
 
-    def at(self, positions: int | Iterable[int]) -> Site:
-        """The same site at `positions` only (one, or several, such as ``range(25, 50)``)."""
-        several = positions if isinstance(positions, Iterable) else (positions,)
-        return replace(self, positions=tuple(several))
+    def at(self, positions: Place | Iterable[Place]) -> Site:
+        """The same site at `positions` only: one, several such as ``range(25, 50)``, or labels such as ``"S2"``."""
+        return replace(self, positions=several_places(positions))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels among its positions."""
+        return tuple(one for one in self.positions or () if isinstance(one, str))
 
     @property
     def order(self) -> tuple[int, int, int]:
@@ -264,7 +277,7 @@ class Site:
         return (self.layer, self.component.order, -1 if self.head is None else self.head)
 
     def overlaps(self, other: Site) -> bool:
-        """Whether the two name a common part. Positions must count from the same end to be compared."""
+        """Whether the two name a common part. Positions are compared as they are: count them from one end first."""
         if (self.layer, self.component) != (other.layer, other.component):
             return False
         if None not in (self.head, other.head) and self.head != other.head:
@@ -282,33 +295,85 @@ class Site:
         return f"{whole}.{self.component}{at}"
 
 
-def _positions(given: Iterable[int]) -> tuple[int, ...]:
+def several_places(given: object) -> tuple[Place, ...]:
+    """One position or label, or several, as a tuple."""
+    return tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)  # type: ignore
+
+
+def check_places(given: Iterable[object], what: str) -> tuple[Place, ...]:
+    """Positions and labels of positions, sorted, or an error that says what they can be."""
+    given = tuple(given)
     try:
-        positions = tuple(operator.index(position) for position in given)
+        places = tuple(check_label(one) if isinstance(one, str) else operator.index(one) for one in given)  # type: ignore
     except TypeError:
-        raise DeclarationError(f"positions must be whole numbers, such as range(25, 50), got {given!r}") from None
+        raise DeclarationError(
+            f"{what} must be whole numbers, such as range(25, 50), or labels of positions, got {given!r}"
+        ) from None
+    if len(set(places)) < len(places):
+        raise DeclarationError(f"{what} must differ, got {places}")
+    return tuple(sorted(places, key=lambda one: (isinstance(one, str), one)))
+
+
+def check_label(label: str) -> str:
+    """`label`, or an error that says what is wrong with it as the label of a position."""
+    check_name(label, "the label of a position")
+    if "," in label or re.fullmatch(r"[\d.]+", label):
+        raise DeclarationError(f"the label of a position is text without commas, and no number, got {label!r}")
+    return str(label)
+
+
+def _positions(given: Iterable[object]) -> tuple[Place, ...]:
+    positions = check_places(given, "positions")
     if not positions:
         raise DeclarationError("positions must name at least one position; leave them out for all")
-    if len(set(positions)) < len(positions):
-        raise DeclarationError(f"positions must differ, got {positions}")
-    return tuple(sorted(positions))
+    return positions
 
 
-def _positions_repr(positions: tuple[int, ...]) -> str:
+def _positions_repr(positions: tuple[Place, ...]) -> str:
+    first, last = positions[0], positions[-1]
     if len(positions) == 1:
-        return str(positions[0])
-    span = range(positions[0], positions[-1] + 1)
+        return repr(first)
+    if isinstance(first, str) or isinstance(last, str):
+        return repr(positions)
+    span = range(first, last + 1)
     return repr(span) if tuple(span) == positions else repr(positions)
 
 
+def as_place(text: str) -> Site | Head | Layer:
+    """Read a head, a layer or a site: ``L5H1``, ``5.1``, ``L3``, ``L5H1.k``, ``L3.mlp_out``, ``L5H1.z at -1``."""
+    match = _PLACE_TEXT.fullmatch(text)
+    if match is None:
+        raise DeclarationError(
+            f"cannot read {text!r} as a site: write L5H1 or 5.1 (layer 5, head 1), L5H1.k, L3.mlp_out, or L5H1.k at 7"
+        )
+    layer, head, alone, component, at = match.groups()
+    place: Head | Layer = Layer(int(alone)) if head is None else Head(int(layer), int(head))
+    if component is None and at is None:
+        return place
+    if component is None and head is None:
+        raise DeclarationError(f"cannot read {text!r} as a site: say which component of layer {alone}, {_OF_A_LAYER}")
+    site = place.site(component or "z")
+    if at is None:
+        return site
+    return site.at([int(one) if re.fullmatch(r"-?\d+", one) else one for one in re.split(r"\s*,\s*", at)])
+
+
+_OF_A_LAYER = f"such as L3.mlp_out: possible are {choices(Component)}"
+
+
 def as_site(target: Site | Head | str) -> Site:
-    """`target` as a site: a head (or ``"5.1"``) stands for its ``z``."""
+    """`target` as a site: text is read (see `as_place`), and a head stands for its ``z``."""
+    given = target
     if isinstance(target, str):
-        target = Head.parse(target)
+        found = as_place(target)
+        if isinstance(found, Layer):
+            raise DeclarationError(f"{given!r} is a whole layer: name a component of it, {_OF_A_LAYER}")
+        target = found
     if isinstance(target, Head):
         return target.z
     if not isinstance(target, Site):
         raise DeclarationError(
-            f"expected a site or a head, got {target!r}: write Head(5, 1), Head(5, 1).k or Layer(3).mlp_out"
+            f"expected a site or a head, got {target!r}: write Head(5, 1), Head(5, 1).k or Layer(3).mlp_out, or the "
+            "same as text, 'L5H1', 'L5H1.k' or 'L3.mlp_out'"
         )
     return target

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ from ...errors import DeclarationError
 from .changes import Change, How
 from .components import Component
 from .edits import Edit, SiteEdit
-from .sites import Head, Layer, Site, as_site
+from .sites import Head, Layer, Place, Site, as_place, as_site, check_places, several_places
 
 SHOWN = 8
 """Numbers of a vector that its repr writes out."""
@@ -115,9 +114,9 @@ class Knockout(SiteEdit):
     ----------
     head : Head, Layer, Site or str
         A layer stands for all of its heads.
-    query, key : int or iterable of int, optional
-        Positions, negative ones from the end. Left out, they are all keys, or all queries that keep a key (the first
-        token can attend to itself alone); a query that is named must keep one.
+    query, key : int, str, or iterable of these, optional
+        Positions, negative ones from the end, or labels that the task gives positions. Left out, they are all keys, or
+        all queries that keep a key (the first token can attend to itself alone); a query that is named must keep one.
 
     Raises
     ------
@@ -134,14 +133,15 @@ class Knockout(SiteEdit):
     Geva et al. (2023), "Dissecting Recall of Factual Associations in Auto-Regressive Language Models".
     """
 
-    key: tuple[int, ...] | None
+    key: tuple[Place, ...] | None
 
     def __init__(
         self,
         head: Head | Layer | Site | str,
-        query: int | Iterable[int] | None = None,
-        key: int | Iterable[int] | None = None,
+        query: Place | Iterable[Place] | None = None,
+        key: Place | Iterable[Place] | None = None,
     ) -> None:
+        head = as_place(head) if isinstance(head, str) else head
         if isinstance(head, Site) and head.component is not Component.pattern:
             raise DeclarationError(f"{head}: attention is knocked out of a head or a layer, such as Head(5, 1)")
         site = head if isinstance(head, Site) else head.pattern if isinstance(head, Layer) else _pattern(head)
@@ -166,20 +166,17 @@ class Knockout(SiteEdit):
         return f"Knockout({where}, query={_short(site.positions)}, key={_short(self.key)})"
 
 
-def _pattern(head: Head | str) -> Site:
+def _pattern(head: Head) -> Site:
     site = as_site(head)
     return Site(Component.pattern, site.layer, site.head)
 
 
-def _keys(site: Site, given: int | Iterable[int]) -> tuple[int, ...]:
-    try:
-        keys = tuple(map(operator.index, given if isinstance(given, Iterable) else (given,)))
-    except TypeError:
-        raise DeclarationError(f"{site}: keys must be whole numbers, got {given!r}") from None
-    if not keys or len(set(keys)) < len(keys):
-        raise DeclarationError(f"{site}: keys must be at least one position and differ, got {keys}")
-    return tuple(sorted(keys))
+def _keys(site: Site, given: Place | Iterable[Place]) -> tuple[Place, ...]:
+    keys = check_places(several_places(given), f"{site}: keys")
+    if not keys:
+        raise DeclarationError(f"{site}: keys must be at least one position")
+    return keys
 
 
-def _short(positions: tuple[int, ...] | None) -> str:
+def _short(positions: tuple[Place, ...] | None) -> str:
     return "None" if positions is None else repr(positions[0] if len(positions) == 1 else positions)

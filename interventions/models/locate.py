@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from pickle import UnpicklingError
 
 from ...errors import ModelError, choices, first_line
 
 SHIPPED = Path(__file__).resolve().parents[2] / "models"
+HUB_ID = re.compile(r"(?!.*(\.\.|--))[A-Za-z0-9_][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,95})?")
+"""Ids of the Hub: ``owner/name``, or the name alone of its oldest models, such as ``gpt2``."""
 
 
 def shipped() -> list[str]:
@@ -39,10 +42,10 @@ def locate(source: str) -> tuple[str, str, str]:
         raise ModelError(f"{source} is a file: give the folder that holds config.json and the weights")
     if source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise ModelError(f"there is no folder {source}")
-    if "/" not in source:
+    if not HUB_ID.fullmatch(source):
         raise ModelError(
-            f"no model is called {source!r}: shipped are {choices(shipped())}; a Hub id is written owner/name, "
-            "such as openai-community/gpt2; a folder is given by its path"
+            f"no model is called {source!r}: shipped are {choices(shipped())}; a Hub id is written as there, such as "
+            "gpt2 or EleutherAI/pythia-70m; a folder is given by its path"
         )
     return source, source, "main"
 

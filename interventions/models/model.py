@@ -15,6 +15,7 @@ from ..base.shape import Shape
 from ..declare.sites import Head, Site
 from ..traced.structure import weight_hash
 from . import architectures  # noqa: F401  registers the families
+from .checkpoints import revision_and_step
 from .family import Family, HeadWeights
 from .turns import turn_of
 
@@ -74,6 +75,8 @@ class Model:
         What `load` opens it from again: a shipped name, a Hub id or the path of a folder; None for a module in memory.
     trusted : bool
         Whether `load` was allowed to run code that the model brings.
+    step : int, optional
+        Of its training, where `load` was asked for one or the revision names one.
     backend_type : callable
         Makes the `Backend` of the handle.
 
@@ -94,6 +97,7 @@ class Model:
     traced: TransformersModel
     source: str | None = None
     trusted: bool = False
+    step: int | None = None
     backend_type: Callable[[Any], Any] = field(kw_only=True)
     _memory: Memory = field(default_factory=Memory, init=False)
     remote: ClassVar[bool] = False
@@ -192,7 +196,8 @@ class Model:
     def __repr__(self) -> str:
         own = self.shape.kv_heads == self.shape.heads
         shared = "" if own else f" that share {self.shape.kv_heads} of keys and values"
+        what = revision_and_step(self.revision, self.step)
         return (
-            f"<Model {self.name} ({self.revision}): {self.family.name}, {self.shape.layers} layers of "
+            f"<Model {self.name} ({what}): {self.family.name}, {self.shape.layers} layers of "
             f"{self.shape.heads} heads{shared}, {self.dtype} on {self.device}, runs here>"
         )

@@ -21,9 +21,9 @@ from .writes import writes_of
 
 
 class Plan(Schedule):
-    """What will run, in order. ``print(plan)`` explains it; the fields are those of `Schedule`."""
+    """What will run, in order. Its text explains it; the fields are those of `Schedule`."""
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return printable(explain(self), lines=True)
 
     def cost(self) -> Cost:
@@ -46,6 +46,7 @@ def make_plan(
     groups: Sequence[Group],
     runs: Sequence[str],
     base: str,
+    measured: Sequence[str] | None = None,
     batch_size: int | str = "auto",
     reads_patterns: bool = False,
     columns: int | None = None,
@@ -67,6 +68,9 @@ def make_plan(
         Runs that the task has.
     base : str
         The run that is intervened on.
+    measured : sequence of str, optional
+        Runs that are measured as they are; the base run, and those that an intervention takes from, always are. All
+        when left out.
     batch_size : int or "auto"
         Rows of one pass; ``"auto"`` sizes it from `budget`. No number changes by more than rounding.
     reads_patterns : bool
@@ -89,6 +93,10 @@ def make_plan(
     """
     if base not in runs:
         raise UnknownNameError(f"base={base!r}: the task has the runs {choices(runs)}")
+    asked = runs if measured is None else measured
+    for run in asked:
+        if run not in runs:
+            raise UnknownNameError(f"runs={run!r}: the task has the runs {choices(runs)}")
     limit = _limit(batch_size)
     for group in groups:
         if not group.scored and columns != 0:
@@ -103,6 +111,7 @@ def make_plan(
             check_edit(edit, model, shape, groups, runs)
         check_condition(edits, shape, groups)
     columns = shape.vocabulary if columns is None else columns
+    taken = sources(ordered)
     writes = tuple(tuple(writes_of(edits, shape, group, reads_patterns) for edits in ordered) for group in groups)
     packer = Packer(
         shape,
@@ -111,17 +120,14 @@ def make_plan(
         budget,
         overhead,
         limit,
-        tuple(
-            point
-            for sites in sources(ordered).values()
-            for point in {(one.layer, one.component.point) for one in sites}
-        ),
+        tuple(point for sites in taken.values() for point in {(one.layer, one.component.point) for one in sites}),
         any(write.point in ("scores", "pattern") for group in writes for each in group for write in each),
     )
     chunks = tuple(
         chunk for number, group in enumerate(groups) for chunk in packer.chunks(number, group, writes[number])
     )
-    names = (model, shape, base, tuple(runs), ordered, tuple(groups))
+    run_as_they_are = tuple(run for run in runs if run in {base, *asked, *taken})
+    names = (model, shape, base, run_as_they_are, ordered, tuple(groups))
     return Plan(*names, writes, chunks, columns, reads_patterns, budget, overhead)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ...errors import DeclarationError, UnknownNameError, choices
 from ..base.shape import Group, Shape
 from ..declare.components import Component
 from ..declare.edits import Edit, check_disjoint
 from ..declare.paths import AFTER, PathPatch
-from ..declare.sites import Site
+from ..declare.sites import Place, Site
 from ..declare.steering import Knockout
 from .writes import keys_in, keys_seen, positions_in, queries_in
 
@@ -38,8 +38,7 @@ def check_site(site: Site, model: str, shape: Shape, groups: Sequence[Group]) ->
     if site.head is not None and site.head >= (shape.kv_heads if site.component.of_keys else shape.heads):
         raise DeclarationError(f"{site}: {model} has {_heads(site, shape)}")
     for group in groups:
-        for position in site.positions or ():
-            check_position(position, str(site), group.length)
+        check_places(site.positions or (), str(site), group)
 
 
 def _missing(component: Component, shape: Shape) -> str:
@@ -65,13 +64,19 @@ def _heads(site: Site, shape: Shape) -> str:
     return f"{known}; heads {choices(map(str, readers))} read key-value head {own}"
 
 
-def check_position(position: int, what: str, length: int) -> None:
-    """Refuse a position outside a prompt of `length` tokens."""
-    if not -length <= position < length:
-        raise DeclarationError(
-            f"{what}: position {position} does not exist in a prompt of {length} tokens "
-            f"(0 to {length - 1}, or -{length} to -1 from the end)"
-        )
+def check_places(places: Iterable[Place], what: str, group: Group) -> None:
+    """Refuse a position outside the prompts of a group, and a label that they do not have."""
+    length, labels = group.prompt, [label for label, _ in group.labels]
+    for place in places:
+        if isinstance(place, str):
+            if place not in labels:
+                known = f"the labels {choices(labels)}" if labels else "no labels: give Prompts(..., labels={'S2': 4})"
+                raise UnknownNameError(f"{what}: no position has the label {place!r}; the task has {known}")
+        elif not -length <= place < length:
+            raise DeclarationError(
+                f"{what}: position {place} does not exist in a prompt of {length} tokens "
+                f"(0 to {length - 1}, or -{length} to -1 from the end)"
+            )
 
 
 def check_edit(edit: Edit, model: str, shape: Shape, groups: Sequence[Group], runs: Sequence[str]) -> None:
@@ -107,25 +112,24 @@ def check_edit(edit: Edit, model: str, shape: Shape, groups: Sequence[Group], ru
             raise DeclarationError(f"{edit!r}: {edit.site} of {model} takes {width} numbers, got {len(vector)}")
     if isinstance(edit, Knockout):
         for group in groups:
-            for key in edit.key or ():
-                check_position(key, str(edit.site), group.length)
+            check_places(edit.key or (), f"{edit!r}", group)
 
 
 def check_condition(edits: Sequence[Edit], shape: Shape, groups: Sequence[Group]) -> None:
-    """Refuse edits that meet once positions from the end are counted from 0, and a query without any key."""
-    if any(position < 0 for edit in edits for position in edit.site.positions or ()):
+    """Refuse edits that meet once labels and positions from the end are counted from 0, and a query without any key."""
+    if any(isinstance(place, str) or place < 0 for edit in edits for place in edit.site.positions or ()):
         for group in groups:
-            check_disjoint(edits, [_from_start(edit.site, group.length) for edit in edits])
+            check_disjoint(edits, [_from_start(edit.site, group) for edit in edits])
     knockouts = [edit for edit in edits if isinstance(edit, Knockout)]
     for group in groups if knockouts else ():
-        _check_keys_left(knockouts, shape, group.length)
+        _check_keys_left(knockouts, shape, group)
 
 
-def _check_keys_left(knockouts: Sequence[Knockout], shape: Shape, length: int) -> None:
+def _check_keys_left(knockouts: Sequence[Knockout], shape: Shape, group: Group) -> None:
     gone: dict[tuple[int, int | None, int], set[int]] = {}
     for edit in sorted(knockouts, key=lambda edit: edit.site.head is not None):  # those of all heads first
-        layer, head, keys = edit.site.layer, edit.site.head, keys_in(edit, length)
-        for query in queries_in(edit, length, shape.window(layer)):
+        layer, head, keys = edit.site.layer, edit.site.head, keys_in(edit, group)
+        for query in queries_in(edit, group, shape.window(layer)):
             forbidden = gone.setdefault((layer, head, query), set(gone.get((layer, None, query), ())))
             forbidden.update(keys)
             seen = keys_seen(query, shape.window(layer))
@@ -136,6 +140,6 @@ def _check_keys_left(knockouts: Sequence[Knockout], shape: Shape, length: int) -
                 )
 
 
-def _from_start(site: Site, length: int) -> Site:
-    positions = positions_in(site, length)
+def _from_start(site: Site, group: Group) -> Site:
+    positions = positions_in(site, group)
     return site if positions is None else site.at(positions)

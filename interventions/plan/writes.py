@@ -118,16 +118,14 @@ class Write:
         return str(component) if component.embedding else None
 
 
-def positions_in(site: Site, length: int) -> list[int] | None:
-    """The positions of a site in a prompt of `length` tokens, counted from 0; None for all."""
-    if site.positions is None:
-        return None
-    return [position % length for position in site.positions]
+def positions_in(site: Site, group: Group) -> list[int] | None:
+    """The positions of a site in the prompts of a group, counted from 0; None for all."""
+    return None if site.positions is None else group.count_out(site.positions)
 
 
-def keys_in(edit: Knockout, length: int) -> list[int]:
-    """The keys that a knockout forbids in a prompt of `length` tokens, counted from 0."""
-    return list(range(length)) if edit.key is None else [key % length for key in edit.key]
+def keys_in(edit: Knockout, group: Group) -> list[int]:
+    """The keys that a knockout forbids in the prompts of a group, counted from 0."""
+    return list(range(group.length)) if edit.key is None else group.count_out(edit.key)
 
 
 def keys_seen(query: int, window: int | None) -> range:
@@ -135,13 +133,13 @@ def keys_seen(query: int, window: int | None) -> range:
     return range(0 if window is None else max(0, query - window + 1), query + 1)
 
 
-def queries_in(edit: Knockout, length: int, window: int | None = None) -> list[int]:
+def queries_in(edit: Knockout, group: Group, window: int | None = None) -> list[int]:
     """The queries that a knockout works on: those named, or all that keep a key."""
-    named = positions_in(edit.site, length)
+    named = positions_in(edit.site, group)
     if named is not None:
         return sorted(named)
-    keys = {*keys_in(edit, length)}
-    return [query for query in range(length) if not keys.issuperset(keys_seen(query, window))]
+    keys = {*keys_in(edit, group)}
+    return [query for query in range(group.length) if not keys.issuperset(keys_seen(query, window))]
 
 
 def last_position(group: Group, reads_patterns: bool) -> int:
@@ -174,23 +172,23 @@ def writes_of(edits: Sequence[Edit], shape: Shape, group: Group, reads_patterns:
     made = []
     for edit in sorted(edits, key=lambda edit: edit.site.order):
         if isinstance(edit, Knockout):
-            positions: list[int] | None = queries_in(edit, group.length, shape.window(edit.site.layer))
+            positions: list[int] | None = queries_in(edit, group, shape.window(edit.site.layer))
         else:
-            positions = positions_in(edit.site, group.length)
+            positions = positions_in(edit.site, group)
         write = _write(edit, shape, group, positions)
         if isinstance(edit, PathPatch) and (len(edits) == 1 or edit.site.layer == AFTER):
-            write = _on_path(write, edit, group.length)
+            write = _on_path(write, edit, group)
         kept = _where_read(write, shape, group, reads_patterns)
         if kept is not None:
             made.append(kept)
     return tuple(made)
 
 
-def _value(edit: Edit, value: Value, length: int) -> Value:
-    """What a write puts in, for prompts of `length` tokens, where the change that was declared has `value`."""
+def _value(edit: Edit, value: Value, group: Group) -> Value:
+    """What a write puts in, for the prompts of a group, where the change that was declared has `value`."""
     if isinstance(edit, PathPatch):
         return edit
-    return Keys(tuple(keys_in(edit, length))) if isinstance(edit, Knockout) else value
+    return Keys(tuple(keys_in(edit, group))) if isinstance(edit, Knockout) else value
 
 
 def _write(edit: Edit, shape: Shape, group: Group, positions: list[int] | None) -> Write:
@@ -216,17 +214,17 @@ def _write(edit: Edit, shape: Shape, group: Group, positions: list[int] | None) 
         head,
         None if positions is None else tuple(sorted(positions)),
         how,
-        _value(edit, value, group.length),
+        _value(edit, value, group),
         edit,
     )
 
 
-def _on_path(write: Write, edit: PathPatch, length: int) -> Write:
+def _on_path(write: Write, edit: PathPatch, group: Group) -> Write:
     """A path alone changes its receiver only where its sender changes: what lies between works position by position.
 
     Beside other edits, the receiver keeps what it would be in the base run at the other positions too.
     """
-    sender_positions = positions_in(edit.sender, length)
+    sender_positions = positions_in(edit.sender, group)
     if sender_positions is None:
         return write
     both = tuple(sorted(sender_positions if write.positions is None else {*sender_positions} & {*write.positions}))

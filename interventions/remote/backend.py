@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoTokenizer
 from ...errors import ModelError
 from ..base.hashing import data_hash, short_hash
 from ..declare.sites import Site
+from ..models.checkpoints import step_of_revision
 from ..models.family import check_fits, family_of
 from ..models.identity import Identity
 from ..models.locate import why
@@ -70,20 +71,7 @@ class NdifBackend(Backend):
     ) -> Outcome:
         """Measure group by group of passes; a job that was sent before is asked for instead of being sent again.
 
-        Parameters
-        ----------
-        plan, readers, inputs, progress, store, positions, say
-            See `Backend.run_plan`.
-
-        Returns
-        -------
-        Outcome
-            The mean over scored positions only, unless `positions`.
-
-        Raises
-        ------
-        DeclarationError, ModelError, ServerError
-            See `Backend.run_plan`.
+        See `Backend.run_plan`.
         """
         sweep = RemoteSweep(self.model, plan, readers, inputs, positions, say)
         return engine.run_plan(plan, readers, sweep.execute, progress, store, positions)
@@ -99,23 +87,7 @@ class NdifBackend(Backend):
         positions: bool = True,
         say: Say | None = None,
     ) -> Outcome:
-        """Estimate chunk by chunk.
-
-        Parameters
-        ----------
-        plan, readers, inputs, steps, progress, positions, say
-            See `Backend.run_estimate`.
-
-        Returns
-        -------
-        Outcome
-            The mean over scored positions only, unless `positions`.
-
-        Raises
-        ------
-        DeclarationError, ModelError, ServerError
-            See `Backend.run_estimate`.
-        """
+        """Estimate chunk by chunk. See `Backend.run_estimate`."""
         sweep = RemoteSweep(self.model, plan, readers, inputs, positions, say)
         return gradients.run_estimate(plan, readers, steps, partial(sweep.estimates, steps), progress, positions)
 
@@ -259,6 +231,7 @@ def open_model(name: str, where: str, place: str, tokenizer: Any, trusted: bool)
         tokenizer,
         traced,
         trusted=trusted,
+        step=step_of_revision(revision),
         backend_type=NdifBackend,
         queue=JobQueue(traced, name),
         commit=commit,

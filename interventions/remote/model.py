@@ -14,6 +14,7 @@ import torch
 
 from ...errors import ModelError, ServerError
 from ..base.hashing import data_hash, short_hash
+from ..models.checkpoints import revision_and_step
 from ..models.family import HeadWeights
 from ..models.identity import Fingerprint, Identity, unequal_configurations
 from ..models.model import Model
@@ -231,8 +232,9 @@ class RemoteModel(Model):
 
     def __repr__(self) -> str:
         where = "NDIF" if self.queue.host.endswith("ndif.us") else "a server of NDIF's kind"
+        what = revision_and_step(self.revision, self.step)
         return (
-            f"<Model {self.name} ({self.revision}): {self.family.name}, {self.shape.layers} layers of "
+            f"<Model {self.name} ({what}): {self.family.name}, {self.shape.layers} layers of "
             f"{self.shape.heads} heads, runs on {where}, {self.queue.host}>"
         )
 

@@ -77,7 +77,7 @@ def described_site(model: Model, site: Site) -> CapturedSite:
         "pattern": pattern_columns(model, site.layer, site.head) if component is Component.pattern else None,
         "heads": shape.kv_heads if component.of_keys else shape.heads,
         "head": site.head,
-        "positions": None if site.positions is None else list(site.positions),
+        "positions": None if site.positions is None else [int(at) for at in site.positions],
     }
 
 

@@ -124,7 +124,8 @@ class Backend(Protocol):
         store : Store, optional
             Gives what was finished before, and gets what is finished now.
         positions : bool
-            Whether values are wanted for each scored position, or their mean is enough.
+            Whether values are wanted for each scored position, or their mean is enough: a server then gives the mean
+            only. In this process each position is given anyway.
         say : callable, optional
             Gets a line on how the work is doing, where it is done elsewhere.
 
@@ -247,25 +248,7 @@ class LocalBackend(Backend):
         positions: bool = True,
         say: Say | None = None,
     ) -> Outcome:
-        """Measure pass by pass; what runs out of memory is done again in halves.
-
-        Parameters
-        ----------
-        plan, readers, inputs, progress, store
-            See `Backend.run_plan`.
-        positions, say
-            Not used.
-
-        Returns
-        -------
-        Outcome
-            Every scored position.
-
-        Raises
-        ------
-        DeclarationError, ModelError
-            See `Backend.run_plan`.
-        """
+        """Measure pass by pass; what runs out of memory is done again in halves. See `Backend.run_plan`."""
 
         def execute(outcome: Outcome, keep: Callable[[FinishedValues], None], step: Callable[[int], None]) -> None:
             engine.run_chunks(self.model, outcome.missing(), readers, inputs, outcome, keep, step)
@@ -283,25 +266,7 @@ class LocalBackend(Backend):
         positions: bool = True,
         say: Say | None = None,
     ) -> Outcome:
-        """Estimate chunk by chunk; what runs out of memory is done again in halves.
-
-        Parameters
-        ----------
-        plan, readers, inputs, steps, progress
-            See `Backend.run_estimate`.
-        positions, say
-            Not used.
-
-        Returns
-        -------
-        Outcome
-            Every scored position of the runs.
-
-        Raises
-        ------
-        DeclarationError, ModelError
-            See `Backend.run_estimate`.
-        """
+        """Estimate chunk by chunk; what runs out of memory is done again in halves. See `Backend.run_estimate`."""
         execute = partial(gradients.estimate_chunks, self.model, plan, readers, inputs, steps)
         return gradients.run_estimate(plan, readers, steps, execute, progress)
 

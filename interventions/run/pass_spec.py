@@ -214,7 +214,7 @@ class PassSpecBuilder:
                 "run": path.source,
                 "site": point_of(sender),
                 "window": slice(self.start, self.stop),
-                "positions": positions_in(sender, self.group.length),
+                "positions": positions_in(sender, self.group),
                 "through_mlps": path.through_mlps,
                 "receivers": [],
             }

@@ -34,9 +34,9 @@ def by_position(model: Model, task: RepeatedTokens) -> xr.Dataset:
         the means over the queries ``0 .. L-2`` and ``L .. 2L-2``; for the mean over examples at each position
         ``<metric>_low`` and ``_high`` ``(run, position)``, a 95% bootstrap interval.
     """
-    measured = measure(model, replace(task, score="all"), None, [loss, accuracy], per_position=True)
+    measured = measure(model, replace(task, score="all"), None, [loss, accuracy], runs="all", per_position=True)
     start, half = int(task.bos), task.length
-    result = measured.rename({f"baseline_{name}": name for name in ("loss", "accuracy")})
+    result = measured[["baseline_loss", "baseline_accuracy"]].rename(baseline_loss="loss", baseline_accuracy="accuracy")
     for metric in (loss, accuracy):
         values = result[metric.name]
         values.attrs |= card_attrs(metric.card)

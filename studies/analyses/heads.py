@@ -54,9 +54,7 @@ def head_scores(model: Model, task: Task, metrics: Sequence[Metric] = SCORES, *,
     batch = task.draw(model)
     scores = xr.Dataset(attrs=measured.attrs)
     for metric in metrics:
-        values = measured[f"baseline_{metric.name}"].sel(run="clean", drop=True)
-        values = values.rename(read_layer="layer", read_head="head").transpose("layer", "head", "example")
-        scores[metric.name] = values.assign_attrs(card_attrs(metric.card))
+        scores[metric.name] = measured[metric.name]
         level = np.full(len(batch.lengths), np.nan)
         for group in batch.groups():
             level[list(group.examples)] = chance(metric, batch.facts("clean", group))

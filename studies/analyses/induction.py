@@ -17,6 +17,7 @@ from ...interventions.base.hashing import short_hash
 from ...interventions.declare import codec
 from ...interventions.declare.sites import Head
 from ..measuring import context
+from ..output.progress import stages
 from ..storage import unfinished
 from ..storage.provenance import as_attrs, exact_facts, provenance
 from ..storage.registry import TASKS
@@ -141,7 +142,7 @@ class InductionStudy:
     def run(
         self,
         model: Model,
-        progress: Callable[[str], None] | None = None,
+        progress: Callable[[str], None] | bool | None = None,
         *,
         out: str | os.PathLike[str] | None = None,
         resume: bool = True,
@@ -152,8 +153,9 @@ class InductionStudy:
         Parameters
         ----------
         model : Model
-        progress : callable, optional
-            Called with the key of each stage (see `STAGES`) when it starts.
+        progress : callable or bool, optional
+            Called with the key of each stage (see `STAGES`) when it starts. True says them as they start, as a notebook
+            does when this is left out; False shows nothing.
         out : path, optional
             NetCDF file to write. Until it is whole, finished stages and passes are kept beside it, and the same call
             again computes only what is missing: see `headwise.measure`.
@@ -184,8 +186,12 @@ class InductionStudy:
         from ...interventions.begin import begin
 
         if out is None:
-            with begin(model, check=False) as call, context.using(executor=executor):
-                return self._run(model, call.identity, progress)
+            with (
+                begin(model, check=False) as call,
+                context.using(executor=executor),
+                stages(STAGES, progress) as say,
+            ):
+                return self._run(model, call.identity, say)
         with unfinished.keeping(out, resume) as kept, begin(model, check=False, anew=True, ledger=kept) as call:
             about = {"title": self._title(model), "study": self.to_json(), "task": self._task()}
             kept.describe(provenance(model, call.identity) | about, call.identity)
@@ -199,8 +205,8 @@ class InductionStudy:
                 return kept.stage(f"{inputs}-{name}", make, call.identity, sizes)
 
             try:
-                with context.using(executor=executor, store=kept):
-                    tree = self._run(model, call.identity, progress, keep)
+                with context.using(executor=executor, store=kept), stages(STAGES, progress) as say:
+                    tree = self._run(model, call.identity, say, keep)
             except HeadwiseError:
                 raise
             except (LookupError, ValueError, TypeError, AttributeError) as error:
@@ -218,7 +224,7 @@ class InductionStudy:
         self,
         model: Model,
         identity: Identity,
-        progress: Callable[[str], None] | None,
+        progress: Callable[[str], None],
         keep: Callable[[str, Callable[[], xr.Dataset]], xr.Dataset] = lambda name, make: make(),
     ) -> xr.DataTree:
         """Run it; `keep` gets each stage's name and what makes it, and gives what was made, now or before."""
@@ -234,7 +240,7 @@ class InductionStudy:
 
         def stage(name: str, make: Callable[[], xr.Dataset], group: str | None = None) -> None:
             """Run a stage, or take it as it is stored."""
-            if progress is not None and group is None:
+            if group is None:
                 progress(name)
             with context.using(label=STAGES[name]):
                 made = keep((group or name).replace("/", "-"), lambda: timed(make))
@@ -316,7 +322,7 @@ class InductionStudy:
 
     @staticmethod
     def _title(model: Model) -> str:
-        return f"Induction heads of {model.name}"
+        return f"Induction heads of {model.name}" + ("" if model.step is None else f" at step {model.step}")
 
     def to_json(self) -> str:
         """The study as JSON text."""

@@ -15,7 +15,7 @@ from ...interventions.declare.sites import Head
 from ...metrics.attention import prefix_matching
 from ...metrics.outputs import accuracy, loss, prob, rank
 from ..measuring.measure import measure
-from ..tasks.tasks import Prompts
+from ..tasks.prompts import Prompts
 from .ablation import ablate
 from .heads import head_scores
 
@@ -88,8 +88,8 @@ def words_in_context(model: Model, heads: Sequence[Head], score: xr.DataArray) -
         {"long_name": "rank correlation with repeated random tokens", "units": "1"},
     )
     result["agreement_p"] = ((), float(agreement[1]), {"long_name": "p of the rank correlation", "units": "1"})
-    result["prompt"] = ("example", np.asarray([prompt.strip() for prompt in task.prompts], dtype=object))
-    result["answer"] = ("example", np.asarray([answer.strip() for answer in task.answers or ()], dtype=object))
+    result["prompt"] = ("example", np.asarray([str(prompt).strip() for prompt in task.prompts], dtype=object))
+    result["answer"] = ("example", np.asarray([str(answer).strip() for answer in task.answers or ()], dtype=object))
     return result
 
 
@@ -99,9 +99,12 @@ def lists_for(model: Model) -> tuple[Prompts | None, list[str]]:
     for prompt, answer in LISTS:
         spaced = " " + prompt
         try:
-            Prompts((spaced,), (f" {answer}",)).draw(model)
-            usable.append((spaced, f" {answer}"))
+            fits = not Prompts((spaced,), (f" {answer}",)).draw(model).sequences
         except DeclarationError:
+            fits = False
+        if fits:
+            usable.append((spaced, f" {answer}"))
+        else:
             left_out.append(prompt)
     prompts, answers = (tuple(pair[at] for pair in usable) for at in (0, 1))
     return Prompts(prompts, answers, others=tuple(map(_turned, prompts))) if usable else None, left_out

@@ -17,10 +17,13 @@ from ...errors import DeclarationError, HeadwiseError, ModelError
 from ...interventions.declare import codec
 from ...interventions.declare.sites import Head, Layer
 from ...interventions.models.identity import Identity
+from ...interventions.models.locate import HUB_ID
 from ..analyses.behaviour import SHOWN_LENGTH
 from ..measuring.capture import capture
+from ..storage.record import Record
 from ..storage.registry import TASKS
-from ..tasks.tasks import Prompts, RepeatedTokens, Task
+from ..tasks.prompts import Prompts
+from ..tasks.tasks import RepeatedTokens, Task
 
 if TYPE_CHECKING:
     from ...interventions.models.model import Model
@@ -46,43 +49,46 @@ TOKEN = "token"
 
 
 class Models:
-    """Models by the name that results give them, each opened once, when it is first needed.
+    """Models by name, revision and step that results give them, each opened once, when it is first needed.
 
     Parameters
     ----------
     instead : str, optional
         Shipped name, Hub id or folder of the model to use whatever the files name.
+    revision, step : optional
+        Of that model, as for `headwise.load`.
     """
 
-    def __init__(self, instead: str | None = None) -> None:
-        self.instead = instead
+    def __init__(self, instead: str | None = None, *, revision: str | None = None, step: int | None = None) -> None:
+        self.instead, self._options = instead, {"revision": revision, "step": step}
         self._lock = threading.Lock()
-        self._models: dict[str, Model] = {}
+        self._models: dict[tuple[Any, ...], Model] = {}
         self._line = threading.BoundedSemaphore(WAITING)
 
     def ready(self, name: str) -> bool:
         """Whether it is open already, or ships with headwise and opens in a moment."""
         from ...interventions.models.locate import shipped
 
-        return (self.instead or name) in self._models or (self.instead or name) in shipped()
+        wanted = self.instead or name
+        return wanted in shipped() or any(wanted == key[0] for key in self._models)
 
     @contextmanager
     def using(self, attrs: Mapping[Any, Any]) -> Iterator[Model]:
         """The model of a result with these attributes; an error where too many threads use one or wait for one."""
-        elsewhere = str(attrs.get("executed", "local")) != "local"
+        record = Record.from_attrs(attrs)
         if not self._line.acquire(blocking=False):
             raise ModelError(f"{WAITING} prompts wait for a model already: try again in a moment")
         try:
-            yield self.get(str(attrs.get("model", "")), str(attrs.get("model_revision", "")), elsewhere)
+            yield self.get(record)
         finally:
             self._line.release()
 
-    def get(self, name: str, revision: str = "", elsewhere: bool = False) -> Model:
+    def get(self, record: Record) -> Model:
         """The model of a result; may take long, and is opened once, however many threads ask.
 
         A result names a shipped model or a Hub id. What looks like a path, or is a folder here, is refused: a file
-        must not make the app open what lies outside its folder. Where a result ran `elsewhere`, on a server, the model
-        stays there, unless it ships with headwise; which server, nnsight's settings say, not the file.
+        must not make the app open what lies outside its folder. Where a result ran on a server, the model stays there,
+        unless it ships with headwise; which server, nnsight's settings say, not the file.
 
         Raises
         ------
@@ -92,24 +98,27 @@ class Models:
         from ...interventions.load import load
         from ...interventions.models.locate import shipped
 
-        wanted = self.instead or name
+        wanted = self.instead or record.model
+        here = wanted in shipped()
+        if self.instead is None and not here and not _is_on_hub(record):
+            raise ModelError(
+                f"the model {wanted or '(not named)'} was in a folder or in memory, and a result does not say "
+                "where: start the app with --model FOLDER to see heads fire live"
+            )
+        options: dict[str, Any] = self._options
+        if self.instead is None:
+            options = {name: value for name, value in record.opening.items() if name == "step" or not here}
+        elsewhere = self.instead is None and not here and bool(record.server)
+        key = (wanted, elsewhere, *options.items())
         with self._lock:
-            if wanted not in self._models:
-                if self.instead is None and wanted not in shipped() and not _is_hub_id(wanted, revision):
-                    raise ModelError(
-                        f"the model {wanted or '(not named)'} was in a folder or in memory, and a result does not say "
-                        "where: start the app with --model FOLDER to see heads fire live"
-                    )
-                named = self.instead is None and wanted not in shipped()
-                at = revision if named and revision != "main" else None
-                self._models[wanted] = load(wanted, revision=at or None, remote=named and elsewhere)
-            return self._models[wanted]
+            if key not in self._models:
+                self._models[key] = load(wanted, remote=elsewhere, **options)
+            return self._models[key]
 
 
-def _is_hub_id(name: str, revision: str) -> bool:
-    parts = name.split("/")
-    plain = len(parts) == 2 and all(part and part.strip(".") and not part.startswith("~") for part in parts)
-    return plain and "\0" not in name and revision not in ("local", "memory", "") and not Path(name).exists()
+def _is_on_hub(record: Record) -> bool:
+    named = HUB_ID.fullmatch(record.model) is not None
+    return named and record.revision not in ("local", "memory", "") and not Path(record.model).exists()
 
 
 def _differs(model: Model, attrs: Mapping[Any, Any], captured: Mapping[Any, Any]) -> str:

@@ -12,7 +12,7 @@ import xarray as xr
 from ...interventions.declare.sites import Head
 from ...metrics.intervals import bootstrap_interval
 from ..catalogue.table import has_effect
-from ..measuring.effects import effect
+from ..measuring.effects import effect, intervened
 from .variables import HEAD, READ, datasets
 
 PAIR = ("sender_layer", "sender_head", "receiver_layer", "receiver_head")
@@ -109,10 +109,14 @@ def scores(tree: xr.DataTree, head: Head) -> list[Score]:
     for _, ds in datasets(tree):
         for name, array in ds.data_vars.items():
             name = str(name)
-            if "metric" not in array.attrs or name.startswith("chance_"):
+            if (
+                "metric" not in array.attrs
+                or name.startswith("chance_")
+                or (f"baseline_{name}" in ds and intervened(ds))
+            ):
                 continue
             here = None
-            if {*array.dims} in ({*HEAD}, {*HEAD, "example"}) and f"baseline_{name}" not in ds:
+            if {*array.dims} in ({*HEAD}, {*HEAD, "example"}):
                 here = _at(array, head)
             elif {*READ} <= {*array.dims} <= {*READ, "run", "example"}:
                 name = name.removeprefix("baseline_")

@@ -29,6 +29,8 @@ def serve(
     port: int = 5006,
     show: bool = True,
     model: str | None = None,
+    revision: str | None = None,
+    step: int | None = None,
     allow: Sequence[str] = (),
 ) -> None:
     """Serve the results in a folder as a page, until interrupted; prints the page's address.
@@ -46,6 +48,8 @@ def serve(
         Open the page in the browser.
     model : str, optional
         Shipped name, Hub id or folder of the model on which prompts run, instead of the one that each file names.
+    revision, step : optional
+        Of that model, as for `headwise.load`.
     allow : sequence of str
         Further names of the server, as the address bar shows them, such as ``lab.example`` where a proxy stands before
         it. It answers to the names of the machine that it listens at, and to these: to any other, another site could
@@ -61,7 +65,7 @@ def serve(
     from .firing import Models
     from .folder import Folder
 
-    server, url = _server(Folder(folder), Models(model), address, port, allow=allow)
+    server, url = _server(Folder(folder), Models(model, revision=revision, step=step), address, port, allow=allow)
     _clean_logs()
     print(printable(f"headwise shows {folder} at {url}  (Ctrl-C ends it)"), flush=True)
     from . import gate

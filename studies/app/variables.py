@@ -10,7 +10,7 @@ import xarray as xr
 
 from ...errors import DeclarationError, UnknownNameError, choices, printable
 from ..catalogue.table import has_effect
-from ..measuring.effects import effect, normalized
+from ..measuring.effects import effect, intervened, normalized
 
 HEAD = ("layer", "head")
 READ = ("read_layer", "read_head")
@@ -145,7 +145,7 @@ def _variable(group: str, ds: xr.Dataset, name: str) -> HeadVariable:
 
 
 def _shows(ds: xr.Dataset, name: str) -> tuple[str, ...]:
-    if f"baseline_{name}" not in ds:
+    if f"baseline_{name}" not in ds or not intervened(ds):
         return ("value",)
     runs = [str(run) for run in ds[f"baseline_{name}"]["run"].values] if "run" in ds[f"baseline_{name}"].coords else []
     shows = ["change"] if has_effect(ds, name) else []

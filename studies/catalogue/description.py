@@ -10,6 +10,8 @@ from typing import Any
 import xarray as xr
 
 from ...interventions.declare.codec import edit_names
+from ...interventions.models.checkpoints import revision_and_step
+from ..measuring.effects import intervened
 from ..output.phrases import count, listed
 from ..storage.attributes import LONGEST
 from ..storage.reading import Result
@@ -28,7 +30,7 @@ def what_of(result: Result, record: Record) -> str:
     if "metrics" not in attrs or not isinstance(result, xr.Dataset):
         return ""
     metrics = [str(name) for name in record.metrics]
-    measured = [result[name] for name in metrics if name in result]
+    measured = [result[name] for name in metrics if name in result and intervened(result)]
     if not measured:
         return f"{listed(metrics)} without intervention" if metrics else ""
     axes = [dim for dim in measured[0].dims if dim not in ("example", "position", "read_layer", "read_head")]
@@ -44,7 +46,7 @@ def model_of(record: Record) -> str:
     """Name, revision and size of the model."""
     shape = record.shape
     sizes = f": {shape.get('layers')} layers of {shape.get('heads')} heads" if shape else ""
-    revision = f" ({record.revision})" if record.revision else ""
+    revision = f" ({revision_and_step(record.revision, record.step)})" if record.revision else ""
     return f"{record.model}{revision}{sizes}" if record.model else ""
 
 

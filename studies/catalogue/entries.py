@@ -11,6 +11,7 @@ from typing import Any
 
 from ...errors import DeclarationError, ResultError, printable
 from ...interventions.declare.codec import read_json
+from ...interventions.models.checkpoints import NAMED
 from ..storage.netcdf import SIGNATURES, regular, why
 from ..storage.provenance import SCHEMA
 from ..storage.record import kind_of
@@ -21,6 +22,8 @@ CUT = 200
 """Letters of a text in a row."""
 YEARS = (1970, 2200)
 """When a result can have been made: from the first, and before the second."""
+FOREIGN = "not written by headwise: it has no attribute schema_version"
+"""Why a NetCDF file of something else is no result."""
 LARGEST = 2**63 - 1
 """Of a whole number in a table."""
 
@@ -80,6 +83,11 @@ class Problem:
     path: str
     reason: str
 
+    @property
+    def foreign(self) -> bool:
+        """Whether it is a whole NetCDF file of something else, which a listing leaves out."""
+        return self.reason == FOREIGN
+
     def __str__(self) -> str:
         return printable(f"{self.path}: {self.reason}")
 
@@ -122,7 +130,8 @@ def row_of(relative: str, attrs: Mapping[str, Any], size: int, state: str = "com
         An attribute is missing, or says what no result says; the text is the reason.
     """
     if "schema_version" not in attrs:
-        raise NoResult("not written by headwise: it has no attribute schema_version")
+        own = attrs.get("Conventions") == "headwise"
+        raise NoResult("not whole: it has no attribute schema_version" if own else FOREIGN)
     _check_schema(attrs["schema_version"])
     missing = [name for name in NEEDED if not attrs.get(name)]
     if missing:
@@ -228,7 +237,7 @@ def _step(attr: object, revision: str) -> int | None:
     """Step of training: the attribute ``step``, or a revision such as ``step1000`` or ``checkpoint-500``."""
     text = str(attr).removesuffix(".0") if isinstance(attr, str | int | float) else ""
     if attr is None:
-        named = re.fullmatch(r"(?:global_?)?(?:step|checkpoint)[-_]?(\d+)", revision)
+        named = NAMED.fullmatch(revision)
         text = named.group(1) if named else ""
     if not text.isdecimal():
         return None

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SHOWN = 30
 """Rows and problems that a catalogue shows of itself."""
 FEW = 5
-HEADS = ("path", "model", "study", "task", "size", "date", "state")
+HEADS = ("path", "model", "step", "study", "task", "size", "date", "state")
 GAP = 2
 """Characters between columns."""
 NARROW = (("task", 14), ("date", 10), ("model", 16), ("task", 0), ("study", 8), ("path", 20))
@@ -47,7 +47,15 @@ def human_date(date: str) -> str:
 def cells_of(entry: Entry) -> list[str]:
     """The texts of a row, in the order of `HEADS`, fit to be shown."""
     size, date = human_size(entry.size), human_date(entry.date)
-    return [printable(one) for one in (entry.path, entry.model, entry.study, entry.task, size, date, entry.state)]
+    step = "" if entry.step is None else str(entry.step)
+    return [printable(one) for one in (entry.path, entry.model, step, entry.study, entry.task, size, date, entry.state)]
+
+
+def heads_of(entries: Sequence[Entry]) -> list[str]:
+    """The columns that say something: steps where a model has one, states where a result is not finished."""
+    steps = any(entry.step is not None for entry in entries)
+    states = any(entry.state != "complete" for entry in entries)
+    return [name for name in HEADS if {"step": steps, "state": states}.get(name, True)]
 
 
 def headline(entries: Sequence[Entry], problems: Sequence[Problem], where: object, selected: bool) -> str:
@@ -97,7 +105,7 @@ def lined_table() -> Table:
 def rich_table(entries: Sequence[Entry], width: int) -> Table:
     """Rows as a table of at most `width` characters; where that is narrow, task, date and model give way first."""
     rows = [cells_of(entry) for entry in entries]
-    heads = [name for name in HEADS if name != "state" or any(entry.state != "complete" for entry in entries)]
+    heads = heads_of(entries)
     wide = {name: max(len(name), *(len(row[at]) for row in rows)) for at, name in enumerate(HEADS) if name in heads}
     for name, least in NARROW:
         over = sum(wide.values()) + GAP * (len(wide) - 1) - width
@@ -107,7 +115,7 @@ def rich_table(entries: Sequence[Entry], width: int) -> Table:
                 del wide[name]
     table = lined_table()
     for name in wide:
-        right, whole = name == "size", name == "path"
+        right, whole = name in ("size", "step"), name == "path"
         table.add_column(
             name,
             justify="right" if right else "left",
@@ -144,7 +152,9 @@ def as_text(entries: Sequence[Entry], problems: Sequence[Problem], title: str, w
     lines = [title]
     if entries:
         out = StringIO()
-        Console(file=out, width=width, highlight=False, color_system=None).print(rich_table(entries[:SHOWN], width))
+        # In a notebook, rich would show the table as well.
+        console = Console(file=out, width=width, highlight=False, color_system=None, force_jupyter=False)
+        console.print(rich_table(entries[:SHOWN], width))
         lines += (line.rstrip() for line in out.getvalue().splitlines())
     if len(entries) > SHOWN:
         lines.append(f"... and {len(entries) - SHOWN} more")
@@ -158,7 +168,9 @@ def as_html(entries: Sequence[Entry], problems: Sequence[Problem], title: str) -
     """Entries for a notebook; the table takes its colours from the page."""
     parts = [f"<div><strong>{escape(title)}</strong></div>"]
     if entries:
-        parts.append(html_table(HEADS, [cells_of(entry) for entry in entries[:SHOWN]]))
+        heads = heads_of(entries)
+        rows = [dict(zip(HEADS, cells_of(entry), strict=True)) for entry in entries[:SHOWN]]
+        parts.append(html_table(heads, [[row[name] for name in heads] for row in rows]))
     if len(entries) > SHOWN:
         parts.append(f"<div>and {len(entries) - SHOWN} more</div>")
     if problems:
@@ -169,7 +181,7 @@ def as_html(entries: Sequence[Entry], problems: Sequence[Problem], title: str) -
     return "".join(parts)
 
 
-def html_table(heads: tuple[str, ...], rows: list[list[str]]) -> str:
+def html_table(heads: Sequence[str], rows: list[list[str]]) -> str:
     """A plain table whose colours are those of the page around it."""
     line = "border-bottom: 1px solid currentColor"
     head = "".join(f'<th scope="col" style="{STYLE}; {line}">{escape(name)}</th>' for name in heads)

@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
@@ -38,6 +38,8 @@ class Results:
     Parameters
     ----------
     folder : str or path
+    all : bool
+        Name NetCDF files that headwise did not write among `problems` too.
 
     Attributes
     ----------
@@ -66,7 +68,8 @@ class Results:
     {'seed': 2, 'layer': 2, 'head': 8, 'example': 4}
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], *, all: bool = False) -> None:
+        self._all = all
         self.folder = Path(folder).expanduser()
         self._root = self.folder.resolve()
         self._found: tuple[list[Entry], list[Problem]] | None = None
@@ -90,8 +93,8 @@ class Results:
 
     @property
     def problems(self) -> list[Problem]:
-        """Files of the folder that are called like results and are none that can be read, each with the reason."""
-        return list(self._listing()[1])
+        """Files of the folder that are called like results and cannot be read as one, each with the reason."""
+        return [one for one in self._listing()[1] if self._all or not one.foreign]
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -105,7 +108,7 @@ class Results:
 
     def refresh(self) -> Results:
         """The folder as it is now, all of it."""
-        other = Results(self._root)
+        other = Results(self._root, all=self._all)
         other.folder = self.folder
         return other
 
@@ -165,9 +168,9 @@ class Results:
         return self._with([entry for entry, kept in zip(entries, keep, strict=True) if kept])
 
     def _with(self, entries: list[Entry]) -> Results:
-        other = Results(self._root)  # the same folder, wherever the process is now
+        other = Results(self._root, all=self._all)  # the same folder, wherever the process is now
         other.folder = self.folder
-        other._found, other.whole = (entries, self.problems), False
+        other._found, other.whole = (entries, self._listing()[1]), False
         return other
 
     def path(self, which: int | str | os.PathLike[str]) -> Path:
@@ -244,8 +247,8 @@ class Results:
         Parameters
         ----------
         dim : {"model", "seed", "step"}
-            The model's name; the seed of study or task; the attribute ``step``, or the step that the model's revision
-            names (``step1000``).
+            The model's name; the seed of study or task; the step of training at which the model was opened. Seeds and
+            steps are sorted as numbers.
         variable : str, optional
             Only this variable and the run without intervention, such as ``"ablation/loss"``.
         group : str, optional
@@ -283,7 +286,8 @@ class Results:
         Returns
         -------
         DataFrame
-            As for `headwise.table`; with several results, ``file`` and ``model`` come first.
+            As for `headwise.table`; with several results, ``file`` and ``model`` come first, then ``step`` where any
+            was measured at a step of training.
 
         Raises
         ------
@@ -293,6 +297,7 @@ class Results:
         import pandas as pd
 
         complete, pieces, missing = self._complete(), [], []
+        steps = any(entry.step is not None for entry in complete)
         with Progress("reading", unit="files") as bar:
             for number, entry in enumerate(complete):
                 bar.update(number, len(complete))
@@ -303,7 +308,9 @@ class Results:
                 except UnknownNameError as error:
                     missing.append(error)
                     continue
-                about = {"file": entry.path, "model": entry.model} if len(complete) > 1 else {}
+                about: dict[str, Any] = {"file": entry.path, "model": entry.model} if len(complete) > 1 else {}
+                if about and steps:
+                    about["step"] = pd.array([entry.step] * len(piece), dtype="Int64")
                 for place, (column, value) in enumerate(about.items()):
                     if column not in piece.columns:
                         piece.insert(place, column, value)

@@ -62,7 +62,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a result is and says. ``print`` it, or let a notebook show it.
+    """What a result is and says. Shown as text, and in a notebook as a table.
 
     Attributes
     ----------
@@ -81,7 +81,7 @@ class Summary:
     points: tuple[str, ...]
     parts: tuple[Part, ...]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return self.text()
 
     def text(self, width: int = 100, *, full: bool = False) -> str:

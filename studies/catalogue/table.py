@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from ..measuring.effects import effect
+from ..measuring.effects import effect, intervened
 from ..storage.netcdf import check_room
 from ..storage.reading import Result, pick
 from .conditions import ask
@@ -131,7 +131,7 @@ def has_base(ds: xr.Dataset, name: str) -> bool:
 
 def has_effect(ds: xr.Dataset, name: str) -> bool:
     """Whether ``ds[name]`` can be compared with what was measured without intervention."""
-    if name not in ds or not has_base(ds, name):
+    if name not in ds or not intervened(ds) or not has_base(ds, name):
         return False
     values, before = ds[name], ds[f"baseline_{name}"]
     return values.dtype.kind in "iuf" and {*before.dims} - {"run"} <= {*values.dims}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .shared import add_command, add_folder, quiet_libraries
+from .shared import add_command, add_folder, add_weights, quiet_libraries
 
 EXAMPLES = """  headwise app                                       what is in results/
   headwise app /data/runs --port 8080 --no-show      the address is printed
@@ -40,6 +40,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--model", help="shipped name, Hub id or folder of the model for prompts (default: the one that a file names)"
     )
+    add_weights(parser)
     parser.add_argument("--no-show", action="store_true", help="do not open a browser")
 
 
@@ -54,6 +55,8 @@ def run(options: argparse.Namespace) -> int:
         port=options.port,
         show=not options.no_show,
         model=options.model,
+        revision=options.revision,
+        step=options.step,
         allow=options.allow,
     )
     return 0

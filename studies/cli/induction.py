@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     import xarray as xr
 
 EXAMPLES = """  headwise induction                                 the shipped model
-  headwise induction --model openai-community/gpt2   GPT-2 from the Hub
+  headwise induction --model gpt2                    GPT-2 from the Hub
   headwise induction --model ./my-gpt2 --n 16        a local folder
-  headwise induction --model ./my-gpt2 --plan        what it would take
+  headwise induction --step 512                      at a step of its training
+  headwise induction --model gpt2 --plan             what it would take, stage by stage
   headwise induction --seed 1 --out results/seed-1.nc
-  headwise induction --model openai-community/gpt2 --remote   on NDIF
+  headwise induction --model gpt2 --remote           on NDIF
 """
 
 
@@ -52,7 +53,6 @@ def add(commands: Any) -> None:
         "--seed", type=int, default=0, help="seed of prompts and random controls (default: %(default)s)"
     )
     parser.add_argument("--out", help="NetCDF file to write (default: results/induction-MODEL.nc)")
-    parser.add_argument("--revision", help="branch, tag or commit on the Hub")
     parser.add_argument("--plan", action="store_true", help="say what each stage would cost, and run nothing")
     parser.add_argument("--fresh", action="store_true", help="run everything again, whatever is there")
 
@@ -66,9 +66,9 @@ def run(options: argparse.Namespace) -> int:
     study = InductionStudy(n=options.n, length=options.length, seed=options.seed, first=options.first)
     if options.plan:
         quiet_libraries()
-        put(study.plan(open_model(options, options.revision)))
+        put(study.plan(open_model(options)))
         return 0
-    out = Path(options.out or f"results/induction-{_stem(options.model)}.nc")
+    out = Path(options.out or f"results/induction-{_stem(options)}.nc")
     if out.suffix != ".nc":
         raise DeclarationError(f"--out {out}: end it in .nc; the report beside it gets the same name in .html")
     out = check_writable(out)
@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
     from ..report.report import write_report
 
     quiet_libraries()
-    model = open_model(options, options.revision)
+    model = open_model(options)
     names = list(STAGES)
     begun: list[str] = []
 
@@ -144,5 +144,7 @@ def _print_summary(tree: xr.DataTree) -> None:
     put(f"\nThe report has {rest} findings in full, and {limits} limits of what was shown.")
 
 
-def _stem(model: str) -> str:
-    return Path(model).name or "model"
+def _stem(options: argparse.Namespace) -> str:
+    """The model's name with the revision or step that was asked for, as part of a file's name."""
+    at = options.revision or ("" if options.step is None else f"step{options.step}")
+    return "-".join(one for one in (Path(options.model).name or "model", at.replace("/", "-")) if one)

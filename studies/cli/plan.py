@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import DeclarationError, ResultError, UnknownNameError, choices
+from ...errors import DeclarationError, ResultError, choices
 from .shared import add_command, add_json, add_model, open_model, put, quiet_libraries
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
         model,
         RepeatedTokens(n=options.n, length=options.length),
         _grid(model, options.what, 2 * options.length),
-        [_metric(name) for name in options.metric or ["loss"]],
+        options.metric or ["loss"],
         batch_size=int(size) if size.isdigit() else size,
     )
     if options.json:
@@ -112,13 +112,3 @@ def _grid(model: Model, what: str, positions: int) -> Any:
         return from_json(path.read_text())
     except (OSError, UnicodeDecodeError) as error:
         raise ResultError(f"cannot read {path}: {error}") from error
-
-
-def _metric(name: str) -> Any:
-    from ... import metrics
-
-    known = {one: getattr(metrics, one) for one in metrics.__all__}
-    known = {one: value for one, value in known.items() if isinstance(value, metrics.Metric)}
-    if name not in known:
-        raise UnknownNameError(f"--metric {name}: possible are {choices(known)}")
-    return known[name]

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from ...errors import printable
-from .shared import add_command, add_device, add_file, add_json, print_json, put, quiet_libraries, say
+from .shared import add_command, add_device, add_file, add_json, add_weights, print_json, put, quiet_libraries, say
 
 EXAMPLES = """  headwise rerun results/induction-words-2l.nc       the same numbers here?
   headwise rerun ablation.nc --tolerance 1e-4 --json
@@ -36,6 +36,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--model", help="repeat it on this one: a shipped name, Hub id or folder (default: the one that the file names)"
     )
+    add_weights(parser)
     parser.add_argument(
         "--yes",
         action="store_true",
@@ -56,6 +57,8 @@ def run(options: argparse.Namespace) -> int:
         tolerance=options.tolerance,
         progress=say,
         model=options.model,
+        revision=options.revision,
+        step=options.step,
         yes=options.yes or (sys.stdin.isatty() and sys.stderr.isatty() and agrees),
     )
     if options.json:

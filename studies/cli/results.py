@@ -56,7 +56,7 @@ def add(commands: Any) -> None:
         help="the results in a folder",
         description=(
             "List the results in a folder and the folders below it, one line each, and name the files that cannot be "
-            "read. In Python: hw.Results(folder)."
+            "read. NetCDF files of other programs are passed over. In Python: hw.Results(folder)."
         ),
         examples=LS,
     )
@@ -64,6 +64,7 @@ def add(commands: Any) -> None:
     ls.add_argument("--model", metavar="NAME", help="only of this model; * stands for anything")
     ls.add_argument("--study", metavar="NAME", help="only of this study, such as InductionStudy, measure or capture")
     ls.add_argument("--where", metavar="CONDITION", help=f"only results that meet it; columns are {', '.join(COLUMNS)}")
+    ls.add_argument("--all", action="store_true", help="name NetCDF files that headwise did not write, too")
     add_json(ls, "print results and problems as JSON")
     show = add_command(
         inner,
@@ -117,7 +118,7 @@ def list_results(options: argparse.Namespace) -> int:
     """Print the catalogue of a folder."""
     from ..catalogue.results import Results
 
-    everything = Results(options.folder)
+    everything = Results(options.folder, all=options.all)
     found = everything.select(model=options.model, study=options.study, where=options.where)
     if options.json:
         rows = [asdict(entry) for entry in found]

@@ -128,20 +128,30 @@ def add_json(parser: argparse.ArgumentParser, words: str) -> None:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """``--model``, ``--device``, ``--remote``, ``--trust-remote-code``, of commands that run one: see `open_model`."""
+    """``--model`` and what goes with it, of commands that run one: see `open_model`."""
     parser.add_argument("--model", default="words-2l", help="shipped name, Hub id or folder (default: %(default)s)")
+    add_weights(parser)
     add_device(parser)
     parser.add_argument("--remote", action="store_true", help="leave the model on NDIF, and run there")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that the model's folder brings")
 
 
-def open_model(options: argparse.Namespace, revision: str | None = None) -> Model:
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """``--revision`` and ``--step``, which say what weights of a model."""
+    parser.add_argument("--revision", help="branch, tag or commit of the model on the Hub")
+    parser.add_argument(
+        "--step", type=int, help="step of its training: of words-2l, a folder with checkpoints, or Pythia"
+    )
+
+
+def open_model(options: argparse.Namespace) -> Model:
     """The model that the options name, here or on NDIF."""
     from ...interventions.load import load
 
     return load(
         options.model,
-        revision=revision,
+        revision=options.revision,
+        step=options.step,
         device=options.device,
         remote=options.remote,
         trust_remote_code=options.trust_remote_code,

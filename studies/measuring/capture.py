@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
 from ...errors import UnknownNameError, choices
-from ...interventions.base.shape import Shape
+from ...interventions.base.shape import Group, Shape
 from ...interventions.declare.codec import encode
 from ...interventions.declare.components import Component
 from ...interventions.declare.sites import Head, Site, as_site
@@ -30,7 +31,7 @@ Array = np.ndarray[Any, Any]
 def capture(
     model: Model,
     task: Task,
-    sites: Site | Head | Sequence[Site | Head],
+    sites: Site | Head | str | Sequence[Site | Head | str],
     *,
     run: str = "clean",
     remote: bool | None = None,
@@ -43,8 +44,9 @@ def capture(
     model : Model
         From `headwise.load`.
     task : Task
-    sites : Site or sequence of Site
-        Such as ``Head(1, 2).pattern`` or ``Layer(0).resid_post``; a bare head stands for its ``z``.
+    sites : Site, str, or sequence of these
+        Such as ``Head(1, 2).pattern`` or ``Layer(0).resid_post``, or as text ``"L1H2.pattern"``; a bare head stands for
+        its ``z``.
     run : str
         The run of the task that is read.
     remote : bool, optional
@@ -58,6 +60,7 @@ def capture(
         One variable for each site, named like ``L1H2_pattern``: dims ``example``, then ``query key`` for patterns,
         ``position`` and ``d_head`` or ``d_model`` for the rest, with ``head`` before them where the site names a whole
         layer (``kv_head`` where heads share the keys and values in question). NaN beyond the end of shorter prompts.
+        The positions of a site that names some are a dim of its own, by number or label.
 
     Raises
     ------
@@ -73,7 +76,7 @@ def capture(
     Examples
     --------
     >>> model, task = hw.load("words-2l"), hw.RepeatedTokens(n=4, length=8)
-    >>> ds = hw.capture(model, task, [hw.Head(1, 2).pattern, hw.Layer(0).resid_post])
+    >>> ds = hw.capture(model, task, ["L1H2.pattern", hw.Layer(0).resid_post])
     >>> ds["L1H2_pattern"].dims, ds["L0_resid_post"].dims
     (('example', 'query', 'key'), ('example', 'position', 'd_model'))
     """
@@ -92,10 +95,13 @@ def capture(
     check_sites(model, wanted, groups)
     dataset = xr.Dataset(coords=coordinates(model, batch, run))
     found: dict[Site, list[Array]] = {site: [] for site in wanted}
+    sizes = {label: max(map(len, places)) for label, places in batch.labels.items()}
+    read = [_as_read(site, groups) for site in wanted]
     with begin(model, check=check, length=int(batch.lengths.max())) as call:
-        for values in model.backend.capture(wanted, [batch.tokens(run, group) for group in groups]):
-            for site, value in zip(wanted, values, strict=True):
-                found[site].append(value)
+        captured = model.backend.capture(read, [batch.tokens(run, group) for group in groups])
+        for group, values in zip(groups, captured, strict=True):
+            for site, seen, value in zip(wanted, read, values, strict=True):
+                found[site].append(value if seen == site else _at_places(site, value, group, model.shape, sizes))
     for site, by_group in found.items():
         dims = _site_dims(site, model.shape)
         size = [max(value.shape[axis] for value in by_group) for axis in range(len(dims))]
@@ -106,7 +112,7 @@ def capture(
         name = str(site).replace(" ", "_").replace(",", "").replace("-", "m")
         if site.positions is not None:  # a dimension of its own, since it holds some positions only
             own = f"{name}_{'query' if 'query' in dims else 'position'}"
-            array = array.rename({own.rsplit("_", 1)[1]: own}).assign_coords({own: list(site.positions)})
+            array = array.rename({own.rsplit("_", 1)[1]: own}).assign_coords({own: _names(site, sizes)})
         dataset[name] = array
     dataset = number_dims(dataset)
     dataset.attrs = provenance(model, call.identity) | {
@@ -115,6 +121,34 @@ def capture(
         "sites": json.dumps(encode(tuple(wanted), TASKS)),
     }
     return dataset
+
+
+def _as_read(site: Site, groups: Sequence[Group]) -> Site:
+    """The site as it is read: the whole of it, where its positions are not the same numbers in each prompt."""
+    same = not site.labels and all(group.prompt == group.length for group in groups)
+    return site if site.positions is None or same else replace(site, positions=None)
+
+
+def _at_places(site: Site, value: Array, group: Group, shape: Shape, sizes: Mapping[str, int]) -> Array:
+    """A whole site at the positions that were asked for; NaN where a label has more of them in another prompt."""
+    dims = _site_dims(site, shape)
+    axis = dims.index("query" if "query" in dims else "position")
+    parts = []
+    for place in site.positions or ():
+        part = np.moveaxis(value.take(group.count_out([place]), axis=axis), axis, 0)
+        missing = sizes.get(str(place), len(part)) - len(part)
+        parts.append(np.pad(part, [(0, missing)] + [(0, 0)] * (part.ndim - 1), constant_values=np.nan))
+    return np.moveaxis(np.concatenate(parts), 0, axis)
+
+
+def _names(site: Site, sizes: Mapping[str, int]) -> list[int] | list[str]:
+    """The positions of a site as coordinates: numbers, or text where there are labels (``S2``; ``S2 0``, ``S2 1``)."""
+    if not site.labels:
+        return [place for place in site.positions or () if not isinstance(place, str)]
+    names: list[str] = []
+    for place in map(str, site.positions or ()):
+        names += [f"{place} {at}" for at in range(sizes[place])] if sizes.get(place, 1) > 1 else [place]
+    return names
 
 
 def _site_dims(site: Site, shape: Shape) -> tuple[str, ...]:

@@ -39,7 +39,7 @@ def compare_estimates(
     model: Model,
     task: Task,
     what: What,
-    metric: Metric,
+    metric: Metric | str,
     *,
     estimators: Sequence[str] = ("gradient", "integrated"),
     steps: int = 8,
@@ -56,10 +56,10 @@ def compare_estimates(
     ----------
     model : Model
     task : Task
-    what : Intervention, mapping of names to interventions, or Grid
+    what : Intervention, mapping of names to interventions, sequence of interventions, or Grid
         Ablations, `Patch`, `Add`, `Scale` and their compositions have estimates.
-    metric : Metric
-        One that changes smoothly, such as ``loss`` or ``logit_diff``.
+    metric : Metric or str
+        One that changes smoothly, such as ``"loss"`` or ``"logit_diff"``.
     estimators : sequence of str
         ``"gradient"``, the slope at the base run (attribution patching); ``"integrated"``, the mean slope on the way
         from old to new, where all sites of one layer and component move together: it shares what they do jointly among
@@ -115,10 +115,13 @@ def compare_estimates(
     Have faith in faithfulness, arXiv:2403.17806: integrated gradients, with all sites of a layer moved together in the
     former.
     """
+    (metric,) = chosen_metrics([metric])
     names = _names(estimators, metric, steps)
     axes, interventions = conditions(what)
     if not interventions:
-        raise DeclarationError("nothing to compare: give an intervention, a mapping of names to them, or a Grid")
+        raise DeclarationError(
+            "nothing to compare: give an intervention, a list of them, a mapping of names to them, or a Grid"
+        )
     for axis, _ in axes:
         if axis in DIMS:
             raise DeclarationError(f"a grid axis cannot be called {axis!r} here: a dim of the result is")
@@ -246,7 +249,6 @@ def _without_rounding(values: Array, baseline: xr.DataArray) -> Array:
 def _names(estimators: Sequence[str], metric: Metric, steps: int) -> list[str]:
     """The estimators as a list, refused where there is none to compare with the exact one."""
     names = [estimators] if isinstance(estimators, str) else list(estimators)
-    chosen_metrics([metric])
     for name in names:
         check_estimable([metric], name, steps, False)
     if not names or "exact" in names or len(set(names)) < len(names):

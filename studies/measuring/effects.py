@@ -117,12 +117,22 @@ def normalized(ds: xr.Dataset, name: str) -> xr.DataArray:
 
 
 def _measured(ds: xr.Dataset, name: str) -> tuple[xr.DataArray, xr.DataArray]:
+    if name in ds and not intervened(ds):
+        raise UnknownNameError(
+            f"nothing was intervened on here: ds[{name!r}] is the {name} of the {ds.attrs.get('base')} run as it is; "
+            "give measure an intervention, such as ZeroAblate(Head(0, 0))"
+        )
     if name not in ds or f"baseline_{name}" not in ds:
         measured = [str(other) for other in ds.data_vars if f"baseline_{other}" in ds]
         raise UnknownNameError(
             f"no intervention was measured by {name!r}: this dataset has {choices(measured) or 'none'}"
         )
     return ds[name], ds[f"baseline_{name}"]
+
+
+def intervened(ds: xr.Dataset) -> bool:
+    """Whether the metrics of a measurement are those under interventions, not of the base run as it is."""
+    return bool(ds.attrs.get("interventions") != "null")
 
 
 def condition_names(values: xr.DataArray) -> np.ndarray[Any, Any]:

@@ -50,7 +50,7 @@ class WorkItem:
 
     Attributes
     ----------
-    model : tuple of (source, revision, device, dtype, trusted, attention)
+    model : tuple of (source, revision, step, device, dtype, trusted, attention)
         For `headwise.load`, with whether code of the model may run, and the implementation of attention.
     identity : Identity
         Of the model here, which a worker has to reproduce.
@@ -61,17 +61,20 @@ class WorkItem:
     metrics : tuple
         Names of shipped metrics, and others themselves.
     base : str
+    runs : tuple of str
+        Those that are measured as they are.
     budget : int
         Bytes for all tensors, by which the passes were sized.
     chunks : tuple of ExampleChunk
     """
 
-    model: tuple[str, str | None, str, str, bool, str]
+    model: tuple[str, str | None, int | None, str, str, bool, str]
     identity: Identity
     token_hash: str
     declared: str
     metrics: tuple[str | Metric, ...]
     base: str
+    runs: tuple[str, ...]
     budget: int
     chunks: tuple[ExampleChunk, ...]
 
@@ -80,7 +83,9 @@ class WorkItem:
         """A hash of all that its values depend on."""
         model = json.dumps([self.model, self.identity.exact], sort_keys=True)
         metrics = [metric if isinstance(metric, str) else metric.name for metric in self.metrics]
-        return short_hash(model, self.token_hash, self.declared, json.dumps(metrics), self.base, repr(self.chunks))
+        return short_hash(
+            model, self.token_hash, self.declared, json.dumps(metrics), self.base, *self.runs, repr(self.chunks)
+        )
 
 
 def run_on(
@@ -218,6 +223,7 @@ def split(sweep: Sweep, identity: Identity, chunks: Sequence[ExampleChunk]) -> I
         (
             model.source,
             model.revision if known else None,
+            None if known else model.step,
             str(model.device),
             model.dtype,
             model.trusted,
@@ -228,6 +234,7 @@ def split(sweep: Sweep, identity: Identity, chunks: Sequence[ExampleChunk]) -> I
         json.dumps(encode({"task": sweep.task, "what": sweep.what}, TASKS)),
         tuple(_travelling(metric) for metric in setup.metrics),
         sweep.base,
+        setup.plan.runs,
         setup.plan.budget,
         (),
     )
@@ -257,7 +264,9 @@ def run_item(item: WorkItem) -> list[FinishedValues]:
     with turn(model):
         check_reproduced(model, item.identity)
         task, what = declared["task"], declared["what"]
-        setup = set_up(model, task, what, metrics, base=item.base, per_position=False, batch_size="auto")
+        setup = set_up(
+            model, task, what, metrics, base=item.base, runs=item.runs, per_position=False, batch_size="auto"
+        )
         inputs = setup.inputs(task, model)
         if _token_hash(setup.plan, inputs) != item.token_hash:
             raise ModelError(
@@ -272,10 +281,12 @@ def run_item(item: WorkItem) -> list[FinishedValues]:
 
 
 @lru_cache(maxsize=1)
-def _opened(source: str, revision: str | None, device: str, dtype: str, trusted: bool, attention: str) -> Model:
+def _opened(
+    source: str, revision: str | None, step: int | None, device: str, dtype: str, trusted: bool, attention: str
+) -> Model:
     from ...interventions.load import load
 
-    model = load(source, revision=revision, device=device, dtype=dtype, trust_remote_code=trusted)
+    model = load(source, revision=revision, step=step, device=device, dtype=dtype, trust_remote_code=trusted)
     if _attention(model) != attention:
         model.module.set_attn_implementation(attention)
     return model

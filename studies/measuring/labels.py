@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +13,9 @@ import xarray as xr
 
 from ...errors import DeclarationError, check_name, check_text, choices
 from ...interventions.declare.codec import encode
+from ...interventions.declare.edits import Compose, Edit, Intervention
 from ...interventions.declare.grid import RESERVED
+from ...interventions.declare.paths import PathPatch
 from ...metrics.card import Metric
 from ..storage.registry import TASKS
 from ..tasks.batch import Batch
@@ -20,14 +24,17 @@ from ..tasks.tasks import Task
 if TYPE_CHECKING:
     from ...interventions.models.model import Model
 
+NAMED = 4
+"""Places of one intervention that its text names; further ones are counted."""
 OWN = (*RESERVED, "position", "layer", "head")
 """Names of dims and coordinates of results, which no variable can have."""
 
 
-def coordinates(model: Model, batch: Batch, run: str) -> dict[str, Any]:
+def coordinates(model: Model, batch: Batch, run: str, runs: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs, examples, positions, and the tokens of `run` as text and id (empty and NaN beyond a prompt's end).
 
-    NUL in the text of a token, at which files would cut it, stands as ``␀``.
+    `runs` are those that were measured, all when left out. NUL in the text of a token, at which
+    files would cut it, stands as ``␀``.
     """
     ids = batch.runs[run].astype(np.float64)
     ids[np.arange(ids.shape[1]) >= batch.lengths[:, None]] = np.nan
@@ -37,35 +44,83 @@ def coordinates(model: Model, batch: Batch, run: str) -> dict[str, Any]:
     text = [["" if np.isnan(token) else words[int(token)] for token in row] for row in ids]
     ids = ids if np.isnan(ids).any() else ids.astype(np.int64)  # missing is NaN, which whole numbers cannot hold
     return {
-        "run": ("run", np.asarray(list(batch.runs), dtype=object)),
+        "run": ("run", np.asarray(list(batch.runs if runs is None else runs), dtype=object)),
         "example": np.arange(ids.shape[0]),
         "position": np.arange(ids.shape[1]),
         "token": (("example", "position"), np.asarray(text, dtype=object), {"long_name": f"token of the {run} run"}),
         "token_id": (("example", "position"), ids, {"long_name": f"token id of the {run} run"}),
-    }
+    } | _position_labels(batch)
 
 
-def labelled(coords: dict[str, Any], axes: Sequence[tuple[str, tuple[Any, ...]]]) -> xr.Dataset:
-    """An empty dataset with the coordinates of the prompts and of the axes.
+def _position_labels(batch: Batch) -> dict[str, Any]:
+    """Which positions have a label, ``(example, position)``: empty where none, with commas where several."""
+    if not batch.labels:
+        return {}
+    text = np.full(batch.scored.shape, "", dtype=object)
+    for label, places in batch.labels.items():
+        for row, several in enumerate(places):
+            for at in several:
+                text[row, at] = f"{text[row, at]}, {label}" if text[row, at] else label
+    return {"position_label": (("example", "position"), text, {"long_name": "label of the position"})}
+
+
+def with_axes(coords: Mapping[str, Any], axes: Sequence[tuple[str, tuple[Any, ...]]]) -> dict[str, Any]:
+    """The coordinates of the prompts and of the axes.
 
     An axis called ``position`` sweeps positions of the prompts: the tokens are then those at its positions.
     """
-    dataset = xr.Dataset(coords=coords)
+    found = dict(coords)
     for name, values in axes:
         if name == "position":
-            known = dataset["position"].values
-            if not set(values) <= set(known.tolist()):
+            known = found["position"].tolist()
+            if not set(values) <= set(known):
                 raise DeclarationError(f"axis 'position' takes positions of the prompts, {known[0]} to {known[-1]}")
-            dataset = dataset.sel(position=list(values))
-        dataset = dataset.assign_coords({name: list(values)})
-    return dataset
+            for other, one in found.items():
+                if isinstance(one, tuple) and "position" in one[0]:
+                    dims, data, *attrs = one
+                    found[other] = (dims, np.take(data, values, axis=dims.index("position")), *attrs)
+        found[name] = list(values)
+    return found
 
 
 def number_dims(dataset: xr.Dataset) -> xr.Dataset:
     """Give the dims that count from 0 (heads, layers, positions) their coordinate."""
-    counted = ("read_layer", "read_head", "head", "query", "key")
-    bare = {dim: np.arange(size) for dim, size in dataset.sizes.items() if dim in counted and dim not in dataset.coords}
-    return dataset.assign_coords(bare)
+    return dataset.assign_coords(counted(dataset.sizes, dataset.coords))
+
+
+def counted(sizes: Mapping[Any, int], there: Container[Any]) -> dict[str, Any]:
+    """Coordinates of the dims that count from 0, of those that are not there."""
+    dims = ("read_layer", "read_head", "layer", "head", "query", "key")
+    return {dim: np.arange(size) for dim, size in sizes.items() if dim in dims and dim not in there}
+
+
+def texts_of(interventions: Sequence[Intervention]) -> tuple[str, ...]:
+    """A short text for each intervention, such as ``L0H3 zero``; those with one text are numbered from 1."""
+    texts = [_text_of(one) for one in interventions]
+    in_all, so_far = Counter(texts), Counter[str]()
+    named = []
+    for text in texts:
+        so_far[text] += 1
+        named.append(f"{text} ({so_far[text]})" if in_all[text] > 1 else text)
+    return tuple(named)
+
+
+def _text_of(intervention: Intervention) -> str:
+    """``L0H3 zero``, ``L0H3 + L0H5 zero``, ``L0H3 zero + L1H2 k patch``, ``L0H3 to L1H2 k path``."""
+    by_kind: dict[str, list[str]] = {}
+    for edit in intervention.parts if isinstance(intervention, Compose) else [intervention]:
+        if isinstance(edit, PathPatch):
+            kind, where = "path", f"{edit.sender} to {choices(edit.receivers)}"
+        elif isinstance(edit, Edit):
+            kind, where = type(edit).__name__.removesuffix("Ablate").lower(), str(edit.site)
+        else:  # of a class of one's own
+            kind, where = type(edit).__name__, ""
+        by_kind.setdefault(kind, []).append(re.sub(r"(H\d+) z\b", r"\1", where))
+    parts = []
+    for kind, places in by_kind.items():
+        more = f" + {len(places) - NAMED} more" if len(places) > NAMED else ""
+        parts.append(f"{' + '.join(places[:NAMED])}{more} {kind}".strip())
+    return " + ".join(parts)
 
 
 def check_names(axes: Sequence[tuple[str, tuple[Any, ...]]], metrics: Sequence[Metric], per_position: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
@@ -14,7 +14,6 @@ import xarray as xr
 
 from ...interventions.base.hashing import short_hash
 from ...interventions.plan.plan import Plan
-from ...metrics.card import Metric
 from ...metrics.outputs import loss
 from ..storage import unfinished
 from ..storage.provenance import provenance
@@ -22,7 +21,7 @@ from ..tasks.tasks import Task
 from . import context
 from .context import check_executor, check_remote
 from .executors import run_on
-from .request import What, check_estimable, set_up
+from .request import Metrics, Runs, What, check_estimable, set_up
 from .sweep import CHECKED, Sweep
 
 if TYPE_CHECKING:
@@ -34,9 +33,10 @@ def measure(
     model: Model,
     task: Task,
     what: What = None,
-    metrics: Metric | Sequence[Metric] = (loss,),
+    metrics: Metrics = (loss,),
     *,
     base: str = "clean",
+    runs: Runs = None,
     per_position: bool = False,
     batch_size: int | str = "auto",
     estimator: str = "exact",
@@ -55,11 +55,15 @@ def measure(
     model : Model
         From `headwise.load`.
     task : Task
-    what : Intervention, mapping of names to interventions, Grid, or None
-        None measures the baseline alone.
-    metrics : Metric or sequence of Metric
+    what : Intervention, mapping of names to interventions, sequence of interventions, Grid, or None
+        None measures the model as it is. A list gives the dim ``condition``, with the interventions as its labels.
+    metrics : Metric, str, or sequence of these
+        A name such as ``"loss"`` stands for the metric of `headwise.metrics`.
     base : str
         The run that is intervened on.
+    runs : str or sequence of str, optional
+        Runs of the task that are measured as they are: ``"all"``, a name or several names. By default all, and without
+        interventions the base run alone. The base run, and what an intervention takes from, always are.
     per_position : bool
         Keep the values of the logits metrics at each scored position (NaN elsewhere) instead of their mean.
     batch_size : int or "auto"
@@ -97,7 +101,9 @@ def measure(
     Dataset
         One variable for each metric, with the dims of `what` (none, ``condition``, or the axes of the grid), then
         ``example`` (and ``position``; for attention metrics ``read_layer``, ``read_head``: the head that was looked
-        at), and ``baseline_<metric>`` with ``run``. Effects are derived: see `headwise.effect`.
+        at), and ``baseline_<metric>`` with ``run``, the runs without intervention. Effects are derived: see
+        `headwise.effect`. Where `what` is None, a metric is that of the base run, and of attention ``(layer, head,
+        example)``.
 
     Raises
     ------
@@ -132,7 +138,9 @@ def measure(
 
     shown = progress is None or progress is True
     with context.using(quiet=context.current().quiet or not shown) as execution:
-        setup = set_up(model, task, what, metrics, base=base, per_position=per_position, batch_size=batch_size)
+        setup = set_up(
+            model, task, what, metrics, base=base, runs=runs, per_position=per_position, batch_size=batch_size
+        )
         check_remote(model, remote)
         check_estimable(setup.metrics, estimator, steps, per_position)
         check_executor(model, executor, estimator)
@@ -168,9 +176,10 @@ def plan(
     model: Model,
     task: Task,
     what: What = None,
-    metrics: Metric | Sequence[Metric] = (loss,),
+    metrics: Metrics = (loss,),
     *,
     base: str = "clean",
+    runs: Runs = None,
     batch_size: int | str = "auto",
     timed: bool = True,
 ) -> Plan:
@@ -178,7 +187,7 @@ def plan(
 
     Parameters
     ----------
-    model, task, what, metrics, base, batch_size
+    model, task, what, metrics, base, runs, batch_size
         As for `measure`.
     timed : bool
         Run a few plain forward passes to estimate the time; not where the model is on a server.
@@ -203,7 +212,7 @@ def plan(
     passes          1  at most 64 rows of 15 positions together
     ...
     """
-    setup = set_up(model, task, what, metrics, base=base, per_position=False, batch_size=batch_size)
+    setup = set_up(model, task, what, metrics, base=base, runs=runs, per_position=False, batch_size=batch_size)
     setup.readers()  # refuses metrics that the task cannot have, as `measure` does
     if not timed or model.backend.module is None:  # the speed of a server is not known
         return setup.plan

@@ -6,21 +6,26 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...errors import DeclarationError, check_text
+from ...errors import DeclarationError, UnknownNameError, check_text, choices
+from ...interventions.declare.changes import FromRun, Reduce
 from ...interventions.declare.edits import Intervention
 from ...interventions.declare.grid import Grid
 from ...interventions.plan.plan import Plan, make_plan
 from ...metrics.card import Metric
+from ...metrics.outputs import of_answer
+from ..storage.registry import metric_of
 from ..tasks.batch import Batch
 from ..tasks.tasks import Task, reference_tokens
-from .labels import check_is_model, check_names, task_json
+from .labels import check_is_model, check_names, task_json, texts_of
 
 if TYPE_CHECKING:
     from ...interventions.models.model import Model
     from ...interventions.run.cache import CompiledMetric
     from ...interventions.run.outcome import Inputs
 
-What = Intervention | Mapping[str, Intervention] | Grid | None
+What = Intervention | Mapping[str, Intervention] | Sequence[Intervention] | Grid | None
+Metrics = Metric | str | Sequence[Metric | str]
+Runs = str | Sequence[str] | None
 Axes = list[tuple[str, tuple[Any, ...]]]
 
 
@@ -34,6 +39,8 @@ class Request:
     axes : list of (name, labels)
     task : str
         Its declaration as JSON.
+    runs : str, sequence of str or None
+        Which runs were asked for, as it was said.
     batch : Batch
     plan : Plan
     """
@@ -41,6 +48,7 @@ class Request:
     metrics: list[Metric]
     axes: Axes
     task: str
+    runs: Runs
     batch: Batch
     plan: Plan
 
@@ -54,7 +62,7 @@ class Request:
                 metric.name,
                 metric.kind,
                 metric.kernel,
-                {run: tuple(metric.prepare(batch.facts(run, group)) for group in groups) for run in batch.runs},
+                {run: tuple(metric.prepare(batch.facts(run, group)) for group in groups) for run in self.plan.runs},
                 metric.needs_base,
                 metric.tokens,
             )
@@ -67,7 +75,7 @@ class Request:
 
         batch, plan = self.batch, self.plan
         return Inputs(
-            {run: tuple(batch.tokens(run, group) for group in plan.groups) for run in batch.runs},
+            {run: tuple(batch.tokens(run, group) for group in plan.groups) for run in plan.runs},
             reference_tokens(task, model, plan.base, plan.groups) if plan.uses_reference else (),
         )
 
@@ -76,9 +84,10 @@ def set_up(
     model: Model,
     task: Task,
     what: What,
-    metrics: Metric | Sequence[Metric],
+    metrics: Metrics,
     *,
     base: str,
+    runs: Runs = None,
     per_position: bool,
     batch_size: int | str,
 ) -> Request:
@@ -88,11 +97,13 @@ def set_up(
     ----------
     model : Model
     task : Task
-    what : Intervention, mapping of str to Intervention, Grid, or None
-        None measures the baseline alone.
-    metrics : Metric or sequence of Metric
+    what : Intervention, mapping of str to Intervention, sequence of Intervention, Grid, or None
+        None measures the model as it is.
+    metrics : Metric, str, or sequence of these
     base : str
         The run that is intervened on.
+    runs : str or sequence of str, optional
+        See `measure`.
     per_position : bool
         Whether values of the logits metrics are wanted at each scored position, not their mean.
     batch_size : int or "auto"
@@ -113,6 +124,8 @@ def set_up(
     check_names(axes, chosen, per_position)
     declared = task_json(task)
     batch = task.draw(model)
+    measured = _asked(runs, what, batch.runs)
+    chosen, batch = for_answers(chosen, batch, per_position)
     plan = make_plan(
         [intervention.edits() for intervention in interventions],
         model=model.name,
@@ -120,13 +133,52 @@ def set_up(
         groups=batch.groups(),
         runs=list(batch.runs),
         base=base,
+        measured=measured,
         batch_size=batch_size,
         reads_patterns=any(metric.kind == "pattern" for metric in chosen),
         columns=logits_wanted(chosen),
         budget=model.backend.budget,
         overhead=model.backend.overhead,
     )
-    return Request(chosen, axes, declared, batch, plan)
+    check_reference(plan, batch)
+    return Request(chosen, axes, declared, runs, batch, plan)
+
+
+def _asked(runs: Runs, what: What, possible: Iterable[str]) -> list[str] | None:
+    """The runs that are measured as they are beside those that must be; None for all of them."""
+    if runs == "all" or (runs is None and what is not None):
+        return None
+    if isinstance(runs, str | list | tuple | None):
+        return [runs] if isinstance(runs, str) else list(runs or ())
+    several = "give 'all', the name of a run or several names"
+    raise UnknownNameError(f"runs={runs!r}: {several}: the task has the runs {choices(possible)}")
+
+
+def for_answers(metrics: list[Metric], batch: Batch, per_position: bool) -> tuple[list[Metric], Batch]:
+    """Where answers are several tokens: the metrics as they are defined for them, and the rows that they need."""
+    if not batch.sequences:
+        return metrics, batch
+    metrics = [of_answer(metric) for metric in metrics]
+    if not any(metric.over == "difference" for metric in metrics):
+        return metrics, batch
+    if per_position:
+        raise DeclarationError(
+            "per_position=True: logit_diff of answers of several tokens compares two continuations, which share no "
+            "position"
+        )
+    return metrics, batch.with_rivals()
+
+
+def check_reference(plan: Plan, batch: Batch) -> None:
+    """Refuse what puts other values into a prompt with its answer than into the same prompt with its distractor."""
+    for edit in (edit for edits in plan.conditions for edit in edits if batch.pairs and edit.uses_reference):
+        value = edit.change().value
+        if not isinstance(value, FromRun) or value.reduce is not Reduce.EXAMPLE_POSITION:
+            raise DeclarationError(
+                f"{edit!r}: logit_diff of answers of several tokens compares prompts of different lengths, and "
+                "references of each length are others: possible are MeanAblate(..., over=('example', 'position')), "
+                "ZeroAblate, and metrics that take no distractor"
+            )
 
 
 def logits_wanted(metrics: Sequence[Metric]) -> int | None:
@@ -135,13 +187,15 @@ def logits_wanted(metrics: Sequence[Metric]) -> int | None:
     return sum(len(metric.tokens) for metric in outputs) if all(metric.tokens for metric in outputs) else None
 
 
-def chosen_metrics(given: Metric | Sequence[Metric]) -> list[Metric]:
-    """One metric or several, as a list."""
+def chosen_metrics(given: Metrics) -> list[Metric]:
+    """One metric or several, as a list; the name of a metric that ships with headwise stands for it."""
     several = isinstance(given, Iterable) and not isinstance(given, str)
     chosen: list[Any] = list(given) if several else [given]  # type: ignore[arg-type]
-    for metric in chosen:
+    for at, metric in enumerate(chosen):
+        if isinstance(metric, str):
+            chosen[at] = metric = metric_of(metric)
         if not isinstance(metric, Metric):
-            raise DeclarationError(f"{metric!r} is no metric: give one of hw.metrics, such as hw.metrics.loss")
+            raise DeclarationError(f"{metric!r} is no metric: give a name such as 'loss', or a hw.metrics.Metric")
     if not chosen:
         raise DeclarationError("nothing to measure: name at least one metric, such as loss")
     if len({metric.name for metric in chosen}) < len(chosen):
@@ -157,13 +211,22 @@ def conditions(what: What) -> tuple[Axes, list[Intervention]]:
         return [], [what]
     if isinstance(what, Grid):
         return list(what.axes), list(what.interventions)
+    if isinstance(what, list | tuple):
+        for one in what:
+            if not isinstance(one, Intervention):
+                raise DeclarationError(f"cannot measure {one!r} in a list: each condition must be an intervention")
+        if not what:
+            raise DeclarationError("the list of conditions is empty; leave it out to measure the model as it is")
+        return [("condition", texts_of(what))], list(what)
     if not isinstance(what, Mapping):
-        raise DeclarationError(f"cannot measure {what!r}: give an intervention, a mapping of names to them, or a Grid")
+        raise DeclarationError(
+            f"cannot measure {what!r}: give an intervention, a list of them, a mapping of names to them, or a Grid"
+        )
     for name, intervention in what.items():
         if not isinstance(intervention, Intervention):
             raise DeclarationError(f"{name!r} is {intervention!r}: each condition must be an intervention")
     if not what:
-        raise DeclarationError("the mapping of conditions is empty; leave it out to measure the baseline alone")
+        raise DeclarationError("the mapping of conditions is empty; leave it out to measure the model as it is")
     names = tuple(map(str, what))
     for name in names:
         check_text(name, "the name of the condition")
@@ -200,5 +263,7 @@ def check_estimable(metrics: Sequence[Metric], estimator: str, steps: int, per_p
                 f"{metric.name} has no gradient estimate: possible are metrics of logits that change smoothly, such as "
                 "loss, logit_diff and prob"
             )
+        if metric.over != "mean":
+            raise DeclarationError(f"{metric.card.long_name}: there is only estimator='exact'")
     if per_position:
         raise DeclarationError(f"per_position=True: estimator={estimator!r} gives the mean over scored positions only")

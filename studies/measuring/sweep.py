@@ -13,15 +13,15 @@ import numpy as np
 import xarray as xr
 
 from ...interventions.declare.codec import encode
-from ...metrics.card import Metric
+from ...metrics.card import OVER, Metric
 from ..output.progress import Progress
 from ..storage.provenance import card_attrs, provenance
 from ..storage.registry import TASKS
 from ..tasks.batch import Batch
 from ..tasks.tasks import Task
 from . import context
-from .labels import coordinates, labelled, number_dims
-from .request import Request, What
+from .labels import coordinates, counted, with_axes
+from .request import Axes, Request, What
 
 if TYPE_CHECKING:
     from ...interventions.begin import Call
@@ -88,7 +88,7 @@ class Sweep:
     @cached_property
     def attrs(self) -> dict[str, str]:
         """What was asked for, as NetCDF attributes."""
-        takes = bool(self.setup.plan.sources())
+        takes, runs = bool(self.setup.plan.sources()), self.setup.runs
         return {
             "base": self.base,
             "direction": {"clean": "noising", "corrupted": "denoising"}.get(self.base, self.base) if takes else "none",
@@ -96,7 +96,7 @@ class Sweep:
             "interventions": json.dumps(encode(self.what, TASKS)),
             "metrics": json.dumps([metric.name for metric in self.setup.metrics]),
             "estimator": self.estimator if self.estimator != "integrated" else f"integrated, {self.steps} steps",
-        }
+        } | ({} if runs is None else {"runs": json.dumps(runs)})
 
     def check_request(self) -> None:
         """Refuse, before any forward pass, what the engine or the estimator cannot do."""
@@ -116,6 +116,11 @@ class Sweep:
     def _steps(self) -> int | None:
         return self.steps if self.estimator == "integrated" else None
 
+    @property
+    def _every_position(self) -> bool:
+        """Whether values at each scored position are needed: of answers of several tokens no mean is taken."""
+        return self.per_position or self.setup.batch.sequences
+
     @overload
     def pass_store(self, kept: UnfinishedResult, call: Call) -> PassStore: ...
 
@@ -128,7 +133,7 @@ class Sweep:
             return None
         from ..storage.pass_store import PassStore
 
-        whole = self.per_position or self.backend.every_position
+        whole = self._every_position or self.backend.every_position
         return PassStore(kept, self.model, call.identity, self.setup.plan, self.readers, self.inputs, whole)
 
     def run(
@@ -176,12 +181,12 @@ class Sweep:
         started = time.monotonic()
         model, plan, batch, axes = self.model, self.setup.plan, self.setup.batch, self.setup.axes
         attrs, backend = self.attrs, self.backend
-        dataset = labelled(coordinates(model, batch, self.base), axes)
+        coords = with_axes(coordinates(model, batch, self.base, plan.runs), axes)
         readers, inputs = self.readers, self.inputs
         deviation = against_float32(model, plan, readers, inputs)
         where = None if store is None or self.estimator != "exact" else store.parts.folder
         with Progress(context.current().label, progress, kept=where, total=plan.steps) as bar:
-            positions, say = self.per_position, bar.say
+            positions, say = self._every_position, bar.say
             if self.estimator != "exact":
                 outcome = backend.run_estimate(
                     plan, readers, inputs, self._steps, bar.update, positions=positions, say=say
@@ -190,9 +195,12 @@ class Sweep:
                 outcome = engine.run_plan(plan, readers, on_workers, bar.update, store)
             else:
                 outcome = backend.run_plan(plan, readers, inputs, bar.update, store, positions=positions, say=say)
+        variables: dict[str, xr.Variable] = {}
         for metric in self.setup.metrics:
-            dataset = dataset.assign(_variables(metric, outcome, batch, axes, self.per_position))
-        dataset = number_dims(dataset)
+            variables |= _variables(metric, outcome, batch, None if self.what is None else axes, self.per_position)
+        sizes = {dim: size for one in variables.values() for dim, size in one.sizes.items()}
+        dataset = xr.Dataset(variables, coords | counted(sizes, coords))
+        dataset = _less_rivals(dataset, self.setup.metrics, batch.pairs)
         told = {"seconds": f"{time.monotonic() - started:.3f}", CHECKED: "passed" if self.check else "left out"}
         dataset.attrs = provenance(model, call.identity) | attrs | told
         if deviation:
@@ -201,19 +209,29 @@ class Sweep:
 
 
 def _variables(
-    metric: Metric, outcome: Outcome, batch: Batch, axes: Sequence[tuple[str, tuple[Any, ...]]], per_position: bool
+    metric: Metric, outcome: Outcome, batch: Batch, axes: Axes | None, per_position: bool
 ) -> dict[str, xr.Variable]:
-    """``<metric>``, with the axes as its first dims, and ``baseline_<metric>``, with ``run``."""
-    groups = batch.groups()
+    """``<metric>``, with the axes as its first dims, and ``baseline_<metric>``, with ``run``.
+
+    Without interventions (`axes` is None) the metric is that of the base run, and of attention ``(layer, head,
+    example)``, since no other heads are there that it could be confused with.
+    """
+    groups, plan = batch.groups(), outcome.plan
     dims, place = _layout(metric, batch, per_position)
     runs = [
         _assemble(
             [place(outcome.baseline[metric.name, run, at][None], at) for at in range(len(groups))], batch, groups
         )[0]
-        for run in batch.runs
+        for run in plan.runs
     ]
     attrs = card_attrs(metric.card, long_name=f"{metric.card.long_name}, no intervention")
-    found = {f"baseline_{metric.name}": xr.Variable(("run", *dims), np.stack(runs), attrs)}
+    baseline = xr.Variable(("run", *dims), np.stack(runs), attrs)
+    if axes is None:
+        if metric.kind == "pattern":
+            baseline = xr.Variable(("run", "layer", "head", "example"), np.moveaxis(baseline.values, 1, -1), attrs)
+        alone = xr.Variable(baseline.dims[1:], baseline.values[plan.runs.index(plan.base)], card_attrs(metric.card))
+        return {metric.name: alone, f"baseline_{metric.name}": baseline}
+    found = {f"baseline_{metric.name}": baseline}
     if (metric.name, 0) in outcome.values:
         whole = _assemble([place(outcome.values[metric.name, at], at) for at in range(len(groups))], batch, groups)
         whole = whole.reshape(*(len(values) for _, values in axes), *whole.shape[1:])
@@ -227,7 +245,7 @@ def _layout(metric: Metric, batch: Batch, per_position: bool) -> tuple[tuple[str
     if metric.kind == "pattern":
         return ("example", "read_layer", "read_head"), lambda value, number: value
     if not per_position:
-        return ("example",), lambda value, number: value.mean(axis=-1)
+        return ("example",), lambda value, number: OVER[metric.over](value)
 
     def spread(value: Array, number: int) -> Array:
         """Put the values of a group at its scored positions; NaN elsewhere."""
@@ -236,6 +254,19 @@ def _layout(metric: Metric, batch: Batch, per_position: bool) -> tuple[tuple[str
         return whole
 
     return ("example", "position"), spread
+
+
+def _less_rivals(dataset: xr.Dataset, metrics: Sequence[Metric], pairs: int) -> xr.Dataset:
+    """The examples alone, where their rivals ran in as many rows after them; a difference is that of the two."""
+    if not pairs:
+        return dataset
+    own, rivals = dataset.isel(example=slice(pairs)), dataset.isel(example=slice(pairs, None))
+    differ = [
+        name for metric in metrics if metric.over == "difference" for name in (metric.name, f"baseline_{metric.name}")
+    ]
+    return own.assign(
+        {name: own[name].copy(data=own[name].values - rivals[name].values) for name in differ if name in own}
+    )
 
 
 def _assemble(by_group: list[Array], batch: Batch, groups: Sequence[Any]) -> Array:

@@ -44,7 +44,7 @@ class Page:
         for panel in panels:
             place = f"plot{len(self.models)}"
             self.models[place] = model = rendered(panel)
-            places.append(_place(place, model))
+            places.append(placed(place, model))
         look = f'class="plots" tabindex="0" role="img" aria-label="{escape(caption)}"'
         self.add(
             f"<figure><div {look}>{''.join(places)}</div>",
@@ -95,7 +95,7 @@ def embedded(models: Mapping[str, Any]) -> tuple[str, str, dict[str, str]]:
     return "".join(f"<script>{one}</script>\n" for one in library), script, divs
 
 
-def _place(place: str, model: Any) -> str:
+def placed(place: str, model: Any) -> str:
     """Where a model goes. One whose frame is fixed (cells are square) keeps its size, the others take what there is."""
     model.toolbar_location = "above"
     if model.frame_width:

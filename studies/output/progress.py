@@ -1,9 +1,9 @@
-"""Progress in a terminal: nothing for quick work, a bar with rate and time left for the rest; and a clean end.
+"""Progress in a terminal or a notebook: nothing for quick work, else a bar with rate and time left; and a clean end.
 
 What ends work from outside is Ctrl-C (SIGINT) and SIGTERM. Python takes either between any two of its steps, also
 between those in which a library takes a lock and sees to its release: an interrupted write, or read, of a NetCDF file
 would leave xarray's lock taken for ever. So both wait while a file is read or written (`undisturbed`), and while a pass
-runs (`Progress`). Imports rich when the bar is shown.
+runs (`Progress`). Imports rich when the bar is shown in a terminal.
 """
 
 from __future__ import annotations
@@ -12,16 +12,64 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
 from ...errors import printable
 from ...signals import ENDING, is_main, pass_on
+from .notebook import Line, notebook
 
 QUIET_SECONDS = 2.0
+WIDE = 24
+"""Characters of a bar in a notebook."""
+STAGE: ContextVar[str | None] = ContextVar("STAGE", default="")
+"""The stage that work is a part of, in words; None where nothing is to be shown."""
+
+
+@contextmanager
+def stages(names: Mapping[str, str], show: Callable[[str], None] | bool | None) -> Iterator[Callable[[str], None]]:
+    """What is called with the name of each stage of long work when it begins, and says so.
+
+    Parameters
+    ----------
+    names : mapping of str to str
+        Every stage, in words.
+    show : callable or bool, optional
+        A callable gets the names, and nothing else is said of the stages. True says them in a line of a notebook, and
+        elsewhere in lines on standard error; None in a notebook only. False shows nothing, neither stages nor bars.
+    """
+    started, order, inside = time.monotonic(), list(names), notebook() is not None
+    said = show is True or (show is None and inside)
+
+    def begin(name: str) -> None:
+        words = printable(f"{order.index(name) + 1}/{len(order)} {names[name]}")
+        if callable(show):
+            show(name)
+        elif said:
+            STAGE.set(words)
+            Line.write(words, last=True) if inside else print(words, file=sys.stderr, flush=True)
+
+    token = STAGE.set(None if show is False else STAGE.get())
+    try:
+        yield begin
+        if said and inside and STAGE.get():
+            Line.write(f"{len(order)} stages in {_clock(time.monotonic() - started)}", last=True)
+    finally:
+        STAGE.reset(token)
+
+
+def _clock(seconds: float) -> str:
+    """``7 s``, ``2:05``, ``1:02:05``."""
+    hours, rest = divmod(round(seconds), 3600)
+    if hours:
+        return f"{hours}:{rest // 60:02}:{rest % 60:02}"
+    return f"{rest // 60}:{rest % 60:02}" if rest >= 60 else f"{seconds:.1f} s" if seconds < 10 else f"{rest} s"
+
+
 LINE_SECONDS = 30.0
 """Where standard error is no terminal, long work says so often how it is doing."""
 
@@ -104,7 +152,7 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """A bar that appears once the work has taken two seconds, if standard error is a terminal; else lines tell.
+    """A bar that appears once the work has taken two seconds, in a notebook and in a terminal; elsewhere lines tell.
 
     Ctrl-C lets the pass that runs come to its end, so that nothing is left half done, and then raises `Stopped`; a
     second Ctrl-C interrupts at once, unless a file is read or written. So does SIGTERM, within `Terminating`.
@@ -132,8 +180,10 @@ class Progress:
     ) -> None:
         self.label, self.unit, self.kept, self.total = label, unit, kept, total
         self.callback = show if callable(show) else None
-        self.wanted = (sys.stderr is not None and sys.stderr.isatty()) if show is None else show is True
-        self.lines = Lines(label, unit) if show is None else None
+        self.stage, self.inside = STAGE.get(), notebook() is not None
+        terminal = sys.stderr is not None and sys.stderr.isatty()
+        self.wanted = (self.stage is not None and (self.inside or terminal)) if show is None else show is True
+        self.lines = Lines(label, unit) if show is None and self.stage is not None and not self.inside else None
         self.patience = 0.0 if show is True else QUIET_SECONDS
         self.started = time.monotonic()
         self.bar: Any = None
@@ -141,7 +191,7 @@ class Progress:
         self.asked = 0
         self.before: dict[int, Any] = {}
         self.process = os.getpid()
-        self.said = ""
+        self.said, self.done, self.written = "", 0, False
 
     def __enter__(self) -> Progress:
         for number in ENDING if is_main() else ():
@@ -163,10 +213,15 @@ class Progress:
         if self.callback is not None:
             self.callback(done, total)
         elif self.wanted and time.monotonic() - self.started >= self.patience:
-            if self.bar is None:
-                self._open(total)
             seconds = time.monotonic() - self.started
-            self.bar.update(self.task, completed=done, total=total, rate=f"{done / seconds:.3g} {self.unit}/s")
+            rate = f"{done / seconds:.3g} {self.unit}/s" if seconds else ""
+            if self.inside:
+                left = f"{_clock((total - done) * seconds / done)} left" if done else ""
+                self._write(done, total, rate, left)
+            else:
+                if self.bar is None:
+                    self._open(total)
+                self.bar.update(self.task, completed=done, total=total, rate=rate)
         elif self.lines is not None:
             self.lines.update(done, total)
         self._stop_if_asked(f"after {done} of {total} {self.unit}")
@@ -183,12 +238,30 @@ class Progress:
     def say(self, text: str) -> None:
         """Say how work is doing that runs elsewhere, beside what is done."""
         self.said = text
-        patient = time.monotonic() - self.started < self.patience
-        if self.bar is None and self.callback is None and self.wanted and not patient:
+        shown = self.callback is None and self.wanted and time.monotonic() - self.started >= self.patience
+        if shown and self.inside:
+            self._write(self.done, self.total)
+        elif shown and self.bar is None:
             self._open(self.total)
         if self.bar is not None:
             self.bar.update(self.task, description=printable(f"{self.label} ({text})"))
         self._stop_if_asked(f"while waiting ({text})")
+
+    def _write(self, done: int, total: int, *more: str, last: bool = False) -> None:
+        """Write how far it is into the notebook."""
+        self.done, self.total, self.written = done, total, True
+        full = WIDE * done // total if total else 0
+        own = "" if self.stage and self.label in self.stage else self.label
+        label = f"{own} ({self.said})" if self.said else own
+        parts = [self.stage, label, "█" * full + "░" * (WIDE - full), f"{done}/{total}", *more]
+        Line.write(printable("  ".join(part for part in parts if part)), last=last)
+
+    def _end(self, stopped: bool) -> None:
+        """Write into the notebook how much was done."""
+        done = f"{self.done} of {self.total}" if stopped else str(self.total)
+        took = _clock(time.monotonic() - self.started)
+        text = f"{self.label}: {'stopped after ' if stopped else ''}{done} {self.unit} in {took}"
+        Line.write(printable("  ".join(part for part in (self.stage, text) if part)), last=True)
 
     def _open(self, total: int) -> None:
         from rich.console import Console
@@ -213,6 +286,8 @@ class Progress:
     ) -> None:
         if self.bar is not None:
             self.bar.stop()
+        if self.written:
+            self._end(kind is not None)
         for number, handler in self.before.items():
             signal.signal(number, handler)
         if self.asked and kind is None:  # asked for during the very last pass: the work is done, the wish is not lost

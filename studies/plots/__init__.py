@@ -4,6 +4,8 @@ Labels and units are read from attributes where there are any, so a dataset that
 that was measured. Elements combine with ``+`` and ``*`` and take ``.opts``. `picture` chooses one by the dims of a
 variable; `save` writes one as HTML, PNG or SVG. Layer 0 is at the bottom of every head grid.
 
+In a notebook they show themselves, with no network; ``hv.extension(...)`` has HoloViews show them its way instead.
+
 Examples
 --------
 >>> import numpy as np, xarray as xr
@@ -21,6 +23,7 @@ from .composition import causal_check, composition_matrix, composition_strip
 from .composition_graph import composition_graph
 from .curves import along, by_position, ranked_conditions
 from .estimates import estimate_against_exact
+from .export.notebook import show_in_notebooks as _show_in_notebooks
 from .export.save import save
 from .grids import grid, layer_by_position
 from .heads import head_grid, head_grids, ranked_heads
@@ -55,6 +58,8 @@ __all__ = [
     "words_table",
     "zero_against_mean",
 ]
+
+_show_in_notebooks()
 
 
 def __dir__() -> list[str]:

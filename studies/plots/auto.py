@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from ...errors import DeclarationError, UnknownNameError, choices
-from ..measuring.effects import effect
+from ..measuring.effects import effect, intervened
 from .ablation import sets_against_null, with_base
 from .attention import attention
 from .attention_viewer import MOST, attention_viewer
@@ -191,7 +191,7 @@ def _pattern(ds: xr.Dataset, variable: str, select: Mapping[str, Any], title: st
 def _changed(ds: xr.Dataset, variable: str) -> tuple[xr.Dataset, str]:
     """The change from the baseline, with its interval, where there is a baseline; else what is there."""
     baseline = f"baseline_{variable}"
-    if baseline not in ds or "run" not in ds[baseline].dims:
+    if baseline not in ds or "run" not in ds[baseline].dims or not intervened(ds):
         return ds, variable
     ds = with_base(ds, variable, "picture")
     change = effect(ds, variable)

@@ -15,7 +15,7 @@ import xarray as xr
 from ...metrics.intervals import bootstrap_interval
 from ...metrics.statistics import benjamini_hochberg, t_test
 from ..catalogue.table import has_base, has_effect
-from ..measuring.effects import condition_names, effect, normalized
+from ..measuring.effects import condition_names, effect, intervened, normalized
 
 Array = np.ndarray[Any, Any]
 NOISE = 0.05
@@ -109,7 +109,9 @@ class Changes(Values):
 def metrics_in(ds: xr.Dataset) -> list[str]:
     """The metrics of a measurement, by their baselines; none where the dataset is no measurement."""
     found = [str(name).removeprefix("baseline_") for name in ds.data_vars if str(name).startswith("baseline_")]
-    return [name for name in found if has_base(ds, name) and (name not in ds or has_effect(ds, name))]
+    return [
+        name for name in found if has_base(ds, name) and (name not in ds or not intervened(ds) or has_effect(ds, name))
+    ]
 
 
 def _runs(ds: xr.Dataset) -> list[str]:
@@ -119,18 +121,28 @@ def _runs(ds: xr.Dataset) -> list[str]:
 def baseline(ds: xr.Dataset, metric: str) -> Values:
     """The metric without intervention, for each run; of an attention metric for each head, on the base run."""
     values = ds[f"baseline_{metric}"]
-    if {*READ} <= set(values.dims):
+    if heads := heads_in(values):
         values = values.sel(run=ds.attrs["base"], drop=True)
-        table = _table(values, READ)
-        names = [_head(layer, head) for layer in _labels(values, "read_layer") for head in _labels(values, "read_head")]
+        table = _table(values, heads)
+        names = [_head(layer, head) for layer in _labels(values, heads[0]) for head in _labels(values, heads[1])]
     else:
         table, names = _table(values, ("run",)), _runs(ds)
     return Values(metric, *_words(values), names, _mean(table), *_interval(table), _examples(table))
 
 
+def changed(ds: xr.Dataset, metric: str) -> bool:
+    """Whether a metric was measured under interventions."""
+    return metric in ds and intervened(ds)
+
+
+def heads_in(values: xr.DataArray) -> tuple[str, ...]:
+    """The dims of the heads that a baseline was read at; none where it is not of attention."""
+    return next((pair for pair in (READ, ("layer", "head")) if {*pair} <= {*values.dims}), ())
+
+
 def changes(ds: xr.Dataset, metric: str) -> Changes | None:
     """What each condition changes; None where nothing was changed."""
-    if metric not in ds:
+    if not changed(ds, metric):
         return None
     change = effect(ds, metric)
     dims = [dim for dim in change.dims if dim not in _inner(ds, metric)]

@@ -15,7 +15,7 @@ from ...metrics.intervals import few_prompts
 from ..output.page import Number, Page, number, table
 from ..output.phrases import count, listed
 from ..storage.attributes import json_in, number_in
-from .changes import NOISE, READ, Changes, Values, baseline, changes, metrics_in
+from .changes import NOISE, Changes, Values, baseline, changed, changes, heads_in, metrics_in
 from .figures import draw, draw_changes
 from .generic import figure, overview, unit_words
 from .induction import Section
@@ -49,7 +49,7 @@ def question(ds: xr.Dataset) -> str:
     """The question that the measurement answers."""
     labels = listed(_label(ds, name) for name in metrics_in(ds))
     who = str(ds.attrs.get("model", "the model"))
-    if not any(name in ds for name in metrics_in(ds)):
+    if not any(changed(ds, name) for name in metrics_in(ds)):
         return f"What {'is' if len(metrics_in(ds)) == 1 else 'are'} the {labels} of {who}, as it is?"
     axes = _axes(ds)
     each = f", for each {' and '.join(axes)}" if axes else ""
@@ -178,7 +178,7 @@ def sections(ds: xr.Dataset) -> list[Section]:
     found = []
     for name in names:
         label = _label(ds, name)
-        asked = f"What changes in {label}?" if name in ds else f"What is the {label}?"
+        asked = f"What changes in {label}?" if changed(ds, name) else f"What is the {label}?"
         found.append(Section(f"metric-{name}", _capital(label), asked, partial(_metric, name=name)))
     other = [str(name) for name in ds.data_vars if str(name).removeprefix("baseline_") not in names]
     if other:
@@ -201,7 +201,7 @@ def _metric(page: Page, ds: xr.Dataset, tree: xr.DataTree, *, name: str) -> None
     """Figures and tables of one metric."""
     moved, before = changes(ds, name), baseline(ds, name)
     if moved is None:
-        base = {"run": ds.attrs["base"]} if {*READ} <= {*ds[f"baseline_{name}"].dims} else {}
+        base = {"run": ds.attrs["base"]} if heads_in(ds[f"baseline_{name}"]) else {}
         draw(page, ds, f"baseline_{name}", f"{_capital(before.label)}, without intervention.", **base)
         page.add(_baseline_table(before))
         return
@@ -248,7 +248,7 @@ def _others(page: Page, ds: xr.Dataset, tree: xr.DataTree, *, names: list[str]) 
 def _axes(ds: xr.Dataset) -> list[str]:
     """Dims of the conditions."""
     for name in metrics_in(ds):
-        if name in ds:
+        if changed(ds, name):
             inner = {*ds[f"baseline_{name}"].dims, "example"}
             return [str(dim) for dim in ds[name].dims if dim not in inner]
     return []

@@ -193,6 +193,7 @@ def _by_topic(page: Page, told: Contents) -> None:
 PROVENANCE = {
     "model": "model",
     "model_revision": "revision",
+    "step": "step of training",
     "model_family": "family",
     "model_shape": "shape",
     "weight_hash": "hash of the weights",

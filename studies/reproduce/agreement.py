@@ -59,7 +59,7 @@ class Agreement:
         """Everything as JSON-ready data."""
         return {"agrees": self.agrees, "largest": self.largest, **asdict(self), "notes": list(self.notes)}
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         least, path = f"numbers agree to {self.tolerance:g}", printable(self.path)
         total, equal = len(self.differences), sum(size == 0 for size in self.differences.values())
         if not self.agrees:

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from ...errors import ResultError
-from ...interventions.models.locate import locate
+from ...interventions.models.locate import HUB_ID, locate
 from ...interventions.plan.cost import forward_flops
-from ..tasks.tasks import Prompts, RepeatedTokens
+from ..storage.record import Record
+from ..tasks.prompts import Prompts
+from ..tasks.tasks import RepeatedTokens
 
 if TYPE_CHECKING:
     from ...interventions.models.model import Model
@@ -28,8 +30,6 @@ MOST_WORK = 3e15
 """Floating-point operations that need no word: some hours on a CPU, seconds on a GPU."""
 MOST_CONDITIONS = 10**5
 """Conditions that need none, however small the model is."""
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
-"""Names of models that are no paths; the Hub takes up to 96 letters."""
 REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95}){0,3}")
 
 
@@ -57,27 +57,29 @@ def agree(source: Path, asks: str, yes: Agree) -> None:
     )
 
 
-def place_of(source: Path, attrs: Mapping[str, Any]) -> tuple[str, str | None, str]:
-    """Where the model of a file is: what `load` takes, the revision, and what has to be agreed to (or nothing).
+def place_of(source: Path, attrs: Mapping[str, Any]) -> tuple[str, dict[str, Any], str]:
+    """Where the model of a file is: name and options that `load` takes, and what has to be agreed to (or nothing).
 
     Raises
     ------
     ResultError
         It cannot be told, or the file names a path, which is never followed.
     """
-    name, revision = (str(attrs[key]) for key in ("model", "model_revision"))
+    record = Record.from_attrs(attrs)
+    name, revision = record.model, record.revision
     if revision == "memory":
         raise ResultError(f"{source} was measured on a module in memory, {name[:80]}: give it as rerun(..., model=...)")
     if revision == "local":
         folder = Path(name).name
         places = [place for place in (Path(folder), source.parent / folder) if folder.strip(".") and _is_model(place)]
         if not places:
+            at = f", with step={record.step} (--step)" if record.opening else ""
             raise ResultError(
                 f"{source} was measured on the folder {name[:80]}, and files do not keep where folders are: say where "
-                "it is now, rerun(..., model=...) or --model"
+                f"it is now, rerun(..., model=...) or --model{at}"
             )
-        return str(places[0]), None, f"to open the model in the folder {places[0].absolute()}"
-    if not NAME.fullmatch(name) or ".." in name:
+        return str(places[0]), record.opening, f"to open the model in the folder {places[0].absolute()}"
+    if not HUB_ID.fullmatch(name):
         raise ResultError(
             f"{source} names the model {name[:80]!r}, which is no shipped one and no Hub id: files do not say which "
             "folders are opened; give the model as rerun(..., model=...) or --model"
@@ -86,7 +88,7 @@ def place_of(source: Path, attrs: Mapping[str, Any]) -> tuple[str, str | None, s
         raise ResultError(f"{source} names the revision {revision[:80]!r}, which no model has")
     _, where, place = locate(name)
     asks = f"to open the model in the folder {Path(where).absolute()}" if place == "local" else ""
-    return name, None if revision in ("shipped", "main") else revision, asks
+    return name, record.opening, asks
 
 
 def _is_model(folder: Path) -> bool:
@@ -140,8 +142,13 @@ def size_of(task: Task) -> tuple[int, int]:
         return task.n, 2 * task.length + task.bos
     if not isinstance(task, Prompts):
         raise ResultError(f"its task is no task that comes with headwise: {task!r}")
-    texts = [*task.prompts, *(task.corrupted or ()), *(text for _, run in task.runs for text in run)]
-    return len(task.prompts), 1 + max(len(text.encode()) for text in texts)
+    prompts = [*task.prompts, *(task.corrupted or ()), *(text for _, run in task.runs for text in run)]
+    answers = [*(task.answers or ()), *(task.distractors or ())]
+    longest = [
+        max((len(text.encode() if isinstance(text, str) else text) for text in texts), default=0)
+        for texts in (prompts, answers)
+    ]
+    return len(task.prompts), 1 + sum(longest)
 
 
 def check_work(source: Path, model: Model, task: Task, forward: int, yes: Agree) -> None:

@@ -13,8 +13,6 @@ from ...errors import HeadwiseError
 from ..storage.record import Record
 from ..storage.registry import metric_names
 
-KEPT_PLACES = ("", "main", "local", "memory", "shipped")
-"""Revisions that a model has without being asked for one."""
 WRITTEN = 300
 """Characters up to which a declaration is written out; a longer one is read from the file."""
 DEFAULTS = {"run": "clean", "base": "clean", "per_position": False, "estimator": "exact"}
@@ -65,9 +63,9 @@ def _of_study(record: Record) -> Recipe:
     from ..analyses.induction import InductionStudy
 
     study = InductionStudy.from_json(record.attrs["study"])
-    hub = {} if record.revision in KEPT_PLACES else {"--revision": record.revision}
+    opening = {f"--{name}": value for name, value in record.opening.items()}
     sizes = {"--n": study.n, "--length": study.length, "--seed": study.seed}
-    options = {"--model": record.model, **hub, **sizes}
+    options = {"--model": record.model, **opening, **sizes}
     command = "headwise induction " + " ".join(f"{name} {shlex.quote(str(value))}" for name, value in options.items())
     command += " --remote" if record.server else ""
     lines = [
@@ -112,7 +110,7 @@ def _of_measurement(record: Record, root: xr.Dataset, file: str) -> Recipe:
 def _load(record: Record) -> str:
     """The line that opens the model."""
     dtype = str(record.attrs.get("dtype", "float32"))
-    options: dict[str, object] = {} if record.revision in KEPT_PLACES else {"revision": record.revision}
+    options: dict[str, object] = dict(record.opening)
     if record.server:
         options["remote"] = True
     elif dtype != "float32":

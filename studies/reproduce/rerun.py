@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
-from ...errors import HeadwiseError, ModelError, ResultError, choices
+from ...errors import DeclarationError, HeadwiseError, ModelError, ResultError, choices
 from ...interventions.models.identity import Identity
 from ...interventions.plan.estimators import check_estimator
 from ..measuring.request import conditions
@@ -27,6 +27,7 @@ from .agreement import Agreement, compare
 
 if TYPE_CHECKING:
     from ...interventions.models.model import Model
+    from ...metrics.card import Metric
     from ..tasks.tasks import Task
 
 Say = Callable[[str], None]
@@ -61,12 +62,14 @@ def rerun(
     tolerance: float = 1e-6,
     progress: Say | None = None,
     model: Model | str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    step: int | None = None,
     yes: consent.Agree = False,
 ) -> Agreement:
     """Repeat a stored study or measurement, and compare every number with the stored one.
 
-    The model is opened by the name and revision that the file holds, in the number type that it was measured in, and
-    the task, the interventions and the metrics are made again from the declarations in the file.
+    The model is opened by the name, revision and step that the file holds, in the number type that it was measured in,
+    and the task, the interventions and the metrics are made again from the declarations in the file.
 
     A file may come from anybody, so it gets a shipped model, or one of the Hub, and as many prompts as it holds values
     of. A model in a folder, a run on a server (which gets your key), and work of many hours are done where you agree.
@@ -85,6 +88,8 @@ def rerun(
         Repeats it on this model, or on the one that `headwise.load` opens by this name. Needed where the file's model
         was a folder elsewhere or a module in memory; other weights than those of the file are then a note of the
         result instead of an error.
+    revision, step : optional
+        Of a `model` that is given by its name, as for `headwise.load`.
     yes : bool or callable
         True agrees to whatever the file asks for; a callable gets that in words, and says whether.
 
@@ -95,6 +100,8 @@ def rerun(
 
     Raises
     ------
+    DeclarationError
+        `revision` or `step` without the name of a `model`.
     ResultError
         The file cannot be read, was written by a newer headwise, lacks what would have to be known, or holds a task, a
         study or a metric of your own, which no file can bring back; or it asks for what was not agreed to.
@@ -112,6 +119,9 @@ def rerun(
     source = Path(path).expanduser()
     if not tolerance >= 0:
         raise ResultError(f"tolerance={tolerance}: give a number that is 0 or more, such as 1e-6")
+    options = {name: value for name, value in (("revision", revision), ("step", step)) if value is not None}
+    if options and not isinstance(model, str | os.PathLike):
+        raise DeclarationError(f"{' and '.join(options)} of a model that is given by its name: the file says its own")
     say = progress or (lambda text: None)
     from ..storage.reading import as_tree, open_result
 
@@ -126,7 +136,7 @@ def rerun(
         raise ResultError(f"{source} cannot be repeated: what it declares cannot be read ({error!r})") from error
     stored = as_tree(open_result(source, load=True))
     if model is None or isinstance(model, str | os.PathLike):
-        opened = _open(source, attrs, device, model, say, yes)
+        opened = _open(source, attrs, device, model, options, say, yes)
     else:
         opened = model
     consent.check_work(source, opened, repeat.task, repeat.forward(opened), yes)
@@ -197,9 +207,17 @@ def _how(record: Record, stored: xr.DataTree) -> Repeat:
 
     def repeated(model: Model, say: Say) -> xr.Dataset:
         say("measuring again")
-        return again(model, task, what, *given, **options)
+        result = again(model, task, what, *given, **options)
+        old = record.kind == "measurement" and metrics[0].name not in root
+        return _as_before(result, metrics) if old else result
 
     return Repeat(repeated, task, lambda model: passes)
+
+
+def _as_before(result: xr.Dataset, metrics: Sequence[Metric]) -> xr.Dataset:
+    """A measurement without interventions as older files hold it: baselines alone, heads as those that were read."""
+    dims = {dim: f"read_{dim}" for dim in ("layer", "head") if dim in result.dims}
+    return result.drop_vars([metric.name for metric in metrics]).rename(dims)
 
 
 def _study(text: str, stored: xr.DataTree) -> Repeat:
@@ -222,6 +240,7 @@ def _open(
     attrs: Mapping[str, Any],
     device: str,
     given: str | os.PathLike[str] | None,
+    options: dict[str, Any],
     say: Say,
     yes: consent.Agree,
 ) -> Model:
@@ -229,14 +248,14 @@ def _open(
     from ...interventions.load import load
 
     opening = partial(load, device=device, dtype=str(attrs["dtype"]))
-    name, revision, asks = (os.fspath(given), None, "") if given is not None else consent.place_of(source, attrs)
+    name, options, asks = (os.fspath(given), options, "") if given is not None else consent.place_of(source, attrs)
     if (ran := str(attrs.get("executed", "local"))) != "local":
         opening = partial(load, remote=True)
         consent.agree(source, f"to run on the server that is set here, with your key, as it ran on {ran[:80]!r}", yes)
     if asks:
         consent.agree(source, asks, yes)
     say(f"opening {given or attrs['model']}")
-    return opening(name, revision=revision)
+    return opening(name, **options)
 
 
 def _differences(attrs: Mapping[str, Any], now: Identity) -> list[str]:

@@ -25,8 +25,8 @@ NUMBERS = "2"
 LIBRARIES = ("torch", "transformers", "nnsight", "numpy", "xarray")
 
 
-def provenance(model: Model, identity: Identity) -> dict[str, str]:
-    """What produced a result: model, versions, place and time. Text only, as NetCDF attributes want it.
+def provenance(model: Model, identity: Identity) -> dict[str, Any]:
+    """What produced a result: model, versions, place and time, as NetCDF attributes want it.
 
     Parameters
     ----------
@@ -39,6 +39,7 @@ def provenance(model: Model, identity: Identity) -> dict[str, str]:
         "schema_version": SCHEMA,
         "model": model.name,
         "model_revision": model.revision,
+        **({} if model.step is None else {"step": model.step}),
         "model_shape": json.dumps(vars(model.shape)),
         **identity.attrs(),
         "device": model.place,

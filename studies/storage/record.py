@@ -51,6 +51,8 @@ class Record:
     kind : str
         One of `KINDS`.
     model, revision : str
+    step : int or None
+        Of training.
     server : str
         The server that ran it; empty where it ran on the machine itself.
     study, task, shape, versions : dict
@@ -64,6 +66,7 @@ class Record:
     kind: str
     model: str
     revision: str
+    step: int | None
     server: str
     study: dict[str, Any]
     task: dict[str, Any]
@@ -75,19 +78,27 @@ class Record:
     @classmethod
     def from_attrs(cls, attrs: Mapping[Any, Any]) -> Record:
         """The record of a result with these attributes."""
-        where = str(attrs.get("executed", "local"))
+        where, step = str(attrs.get("executed", "local")), number_in(attrs, "step")
         objects = {name: json_in(attrs, name, dict) for name in ("study", "task", "versions")}
         return cls(
             attrs=attrs,
             kind=kind_of(attrs),
             model=str(attrs.get("model", "")),
             revision=str(attrs.get("model_revision", "")),
+            step=None if step is None else int(step),
             server="" if where == "local" else where,
             shape=json_in(attrs, "model_shape", dict),
             metrics=json_in(attrs, "metrics", list),
             seconds=number_in(attrs, "seconds"),
             **objects,
         )
+
+    @property
+    def opening(self) -> dict[str, str | int]:
+        """What `load` takes beside the model's name to open what was measured: a revision, a step, or nothing."""
+        if self.revision in ("local", "shipped"):
+            return {} if self.step is None else {"step": self.step}
+        return {} if self.revision in ("", "main", "memory") else {"revision": self.revision}
 
     def missing(self) -> list[str]:
         """Attributes that the result needs, and does not have, to say how it was made."""
@@ -165,6 +176,10 @@ class Record:
         found = ESTIMATOR.fullmatch(str(attrs["estimator"]))
         if found is None:
             raise ResultError(f"its estimator {attrs['estimator']!r} is not known to this version")
+        if self.attrs["interventions"] == "null" and not any(name in ds for name in self.metrics):
+            options["runs"] = "all"  # of a file from before the runs could be asked for
+        if "runs" in self.attrs:
+            options["runs"] = read_json(self.attrs["runs"])
         kept = [f"baseline_{metric.name}" for metric in self.declared_metrics() if metric.kind == "logits"]
         return options | {
             "per_position": any("position" in ds[name].dims for name in kept),

@@ -6,9 +6,11 @@ from collections import ChainMap
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ...errors import UnknownNameError, choices
 from ...interventions.declare import codec
 from ...interventions.declare.codec import TABLE
-from ..tasks.tasks import Prompts, RepeatedTokens
+from ..tasks.prompts import Prompts
+from ..tasks.tasks import RepeatedTokens
 
 if TYPE_CHECKING:
     from ...metrics.card import Metric
@@ -74,3 +76,18 @@ def metric_names() -> dict[str, tuple[str, Metric]]:
 
     named = ((name, getattr(metrics, name)) for name in metrics.__all__)
     return {value.name: (name, value) for name, value in named if isinstance(value, metrics.Metric)}
+
+
+def metric_of(name: str) -> Metric:
+    """The metric of a name: the one it has in results, or in `headwise.metrics`.
+
+    Raises
+    ------
+    UnknownNameError
+        No metric that ships with headwise is called so; the text lists those that are.
+    """
+    known = dict(metric_names().values())
+    for attribute, metric in known.items():
+        if name in (attribute, metric.name):
+            return metric
+    raise UnknownNameError(f"there is no metric {name!r}: possible are {choices(known)}")

@@ -1,15 +1,16 @@
-"""Tasks: recipes for prompts and what counts as right. Owns `RepeatedTokens` and `Prompts`."""
+"""Tasks: recipes for prompts and what counts as right. Owns `RepeatedTokens`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ...errors import LARGEST_SEED, MOST_PROMPTS, DeclarationError, UnknownNameError, check_text, choices, whole
+from ...errors import LARGEST_SEED, MOST_PROMPTS, DeclarationError, UnknownNameError, choices, whole
 from ...interventions.base.shape import Group
+from ...interventions.declare.codec import LEFT_OUT, written_repr
 from .batch import Batch
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 BYTES = 100
 """For each token of a prompt: ids in both runs, targets and distractors, and copies of them while they are made."""
+CORRUPTIONS = ("first", "second", "cue")
+SHORTEST_CUE = 4
 REFERENCE_EXAMPLES = 32
 """Fewest examples of the reference draw of a random task: a mean over a handful is mostly noise."""
 
@@ -36,10 +39,30 @@ class Task(Protocol):
 class RepeatedTokens:
     """Random distinct tokens, repeated once: ``t[i + L] = t[i]``.
 
-    The ``clean`` run is the repeat. The ``corrupted`` run has the same second half after a first half of other distinct
-    tokens, so that nothing in it repeats. The target at query ``i`` is the token at ``i + 1``; the distractor is the
-    token that stands in the corrupted run where the target stands in the first half of the clean one. Where the first
-    half is scored too, each run is judged on next tokens of its own.
+    The ``clean`` run is the repeat. The target at query ``i`` is its token at ``i + 1``. The ``corrupted`` run has
+    other tokens in some places, so that a query finds no earlier copy of its token:
+
+    ============  =====================================================  ==========================================
+    ``corrupt``   the corrupted run                                      the distractor at query ``i``
+    ============  =====================================================  ==========================================
+    ``"first"``   another first half, the same second half               the other token that stands in the first
+                                                                         half where the target stood
+    ``"second"``  the same first half, another second half               the other token that stands at ``i + 1``
+    ``"cue"``     the first half with its tokens 0, 2, 4, ... replaced;  the target of the next scored query (of the
+                  queries are scored where these tokens come again       first, for the last one)
+    ============  =====================================================  ==========================================
+
+    Other tokens are in no place of the clean run. With ``"first"``, denoising (``base="corrupted"``,
+    ``Patch(..., source="clean")``) cannot restore the answer: the target stands nowhere in the first half, and
+    restoring the match, q or k, makes a head copy what stands there instead, which is the distractor. With
+    ``"second"`` the first half, and so every key, is that of the clean run, and restoring the queries restores the
+    answer. With ``"cue"`` the queries and the target are there, and what is missing is that the target's place in the
+    first half follows a copy of the query: restoring the keys restores the answer, and so does restoring a head of an
+    earlier layer that looks at the previous token. There both target and distractor stand in the first half of both
+    runs, so that copying just any token of it favours neither.
+
+    Both runs are judged on the targets of the clean run. (With ``score="all"`` and ``"first"``, queries in the first
+    half are judged on next tokens of each run's own.)
 
     Parameters
     ----------
@@ -56,7 +79,10 @@ class RepeatedTokens:
         Draw from the token ids ``start`` up to, not including, ``stop``; the whole vocabulary when left out. Special
         tokens are never drawn.
     score : {"repeat", "all"}
-        Score the queries ``L .. 2L-2`` (default), or every query that has a next token.
+        Score the queries ``L .. 2L-2`` (default; only ``L, L+2, ...`` with ``corrupt="cue"``), or every query that has
+        a next token.
+    corrupt : {"first", "second", "cue"}
+        Which tokens the corrupted run replaces: the first half, the second half, or every second one of the first half.
 
     Raises
     ------
@@ -76,6 +102,9 @@ class RepeatedTokens:
     bos: bool = False
     tokens: tuple[int, int] | None = None
     score: str = "repeat"
+    corrupt: str = field(default="first", metadata=LEFT_OUT)
+
+    __repr__ = written_repr
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "n", whole(self.n, "n, the number of prompts,", low=1, high=MOST_PROMPTS))
@@ -84,6 +113,14 @@ class RepeatedTokens:
         object.__setattr__(self, "bos", bool(self.bos))
         if self.score not in ("repeat", "all"):
             raise DeclarationError(f"score={self.score!r}: possible are 'repeat' and 'all'")
+        if self.corrupt not in CORRUPTIONS:
+            raise DeclarationError(f"corrupt={self.corrupt!r}: possible are {choices(map(repr, CORRUPTIONS))}")
+        if self.corrupt == "cue" and self.score == "all":
+            raise DeclarationError("score='all' goes with corrupt='first' and 'second': 'cue' scores its own queries")
+        if self.corrupt == "cue" and self.length < SHORTEST_CUE:
+            raise DeclarationError(
+                f"length={self.length}: corrupt='cue' needs {SHORTEST_CUE} or more, for two queries and their targets"
+            )
         if self.tokens is not None:
             span = tuple(self.tokens) if isinstance(self.tokens, Iterable) else ()
             if len(span) != 2 or not all(isinstance(token, int) for token in span) or not 0 <= span[0] < span[1]:
@@ -111,30 +148,36 @@ class RepeatedTokens:
         random = np.random.RandomState([self.seed, stream])
         picked = np.stack([pool[random.permutation(len(pool))[: 2 * half]] for _ in range(n)])
         first, other = picked[:, :half], picked[:, half:]
-        front = np.full((n, start), model.tokenizer.bos_token_id if self.bos else 0, dtype=np.int64)
+        front = np.full((n, start), bos_of(model) if self.bos else 0, dtype=np.int64)
+        cued = np.where(np.arange(half) % 2, first, other)
+        halves = {"first": (other, first), "second": (first, other), "cue": (cued, first)}[self.corrupt]
         runs = {
-            "clean": np.concatenate([front, first, first], axis=1),
-            "corrupted": np.concatenate([front, other, first], axis=1),
+            run: np.concatenate([front, *two], axis=1)
+            for run, two in {"clean": (first, first), "corrupted": halves}.items()
         }
         scored = np.zeros((n, size), dtype=bool)
-        scored[:, (0 if self.score == "all" else start + half) : size - 1] = True
+        judged = slice(0 if self.score == "all" else start + half, size - 1, 2 if self.corrupt == "cue" else 1)
+        scored[:, judged] = True
         targets, distractors = (np.zeros((n, size), dtype=np.int64) for _ in range(2))
         targets[:, :-1] = runs["clean"][:, 1:]
-        distractors[:, start + half - 1 : size - 1] = other
-        distractors[:, : start + half - 1] = runs["corrupted"][:, 1 : start + half]
-        own = targets.copy()  # differs from the targets of the clean run before the repeat only
-        own[:, :-1] = runs["corrupted"][:, 1:]
-        return Batch(runs, np.full(n, size), scored, targets, distractors, half, start, {"corrupted": own})
+        distractors[:, :-1] = np.concatenate([front, other, other], axis=1)[:, 1:]
+        if self.corrupt == "cue":
+            distractors[:, judged] = np.roll(targets[:, judged], -1, axis=1)
+        own = {}
+        if self.corrupt == "first":  # differs from the targets of the clean run before the repeat only
+            own["corrupted"] = targets.copy()
+            own["corrupted"][:, :-1] = runs["corrupted"][:, 1:]
+        return Batch(runs, np.full(n, size), scored, targets, distractors, half, start, own)
 
     def _pool(self, model: Model) -> Array:
-        if self.bos and model.tokenizer.bos_token_id is None:
-            raise DeclarationError(f"bos=True: the tokenizer of {model.name} has no BOS token")
+        if self.bos:
+            bos_of(model)
         low, high = self.tokens or (0, model.shape.vocabulary)
         if high > model.shape.vocabulary:
             raise DeclarationError(
                 f"tokens={self.tokens}: {model.name} has the token ids 0 to {model.shape.vocabulary - 1}"
             )
-        special = set(model.tokenizer.all_special_ids)
+        special = set(getattr(model.tokenizer, "all_special_ids", ()))
         pool = np.array([token for token in range(low, high) if token not in special])
         if len(pool) < 2 * self.length:
             raise DeclarationError(
@@ -144,120 +187,18 @@ class RepeatedTokens:
         return pool
 
 
-@dataclass(frozen=True)
-class Prompts:
-    """Any text. Prompts of unequal length are grouped by length and never padded.
+def bos_of(model: Model) -> int:
+    """The token id of the model's BOS."""
+    found = getattr(model.tokenizer, "bos_token_id", None)
+    if found is None:
+        raise DeclarationError(f"bos=True: {has_no_text(model) or f'the tokenizer of {model.name} has no BOS token'}")
+    return int(found)
 
-    Parameters
-    ----------
-    prompts : sequence of str
-    answers : sequence of str, optional
-        One token for each prompt, the right continuation, scored at the last position. Left out: every position that
-        has a next token is scored on it.
-    distractors : sequence of str, optional
-        One token for each prompt, for `logit_diff`.
-    corrupted : sequence of str, optional
-        The run ``corrupted``: for each prompt, another one of as many tokens.
-    others : sequence of str, optional
-        Reference prompts for mean and resample ablation; the prompts themselves when left out.
-    runs : mapping of name to a sequence of str, optional
-        Further runs to patch from: for each prompt, another one of as many tokens.
-    bos : bool
-        Put the model's BOS in front of each.
 
-    Raises
-    ------
-    DeclarationError
-        There is no prompt, or not one answer, distractor or text of another run for each. That an answer is one token
-        and that runs have prompts of equal length is seen when the model is known.
-
-    Examples
-    --------
-    >>> task = hw.Prompts(["apple banana cherry apple"], answers=["banana"], distractors=["cherry"])
-    >>> ds = hw.measure(hw.load("words-2l"), task, metrics=[hw.metrics.accuracy])
-    >>> float(ds["baseline_accuracy"].mean())
-    1.0
-    """
-
-    prompts: tuple[str, ...]
-    answers: tuple[str, ...] | None = None
-    distractors: tuple[str, ...] | None = None
-    corrupted: tuple[str, ...] | None = None
-    others: tuple[str, ...] | None = None
-    runs: tuple[tuple[str, tuple[str, ...]], ...] = field(default=(), kw_only=True)
-    bos: bool = field(default=False, kw_only=True)
-
-    def __post_init__(self) -> None:
-        for name in ("prompts", "answers", "distractors", "corrupted", "others"):
-            object.__setattr__(self, name, _texts(name, getattr(self, name)))
-        if not self.prompts:
-            raise DeclarationError("Prompts needs at least one prompt")
-        object.__setattr__(self, "runs", _runs(self.runs))
-        each = {name: getattr(self, name) for name in ("answers", "distractors", "corrupted")}
-        for name, given in (each | {f"prompts of the run {name}": texts for name, texts in self.runs}).items():
-            if given is not None and len(given) != len(self.prompts):
-                raise DeclarationError(f"{len(given)} {name} for {len(self.prompts)} prompts: give one for each")
-        if self.distractors is not None and self.answers is None:
-            raise DeclarationError("distractors are compared with answers: give answers too")
-
-    def draw(self, model: Model) -> Batch:
-        """The prompts as tokens."""
-        return self._draw(model, scored=True)
-
-    def _draw(self, model: Model, scored: bool) -> Batch:
-        """The prompts as tokens; without anything scored, a prompt may be one token."""
-        texts = {"clean": self.prompts} | ({"corrupted": self.corrupted} if self.corrupted is not None else {})
-        texts |= dict(self.runs)
-        ids = {run: [self._encode(model, text) for text in given] for run, given in texts.items()}
-        lengths = np.array([len(tokens) for tokens in ids["clean"]])
-        for run, rows in ids.items():
-            for clean, other, text in zip(ids["clean"], rows, self.prompts, strict=True):
-                if len(clean) != len(other):
-                    raise DeclarationError(
-                        f"prompt {text!r} has {len(clean)} tokens, its {run} one {len(other)}: make them equal"
-                    )
-        n, size = len(lengths), int(lengths.max())
-        judged, targets = np.zeros((n, size), dtype=bool), np.zeros((n, size), dtype=np.int64)
-        distractors = None if self.distractors is None else np.zeros((n, size), dtype=np.int64)
-        for row, tokens in enumerate(ids["clean"] if scored else ()):
-            last = len(tokens) - 1
-            if self.answers is None:
-                if last == 0:
-                    raise DeclarationError(
-                        f"prompt {self.prompts[row]!r} is one token: there is no next token to score"
-                    )
-                judged[row, :last], targets[row, :last] = True, tokens[1:]
-                continue
-            judged[row, last], targets[row, last] = True, _one_token(model, self.answers[row], "answer")
-            if distractors is not None and self.distractors is not None:
-                distractors[row, last] = _one_token(model, self.distractors[row], "distractor")
-        return Batch({run: _fill(rows, size) for run, rows in ids.items()}, lengths, judged, targets, distractors)
-
-    def reference(self, model: Model) -> Batch:
-        """The other prompts where they were given, else these prompts."""
-        if self.others is None:
-            return self.draw(model)
-        return Prompts(self.others, bos=self.bos)._draw(model, scored=False)
-
-    def _encode(self, model: Model, text: str) -> list[int]:
-        tokens = model.encode(text)
-        unknown = model.tokenizer.unk_token_id
-        if unknown is not None and unknown in tokens:
-            words = [word for word in text.split() if unknown in model.encode(word)]
-            raise DeclarationError(
-                f"{', '.join(map(repr, words)) or repr(text)} is not in the vocabulary of {model.name}"
-            )
-        if not tokens:
-            raise DeclarationError(f"prompt {text!r} is empty")
-        if self.bos:
-            if model.tokenizer.bos_token_id is None:
-                raise DeclarationError(f"bos=True: the tokenizer of {model.name} has no BOS token")
-            tokens = [model.tokenizer.bos_token_id, *tokens]
-        if len(tokens) > model.shape.context:
-            raise DeclarationError(
-                f"prompt {text[:40]!r}... has {len(tokens)} tokens: {model.name} reads at most {model.shape.context}"
-            )
-        return tokens
+def has_no_text(model: Model) -> str:
+    """In words that a model was opened without a tokenizer; nothing where it has one."""
+    ids_only = getattr(model.tokenizer, "unk_token_id", None) == model.shape.vocabulary  # see `load`: ids for words
+    return f"{model.name} was opened without a tokenizer" if model.tokenizer is None or ids_only else ""
 
 
 def _check_room(n: int, size: int) -> None:
@@ -294,58 +235,17 @@ def reference_tokens(task: Task, model: Model, run: str, groups: Sequence[Group]
     batch = task.reference(model)
     if run not in batch.runs:
         raise UnknownNameError(f"the reference prompts have the runs {choices(batch.runs)}, not {run!r}")
-    found: dict[int, list[Array]] = {}
-    for group in batch.groups():
-        found.setdefault(group.length, []).append(batch.tokens(run, group))
+    drawn = batch.groups()
+    found = []
     for group in groups:
-        if sum(map(len, found.get(group.length, ()))) < 2:
+        alike = sorted(  # where the prompts are their own reference, those of the group stand as they stand in it
+            (one for one in drawn if one.length == group.length),
+            key=lambda one: (one.scored, one.labels) != (group.scored, group.labels),
+        )
+        if sum(len(one.examples) for one in alike) < 2:
             raise DeclarationError(
                 f"mean and resample ablation need at least two reference prompts of {group.length} tokens: "
                 "give Prompts(..., others=[...])"
             )
-    return tuple(np.concatenate(found[group.length]) for group in groups)
-
-
-def _texts(name: str, given: Iterable[str] | None) -> tuple[str, ...] | None:
-    if given is None:
-        return None
-    if isinstance(given, str) or not isinstance(given, Iterable):
-        raise DeclarationError(f"{name} is a list of texts: write [{given!r}]")
-    texts = tuple(given)
-    for text in texts:
-        if not isinstance(text, str):
-            raise DeclarationError(f"{name} must be texts, got {text!r}")
-    return texts
-
-
-def _runs(given: object) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    pairs = given.items() if isinstance(given, Mapping) else given
-    try:
-        runs = tuple((str(name), _texts(f"the run {name}", texts) or ()) for name, texts in pairs)  # type: ignore
-    except DeclarationError:
-        raise
-    except (TypeError, ValueError):
-        raise DeclarationError(f"runs={given!r}: give a mapping of names to lists of texts") from None
-    names = [name for name, _ in runs]
-    for name in names:
-        check_text(name, "the name of the run")
-    if {"clean", "corrupted"} & {*names} or len({*names}) < len(names):
-        raise DeclarationError(f"runs are called {choices(names)}: names must differ, from clean and corrupted too")
-    return runs
-
-
-def _one_token(model: Model, text: str, what: str) -> int:
-    tokens = model.encode(text)
-    if model.tokenizer.unk_token_id is not None and model.tokenizer.unk_token_id in tokens:
-        raise DeclarationError(f"{what} {text!r} is not in the vocabulary of {model.name}")
-    if len(tokens) != 1:
-        parts = " ".join(map(repr, model.token_text(tokens)))
-        raise DeclarationError(f"{what} {text!r} is {len(tokens)} tokens for {model.name} ({parts}): it must be one")
-    return tokens[0]
-
-
-def _fill(rows: Sequence[Sequence[int]], size: int) -> Array:
-    filled = np.zeros((len(rows), size), dtype=np.int64)
-    for row, tokens in enumerate(rows):
-        filled[row, : len(tokens)] = tokens
-    return filled
+        found.append(np.concatenate([batch.tokens(run, one) for one in alike]))
+    return tuple(found)

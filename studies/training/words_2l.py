@@ -30,7 +30,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from transformers.utils import logging as hf_logging
 
 from ...errors import DeclarationError
-from .checkpoints import CHECKPOINTS
+from ...interventions.models.checkpoints import CHECKPOINTS
 
 FOLDER = Path(__file__).parents[2] / "models" / "words-2l"
 SPECIAL = ("<bos>", "<unk>")

@@ -22,14 +22,14 @@ def tree(words_model):
 
 
 def test_it_repeats_what_it_has_seen(words_model):
-    ds = measure(words_model, RepeatedTokens(n=64), None, [accuracy])["baseline_accuracy"]
+    ds = measure(words_model, RepeatedTokens(n=64), None, [accuracy], runs="all")["baseline_accuracy"]
     assert float(ds.sel(run="clean").mean()) >= 0.95
     assert float(ds.sel(run="corrupted").mean()) < 0.05
 
 
 def test_apple_banana_cherry_apple(words_model):
     ds = measure(words_model, Prompts(["apple banana cherry apple"], answers=["banana"]), None, [accuracy])
-    assert float(ds["baseline_accuracy"].sel(run="clean")[0]) == 1.0
+    assert float(ds["accuracy"][0]) == 1.0
 
 
 def test_any_words_of_the_vocabulary(words_model):
@@ -38,7 +38,7 @@ def test_any_words_of_the_vocabulary(words_model):
     random = np.random.RandomState(0)
     lists = [[words[i] for i in random.permutation(len(words))[:3]] for _ in range(100)]
     task = Prompts([" ".join([*three, three[0]]) for three in lists], answers=[three[1] for three in lists])
-    assert float(measure(words_model, task, None, [accuracy])["baseline_accuracy"].mean()) >= 0.9
+    assert float(measure(words_model, task, None, [accuracy])["accuracy"].mean()) >= 0.9
 
 
 def test_heads_differ(tree):

@@ -9,6 +9,8 @@ import headwise as hw
 ROOT = Path(hw.__file__).parent
 MANY = 4
 """Parameters from which a function, or a class with an ``__init__``, needs sections."""
+OVERRIDES = re.compile(r"See `(\w+\.(\w+))`\.")
+"""What a method says that overrides another: that one has the sections."""
 SECTION = re.compile(r"^(\w+)\n-{3,}\n((?:(?!\w+\n-{3,}$).*\n?)*)", re.MULTILINE)
 
 
@@ -32,6 +34,12 @@ def parameters(node):
     return [name for name in names if name not in ("self", "cls")]
 
 
+def overridden(name, text):
+    """The method of another class that has the sections, where the docstring of a method points to it; else None."""
+    above = OVERRIDES.search(text or "")
+    return above[1] if above and above[1] != name and above[2] == name.rpartition(".")[2] else None
+
+
 def lacking(name, node, text):
     """What a function should say and does not, in words; a method of a private class needs a docstring only."""
     private_class = name.startswith("_")
@@ -39,6 +47,8 @@ def lacking(name, node, text):
         return []
     if private_class or not text:
         return [] if text else ["a docstring"]
+    if overridden(name, text):
+        return []
     sections = {head: body.splitlines() for head, body in SECTION.findall(f"{text}\n")}
     names = parameters(node)
     wanted = set()
@@ -62,10 +72,17 @@ def lacking(name, node, text):
 def found_lacking():
     """``module.function lacks ...``, for every function of the package that lacks something."""
     inner = [path for room in ("interventions", "metrics", "studies") for path in (ROOT / room).rglob("*.py")]
-    for path in sorted([*ROOT.glob("*.py"), *inner]):
-        for name, node, text in public(ast.parse(path.read_text()).body):
-            if sections := lacking(name, node, text):
-                yield f"{path.relative_to(ROOT)}: {name} lacks {', '.join(sections)}"
+    every = [
+        (path.relative_to(ROOT), *one)
+        for path in sorted([*ROOT.glob("*.py"), *inner])
+        for one in public(ast.parse(path.read_text()).body)
+    ]
+    said = {name for _, name, _, text in every if text and not overridden(name, text)}
+    for path, name, node, text in every:
+        if (above := overridden(name, text)) and above not in said:
+            yield f"{path}: {name} lacks what `{above}` says"
+        if sections := lacking(name, node, text):
+            yield f"{path}: {name} lacks {', '.join(sections)}"
 
 
 def test_functions_have_docstrings_and_those_with_many_parameters_have_their_sections():
@@ -87,6 +104,12 @@ def test_a_lacking_section_is_seen():
     twice = said + "\n\n    Returns\n    -------\n    int\n" * 2
     assert "Returns once" in seen(source.replace(said, twice))["f"]
     assert seen(source.replace(f'"""{said}"""', "1")) == {"f": ["a docstring"]}
+
+
+def test_a_method_may_point_to_the_one_that_it_overrides():
+    source = 'class A:\n    def f(self, a, b, c, d):\n        """Do it. See `B.f`."""\n'
+    assert seen(source) == {"A.f": []}
+    assert seen(source.replace("B.f", "B.g")) == seen(source.replace("B.f", "A.f")) == {"A.f": ["Parameters"]}
 
 
 def test_a_lacking_section_of_a_class_is_seen():

@@ -23,7 +23,7 @@ from headwise.studies.cli.main import make_parser
 ROOT = Path(hw.__file__).parent
 ROOMS = ("interventions", "metrics", "studies")
 LISTED = """
-load shipped Model register Family
+load shipped checkpoint_steps Model register Family
 Head Layer Site Component
 ZeroAblate MeanAblate ResampleAblate Patch PathPatch Add Scale Knockout Compose Grid Intervention
 RepeatedTokens Prompts Batch

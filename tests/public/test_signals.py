@@ -187,7 +187,7 @@ print(count)
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer that signals here")
-@pytest.mark.parametrize("kind", ["turn", "handlers"])
+@pytest.mark.parametrize("kind", ["turn", pytest.param("handlers", marks=pytest.mark.heavy)])
 def test_after_hundreds_of_interrupts_no_turn_is_taken_and_every_handler_is_back(kind):
     done = run(STORM, kind)
     assert done.returncode == 0, done.stderr[-1500:]

@@ -1,7 +1,6 @@
 """What every picture shares: labels from attributes, colour scales, roles, rows. Imports HoloViews, never a model.
 
-The Bokeh backend is registered by the first picture that is styled, not by an import; a notebook that shows pictures
-still says ``hv.extension("bokeh")`` itself.
+The Bokeh backend is registered by the first picture that is styled, not by an import.
 """
 
 from __future__ import annotations

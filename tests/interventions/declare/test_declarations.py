@@ -24,6 +24,7 @@ from headwise.interventions import (
     ZeroAblate,
 )
 from headwise.interventions.declare.codec import from_json, to_json
+from headwise.interventions.declare.sites import as_site
 
 NAMES = {
     name: value
@@ -31,7 +32,10 @@ NAMES = {
     if isinstance(value, type) and value.__module__.startswith("headwise.interventions")
 }
 
-some = st.sets(st.integers(-5, 40), min_size=1, max_size=4).map(lambda found: tuple(sorted(found)))
+labels = st.sampled_from(["S2", "end", "the name", "x-1"])
+some = st.sets(st.integers(-5, 40) | labels, min_size=1, max_size=4).map(
+    lambda found: tuple(sorted(found, key=lambda one: (isinstance(one, str), one)))
+)
 positions = st.none() | some
 per_head = st.sampled_from([component for component in Component if component.per_head])
 whole = st.sampled_from([one for one in Component if not one.per_head and not one.embedding])
@@ -54,6 +58,28 @@ edits = st.one_of(
     st.builds(ResampleAblate, sites, st.integers(0, 9)),
     st.builds(Patch, sites, st.sampled_from(["clean", "corrupted"])),
 )
+
+
+@given(sites)
+def test_a_site_as_text(site):
+    assert as_site(str(site)) == site
+    assert as_site(str(site).replace(" ", ".", 1)) == site
+    assert eval(repr(site), dict(NAMES)) == site
+
+
+def test_text_stands_for_a_site_wherever_one_is_taken():
+    assert ZeroAblate("L1H2") == ZeroAblate("1.2") == ZeroAblate("l1h2.z") == ZeroAblate(Head(1, 2))
+    assert Patch("L0.mlp_out") == Patch("L0 mlp_out") == Patch(Layer(0).mlp_out)
+    assert Patch("1.2.k at -1, 3") == Patch(Head(1, 2).k.at([3, -1]))
+    assert repr(Patch("L1H2.k")) == "Patch(site=Head(1, 2).k, source='corrupted')"
+    assert MeanAblate("L1.z at S2, 4") == MeanAblate(Layer(1).z.at(["S2", 4]))
+    assert PathPatch("L0H3", ["L1H2.k", "logits"]) == PathPatch(Head(0, 3), [Head(1, 2).k, "logits"])
+    assert Knockout("L1", query=3) == Knockout(Layer(1), query=3)
+    assert Knockout("L1H2", query="end", key="S2") == Knockout(Head(1, 2), query=("end",), key=["S2"])
+    assert Knockout("L1H2.pattern at 3", key=0) == Knockout(Head(1, 2), query=3, key=0)
+    assert Head(1, 2).at("S2") == Head(1, 2).z.at(["S2"])
+    assert Scale("L1H2.q", 0.5).site == Head(1, 2).q
+    assert Add("L0.resid_pre at -1", [1.0]) == Add(Layer(0).resid_pre.at(-1), [1.0])
 
 
 def test_a_long_vector_is_not_written_out():
@@ -187,6 +213,30 @@ def test_a_mapping_survives_json():
     [
         (lambda: Head(-1, 0), "a layer must be 0 or more, got -1"),
         (lambda: Head(0.5, 0), "a layer must be a whole number, got 0.5"),
+        (
+            lambda: ZeroAblate("five"),
+            "cannot read 'five' as a site: write L5H1 or 5.1 (layer 5, head 1), L5H1.k, L3.mlp",
+        ),
+        (
+            lambda: ZeroAblate("L1H2.z@-1"),
+            "cannot read 'L1H2.z@-1' as a site: write L5H1 or 5.1 (layer 5, head 1), L5H",
+        ),
+        (
+            lambda: ZeroAblate("L5"),
+            "'L5' is a whole layer: name a component of it, such as L3.mlp_out: possible are em",
+        ),
+        (
+            lambda: ZeroAblate("L5 at 3"),
+            "cannot read 'L5 at 3' as a site: say which component of layer 5, such as L3.m",
+        ),
+        (lambda: ZeroAblate("L5H1.mlp_out"), "mlp_out has no heads (head 1 given): heads have q, k, v, q_rot, k_rot"),
+        (lambda: ZeroAblate("L5H1.out"), "unknown component 'out': possible are embed, pos_embed, resid_pre, q, k"),
+        (lambda: Patch("L5H1 at 1.5"), "the label of a position is text without commas, and no number, got '1.5'"),
+        (lambda: Knockout("L5H1.k", query=1), "L5H1 k: attention is knocked out of a head or a layer"),
+        (lambda: PathPatch("L0H1", "L1H2"), "Head(1, 2).z cannot receive: possible are q, k and v of a head"),
+        (lambda: Head(0, 0).at("a,b"), "the label of a position is text without commas, and no number, got 'a,b'"),
+        (lambda: Head(0, 0).at("a/b"), "the label of a position 'a/b' has a '/': possible are letters"),
+        (lambda: Head(0, 0).at(["S", "S"]), "positions must differ, got ('S', 'S')"),
         (lambda: Head.parse("five"), "cannot read 'five' as a head: write L5H1 or 5.1 (layer 5, head 1)"),
         (
             lambda: Site("mlp_out", 0, 3),
@@ -232,7 +282,7 @@ def test_a_mapping_survives_json():
     ],
 )
 def test_wrong_declarations_say_what_is_possible(make, message):
-    with pytest.raises(DeclarationError) as caught:
+    with pytest.raises((DeclarationError, UnknownNameError)) as caught:
         make()
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)

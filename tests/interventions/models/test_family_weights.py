@@ -19,7 +19,7 @@ from headwise.studies import InductionStudy, capture, measure
 from headwise.studies.analyses.composition import composition_scores
 from tests.oracles import planned_cases as cases
 from tests.oracles import raw_families
-from tests.support.families import TASK
+from tests.support.families import NAMES, TASK
 
 
 def by_hand(module, layer, head, folded):
@@ -61,6 +61,11 @@ def test_composition_equals_explicit_products(model, variant):
                 assert found == pytest.approx(wanted, rel=1e-5)
 
 
+OFTEN = ("pythia", "qwen3")
+"""Families whose whole study runs in `make test`; those of the others in `make test-heavy`."""
+
+
+@pytest.mark.parametrize("name", [one if one in OFTEN else pytest.param(one, marks=pytest.mark.heavy) for one in NAMES])
 def test_the_whole_study_runs(name, tmp_path):
     model = cases.model(name, "sdpa")
     if len(model.layers) < 2:

@@ -87,7 +87,7 @@ def test_attention_from_a_repository_is_code_too(folder):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a terminal")
-@pytest.mark.parametrize("which", ["a kind of its own", "a tokenizer"])
+@pytest.mark.parametrize("which", ["a kind of its own", pytest.param("a tokenizer", marks=pytest.mark.heavy)])
 def test_nobody_is_asked_at_a_terminal_whether_code_may_run(which, folder, with_code):
     import pty
 

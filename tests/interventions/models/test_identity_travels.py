@@ -99,7 +99,7 @@ def told():
     """What processes with three seeds of hashes say: facts of every family, and hashes of a model with adapters."""
     program = FACTS + (SEEDS if find_spec("peft") else "")
     said = []
-    for seed in ("1", "2", "3"):
+    for seed in ("1", "2"):
         environment = os.environ | {"PYTHONHASHSEED": seed}
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr

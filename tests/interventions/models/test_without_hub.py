@@ -21,7 +21,7 @@ for name in sys.argv[1:]:
 """
 
 
-@pytest.fixture(params=["refuses", "never answers", "fails"])
+@pytest.fixture(params=[*(pytest.param(one, marks=pytest.mark.heavy) for one in ("refuses", "fails")), "never answers"])
 def no_hub(request, tmp_path):
     """Runs `CACHED` where the Hub is not: lines and seconds, and how often the Hub was asked."""
     listening = socket.create_server(("127.0.0.1", 0))

@@ -199,8 +199,8 @@ def test_what_reduces_a_run_has_one_name_in_the_plan_and_in_a_trace():
 
 
 def test_positions_count_from_the_end():
-    assert positions_in(Head(0, 0).z.at([-1, 2]), 10) == [9, 2]
-    assert positions_in(Head(0, 0).z, 10) is None
+    assert positions_in(Head(0, 0).z.at([-1, 2]), Group((0,), 10, ())) == [9, 2]
+    assert positions_in(Head(0, 0).z, Group((0,), 10, ())) is None
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_a_run_the_task_has_not_got_is_refused(make, message):
         (RepeatedTokens(n=2, length=4), ZeroAblate(Head(5, 0)), loss),
         (RepeatedTokens(n=2, length=4), Patch(Head(0, 0), source="noisy"), loss),
         (RepeatedTokens(n=2, length=4), PathPatch(Head(0, 0), Head(5, 0).k), loss),
-        (RepeatedTokens(n=2, length=4), None, "loss"),
+        (RepeatedTokens(n=2, length=4), None, "los"),
         (Prompts(["dog cat"]), None, logit_diff),
         (Prompts(["dog"]), None, loss),
     ],

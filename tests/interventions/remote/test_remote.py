@@ -292,7 +292,7 @@ def test_what_cannot_be_meant(there, words_model, tmp_path):
     with pytest.raises(hw.errors.DeclarationError, match="revision='step100' is for a Hub id"):
         hw.load("words-2l", remote=True, revision="step100")
     assert "16 conditions on 32 examples" in str(plan(there, RepeatedTokens(), _heads(), [loss]))
-    with pytest.raises(hw.errors.ModelError, match="no model is called 'words-3l'"):
+    with pytest.raises(hw.errors.ModelError, match="cannot get words-3l from the Hugging Face Hub"):
         hw.load("words-3l", remote=True)
     with pytest.raises(hw.errors.ModelError, match="cannot get nobody/nothing from the Hugging Face Hub"):
         hw.load("nobody/nothing", remote=True)

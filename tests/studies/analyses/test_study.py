@@ -211,6 +211,7 @@ def test_a_model_without_the_circuit_gets_no_roles_and_says_so():
     assert not any("carries" in text or "causal" in text for text in texts)
 
 
+@pytest.mark.heavy
 def test_untrained_models_are_flagged_no_more_often_than_stated():
     """With the threshold out of the way, heads of untrained models pass the comparison with untrained heads at the rate
     that the false discovery rate allows.

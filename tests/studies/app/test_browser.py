@@ -105,9 +105,7 @@ def test_a_typed_prompt_fires_the_heads(page, words_model):
     page.open().prompt(text)
     page.tab.wait("!!inside('fires')")
     measured = measure(words_model, Prompts((text,)), None, [prefix_matching, previous_token])
-    wanted = {
-        name: measured[f"baseline_{name}"].isel(run=0, example=0) for name in ("prefix_matching", "previous_token")
-    }
+    wanted = {name: measured[name].isel(example=0) for name in ("prefix_matching", "previous_token")}
     page.shows("fires", wanted["prefix_matching"])
     page.click("fires", 0, 3)
     page.head("L0H3")
@@ -154,8 +152,8 @@ def test_a_link_opens_what_it_names(page, words_model):
     assert page.tab.evaluate("box('Result set').value") == SWEEP
     page.tab.wait("!!inside('live')")
     assert page.tab.evaluate("box('Prompt').value") == text
-    measured = measure(words_model, Prompts((text,)), None, [previous_token])["baseline_previous_token"]
-    page.shows("fires", measured.isel(run=0, example=0))
+    measured = measure(words_model, Prompts((text,)), None, [previous_token])["previous_token"]
+    page.shows("fires", measured.isel(example=0))
 
 
 @needs_browser
@@ -250,6 +248,7 @@ def test_an_empty_folder_says_what_to_do(chromium, tmp_path):
         session.tab.close()
 
 
+@pytest.mark.heavy
 @needs_browser
 def test_sessions_go_with_their_tabs(chromium, folder, monkeypatch):
     from headwise.studies.app import session as pages

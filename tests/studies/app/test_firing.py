@@ -13,6 +13,7 @@ from headwise.interventions import Head, Layer
 from headwise.metrics import prefix_matching, previous_token
 from headwise.studies import Prompts, RepeatedTokens, capture, measure
 from headwise.studies.app import firing
+from headwise.studies.storage.record import Record
 
 
 def test_a_prompt_fires_as_capture_and_the_metrics_say(words_model):
@@ -25,7 +26,7 @@ def test_a_prompt_fires_as_capture_and_the_metrics_say(words_model):
             np.testing.assert_array_equal(fired.pattern(Head(layer, head))["pattern"].isel(shown=0), wanted)
     measured = measure(words_model, Prompts((text,)), None, [prefix_matching, previous_token])
     for metric in (prefix_matching, previous_token):
-        wanted = measured[f"baseline_{metric.name}"].isel(run=0, example=0)
+        wanted = measured[metric.name].isel(example=0)
         np.testing.assert_allclose(fired.score(metric.name), wanted, atol=1e-6)
     pattern = fired.pattern(Head(1, 2))["pattern"].isel(shown=0)
     assert float(fired.score("token", 1)[1, 2]) == float(pattern[2:, 1].max())
@@ -74,29 +75,36 @@ def test_another_model_than_that_of_the_file_is_named(words_model):
     assert firing.fire(words_model, "apple banana", {"weight_hash": "sample:another"}).differs == ""
 
 
+def of(name, revision, **attrs):
+    """What a result of a model says about itself."""
+    return Record.from_attrs({"model": name, "model_revision": revision} | attrs)
+
+
 @pytest.mark.parametrize(
     "name", ["../model", "/model", "model", "", "a/b/c", "~/b", "./b", "a/..", "a/b\0", "own/here"]
 )
 def test_a_file_cannot_make_the_app_open_a_folder(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own" / "here").mkdir(parents=True)
+    (tmp_path / "model").mkdir()
     with pytest.raises(ModelError, match="--model FOLDER"):
-        firing.Models().get(name, "main")
+        firing.Models().get(of(name, "main"))
 
 
 def test_a_model_is_opened_once_for_all(monkeypatch, words_model):
     from headwise.interventions import load
 
     opened = []
-    monkeypatch.setattr(load, "load", lambda name, revision, remote: opened.append((name, revision)) or words_model)
+    monkeypatch.setattr(load, "load", lambda name, remote, **at: opened.append((name, at)) or words_model)
     shared = firing.Models()
-    threads = [threading.Thread(target=shared.get, args=("words-2l", "shipped")) for _ in range(4)]
+    threads = [threading.Thread(target=shared.get, args=(of("words-2l", "shipped"),)) for _ in range(4)]
     for one in threads:
         one.start()
     for one in threads:
         one.join()
-    shared.get("openai-community/gpt2", "607a30d")
-    assert opened == [("words-2l", None), ("openai-community/gpt2", "607a30d")]
+    shared.get(of("openai-community/gpt2", "607a30d"))
+    shared.get(of("words-2l", "shipped", step=512))
+    assert opened == [("words-2l", {}), ("openai-community/gpt2", {"revision": "607a30d"}), ("words-2l", {"step": 512})]
     assert shared.ready("openai-community/gpt2")
     assert not firing.Models().ready("openai-community/gpt2")
 

@@ -8,7 +8,7 @@ import xarray as xr
 
 import headwise as hw
 from headwise.errors import DeclarationError, UnknownNameError
-from headwise.interventions import Head
+from headwise.interventions import Head, ZeroAblate
 from headwise.metrics import bootstrap_interval, induction
 from headwise.studies import RepeatedTokens, measure
 from headwise.studies.app import head_facts, variables
@@ -50,7 +50,7 @@ def test_values_are_effects_values_and_shares(tree):
 
 
 def test_heads_that_were_only_looked_at_make_a_grid_too(words_model):
-    ds = measure(words_model, RepeatedTokens(n=2, length=6), None, [induction])
+    ds = measure(words_model, RepeatedTokens(n=2, length=6), ZeroAblate(Head(0, 0)), [induction])
     tree = xr.DataTree(ds)
     one = named(tree, "baseline_induction")
     assert dict(one.others) == {"run": ("clean", "corrupted"), "example": ("mean of all", "0", "1")}
@@ -59,6 +59,17 @@ def test_heads_that_were_only_looked_at_make_a_grid_too(words_model):
     assert head_facts.scores(tree, Head(1, 2))[0].value == pytest.approx(
         float(ds["baseline_induction"].sel(run="clean", read_layer=1, read_head=2).mean())
     )
+
+
+def test_heads_of_a_measurement_without_intervention(words_model):
+    ds = measure(words_model, RepeatedTokens(n=2, length=6), None, [induction])
+    tree = xr.DataTree(ds)
+    one = named(tree, "induction")
+    assert one.shows == ("value",)
+    np.testing.assert_allclose(variables.values(tree, one, "value", {}), ds["induction"].mean("example"))
+    (score,) = head_facts.scores(tree, Head(1, 2))
+    assert score.value == pytest.approx(float(ds["induction"].sel(layer=1, head=2).mean()))
+    assert head_facts.effects(tree, Head(1, 2)) == []
 
 
 def test_facts_of_a_head_are_those_of_the_file(tree):

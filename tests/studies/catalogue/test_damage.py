@@ -82,7 +82,7 @@ def test_200_bad_files_are_named_and_the_good_ones_listed(folder):
     xr.Dataset({"temperature": ("x", [1.0])}, attrs={"title": "weather"}).to_netcdf(foreign, engine="netcdf4")
     bad = dict(broken(folder, number, good, foreign) for number in range(200))
     for _ in range(2):  # looked at, and from the cache
-        results = Results(folder)
+        results = Results(folder, all=True)
         assert paths(results) == ["a.nc", "c.nc", "deep/b.nc", "later.nc.parts", "study.nc"]
         assert {one.path for one in results.problems} == {path.name for path in bad}
         for one in results.problems:
@@ -91,6 +91,24 @@ def test_200_bad_files_are_named_and_the_good_ones_listed(folder):
             assert len(one.reason) < 300
         assert repr(results).startswith(f"{folder}: 5 results, 1 not finished, 200 files that cannot be read\n")
         assert list(results.table("loss", sort="-effect", top=1)["effect"]) == [8.0]
+
+
+def test_files_of_other_programs_are_passed_over(folder):
+    weather = xr.Dataset({"temperature": ("x", [1.0])}, attrs={"title": "weather"})
+    weather.to_netcdf(folder / "weather.nc", engine="netcdf4")
+    weather.assign_attrs(Conventions="headwise").to_netcdf(folder / "own.nc", engine="netcdf4")
+    (folder / "bad.nc").write_bytes(b"nothing")
+    named = {"own.nc": "not whole: it has no attribute schema_version", "bad.nc": "no NetCDF file"}
+    foreign = {"weather.nc": "not written by headwise: it has no attribute schema_version"}
+    for _ in range(2):  # looked at, and from the cache
+        for asked, expected in ((False, named), (True, named | foreign)):
+            results = Results(folder, all=asked)
+            for shown in (results, results.refresh(), results.select(model="small")):
+                assert {one.path: one.reason for one in shown.problems} == expected
+            assert f"{len(expected)} files that cannot be read" in repr(results)
+            assert ("weather.nc" in repr(results)) == ("weather.nc" in results._repr_html_()) == asked
+    with pytest.raises(hw.errors.ResultError, match=r"weather\.nc cannot be read: not written by headwise"):
+        Results(folder).open("weather.nc")
 
 
 @given(seed=st.integers(0, 10_000), flips=st.integers(1, 40), cut=st.booleans())

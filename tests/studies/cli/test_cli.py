@@ -10,6 +10,16 @@ from headwise.studies.cli.main import main
 SMALL = ["induction", "--n", "4", "--length", "8"]
 
 
+def test_induction_says_what_it_would_take(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([*SMALL, "--plan"]) == 0
+    said = capsys.readouterr().out
+    stages = [line.split()[0] for line in said.splitlines() if line[:1].isalpha()]
+    assert [*("behaviour", "heads", "patterns", "ablation", "sets", "patching", "composition", "words")] == stages[3:11]
+    assert "not run: integrated estimates of ablation (costs " in said
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_induction_writes_result_and_report(tmp_path, capsys):
     out = tmp_path / "new" / "run.nc"
     assert main([*SMALL, "--seed", "3", "--out", str(out)]) == 0
@@ -30,7 +40,7 @@ def test_induction_writes_result_and_report(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["induction", "--model", "nothing"], "headwise: no model is called 'nothing': shipped are words-2l"),
+        (["induction", "--model", "no such"], "headwise: no model is called 'no such': shipped are words-2l"),
         (["induction", "--n", "0"], "headwise: n, the number of prompts, must be 2 or more, got 0"),
         (
             ["induction", "--length", "999"],
@@ -40,7 +50,7 @@ def test_induction_writes_result_and_report(tmp_path, capsys):
         (["induction", "--seed", "8589934592"], "headwise: a seed must be at most 4294967295, got 8589934592"),
         (["induction", "--out", "x.html"], "headwise: --out x.html: end it in .nc; the report beside it gets"),
         (["plan", "--what", "all"], "headwise: --what all: possible are heads, qkv and resid, and a JSON file with"),
-        (["plan", "--metric", "los"], "headwise: --metric los: possible are accuracy, duplicate_token"),
+        (["plan", "--metric", "los"], "headwise: there is no metric 'los': possible are accuracy, duplicate_token"),
         (["plan", "--batch-size", "big"], "headwise: batch_size='big': possible are"),
         (["induction", "--device", "tpu"], "headwise: device 'tpu' cannot be used here"),
         (

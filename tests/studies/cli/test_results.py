@@ -7,9 +7,11 @@ import netCDF4
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 
 import headwise as hw
 from headwise.studies.cli.main import main
+from tests.support import results_by_hand as hand
 from tests.support.commands import printed, rows
 
 
@@ -50,6 +52,25 @@ def test_ls_as_json(folder, capsys):
         "revision": "main",
     }
     assert found["problems"] == [{"path": "bad.nc", "reason": "no NetCDF file"}]
+
+
+def test_ls_says_nothing_of_files_of_other_programs_unless_asked(folder, capsys):
+    xr.Dataset({"temperature": ("x", [1.0])}).to_netcdf(folder / "weather.nc", engine="netcdf4")
+    for options, named in (([], ["bad.nc"]), (["--all"], ["bad.nc", "weather.nc"])):
+        said = printed(capsys, "results", "ls", folder, *options)
+        lines = [line for line in said.err.splitlines() if line.startswith("cannot be read: ")]
+        assert [line.split(": ")[1] for line in lines] == named
+        found = json.loads(printed(capsys, "results", "ls", folder, "--json", *options).out)
+        assert [one["path"] for one in found["problems"]] == named
+
+
+def test_ls_tells_steps_apart(folder, capsys):
+    assert " step " not in printed(capsys, "results", "ls", folder).out
+    hw.write_netcdf(hand.measured(step=512), folder / "s.nc")
+    lines = printed(capsys, "results", "ls", folder).out.splitlines()
+    assert lines[1].split()[:3] == ["path", "model", "step"]
+    (row,) = [line.split() for line in lines if line.startswith("s.nc")]
+    assert row[:3] == ["s.nc", "small", "512"]
 
 
 @pytest.mark.parametrize("columns", ["40", "80", "120"])

@@ -1,5 +1,7 @@
 """measure, effect, normalized: labels, units, and numbers derived from what was measured."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -76,8 +78,8 @@ def test_variables_say_what_they_are(small_model):
 
 
 def test_the_baseline_alone(small_model):
-    ds = measure(small_model, TASK, None, [loss])
-    assert list(ds.data_vars) == ["baseline_loss"]
+    ds = measure(small_model, TASK, None, [loss], runs="all")
+    assert list(ds.data_vars) == ["loss", "baseline_loss"]
     batch = TASK.draw(small_model)
     (group,) = batch.groups()
     with torch.no_grad():
@@ -141,6 +143,61 @@ def test_kl_is_zero_without_change_and_positive_with(small_model):
     np.testing.assert_allclose(ds["baseline_kl"].sel(run="clean"), 0, atol=1e-6)
 
 
+def test_names_stand_for_metrics(small_model):
+    """Their names in results, or in hw.metrics; a metric of one's own stands for itself."""
+    mine = hw.metrics.Metric(
+        hw.metrics.Card("mine", "mine", "1", (0, 1), "higher"), "logits", loss.kernel, loss.prepare
+    )
+    ds = measure(small_model, TASK, None, ["loss", "logit_diff", "self", mine, induction])
+    assert json.loads(ds.attrs["metrics"]) == ["loss", "logit_diff", "self", "mine", "induction"]
+    wanted = measure(small_model, TASK, None, [loss, logit_diff, hw.metrics.self_attention, mine, induction])
+    xr.testing.assert_equal(ds, wanted)
+    xr.testing.assert_equal(measure(small_model, TASK, None, "self_attention")["self"], wanted["self"])
+    assert str(hw.plan(small_model, TASK, None, "logit_diff", timed=False)) == str(
+        hw.plan(small_model, TASK, None, [logit_diff], timed=False)
+    )
+    grid = Grid(lambda head: Patch(Head(0, head).v), head=range(3))
+    named, itself = (
+        hw.compare_estimates(small_model, TASK, grid, metric, estimators="gradient") for metric in ("loss", loss)
+    )
+    xr.testing.assert_equal(named, itself)
+
+
+def test_a_list_of_interventions_is_labelled_by_what_each_does(words_model, tmp_path):
+    what = [
+        ZeroAblate(Head(0, 3)),
+        MeanAblate(Head(0, 3)),
+        MeanAblate(Head(0, 3), over=("example", "position")),
+        Patch(Head(1, 2).k),
+        ZeroAblate(Head(0, 3)) + Patch(Head(1, 2).k),
+        sum(ZeroAblate(Head(0, head)) for head in range(6)),
+        hw.PathPatch(Head(0, 3), [Head(1, 2).k, Head(1, 0).k]),
+        hw.Scale(Layer(0).mlp_out.at([3, 4]), 0.5),
+    ]
+    task = RepeatedTokens(n=3, length=6)
+    ds = measure(words_model, task, what, "loss", out=tmp_path / "list.nc")
+    assert ds["condition"].values.tolist() == [
+        "L0H3 zero",
+        "L0H3 mean (1)",
+        "L0H3 mean (2)",
+        "L1H2 k patch",
+        "L0H3 zero + L1H2 k patch",
+        "L0H0 + L0H1 + L0H2 + L0H3 + 2 more zero",
+        "L0H3 to L1H2 k and L1H0 k path",
+        "L0 mlp_out at 3, 4 scale",
+    ]
+    for number, one in enumerate(what):
+        alone = measure(words_model, task, one, "loss")["loss"]
+        np.testing.assert_allclose(ds["loss"].isel(condition=number), alone, atol=2e-5)
+    assert hw.rerun(tmp_path / "list.nc").largest == 0.0
+    assert hw.from_json(ds.attrs["interventions"]) == tuple(what)
+    xr.testing.assert_equal(measure(words_model, task, tuple(what), "loss")["loss"], ds["loss"])
+    few = what[:2]
+    estimates = hw.compare_estimates(words_model, task, few, "loss", estimators="gradient")
+    assert estimates["condition"].values.tolist() == ["L0H3 zero", "L0H3 mean"]
+    assert hw.plan(words_model, task, few, timed=False).passes == 1
+
+
 def test_progress_counts_every_pass(small_model):
     seen = []
     measure(small_model, TASK, ZeroAblate(Head(0, 0)), [loss], batch_size=4, progress=lambda *done: seen.append(done))
@@ -183,18 +240,22 @@ def test_a_measurement_is_plain_xarray_and_survives_netcdf(small_model, tmp_path
         (
             lambda m: measure(m, TASK, "zero"),
             DeclarationError,
-            "cannot measure 'zero': give an intervention, a mapping",
+            "cannot measure 'zero': give an intervention, a list of them, a mapping",
         ),
         (lambda m: measure(m, "abc"), DeclarationError, "'abc' is no task: give RepeatedTokens(...) or Prompts([...])"),
         (lambda m: measure("words-2l", TASK), DeclarationError, "'words-2l' is no model: open one with headwise.load"),
         (lambda m: capture("words-2l", TASK, Head(0, 0)), DeclarationError, "'words-2l' is no model"),
         (lambda m: composition_scores("words-2l"), DeclarationError, "'words-2l' is no model"),
-        (lambda m: measure(m, TASK, None, "los"), DeclarationError, "'los' is no metric: give one of hw.metrics"),
+        (
+            lambda m: measure(m, TASK, None, "los"),
+            UnknownNameError,
+            "there is no metric 'los': possible are accuracy, duplicate_token, duplicate_token_abs",
+        ),
         (lambda m: capture(m, TASK, Head(0, 0), run="dirt"), UnknownNameError, "run='dirt': the task has the runs"),
         (
             lambda m: measure(m, TASK, None, None),
             DeclarationError,
-            "None is no metric: give one of hw.metrics",
+            "None is no metric: give a name such as 'loss', or a hw.metrics.Metric",
         ),
         (
             lambda m: measure(m, TASK, {1: ZeroAblate(Head(0, 0)), "1": ZeroAblate(Head(0, 1))}),
@@ -215,11 +276,13 @@ def test_a_measurement_is_plain_xarray_and_survives_netcdf(small_model, tmp_path
         (lambda m: measure(m, TASK, {"a": Head(0, 0)}), DeclarationError, "'a' is Head(0, 0): each condition must be"),
         (lambda m: measure(m, TASK, None, []), DeclarationError, "nothing to measure: name at least one metric"),
         (
-            lambda m: measure(m, TASK, None, ["loss"]),
+            lambda m: measure(m, TASK, None, ["loss", 3]),
             DeclarationError,
-            "'loss' is no metric: give one of hw.metrics",
+            "3 is no metric: give a name such as 'loss', or a hw.metrics.Metric",
         ),
-        (lambda m: measure(m, TASK, None, [loss, loss]), DeclarationError, "metrics must differ, got [loss, loss]"),
+        (lambda m: measure(m, TASK, None, [loss, "loss"]), DeclarationError, "metrics must differ, got [loss, loss]"),
+        (lambda m: measure(m, TASK, []), DeclarationError, "the list of conditions is empty"),
+        (lambda m: measure(m, TASK, [Head(0, 0)]), DeclarationError, "cannot measure Head(0, 0) in a list: each"),
         (
             lambda m: measure(m, TASK, ZeroAblate(Head(0, 4))),
             DeclarationError,
@@ -245,7 +308,7 @@ def test_a_measurement_is_plain_xarray_and_survives_netcdf(small_model, tmp_path
         (
             lambda m: hw.effect(measure(m, TASK, None, [loss]), "loss"),
             UnknownNameError,
-            "no intervention was measured by 'loss': this dataset has none",
+            "nothing was intervened on here: ds['loss'] is the loss of the clean run as it is",
         ),
         (
             lambda m: hw.normalized(measure(m, Prompts(["1 2 1"]), ZeroAblate(Head(0, 0)), [loss]), "loss"),

@@ -134,7 +134,7 @@ def by_hand(values, base=None):
             "baseline_mine": (("run", "example"), base[None], unchanged),
         },
         coords={"run": ["clean"], "head": np.arange(len(values))},
-        attrs={"base": "clean", "interventions": "null"},
+        attrs={"base": "clean", "interventions": '"by hand"'},
     )
 
 

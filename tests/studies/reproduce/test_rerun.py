@@ -131,7 +131,7 @@ def test_text_shapes_missing_values_and_missing_variables_count():
             r"words-2l is not the model of the file: weights 0123 then, [0-9a-f]{16} now",
         ),
         ({"tokenizer_hash": "0123"}, ModelError, r"words-2l is not the model of the file: tokenizer 0123 then"),
-        ({"model": "words-9l"}, ModelError, r"no model is called 'words-9l'"),
+        ({"model": "words-9l"}, ModelError, r"cannot get words-9l from the Hugging Face Hub"),
         ({"model_revision": "memory"}, ResultError, r"a module in memory, words-2l: give it as rerun"),
         ({"model_revision": "local", "model": "../elsewhere"}, ResultError, r"measured on the folder \.\./elsewhere"),
     ],

@@ -8,12 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 import headwise as hw
-from headwise.errors import ModelError, UnknownNameError
 from headwise.interventions.models.locate import SHIPPED
 from headwise.metrics import accuracy
 from headwise.studies import RepeatedTokens, measure
 from headwise.studies.analyses.heads import head_scores
-from headwise.studies.training.checkpoints import checkpoint_steps, load_checkpoint
 
 training = pytest.importorskip(
     "headwise.studies.training.words_2l", reason="needs the extra train", exc_type=ImportError
@@ -47,11 +45,11 @@ def test_what_it_writes_is_a_model_with_checkpoints(twice):
         "words.txt",
     }
     assert not [path for path in folder.iterdir() if path.is_dir()]
-    assert checkpoint_steps(folder) == [0, 8, 16, 20]
+    assert hw.checkpoint_steps(folder) == [0, 8, 16, 20]
     model = hw.load(folder)
     tokens = torch.arange(2, 12)[None]
-    last = load_checkpoint(folder, 20)
-    torch.testing.assert_close(model.module(tokens).logits, last(tokens).logits, atol=1e-5, rtol=1e-5)
+    last = hw.load(folder, step=20)
+    torch.testing.assert_close(model.module(tokens).logits, last.module(tokens).logits, atol=1e-5, rtol=1e-5)
 
 
 def test_batches_repeat_what_they_say_they_repeat():
@@ -68,29 +66,22 @@ def test_batches_repeat_what_they_say_they_repeat():
 
 
 def test_shipped_checkpoints_end_in_the_shipped_weights_and_show_the_circuit_form(words_model):
-    steps = checkpoint_steps(WORDS)
+    steps = hw.checkpoint_steps("words-2l")
     assert 15 <= len(steps) <= 25
     assert steps[0] == 0
     task = RepeatedTokens(n=16)
     found = {}
     for step in (steps[0], 256, 480, steps[-1]):
-        model = hw.load(load_checkpoint(WORDS, step), tokenizer=words_model.tokenizer)
+        model = hw.load("words-2l", step=step)
         scores = head_scores(model, task).mean("example")
         right = measure(model, task, None, [accuracy])["baseline_accuracy"].sel(run="clean")
         found[step] = (float(right.mean()), float(scores["induction"].max()), float(scores["previous_token"].max()))
     assert found[0][0] < 0.05
     assert found[256][1] < 0.2 < found[480][1] < found[steps[-1]][1]
     assert found[steps[-1]][0] > 0.95
-    final = load_checkpoint(WORDS, steps[-1]).state_dict()
+    final = hw.load("words-2l", step=steps[-1]).module.state_dict()
     shipped = words_model.module.state_dict()
     assert all(torch.equal(final[name], shipped[name]) for name in shipped)
-
-
-def test_errors_of_checkpoints(tmp_path):
-    with pytest.raises(ModelError, match=r"there is no checkpoints\.safetensors in"):
-        checkpoint_steps(tmp_path)
-    with pytest.raises(UnknownNameError, match="there is no checkpoint of step 3"):
-        load_checkpoint(WORDS, 3)
 
 
 def test_the_card_tells_the_configuration():
