@@ -240,7 +240,21 @@ def sets_of(found: Mapping[str, Sequence[Head]]) -> dict[str, list[Head]]:
 def draw_sets(
     model: Model, sets: Mapping[str, Sequence[Head]], draws: int, seed: int
 ) -> tuple[dict[str, tuple[Head, ...]], dict[tuple[str, str], list[tuple[Head, ...]]]]:
-    """Sets by name, in order, and their random sets by name and control."""
+    """Draw the random sets that sets are compared with.
+
+    Parameters
+    ----------
+    model : Model
+    sets : mapping of name to heads
+    draws : int
+        Random sets of each control; all distinct sets where there are fewer.
+    seed : int
+
+    Returns
+    -------
+    tuple of dict and dict
+        The sets by name, in order, and their random sets by name and control.
+    """
     wanted = {name: tuple(sorted(heads)) for name, heads in sets.items() if heads}
     drawn = {
         (name, control): [

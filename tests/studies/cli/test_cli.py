@@ -11,6 +11,16 @@ from headwise.studies.cli.main import main
 SMALL = ["induction", "--n", "4", "--length", "8"]
 
 
+def test_induction_says_what_it_would_take(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([*SMALL, "--plan"]) == 0
+    said = capsys.readouterr().out
+    stages = [line.split()[0] for line in said.splitlines() if line[:1].isalpha()]
+    assert [*("behaviour", "heads", "patterns", "ablation", "sets", "patching", "composition", "words")] == stages[3:11]
+    assert "not run: integrated estimates of ablation (costs " in said
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_induction_writes_result_and_report(tmp_path, capsys):
     out = tmp_path / "new" / "run.nc"
     assert main([*SMALL, "--seed", "3", "--out", str(out)]) == 0
