@@ -19,7 +19,7 @@ from ..storage.provenance import card_attrs, provenance
 from ..storage.registry import TASKS
 from ..tasks.batch import Batch
 from ..tasks.tasks import Task
-from .labels import coordinates, counted, with_axes
+from .labels import coordinates, dataset_of, with_axes
 from .request import Axes, Request, What
 
 if TYPE_CHECKING:
@@ -192,8 +192,7 @@ class Sweep:
         variables: dict[str, xr.Variable] = {}
         for metric in self.setup.metrics:
             variables |= _variables(metric, outcome, batch, None if self.what is None else axes, self.per_position)
-        sizes = {dim: size for one in variables.values() for dim, size in one.sizes.items()}
-        dataset = xr.Dataset(variables, coords | counted(sizes, coords))
+        dataset = dataset_of(variables, coords)
         told = {"seconds": f"{time.monotonic() - started:.3f}", CHECKED: "passed" if self.check else "left out"}
         dataset.attrs = provenance(model, call.identity) | attrs | told
         if deviation:
