@@ -128,10 +128,15 @@ def _text_of(intervention: Intervention) -> str:
     return " + ".join(parts)
 
 
-def check_names(axes: Sequence[tuple[str, tuple[Any, ...]]], metrics: Sequence[Metric], per_position: bool) -> None:
+def check_names(
+    axes: Sequence[tuple[str, tuple[Any, ...]]], metrics: Sequence[Metric], per_position: bool, controls: bool = False
+) -> None:
     """Refuse names of metrics and axes that no file can hold, or that the results need for something else."""
     names = [metric.name for metric in metrics]
     baselines = {f"baseline_{name}" for name in names}
+    if controls:
+        baselines |= {f"{name}_control" for name in names} | {f"p_{name}" for name in names}
+        baselines |= {"control", "draw", "control_heads"}
     for metric in metrics:
         check_name(metric.name, "the metric")
         for text in (metric.card.long_name, metric.card.units, metric.card.reference):

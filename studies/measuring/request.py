@@ -6,14 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...errors import DeclarationError, UnknownNameError, check_text, choices
-from ...interventions.declare.edits import Intervention
+from ...errors import LARGEST_SEED, MOST_DRAWS, DeclarationError, UnknownNameError, check_text, choices, whole
+from ...interventions.declare.edits import Edit, Intervention
 from ...interventions.declare.grid import Grid
 from ...interventions.plan.plan import Plan, make_plan
 from ...metrics.card import Metric
 from ..storage.registry import metric_of
 from ..tasks.batch import Batch
 from ..tasks.tasks import Task, reference_tokens
+from .controls import Controls, with_controls
 from .labels import check_is_model, check_names, task_json, texts_of
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ class Request:
         Which runs were asked for, as it was said.
     batch : Batch
     plan : Plan
+        The conditions that were asked for come first.
+    controls : Controls or None
+        Random sets of heads, whose conditions come after them.
     """
 
     metrics: list[Metric]
@@ -49,6 +53,7 @@ class Request:
     runs: Runs
     batch: Batch
     plan: Plan
+    controls: Controls | None
 
     def readers(self) -> list[CompiledMetric]:
         """The metrics as the engine sees them."""
@@ -88,6 +93,8 @@ def set_up(
     runs: Runs = None,
     per_position: bool,
     batch_size: int | str,
+    controls: int = 0,
+    seed: int = 0,
 ) -> Request:
     """Check what a measurement asks for, and plan its passes.
 
@@ -106,6 +113,8 @@ def set_up(
         Whether values of the logits metrics are wanted at each scored position, not their mean.
     batch_size : int or "auto"
         Rows of one forward pass.
+    controls, seed : int
+        See `measure`.
 
     Returns
     -------
@@ -119,12 +128,22 @@ def set_up(
     check_is_model(model)
     chosen = chosen_metrics(metrics)
     axes, interventions = conditions(what)
-    check_names(axes, chosen, per_position)
+    edits: Sequence[Sequence[Edit]] = [intervention.edits() for intervention in interventions]
+    drawn = None
+    if whole(controls, "controls", high=MOST_DRAWS):
+        if per_position:
+            raise DeclarationError(
+                f"controls={controls}: they are compared by the mean over positions: leave per_position out"
+            )
+        drawn, edits = with_controls(
+            edits, chosen, model.name, model.shape, controls, whole(seed, "a seed", high=LARGEST_SEED)
+        )
+    check_names(axes, chosen, per_position, drawn is not None)
     declared = task_json(task)
     batch = task.draw(model)
     measured = _asked(runs, what, batch.runs)
     plan = make_plan(
-        [intervention.edits() for intervention in interventions],
+        edits,
         model=model.name,
         shape=model.shape,
         groups=batch.groups(),
@@ -137,7 +156,7 @@ def set_up(
         budget=model.backend.budget,
         overhead=model.backend.overhead,
     )
-    return Request(chosen, axes, declared, runs, batch, plan)
+    return Request(chosen, axes, declared, runs, batch, plan, drawn)
 
 
 def _asked(runs: Runs, what: What, possible: Iterable[str]) -> list[str] | None:

@@ -17,7 +17,7 @@ KEPT_PLACES = ("", "main", "local", "memory", "shipped")
 """Revisions that a model has without being asked for one."""
 WRITTEN = 300
 """Characters up to which a declaration is written out; a longer one is read from the file."""
-DEFAULTS = {"run": "clean", "base": "clean", "per_position": False, "estimator": "exact"}
+DEFAULTS = {"run": "clean", "base": "clean", "per_position": False, "estimator": "exact", "seed": 0}
 """Options that are not written out."""
 
 
