@@ -236,7 +236,20 @@ def causal_check(
 def ablated_sets(
     model: Model, senders: Sequence[Head], receivers: Sequence[Head], draws: int, seed: int
 ) -> list[Sequence[Head]]:
-    """The senders, then random sets of as many heads of the same layers, none of them a receiver."""
+    """The sets of heads that `causal_check` ablates.
+
+    Parameters
+    ----------
+    model : Model
+    senders, receivers : sequences of Head
+    draws, seed : int
+        Number and seed of the random sets.
+
+    Returns
+    -------
+    list of sequences of Head
+        The senders, then random sets of as many heads of the same layers, none of them a receiver.
+    """
     places, readers = ([(head.layer, head.head) for head in heads] for heads in (senders, receivers))
     others = control_sets(places, model.shape.layers, model.shape.heads, draws, seed, excluded=readers)
     return [senders, *([Head(*place) for place in one] for one in others)]

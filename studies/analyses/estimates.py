@@ -66,7 +66,21 @@ def sweep_of(model: Model, name: str) -> tuple[Grid, Metric, str]:
 
 
 def prices(model: Model, task: RepeatedTokens, name: str, prompts: int) -> Prices:
-    """What the exact values and each estimate of a sweep cost on the first prompts of a task."""
+    """What the exact values and each estimate of a sweep cost.
+
+    Parameters
+    ----------
+    model : Model
+    task : RepeatedTokens
+    name : str
+        A sweep of `SWEEPS`.
+    prompts : int
+        The first of the task, on which it runs.
+
+    Returns
+    -------
+    Prices
+    """
     grid, metric, base = sweep_of(model, name)
     plan = request_some(model, task, grid, [metric], (0, prompts), base).plan
     steps = {"gradient": None, "integrated": STEPS}

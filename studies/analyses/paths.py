@@ -68,7 +68,21 @@ def paths_of_pairs(model: Model, pairs: Mapping[str, Pair]) -> Paths:
 
 
 def measure_paths(model: Model, task: RepeatedTokens, paths: Paths, span: Span) -> xr.Dataset:
-    """The logit difference where the value of each sender comes from the corrupted run, on its direct paths alone."""
+    """The logit difference where the value of each sender comes from the corrupted run, on its direct paths alone.
+
+    Parameters
+    ----------
+    model : Model
+    task : RepeatedTokens
+    paths : mapping of name to PathPatch
+    span : (start, stop)
+        Prompts.
+
+    Returns
+    -------
+    Dataset
+        As of `measure`, with the dim ``condition``.
+    """
     return measure_some(model, task, paths, [logit_diff], span)
 
 

@@ -6,11 +6,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from ...interventions.begin import turn
 from ...interventions.declare.sites import Head
 from ...metrics.attention import SCORES, induction, prefix_matching
 from ...metrics.card import Metric
@@ -26,10 +25,33 @@ from . import ablation, behaviour, composition, estimates, patching, paths, word
 if TYPE_CHECKING:
     from ...interventions.models.model import Model
     from ...interventions.plan.plan import Plan
-    from .induction import InductionStudy
 
 DRAWN = 1_000_000
 """Random numbers that are drawn to see how long a model with random weights takes to make."""
+
+
+class Asked(Protocol):
+    """What prices depend on of an `InductionStudy`."""
+
+    @property
+    def task(self) -> RepeatedTokens:
+        """Its prompts."""
+
+    @property
+    def first(self) -> int:
+        """Prompts that its sweeps start with."""
+
+    @property
+    def draws(self) -> int:
+        """Random sets of each control."""
+
+    @property
+    def untrained(self) -> int:
+        """Models with random weights."""
+
+    @property
+    def seed(self) -> int:
+        """Of the random sets."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +68,8 @@ class Sweep:
         Prompts that it starts with, where it does not take all at once.
     times : int
         How often it runs.
+    runs : str, optional
+        As for `measure`.
     """
 
     task: Task
@@ -54,12 +78,13 @@ class Sweep:
     base: str = "clean"
     first: int | None = None
     times: int = 1
+    runs: str | None = None
 
     def plans(self, model: Model, every: bool) -> Iterator[Plan]:
         """The plans that run, up to the first look or to the last."""
-        if not isinstance(self.task, RepeatedTokens):
-            options: dict[str, Any] = {"base": self.base, "per_position": False, "batch_size": "auto"}
-            yield set_up(model, self.task, self.what, self.metrics, **options).plan
+        if self.first is None or not isinstance(self.task, RepeatedTokens):
+            options: dict[str, Any] = {"base": self.base, "runs": self.runs, "per_position": False}
+            yield set_up(model, self.task, self.what, self.metrics, batch_size="auto", **options).plan
             return
         counts = looks(self.task.n, self.first)
         for span in pairwise((0, *(counts if every else counts[:1]))):
@@ -118,8 +143,10 @@ class StudyPlan:
     @property
     def line(self) -> str:
         """The stages and minutes, in one line."""
-        stages = ", ".join(f"{name} {_time(price)}" for name, price in self.bare.items() if price.forwards)
-        bare, least, most = (_time(total(one)) for one in (self.bare, self.least, self.most))
+        stages = ", ".join(
+            f"{name} {_time(price) or f'{price.forwards:.0f}'}" for name, price in self.bare.items() if price.forwards
+        )
+        bare, least, most = (_words(total(one)) for one in (self.bare, self.least, self.most))
         first, every = self.prompts
         text = f"about {bare} ({stages}); {least} if heads with a role are found"
         return text if first == every else f"{text}, up to {most} if verdicts need all {every} prompts"
@@ -151,10 +178,15 @@ def total(prices: Mapping[str, Price]) -> Price:
 
 
 def _time(price: Price) -> str:
-    return "?" if price.seconds is None else duration(price.seconds)
+    return "" if price.seconds is None else duration(price.seconds)
 
 
-def sweeps_of(study: InductionStudy, model: Model, found: Mapping[str, Sequence[Head]]) -> dict[str, list[Sweep]]:
+def _words(price: Price) -> str:
+    """The time, or where it is not known the work."""
+    return _time(price) or f"{price.forwards:.0f} plain forward passes"
+
+
+def sweeps_of(study: Asked, model: Model, found: Mapping[str, Sequence[Head]]) -> dict[str, list[Sweep]]:
     """The sweeps of each stage but the estimates, where `found` are the heads with a role."""
     task, first, shape = study.task, study.first, model.shape
     senders, receivers = found["previous-token"], found["induction"]
@@ -167,7 +199,7 @@ def sweeps_of(study: InductionStudy, model: Model, found: Mapping[str, Sequence[
     lists, _ = word_lists.lists_for(model)
     outputs = (loss, accuracy)
     sweeps = {
-        "behaviour": [Sweep(replace(task, score="all"), None, outputs)],
+        "behaviour": [Sweep(replace(task, score="all"), None, outputs, runs="all")],
         "heads": [Sweep(task, None, SCORES, times=1 + study.untrained)],
         "patterns": [Sweep(replace(task, n=1, length=min(task.length, behaviour.SHOWN_LENGTH)), None, (induction,))],
         "ablation": [Sweep(task, ablation.each_head(model, ablation.METHODS), outputs, first=first)],
@@ -179,6 +211,8 @@ def sweeps_of(study: InductionStudy, model: Model, found: Mapping[str, Sequence[
         "composition": [Sweep(task, patched, (logit_diff,), first=first)] if patched else [],
         "words": [],
     }
+    if len(looks(task.n, first)) > 1:
+        sweeps["patching"] += [Sweep(task, None, (logit_diff,), run) for run in ("clean", "corrupted")]
     if receivers:
         sweeps["patching"].append(
             Sweep(task, patching.set_grid(model, receivers), (logit_diff, induction), first=first)
@@ -193,8 +227,10 @@ def sweeps_of(study: InductionStudy, model: Model, found: Mapping[str, Sequence[
     return sweeps
 
 
-def price_study(study: InductionStudy, model: Model, *, timed: bool = True) -> StudyPlan:
+def price_study(study: Asked, model: Model, *, timed: bool = True) -> StudyPlan:
     """Price every stage, see `InductionStudy.plan`."""
+    from ...interventions.begin import turn
+
     task, layers = study.task, model.shape.layers
     example = set_up(model, task, None, (loss,), base="clean", per_position=False, batch_size="auto")
     speed, drawing = None, None
@@ -225,15 +261,21 @@ def price_study(study: InductionStudy, model: Model, *, timed: bool = True) -> S
 class _Counter:
     """Adds up prices; `forward` is the work of one plain forward pass of one prompt."""
 
-    study: InductionStudy
+    study: Asked
     model: Model
     speed: float | None
     drawing: float | None
     forward: float
 
+    @property
+    def nothing(self) -> Price:
+        """The price of nothing."""
+        return Price(seconds=None if self.speed is None else 0.0)
+
     def stages(self, found: Mapping[str, Sequence[Head]], every: bool) -> dict[str, Price]:
+        """Stage to its price, where `found` are the heads with a role; up to the first look, or to the last."""
         prices = {
-            name: sum((self.of_sweep(one, every) for one in sweeps), Price(seconds=0.0))
+            name: sum((self.of_sweep(one, every) for one in sweeps), self.nothing)
             for name, sweeps in sweeps_of(self.study, self.model, found).items()
         }
         if self.drawing is not None:
@@ -241,14 +283,13 @@ class _Counter:
             prices["heads"] += Price(seconds=self.study.untrained * self.drawing * numbers)
         prices["composition"] += self.of_work(composition.score_flops(self.model.shape))
         if self.model.has_gradients:
-            prompts = looks(self.study.n, self.study.first)[-1 if every else 0]
-            prices["estimates"] = sum(
-                (self.of_estimates(name, prompts) for name in estimates.SWEEPS), Price(seconds=0.0)
-            )
+            prompts = looks(self.study.task.n, self.study.first)[-1 if every else 0]
+            prices["estimates"] = sum((self.of_estimates(name, prompts) for name in estimates.SWEEPS), self.nothing)
         return prices
 
     def of_sweep(self, sweep: Sweep, every: bool) -> Price:
-        found = Price(seconds=0.0)
+        """The price of a sweep."""
+        found = self.nothing
         for plan in sweep.plans(self.model, every):
             cost = replace(plan, speed=self.speed).cost()
             seconds = None if cost.seconds is None else sweep.times * cost.seconds
@@ -256,10 +297,12 @@ class _Counter:
         return found
 
     def of_estimates(self, name: str, prompts: int) -> Price:
+        """The price of the estimates of a sweep that are not too dear."""
         prices = estimates.prices(self.model, self.study.task, name, prompts)
-        return sum((self.of_work(prices.estimates[one]) for one in prices.chosen), Price(seconds=0.0))
+        return sum((self.of_work(prices.estimates[one]) for one in prices.chosen), self.nothing)
 
     def of_work(self, operations: float) -> Price:
+        """The price of work outside planned passes."""
         return Price(0, operations / self.forward, None if self.speed is None else operations / self.speed)
 
 

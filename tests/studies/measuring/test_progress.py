@@ -147,6 +147,20 @@ def test_nothing_is_shown_for_quick_work(capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_where_there_is_no_terminal_a_line_tells_now_and_then(monkeypatch, capsys):
+    clock = [100.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    with Progress("every head ablated", None) as bar:
+        for done in range(5):
+            bar.update(done, 8)
+            clock[0] += 20.0
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        "every head ablated: 25% (2 of 8 passes), about 2.0 min left",
+        "every head ablated: 50% (4 of 8 passes), about 1.3 min left",
+    ]
+
+
 def test_the_bar_says_rate_and_time_left(monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock[0]))
