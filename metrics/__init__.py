@@ -64,7 +64,7 @@ from .attention import (
 )
 from .card import Card, Metric, PromptFacts
 from .intervals import bootstrap_interval
-from .outputs import OUTPUTS, accuracy, kl, logit_diff, loss, prob, rank
+from .outputs import OUTPUTS, accuracy, in_context, kl, logit_diff, loss, prob, rank
 from .statistics import benjamini_hochberg, control_sets, normalized, null_p_value
 from .weights import composition, factors, random_composition
 
@@ -86,6 +86,7 @@ __all__ = [
     "duplicate_token_mul",
     "factors",
     "first_token",
+    "in_context",
     "induction",
     "induction_abs",
     "induction_bos",

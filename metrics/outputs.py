@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache, partial
 
+import numpy as np
 import torch
 
-from ..errors import DeclarationError, choices
+from ..errors import DeclarationError, choices, whole
 from .card import Array, Card, Metric, PromptFacts, need
 
 
@@ -166,6 +168,65 @@ def of_answer(metric: Metric) -> Metric:
             "attention, and metrics of your own that say how values make up that of an answer, Metric(..., over='sum')"
         )
     return ANSWERS[metric.name]
+
+
+def _late_less_early(logits: torch.Tensor, targets: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:
+    found = _loss(logits, targets)
+    return signs.to(found.dtype) * found
+
+
+def _signs(early: int, late: int, run: PromptFacts) -> Mapping[str, Array]:
+    """1 where the later token is predicted, -1 where the earlier one is, 0 elsewhere, ``(example, scored)``."""
+    name = f"in_context({early}, {late})"
+    targets = need(run.targets, name, "targets: give the task answers, or leave them out")
+    lacking = [token for token in (early, late) if token - 2 not in run.scored]
+    if lacking:
+        at = [position + 2 for position in run.scored]
+        raise DeclarationError(
+            f"{name} needs the loss of the tokens {early} and {late} (the first is 1): the prompts are scored on "
+            f"{at[0]} to {at[-1]}; give longer ones, RepeatedTokens(..., score='all'), or other tokens"
+        )
+    signs = np.asarray([(at == late - 2) - (at == early - 2) for at in map(int, run.scored)], dtype=np.float64)
+    return {"targets": targets, "signs": np.tile(signs, (len(targets), 1))}
+
+
+@cache
+def in_context(early: int = 50, late: int = 500) -> Metric:
+    """The in-context-learning score: the loss of a late token of the context less that of an early one, in nats.
+
+    The lower, the more a model learns from its context. Variable ``in_context_<early>_<late>``.
+
+    Parameters
+    ----------
+    early, late : int
+        Tokens of the prompt, the first is 1 (and cannot be predicted). The paper compares the 50th with the 500th.
+
+    Returns
+    -------
+    Metric
+        Always the same one for the same tokens.
+
+    Raises
+    ------
+    DeclarationError
+        They are no such numbers; where prompts are too short, that is seen when they are drawn.
+
+    Examples
+    --------
+    >>> model, task = hw.load("words-2l"), hw.RepeatedTokens(n=4, length=20, score="all")
+    >>> ds = hw.measure(model, task, None, [hw.metrics.in_context(10, 35)])
+    >>> float(ds["in_context_10_35"].mean()) < -2
+    True
+
+    References
+    ----------
+    Olsson et al. (2022), "In-context Learning and Induction Heads".
+    """
+    early = whole(early, "early, the early token,", low=2)
+    late = whole(late, "late, the late token,", low=early + 1)
+    words = f"loss of token {late} less loss of token {early} of the context, the first is 1; Olsson et al. (2022)"
+    card = Card(f"in_context_{early}_{late}", "in-context-learning score", "nat", (-INF, INF), "lower", words)
+    return Metric(card, "logits", _late_less_early, partial(_signs, early, late), over="sum")
 
 
 OUTPUTS = (loss, accuracy, rank, prob, logit_diff, kl)

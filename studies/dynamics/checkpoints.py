@@ -24,7 +24,7 @@ from ..storage.reading import Result
 from .series import Series, joined
 
 if TYPE_CHECKING:
-    from .callback import Study
+    from .scalars import Study
 
 FOLDER = re.compile(r"checkpoint-(\d+)")
 """How transformers' Trainer calls the folders of its checkpoints."""

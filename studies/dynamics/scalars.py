@@ -27,7 +27,7 @@ class Study(Protocol):
 def head_scores(result: Result) -> dict[str, xr.DataArray]:
     """Scores of heads in a result, by name: the mean over examples, dims (layer, head)."""
     parts = result.subtree if isinstance(result, xr.DataTree) else [result]
-    found = {}
+    found: dict[str, xr.DataArray] = {}
     for part in parts:
         for name, values in part.data_vars.items():
             if set(values.dims) == {"layer", "head", "example"} and "metric" in values.attrs:

@@ -88,7 +88,7 @@ class Series:
             return {}
         if tree.attrs.get(SERIES) != self.key:
             return {}
-        return {int(step): _at(tree, int(step)) for step in tree["step"].values}
+        return {int(step): _at(tree, int(step)) for step in np.asarray(tree["step"])}
 
     def add(self, step: int, result: Result) -> None:
         """Keep the result of a step, on the disk before anything else is done."""
@@ -188,7 +188,8 @@ def _joined(parts: Sequence[xr.Dataset], along: xr.DataArray) -> xr.Dataset:
     )
     for name, values in whole.variables.items():
         if values.dtype == object:
-            whole[name] = values.where(values.astype(str) != "nan", "")
+            text = [one if isinstance(one, str) else "" for one in values.values.ravel()]
+            whole[name] = values.copy(data=np.asarray(text, dtype=object).reshape(values.shape))
     return whole.assign_attrs(attrs)
 
 

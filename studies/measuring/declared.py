@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
-from ...errors import DeclarationError, UnknownNameError, choices
+from ...errors import DeclarationError
 from ...interventions.declare.codec import decode, encode, read_json
 from ...metrics.card import Metric
 from ...metrics.outputs import loss
-from ..storage.registry import TASKS, metric_names
+from ..storage.registry import TASKS, metric_of
 from ..tasks.tasks import Task
 from .measure import measure
 from .request import What, check_estimable, chosen_metrics, conditions
@@ -68,11 +68,12 @@ class Sweep:
     steps: int = 8
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "metrics", tuple(chosen_metrics(self.metrics)))
+        chosen = chosen_metrics(self.metrics)
+        object.__setattr__(self, "metrics", tuple(chosen))
         if isinstance(self.runs, list):
             object.__setattr__(self, "runs", tuple(self.runs))
         conditions(self.what)
-        check_estimable(self.metrics, self.estimator, self.steps, self.per_position)
+        check_estimable(chosen, self.estimator, self.steps, self.per_position)
 
     def run(
         self,
@@ -114,7 +115,9 @@ class Sweep:
     def to_json(self) -> str:
         """The sweep as JSON text; metrics by their names."""
         data = {name: encode(value, TASKS) for name, value in vars(self).items() if name != "metrics"}
-        return json.dumps({"type": "Sweep", **data, "metrics": [metric.name for metric in self.metrics]})
+        return json.dumps(
+            {"type": "Sweep", **data, "metrics": [metric.name for metric in chosen_metrics(self.metrics)]}
+        )
 
     @classmethod
     def from_json(cls, text: str) -> Sweep:
@@ -128,15 +131,8 @@ class Sweep:
         data: Any = read_json(text)
         if not isinstance(data, dict) or data.pop("type", None) != "Sweep":
             raise DeclarationError("this JSON does not hold a Sweep")
-        known = metric_names()
-        names = data.pop("metrics", [])
-        for name in names:
-            if name not in known:
-                raise UnknownNameError(f"no metric of headwise is called {name!r}: possible are {choices(known)}")
+        metrics = [metric_of(str(name)) for name in data.pop("metrics", [])]
         try:
-            return cls(
-                **{name: decode(value, TASKS) for name, value in data.items()},
-                metrics=[known[name][1] for name in names],
-            )
+            return cls(**{name: decode(value, TASKS) for name, value in data.items()}, metrics=metrics)
         except TypeError as error:
             raise DeclarationError(f"JSON of a Sweep has missing or unknown fields: {error}") from None

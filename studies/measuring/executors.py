@@ -24,7 +24,7 @@ from ...interventions.declare.codec import decode, encode
 from ...interventions.plan.passes import ExampleChunk
 from ...metrics.card import Metric
 from ..storage.pass_store import prompts
-from ..storage.registry import TASKS, metric_names
+from ..storage.registry import TASKS, known_metric, metric_of
 from .request import set_up
 
 if TYPE_CHECKING:
@@ -268,9 +268,8 @@ def run_item(item: WorkItem) -> list[FinishedValues]:
 
     with _OPENING:
         model = _opened(*item.model)
-    shipped = metric_names()
     declared = decode(json.loads(item.declared), TASKS)
-    metrics = [shipped[one][1] if isinstance(one, str) else one for one in item.metrics]
+    metrics = [metric_of(one) if isinstance(one, str) else one for one in item.metrics]
     with turn(model):
         check_reproduced(model, item.identity)
         task, what = declared["task"], declared["what"]
@@ -321,7 +320,7 @@ def _token_hash(plan: Plan, inputs: Inputs) -> str:
 
 def _travelling(metric: Metric) -> str | Metric:
     """A metric as it travels: shipped ones by name, others whole if they can be pickled."""
-    if metric_names().get(metric.name, ("", None))[1] is metric:
+    if (known := known_metric(metric.name)) is not None and known[1] is metric:
         return metric.name
     try:
         pickle.dumps(metric)

@@ -11,7 +11,7 @@ import xarray as xr
 
 from ...errors import HeadwiseError
 from ..storage.record import Record
-from ..storage.registry import metric_names
+from ..storage.registry import known_metric
 
 WRITTEN = 300
 """Characters up to which a declaration is written out; a longer one is read from the file."""
@@ -96,7 +96,7 @@ def _of_measurement(record: Record, root: xr.Dataset, file: str) -> Recipe:
         given[2] = "what"
         text = repr(declared) if len(declared) <= WRITTEN else f'stored["{record.what}"]'
         lines.append(f"what = hw.from_json({text})")
-    names = [f"hw.metrics.{metric_names()[metric.name][0]}" for metric in metrics]
+    names = [f"hw.metrics.{(known_metric(metric.name) or (metric.name,))[0]}" for metric in metrics]
     function = {"capture": "capture", "estimates": "compare_estimates"}.get(record.kind, "measure")
     given += names if function == "compare_estimates" else [f"[{', '.join(names)}]"] if names else []
     if options.get("estimator") != "integrated" and record.kind == "measurement":

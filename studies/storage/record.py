@@ -141,17 +141,17 @@ class Record:
         ResultError
             One does not ship with headwise.
         """
-        from .registry import metric_names  # which imports torch
+        from .registry import known_metric, metric_names  # which import torch
 
         if self.kind == "capture":
             return []
-        names, known = read_json(self.attrs["metrics"]), metric_names()
-        if unknown := [name for name in names if name not in known]:
+        found = {name: known_metric(str(name)) for name in read_json(self.attrs["metrics"])}
+        if unknown := [name for name, one in found.items() if one is None]:
             raise ResultError(
                 f"the metric {choices(unknown)} is one of your own, and no file can bring it back; with headwise come "
-                f"{choices(known)}"
+                f"{choices(metric_names())}"
             )
-        return [known[name][1] for name in names]
+        return [one[1] for one in found.values() if one is not None]
 
     def options(self, ds: xr.Dataset) -> dict[str, Any]:
         """The options with which `capture`, `compare_estimates` or `measure` was called.

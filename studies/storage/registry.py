@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import ChainMap
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 TASKS: ChainMap[str, Callable[..., Any]] = ChainMap({"RepeatedTokens": RepeatedTokens, "Prompts": Prompts}, TABLE)
 """Type name to maker, of tasks and of the declarations in `TABLE`."""
+IN_CONTEXT = re.compile(r"in_context_([1-9][0-9]{0,8})_([1-9][0-9]{0,8})")
+"""Names of in-context-learning scores, which say their tokens."""
 
 
 def to_json(value: object) -> str:
@@ -78,6 +81,16 @@ def metric_names() -> dict[str, tuple[str, Metric]]:
     return {value.name: (name, value) for name, value in named if isinstance(value, metrics.Metric)}
 
 
+def known_metric(name: str) -> tuple[str, Metric] | None:
+    """How the metric is written in code, after ``hw.metrics.``, that is called so in results; None for no such one."""
+    if match := IN_CONTEXT.fullmatch(name):
+        from ...metrics.outputs import in_context
+
+        early, late = int(match[1]), int(match[2])
+        return (f"in_context({early}, {late})", in_context(early, late)) if 2 <= early < late else None
+    return metric_names().get(name)
+
+
 def metric_of(name: str) -> Metric:
     """The metric of a name: the one it has in results, or in `headwise.metrics`.
 
@@ -86,6 +99,8 @@ def metric_of(name: str) -> Metric:
     UnknownNameError
         No metric that ships with headwise is called so; the text lists those that are.
     """
+    if IN_CONTEXT.fullmatch(name) and (found := known_metric(name)):
+        return found[1]
     known = dict(metric_names().values())
     for attribute, metric in known.items():
         if name in (attribute, metric.name):

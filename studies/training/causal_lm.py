@@ -153,7 +153,8 @@ class CausalLM(L.LightningModule):  # type: ignore[misc]
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits ``(example, position, token)`` of token ids ``(example, position)``."""
-        return self.model(tokens, use_cache=False).logits
+        logits: Tensor = self.model(tokens, use_cache=False).logits
+        return logits
 
     def training_step(self, batch: Tensor | Mapping[str, Tensor], batch_idx: int) -> Tensor:
         """The loss of a batch, in nats."""
@@ -178,7 +179,9 @@ class CausalLM(L.LightningModule):  # type: ignore[misc]
             {"params": [one for one in parameters if one.ndim > 1], "weight_decay": self.weight_decay},
             {"params": [one for one in parameters if one.ndim <= 1], "weight_decay": 0.0},
         ]
-        adam = torch.optim.AdamW([group for group in groups if group["params"]], self.learning_rate, tuple(self.betas))
+        adam = torch.optim.AdamW(
+            [group for group in groups if group["params"]], self.learning_rate, (self.betas[0], self.betas[1])
+        )
         name = "constant_with_warmup" if self.schedule == "constant" else self.schedule
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf") and self.schedule != "constant":

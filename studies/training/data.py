@@ -46,7 +46,7 @@ class Sequences(Dataset[Tensor]):
         return torch.from_numpy(np.asarray(self.make(number), dtype=np.int64))
 
 
-class Order(DistributedSampler[Tensor]):
+class Order(DistributedSampler[Any]):
     """The sequences of this process in an order that the seed and the epoch give; it can begin in the middle of one."""
 
     def __init__(self, sequences: Sequences, shuffle: bool, seed: int) -> None:
@@ -191,8 +191,7 @@ class RepeatedTokensData(SequenceData):
             sizes = {int(one.config.vocab_size) for one in parts if isinstance(one, PreTrainedModel)}
             if len(sizes) != 1:
                 raise DeclarationError(
-                    f"vocabulary is left out, and the module that is trained holds models of {len(sizes)} vocabularies: "
-                    "give it"
+                    f"vocabulary= is left out, and the module holds models of {len(sizes)} vocabularies"
                 )
             self.vocabulary = self._fits(sizes.pop())
 

@@ -52,12 +52,13 @@ class Held:
         rows[_within(self.edit.site.positions, value.shape[1])] = True
         columns[slice(None) if self.columns is None else list(self.columns)] = True
         how, what = self.edit.change()
+        made = torch.zeros_like(value)
         if how is How.ADD:
             vector = torch.zeros(value.shape[-1], dtype=value.dtype)
             vector[columns] = torch.tensor(what, dtype=value.dtype)
             made = value + vector.to(value.device)
-        else:
-            made = value * what if how is How.SCALE else torch.zeros_like(value)
+        elif isinstance(what, float):
+            made = value * what
         return torch.where((rows[:, None] & columns).to(value.device), made, value)
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -161,6 +162,9 @@ def _check(edit: Edit, name: str, shape: Shape, model: PreTrainedModel) -> None:
         raise DeclarationError(
             f"{edit!r} needs another run: held during training can be ZeroAblate, Add, Scale and Knockout"
         )
+    keys = edit.key if isinstance(edit, Knockout) else ()
+    if labels := [at for at in (*(edit.site.positions or ()), *(keys or ())) if isinstance(at, str)]:
+        raise DeclarationError(f"{edit!r}: {choices(labels)} are labels of prompts: during training, count positions")
     check_edit(edit, name, shape, [], [])
     if isinstance(edit, Knockout):
         if model.config._attn_implementation not in ("eager", "sdpa"):
@@ -212,6 +216,8 @@ def _side(component: Component, head: int | None, family: Family, shape: Shape) 
     return _columns(head, heads, shape.d_head, (0, shape.width, shape.width + shape.kv_width)[number])
 
 
-def _within(positions: tuple[int, ...] | None, length: int) -> Any:
+def _within(positions: tuple[int | str, ...] | None, length: int) -> Any:
     """Those positions that a sequence has, counted from 0, or all."""
-    return slice(None) if positions is None else [at % length for at in positions if -length <= at < length]
+    if positions is None:
+        return slice(None)
+    return [at % length for at in positions if isinstance(at, int) and -length <= at < length]

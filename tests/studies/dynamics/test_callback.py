@@ -197,7 +197,9 @@ def test_a_resumed_run_goes_on_in_the_same_file(tmp_path, stopped):
         fit([save, watch("a.nc"), Stop()], module, enable_checkpointing=True)
     assert not (tmp_path / "a.nc").exists()
     again = ModelCheckpoint(tmp_path / "again", every_n_train_steps=3)
-    resumed, _ = fit([again, watch("a.nc")], module, resume=tmp_path / "kept" / "step=3.ckpt", enable_checkpointing=True)
+    resumed, _ = fit(
+        [again, watch("a.nc")], module, resume=tmp_path / "kept" / "step=3.ckpt", enable_checkpointing=True
+    )
     whole, _ = fit([watch("b.nc")], module)
     assert equal(resumed, whole)
     one, two = (hw.open_result(tmp_path / name, load=True) for name in ("a.nc", "b.nc"))
