@@ -22,7 +22,7 @@ from ...interventions.base.hashing import short_hash
 from ...interventions.load import load
 from ..storage.files import check_writable
 from ..storage.reading import Result
-from .scalars import PREFIX, Study, head_scores, scalars
+from .scalars import PREFIX, as_study, head_scores, scalars
 from .schedule import Schedule
 from .series import Series
 
@@ -83,7 +83,7 @@ class StudyCallback(L.Callback):  # type: ignore[misc]
 
     def __init__(
         self,
-        study: Study,
+        study: Any,
         *,
         steps: Iterable[int] | None = None,
         every_n_train_steps: int | None = None,
@@ -96,14 +96,10 @@ class StudyCallback(L.Callback):  # type: ignore[misc]
         log: bool = True,
     ) -> None:
         super().__init__()
-        if not (hasattr(study, "run") and hasattr(study, "to_json")):
-            raise DeclarationError(
-                f"{study!r} is no study: give Sweep(...), InductionStudy(...) or what has run and to_json"
-            )
         if weights not in WEIGHTS:
             raise DeclarationError(f"weights={weights!r}: possible are {choices(WEIGHTS)}")
         self.study, self.out, self.weights, self.find, self.tokenizer, self.log_values = (
-            study,
+            as_study(study),
             os.fspath(out),
             weights,
             model,

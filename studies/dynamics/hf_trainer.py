@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ...interventions.base.hashing import short_hash
 from ...interventions.load import load
 from ..storage.files import check_writable
-from .scalars import Study, scalars
+from .scalars import Study, as_study, scalars
 from .schedule import Schedule
 from .series import Series
 
@@ -54,7 +54,7 @@ class TrainerStudyCallback(TrainerCallback):  # type: ignore[misc]
         out: str | os.PathLike[str],
         tokenizer: Any = None,
     ) -> None:
-        self.study, self.out, self.tokenizer = study, os.fspath(out), tokenizer
+        self.study, self.out, self.tokenizer = as_study(study), os.fspath(out), tokenizer
         self.schedule = Schedule.of(steps, every_n_train_steps, every_n_epochs, None)
         check_writable(self.out)
         self.series: Series | None = None

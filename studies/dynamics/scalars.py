@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pydoc
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import xarray as xr
 
+from ...errors import DeclarationError
 from ..storage.reading import Result
 
 PREFIX = "headwise/"
@@ -22,6 +25,38 @@ class Study(Protocol):
 
     def to_json(self) -> str:
         """The study as text."""
+
+
+def as_study(given: Any) -> Study:
+    """The study that is given, or that a configuration of ``LightningCLI`` describes by ``class_path`` and ``init_args``.
+
+    Raises
+    ------
+    DeclarationError
+        It is no study.
+    """
+    found = _built(given)
+    if not (hasattr(found, "run") and hasattr(found, "to_json")):
+        raise DeclarationError(
+            f"{given!r} is no study: give Sweep(...), InductionStudy(...), or a value with run(model) and to_json()"
+        )
+    made: Study = found
+    return made
+
+
+def _built(given: Any) -> Any:
+    """Values in which what has a ``class_path`` is made."""
+    if isinstance(given, list):
+        return [_built(one) for one in given]
+    if not isinstance(given, Mapping):
+        return given
+    made = {str(name): _built(value) for name, value in given.items()}
+    if "class_path" not in made:
+        return made
+    kind = pydoc.locate(made["class_path"])
+    if not callable(kind):
+        raise DeclarationError(f"class_path: {made['class_path']}: there is no such class, such as headwise.Sweep")
+    return kind(**made.get("init_args", {}))
 
 
 def head_scores(result: Result) -> dict[str, xr.DataArray]:
