@@ -48,7 +48,7 @@ def coordinates(model: Model, batch: Batch, run: str, runs: Sequence[str] | None
     Returns
     -------
     dict
-        As `xarray.Dataset` takes coordinates.
+        As an xarray Dataset takes coordinates.
     """
     ids, beyond = batch.runs[run].astype(np.float64), np.arange(batch.runs[run].shape[1]) >= batch.lengths[:, None]
     known, places = np.unique(batch.runs[run], return_inverse=True)
