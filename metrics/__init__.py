@@ -39,8 +39,8 @@ A metric of your own is a function of tensors, here the largest logit at each sc
 >>> card = hw.metrics.Card("largest", "largest logit", "logit", (float("-inf"), float("inf")))
 >>> largest = hw.metrics.Metric(card, "logits", lambda logits: logits.amax(-1), lambda prompts: {})
 >>> ds = hw.measure(hw.load("words-2l"), hw.RepeatedTokens(n=4, length=8), metrics=[largest])
->>> ds["baseline_largest"].dims
-('run', 'example')
+>>> ds["largest"].dims
+('example',)
 """
 
 from .attention import (
