@@ -1,6 +1,7 @@
 """What is read off a run. Pure functions, each with a card; they know no model and no intervention.
 
-- of the output: ``loss`` (nats), ``accuracy``, ``prob``, ``logit_diff``, ``rank``, ``kl``
+- of the output: ``loss`` (nats), ``accuracy``, ``prob``, ``logit_diff``, ``rank``, ``kl``; ``help(hw.Prompts)`` says
+  what the first four are for an answer of several tokens
 - of attention patterns: below
 - of weights: ``composition`` of two heads, from their ``factors``
 - how sure: ``bootstrap_interval``, ``null_p_value``, ``benjamini_hochberg``, ``control_sets``
