@@ -5,13 +5,14 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup induction test test-heavy ndif lint format bench bridge soak gallery model wheel wheel-test clean
+.PHONY: help setup induction test test-heavy ndif latest lint format bench bridge soak gallery model wheel wheel-test clean
 
 help:
 	@echo "make induction  the whole induction-head analysis of the shipped model, into results/"
 	@echo "make test       set up and run the tests, a process a core (WORKERS=1: one after another)"
 	@echo "make test-heavy the tests marked heavy: soak, many kills, browsers at many widths, hundreds of cases"
 	@echo "make ndif       start the real NDIF server here, run the remote tests against it, end it (Linux, needs redis-server)"
+	@echo "make latest     run the tests with the newest of everything that pyproject.toml allows, in an environment of its own"
 	@echo "make lint       ruff and mypy"
 	@echo "make bridge     compare with TransformerLens, model family by model family"
 	@echo "make soak       random calls, kills, faults and hostile files for two hours, or MINUTES=10 SEED=3 (Linux, macOS)"
@@ -39,6 +40,13 @@ test: setup
 
 test-heavy: setup
 	$(RUN) -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal -m heavy
+
+# Only torch is as pinned: the newest would bring its build for CUDA, which takes gigabytes.
+latest:
+	$(PYTHON) -m venv --clear .latest
+	.latest/bin/python -m pip install --quiet --upgrade "$$(grep ^torch== constraints.txt)" --editable ".[dev]"
+	.latest/bin/python -m pip list
+	.latest/bin/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal -m "not heavy"
 
 # The server has an environment of its own, as it has other versions than the client.
 .ndif/.ready: tests/ndif/requirements.txt
@@ -99,4 +107,4 @@ wheel-test: wheel
 	$(RUN) tests/support/wheel.py dist/headwise-*.whl
 
 clean:
-	rm -rf $(VENV) .ndif build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .ndif .latest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -68,4 +68,4 @@ CONTENDERS = {
         Contender("pyvene", "pyvene", "pyvene", "pyvene"),
     )
 }
-YARDSTICK, REFERENCE = "plain", "hooks"
+YARDSTICK, REFERENCE, OURS = "plain", "hooks", "headwise"

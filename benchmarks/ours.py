@@ -30,10 +30,7 @@ def prepare(job: Job) -> Callable[[Sequence[Place]], np.ndarray]:
 
     def scores(places: Sequence[Place]) -> np.ndarray:
         found = measure(model, job.task, None, [getattr(metrics, name) for name in SCORES], progress=False)
-        read = {
-            name: found[f"baseline_{name}"].sel(run="clean").transpose("read_layer", "read_head", "example").values
-            for name in SCORES
-        }
+        read = {name: found[name].values for name in SCORES}  # (layer, head, example)
         return job.table([read[place.what][place.layer, place.head] for place in places])
 
     if job.case.name == "scores":

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from benchmarks import ours
 from benchmarks.cases import Job, Place, sample
-from benchmarks.contenders import CONTENDERS, REFERENCE, YARDSTICK
+from benchmarks.contenders import CONTENDERS, OURS, REFERENCE, YARDSTICK
 
 TOLERANCE = 1e-4
 Run = Callable[[Sequence[Place]], Any]
@@ -54,13 +54,20 @@ def race(job: Job, names: Sequence[str], rounds: int, size: int | None) -> dict[
     differences = {name: 0.0 for name in runs if name != YARDSTICK}
     for name, run in runs.items():  # also the first run of each, which nobody times
         differences |= _compared(name, run(few), few, few, reference, differences)
+    # what each call of headwise does to tell which model it is takes its turn too
+    tell = ours.identity(job) if {OURS, YARDSTICK} <= {*runs} else None
     seconds: dict[str, list[float]] = {name: [] for name in runs}
+    telling: list[float] = []
     for _ in range(rounds):
         gc.collect()
         for name, run in runs.items():
             taken, values = _timed(run, job, places[name])
             seconds[name].append(taken)
             differences |= _compared(name, values, places[name], few, reference, differences)
+        if tell is not None:
+            begun = time.perf_counter()
+            tell()
+            telling.append(time.perf_counter() - begun)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     return {
         "model": job.model,
@@ -82,6 +89,7 @@ def race(job: Job, names: Sequence[str], rounds: int, size: int | None) -> dict[
             }
             for name in runs
         },
+        "identity": {"median seconds": statistics.median(telling), "seconds": telling} if telling else None,
         "left out": left_out,
     }
 
@@ -128,21 +136,6 @@ def operations(job: Job, name: str) -> int:
     with FlopCounterMode(display=False, custom_mapping=fused) as counter:
         run(job.places)
     return int(counter.get_total_flops())
-
-
-def identity_cost(job: Job, rounds: int) -> dict[str, Any]:
-    """What a call of headwise takes to tell which model it is, in plain forward passes of the prompts."""
-    plain = CONTENDERS[YARDSTICK].ready(job)
-    runs: dict[str, Callable[[], Any]] = {YARDSTICK: lambda: plain(job.places), "identity": ours.identity(job)}
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(rounds + 1):  # the first of each is not counted
-        for name, run in runs.items():
-            begun = time.perf_counter()
-            run()
-            seconds[name] += [time.perf_counter() - begun] if number else []
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    share = medians["identity"] * job.passes(job.places) / medians[YARDSTICK]
-    return {"model": job.model, "prompts": len(job.clean), "share": share}
 
 
 def _fused_attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:

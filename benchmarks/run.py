@@ -28,8 +28,8 @@ import torch
 
 from benchmarks.cases import CASES, MODELS, make_job
 from benchmarks.contenders import CONTENDERS, YARDSTICK
-from benchmarks.race import TOLERANCE, identity_cost, operations, peak_memory, race
-from benchmarks.table import identity_line, lines_of, write_readme
+from benchmarks.race import TOLERANCE, operations, peak_memory, race
+from benchmarks.table import lines_of, write_readme
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("headwise", "torch", "transformers", "nnsight", "transformer-lens", "pyvene")
@@ -86,16 +86,12 @@ def main() -> None:
         "tolerance": TOLERANCE,
         "races": [],
         "operations": [],
-        "identity": [],
     }
     for setting in settings:
         for case in setting.cases:
             found = race(make_job(case, setting.model, setting.prompts), names, setting.rounds, setting.size)
             results["races"].append(found)
             print("\n" + "\n".join(lines_of(found)), flush=True)
-        told = identity_cost(make_job("scores", setting.model, setting.prompts), max(5, setting.rounds))
-        results["identity"].append(told)
-        print("\n" + identity_line(told), flush=True)
     if not given.no_memory:
         _add_memory(results["races"], settings)
         for setting in (setting for setting in settings if setting.alone):

@@ -65,7 +65,10 @@ def _differences(
     exact = load(module, device=str(model.device), dtype="float32", tokenizer=model.tokenizer)
     first = plan.chunks[0]
     chunk = replace(first, examples=(0, min(PROMPTS, first.size)), passes=())
-    found = [run_unmodified(one, replace(plan, conditions=()), chunk, readers, inputs, {})[1] for one in (model, exact)]
+    found = [
+        run_unmodified(one, replace(plan, conditions=()), chunk, readers, inputs, {"alike": {}, "whole": []})[1]
+        for one in (model, exact)
+    ]
     return {
         reader.name: max(
             float((_mean(found[0][run][reader.name]) - _mean(found[1][run][reader.name])).abs().max())

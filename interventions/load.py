@@ -65,8 +65,9 @@ def load(
         ``"cuda"``, ``"cuda:1"``, ``"mps"``. On another device than its own, a module in memory is copied.
     dtype : {"float32", "float64", "bfloat16", "float16"}, optional
         float32 when left out; a module in memory keeps its own, and is copied where another one is asked for.
-    tokenizer : optional
-        Replaces the one in the folder; for a module in memory, token ids stand as words when it is left out.
+    tokenizer : PreTrainedTokenizerBase, optional
+        Replaces the one in the folder. A module in memory needs one for prompts that are text, and for BOS; without it,
+        token ids stand as words.
     remote : bool
         Leave the weights where they are: what is asked of the model runs on NDIF (or on the server that nnsight is set
         to, by ``NDIF_HOST``), and only metrics come back. The server says which number format it holds them in.
@@ -95,6 +96,10 @@ def load(
     <Model words-2l (shipped, step 512): gpt2, 2 layers of 8 heads, float32 on cpu, runs here>
     """
     check_python()
+    if tokenizer is not None and not all(hasattr(tokenizer, one) for one in ("encode", "decode", "get_vocab")):
+        raise DeclarationError(
+            f"tokenizer={tokenizer!r} is no tokenizer: give one of transformers, AutoTokenizer.from_pretrained(...)"
+        )
     step = None if step is None else whole(step, "step")
     if remote:
         if isinstance(source, torch.nn.Module) or device != "auto" or dtype is not None:

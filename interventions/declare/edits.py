@@ -66,6 +66,12 @@ class Edit(Intervention):
         value = self.change().value
         return isinstance(value, FromRun) and value.run is None
 
+    @property
+    def over_all(self) -> bool:
+        """Whether the new value is the mean over all examples and positions of the reference draw."""
+        value = self.change().value
+        return isinstance(value, FromRun) and value.reduce is Reduce.EXAMPLE_POSITION
+
     def edits(self) -> tuple[Edit, ...]:
         """Itself alone."""
         return (self,)
@@ -126,9 +132,11 @@ class MeanAblate(SiteEdit):
     ----------
     site : Site, Head or str
     over : {"example", ("example", "position")}
-        What the mean is taken over: examples, giving one mean for each position (default), or examples and positions.
-        The hidden dimension is never averaged. The reference draw of a random task has its own seed, so the evaluated
-        prompts are not in it; that of `Prompts` is its ``others``, or the prompts themselves where none are given.
+        What the mean is taken over: examples, giving one mean for each position (default), of reference prompts as long
+        as the prompt; or examples and positions, that is every token of every reference prompt once, whatever its
+        length. The hidden dimension is never averaged. The reference draw of a random task has its own seed, so the
+        evaluated prompts are not in it; that of `Prompts` is its ``others``, or the prompts themselves where none are
+        given.
 
     Raises
     ------

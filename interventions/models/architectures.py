@@ -1,6 +1,6 @@
 """One table per model family: the only file that names Hugging Face modules. Imports `family`.
 
-Another family becomes known with `register`; what `load` says of an unknown one is a table to start from::
+Another family becomes known with `register`; `Family.template` writes a table to start from::
 
     from dataclasses import replace
     import headwise as hw

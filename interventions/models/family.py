@@ -154,6 +154,37 @@ class Family:
         if missing or "embed" not in self.embeddings:
             raise DeclarationError(f"the table of {self.name} lacks {choices(missing or ['embed'])}")
 
+    @staticmethod
+    def template(model: Any) -> str:
+        """Code that makes a family known, as Llama is: change what differs in ``print(model)``, and run it.
+
+        Parameters
+        ----------
+        model : str or PreTrainedModel
+            A model of the family, or its ``model_type`` as its configuration has it.
+
+        Returns
+        -------
+        str
+            Python.
+
+        Raises
+        ------
+        DeclarationError
+            `model` is neither.
+
+        Examples
+        --------
+        >>> print(hw.Family.template("opt").splitlines()[5])
+            model_types=('opt',),
+        """
+        kind = model if isinstance(model, str) else getattr(getattr(model, "config", None), "model_type", None)
+        if not isinstance(kind, str):
+            raise DeclarationError(
+                f"template of {model!r}: give a model of transformers, or its model_type, such as 'opt'"
+            )
+        return _table(kind)
+
     def shape(self, config: Any) -> Shape:
         """The counts of a model with this configuration, and what its layers are like."""
         rotary, pos_embed = "rotary" in self.modules, "pos_embed" in self.embeddings
@@ -243,7 +274,7 @@ def family_of(config: Any, name: str) -> Family:
     Raises
     ------
     ModelError
-        Its attention is none that headwise computes, or its family is not known; the text shows the table to add.
+        Its attention is none that headwise computes, or its family is not known; the text says how to add it.
     """
     for flag in ("attn_logit_softcapping", "final_logit_softcapping"):
         if getattr(config, flag, None):
@@ -263,8 +294,8 @@ def family_of(config: Any, name: str) -> Family:
             return family
     known = choices(model_type for family in FAMILIES.values() for model_type in family.model_types)
     raise ModelError(
-        f"{name} is a {config.model_type} model: headwise knows {known}. To make it known, say where its parts are, by "
-        f"changing what differs here from print(model):\n\n{_table(config.model_type)}"
+        f"{name} is a {config.model_type} model: headwise knows {known}; another family is a table of its parts, "
+        f"and print(hw.Family.template({config.model_type!r})) shows one to start from"
     )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,7 @@ class Identity:
     fingerprint: Fingerprint | None
     modules: Mapping[str, str] = field(default_factory=dict, compare=False)
 
-    @property
+    @cached_property
     def exact(self) -> dict[str, Any]:
         """All facts but the fingerprint, which can be hashed into names."""
         configuration = without_names(self.configuration) if self.configuration else {}

@@ -185,7 +185,8 @@ class RemoteSweep:
         if plan.uses_reference:
             points = sorted({point_of(site) for site in plan.reference_sites()})
             tokens = as_tensor(model, self.inputs.reference[chunk.group])
-            reference = ReferenceSpec(tokens=tokens, points=points)
+            whole = [as_tensor(model, one) for one in self.inputs.whole_reference]
+            reference = ReferenceSpec(tokens=tokens, whole=whole, points=points)
         return {
             "runs": runs_of(model, plan, chunk, self.readers, self.inputs),
             "reference": reference,

@@ -65,4 +65,4 @@ def part_of(cache: RunCache, examples: slice) -> RunCache:
 
 def drawn_examples(cache: RunCache) -> int:
     """Examples of the reference draw."""
-    return len(next(iter(cache["reference"].values()), ()))
+    return len(next(iter(cache["reference"]["alike"].values()), ()))

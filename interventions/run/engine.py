@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -17,9 +18,9 @@ from ..plan.cost import logits_bytes
 from ..plan.passes import ExampleChunk, Pass
 from ..plan.plan import Plan
 from ..traced import server_jobs
-from ..traced.specs import Kernel, LogitsSpec, Points, ReadSite, RunCache, RunSpec
+from ..traced.specs import Kernel, LogitsSpec, Points, ReadSite, ReferenceRead, RunCache, RunSpec
 from .activations import as_tensor, handles, own_point, point_of, read_points
-from .cache import CompiledMetric, drawn_examples, part_of
+from .cache import Array, CompiledMetric, drawn_examples, part_of
 from .memory import is_out_of_memory
 from .outcome import FinishedValues, Inputs, Outcome, PassSlice, Store, values_of_conditions, values_of_run
 from .pass_spec import EMBEDDINGS, PassSpecBuilder
@@ -161,17 +162,29 @@ class ReferenceDraw:
         self.model, self.plan, self.inputs = model, plan, inputs
         self.read: dict[int, Points] = {}
 
-    def of(self, group: int) -> Points:
+    def of(self, group: int) -> ReferenceRead:
         """The tensors of a group, ``(example, position, width)``; nothing where no edit uses them."""
         if not self.plan.uses_reference:
-            return {}
+            return {"alike": {}, "whole": []}
         if group not in self.read:
-            self.read = {group: read_points(self.model, self.inputs.reference[group], self.plan.reference_sites())}
-        return self.read[group]
+            self.read = {group: self._points(self.inputs.reference[group])}
+        return {"alike": self.read[group], "whole": self._whole}
+
+    @cached_property
+    def _whole(self) -> list[Points]:
+        return [self._points(tokens) for tokens in self.inputs.whole_reference]
+
+    def _points(self, tokens: Array) -> Points:
+        return read_points(self.model, tokens, self.plan.reference_sites()) if len(tokens) else {}
 
 
 def run_unmodified(
-    model: Model, plan: Plan, chunk: ExampleChunk, readers: Sequence[CompiledMetric], inputs: Inputs, reference: Points
+    model: Model,
+    plan: Plan,
+    chunk: ExampleChunk,
+    readers: Sequence[CompiledMetric],
+    inputs: Inputs,
+    reference: ReferenceRead,
 ) -> tuple[RunCache, dict[str, dict[str, torch.Tensor]]]:
     """Run every run of a chunk without intervention, in this process.
 
@@ -182,7 +195,7 @@ def run_unmodified(
     chunk : ExampleChunk
     readers : sequence of CompiledMetric
     inputs : Inputs
-    reference : Points
+    reference : ReferenceRead
         What was read of the reference draw, see `ReferenceDraw.of`.
 
     Returns

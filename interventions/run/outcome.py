@@ -25,11 +25,14 @@ class Inputs:
     ----------
     runs : mapping of run name to a tuple of arrays (example, position), one for each group
     reference : tuple of arrays (example, position), one for each group
-        The reference draw; may be empty where no edit uses it.
+        The prompts of the reference draw that are as long as those of the group; may be empty where no edit uses them.
+    whole_reference : tuple of arrays (example, position), one for each length
+        All prompts of the reference draw, where they differ in length and a mean is over all of their positions.
     """
 
     runs: Mapping[str, tuple[Array, ...]]
     reference: tuple[Array, ...] = ()
+    whole_reference: tuple[Array, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def attention_pattern(q: torch.Tensor, k: torch.Tensor, scaling: float, window: 
     wide = torch.promote_types(q.dtype, torch.float32)
     scores = torch.einsum("eqhd,ekhd->ehqk", q.to(wide), k.to(wide)) * scaling
     hidden = hidden_keys(torch.arange(q.shape[1], device=q.device), k.shape[1], window)
-    return scores.masked_fill(hidden, float("-inf")).softmax(-1)
+    return scores.masked_fill_(hidden, float("-inf")).softmax(-1)
 
 
 def pattern_at(model: ModelParts, layer: int, rotated: torch.Tensor) -> torch.Tensor:

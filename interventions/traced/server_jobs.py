@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         Points,
         Program,
         ReadSite,
+        ReferenceRead,
         RowChange,
         RunCache,
         RunSpec,
@@ -101,17 +102,23 @@ def estimates(root: Any, program: SweepProgram) -> Any:
     return in_one_tensor(found)
 
 
-def reference_of(root: Any, parts: ModelParts, chunk: ChunkSpec) -> Points:
+def reference_of(root: Any, parts: ModelParts, chunk: ChunkSpec) -> ReferenceRead:
     """What is read of the reference draw of a chunk; nothing where it has none."""
     draw = chunk["reference"]
-    return {} if draw is None else read_in_batches(root, parts, draw["tokens"], draw["points"])
+    if draw is None:
+        return {"alike": {}, "whole": []}
+    points = draw["points"]
+    return {
+        "alike": read_in_batches(root, parts, draw["tokens"], points) if len(draw["tokens"]) else {},
+        "whole": [read_in_batches(root, parts, tokens, points) for tokens in draw["whole"]],
+    }
 
 
 def run_unmodified(
     root: Any,
     parts: ModelParts,
     runs: list[RunSpec],
-    reference: Points,
+    reference: ReferenceRead,
     compares: bool,
     refusal: type[Exception] = ValueError,
 ) -> tuple[RunCache, dict[str, dict[str, torch.Tensor]]]:
@@ -123,7 +130,7 @@ def run_unmodified(
     parts : ModelParts
     runs : list of RunSpec
         The base run first.
-    reference : Points
+    reference : ReferenceRead
         What was read of the reference draw.
     compares : bool
         Whether a kernel compares with the logits of the base run.

@@ -91,12 +91,19 @@ class LogitsSpec(TypedDict):
     apart: bool
 
 
+class ReferenceRead(TypedDict):
+    """What was read of the reference draw."""
+
+    alike: Points  # of its prompts that are as long as those of the group
+    whole: list[Points]  # of all of its prompts, by their length, where they differ in it and a mean is over all
+
+
 class RunCache(TypedDict):
     """What was read of the runs before the passes of some examples, and the kernels with their arguments."""
 
     base: Points
     sources: dict[str, Points]  # by run
-    reference: Points  # of the whole reference draw
+    reference: ReferenceRead
     pattern_kernels: list[Kernel]
     logits: LogitsSpec
     base_attended: dict[str, torch.Tensor]  # (example, layer, head) by kernel of patterns
@@ -301,7 +308,8 @@ class EstimateSpec(TypedDict):
 class ReferenceSpec(TypedDict):
     """What is read of the reference draw."""
 
-    tokens: torch.Tensor  # (example, position)
+    tokens: torch.Tensor  # (example, position), of the prompts that are as long as those of the group
+    whole: list[torch.Tensor]  # (example, position), of all, by their length
     points: list[ReadSite]
 
 

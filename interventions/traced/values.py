@@ -58,8 +58,11 @@ def resolve(value: Value, cache: RunCache) -> Any:
         return torch.tensor(value["numbers"], dtype=like.dtype, device=like.device)
     if value["kind"] == "embeddings":
         return embedding_sum(value, cache)
-    points = cache["reference"] if value["run"] is None else cache["sources"][value["run"]]
-    source, pattern = points[value["site"]], value["pattern"]
+    reference, site, pattern = cache["reference"], value["site"], value["pattern"]
+    if value["run"] is None and reference["whole"] and value["reduce"] == "mean over example and position":
+        parts = [points[site][..., value["columns"]].flatten(0, 1) for points in reference["whole"]]
+        return torch.cat(parts).mean(dim=0)[None, None]
+    source = (reference["alike"] if value["run"] is None else cache["sources"][value["run"]])[site]
     if pattern is None:
         return reduce_examples(source[..., value["columns"]], value)
     taken = reduce_examples(pattern_between(source, **pattern).transpose(1, 2), value)

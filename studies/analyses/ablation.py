@@ -19,14 +19,13 @@ from ...metrics.intervals import level_at, looks, settled
 from ...metrics.outputs import accuracy, loss
 from ...metrics.statistics import (
     benjamini_hochberg,
-    control_sets,
-    null_p_value,
     over_looks,
     possible_control_sets,
     ranking_settled,
     t_test,
 )
 from ..measuring.capture import capture
+from ..measuring.controls import CONTROLS, control_p, random_sets
 from ..measuring.effects import effect, effect_interval
 from ..measuring.looks import Span, measure_some, until_settled
 from ..tasks.tasks import RepeatedTokens, Task
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
 METHODS = {"zero": ZeroAblate, "mean": MeanAblate, "resample": ResampleAblate}
 ESTIMATED = ("zero", "mean")
 """Ablations whose estimates are compared with the exact ones."""
-CONTROLS = {"same layers": True, "all layers": False}
-"""Control drawn in the same layers as the set, and over all layers."""
 WORSE = {"loss": 1, "accuracy": -1}
 """Sign that turns a change of the metric into damage."""
 REAL = 0.05
@@ -257,12 +254,9 @@ def draw_sets(
     """
     wanted = {name: tuple(sorted(heads)) for name, heads in sets.items() if heads}
     drawn = {
-        (name, control): [
-            tuple(sorted(Head(*place) for place in one))
-            for one in control_sets([(head.layer, head.head) for head in heads], *_size(model), draws, seed, matched)
-        ]
+        (name, control): found
         for name, heads in wanted.items()
-        for control, matched in CONTROLS.items()
+        for control, found in random_sets(heads, model.shape, draws, seed).items()
     }
     return wanted, drawn
 
@@ -311,8 +305,5 @@ def _size(model: Model) -> tuple[int, int]:
 def _p_values(result: xr.Dataset, name: str) -> xr.DataArray:
     """For each set, control and ablation: how often a random set does at least as much damage."""
     base = result[f"baseline_{name}"].sel(run=result.attrs["base"], drop=True)
-    own, control = (WORSE[name] * (result[part] - base).mean("example") for part in (name, f"control_{name}"))
-    p: xr.DataArray = xr.apply_ufunc(
-        null_p_value, own, control, input_core_dims=[[], ["draw"]], vectorize=True, join="exact"
-    ).transpose("set", "control", "ablation")
-    return p.assign_attrs(long_name="p: (1 + random sets that do at least as much damage) / (1 + sets)", units="1")
+    p = control_p(result[name], result[f"control_{name}"], base, WORSE[name])
+    return p.transpose("set", "control", "ablation")

@@ -3,22 +3,48 @@
 from __future__ import annotations
 
 import argparse
-import json
-from dataclasses import asdict
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import DeclarationError, ResultError, choices
-from .shared import add_command, add_json, add_model, open_model, put, quiet_libraries
+from .shared import add_command, add_json, add_model, open_model, print_json, put, quiet_libraries
 
 if TYPE_CHECKING:
     from ...interventions.models.model import Model
+    from ...interventions.plan.plan import Plan
 
 SWEEPS = ("heads", "qkv", "resid")
 EXAMPLES = """  headwise plan                                      every head ablated
   headwise plan --what qkv --metric logit_diff       q, k, v of every head
-  headwise plan --model openai-community/gpt2 --json
+  headwise plan --what mine.json --n 8               interventions of a file
+  headwise plan --model gpt2 --json
 """
+WHAT = """the file of --what holds what hw.to_json(...) writes of an intervention, a mapping of
+names to interventions, a list of them, or a Grid:
+  import headwise as hw
+  what = {"without L0H3": hw.ZeroAblate(hw.Head(0, 3))}
+  with open("mine.json", "w") as file:
+      file.write(hw.to_json(what))
+which is
+  {"type": "mapping", "items": [["without L0H3", {"type": "ZeroAblate",
+    "site": {"type": "Site", "component": "z", "layer": 0, "head": 3, "positions": null}}]]}
+"""
+KEYS = {
+    "conditions": "interventions that would be measured",
+    "passes_run": "passes that would be run for them, beside the runs as they are",
+    "rows": "most rows of a pass",
+    "positions": "most positions of a pass",
+    "base": "floating-point operations of the runs as they are",
+    "passes": "those of the passes with interventions",
+    "total": "both",
+    "naive": "those of a plain forward pass with all its logits for each condition and prompt",
+    "share": "total / naive; null where nothing is changed",
+    "forward": "those of a plain forward pass of one prompt, the mean over prompts",
+    "memory": "bytes of tensors at most, beside the weights",
+    "seconds": "estimate of the time; null where the speed was not measured, as of a server",
+}
+"""What ``--json`` prints."""
 
 
 def add(commands: Any) -> None:
@@ -32,7 +58,7 @@ def add(commands: Any) -> None:
             "Explain the plan of a sweep on repeated random tokens: passes, rows, work against one forward pass for "
             "each condition, memory, and an estimate of the time. In Python: print(hw.plan(...))."
         ),
-        examples=EXAMPLES,
+        examples=f"{EXAMPLES}\n{WHAT}\nkeys of --json:\n{_keys()}",
     )
     add_model(parser)
     parser.add_argument(
@@ -40,14 +66,14 @@ def add(commands: Any) -> None:
         default="heads",
         help=(
             "heads (zero ablation of each), qkv (patching q, k and v of each), resid (patching the residual stream at "
-            "each layer and position), or a JSON file with interventions (default: %(default)s)"
+            "each layer and position), or a JSON file with interventions, see below (default: %(default)s)"
         ),
     )
     parser.add_argument("--metric", action="append", help="loss, logit_diff, ...; may be given again (default: loss)")
     parser.add_argument("--n", type=int, default=32, help="prompts (default: %(default)s)")
     parser.add_argument("--length", type=int, default=25, help="tokens in the half that repeats (default: %(default)s)")
     parser.add_argument("--batch-size", default="auto", help="rows of a pass (default: %(default)s)")
-    add_json(parser, "print the figures as JSON")
+    add_json(parser, "print the figures as JSON, see below")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -66,22 +92,25 @@ def run(options: argparse.Namespace) -> int:
         batch_size=int(size) if size.isdigit() else size,
     )
     if options.json:
-        found = plan.cost()
-        put(
-            json.dumps(
-                asdict(found)
-                | {
-                    "total": found.total,
-                    "share": found.share,
-                    "passes_run": plan.passes,
-                    "conditions": len(plan.conditions),
-                },
-                indent=2,
-            )
-        )
+        print_json(_figures(plan))
     else:
         put(plan)
     return 0
+
+
+def _figures(plan: Plan) -> dict[str, Any]:
+    """What a plan costs, by the names of `KEYS`."""
+    cost = plan.cost()
+    counts = {"conditions": len(plan.conditions), "passes_run": plan.passes}
+    return {name: counts[name] if name in counts else getattr(cost, name) for name in KEYS}
+
+
+def _keys() -> str:
+    """`KEYS` in lines of a terminal."""
+    return "\n".join(
+        textwrap.fill(words, 88, initial_indent=f"  {name:12}", subsequent_indent=14 * " ")
+        for name, words in KEYS.items()
+    )
 
 
 def _grid(model: Model, what: str, positions: int) -> Any:
@@ -112,3 +141,5 @@ def _grid(model: Model, what: str, positions: int) -> Any:
         return from_json(path.read_text())
     except (OSError, UnicodeDecodeError) as error:
         raise ResultError(f"cannot read {path}: {error}") from error
+    except DeclarationError as error:
+        raise DeclarationError(f"--what {what}: {error}; the file holds what hw.to_json(...) writes") from error

@@ -63,6 +63,8 @@ class WorkItem:
     base : str
     runs : tuple of str
         Those that are measured as they are.
+    controls : tuple of int
+        How many random sets, and their seed.
     budget : int
         Bytes for all tensors, by which the passes were sized.
     chunks : tuple of ExampleChunk
@@ -75,6 +77,7 @@ class WorkItem:
     metrics: tuple[str | Metric, ...]
     base: str
     runs: tuple[str, ...]
+    controls: tuple[int, int]
     budget: int
     chunks: tuple[ExampleChunk, ...]
 
@@ -84,7 +87,13 @@ class WorkItem:
         model = json.dumps([self.model, self.identity.exact], sort_keys=True)
         metrics = [metric if isinstance(metric, str) else metric.name for metric in self.metrics]
         return short_hash(
-            model, self.token_hash, self.declared, json.dumps(metrics), self.base, *self.runs, repr(self.chunks)
+            model,
+            self.token_hash,
+            self.declared,
+            json.dumps(metrics),
+            self.base,
+            *self.runs,
+            repr((self.controls, self.chunks)),
         )
 
 
@@ -235,6 +244,7 @@ def split(sweep: Sweep, identity: Identity, chunks: Sequence[ExampleChunk]) -> I
         tuple(_travelling(metric) for metric in setup.metrics),
         sweep.base,
         setup.plan.runs,
+        (0, 0) if setup.controls is None else (setup.controls.draws, setup.controls.seed),
         setup.plan.budget,
         (),
     )
@@ -265,7 +275,16 @@ def run_item(item: WorkItem) -> list[FinishedValues]:
         check_reproduced(model, item.identity)
         task, what = declared["task"], declared["what"]
         setup = set_up(
-            model, task, what, metrics, base=item.base, runs=item.runs, per_position=False, batch_size="auto"
+            model,
+            task,
+            what,
+            metrics,
+            base=item.base,
+            runs=item.runs,
+            per_position=False,
+            batch_size="auto",
+            controls=item.controls[0],
+            seed=item.controls[1],
         )
         inputs = setup.inputs(task, model)
         if _token_hash(setup.plan, inputs) != item.token_hash:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
+from xarray.indexes import PandasIndex
 
 from ...errors import DeclarationError, check_name, check_text, choices
 from ...interventions.declare.codec import encode
@@ -36,18 +37,17 @@ def coordinates(model: Model, batch: Batch, run: str, runs: Sequence[str] | None
     `runs` are those that were measured, all when left out. NUL in the text of a token, at which
     files would cut it, stands as ``␀``.
     """
-    ids = batch.runs[run].astype(np.float64)
-    ids[np.arange(ids.shape[1]) >= batch.lengths[:, None]] = np.nan
-    known = np.unique(batch.runs[run])
-    texts = (text.replace("\0", "␀") for text in model.token_text(known.tolist()))
-    words = dict(zip(known.tolist(), texts, strict=True))
-    text = [["" if np.isnan(token) else words[int(token)] for token in row] for row in ids]
+    ids, beyond = batch.runs[run].astype(np.float64), np.arange(batch.runs[run].shape[1]) >= batch.lengths[:, None]
+    known, places = np.unique(batch.runs[run], return_inverse=True)
+    words = np.asarray([text.replace("\0", "␀") for text in model.token_text(known.tolist())], dtype=object)
+    text = words[places.reshape(ids.shape)]
+    text[beyond], ids[beyond] = "", np.nan
     ids = ids if np.isnan(ids).any() else ids.astype(np.int64)  # missing is NaN, which whole numbers cannot hold
     return {
         "run": ("run", np.asarray(list(batch.runs if runs is None else runs), dtype=object)),
         "example": np.arange(ids.shape[0]),
         "position": np.arange(ids.shape[1]),
-        "token": (("example", "position"), np.asarray(text, dtype=object), {"long_name": f"token of the {run} run"}),
+        "token": (("example", "position"), text, {"long_name": f"token of the {run} run"}),
         "token_id": (("example", "position"), ids, {"long_name": f"token id of the {run} run"}),
     } | _position_labels(batch)
 
@@ -81,6 +81,23 @@ def with_axes(coords: Mapping[str, Any], axes: Sequence[tuple[str, tuple[Any, ..
                     found[other] = (dims, np.take(data, values, axis=dims.index("position")), *attrs)
         found[name] = list(values)
     return found
+
+
+def dataset_of(variables: Mapping[str, xr.Variable], coords: Mapping[str, Any]) -> xr.Dataset:
+    """A dataset of variables, with these coordinates and those of the dims that count from 0.
+
+    Each index is made once here; left to xarray, each is made several times, which takes as long as a small pass.
+    """
+    sizes = {dim: size for one in variables.values() for dim, size in one.sizes.items()}
+    made: dict[str, xr.Variable] = {}
+    indexes = {}
+    for name, given in {**coords, **counted(sizes, coords)}.items():
+        dims, data, attrs = (*given, None)[:3] if isinstance(given, tuple) else ((name,), np.asarray(given), None)
+        made[name] = xr.Variable(dims, data, attrs, fastpath=True)
+        if made[name].dims == (name,):
+            indexes[name] = PandasIndex.from_variables({name: made[name]}, options={})
+            made |= indexes[name].create_variables({name: made[name]})
+    return xr.Dataset(variables, xr.Coordinates(made, indexes))
 
 
 def number_dims(dataset: xr.Dataset) -> xr.Dataset:
@@ -123,10 +140,15 @@ def _text_of(intervention: Intervention) -> str:
     return " + ".join(parts)
 
 
-def check_names(axes: Sequence[tuple[str, tuple[Any, ...]]], metrics: Sequence[Metric], per_position: bool) -> None:
+def check_names(
+    axes: Sequence[tuple[str, tuple[Any, ...]]], metrics: Sequence[Metric], per_position: bool, controls: bool = False
+) -> None:
     """Refuse names of metrics and axes that no file can hold, or that the results need for something else."""
     names = [metric.name for metric in metrics]
     baselines = {f"baseline_{name}" for name in names}
+    if controls:
+        baselines |= {f"{name}_control" for name in names} | {f"p_{name}" for name in names}
+        baselines |= {"control", "draw", "control_heads"}
     for metric in metrics:
         check_name(metric.name, "the metric")
         for text in (metric.card.long_name, metric.card.units, metric.card.reference):

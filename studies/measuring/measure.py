@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import xarray as xr
 
+from ...errors import DeclarationError
 from ...interventions.base.hashing import short_hash
 from ...interventions.plan.plan import Plan
 from ...metrics.outputs import loss
@@ -41,6 +42,8 @@ def measure(
     batch_size: int | str = "auto",
     estimator: str = "exact",
     steps: int = 8,
+    controls: int = 0,
+    seed: int = 0,
     check: bool = True,
     remote: bool | None = None,
     progress: Callable[[int, int], None] | bool | None = None,
@@ -75,6 +78,11 @@ def measure(
         estimate moves the edits of one kind, layer and component together, as all heads of a layer.
     steps : int
         Steps of the integrated estimate.
+    controls : int
+        Where each condition changes whole heads (their ``z``) in one way: do that to so many random sets of as many
+        other heads too, in the same layers and over all layers; all distinct sets where there are fewer.
+    seed : int
+        Of the random sets.
     check : bool
         Before the first sweep on a model, see on one short prompt that planned passes give what its own forward pass
         gives.
@@ -103,7 +111,9 @@ def measure(
         ``example`` (and ``position``; for attention metrics ``read_layer``, ``read_head``: the head that was looked
         at), and ``baseline_<metric>`` with ``run``, the runs without intervention. Effects are derived: see
         `headwise.effect`. Where `what` is None, a metric is that of the base run, and of attention ``(layer, head,
-        example)``.
+        example)``. With `controls`: ``<metric>_control`` of the random sets ``(..., control, draw, example)``, NaN
+        beyond those that exist; their heads as text, ``control_heads``; and ``p_<metric>(..., control)``, ``(1 + sets
+        that do at least as much damage) / (1 + sets)`` by means over examples.
 
     Raises
     ------
@@ -139,8 +149,19 @@ def measure(
     shown = progress is None or progress is True
     with context.using(quiet=context.current().quiet or not shown) as execution:
         setup = set_up(
-            model, task, what, metrics, base=base, runs=runs, per_position=per_position, batch_size=batch_size
+            model,
+            task,
+            what,
+            metrics,
+            base=base,
+            runs=runs,
+            per_position=per_position,
+            batch_size=batch_size,
+            controls=controls,
+            seed=seed,
         )
+        if setup.controls and estimator != "exact":
+            raise DeclarationError(f"controls={controls}: they are measured exactly: leave estimator out")
         check_remote(model, remote)
         check_estimable(setup.metrics, estimator, steps, per_position)
         check_executor(model, executor, estimator)
@@ -181,13 +202,15 @@ def plan(
     base: str = "clean",
     runs: Runs = None,
     batch_size: int | str = "auto",
+    controls: int = 0,
+    seed: int = 0,
     timed: bool = True,
 ) -> Plan:
     """What `measure` would do with the same arguments, without doing it: ``print(plan(...))`` explains the cost.
 
     Parameters
     ----------
-    model, task, what, metrics, base, runs, batch_size
+    model, task, what, metrics, base, runs, batch_size, controls, seed
         As for `measure`.
     timed : bool
         Run a few plain forward passes to estimate the time; not where the model is on a server.
@@ -212,7 +235,18 @@ def plan(
     passes          1  at most 64 rows of 15 positions together
     ...
     """
-    setup = set_up(model, task, what, metrics, base=base, runs=runs, per_position=False, batch_size=batch_size)
+    setup = set_up(
+        model,
+        task,
+        what,
+        metrics,
+        base=base,
+        runs=runs,
+        per_position=False,
+        batch_size=batch_size,
+        controls=controls,
+        seed=seed,
+    )
     setup.readers()  # refuses metrics that the task cannot have, as `measure` does
     if not timed or model.backend.module is None:  # the speed of a server is not known
         return setup.plan

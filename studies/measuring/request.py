@@ -6,9 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...errors import DeclarationError, UnknownNameError, check_text, choices
-from ...interventions.declare.changes import FromRun, Reduce
-from ...interventions.declare.edits import Intervention
+from ...errors import LARGEST_SEED, MOST_DRAWS, DeclarationError, UnknownNameError, check_text, choices, whole
+from ...interventions.declare.edits import Edit, Intervention
 from ...interventions.declare.grid import Grid
 from ...interventions.plan.plan import Plan, make_plan
 from ...metrics.card import Metric
@@ -16,6 +15,7 @@ from ...metrics.outputs import of_answer
 from ..storage.registry import metric_of
 from ..tasks.batch import Batch
 from ..tasks.tasks import Task, reference_tokens
+from .controls import Controls, with_controls
 from .labels import check_is_model, check_names, task_json, texts_of
 
 if TYPE_CHECKING:
@@ -43,6 +43,9 @@ class Request:
         Which runs were asked for, as it was said.
     batch : Batch
     plan : Plan
+        The conditions that were asked for come first.
+    controls : Controls or None
+        Random sets of heads, whose conditions come after them.
     """
 
     metrics: list[Metric]
@@ -51,6 +54,7 @@ class Request:
     runs: Runs
     batch: Batch
     plan: Plan
+    controls: Controls | None
 
     def readers(self) -> list[CompiledMetric]:
         """The metrics as the engine sees them."""
@@ -76,7 +80,7 @@ class Request:
         batch, plan = self.batch, self.plan
         return Inputs(
             {run: tuple(batch.tokens(run, group) for group in plan.groups) for run in plan.runs},
-            reference_tokens(task, model, plan.base, plan.groups) if plan.uses_reference else (),
+            *(reference_tokens(task, model, plan) if plan.uses_reference else ()),
         )
 
 
@@ -90,6 +94,8 @@ def set_up(
     runs: Runs = None,
     per_position: bool,
     batch_size: int | str,
+    controls: int = 0,
+    seed: int = 0,
 ) -> Request:
     """Check what a measurement asks for, and plan its passes.
 
@@ -108,6 +114,8 @@ def set_up(
         Whether values of the logits metrics are wanted at each scored position, not their mean.
     batch_size : int or "auto"
         Rows of one forward pass.
+    controls, seed : int
+        See `measure`.
 
     Returns
     -------
@@ -121,13 +129,23 @@ def set_up(
     check_is_model(model)
     chosen = chosen_metrics(metrics)
     axes, interventions = conditions(what)
-    check_names(axes, chosen, per_position)
+    edits: Sequence[Sequence[Edit]] = [intervention.edits() for intervention in interventions]
+    drawn = None
+    if whole(controls, "controls", high=MOST_DRAWS):
+        if per_position:
+            raise DeclarationError(
+                f"controls={controls}: they are compared by the mean over positions: leave per_position out"
+            )
+        drawn, edits = with_controls(
+            edits, chosen, model.name, model.shape, controls, whole(seed, "a seed", high=LARGEST_SEED)
+        )
+    check_names(axes, chosen, per_position, drawn is not None)
     declared = task_json(task)
     batch = task.draw(model)
     measured = _asked(runs, what, batch.runs)
     chosen, batch = for_answers(chosen, batch, per_position)
     plan = make_plan(
-        [intervention.edits() for intervention in interventions],
+        edits,
         model=model.name,
         shape=model.shape,
         groups=batch.groups(),
@@ -141,7 +159,7 @@ def set_up(
         overhead=model.backend.overhead,
     )
     check_reference(plan, batch)
-    return Request(chosen, axes, declared, runs, batch, plan)
+    return Request(chosen, axes, declared, runs, batch, plan, drawn)
 
 
 def _asked(runs: Runs, what: What, possible: Iterable[str]) -> list[str] | None:
@@ -171,9 +189,8 @@ def for_answers(metrics: list[Metric], batch: Batch, per_position: bool) -> tupl
 
 def check_reference(plan: Plan, batch: Batch) -> None:
     """Refuse what puts other values into a prompt with its answer than into the same prompt with its distractor."""
-    for edit in (edit for edits in plan.conditions for edit in edits if batch.pairs and edit.uses_reference):
-        value = edit.change().value
-        if not isinstance(value, FromRun) or value.reduce is not Reduce.EXAMPLE_POSITION:
+    for edit in (edit for edits in plan.conditions for edit in edits if batch.pairs):
+        if edit.uses_reference and not edit.over_all:
             raise DeclarationError(
                 f"{edit!r}: logit_diff of answers of several tokens compares prompts of different lengths, and "
                 "references of each length are others: possible are MeanAblate(..., over=('example', 'position')), "

@@ -20,8 +20,9 @@ from ..storage.registry import TASKS
 from ..tasks.batch import Batch
 from ..tasks.tasks import Task
 from . import context
-from .labels import coordinates, counted, with_axes
-from .request import Axes, Request, What
+from .controls import CONTROLS, WORSE, control_p
+from .labels import coordinates, dataset_of, with_axes
+from .request import Request, What
 
 if TYPE_CHECKING:
     from ...interventions.begin import Call
@@ -88,15 +89,21 @@ class Sweep:
     @cached_property
     def attrs(self) -> dict[str, str]:
         """What was asked for, as NetCDF attributes."""
-        takes, runs = bool(self.setup.plan.sources()), self.setup.runs
-        return {
-            "base": self.base,
-            "direction": {"clean": "noising", "corrupted": "denoising"}.get(self.base, self.base) if takes else "none",
-            "task": self.setup.task,
-            "interventions": json.dumps(encode(self.what, TASKS)),
-            "metrics": json.dumps([metric.name for metric in self.setup.metrics]),
-            "estimator": self.estimator if self.estimator != "integrated" else f"integrated, {self.steps} steps",
-        } | ({} if runs is None else {"runs": json.dumps(runs)})
+        takes, runs, drawn = bool(self.setup.plan.sources()), self.setup.runs, self.setup.controls
+        return (
+            {
+                "base": self.base,
+                "direction": {"clean": "noising", "corrupted": "denoising"}.get(self.base, self.base)
+                if takes
+                else "none",
+                "task": self.setup.task,
+                "interventions": json.dumps(encode(self.what, TASKS)),
+                "metrics": json.dumps([metric.name for metric in self.setup.metrics]),
+                "estimator": self.estimator if self.estimator != "integrated" else f"integrated, {self.steps} steps",
+            }
+            | ({} if runs is None else {"runs": json.dumps(runs)})
+            | ({} if drawn is None else {"controls": json.dumps({"draws": drawn.draws, "seed": drawn.seed})})
+        )
 
     def check_request(self) -> None:
         """Refuse, before any forward pass, what the engine or the estimator cannot do."""
@@ -197,10 +204,17 @@ class Sweep:
                 outcome = backend.run_plan(plan, readers, inputs, bar.update, store, positions=positions, say=say)
         variables: dict[str, xr.Variable] = {}
         for metric in self.setup.metrics:
-            variables |= _variables(metric, outcome, batch, None if self.what is None else axes, self.per_position)
-        sizes = {dim: size for one in variables.values() for dim, size in one.sizes.items()}
-        dataset = xr.Dataset(variables, coords | counted(sizes, coords))
-        dataset = _less_rivals(dataset, self.setup.metrics, batch.pairs)
+            variables |= _variables(metric, outcome, self.setup, self.what is None, self.per_position)
+        if drawn := self.setup.controls:
+            shape = [len(values) for _, values in axes]
+            dims = (*(name for name, _ in axes), "control", "draw")
+            variables["control_heads"] = xr.Variable(dims, drawn.heads.reshape(*shape, *drawn.heads.shape[1:]))
+            coords |= {"control": np.asarray(list(CONTROLS), dtype=object), "draw": np.arange(drawn.heads.shape[-1])}
+        dataset = _less_rivals(dataset_of(variables, coords), self.setup.metrics, batch.pairs)
+        for metric in self.setup.metrics if drawn else ():
+            base = dataset[f"baseline_{metric.name}"].sel(run=self.base, drop=True)
+            own, random = dataset[metric.name], dataset[f"{metric.name}_control"]
+            dataset[f"p_{metric.name}"] = control_p(own, random, base, WORSE[metric.card.better])
         told = {"seconds": f"{time.monotonic() - started:.3f}", CHECKED: "passed" if self.check else "left out"}
         dataset.attrs = provenance(model, call.identity) | attrs | told
         if deviation:
@@ -209,13 +223,14 @@ class Sweep:
 
 
 def _variables(
-    metric: Metric, outcome: Outcome, batch: Batch, axes: Axes | None, per_position: bool
+    metric: Metric, outcome: Outcome, setup: Request, as_it_is: bool, per_position: bool
 ) -> dict[str, xr.Variable]:
-    """``<metric>``, with the axes as its first dims, and ``baseline_<metric>``, with ``run``.
+    """``<metric>``, with the axes as its first dims, ``baseline_<metric>``, with ``run``, and ``<metric>_control``.
 
-    Without interventions (`axes` is None) the metric is that of the base run, and of attention ``(layer, head,
+    Without interventions (`as_it_is`) the metric is that of the base run, and of attention ``(layer, head,
     example)``, since no other heads are there that it could be confused with.
     """
+    batch, axes, drawn = setup.batch, setup.axes, setup.controls
     groups, plan = batch.groups(), outcome.plan
     dims, place = _layout(metric, batch, per_position)
     runs = [
@@ -226,7 +241,7 @@ def _variables(
     ]
     attrs = card_attrs(metric.card, long_name=f"{metric.card.long_name}, no intervention")
     baseline = xr.Variable(("run", *dims), np.stack(runs), attrs)
-    if axes is None:
+    if as_it_is:
         if metric.kind == "pattern":
             baseline = xr.Variable(("run", "layer", "head", "example"), np.moveaxis(baseline.values, 1, -1), attrs)
         alone = xr.Variable(baseline.dims[1:], baseline.values[plan.runs.index(plan.base)], card_attrs(metric.card))
@@ -234,8 +249,15 @@ def _variables(
     found = {f"baseline_{metric.name}": baseline}
     if (metric.name, 0) in outcome.values:
         whole = _assemble([place(outcome.values[metric.name, at], at) for at in range(len(groups))], batch, groups)
-        whole = whole.reshape(*(len(values) for _, values in axes), *whole.shape[1:])
-        found[metric.name] = xr.Variable((*(name for name, _ in axes), *dims), whole, card_attrs(metric.card))
+        names, shape = [name for name, _ in axes], [len(values) for _, values in axes]
+        if drawn is not None:
+            random = np.where(drawn.rows[..., None] < 0, np.nan, whole[drawn.rows]).astype(whole.dtype)
+            attrs = card_attrs(metric.card, long_name=f"{metric.card.long_name}, random heads instead")
+            random = random.reshape(*shape, *random.shape[1:])
+            found[f"{metric.name}_control"] = xr.Variable((*names, "control", "draw", *dims), random, attrs)
+            whole = whole[: len(drawn.rows)]
+        whole = whole.reshape(*shape, *whole.shape[1:])
+        found[metric.name] = xr.Variable((*names, *dims), whole, card_attrs(metric.card))
     return dict(reversed(found.items()))
 
 
@@ -262,7 +284,10 @@ def _less_rivals(dataset: xr.Dataset, metrics: Sequence[Metric], pairs: int) -> 
         return dataset
     own, rivals = dataset.isel(example=slice(pairs)), dataset.isel(example=slice(pairs, None))
     differ = [
-        name for metric in metrics if metric.over == "difference" for name in (metric.name, f"baseline_{metric.name}")
+        name
+        for metric in metrics
+        if metric.over == "difference"
+        for name in (metric.name, f"baseline_{metric.name}", f"{metric.name}_control")
     ]
     return own.assign(
         {name: own[name].copy(data=own[name].values - rivals[name].values) for name in differ if name in own}

@@ -4,6 +4,9 @@ Labels and units are read from attributes where there are any, so a dataset that
 that was measured. Elements combine with ``+`` and ``*`` and take ``.opts``. `picture` chooses one by the dims of a
 variable; `save` writes one as HTML, PNG or SVG. Layer 0 is at the bottom of every head grid.
 
+What `measure` gives for one metric stands for the change of that metric, where a picture takes one variable and none is
+named. A result of `InductionStudy`, or a part such as ``tree["heads"]``, stands for the part that has what is drawn.
+
 In a notebook they show themselves, with no network; ``hv.extension(...)`` has HoloViews show them its way instead.
 
 Examples

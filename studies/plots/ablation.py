@@ -25,43 +25,38 @@ from .parts.dots import (
     stand_out,
 )
 from .parts.few import marks_few
-from .parts.inputs import names_of, need, per_head, possible, with_dims
+from .parts.inputs import dataset_of, names_of, need, per_head, possible, with_base, with_dims
 from .parts.style import BLUE, GREY, ORANGE, SEQUENTIAL, SKY, bar, dimension, hover, overlay, styled, unit_of
 
 CONTROLS = {"same layers": (GREY, "circle"), "all layers": (SKY, "square")}
 
 
-def ablation_grids(ds: xr.Dataset, metric: str) -> Any:
+def ablation_grids(ds: xr.Dataset, metric: str | None = None) -> Any:
     """What every head's ablation changes, a head grid for each method, all on one colour scale.
 
     Parameters
     ----------
     ds : Dataset
-        ``<metric>(ablation, layer, head, example)`` and ``baseline_<metric>``, as `measure` gives them.
-    metric : str
+        ``<metric>([ablation,] layer, head, example)`` and ``baseline_<metric>``, as `measure` gives them.
+    metric : str, optional
+        Needed where there are several.
 
     Returns
     -------
     holoviews.Layout
         A `head_grid` for each method; blue is below the run without intervention, orange above it.
     """
-    return head_grids(
-        effect(with_base(ds, metric, "ablation_grids"), metric), "ablation", centre=0.0, title=" ablation"
-    )
+    ds, metric = _measured(ds, metric, "ablation_grids")
+    return head_grids(effect(ds, metric), "ablation", centre=0.0, title=" ablation")
 
 
-def with_base(ds: xr.Dataset, metric: str, what: str) -> xr.Dataset:
-    """`ds` with a baseline by run and an attribute that says which is the base; by default the clean or the first."""
-    need(ds, what, metric, f"baseline_{metric}")
-    if "run" not in ds[f"baseline_{metric}"].dims:
-        alone = ds[f"baseline_{metric}"].drop_vars("run", errors="ignore").expand_dims(run=["clean"])
-        ds = ds.drop_vars("run", errors="ignore").assign({f"baseline_{metric}": alone})
-    runs = names_of(ds, "run")
-    base = str(ds.attrs.get("base", "clean" if "clean" in runs else runs[0]))
-    return ds.assign_coords(run=runs).assign_attrs(base=base if base in runs else runs[0])
+def _measured(ds: Any, metric: str | None, what: str) -> tuple[xr.Dataset, str]:
+    """A measurement with its base, and the metric: the one that is named, or its only one."""
+    ds, metric = dataset_of(ds, what, metric)
+    return with_base(ds, metric, what), metric
 
 
-def zero_against_mean(ds: xr.Dataset, metric: str, *, title: str = "") -> Any:
+def zero_against_mean(ds: xr.Dataset, metric: str | None = None, *, title: str = "") -> Any:
     """Each head's effect under zero ablation against its effect under mean ablation.
 
     Parameters
@@ -69,7 +64,8 @@ def zero_against_mean(ds: xr.Dataset, metric: str, *, title: str = "") -> Any:
     ds : Dataset
         As for `ablation_grids`, with the methods ``zero`` and ``mean``; ``constant_share(layer, head)``, where it is
         there, colours the dots.
-    metric : str
+    metric : str, optional
+        Needed where there are several.
     title : str
         By default what the two axes measure.
 
@@ -79,7 +75,8 @@ def zero_against_mean(ds: xr.Dataset, metric: str, *, title: str = "") -> Any:
         A ``Curve`` (equal effects), ``Points`` (``zero``, ``mean``; name, share) and ``Labels`` of heads that stand
         out.
     """
-    change = effect(with_base(ds, metric, "zero_against_mean"), metric)
+    ds, metric = _measured(ds, metric, "zero_against_mean")
+    change = effect(ds, metric)
     known = names_of(change, "ablation") if "ablation" in change.dims else []
     if not {"zero", "mean"} <= set(known):
         raise UnknownNameError(
@@ -132,9 +129,9 @@ def sets_against_null(ds: xr.Dataset, metric: str) -> Any:
         For each set an ``Overlay`` of ``Points``: a dot for each random set, a diamond for the set itself, with its
         interval.
     """
+    ds = need(ds, "sets_against_null", metric, f"baseline_{metric}", f"control_{metric}")
     ds = with_base(ds, metric, "sets_against_null")
     own = effect(ds, metric)
-    need(ds, "sets_against_null", f"control_{metric}")
     own = own.mean("example", keep_attrs=True) if "example" in own.dims else own
     control = ds[f"control_{metric}"]
     control = control.mean("example") if "example" in control.dims else control

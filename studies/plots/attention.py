@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from .heads import names_of_heads
-from .parts.inputs import need, per_head
+from .parts.inputs import need, part_of, per_head
 from .parts.patterns import Pattern, coarse, names_of_patterns, read_pattern, short
 from .parts.style import NARROWEST, ORANGE, WEIGHTS, ColourScale, cells, heat_map, hover, overlay, styled, ticks
 
@@ -179,6 +179,7 @@ def attention_row(
     -------
     holoviews.Layout
     """
+    ds = part_of(ds, "attention_row", "pattern")
     names = names_of_patterns(ds) if isinstance(ds, xr.Dataset) else []
     if not names:
         need(ds, "attention_row", "pattern")

@@ -9,8 +9,7 @@ import numpy as np
 import xarray as xr
 
 from ...errors import DeclarationError, UnknownNameError, choices
-from ..measuring.effects import effect, intervened
-from .ablation import sets_against_null, with_base
+from .ablation import sets_against_null
 from .attention import attention
 from .attention_viewer import MOST, attention_viewer
 from .composition import composition_matrix
@@ -18,7 +17,7 @@ from .curves import along, ranked_conditions
 from .estimates import estimate_against_exact
 from .grids import grid, layer_by_position
 from .heads import head_grid, head_grids
-from .parts.inputs import READ, listed, names_of, possible
+from .parts.inputs import READ, alone, changed, listed, names_of, possible
 from .parts.pairs import PAIR
 from .parts.patterns import read_pattern
 from .parts.style import styled
@@ -84,7 +83,7 @@ def picture(ds: Any, variable: str | None = None, **select: Any) -> Any:
         raise DeclarationError(f"{variable} holds text: there is nothing to draw")
     if {"query", "key"} <= {str(dim).rsplit("_", 1)[-1] for dim in values.dims}:
         return _pattern(ds, variable, select, title)
-    ds, variable = _changed(ds, variable)
+    ds, variable = changed(ds, variable)
     return _drawn(ds, variable, title, together)
 
 
@@ -97,9 +96,7 @@ def _found(ds: Any, variable: str | None) -> tuple[xr.Dataset, str]:
         return _in_tree(ds, variable)
     if not isinstance(ds, xr.Dataset):
         raise DeclarationError(f"picture draws a Dataset, DataArray or DataTree, got {type(ds).__name__}")
-    names = [str(name) for name in ds.data_vars]
-    if variable is None and len(names) == 1:
-        return ds, names[0]
+    names, variable = [str(name) for name in ds.data_vars], variable or alone(ds)
     if variable not in names:
         asked = f"there is no variable {variable!r}" if variable else "name a variable"
         raise UnknownNameError(f"{asked}: there are {listed(names) or 'none'}")
@@ -188,23 +185,12 @@ def _pattern(ds: xr.Dataset, variable: str, select: Mapping[str, Any], title: st
     return attention(one, title) if long else attention_viewer(one, title)
 
 
-def _changed(ds: xr.Dataset, variable: str) -> tuple[xr.Dataset, str]:
-    """The change from the baseline, with its interval, where there is a baseline; else what is there."""
-    baseline = f"baseline_{variable}"
-    if baseline not in ds or "run" not in ds[baseline].dims or not intervened(ds):
-        return ds, variable
-    ds = with_base(ds, variable, "picture")
-    change = effect(ds, variable)
-    stored = {end: f"{variable}_effect_{end}" for end in ("low", "high")}
-    ends = {f"effect_{variable}_{end}": ds[name] for end, name in stored.items() if name in ds}
-    return ds.drop_vars(variable).assign({str(change.name): change, **ends}), str(change.name)
-
-
 def _drawn(ds: xr.Dataset, variable: str, title: str, together: list[str]) -> Any:
     """The picture of one variable by its dims."""
     values = ds[variable]
     read = {dim: READ[str(dim)] for dim in values.dims if dim in READ and READ[str(dim)] not in values.dims}
     if read:
+        ds = ds[[name for name in (variable, f"{variable}_low", f"{variable}_high") if name in ds]]
         ds = ds.drop_vars([name for name in read.values() if name in ds.variables]).rename(read)
         values = ds[variable]
     single = [dim for dim in values.dims if values.sizes[dim] == 1 and dim not in ("layer", "head", "example")]

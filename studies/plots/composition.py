@@ -116,7 +116,7 @@ def composition_strip(ds: xr.Dataset, *, variant: str = "folded", title: str = "
     holoviews.Overlay
         ``Rectangles`` (random weights: mean and two deviations), ``Points`` of the pairs and of the marked mean.
     """
-    need(ds, "composition_strip", "composition", "floor_mean", "floor_sd")
+    ds = need(ds, "composition_strip", "composition", "floor_mean", "floor_sd")
     need_dims(ds, "composition_strip", {"composition": ("kind",), "floor_mean": ("kind",), "floor_sd": ("kind",)})
     kinds = names_of(ds, "kind")
     ds = ds.assign_coords(kind=kinds)
@@ -175,7 +175,7 @@ def causal_check(ds: xr.Dataset, *, title: str = "") -> Any:
     holoviews.Overlay
         A ``Curve`` at the score before, ``Points`` for random sets, and for the score without the previous-token heads.
     """
-    need(ds, "causal_check", "receiver_induction", "ablated_induction", "control_induction")
+    ds = need(ds, "causal_check", "receiver_induction", "ablated_induction", "control_induction")
     wanted = {"ablated_induction": ("ablation", "example"), "control_induction": ("ablation", "control_draw")}
     need_dims(ds, "causal_check", wanted)
     methods = names_of(ds, "ablation")

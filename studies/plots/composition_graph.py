@@ -12,7 +12,7 @@ import xarray as xr
 from ...errors import UnknownNameError, choices
 from .heads import names_of_heads
 from .parts.dots import dots, shift
-from .parts.inputs import Array, labels_of, per_head
+from .parts.inputs import Array, labels_of, part_of, per_head
 from .parts.pairs import PAIR, Pairs, pairs_of
 from .parts.style import INK, WEIGHTS, bar, by_role, head_name, hover, overlay, styled
 
@@ -70,6 +70,7 @@ def composition_graph(
     DeclarationError
         For other dims, and where no pair has a score.
     """
+    ds = part_of(ds, "composition_graph", "composition")
     composed = ds["composition"] if isinstance(ds, xr.Dataset) and "composition" in ds else ds
     if isinstance(composed, xr.DataArray) and "kind" not in composed.dims:
         kind = None

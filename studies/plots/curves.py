@@ -82,6 +82,8 @@ def along(
     others = {str(other) for other in values.dims} - {dim, "example", curves}
     if dim not in values.dims or others:
         advice = f"select one {sorted(others)[0]} first" if dim in values.dims else f"it has no {dim}"
+        if dim == "position" and not {dim, "layer"} & {*values.dims} and "metric" in values.attrs:
+            advice = "measure(..., per_position=True) gives it by position"
         wanted = f"([{curves},] [example,] {dim})" if curves else f"([example,] {dim})"
         raise DeclarationError(f"{what} draws {wanted}, and {name} has {listed(values.dims) or 'no dims'}: {advice}")
     shown, across = dimension("mean", values), hv.Dimension(dim)
@@ -177,7 +179,7 @@ def ranked_conditions(
     DeclarationError
         Where all values are missing, or are no numbers.
     """
-    ds, name = dataset_of(ds, "ranked_conditions", name)
+    ds, name = dataset_of(ds, "ranked_conditions", name, change=True)
     values = array_of(ds[name], "ranked_conditions", ("condition",))
     where = [dim for dim in values.dims if dim != "example"]
     values = values.transpose(*where, ...)

@@ -39,7 +39,7 @@ def estimate_against_exact(ds: xr.Dataset) -> Any:
         name, miss, and each axis), for each value of the first axis of text where there is one (such as ``ablation``),
         and ``Labels`` of the 5 worst misses that are not on top of each other. All panels have the same axes.
     """
-    need(ds, "estimate_against_exact", "exact", "estimate")
+    ds = need(ds, "estimate_against_exact", "exact", "estimate")
     need_dims(ds, "estimate_against_exact", {"estimate": ("estimator", *map(str, ds["exact"].dims))})
     exact = ds["exact"]
     estimate = ds["estimate"].transpose("estimator", *exact.dims)

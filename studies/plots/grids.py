@@ -17,13 +17,18 @@ MOST = 160
 
 
 def layer_by_position(
-    values: xr.DataArray, *, centre: float | None = None, title: str = "", limits: tuple[float, float] | None = None
+    values: xr.DataArray | xr.Dataset,
+    *,
+    centre: float | None = None,
+    title: str = "",
+    limits: tuple[float, float] | None = None,
 ) -> Any:
     """One cell for each layer (upward) and position (to the right), such as of patches of the residual stream.
 
     Parameters
     ----------
-    values : DataArray (layer, position), optionally with ``example``
+    values : DataArray (layer, position), optionally with ``example``, or Dataset
+        A Dataset of `measure` with one metric stands for the change of that metric.
         Averaged over examples. Tokens, where ``token(position)`` is there or all examples have the same ones,
         are written along the axis. Of more than 160 positions, each cell is the value in a block of them that is
         farthest from the neutral one.
@@ -43,7 +48,7 @@ def layer_by_position(
 
 
 def grid(
-    values: xr.DataArray,
+    values: xr.DataArray | xr.Dataset,
     x: str,
     y: str,
     *,
@@ -55,7 +60,7 @@ def grid(
 
     Parameters
     ----------
-    values : DataArray (y, x), optionally with ``example``
+    values : DataArray (y, x), optionally with ``example``, or Dataset
     x, y : str
         Its dims.
     centre, title, limits
@@ -66,8 +71,9 @@ def grid(
     holoviews.HeatMap
         ``x``, ``y`` under their names; ``value``, ``x_label``, ``y_label``.
     """
-    given = array_of(values, "grid", (y, x))
-    drawn = reduced(given, "layer_by_position" if (x, y) == ("position", "layer") else "grid", (y, x))
+    what = "layer_by_position" if (x, y) == ("position", "layer") else "grid"
+    given = array_of(values, what, (y, x))
+    drawn = reduced(given, what, (y, x))
     if centre is None and str(given.name).startswith("effect_"):
         centre = 0.0
     numbers = np.asarray(drawn.values, dtype=float)

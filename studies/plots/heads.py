@@ -38,7 +38,7 @@ AS_ROW = 4
 
 
 def head_grid(
-    values: xr.DataArray,
+    values: xr.DataArray | xr.Dataset,
     *,
     limits: tuple[float, float] | None = None,
     centre: float | None = None,
@@ -49,9 +49,9 @@ def head_grid(
 
     Parameters
     ----------
-    values : DataArray (layer, head), optionally with ``example``
-        Averaged over examples. Label and unit come from its attributes, numbers of layers and heads from its
-        coordinates; without them they count from 0.
+    values : DataArray (layer, head), optionally with ``example``, or Dataset
+        Averaged over examples. A Dataset of `measure` with one metric stands for the change of that metric. Label and
+        unit come from its attributes, numbers of layers and heads from its coordinates; without them they count from 0.
     limits : (low, high), optional
         Ends of the colour scale, so that several grids can share one.
     centre : float, optional
@@ -106,12 +106,13 @@ def head_grid(
     )
 
 
-def head_grids(values: xr.DataArray, dim: str, *, centre: float | None = None, title: str = "") -> Any:
+def head_grids(values: xr.DataArray | xr.Dataset, dim: str, *, centre: float | None = None, title: str = "") -> Any:
     """A head grid for each value along `dim`, all on one colour scale.
 
     Parameters
     ----------
-    values : DataArray (layer, head, `dim`), optionally with ``example``
+    values : DataArray (layer, head, `dim`), optionally with ``example``, or Dataset
+        As for `head_grid`.
     dim : str
         Such as ``"ablation"``, ``"component"`` or ``"step"``.
     centre : float, optional
@@ -128,8 +129,7 @@ def head_grids(values: xr.DataArray, dim: str, *, centre: float | None = None, t
     if "example" in values.dims:
         values = values.mean("example", keep_attrs=True)
     if dim not in values.dims:
-        per_head(values, "head_grids")
-        values = values.expand_dims(dim)
+        return hv.Layout([head_grid(values, centre=centre, title=title.strip(" ,"))])
     if centre is None and str(values.name).startswith("effect_"):
         centre = 0.0
     scale = scale_for(values.values, centre=centre)
@@ -176,7 +176,7 @@ def ranked_heads(ds: xr.Dataset | xr.DataArray, score: str | None = None, *, top
     DeclarationError
         Where all values are missing, or the score has other dims.
     """
-    ds, score = dataset_of(ds, "ranked_heads", score)
+    ds, score = dataset_of(ds, "ranked_heads", score, change=True)
     mean = per_head(ds[score], "ranked_heads")
     order = np.argsort(-np.nan_to_num(np.ravel(mean.values).astype(float), nan=-np.inf), kind="stable")
     order = order[np.isfinite(np.ravel(mean.values)[order])][:top]

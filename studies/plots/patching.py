@@ -9,38 +9,84 @@ import holoviews as hv
 import numpy as np
 import xarray as xr
 
-from ...errors import UnknownNameError, choices
+from ...errors import DeclarationError, UnknownNameError, choices
 from ...metrics.intervals import bootstrap_interval, ratio_interval
+from ..measuring.effects import effect, normalized
 from .heads import head_grids
 from .parts.dots import dots, intervals, reference, row_chart, rows_of
 from .parts.few import marks_few
-from .parts.inputs import names_of, need, need_dims
+from .parts.inputs import dataset_of, names_of, need, need_dims, part_of, with_base
 from .parts.style import BLUE, GREY, ORANGE, dimension, hover, styled
 
 UNTOUCHED = {"noising": 1.0, "denoising": 0.0}
 """Normalised logit difference of a patch that changes nothing: the clean run's, and the corrupted run's."""
 
 
-def qkv_grids(ds: xr.Dataset, direction: str) -> Any:
-    """Normalised logit difference when q, k or v of one head is patched: three head grids on one scale.
+def qkv_grids(ds: xr.Dataset | xr.DataArray, direction: str | None = None, *, metric: str | None = None) -> Any:
+    """What a patch of q, k or v of one head does: three head grids on one scale.
 
     Parameters
     ----------
-    ds : Dataset
-        ``<direction>_normalized(component, layer, head)``: 0 is the corrupted run, 1 the clean one.
-    direction : {"noising", "denoising"}
+    ds : Dataset or DataArray
+        What `measure` gives for a grid of ``component``, ``layer`` and ``head``: drawn is the metric normalized, 0 for
+        the corrupted run and 1 for the clean one, or its change where the two runs do not differ or one is not there.
+        Or ``<direction>_normalized(component, layer, head)``, as in the part ``patching`` of an `InductionStudy`'s
+        result; or an array with these dims.
+    direction : {"noising", "denoising"}, optional
+        Which way was patched; needed where `ds` does not say so, or holds both.
+    metric : str, optional
+        Needed where a measurement has several.
 
     Returns
     -------
     holoviews.Layout
         A `head_grid` for each component; the neutral colour is the value of a patch that changes nothing.
+
+    Raises
+    ------
+    UnknownNameError
+        For a direction or a metric that is not there.
+    DeclarationError
+        Where dims are missing, or a direction is needed.
     """
-    if direction not in UNTOUCHED:
+    if direction not in (None, *UNTOUCHED):
         raise UnknownNameError(f"unknown direction {direction!r}: possible are {choices(UNTOUCHED)}")
-    need(ds, "qkv_grids", f"{direction}_normalized")
-    values = ds[f"{direction}_normalized"]
-    need_dims(ds, "qkv_grids", {f"{direction}_normalized": ("component", "layer", "head")})
-    return head_grids(values, "component", centre=UNTOUCHED[direction], title=f", {direction}")
+    values, direction = _patched(ds, direction, metric)
+    title = f", {direction}" if direction else ""
+    missing = [dim for dim in ("component", "layer", "head") if dim not in values.dims]
+    if missing:
+        has = choices(values.dims) or "no dims"
+        raise DeclarationError(f"qkv_grids draws (component, layer, head), and {values.name or 'this'} has {has}")
+    centre = UNTOUCHED.get(str(direction), 0.0) if "normalized" in str(values.name) else None
+    return head_grids(values, "component", centre=centre, title=title)
+
+
+def _patched(ds: Any, direction: str | None, metric: str | None) -> tuple[xr.DataArray, str | None]:
+    """What to draw, and the direction, as far as it is known."""
+    if isinstance(ds, xr.DataArray):
+        if direction is None and str(ds.name).startswith("normalized_"):
+            raise DeclarationError(f"qkv_grids: say which way was patched: {choices(map(repr, UNTOUCHED))}")
+        return ds, direction
+    names = {one: f"{one}_normalized" for one in UNTOUCHED}
+    if isinstance(ds, xr.DataTree):
+        ds = part_of(ds, "qkv_grids", names.get(str(direction), "noising_normalized"))
+    stored = [one for one in UNTOUCHED if isinstance(ds, xr.Dataset) and names[one] in ds]
+    if len(stored) > 1 and direction is None:
+        raise DeclarationError(f"qkv_grids draws one direction: there are {choices(map(repr, stored))}")
+    if stored:
+        direction = direction or stored[0]
+        return need(ds, "qkv_grids", names[direction])[names[direction]], direction
+    ds, metric = dataset_of(ds, "qkv_grids", metric)
+    ds = with_base(ds, metric, "qkv_grids")
+    measured = str(ds.attrs.get("direction", ""))
+    if measured in UNTOUCHED and direction not in (None, measured):
+        raise UnknownNameError(f"this was measured by {measured}, not by {direction}")
+    direction = measured if measured in UNTOUCHED else direction
+    if direction and {"clean", "corrupted"} <= {*names_of(ds, "run")}:
+        ratio = normalized(ds, metric)
+        if np.isfinite(ratio).any():
+            return ratio, direction
+    return effect(ds, metric), direction
 
 
 @marks_few
@@ -59,7 +105,7 @@ def qkv_of_set(ds: xr.Dataset) -> Any:
     holoviews.Layout
         Two overlays, one row for each of q, k and v: where the heads look, and what the model answers.
     """
-    need(ds, "qkv_of_set", "set_induction", "clean_induction", "set_normalized")
+    ds = need(ds, "qkv_of_set", "set_induction", "clean_induction", "set_normalized")
     need_dims(ds, "qkv_of_set", {"set_induction": ("component", "example"), "set_normalized": ("component",)})
     ds = ds.assign_coords(component=names_of(ds, "component"))
     names = names_of(ds, "component")

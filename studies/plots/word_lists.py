@@ -30,7 +30,7 @@ def words_table(ds: xr.Dataset) -> Any:
     -------
     holoviews.Table
     """
-    need(ds, "words_table", "prompt", "answer", "prob")
+    ds = need(ds, "words_table", "prompt", "answer", "prob")
     texts: dict[str, Any] = {name: [str(text) for text in ds[name].values] for name in TEXTS if name in ds}
     numbers = {name: np.asarray(ds[name].values, dtype=float) for name in ("prob", "rank") if name in ds}
     for method in ds["ablation"].values if "ablated_prob" in ds else ():
@@ -52,7 +52,7 @@ def words_grid(ds: xr.Dataset, *, title: str = "") -> Any:
     holoviews.Overlay
         ``Points`` for the model as it is and for each ablation, joined by ``Segments``, one row for each list.
     """
-    need(ds, "words_grid", "prob", "prompt", "answer")
+    ds = need(ds, "words_grid", "prob", "prompt", "answer")
     prompts, answers = ([str(text) for text in ds[name].values] for name in ("prompt", "answer"))
     names = [f"{(prompt.split() or [''])[-1]} → {answer}" for prompt, answer in zip(prompts, answers, strict=True)]
     rows, shown = rows_of(prompts), dimension("prob", ds["prob"])
@@ -87,8 +87,8 @@ def words_agreement(ds: xr.Dataset, heads_ds: xr.Dataset, *, title: str = "") ->
     holoviews.Overlay
         ``Points`` for each role, lines at chance, ``Labels`` of heads that stand out.
     """
-    need(ds, "words_agreement", "prefix_matching")
-    need(heads_ds, "words_agreement", "induction")
+    ds = need(ds, "words_agreement", "prefix_matching")
+    heads_ds = need(heads_ds, "words_agreement", "induction")
     sides = [per_head(one, "words_agreement") for one in (heads_ds["induction"], ds["prefix_matching"])]
     names = names_of_heads(sides[0])
     x, y = (np.asarray(one.values, dtype=float).ravel() for one in sides)

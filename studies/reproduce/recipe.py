@@ -15,7 +15,7 @@ from ..storage.registry import metric_names
 
 WRITTEN = 300
 """Characters up to which a declaration is written out; a longer one is read from the file."""
-DEFAULTS = {"run": "clean", "base": "clean", "per_position": False, "estimator": "exact"}
+DEFAULTS = {"run": "clean", "base": "clean", "per_position": False, "estimator": "exact", "seed": 0}
 """Options that are not written out."""
 
 

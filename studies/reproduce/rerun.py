@@ -18,6 +18,7 @@ import xarray as xr
 from ...errors import DeclarationError, HeadwiseError, ModelError, ResultError, choices
 from ...interventions.models.identity import Identity
 from ...interventions.plan.estimators import check_estimator
+from ..measuring.controls import CONTROLS
 from ..measuring.request import conditions
 from ..storage.attributes import json_in
 from ..storage.provenance import SCHEMA, provenance, versions
@@ -199,7 +200,8 @@ def _how(record: Record, stored: xr.DataTree) -> Repeat:
         from ..measuring.measure import measure as again
 
         given = (metrics,)
-        passes = RUNS + (len(conditions(what)[1]) if options["estimator"] == "exact" else 4 * steps)
+        each = 1 + len(CONTROLS) * options.get("controls", 0)
+        passes = RUNS + (len(conditions(what)[1]) * each if options["estimator"] == "exact" else 4 * steps)
     if record.kind != "capture":
         check_estimator(options.get("estimator", "integrated"), steps)
     if record.kind != "estimates":

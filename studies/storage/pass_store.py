@@ -150,12 +150,16 @@ def _finished_values(part: xr.Dataset, group: int, places: dict[str, list[int]])
 
 
 def prompts(plan: Plan, inputs: Inputs, group: int) -> Iterator[bytes | str]:
-    """Token ids of every run and of the reference draw, and what is scored."""
+    """Token ids of every run and of the reference draw, what is scored, and where positions are."""
     for run in plan.runs:
         yield run
         yield array_bytes(inputs.runs[run][group])
     yield array_bytes(inputs.reference[group]) if inputs.reference else ""
-    yield json.dumps(plan.groups[group].scored)
+    yield from map(array_bytes, inputs.whole_reference)
+    own = plan.groups[group]
+    yield json.dumps(own.scored)
+    if own.labels or own.prompt != own.length:
+        yield json.dumps([own.prompt, own.labels])
 
 
 def _reader(reader: CompiledMetric, group: int) -> bytes:

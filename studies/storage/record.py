@@ -180,6 +180,9 @@ class Record:
             options["runs"] = "all"  # of a file from before the runs could be asked for
         if "runs" in self.attrs:
             options["runs"] = read_json(self.attrs["runs"])
+        if "controls" in self.attrs:
+            controls = read_json(self.attrs["controls"])
+            options |= {"controls": controls["draws"], "seed": controls["seed"]}
         kept = [f"baseline_{metric.name}" for metric in self.declared_metrics() if metric.kind == "logits"]
         return options | {
             "per_position": any("position" in ds[name].dims for name in kept),

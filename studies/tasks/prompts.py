@@ -204,6 +204,11 @@ def _tokens(model: Model, text: Text, what: str) -> list[int]:
         raise DeclarationError(f"{named} is not in the vocabulary of {model.name}{hint}")
     if not tokens:
         raise DeclarationError(f"{what} {text!r} is empty")
+    if max(tokens) >= model.shape.vocabulary:
+        raise DeclarationError(
+            f"{what} {text!r} has the token id {max(tokens)}: {model.name} has 0 to {model.shape.vocabulary - 1}, so "
+            "its tokenizer is that of another model"
+        )
     return tokens
 
 

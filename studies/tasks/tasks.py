@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from ...errors import LARGEST_SEED, MOST_PROMPTS, DeclarationError, UnknownNameError, choices, whole
-from ...interventions.base.shape import Group
 from ...interventions.declare.codec import LEFT_OUT, written_repr
 from .batch import Batch
 
 if TYPE_CHECKING:
     from ...interventions.models.model import Model
+    from ...interventions.plan.plan import Plan
 
 Array = np.ndarray[Any, Any]
 BYTES = 100
@@ -209,43 +209,53 @@ def _check_room(n: int, size: int) -> None:
         raise DeclarationError(f"drawing n={n} prompts of {size} tokens {short}: take fewer")
 
 
-def reference_tokens(task: Task, model: Model, run: str, groups: Sequence[Group]) -> tuple[Array, ...]:
-    """Reference prompts of the length of each group, ``(example, position)``.
+def reference_tokens(task: Task, model: Model, plan: Plan) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """The reference prompts that the edits of a plan take values from.
 
     Parameters
     ----------
     task : Task
     model : Model
-    run : str
-        Such as ``"clean"``.
-    groups : sequence of Group
+    plan : Plan
 
     Returns
     -------
     tuple of arrays (example, position)
-        Token ids, one array for each group.
+        For each group of the plan, the token ids of the reference prompts of its length; none where every edit takes
+        the mean over all prompts and positions, and they differ in length.
+    tuple of arrays (example, position)
+        For each length, those of all reference prompts, where an edit takes that mean and they differ in length.
 
     Raises
     ------
     UnknownNameError
-        The reference prompts have no such run.
+        The reference prompts have no such run as the base run of the plan.
     DeclarationError
-        There are fewer than two reference prompts of some length.
+        There are fewer than two reference prompts of a length that an edit needs them of.
     """
-    batch = task.reference(model)
+    batch, run = task.reference(model), plan.base
     if run not in batch.runs:
         raise UnknownNameError(f"the reference prompts have the runs {choices(batch.runs)}, not {run!r}")
     drawn = batch.groups()
+    lengths = sorted({one.length for one in drawn})
+    over_all = {edit.over_all for edits in plan.conditions for edit in edits if edit.uses_reference}
+    differ = True in over_all and {*lengths, *(group.length for group in plan.groups)} != {lengths[0]}
     found = []
-    for group in groups:
+    for group in plan.groups:
         alike = sorted(  # where the prompts are their own reference, those of the group stand as they stand in it
-            (one for one in drawn if one.length == group.length),
+            (one for one in drawn if one.length == group.length and not (differ and over_all == {True})),
             key=lambda one: (one.scored, one.labels) != (group.scored, group.labels),
         )
-        if sum(len(one.examples) for one in alike) < 2:
+        if over_all != {True} and sum(len(one.examples) for one in alike) < 2:
             raise DeclarationError(
-                f"mean and resample ablation need at least two reference prompts of {group.length} tokens: "
-                "give Prompts(..., others=[...])"
+                "resample ablation, and mean ablation by position, need at least two reference prompts of "
+                f"{group.length} tokens: give Prompts(..., others=[...]); MeanAblate(..., over=('example', 'position'))"
+                " needs none"
             )
-        found.append(np.concatenate([batch.tokens(run, one) for one in alike]))
-    return tuple(found)
+        none = np.zeros((0, group.length), dtype=np.int64)
+        found.append(np.concatenate([batch.tokens(run, one) for one in alike] or [none]))
+    whole = [
+        np.concatenate([batch.tokens(run, one) for one in drawn if one.length == length])
+        for length in (lengths if differ else ())
+    ]
+    return tuple(found), tuple(whole)

@@ -67,7 +67,8 @@ class Naive:
         elif edit.over == "example":
             new = self._read(None, length, place).mean(0, keepdim=True)
         else:
-            new = self._read(None, length, place._replace(positions=None)).mean((0, 1), keepdim=True)
+            lengths, whole = sorted(set(self.reference.lengths.tolist())), place._replace(positions=None)
+            new = torch.cat([self._read(None, one, whole).flatten(0, 1) for one in lengths]).mean(0)[None, None]
         return lambda old: new.expand_as(old)
 
     def path(self, edit, length):

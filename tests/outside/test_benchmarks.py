@@ -7,8 +7,8 @@ import pytest
 
 from benchmarks.cases import CASES, make_job, sample
 from benchmarks.contenders import CONTENDERS, REFERENCE, Contender
-from benchmarks.race import TOLERANCE, identity_cost, operations, race
-from benchmarks.table import CLOSE, OPEN, between_marks, tables, write_readme
+from benchmarks.race import TOLERANCE, operations, race
+from benchmarks.table import CLOSE, OPEN, apart_from_identity, between_marks, tables, write_readme
 
 INSTALLED = ["plain", "headwise", "hooks", "nnsight"]
 
@@ -63,15 +63,14 @@ def test_operations_of_a_plain_pass_are_those_of_its_matrices():
 
 
 def test_the_cost_of_telling_models_apart_is_given_in_plain_passes():
-    told = identity_cost(make_job("scores", "words-2l", 2), rounds=1)
-    assert 0 < told["share"] < 1000
-    assert "words-2l takes" in tables_of(told)
-
-
-def tables_of(told):
-    found = race(make_job("scores", "words-2l", 2), INSTALLED, rounds=1, size=None)
-    results = {"machine": "", "threads": 1, "versions": {}, "races": [found], "identity": [told]}
-    return tables(results)
+    found = race(make_job("scores", "words-2l", 2), INSTALLED, rounds=3, size=None)
+    plain, whole = (found["contenders"][name]["median seconds"] for name in ("plain", "headwise"))
+    telling = found["identity"]["median seconds"]
+    assert 0 < telling < whole
+    apart = apart_from_identity(found)
+    assert apart == pytest.approx(((whole - telling) / plain, telling / plain))
+    results = {"machine": "", "threads": 1, "versions": {}, "races": [found]}
+    assert f"| {apart[0]:.2f} (+ {apart[1]:.2f}) |" in tables(results)
 
 
 def test_the_readme_changes_between_the_marks_only(tmp_path):

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import holoviews as hv
 import numpy as np
+import xarray as xr
 
 from ....metrics.intervals import few_prompts
 from .style import styled
@@ -21,7 +22,9 @@ def marks_few(plot: Plot) -> Plot:
     @wraps(plot)
     def marked(ds: Any, *given: Any, **options: Any) -> Any:
         drawn = plot(ds, *given, **options)
-        examples = getattr(ds, "sizes", {}).get("example", 0)
+        parts = ds.subtree if isinstance(ds, xr.DataTree) else [ds]
+        sizes = [getattr(part, "sizes", {}).get("example", 0) for part in parts]
+        examples = min((size for size in sizes if size), default=0)
         if not few_prompts(examples):
             return drawn
         words = f"95% intervals over {examples} prompts say little"

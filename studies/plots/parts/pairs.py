@@ -60,7 +60,7 @@ def pairs_of(ds: Any, kind: str | None, *, variant: str, deviations: bool | None
     DeclarationError
         For other dims, and where no pair has a score.
     """
-    ds, name = dataset_of(ds, what, "composition" if isinstance(ds, xr.Dataset) else None)
+    ds, name = dataset_of(ds, what, None if isinstance(ds, xr.DataArray) else "composition")
     scores = array_of(ds[name], what, PAIR)
     wanted = {"kind": kind, "variant": variant if "variant" in scores.dims else None}
     for dim, label in wanted.items():

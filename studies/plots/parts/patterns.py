@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from ....errors import DeclarationError, UnknownNameError
-from .inputs import Array, array_of, listed, names_of, need, numbers_of
+from .inputs import Array, array_of, listed, names_of, need, numbers_of, part_of
 from .style import dimension, head_name
 
 CAPTURED = re.compile(r"(L\d+(?:H\d+)?)_pattern")
@@ -117,6 +117,7 @@ def read_pattern(ds: Any, shown: str | None = None, *, example: int = 0, what: s
     UnknownNameError, DeclarationError
         For a head or an example that is not there, and for what holds no pattern; the text lists what there is.
     """
+    ds = part_of(ds, what, "pattern")
     if isinstance(ds, xr.DataArray):
         values, name = array_of(ds, what, ("query", "key")), shown or str(ds.name or "")
         ds = ds.to_dataset(name="pattern")

@@ -26,12 +26,18 @@ def stranger(monkeypatch):
     return module
 
 
-def test_an_unknown_family_shows_the_table_to_add_and_it_works(stranger):
+def test_the_template_of_an_unknown_family_is_printed_on_request_and_works(stranger):
     with pytest.raises(
         ModelError, match="LlamaForCausalLM is a stranger model: headwise knows gpt2, gpt_neo"
     ) as caught:
         hw.load(stranger)
-    code = str(caught.value).split("\n\n", 1)[1]
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+    shown = str(caught.value).split("print(")[1].split(") shows")[0]
+    code = eval(shown, {"hw": hw})
+    assert code == hw.Family.template(stranger)
+    with pytest.raises(DeclarationError, match="template of 5: give a model of transformers, or its model_type"):
+        hw.Family.template(5)
     exec(code, {})
     model = hw.load(stranger)
     assert model.family.name == "stranger"
@@ -43,9 +49,7 @@ def test_what_is_shown_makes_another_family_work_once_what_differs_is_changed(mo
     monkeypatch.setattr(family, "FAMILIES", dict(family.FAMILIES))
     rope = {**raw_families.ROPE, "partial_rotary_factor": 0.5}
     module = raw_families.random_weights("Phi", raw_families._llama_like(2, 3, 3, rope_parameters=rope))
-    with pytest.raises(ModelError, match="PhiForCausalLM is a phi model") as caught:
-        hw.load(module)
-    code = str(caught.value).split("\n\n", 1)[1]
+    code = hw.Family.template(module)
     exec(code, {})
     with pytest.raises(ModelError, match=r"phi has norm at 'model.norm', where PhiForCausalLM has nothing"):
         hw.load(module)

@@ -183,6 +183,13 @@ def test_a_module_in_memory_keeps_its_own_dtype():
     assert hw.load(module, dtype="float32").dtype == "float32"
 
 
+@pytest.mark.parametrize("tokenizer", ["gpt2", 5])
+def test_what_is_no_tokenizer_is_refused(tokenizer, words_model):
+    for source in ("words-2l", words_model.module):
+        with pytest.raises(HeadwiseError, match=f"tokenizer={tokenizer!r} is no tokenizer: give one of transformers"):
+            hw.load(source, tokenizer=tokenizer)
+
+
 def test_an_unknown_family_lists_the_known_ones(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "opt", "hidden_size": 8}')
     with pytest.raises(ModelError, match="is a opt model: headwise knows gpt2"):

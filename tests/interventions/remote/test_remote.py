@@ -87,6 +87,22 @@ def test_the_server_cannot_import_headwise(server):
     assert httpx.get(f"{server.host}/ping").json() == {"headwise": False, "isolated": 1}
 
 
+def test_answers_labels_and_means_over_all_prompts_are_those_of_this_machine(there, words_model):
+    over = ("example", "position")
+    task = Prompts(
+        [[5, 9, 11, 5], [7, 3], [2, 4, 6]],
+        answers=[[3, 8], [9], [4]],
+        distractors=[[2], [30, 12], [7]],
+        labels={"S": [1, 0, -1]},
+    )
+    what = {"mean": MeanAblate("L0H3", over=over), "label": ZeroAblate("L0.resid_pre at S")}
+    what["two"] = MeanAblate("L1H2.q at S", over=over) + Knockout("L0H1", query=-1, key=0)
+    given = {"task": task, "what": what, "metrics": [loss, prob, logit_diff], "progress": False}
+    same(measure(there, **given), measure(words_model, **given))
+    sites = ["L0.resid_post at S", "L1H2.pattern at -1"]
+    same(capture(there, task, sites), capture(words_model, task, sites))
+
+
 LIES = """
 import os, runpy, sys
 folder, server = sys.argv[1:]

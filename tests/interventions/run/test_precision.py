@@ -37,7 +37,7 @@ def test_half_precision_gives_near_numbers_and_says_how_near(dtype):
     assert found["loss"].dtype == np.float32
     calibration = json.loads(found.attrs["float32_deviation"])
     rounded = hw.load(module(), dtype=dtype).module.float()  # the weights as rounded, in float32
-    wanted = measure(hw.load(rounded), TASK, None, [loss, induction])
+    wanted = measure(hw.load(rounded), TASK, ZeroAblate(Head(0, 0)), [loss, induction])
     for name in ("loss", "induction"):
         difference = np.abs(found[f"baseline_{name}"] - wanted[f"baseline_{name}"]).max()
         assert calibration[name] == pytest.approx(float(difference), rel=1e-3)

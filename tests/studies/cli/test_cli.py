@@ -1,6 +1,7 @@
 """The command line as a user runs it: one command, short output, errors in one line."""
 
 import json
+import textwrap
 
 import pytest
 
@@ -84,6 +85,55 @@ def test_plan_explains_without_measuring(capsys, tmp_path):
     mine.write_text(to_json({"out": Knockout(Head(1, 0), 30, 6)}))
     assert main(["plan", "--what", str(mine), "--n", "2"]) == 0
     assert "1 condition on 2 examples" in capsys.readouterr().out
+
+
+def _help_of_plan(capsys):
+    with pytest.raises(SystemExit):
+        main(["plan", "--help"])
+    return capsys.readouterr().out
+
+
+def test_the_keys_of_plan_as_json_are_those_that_help_lists(capsys, words_model):
+    listed = _help_of_plan(capsys).split("keys of --json:\n")[1]
+    keys = [line.split()[0] for line in listed.splitlines() if line[2:3].strip()]
+    assert main(["plan", "--what", "heads", "--n", "2", "--length", "10", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == keys
+    grid = hw.Grid(lambda layer, head: hw.ZeroAblate(hw.Head(layer, head)), layer=range(2), head=range(8))
+    plan = hw.plan(words_model, hw.RepeatedTokens(n=2, length=10), grid, [hw.metrics.loss])
+    cost = plan.cost()
+    assert (found["conditions"], found["passes_run"]) == (16, plan.passes)
+    assert (found["base"], found["passes"], found["naive"]) == (cost.base, cost.passes, cost.naive)
+    assert found["total"] == cost.base + cost.passes
+    assert found["share"] == found["total"] / found["naive"]
+    assert found["forward"] == cost.naive / (16 * 2)
+    assert (found["rows"], found["positions"], found["memory"]) == (cost.rows, cost.positions, cost.memory)
+    assert found["seconds"] > 0
+
+
+def test_the_file_of_interventions_that_help_shows(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, text = _help_of_plan(capsys).split("or a Grid:\n")[1].split("\nkeys of")[0].partition("which is\n")
+    exec(textwrap.dedent(code), {})
+    assert json.loads((tmp_path / "mine.json").read_text()) == json.loads(text)
+    assert main(["plan", "--what", "mine.json", "--n", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["conditions"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": 1}', 'headwise: --what mine.json: this JSON has no "type": possible are Head, Layer'),
+        ("no JSON", "headwise: --what mine.json: this is not JSON"),
+        ('"x"', "headwise: cannot measure 'x': give an intervention"),
+        ('{"type": "ZeroAblate"}', "headwise: --what mine.json: JSON of a ZeroAblate has missing or unknown fields"),
+    ],
+)
+def test_files_that_hold_no_interventions(text, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.json").write_text(text)
+    assert main(["plan", "--what", "mine.json", "--n", "2"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith(message)
 
 
 def test_out_may_not_be_a_folder(tmp_path, capsys):

@@ -8,10 +8,12 @@ import torch
 
 import headwise as hw
 from headwise.errors import DeclarationError, UnknownNameError
-from headwise.interventions import Add, Head, Knockout, Layer, MeanAblate, Patch, PathPatch, ZeroAblate
+from headwise.interventions import Add, Head, Knockout, Layer, MeanAblate, Patch, PathPatch, ResampleAblate, ZeroAblate
 from headwise.interventions.run.deferred import derangement
+from headwise.interventions.run.outcome import Inputs
 from headwise.metrics import accuracy, kl, logit_diff, loss, prob, rank
 from headwise.studies import Prompts, capture, measure
+from headwise.studies.storage import pass_store
 from headwise.studies.storage.registry import from_json, to_json
 from headwise.studies.tasks.tasks import reference_tokens
 from tests.oracles import raw_hooks
@@ -221,13 +223,22 @@ def test_a_label_keeps_partners_of_resampling_apart(small_model):
     """Prompts are grouped by their labels; each is still resampled from another prompt, not from itself."""
     ids = [[5, 9, 11], [7, 3, 8], [2, 4, 6], [1, 2, 3]]
     task = Prompts(ids, answers=[33, 9, 3, 1], labels={"S": [0, 1, 0, 1]})
-    groups = task.draw(small_model).groups()
-    assert [group.examples for group in groups] == [(0, 2), (1, 3)]
-    for group, drawn in zip(groups, reference_tokens(task, small_model, "clean", groups), strict=True):
+    plan = hw.plan(small_model, task, ResampleAblate("L0.resid_pre at S"), loss)
+    assert [group.examples for group in plan.groups] == [(0, 2), (1, 3)]
+    for group, drawn in zip(plan.groups, reference_tokens(task, small_model, plan)[0], strict=True):
         for seed in range(8):
             for example, partner in zip(group.examples, drawn[derangement(4, seed)[:2]].tolist(), strict=True):
                 assert partner in ids
                 assert partner != ids[example]
+
+
+def test_another_position_of_a_label_is_not_taken_from_what_was_kept(small_model):
+    """What was kept is found by a hash of these; the declaration of the intervention holds the label only."""
+    found = []
+    for task in (Prompts([[5, 9, 11]], answers=[3], labels={"S": position}) for position in (0, 1)):
+        plan = hw.plan(small_model, task, ZeroAblate("L0.resid_pre at S"), loss)
+        found.append(tuple(pass_store.prompts(plan, Inputs({"clean": (np.array([[5, 9, 11]]),)}), 0)))
+    assert found[0] != found[1]
 
 
 @pytest.mark.parametrize(
@@ -333,3 +344,11 @@ def test_what_cannot_be_meant_says_what_is_possible(words_model, make, message):
         make(words_model)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("prompt", "answer"), [("lesson", "apple"), ("apple", "lesson")])
+def test_a_tokenizer_of_another_model_is_told(words_model, prompt, answer):
+    (token,) = words_model.encode("lesson")
+    model = hw.load(raw_hooks.random_gpt2(1, 2, 4, 60, 20), tokenizer=words_model.tokenizer)
+    with pytest.raises(DeclarationError, match=f"'lesson' has the token id {token}: GPT2LMHeadModel has 0 to 59"):
+        hw.measure(model, Prompts([prompt], answers=[answer]), None, "loss")

@@ -2,14 +2,16 @@
 
 import numpy as np
 import pytest
+import torch
 
 import headwise as hw
 from headwise.errors import DeclarationError
-from headwise.interventions import Add, Head, Layer, MeanAblate, Patch
+from headwise.interventions import Add, Head, Layer, MeanAblate, Patch, ZeroAblate
 from headwise.interventions.declare.codec import from_json, to_json
 from headwise.metrics import loss
 from headwise.studies import Prompts, RepeatedTokens, capture, measure
 from headwise.studies.storage.registry import TASKS
+from tests.oracles import raw_hooks
 
 
 def test_clean_repeats_and_corrupted_does_not(small_model):
@@ -181,6 +183,48 @@ def test_reference_prompts_of_one_token(words_model):
         measure(words_model, Prompts(["dog"]), None, [loss])
 
 
+UNEQUAL = [[5, 9, 11, 7], [7, 3], [2, 4, 6]]
+BOTH = ("example", "position")
+
+
+@pytest.mark.parametrize("others", [None, [[8, 1], [4, 4, 4, 4, 2]]])
+@pytest.mark.parametrize(("component", "head"), [("z", 1), ("resid_pre", None), ("q", None)])
+def test_a_mean_over_examples_and_positions_takes_in_each_token_once(small_model, component, head, others):
+    """Read prompt by prompt with plain hooks, of whatever length, and put in at every position or some."""
+    module, task = small_model.module, Prompts(UNEQUAL, answers=[33, 9, 3], others=others)
+    read = [raw_hooks.activation(module, torch.tensor([ids]), component, 1)[0] for ids in others or UNEQUAL]
+    mean = torch.cat(read).mean(0, keepdim=True)
+    mean = mean if head is None else mean[:, head]
+    site = Layer(1).site(component) if head is None else Head(1, head).site(component)
+    what = {"all": MeanAblate(site, over=BOTH), "some": MeanAblate(site.at([0, -1]), over=BOTH)}
+    what["beside"] = MeanAblate(site, over=BOTH) + ZeroAblate(Head(0, 2))
+    ds = measure(small_model, task, what, [loss], progress=False)
+    for row, (ids, answer) in enumerate(zip(UNEQUAL, (33, 9, 3), strict=True)):
+        for name in what:
+            positions = tuple(range(len(ids))) if name != "some" else (0, len(ids) - 1)
+            edits = [raw_hooks.Edit(component, 1, head, positions, mean.expand(1, len(positions), *mean.shape[1:]))]
+            edits += [raw_hooks.zero_edit("z", 0, 2)] if name == "beside" else []
+            logits = raw_hooks.run(module, torch.tensor([ids]), edits)[0, -1]
+            wanted = -float(logits.log_softmax(-1)[answer])
+            assert float(ds["loss"].sel(condition=name)[row]) == pytest.approx(wanted, abs=2e-4), (name, row)
+
+
+def test_means_by_position_and_over_positions_in_one_measurement(small_model):
+    """Each as it is alone; the one by position needs another prompt of equal length, and says so."""
+    ids = [*UNEQUAL, [1, 2], [3, 4, 5], [6, 7, 8, 9]]
+    what = {"by position": MeanAblate(Head(1, 1)), "over positions": MeanAblate(Head(1, 1), over=BOTH)}
+    task = Prompts(ids, answers=[3] * 6)
+    both = measure(small_model, task, what, [loss], progress=False)
+    for name, edit in what.items():
+        alone = measure(small_model, task, edit, [loss], progress=False)
+        np.testing.assert_allclose(both["loss"].sel(condition=name), alone["loss"], atol=1e-5)
+    assert not np.allclose(both["loss"][0], both["loss"][1])
+    one = measure(small_model, Prompts([[5, 9, 11]], answers=[3]), what["over positions"], [loss], progress=False)
+    assert np.isfinite(one["loss"]).all()
+    with pytest.raises(DeclarationError, match="prompts of 2 tokens: give Prompts"):
+        measure(small_model, Prompts(UNEQUAL, answers=[1, 2, 3]), what, [loss], progress=False)
+
+
 @pytest.mark.parametrize(
     "task",
     [
@@ -247,8 +291,8 @@ def test_tasks_survive_json(task):
             lambda model: measure(
                 model, Prompts(["apple pear", "dog"], answers=["apple", "apple"]), MeanAblate(Head(0, 0)), [loss]
             ),
-            "mean and resample ablation need at least two reference prompts of 1 tokens: give Prompts(..., "
-            "others=[...])",
+            "resample ablation, and mean ablation by position, need at least two reference prompts of 1 tokens: give "
+            "Prompts(..., others=[...]); MeanAblate(..., over=('example', 'position')) needs none",
         ),
     ],
 )
