@@ -24,7 +24,9 @@ TOP, LETTERS = 24, 44
 """How many conditions are drawn; letters of a name that are written, hover shows all."""
 
 
-def by_position(ds: xr.Dataset | xr.DataArray, metric: str | None = None, *, title: str = "") -> Any:
+def by_position(
+    ds: xr.Dataset | xr.DataArray, metric: str | None = None, *, guess: float | None = None, title: str = ""
+) -> Any:
     """Mean of a metric at each position with its interval, for every run; where the repeat starts is marked.
 
     Parameters
@@ -35,6 +37,8 @@ def by_position(ds: xr.Dataset | xr.DataArray, metric: str | None = None, *, tit
         interval over examples.
     metric : str, optional
         Needed for a dataset of several variables.
+    guess : float, optional
+        What a uniform guess gives, such as ``ln`` of the vocabulary for the loss: a dotted line.
     title : str
         What is measured, by default.
 
@@ -42,14 +46,20 @@ def by_position(ds: xr.Dataset | xr.DataArray, metric: str | None = None, *, tit
     -------
     holoviews.Overlay
         An ``Area`` (interval) and a ``Curve`` (``position``, ``mean``) for each run, and a ``VLine`` where the repeat
-        starts.
+        starts; a ``Curve`` for the guess.
     """
-    return along(ds, metric, "position", curves="run", title=title)
+    return along(ds, metric, "position", curves="run", guess=guess, title=title)
 
 
 @marks_few
 def along(
-    ds: xr.Dataset | xr.DataArray, name: str | None, dim: str, *, curves: str | None = None, title: str = ""
+    ds: xr.Dataset | xr.DataArray,
+    name: str | None,
+    dim: str,
+    *,
+    curves: str | None = None,
+    guess: float | None = None,
+    title: str = "",
 ) -> Any:
     """Mean over examples along any axis of numbers, a curve for each value of another, with intervals.
 
@@ -62,6 +72,8 @@ def along(
         Drawn from left to right, such as ``position``, ``layer`` or ``step``.
     curves : str, optional
         A dim of a few values.
+    guess : float, optional
+        Height of a dotted line, see `by_position`.
     title : str
 
     Returns
@@ -105,7 +117,12 @@ def along(
         parts.append(styled(band, color=look[0], alpha=0.2, line_alpha=0))
         parts.append(styled(curve, color=look[0], line_dash=look[1], line_width=2, **tips))
         ends = [min([ends[0], *low]), max([ends[1], *high])]
-    return _framed(parts, ds, dim, shown, ends, title, len(labels) > 1)
+    if guess is not None:
+        at = numbers_of(values, dim)[[0, -1]]
+        line = hv.Curve((at, [guess] * 2), across, shown, label=f"uniform guess, {guess:.2f}")
+        parts.append(styled(line, color=INK, line_dash="dotted", line_width=1.5))
+        ends[1] = max(ends[1], guess)
+    return _framed(parts, ds, dim, shown, ends, title, len(labels) > 1 or guess is not None)
 
 
 def _interval(ds: xr.Dataset, name: str, dim: str) -> tuple[Any, Any, Any, bool]:
