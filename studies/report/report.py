@@ -112,7 +112,7 @@ class Contents:
 
 def _contents(tree: xr.DataTree) -> Contents:
     attrs, record = tree.attrs, Record.from_attrs(tree.attrs)
-    runs = {str(run) for node in tree.subtree if "run" in node.coords for run in np.ravel(node["run"].values)}
+    runs = {str(run) for node in tree.subtree if "run" in node.coords for run in np.ravel(node.coords["run"].values)}
     lead = _lead(record, "corrupted" in runs)
     if record.study.get("type") == "InductionStudy":
         known = [section for section in SECTIONS if section.key in tree.children]
