@@ -51,7 +51,12 @@ def by_position(ds: xr.Dataset | xr.DataArray, metric: str | None = None, *, tit
 
 @marks_few
 def along(
-    ds: xr.Dataset | xr.DataArray, name: str | None, dim: str, *, curves: str | None = None, title: str = ""
+    ds: xr.Dataset | xr.DataArray,
+    name: str | None,
+    dim: str,
+    *,
+    curves: str | None = None,
+    title: str = "",
 ) -> Any:
     """Mean over examples along any axis of numbers, a curve for each value of another, with intervals.
 
