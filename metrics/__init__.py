@@ -1,6 +1,7 @@
 """What is read off a run. Pure functions, each with a card; they know no model and no intervention.
 
-- of the output: ``loss`` (nats), ``accuracy``, ``prob``, ``logit_diff``, ``rank``, ``kl``
+- of the output: ``loss`` (nats), ``accuracy``, ``prob``, ``logit_diff``, ``rank``, ``kl``; ``help(hw.Prompts)`` says
+  what the first four are for an answer of several tokens
 - of attention patterns: below
 - of weights: ``composition`` of two heads, from their ``factors``
 - how sure: ``bootstrap_interval``, ``null_p_value``, ``benjamini_hochberg``, ``control_sets``
@@ -39,8 +40,8 @@ A metric of your own is a function of tensors, here the largest logit at each sc
 >>> card = hw.metrics.Card("largest", "largest logit", "logit", (float("-inf"), float("inf")))
 >>> largest = hw.metrics.Metric(card, "logits", lambda logits: logits.amax(-1), lambda prompts: {})
 >>> ds = hw.measure(hw.load("words-2l"), hw.RepeatedTokens(n=4, length=8), metrics=[largest])
->>> ds["baseline_largest"].dims
-('run', 'example')
+>>> ds["largest"].dims
+('example',)
 """
 
 from .attention import (

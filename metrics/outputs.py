@@ -104,8 +104,7 @@ logit_diff = _output(
     _logit_diff,
     distractors=True,
 )
-"""``logit(target) - logit(distractor)``; for repeated tokens, the distractor stands in the corrupted first half where
-the target stands in the clean one."""
+"""``logit(target) - logit(distractor)``; which token is the distractor of repeated tokens, `RepeatedTokens` says."""
 
 kl = _output(
     Card("kl", "KL divergence, base run from intervened run", "nat", (0.0, INF), "", "KL(base || intervened)"),

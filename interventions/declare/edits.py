@@ -208,6 +208,7 @@ class Patch(SiteEdit):
 
     Noising is ``base="clean", source="corrupted"``: does breaking this site break the answer? Denoising is
     ``base="corrupted", source="clean"``: does restoring it restore the answer? ``base`` belongs to the measurement.
+    Which corruptions of repeated tokens leave something that can be restored, `RepeatedTokens` says.
 
     Parameters
     ----------

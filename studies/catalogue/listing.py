@@ -153,8 +153,8 @@ def as_text(entries: Sequence[Entry], problems: Sequence[Problem], title: str, w
     if entries:
         out = StringIO()
         # In a notebook, rich would show the table as well.
-        console = Console(file=out, width=width, highlight=False, color_system=None, force_jupyter=False)
-        console.print(rich_table(entries[:SHOWN], width))
+        table = rich_table(entries[:SHOWN], width)
+        Console(file=out, width=width, highlight=False, color_system=None, force_jupyter=False).print(table)
         lines += (line.rstrip() for line in out.getvalue().splitlines())
     if len(entries) > SHOWN:
         lines.append(f"... and {len(entries) - SHOWN} more")

@@ -44,7 +44,21 @@ class Controls:
 
 
 def random_sets(heads: Collection[Head], shape: Shape, draws: int, seed: int) -> dict[str, list[tuple[Head, ...]]]:
-    """Sets of as many other heads, by control; see `control_sets`."""
+    """Draw random sets of as many other heads.
+
+    Parameters
+    ----------
+    heads : collection of Head
+    shape : Shape
+    draws : int
+        Sets of each control; all distinct ones where there are fewer.
+    seed : int
+
+    Returns
+    -------
+    dict of control to list of tuples of Head
+        See `headwise.metrics.control_sets`.
+    """
     places = [(head.layer, head.head) for head in heads]
     return {
         control: [

@@ -32,10 +32,23 @@ OWN = (*RESERVED, "position", "layer", "head")
 
 
 def coordinates(model: Model, batch: Batch, run: str, runs: Sequence[str] | None = None) -> dict[str, Any]:
-    """Runs, examples, positions, and the tokens of `run` as text and id (empty and NaN beyond a prompt's end).
+    """Runs, examples, positions, and tokens as text and id (empty and NaN beyond a prompt's end).
 
-    `runs` are those that were measured, all when left out. NUL in the text of a token, at which
-    files would cut it, stands as ``␀``.
+    NUL in the text of a token, at which files would cut it, stands as ``␀``.
+
+    Parameters
+    ----------
+    model : Model
+    batch : Batch
+    run : str
+        Whose tokens they are.
+    runs : sequence of str, optional
+        Those that were measured; all when left out.
+
+    Returns
+    -------
+    dict
+        As an xarray Dataset takes coordinates.
     """
     ids, beyond = batch.runs[run].astype(np.float64), np.arange(batch.runs[run].shape[1]) >= batch.lengths[:, None]
     known, places = np.unique(batch.runs[run], return_inverse=True)
@@ -143,7 +156,22 @@ def _text_of(intervention: Intervention) -> str:
 def check_names(
     axes: Sequence[tuple[str, tuple[Any, ...]]], metrics: Sequence[Metric], per_position: bool, controls: bool = False
 ) -> None:
-    """Refuse names of metrics and axes that no file can hold, or that the results need for something else."""
+    """Refuse names of metrics and axes that no file can hold, or that the results need for something else.
+
+    Parameters
+    ----------
+    axes : sequence of (name, labels)
+    metrics : sequence of Metric
+    per_position : bool
+        Whether values are kept at each scored position.
+    controls : bool
+        Whether random sets of heads are measured too.
+
+    Raises
+    ------
+    DeclarationError
+        The text says what is possible.
+    """
     names = [metric.name for metric in metrics]
     baselines = {f"baseline_{name}" for name in names}
     if controls:

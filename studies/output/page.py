@@ -144,6 +144,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]], *, caption: str
     )
 
 
+def folded(summary: str, inner: str) -> str:
+    """HTML that is opened with a click on its summary."""
+    return f"<details><summary>{escape(summary)}</summary>{inner}</details>"
+
+
 class Number(str):
     """Text of a number, right-aligned in a table."""
 

@@ -46,12 +46,12 @@ def stages(names: Mapping[str, str], show: Callable[[str], None] | bool | None) 
     said = show is True or (show is None and inside)
 
     def begin(name: str) -> None:
-        words = printable(f"{order.index(name) + 1}/{len(order)} {names[name]}")
+        words = f"{order.index(name) + 1}/{len(order)} {names[name]}"
         if callable(show):
             show(name)
         elif said:
             STAGE.set(words)
-            Line.write(words, last=True) if inside else print(words, file=sys.stderr, flush=True)
+            Line.write(words, last=True) if inside else print(printable(words), file=sys.stderr, flush=True)
 
     token = STAGE.set(None if show is False else STAGE.get())
     try:

@@ -2,7 +2,7 @@
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --soft: #5b6168; --page: #fbfbfa; --card: #ffffff; --line: #dcdfe3;
-  --accent: #0b5fa5; --mark: #f1f4f7; --edge: #d9731a; }
+  --accent: #0b5fa5; --mark: #f1f4f7; --edge: #d9731a; --shade: #8a93a0; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e7e9; --soft: #a2a9b1; --page: #15171a; --card: #1b1e22;
   --line: #353a40; --accent: #7db8ec; --mark: #1f2328; --edge: #f0a35e; } }
 * { box-sizing: border-box; }
@@ -17,6 +17,9 @@ h2 { font-size: 1.35rem; line-height: 1.3; margin: 3rem 0 .8rem; padding-top: 1r
   }
 h3 { font-size: 1.05rem; margin: 1.6rem 0 .4rem; }
 p, ul, ol, dl, blockquote { max-width: 46rem; }
+.said { columns: 2 30rem; column-gap: 2.5rem; }
+.said > * { break-inside: avoid; }
+.said > :first-child { margin-top: 0; }
 p { margin: .6rem 0; overflow-wrap: anywhere; }
 li { margin: .3rem 0; overflow-wrap: anywhere; }
 a { color: var(--accent); }
@@ -29,36 +32,47 @@ main:focus { outline: none; }
 nav { margin: 1.2rem 0 0; padding: .8rem 1.2rem; background: var(--mark); border-radius: 8px; }
 nav ol { columns: 2 22rem; max-width: none; margin: 0; padding-left: 1.3rem; }
 nav li { margin: 0; padding: .15rem 0; break-inside: avoid; }
+.short { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 0 2.5rem;
+  align-items: start; }
 .summary { font-size: 1.08rem; }
 .topic { display: grid; grid-template-columns: 11rem minmax(0, 46rem); gap: 0 1.2rem; border-top: 1px solid
   var(--line);
   padding: .5rem 0; }
 .topic:first-of-type { border-top: 0; }
 .topic h3 { margin: .3rem 0; } .topic ul { margin: 0; padding-left: 1.1rem; }
-.not { border-left: 4px solid var(--edge); padding: .2rem 0 .2rem 1rem; margin: 1.4rem 0; }
-.not h3 { margin-top: .2rem; }
-figure { margin: 1.4rem 0 2rem; }
-.plots { display: flex; flex-wrap: wrap; width: fit-content; max-width: 100%; gap: 4px 12px; background: #ffffff;
+.not { border-left: 4px solid var(--edge); padding: .2rem 0 .2rem 1rem; margin: .6rem 0; }
+.not h3 { margin-top: .2rem; } .not ul { padding-left: 1.2rem; }
+figure { display: flex; flex-wrap: wrap; align-items: flex-start; gap: .5rem 1.5rem; margin: 1.4rem 0 2rem; }
+.plots { display: flex; flex-wrap: wrap; flex: 0 1 auto; max-width: 100%; gap: 4px 12px; background: #ffffff;
   border: 1px solid var(--line); border-radius: 8px; padding: 10px; overflow-x: auto; color: #1c1e21;
   color-scheme: light; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 .plots.dark { background: #1b1d20; color: #e6e7e9; color-scheme: dark; }
+.plots:has(> :nth-child(4):last-child) { max-width: min(100%, 50rem); }
 .plots > div { flex: 0 0 auto; }
 .plots > div.wide { flex: 0 1 auto; min-width: 0; }
-figcaption { color: var(--soft); font-size: .93rem; margin-top: .5rem; max-width: 52rem; }
-.scroll { width: fit-content; max-width: 100%; overflow-x: auto; border: 1px solid var(--line); border-radius: 8px;
-  margin: 1rem 0; }
+figcaption { flex: 1 1 15rem; color: var(--soft); font-size: .93rem; max-width: 46rem; }
+.beside { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 0 2rem; }
+.beside > * { max-width: 100%; } .beside figure { flex-direction: column; }
+.beside figcaption { flex: none; width: 0; min-width: 100%; }
+.beside .note { width: 0; min-width: 100%; } .beside .note:first-child { margin-top: 1.4rem; }
+.scroll { width: fit-content; max-width: 100%; border: 1px solid var(--line); margin: 1rem 0; }
+.scroll, pre { --base: var(--page); overflow-x: auto; border-radius: 8px; background-color: var(--base);
+  background-image: linear-gradient(90deg, var(--base) 50%, transparent), linear-gradient(270deg, var(--base) 50%,
+  transparent), linear-gradient(90deg, var(--shade), transparent), linear-gradient(270deg, var(--shade), transparent);
+  background-position: left -2px top, right -2px top, left top, right top; background-repeat: no-repeat;
+  background-size: 2.4rem 100%, 2.4rem 100%, 1rem 100%, 1rem 100%;
+  background-attachment: local, local, scroll, scroll; }
 table { border-collapse: collapse; font-size: .92rem; width: 100%; font-variant-numeric: tabular-nums; }
 .note { color: var(--soft); font-size: .93rem; margin: 1.2rem 0 .4rem; }
 .note + .scroll { margin-top: 0; }
 .scroll + .note { margin-top: -.6rem; }
 th, td { text-align: left; padding: .35rem .7rem; border-top: 1px solid var(--line); vertical-align: top; }
-thead th { border-top: 0; background: var(--mark); font-weight: 600; vertical-align: bottom; }
+thead th { border-top: 0; border-bottom: 2px solid var(--line); font-weight: 600; vertical-align: bottom; }
 tbody th { font-weight: 600; }
 td, th { white-space: nowrap; }
 td.n, th.n { text-align: right; }
 td.long { white-space: normal; overflow-wrap: anywhere; min-width: 9rem; }
-pre { background: var(--mark); border-radius: 8px; padding: .8rem 1rem; overflow-x: auto; font-size: .88rem;
-  line-height: 1.5; }
+pre { --base: var(--mark); padding: .8rem 1rem; font-size: .88rem; line-height: 1.5; }
 code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 details { margin: 1rem 0; } summary { cursor: pointer; color: var(--accent); }
 footer { color: var(--soft); font-size: .9rem; padding: 1rem 1rem 3rem; margin-top: 3rem; border-top: 1px solid
@@ -70,12 +84,13 @@ footer { color: var(--soft); font-size: .9rem; padding: 1rem 1rem 3rem; margin-t
 @media print {
   body { font-size: 10.5pt; background: none; }
   main, header, footer { max-width: none; padding-left: 0; padding-right: 0; }
-  nav, .skip, noscript, .repeated { display: none; }
+  nav, .skip, noscript { display: none; }
   h2 { margin-top: 1.6rem; } h2, h3, .note { break-after: avoid; }
+  figure { display: block; } .said { columns: auto; } .short { display: block; }
   figure, tr, .not, .topic { break-inside: avoid; }
   .plots { overflow: visible; border: 0; padding: 0; zoom: .65; max-width: none; }
   .plots > div { break-inside: avoid; }
-  .scroll { overflow: visible; width: auto; border: 0; }
+  .scroll { overflow: visible; width: auto; border: 0; } .scroll, pre { background-image: none; }
   thead { display: table-header-group; }
   td, th { white-space: normal; padding: .2rem .45rem; }
   table { font-size: 8.5pt; }
@@ -141,13 +156,36 @@ SCRIPT = """
       for (const mapper of mappers) mapper.palette = [...mapper.palette].reverse();
     }
   };
-  const ready = () => window.Bokeh && Bokeh.documents.length ? paint() : setTimeout(ready, 20);
-  const started = () => { ready(); dark.addEventListener("change", paint); };
+  const sizes = new Map();
+  const fit = () => {
+    for (const root of Bokeh.documents.flatMap(doc => doc.roots())) {
+      const place = root.frame_width && document.querySelector(`[data-root-id="${root.id}"]`);
+      const plots = place && place.closest(".plots"), drawn = place && place.firstElementChild;
+      if (!plots || !drawn || !drawn.offsetWidth) continue;
+      if (!sizes.has(root))
+        sizes.set(root, [root.frame_width, root.frame_height, drawn.offsetWidth - root.frame_width]);
+      const [width, height, around] = sizes.get(root), {paddingLeft, borderLeftWidth} = getComputedStyle(plots);
+      const room = plots.parentElement.clientWidth - 2 * (parseFloat(paddingLeft) + parseFloat(borderLeftWidth));
+      const now = Math.min(width, Math.max(Math.ceil(0.7 * width), Math.floor(room - around) - 2));
+      if (now == root.frame_width) continue;
+      root.frame_width = now;
+      root.frame_height = Math.round(height * now / width);
+      if (root.title) root.title.text_font_size = `${Math.round(13 * now / width)}px`;
+    }
+  };
+  const when = (holds, act) => window.Bokeh && holds() ? act() : setTimeout(() => when(holds, act), 20);
+  const started = () => {
+    when(() => Bokeh.documents.length, paint);
+    when(() => Bokeh.documents.length && Bokeh.documents.every(one => one.is_idle), fit);
+    dark.addEventListener("change", paint);
+    addEventListener("resize", fit);
+  };
   document.readyState == "complete" ? started() : addEventListener("load", started);
 })();
 """
 """Redraws the figures for a dark page: greys change their lightness, colours that mean something stay, as does
-text on coloured cells, and coloured lines are brighter where there is more instead of darker."""
+text on coloured cells, and coloured lines are brighter where there is more instead of darker. A figure whose frame is
+fixed and wider than the page is drawn smaller, down to 0.7 of its size; beyond that its box scrolls."""
 
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'

@@ -106,7 +106,7 @@ def composition_graph(
         xlim=(-0.06, 1.06),
         ylim=(layers[0] - 0.45, layers[-1] + 0.45),
         show_legend=roles is not None,
-        legend_cols=4,
+        legend_cols=2,
     )
 
 
@@ -159,7 +159,7 @@ def _edges(found: Pairs, order: Array, nodes: dict[str, tuple[float, float, Any]
         "clim": (low, high if high > low else low + 1.0),
         "colorbar": bool(len(order)),
     }
-    return styled(edges, line_width=hv.dim("width"), **look, **bar(found.shown.pprint_label, WIDTH - 80), **tips)
+    return styled(edges, line_width=hv.dim("width"), **look, **bar(found.shown.pprint_label), **tips)
 
 
 def _dots(nodes: dict[str, tuple[float, float, Any]], role: dict[str, str]) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import holoviews as hv
@@ -11,7 +12,7 @@ import xarray as xr
 from ...errors import DeclarationError
 from ...metrics.intervals import bootstrap_interval
 from ..measuring.effects import condition_names
-from ..storage.attributes import number_in
+from ..storage.attributes import json_in, number_in
 from .parts.dots import dots, intervals, reference, row_chart, rows_of, span_of
 from .parts.few import marks_few
 from .parts.inputs import array_of, dataset_of, listed, names_of, numbers_of
@@ -42,14 +43,20 @@ def by_position(ds: xr.Dataset | xr.DataArray, metric: str | None = None, *, tit
     -------
     holoviews.Overlay
         An ``Area`` (interval) and a ``Curve`` (``position``, ``mean``) for each run, and a ``VLine`` where the repeat
-        starts.
+        starts. Where a loss comes near that of a uniform guess, ``ln`` of the vocabulary, a dotted ``Curve`` shows it:
+        the vocabulary is known from the attribute ``model_shape`` of a dataset that headwise measured.
     """
     return along(ds, metric, "position", curves="run", title=title)
 
 
 @marks_few
 def along(
-    ds: xr.Dataset | xr.DataArray, name: str | None, dim: str, *, curves: str | None = None, title: str = ""
+    ds: xr.Dataset | xr.DataArray,
+    name: str | None,
+    dim: str,
+    *,
+    curves: str | None = None,
+    title: str = "",
 ) -> Any:
     """Mean over examples along any axis of numbers, a curve for each value of another, with intervals.
 
@@ -107,7 +114,22 @@ def along(
         parts.append(styled(band, color=look[0], alpha=0.2, line_alpha=0))
         parts.append(styled(curve, color=look[0], line_dash=look[1], line_width=2, **tips))
         ends = [min([ends[0], *low]), max([ends[1], *high])]
-    return _framed(parts, ds, dim, shown, ends, title, len(labels) > 1)
+    chance = _uniform_guess(ds, name) if dim == "position" else None
+    near = chance is not None and bool(ends[1] >= chance[0] / 2)
+    if chance is not None and near:
+        at = numbers_of(values, dim)
+        line = hv.Curve(([at.min(), at.max()], [chance[0]] * 2), across, shown, label=chance[1])
+        parts.append(styled(line, color=GREY, line_dash="dotted", line_width=2))
+        ends[1] = max(ends[1], chance[0])
+    return _framed(parts, ds, dim, shown, ends, title, near or len(labels) > 1)
+
+
+def _uniform_guess(ds: xr.Dataset, name: str) -> tuple[float, str] | None:
+    """The loss of a model that gives every token the same probability, and its name; of another metric None."""
+    size = json_in(ds.attrs, "model_shape", dict).get("vocabulary")
+    if ds[name].attrs.get("metric") != "loss" or name.startswith("effect_") or not isinstance(size, int) or size < 2:
+        return None
+    return math.log(size), f"uniform guess, ln {size} = {math.log(size):.2f}"
 
 
 def _interval(ds: xr.Dataset, name: str, dim: str) -> tuple[Any, Any, Any, bool]:

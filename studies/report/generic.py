@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from functools import partial
-from html import escape
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from ..measuring.effects import condition_names
-from ..output.page import Number, Page, number, table
+from ..output.page import Number, Page, folded, number, table
 from ..output.phrases import count, listed
 from .figures import draw
 from .induction import Section
 
 TOP = 20
 """Rows of a table; the others are counted."""
+NAMED = 4
+"""Variables that the answer names."""
 PICTURES = 8
 """Variables of one dataset that are drawn; the others stand in the table."""
 
@@ -38,9 +39,9 @@ def says(tree: xr.DataTree, section: Section) -> list[str]:
     """What a section of `sections` holds, in a sentence."""
     path = section.fill.keywords["path"] if isinstance(section.fill, partial) else section.key
     ds = tree[path].to_dataset() if path else tree.to_dataset()
-    sizes = [f"{dim} ({size})" for dim, size in ds.sizes.items()]
-    over = f" over {listed(sizes)}" if sizes else ""
-    return [f"It holds {count(len(ds.data_vars), 'variable')}{over}."]
+    names = [_label(values) for values in ds.data_vars.values()]
+    named = f": {listed(names)}" if len(names) <= NAMED else f", such as {listed(names[:NAMED])}"
+    return [f"It holds {count(len(names), 'variable')}{named}."]
 
 
 def _fill(page: Page, ds: xr.Dataset, tree: xr.DataTree, *, path: str) -> None:
@@ -55,8 +56,8 @@ def overview(page: Page, ds: xr.Dataset) -> None:
         values = ds[name]
         if values.dtype.kind not in "biuf" or not values.size:
             continue
-        drawn += drawn < PICTURES and draw(page, ds, name, f"{_label(values)}.")
-        page.add(f"<details><summary>Values: {escape(_label(values))}</summary>{_values(values)}</details>")
+        drawn += drawn < PICTURES and draw(page, ds, name, f"{_label(values)[:1].upper()}{_label(values)[1:]}.")
+        page.add(folded(f"Values: {_label(values)}", _values(values)))
 
 
 def _variables(ds: xr.Dataset) -> str:

@@ -11,7 +11,7 @@ import xarray as xr
 
 from .. import plots
 from ..measuring.effects import effect
-from ..output.page import Page, number, table
+from ..output.page import Page, folded, number, table
 from ..plots.parts.style import head_name
 from ..storage.attributes import json_in
 
@@ -83,7 +83,7 @@ def _heads_table(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
     note = "Scores are attention shares from 0 to 1; loss is the change in nats when that head alone is ablated."
     if named:
         page.add(table(head, named, caption=f"Heads with a role. {note}"))
-    page.add(f"<details><summary>All {len(rows)} heads</summary>{table(head, rows, caption=note)}</details>")
+    page.add(folded(f"All {len(rows)} heads", table(head, rows, caption=note)))
 
 
 def _patterns(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
@@ -137,7 +137,7 @@ def _sets_table(ds: xr.Dataset) -> str:
             value = number(float(change.sel(set=name, ablation=method)), "+.3f")
             rows.append([name, here["heads"].item(), method, value, f"{ends[0]:+.3f} to {ends[1]:+.3f}", *p])
     note = "p: (1 + random sets that cost at least as much) / (1 + random sets); how many were drawn is in brackets."
-    return table(head, rows, caption=note, long=(1,))
+    return folded("Every set under every ablation, as a table", table(head, rows, caption=note, long=(1,)))
 
 
 def _patching(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
@@ -149,8 +149,10 @@ def _patching(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
             "distractor (below 0).",
         )
     for direction, caption in PATCHED.items():
-        if np.isfinite(ds[f"{direction}_normalized"]).any():
-            page.figure(plots.qkv_grids(ds, direction), caption)
+        ratio = ds[f"{direction}_normalized"]
+        if np.isfinite(ratio).any():
+            fails = direction == "denoising" and ratio.max() < RESTORED and ratio.min() < -TURNED
+            page.figure(plots.qkv_grids(ds, direction), f"{caption} {WHY_NOT}" if fails else caption)
         else:
             page.add(f"<p>No picture of {direction}: the logit difference cannot be normalized, see above.</p>")
 
@@ -159,9 +161,16 @@ PATCHED = {
     "noising": "Noising: q, k or v of one head is taken from the corrupted run, the rest stays clean. 1 is no change, "
     "0 the corrupted run's answer. Blue heads are needed.",
     "denoising": "Denoising: q, k or v of one head is taken from the clean run, the rest stays corrupted. 0 is no "
-    "change, 1 the clean run's answer. Orange heads restore it: a single one seldom can, as the first half holds other "
-    "tokens.",
+    "change, 1 the clean run's answer. Orange heads restore it; blue ones turn the answer to the distractor.",
 }
+RESTORED, TURNED = 0.5, 0.1
+"""Share of the answer from which a head restores it, and share below 0 from which one turns it to the distractor."""
+WHY_NOT = (
+    "None restores it here, and none can: the first half of the corrupted run is other tokens, so the token to copy "
+    "stands nowhere in it. A head that finds the match again copies what stands there instead: restoring the match "
+    "copies the distractor."
+)
+"""Why denoising fails where the first half is replaced, as it is in this study."""
 
 
 def _composition(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
@@ -197,14 +206,12 @@ def _words(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
     if "prob" not in ds:
         return
     page.figure(
-        plots.words_grid(ds, title="the right word"),
-        "Probability of the right next word for each list, with all heads (blue) and with the induction heads ablated. "
-        "A long grey line is an answer that needs them.",
-    )
-    page.figure(
-        plots.words_agreement(ds, tree["heads"].to_dataset(), title="words against random tokens"),
-        "Each head twice: attention to the token after the earlier copy on word lists (up) against random tokens "
-        "(right). Heads in the upper right fire on both; dashed lines are uniform attention.",
+        plots.words_grid(ds, title="the right word")
+        + plots.words_agreement(ds, tree["heads"].to_dataset(), title="words against random tokens"),
+        "Probability of the right next word for each list, with all heads (blue) and with the induction heads ablated: "
+        "a long grey line is an answer that needs them. Beside it each head twice: attention to the token after the "
+        "earlier copy on word lists (up) against random tokens (right). Heads in the upper right fire on both; dashed "
+        "lines are uniform attention.",
     )
     words = plots.words_table(ds)
     texts, numbers = [dim.name for dim in words.kdims], [dim.name for dim in words.vdims]
@@ -212,14 +219,20 @@ def _words(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
     columns += [[number(float(one), ".0f" if name == "rank" else ".3f") for one in words[name]] for name in numbers]
     names = [{"prob": "probability", "answer": "right word"}.get(name, name) for name in (*texts, *numbers)]
     note = "Each list, the word that must come next, and its probability; rank 0 is the model's first choice."
-    page.add(table(names, list(zip(*columns, strict=True)), caption=note))
+    page.add(folded(f"All {len(ds['prompt'])} lists", table(names, list(zip(*columns, strict=True)), caption=note)))
 
 
 def _estimates(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
-    sweeps = {name: node.to_dataset() for name, node in tree["estimates"].children.items()}
+    compared(page, {name: node.to_dataset() for name, node in tree["estimates"].children.items()})
+
+
+def compared(page: Page, sweeps: dict[str, xr.Dataset]) -> None:
+    """Estimates beside what was measured: a figure for each sweep, and how well each estimator does as a table."""
     rows = []
     for name, sweep in sweeps.items():
-        page.figure(plots.estimate_against_exact(sweep), COMPARED.get(name, str(sweep.attrs.get("long_name", name))))
+        what = COMPARED.get(name, str(sweep["exact"].attrs.get("long_name", name)).removesuffix(", exact"))
+        how = "." if name in [*sweeps][1:] else f", as estimated from gradients (up) and as measured (right). {AGAINST}"
+        page.figure(plots.estimate_against_exact(sweep), f"{what[:1].upper()}{what[1:]}{how}")
         unit = str(sweep["exact"].attrs.get("units", ""))
         for estimator in sweep["estimator"].values:
             here = sweep.sel(estimator=estimator)
@@ -233,16 +246,18 @@ def _estimates(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
         "How well each estimator does. Signs: share of the effects beyond noise; strongest: share of the strongest "
         "effects that are among as many strongest estimates."
     )
-    page.add(table(head, rows, caption=note))
+    page.add(folded("The estimators as a table", table(head, rows, caption=note)))
 
 
 COMPARED = {
-    "ablation": "Every head zero- and mean-ablated: change of the loss as estimated from gradients (up) and as "
-    "measured (right). On the dashed line the estimate is right; on the horizontal line through 0 it sees nothing. "
-    "gradient: slope at the run itself. integrated: mean slope on the way, on which all heads of a layer move "
-    "together, so that it shares out what they do jointly. The worst misses are named.",
-    "patching": "q, k or v of every head taken from the corrupted run: change of the logit difference, as above.",
+    "ablation": "Every head zero- and mean-ablated: change of the loss",
+    "patching": "q, k or v of every head taken from the corrupted run: change of the logit difference",
 }
+AGAINST = (
+    "On the dashed line the estimate is right; on the horizontal line through 0 it sees nothing. Gradient is the slope "
+    "at the run itself. Integrated is the mean slope on the way, on which all heads of a layer move together, so that "
+    "it shares out what they do jointly. The worst misses are named."
+)
 
 
 QUESTION = "Which heads continue what repeats, by which mechanism, and does the model need them?"

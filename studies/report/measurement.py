@@ -12,7 +12,7 @@ import xarray as xr
 
 from ...interventions.declare.codec import edit_names
 from ...metrics.intervals import few_prompts
-from ..output.page import Number, Page, number, table
+from ..output.page import Number, Page, folded, number, table
 from ..output.phrases import count, listed
 from ..storage.attributes import json_in, number_in
 from .changes import NOISE, Changes, Values, baseline, changed, changes, heads_in, metrics_in
@@ -52,8 +52,9 @@ def question(ds: xr.Dataset) -> str:
     if not any(changed(ds, name) for name in metrics_in(ds)):
         return f"What {'is' if len(metrics_in(ds)) == 1 else 'are'} the {labels} of {who}, as it is?"
     axes = _axes(ds)
-    each = f", for each {' and '.join(axes)}" if axes else ""
-    return f"What does {done(ds.attrs) or 'the intervention'} of {who} change in {labels}{each}?"
+    each = f", for each {listed(axes)}" if axes else ""
+    what = done(ds.attrs) or "the intervention"
+    return f"What {'do' if ' and ' in what else 'does'} {what} of {who} change in {labels}{each}?"
 
 
 def done(attrs: Mapping[Any, Any]) -> str:
@@ -205,8 +206,11 @@ def _metric(page: Page, ds: xr.Dataset, tree: xr.DataTree, *, name: str) -> None
         draw(page, ds, f"baseline_{name}", f"{_capital(before.label)}, without intervention.", **base)
         page.add(_baseline_table(before))
         return
+    page.add('<div class="beside">')
     draw_changes(page, ds, moved)
-    page.add(changes_table(moved), _baseline_table(before))
+    page.add(f"<div>{changes_table(moved)}</div></div>")
+    if _is_head(before.names[0]):  # of a run, the sentence says it all
+        page.add(folded(f"Without intervention: {before.label}", _baseline_table(before)))
 
 
 def changes_table(moved: Changes) -> str:
@@ -224,7 +228,7 @@ def changes_table(moved: Changes) -> str:
     further = len(order) - len(rows)
     which = f"The {len(rows)} largest of {count(len(order), 'change')}" if further else "Every change"
     note = f"{which}{f', in {unit}' if unit else ''}; q: t-test over prompts, Benjamini-Hochberg over all conditions."
-    note += " Normalised: 0 is the corrupted run, 1 the clean one." if moved.share is not None else ""
+    note += " Normalized: 0 is the corrupted run, 1 the clean one." if moved.share is not None else ""
     return table(head, rows, caption=note) + _further(further)
 
 

@@ -11,8 +11,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
+from ..analyses.estimate_verdicts import NAMES, VERDICTS, verdict
 from ..output.page import Page, bullets, number, paragraphs, table
 from ..output.phrases import count
 from ..reproduce.recipe import recipe
@@ -23,7 +25,7 @@ from ..storage.reading import as_tree
 from ..storage.record import Record
 from . import generic, measurement
 from .changes import metrics_in
-from .induction import QUESTION, SECTIONS, Section
+from .induction import QUESTION, SECTIONS, Section, compared
 
 
 def write_report(result: xr.DataTree | xr.Dataset, path: str | os.PathLike[str]) -> Path:
@@ -77,9 +79,11 @@ def render(result: xr.DataTree | xr.Dataset, file: str = "result.nc") -> str:
     page.add('<main id="content" tabindex="-1">')
     _answer(page, told)
     root = tree.to_dataset()
+    said = {*told.findings.get("summary", [])}
     for section in told.sections:
         page.add(f'<section id="{section.key}"><h2>{escape(section.question)}</h2>')
-        page.add(paragraphs(told.findings.get(section.key, [])))
+        texts = [text for text in told.findings.get(section.key, []) if text not in said]
+        page.add(f'<div class="said">{paragraphs(texts)}</div>' if said and texts else "")
         section.fill(page, tree[section.key].to_dataset() if section.key in tree.children else root, tree)
         page.add("</section>")
     _what_was_run(page, tree, file)
@@ -108,7 +112,8 @@ class Contents:
 
 def _contents(tree: xr.DataTree) -> Contents:
     attrs, record = tree.attrs, Record.from_attrs(tree.attrs)
-    lead = _lead(record)
+    runs = {str(run) for node in tree.subtree if "run" in node.coords for run in np.ravel(node.coords["run"].values)}
+    lead = _lead(record, "corrupted" in runs)
     if record.study.get("type") == "InductionStudy":
         known = [section for section in SECTIONS if section.key in tree.children]
         other = generic.sections(tree, tuple(section.key for section in known))
@@ -119,11 +124,34 @@ def _contents(tree: xr.DataTree) -> Contents:
         said = measurement.sentences(root) | {"summary": measurement.summary(root), "limits": measurement.limits(root)}
         title = str(attrs.get("title", measurement.title(root)))
         return Contents(title, measurement.question(root), lead, measurement.sections(root), said)
+    if record.kind == "estimates" and {*ESTIMATED} <= {*root.data_vars}:
+        section = Section("estimates", "Estimates", "How near do they come?", _estimates)
+        asked = "Would gradients have told what was measured?"
+        title = str(attrs.get("title", f"Estimates and exact effects of {record.model}"))
+        return Contents(title, asked, lead, [section], {"summary": _trusted(root)})
     sections = generic.sections(tree)
     said = _findings(attrs) or {section.key: generic.says(tree, section) for section in sections}
-    kind = {"capture": "Activations", "estimates": "Estimates and exact effects"}.get(record.kind, "A result")
+    kind = "Activations" if record.kind == "capture" else "A result"
     title = str(attrs.get("title", f"{kind} of {record.model}" if record.model else kind))
     return Contents(title, str(attrs.get("question", "")), lead, sections, said)
+
+
+ESTIMATED = (
+    *("exact", "estimate", "exact_q", "rank_correlation", "sign_agreement"),
+    *("strongest_found", "largest_miss", "worst"),
+)
+"""What `compare_estimates` gives."""
+
+
+def _estimates(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
+    compared(page, {str(ds["exact"].attrs.get("metric", "")): ds})
+
+
+def _trusted(ds: xr.Dataset) -> list[str]:
+    """What each estimator tells, in a sentence."""
+    found = {str(name): verdict(ds.sel(estimator=name)) for name in ds["estimator"].values}
+    each = [f"{NAMES.get(name, name)} {VERDICTS[told]}" for name, told in found.items()]
+    return [f"On {count(ds['exact'].size, 'condition')}, {'; '.join(each)}."]
 
 
 def _findings(attrs: Mapping[Any, Any]) -> dict[str, list[str]]:
@@ -135,7 +163,15 @@ def _findings(attrs: Mapping[Any, Any]) -> dict[str, list[str]]:
     return found
 
 
-def _lead(record: Record) -> str:
+CORRUPTIONS = {
+    "first": "the first half is other tokens",
+    "second": "the second half is other tokens",
+    "cue": "every second token of the first half is another",
+}
+"""What `RepeatedTokens(corrupt=...)` replaces in the corrupted run."""
+
+
+def _lead(record: Record, corrupted: bool) -> str:
     """On what it was done, in a sentence; nothing where the result does not say."""
     shape, task = record.shape, record.task
     parts = [f"On {record.model}"] if record.model else []
@@ -145,6 +181,8 @@ def _lead(record: Record) -> str:
     if task.get("type") == "RepeatedTokens" and {"n", "length", "seed"} <= {*task}:
         drawn = f"{count(task['n'], 'prompt')} in which {task['length']} random tokens are repeated once"
         parts.append(f"with {drawn} (seed {task['seed']})")
+        if corrupted and (corruption := CORRUPTIONS.get(str(task.get("corrupt", "first")))):
+            return f"{', '.join(parts)}. In the corrupted run, {corruption}."
     elif task.get("type") == "Prompts" and isinstance(prompts := task.get("prompts"), list) and prompts:
         parts.append(f"with {count(len(prompts), 'prompt')} of text, such as “{prompts[0]}”")
     return f"{', '.join(parts)}." if parts else ""
@@ -167,27 +205,22 @@ def _top(page: Page, told: Contents) -> None:
 
 
 def _answer(page: Page, told: Contents) -> None:
-    """The summary, what was not shown, and all sentences, folded where there is a summary: sections repeat them."""
-    page.add('<section id="answer"><h2>The answer</h2>')
+    """The summary, or else all sentences by topic, and what was not shown."""
+    page.add('<section id="answer"><h2>The answer</h2><div class="short">')
     summary, limits = told.findings.get("summary", []), told.findings.get("limits", [])
-    if summary:
-        page.add(f'<div class="summary">{paragraphs(summary)}</div>')
-    else:
-        _by_topic(page, told)
+    page.add(f'<div class="summary">{paragraphs(summary)}</div>' if summary else f"<div>{_by_topic(told)}</div>")
     if limits:
         page.add('<div class="not"><h3>What was not shown</h3>', bullets(limits), "</div>")
-    if summary:
-        page.add('<details class="repeated"><summary>All sentences, by topic</summary>')
-        _by_topic(page, told)
-        page.add("</details>")
-    page.add("</section>")
+    page.add("</div></section>")
 
 
-def _by_topic(page: Page, told: Contents) -> None:
-    for section in told.sections:
-        if texts := told.findings.get(section.key):
-            page.add(f'<div class="topic"><h3><a href="#{section.key}">{escape(section.topic)}</a></h3>')
-            page.add(bullets(texts), "</div>")
+def _by_topic(told: Contents) -> str:
+    topics = ((section, told.findings.get(section.key)) for section in told.sections)
+    return "".join(
+        f'<div class="topic"><h3><a href="#{section.key}">{escape(section.topic)}</a></h3>{bullets(texts)}</div>'
+        for section, texts in topics
+        if texts
+    )
 
 
 PROVENANCE = {

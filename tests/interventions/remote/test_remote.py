@@ -81,6 +81,17 @@ def there(server):
     return hw.load("words-2l", remote=True)
 
 
+def test_runs_and_random_sets_are_those_of_this_machine(server, words_model):
+    there = hw.load("words-2l", remote=True)
+    same(measure(there, TASK, None, [loss, induction]), measure(words_model, TASK, None, [loss, induction]))
+    both = measure(there, TASK, None, "loss", runs="all")
+    assert both["run"].values.tolist() == ["clean", "corrupted"]
+    asked = {"metrics": "loss", "runs": "clean", "controls": 2}
+    found = measure(there, TASK, [ZeroAblate(Head(0, 3))], **asked)
+    assert found["run"].values.tolist() == ["clean"]
+    same(found, measure(words_model, TASK, [ZeroAblate(Head(0, 3))], **asked))
+
+
 def test_the_server_cannot_import_headwise(server):
     import httpx
 

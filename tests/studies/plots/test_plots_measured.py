@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import holoviews as hv
 import numpy as np
 import pytest
@@ -157,3 +160,32 @@ def test_scores_that_were_read_under_a_sweep_are_drawn_without_it():
         coords={"run": ["clean"], "layer": [0], "head": [3]},
     )
     assert held(plots.picture(ds, "baseline_induction")) == {(0, 0): 2, (0, 1): 3, (1, 0): 4, (1, 1): 5}
+
+
+@pytest.fixture(scope="module")
+def losses(words_model, task):
+    ds = measure(words_model, replace(task, score="all"), None, [loss, accuracy], per_position=True)
+    names = ["baseline_loss", "baseline_accuracy"]
+    return ds[names].rename({name: name.removeprefix("baseline_") for name in names})
+
+
+def guesses(overlay):
+    return [curve for curve in of_type(overlay, hv.Curve) if "uniform" in curve.label]
+
+
+def test_a_loss_is_drawn_beside_that_of_a_uniform_guess(words_model, losses):
+    chance = math.log(words_model.shape.vocabulary)
+    drawn = plots.by_position(losses, "loss")
+    (line,) = guesses(drawn)
+    assert hv.render(drawn, backend="bokeh").legend[0].visible
+    assert line.label == f"uniform guess, ln 857 = {chance:.2f}" == "uniform guess, ln 857 = 6.75"
+    assert set(line["mean"]) == {chance}
+    assert line["position"].tolist() == [0, 15]
+
+
+def test_where_chance_is_far_or_unknown_no_line_is_drawn(losses):
+    far = losses.assign(loss=(losses["loss"] * 0.01).assign_attrs(losses["loss"].attrs))
+    change = losses.rename(loss="effect_loss")
+    odd = [losses.assign_attrs(model_shape=text) for text in ("", "[]", '{"vocabulary": "many"}', '{"vocabulary": 1}')]
+    for ds, name in [(losses, "accuracy"), (far, "loss"), (change, "effect_loss"), *((one, "loss") for one in odd)]:
+        assert guesses(plots.by_position(ds, name)) == []

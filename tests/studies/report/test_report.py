@@ -17,7 +17,7 @@ from headwise.studies import InductionStudy
 from headwise.studies.report import report as writing
 from headwise.studies.report.report import write_report
 from tests.oracles.planted import planted_model
-from tests.support.pages import EVIL, Outline, check_whole, code
+from tests.support.pages import EVIL, Outline, check_whole, code, shown
 
 QUESTIONS = [
     "The answer",
@@ -82,6 +82,26 @@ def test_every_sentence_of_the_conclusion_is_there(tree, report):
         sentence = finding["text"].split("(")[0].replace("'", "&#x27;")
         assert sentence in text, sentence
     assert "What was not shown" in text
+
+
+def test_no_sentence_stands_twice(report):
+    body = report.read_text().partition("</style>")[2]
+    said = [shown(one) for one in re.findall(r"<p>(.*?)</p>|<li>([^<]*)</li>", body) for one in one if len(one) > 40]
+    assert len(said) > 20
+    assert sorted(said) == sorted({*said})
+
+
+def test_it_says_why_denoising_restores_nothing(tree, report):
+    ratio = tree["patching"]["denoising_normalized"]
+    assert ratio.max() < 0.5
+    assert ratio.min() < -0.1
+    assert "restoring the match copies the distractor" in shown(report.read_text())
+    assert "repeated once (seed 0). In the corrupted run, the first half is other tokens." in shown(report.read_text())
+
+
+def test_the_loss_has_a_line_at_a_uniform_guess(tree, report):
+    vocabulary = json.loads(tree.attrs["model_shape"])["vocabulary"]
+    assert f"uniform guess, ln {vocabulary} = {np.log(vocabulary):.2f}" in report.read_text()
 
 
 def test_it_says_how_to_run_it_again(tree, report):

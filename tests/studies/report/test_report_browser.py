@@ -66,10 +66,21 @@ PLACE = """(() => { document.documentElement.style.scrollBehavior = "auto"; cons
   return [box.left + box.width / 2, box.top + 50]; })()"""
 
 
-@pytest.mark.parametrize("width", [1280, pytest.param(375, marks=pytest.mark.heavy)])
+CUT = """[...document.querySelectorAll(".panel")].filter(one => one.getBoundingClientRect().right >
+  one.parentElement.getBoundingClientRect().right).length"""
+LEFT = "document.querySelector('{}').getBoundingClientRect().left"
+SHADE = "getComputedStyle(document.querySelector('#heads .scroll')).backgroundImage.match(/gradient/g).length"
+
+
+@pytest.mark.parametrize("width", [1280, 390])
 def test_a_study_is_shown_whole_and_quietly(browser, study, width):
     tab = opened(browser, study, width=width, touch=width < 600)
     assert tab.evaluate("document.documentElement.scrollWidth") <= tab.evaluate("innerWidth") == width
+    tab.wait(f"{CUT} == 0", "no figure to be cut")
+    assert (tab.evaluate(LEFT.format(".not")) > width / 2) == (width > 600)  # beside the answer, or below it
+    assert (tab.evaluate(LEFT.format("#ablation figure:last-of-type figcaption")) > width / 3) == (width > 600)
+    assert tab.evaluate("document.querySelector('#heads .scroll').scrollWidth") > 400
+    assert tab.evaluate(SHADE) == 4  # shadows where a table scrolls, and what hides them at its ends
     assert tab.evaluate("document.querySelectorAll('.panel').length") == tab.evaluate(CANVASES) > 10
     check_quiet(tab, study)
     tab.close()
@@ -161,7 +172,6 @@ def test_paper_shows_what_is_folded_and_no_navigation(browser, study):
     folded = "document.querySelector('#heads details .scroll').getBoundingClientRect().height"
     assert tab.evaluate(folded) > 100
     assert tab.evaluate("getComputedStyle(document.querySelector('nav')).display") == "none"
-    assert tab.evaluate("getComputedStyle(document.querySelector('.repeated')).display") == "none"
     tab.close()
 
 

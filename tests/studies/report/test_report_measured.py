@@ -1,5 +1,6 @@
 """The report of a measurement, and of anything else: sentences, tables and lines that are right."""
 
+import json
 import re
 import shlex
 
@@ -11,9 +12,10 @@ import headwise as hw
 from headwise.interventions import Add, Grid, Head, Knockout, Layer, MeanAblate, Patch, PathPatch, Scale, ZeroAblate
 from headwise.metrics import accuracy, bootstrap_interval, induction, logit_diff, loss, self_attention
 from headwise.studies import Prompts, RepeatedTokens, capture, compare_estimates, measure
+from headwise.studies.analyses.estimate_verdicts import NAMES, VERDICTS, verdict
 from headwise.studies.output import phrases
 from headwise.studies.report.changes import baseline, changes
-from headwise.studies.report.report import write_report
+from headwise.studies.report.report import CORRUPTIONS, write_report
 from headwise.studies.reproduce.agreement import compare
 from headwise.studies.reproduce.recipe import WRITTEN, recipe
 from headwise.studies.reproduce.rerun import rerun
@@ -209,6 +211,25 @@ def test_heads_that_were_looked_at_are_named(stored):
     values = stored["baseline"][0]["baseline_induction"].sel(run="clean").mean("example")
     top = np.unravel_index(int(values.values.argmax()), values.shape)
     assert f"is highest for L{top[0]}H{top[1]} (" in shown(stored["baseline"][1].read_text())
+
+
+def test_the_corruption_is_named(words_model, tmp_path):
+    assert "In the corrupted run" not in shown(write_report(by_hand([[1.0, 2.0]]), tmp_path / "none.html").read_text())
+    ds = measure(words_model, TASK, None, [loss])
+    for corrupt, words in CORRUPTIONS.items():
+        ds.attrs["task"] = json.dumps(json.loads(ds.attrs["task"]) | {"corrupt": corrupt})
+        text = shown(write_report(ds, tmp_path / f"{corrupt}.html").read_text())
+        assert f"In the corrupted run, {words}." in text
+
+
+def test_a_comparison_of_estimates_says_how_far_to_trust_them(stored):
+    ds, path = stored["estimates"]
+    text = path.read_text()
+    assert check_whole(text).figures == 1
+    told = [f"{NAMES[str(name)]} {VERDICTS[verdict(ds.sel(estimator=name))]}" for name in ds["estimator"].values]
+    assert f"On 16 conditions, {'; '.join(told)}." in shown(text)
+    row = re.search(r"<td>gradient</td><td class=\"n\">([-\d.]+)</td>", text)
+    assert float(row[1]) == pytest.approx(float(ds["rank_correlation"].sel(estimator="gradient")), abs=0.005)
 
 
 def test_estimates_are_called_estimates(stored):
