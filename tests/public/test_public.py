@@ -7,6 +7,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import xarray as xr
 
@@ -81,6 +82,12 @@ def test_the_readme_example_runs_as_written(tmp_path, monkeypatch):
     assert (tmp_path / "ablation.nc").stat().st_size > 1000
 
 
+def test_the_readme_measures_what_is_ones_own():
+    space = {"hw": hw}
+    exec(compile(blocks()[2], "README.md", "exec"), space)
+    np.testing.assert_array_equal(space["table"]["none"], space["ds"]["loss"].sel(condition="none"))
+
+
 def test_the_readme_explains_a_plan_as_it_is(monkeypatch, capsys):
     from headwise.interventions.run import memory
 
@@ -102,13 +109,13 @@ def test_the_readme_reads_a_study_back(tmp_path, monkeypatch, words_model):
 
     monkeypatch.chdir(tmp_path)
     hw.write_netcdf(InductionStudy(n=4, length=8, draws=3).run(words_model), "results/induction-words-2l.nc")
-    block = blocks()[2]
+    block = blocks()[3]
     space = {}
     exec(compile(block, "README.md", "exec"), space)
     assert space["tree"]["heads"]["induction"].dims == ("layer", "head", "example")
     groups = re.search(r"# groups: ([a-z ]+)", block).group(1).split()
     assert set(groups) <= set(space["tree"].children)
-    exec(compile(blocks()[3], "README.md", "exec"), space)
+    exec(compile(blocks()[4], "README.md", "exec"), space)
     (entry,) = space["results"]
     assert (entry.model, entry.study) == ("words-2l", "InductionStudy")
     table = space["results"].table("ablation/loss", where="effect > 0.5 and layer >= 1", sort="-effect", top=10)
@@ -120,10 +127,10 @@ def test_the_readme_writes_what_can_be_gone_on_with(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     space = {}
     exec(compile(blocks()[0], "README.md", "exec"), space)
-    exec(compile(blocks()[4], "README.md", "exec"), space)
+    exec(compile(blocks()[5], "README.md", "exec"), space)
     wanted = space["ds"]["loss"]
     xr.testing.assert_equal(xr.load_dataset("results/heads.nc")["loss"], wanted)
-    exec(compile(blocks()[5], "README.md", "exec"), space)
+    exec(compile(blocks()[6], "README.md", "exec"), space)
     xr.testing.assert_allclose(xr.load_dataset("results/many.nc")["loss"], wanted, atol=1e-6)
 
 
