@@ -123,6 +123,20 @@ def test_the_readme_reads_a_study_back(tmp_path, monkeypatch, words_model):
     assert table["effect"].is_monotonic_decreasing
 
 
+@pytest.mark.filterwarnings("ignore")  # those of Lightning are not ours
+@pytest.mark.parametrize("steps", [30, pytest.param(400, marks=pytest.mark.heavy)])
+def test_the_readme_measures_while_a_model_is_trained(tmp_path, monkeypatch, steps):
+    monkeypatch.chdir(tmp_path)
+    space = {"hw": hw}
+    exec(compile(blocks()[6].replace("400", str(steps)), "README.md", "exec"), space)
+    formation, shipped = space["formation"], space["shipped"]
+    assert formation["induction"].dims == ("step", "layer", "head", "example")
+    assert formation["step"].values.tolist() == list(hw.log_spaced(steps, 12))
+    assert shipped.sizes["step"] == 23
+    best = shipped["induction"].mean("example").max(("layer", "head"))
+    assert best.sel(step=0) < 0.2 < 0.9 < best.sel(step=2000)
+
+
 def test_the_readme_writes_what_can_be_gone_on_with(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     space = {}
@@ -130,7 +144,7 @@ def test_the_readme_writes_what_can_be_gone_on_with(tmp_path, monkeypatch):
     exec(compile(blocks()[5], "README.md", "exec"), space)
     wanted = space["ds"]["loss"]
     xr.testing.assert_equal(xr.load_dataset("results/heads.nc")["loss"], wanted)
-    exec(compile(blocks()[6], "README.md", "exec"), space)
+    exec(compile(blocks()[7], "README.md", "exec"), space)
     xr.testing.assert_allclose(xr.load_dataset("results/many.nc")["loss"], wanted, atol=1e-6)
 
 
