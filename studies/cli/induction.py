@@ -18,7 +18,7 @@ EXAMPLES = """  headwise induction                                 the shipped m
   headwise induction --model gpt2                    GPT-2 from the Hub
   headwise induction --model ./my-gpt2 --n 16        a local folder
   headwise induction --step 512                      at a step of its training
-  headwise induction --model gpt2 --plan             what it would take, stage by stage
+  headwise induction --model gpt2 --plan             what each stage would take
   headwise induction --seed 1 --out results/seed-1.nc
   headwise induction --model gpt2 --remote           on NDIF
 """

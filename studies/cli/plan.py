@@ -20,15 +20,16 @@ EXAMPLES = """  headwise plan                                      every head ab
   headwise plan --what mine.json --n 8               interventions of a file
   headwise plan --model gpt2 --json
 """
-WHAT = """the file of --what holds what hw.to_json(...) writes of an intervention, a mapping of
-names to interventions, a list of them, or a Grid:
+WHAT = """the file of --what holds what hw.to_json(...) writes of an intervention, a
+mapping of names to interventions, a list of them, or a Grid:
   import headwise as hw
   what = {"without L0H3": hw.ZeroAblate(hw.Head(0, 3))}
   with open("mine.json", "w") as file:
       file.write(hw.to_json(what))
 which is
   {"type": "mapping", "items": [["without L0H3", {"type": "ZeroAblate",
-    "site": {"type": "Site", "component": "z", "layer": 0, "head": 3, "positions": null}}]]}
+    "site": {"type": "Site", "component": "z", "layer": 0, "head": 3,
+      "positions": null}}]]}
 """
 KEYS = {
     "conditions": "interventions that would be measured",
@@ -108,7 +109,7 @@ def _figures(plan: Plan) -> dict[str, Any]:
 def _keys() -> str:
     """`KEYS` in lines of a terminal."""
     return "\n".join(
-        textwrap.fill(words, 88, initial_indent=f"  {name:12}", subsequent_indent=14 * " ")
+        textwrap.fill(words, 79, initial_indent=f"  {name:12}", subsequent_indent=14 * " ")
         for name, words in KEYS.items()
     )
 

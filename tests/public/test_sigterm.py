@@ -86,6 +86,7 @@ def test_a_handler_of_sigterm_stays(small_model, tmp_path):
             RepeatedTokens(n=2, length=6),
             None,
             [loss],
+            runs="all",
             out=tmp_path / "a.nc",
             progress=lambda *_: os.kill(os.getpid(), signal.SIGTERM),
         )

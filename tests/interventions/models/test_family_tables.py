@@ -79,11 +79,10 @@ def test_counts_that_a_configuration_does_not_have_are_named(stranger):
 
 
 def test_every_field_of_a_family_is_in_what_is_shown(stranger):
-    with pytest.raises(ModelError) as caught:
-        hw.load(stranger)
+    shown = hw.Family.template(stranger)
     for field in dataclasses.fields(family.Family):
-        assert f"\n    {field.name}=" in str(caught.value)
-    assert "# what scores are multiplied by: 1 / sqrt(d_head)" in str(caught.value)
+        assert f"\n    {field.name}=" in shown
+    assert "# what scores are multiplied by: 1 / sqrt(d_head)" in shown
 
 
 PHI = {"out": "self_attn.dense", "norm_2": "input_layernorm", "norm": "model.final_layernorm"}

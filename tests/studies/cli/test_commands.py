@@ -192,7 +192,15 @@ def test_app_is_served_as_asked(monkeypatch, folder):
     assert asked == [
         (
             str(folder),
-            {"address": "127.0.0.1", "port": 8080, "show": False, "model": "words-2l", "allow": ["lab.example"]},
+            {
+                "address": "127.0.0.1",
+                "port": 8080,
+                "show": False,
+                "model": "words-2l",
+                "revision": None,
+                "step": None,
+                "allow": ["lab.example"],
+            },
         )
     ]
 

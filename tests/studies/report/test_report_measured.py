@@ -215,7 +215,7 @@ def test_heads_that_were_looked_at_are_named(stored):
 
 def test_the_corruption_is_named(words_model, tmp_path):
     assert "In the corrupted run" not in shown(write_report(by_hand([[1.0, 2.0]]), tmp_path / "none.html").read_text())
-    ds = measure(words_model, TASK, None, [loss])
+    ds = measure(words_model, TASK, None, [loss], runs="all")
     for corrupt, words in CORRUPTIONS.items():
         ds.attrs["task"] = json.dumps(json.loads(ds.attrs["task"]) | {"corrupt": corrupt})
         text = shown(write_report(ds, tmp_path / f"{corrupt}.html").read_text())

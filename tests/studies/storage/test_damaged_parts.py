@@ -187,7 +187,7 @@ def test_a_forged_stage_of_a_study(words_model, out, monkeypatch):
         monkeypatch.undo()
         return next(path for path in parts(out) if path.name.split(".")[0].endswith("-heads"))
 
-    def stop(*arguments):
+    def stop(*arguments, **named):
         raise Halt
 
     def forge(path, change):

@@ -178,11 +178,11 @@ def test_a_study_goes_on_where_it_was(words_model, out, monkeypatch):
     wanted = STUDY.run(words_model)
     real, calls = ablation.every_head, []
 
-    def once(*arguments):
+    def once(*arguments, **named):
         calls.append(1)
         if len(calls) == 1:
             raise Halt
-        return real(*arguments)
+        return real(*arguments, **named)
 
     monkeypatch.setattr(ablation, "every_head", once)
     seen = []
