@@ -28,7 +28,7 @@ class Study(Protocol):
 
 
 def as_study(given: Any) -> Study:
-    """The study that is given, or that a configuration of ``LightningCLI`` describes by ``class_path`` and ``init_args``.
+    """The study that is given, or that a configuration of ``LightningCLI`` describes (``class_path``, ``init_args``).
 
     Raises
     ------
