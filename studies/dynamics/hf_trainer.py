@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from lightning.pytorch.utilities.seed import isolate_rng
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from ...interventions.base.hashing import short_hash
 from ...interventions.load import load
@@ -42,6 +42,13 @@ class TrainerStudyCallback(TrainerCallback):  # type: ignore[misc]
     ------
     DeclarationError
         None or several of the three are given, or a value is not possible.
+
+    Examples
+    --------
+    >>> sweep = hw.Sweep(hw.RepeatedTokens(n=2, length=8), metrics=["induction"])
+    >>> watch = hw.TrainerStudyCallback(sweep, steps=hw.log_spaced(100, 5), out="formation.nc")
+    >>> sorted(watch.schedule.steps)  # then transformers.Trainer(..., callbacks=[watch])
+    [0, 1, 5, 22, 100]
     """
 
     def __init__(
@@ -60,9 +67,7 @@ class TrainerStudyCallback(TrainerCallback):  # type: ignore[misc]
         self.series: Series | None = None
         self.done: list[int] = []
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **more: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **more: Any) -> None:
         """Take up what an interrupted run left, and measure the untrained model where step 0 is asked for."""
         if not state.is_world_process_zero:
             return
@@ -70,23 +75,19 @@ class TrainerStudyCallback(TrainerCallback):  # type: ignore[misc]
         self.series = Series(self.out, short_hash(text, os.path.abspath(args.output_dir or "")), {"study": text})
         self.done = self.series.begin(state.global_step or None)
         if state.global_step == 0 and self.schedule.due_at_start:
-            self._measure(state, model)
+            self._measure(state, more["model"])
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **more: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: Any, **more: Any) -> None:
         """Measure after an optimiser step, where that is due."""
         if self.schedule.due_at_step(state.global_step):
-            self._measure(state, model)
+            self._measure(state, more["model"])
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **more: Any
-    ) -> None:
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: Any, **more: Any) -> None:
         """Measure after an epoch, where that is due."""
         if self.schedule.due_at_epoch(round(state.epoch or 0)):
-            self._measure(state, model)
+            self._measure(state, more["model"])
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: Any, **more: Any) -> None:
         """Write the file whole."""
         if self.series is not None and self.done:
             self.series.finish()

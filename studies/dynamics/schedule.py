@@ -27,6 +27,11 @@ def log_spaced(last: int, count: int) -> tuple[int, ...]:
     tuple of int
         Ascending.
 
+    Raises
+    ------
+    DeclarationError
+        `last` is below 1, or `count` below 2.
+
     Examples
     --------
     >>> hw.log_spaced(400, 6)

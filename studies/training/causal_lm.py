@@ -129,6 +129,11 @@ class CausalLM(L.LightningModule):  # type: ignore[misc]
         Returns
         -------
         CausalLM
+
+        Raises
+        ------
+        DeclarationError
+            A size is not possible.
         """
         sizes = {"layers": layers, "heads": heads, "width": width, "vocabulary": vocabulary, "context": context}
         for name, value in sizes.items():

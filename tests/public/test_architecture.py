@@ -15,6 +15,7 @@ LAYERS = [
     "studies.app",
     "studies.report",
     "studies.plots studies.catalogue studies.reproduce",
+    "studies.dynamics",
     "studies.analyses",
     "studies.measuring",
     "studies.storage",
