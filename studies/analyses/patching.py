@@ -75,6 +75,7 @@ def qkv_of_every_head(
     counts = looks(task.n, first)
 
     def measure_part(span: Span) -> dict[str, xr.Dataset]:
+        """Measure some prompts in both directions, and the heads together."""
         parts = {
             direction: measure_some(model, task, each_head(model, source), [logit_diff], span, base=base)
             for direction, (base, source) in DIRECTIONS.items()
@@ -84,6 +85,7 @@ def qkv_of_every_head(
         return parts
 
     def judged(found: dict[str, xr.Dataset]) -> xr.Dataset:
+        """What was measured so far, with what is derived of it."""
         result = _both_directions(found, level_at(len(counts)))
         if together:
             result = result.merge(describe_set(found["set"], together), combine_attrs="override")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import secrets
 import time
@@ -22,9 +21,9 @@ from ...interventions.base.hashing import short_hash
 from ...interventions.load import load
 from ..storage.files import check_writable
 from ..storage.reading import Result
-from .scalars import PREFIX, as_study, head_scores, scalars
 from .schedule import Schedule
 from .series import Series
+from .study import PREFIX, as_study, copy_of, head_scores, measurable, scalars
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -153,6 +152,7 @@ class StudyCallback(L.Callback):  # type: ignore[misc]
         with self._alone(trainer) as mine:
             if mine:
                 self.done = self._series.begin(None if self.resumed is None else trainer.global_step)
+        self.done = trainer.strategy.broadcast(self.done)  # so that all processes agree on what is measured
         if trainer.global_step == 0 and self.resumed is None and self.schedule.due_at_start:
             self._measure(trainer, pl_module, log="")
 
@@ -229,31 +229,22 @@ class StudyCallback(L.Callback):  # type: ignore[misc]
         """A deep copy of the model with its weights as they are; None in processes that do not measure."""
         from lightning.pytorch.strategies import FSDPStrategy
 
-        from ..training.during import released
-
         if self.weights == "average":
             pl_module = self._average(trainer)._average_model.module
         source = self._model_in(pl_module)
         if isinstance(trainer.strategy, FSDPStrategy):
             state = trainer.strategy.lightning_module_state_dict()  # all processes take part
             prefix = next(f"{name}." if name else "" for name, one in pl_module.named_modules() if one is source)
-            if not trainer.is_global_zero:
-                yield None
-                return
+        if not trainer.is_global_zero:
+            yield None
+        elif isinstance(trainer.strategy, FSDPStrategy):
             twin = type(source)(source.config)
             twin.load_state_dict(
                 {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
             )
+            yield measurable(twin)
         else:
-            if not trainer.is_global_zero:
-                yield None
-                return
-            with released(source):
-                twin = copy.deepcopy(source)
-        twin._compiled_call_impl = None
-        for parameter in twin.parameters():
-            parameter.grad = None
-        yield twin.eval()
+            yield copy_of(source)
 
     def _model_in(self, module: nn.Module) -> PreTrainedModel:
         """The causal language model of a LightningModule."""

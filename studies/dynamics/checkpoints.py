@@ -24,7 +24,7 @@ from ..storage.reading import Result
 from .series import Series, joined
 
 if TYPE_CHECKING:
-    from .scalars import Study
+    from .study import Study
 
 FOLDER = re.compile(r"checkpoint-(\d+)")
 """How transformers' Trainer calls the folders of its checkpoints."""

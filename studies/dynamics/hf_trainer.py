@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import time
 from collections.abc import Iterable
@@ -14,9 +13,9 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 from ...interventions.base.hashing import short_hash
 from ...interventions.load import load
 from ..storage.files import check_writable
-from .scalars import Study, as_study, scalars
 from .schedule import Schedule
 from .series import Series
+from .study import Study, as_study, copy_of, scalars
 
 
 class TrainerStudyCallback(TrainerCallback):  # type: ignore[misc]
@@ -97,10 +96,7 @@ class TrainerStudyCallback(TrainerCallback):  # type: ignore[misc]
             return
         begun = time.monotonic()
         with isolate_rng():
-            twin = copy.deepcopy(getattr(model, "module", model)).eval()
-            twin._compiled_call_impl = None
-            for parameter in twin.parameters():
-                parameter.grad = None
+            twin = copy_of(getattr(model, "module", model))
             result = self.study.run(load(twin, tokenizer=self.tokenizer), False)
         self.series.add(state.global_step, result)
         self.done.append(state.global_step)

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ OF_A_STEP = {
     "conclusion": "what was found, as JSON",
 }
 """Attributes of a single result that become variables of the series."""
-LEFT_OUT = ("fingerprint", "buffer_hash", "created", "inputs", "model_revision", "model_step")
+LEFT_OUT = ("fingerprint", "buffer_hash", "created", "inputs", "model_revision", "step")
 NOBODY = Identity.from_attrs({})
 """Stands for the models of all steps: each part was made by another one."""
 
@@ -49,11 +48,6 @@ class Series:
     def __init__(self, out: str | os.PathLike[str], key: str, about: Mapping[str, str]) -> None:
         self.out, self.key, self.about = out, key, dict(about)
 
-    @contextmanager
-    def _kept(self) -> Iterator[UnfinishedResult]:
-        with keeping(self.out, resume=True) as kept:
-            yield kept
-
     def begin(self, last: int | None) -> list[int]:
         """Take up what is there of this very series up to a step, and clear what is there of any other.
 
@@ -67,7 +61,7 @@ class Series:
         list of int
             The steps that are done, ascending.
         """
-        with self._kept() as kept:
+        with keeping(self.out, resume=True) as kept:
             known = {} if last is None else self._whole(kept)
             for step, result in known.items():
                 if last is not None and step <= last:
@@ -92,7 +86,7 @@ class Series:
 
     def add(self, step: int, result: Result) -> None:
         """Keep the result of a step, on the disk before anything else is done."""
-        with self._kept() as kept:
+        with keeping(self.out, resume=True) as kept:
             note = self.about | {SERIES: self.key}
             kept.describe(note, NOBODY)
             self._save(kept, step, result)
@@ -110,7 +104,7 @@ class Series:
 
     def weights(self, step: int) -> str:
         """The hash of the weights that gave the result of a step; empty where that is not known."""
-        with self._kept() as kept:
+        with keeping(self.out, resume=True) as kept:
             root = kept.load(f"{self.key}-{step}-0", NOBODY)
             return "" if root is None else str(root.attrs.get("weight_hash", ""))
 
@@ -136,7 +130,7 @@ class Series:
 
     def finish(self, steps: Iterable[int] | None = None) -> Result:
         """Write the file whole, of these steps or all that are done, and take the parts away."""
-        with self._kept() as kept:
+        with keeping(self.out, resume=True) as kept:
             result = self._joined(kept, steps)
             kept.finish(result)
             return result

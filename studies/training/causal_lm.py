@@ -80,19 +80,9 @@ class CausalLM(L.LightningModule):  # type: ignore[misc]
         self.warmup_steps = whole(warmup_steps, "warmup_steps")
         self.learning_rate, self.weight_decay, self.betas, self.schedule = learning_rate, weight_decay, betas, schedule
         self.model = _made(model)
-        config = self.model.config.to_dict()
-        self.save_hyperparameters(
-            {"model": _plain(config)}
-            | _plain(
-                {
-                    "learning_rate": learning_rate,
-                    "weight_decay": weight_decay,
-                    "betas": list(betas),
-                    "warmup_steps": warmup_steps,
-                    "schedule": schedule,
-                }
-            )
-        )
+        given = {"learning_rate": learning_rate, "weight_decay": weight_decay, "betas": betas}
+        given |= {"warmup_steps": warmup_steps, "schedule": schedule, "model": self.model.config.to_dict()}
+        self.save_hyperparameters(_plain(given))
         self.during = during
         if during is not None:
             from .during import hold

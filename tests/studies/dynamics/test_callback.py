@@ -10,6 +10,7 @@ import pytest
 import torch
 import xarray as xr
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, WeightAveraging
+from lightning.pytorch.loggers import Logger
 
 import headwise as hw
 from headwise.errors import DeclarationError, HeadwiseError
@@ -144,6 +145,65 @@ def test_what_is_logged_is_seen_by_other_callbacks(tmp_path):
     largest = float(last["induction"].mean("example").max())
     assert run.callback_metrics["headwise/induction"].item() == pytest.approx(largest, rel=1e-6)
     assert best.best_model_score.item() == pytest.approx(float(found["loss"].mean("example").min()), rel=1e-6)
+
+
+class Pictures(Logger):
+    """A logger that takes images."""
+
+    name, version = "pictures", 0
+
+    def __init__(self):
+        super().__init__()
+        self.images, self.numbers = {}, {}
+
+    def log_image(self, key, images, step):
+        self.images[key, step] = images
+
+    def log_metrics(self, metrics, step=None):
+        self.numbers.setdefault(step, {}).update(metrics)
+
+    def log_hyperparams(self, *given):
+        """Nothing."""
+
+
+def test_loggers_get_numbers_and_a_grid_of_each_score(tmp_path):
+    logger = Pictures()
+    fit([hw.StudyCallback(STUDY, steps=[0, 2], out=tmp_path / "a.nc")], steps=2, logger=logger, log_every_n_steps=1)
+    found = hw.open_result(tmp_path / "a.nc")
+    assert {*logger.images} == {("headwise/induction", 0), ("headwise/induction", 2)}
+    (image,) = logger.images["headwise/induction", 2]
+    wanted = (255 * found["induction"].sel(step=2).mean("example").transpose("layer", "head").values).astype(np.uint8)
+    np.testing.assert_array_equal(image[::16, ::16, 0], wanted)
+    for step in (0, 2):
+        logged = [one["headwise/loss"] for one in logger.numbers.values() if "headwise/loss" in one]
+        assert pytest.approx(float(found["loss"].sel(step=step).mean()), rel=1e-6) in logged
+
+
+def test_a_configuration_of_lightning_describes_it_all(tmp_path):
+    """What ``LightningCLI`` does with a YAML file."""
+    pytest.importorskip("jsonargparse")
+    import yaml
+    from lightning.pytorch.cli import LightningCLI
+
+    task = {"class_path": "headwise.RepeatedTokens", "init_args": {"n": 3, "length": 6}}
+    study = {"class_path": "headwise.Sweep", "init_args": {"task": task, "metrics": ["induction", "loss"]}}
+    watch = {"steps": [0, 3], "out": str(tmp_path / "a.nc"), "study": study}
+    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    callbacks = [{"class_path": "headwise.StudyCallback", "init_args": watch}]
+    config = {
+        "seed_everything": 0,
+        "trainer": {"max_steps": 3, "accelerator": "cpu", "callbacks": callbacks} | dict.fromkeys(quiet, False),
+        "model": {"class_path": "headwise.CausalLM", "init_args": {"model": CONFIG, "learning_rate": 0.01}},
+        "data": {"class_path": "headwise.RepeatedTokensData", "init_args": {"length": 8, "batch_size": 2}},
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    modes = {"subclass_mode_model": True, "subclass_mode_data": True, "save_config_callback": None}
+    run = LightningCLI(
+        L.LightningModule, L.LightningDataModule, args=["fit", "--config", str(tmp_path / "run.yaml")], **modes
+    )
+    found = hw.open_result(tmp_path / "a.nc")
+    assert hw.Sweep.from_json(found.attrs["study"]) == STUDY
+    np.testing.assert_array_equal(found["loss"].sel(step=3), STUDY.run(hw.load(run.model.model))["loss"])
 
 
 def test_averaged_weights_are_measured_where_they_are_asked_for(tmp_path):

@@ -1,15 +1,18 @@
-"""What a study is, and the few numbers of its result that are logged while a model is trained."""
+"""What is run while a model is trained: a study, on a copy of the model; and the few numbers of it that are logged."""
 
 from __future__ import annotations
 
+import copy
 import pydoc
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 import xarray as xr
+from transformers import PreTrainedModel
 
 from ...errors import DeclarationError
 from ..storage.reading import Result
+from ..training.during import released
 
 PREFIX = "headwise/"
 """Of what is logged."""
@@ -57,6 +60,21 @@ def _built(given: Any) -> Any:
     if not callable(kind):
         raise DeclarationError(f"class_path: {made['class_path']}: there is no such class, such as headwise.Sweep")
     return kind(**made.get("init_args", {}))
+
+
+def copy_of(model: PreTrainedModel) -> PreTrainedModel:
+    """A deep copy to measure, in evaluation mode: not compiled, without gradients and without what is held on it."""
+    with released(model):
+        twin = copy.deepcopy(model)
+    return measurable(twin)
+
+
+def measurable(twin: PreTrainedModel) -> PreTrainedModel:
+    """A copy that nobody else uses, made ready to be measured."""
+    twin._compiled_call_impl = None
+    for parameter in twin.parameters():
+        parameter.grad = None
+    return twin.eval()
 
 
 def head_scores(result: Result) -> dict[str, xr.DataArray]:
