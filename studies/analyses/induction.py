@@ -66,7 +66,8 @@ class InductionStudy:
     untrained : int
         Models with random weights that scores are compared with, 20 at least.
     first : int
-        Prompts that the sweeps start with: ablation of every head, sets, patching, and the causal check of composition.
+        Prompts that the sweeps start with: ablation of every head, patching, and the causal check of composition; sets
+        start with half as many (4 at least), and untrained models are measured on these alone.
         They are doubled, up to `n`, until the verdicts of the stage are settled. Intervals and p-values over prompts
         allow for looking more than once (Bonferroni over the looks, see `intervals.looks`), so that the error rate is
         the one that is stated. With ``first=n`` all prompts are measured at once.
@@ -255,7 +256,7 @@ class InductionStudy:
         }
         stage("patterns", lambda: behaviour.patterns(model, task, self._shown(parts["heads"])))
         stage("ablation", lambda: ablation.every_head(model, task, first=self.first))
-        stage("sets", lambda: self._sets(model, found))
+        stage("sets", lambda: self._sets(model, found, parts["ablation"]))
         stage("patching", lambda: patching.qkv_of_every_head(model, task, found["induction"], first=self.first))
         stage("composition", lambda: self._composition(model, found["previous-token"], found["induction"]))
         score = parts["heads"]["induction"].mean("example")
@@ -283,7 +284,13 @@ class InductionStudy:
 
     def _heads(self, model: Model) -> xr.Dataset:
         return heads.describe_heads(
-            model, self.task, threshold=self.threshold, alpha=ALPHA, untrained=self.untrained, seed=self.seed
+            model,
+            self.task,
+            threshold=self.threshold,
+            alpha=ALPHA,
+            untrained=self.untrained,
+            seed=self.seed,
+            untrained_task=heads.task_of_untrained(self.task, self.first),
         )
 
     def _shown(self, scores: xr.Dataset) -> list[tuple[Head, str]]:
@@ -294,11 +301,17 @@ class InductionStudy:
                 shown.setdefault(head, kind)
         return list(shown.items())
 
-    def _sets(self, model: Model, found: dict[str, list[Head]]) -> xr.Dataset:
+    def _sets(self, model: Model, found: dict[str, list[Head]], alone: xr.Dataset) -> xr.Dataset:
         if not (sets := ablation.sets_of(found)):
             return xr.Dataset()
         return ablation.sets_against_controls(
-            model, self.task, sets, draws=self.draws, seed=self.seed, first=self.first
+            model,
+            self.task,
+            sets,
+            draws=self.draws,
+            seed=self.seed,
+            first=ablation.first_of_sets(self.n, self.first),
+            alone=alone,
         )
 
     def _composition(self, model: Model, senders: list[Head], receivers: list[Head]) -> xr.Dataset:
