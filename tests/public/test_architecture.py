@@ -17,6 +17,7 @@ LAYERS = [
     "studies.plots studies.catalogue studies.reproduce",
     "studies.dynamics",
     "studies.analyses",
+    "studies.inspection",
     "studies.measuring",
     "studies.storage",
     "studies.tasks",
