@@ -47,6 +47,8 @@ BY_NAME = {"interventions.base.contents", "lazy"}
 """Load modules by their names: those that a user's function names, to hash what it depends on; names of packages."""
 MOST = 14
 """Modules in a room."""
+CONTEXTS = {"studies.measuring.context": 1}
+"""How many ContextVars a module has: the study that a measurement is a part of decides how that is carried out."""
 
 
 def sources():
@@ -178,6 +180,14 @@ def test_a_room_can_be_looked_over():
         if not package:
             count[name.rpartition(".")[0]] = count.get(name.rpartition(".")[0], 0) + 1
     assert {folder: number for folder, number in count.items() if number > MOST} == {}
+
+
+def test_what_steers_a_call_from_afar_is_in_one_place():
+    made = {
+        name: re.findall(r"\b(?:ContextVar(?:\[.*\])?|threading\.local)\(", source)
+        for name, (source, _) in sources().items()
+    }
+    assert {name: len(calls) for name, calls in made.items() if calls} == CONTEXTS
 
 
 def test_each_package_says_what_it_is():
