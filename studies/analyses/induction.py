@@ -17,7 +17,6 @@ from ...interventions.base.hashing import short_hash
 from ...interventions.declare import codec
 from ...interventions.declare.sites import Head
 from ..measuring import context
-from ..output.progress import stages
 from ..storage import unfinished
 from ..storage.provenance import as_attrs, exact_facts, provenance
 from ..storage.registry import TASKS
@@ -190,7 +189,7 @@ class InductionStudy:
             with (
                 begin(model, check=False) as call,
                 context.using(executor=executor),
-                stages(STAGES, progress) as say,
+                context.stages(STAGES, progress) as say,
             ):
                 return self._run(model, call.identity, say)
         with unfinished.keeping(out, resume) as kept, begin(model, check=False, anew=True, ledger=kept) as call:
@@ -206,7 +205,7 @@ class InductionStudy:
                 return kept.stage(f"{inputs}-{name}", make, call.identity, sizes)
 
             try:
-                with context.using(executor=executor, store=kept), stages(STAGES, progress) as say:
+                with context.using(executor=executor, store=kept), context.stages(STAGES, progress) as say:
                     tree = self._run(model, call.identity, say, keep)
             except HeadwiseError:
                 raise
