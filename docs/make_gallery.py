@@ -88,6 +88,11 @@ def qkv_of_set() -> Any:
     return hw.plots.qkv_of_set(tree["patching"].to_dataset())
 
 
+def path_grids() -> Any:
+    """The output of a head taken from the corrupted run on its direct paths into the induction heads alone."""
+    return hw.plots.path_grids(tree["composition"].to_dataset())
+
+
 def layer_by_position() -> Any:
     """The residual stream patched at every layer and position."""
     clean, corrupted = "apple banana cherry dog apple banana cherry", "apple banana cherry sun apple banana cherry"
@@ -152,6 +157,7 @@ PICTURES: tuple[Callable[[], Any], ...] = (
     sets_against_null,
     qkv_grids,
     qkv_of_set,
+    path_grids,
     layer_by_position,
     composition_matrix,
     composition_graph,

@@ -111,10 +111,11 @@ def explain(plan: Schedule) -> str:
     examples = sum(len(group.examples) for group in plan.groups)
     scored = sum(len(group.scored) * len(group.examples) for group in plan.groups)
     tokens = sum(group.length * len(group.examples) for group in plan.groups)
+    pairs = f", each with its answer and with its distractor: {examples} rows" if plan.pairs else ""
     columns = "the whole vocabulary" if plan.columns == plan.shape.vocabulary else f"{plan.columns} tokens"
     lines = [
-        f"{plan.model}: {_count(len(plan.conditions), 'condition')} on {_count(examples, 'example')} of the "
-        f"{plan.base} run",
+        f"{plan.model}: {_count(len(plan.conditions), 'condition')} on {_count(plan.pairs or examples, 'prompt')} of "
+        f"the {plan.base} run{pairs}",
         _row("runs", len(plan.runs), f"as they are: {choices(plan.runs)}"),
     ]
     if plan.conditions:
@@ -127,7 +128,7 @@ def explain(plan: Schedule) -> str:
                 "work",
                 f"{found.share:.3f}",
                 f"of the naive way: {found.total / found.forward:.4g} instead of {found.naive / found.forward:.4g} "
-                "forward passes of a prompt",
+                "passes of a prompt",
             ),
             _row("", "", f"{_flops(found.total)} instead of {_flops(found.naive)}"),
         ]

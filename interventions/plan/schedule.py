@@ -43,6 +43,8 @@ class Schedule:
         Operations that a layer of a pass costs beside its work.
     speed : float, optional
         Operations a second, where that was measured; gives the estimate of time.
+    pairs : int
+        Where it is not 0: prompts, each of which stands in two examples, with its answer and with its distractor.
     """
 
     model: str
@@ -58,6 +60,7 @@ class Schedule:
     budget: int
     overhead: float
     speed: float | None = None
+    pairs: int = 0
 
     @property
     def passes(self) -> int:

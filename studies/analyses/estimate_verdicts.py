@@ -25,6 +25,9 @@ FLAT = 0.5
 CLEAR = 0.1
 """A component is worth a word where its effects have this share, or more, of the size of those of another."""
 
+SMALL = 0.1
+"""Nats or logits up to which an effect that is not beyond noise is none."""
+
 VERDICTS = {
     "all": "could have stood in for measuring",
     "large": "tells the large effects, and not the order or the sign of the small ones",
@@ -68,9 +71,12 @@ def _not_run(ds: xr.Dataset) -> Iterator[str]:
 
 def _about(here: xr.Dataset, name: str) -> str:
     clear, correlation = int((here["exact_q"] <= NOISE).sum()), float(here["rank_correlation"])
-    facts = ["no rank correlation" if np.isnan(correlation) else f"rank correlation {correlation:.2f}"]
-    if clear:
-        facts.append(f"{round(clear * float(here['sign_agreement']))} of {clear} signs right")
+    if not _any_effect(here):
+        largest = float(np.abs(here["exact"]).max())
+        nothing = f"no effect is beyond noise, and none exceeds {largest:.1g} {_unit(here)}"
+        return f"{NAMES.get(name, name)} cannot be judged: {nothing}"
+    facts = [] if np.isnan(correlation) else [f"rank correlation {correlation:.2f}"]
+    facts += [f"{round(clear * float(here['sign_agreement']))} of {clear} signs right"] if clear else []
     most, found = int(here["strongest_found"].attrs["strongest"]), float(here["strongest_found"])
     if np.isfinite(found):
         facts.append(f"{round(most * found)} of the {most} strongest effects found")
@@ -80,6 +86,11 @@ def _about(here: xr.Dataset, name: str) -> str:
         f"{_condition(here, at)} missed most: {estimate[at]:+.2f} {_unit(here)} where {exact[at]:+.2f} is exact"
     )
     return f"{NAMES.get(name, name)} {VERDICTS[verdict(here)]} ({', '.join(facts)})"
+
+
+def _any_effect(ds: xr.Dataset) -> bool:
+    """Whether an effect is beyond noise, or large: with few prompts, q says of none that it is beyond noise."""
+    return bool((ds["exact_q"] <= NOISE).any() or np.abs(ds["exact"]).max() > SMALL)
 
 
 def _condition(here: xr.Dataset, at: tuple[Any, ...]) -> str:
@@ -92,7 +103,7 @@ def _flat(ds: xr.Dataset) -> Iterator[str]:
     """That the slope at the run is flat, where it is, and for which component most."""
     exact = ds["exact"]
     size = {str(name): _size(ds["estimate"].sel(estimator=name), exact) for name in ds["estimator"].values}
-    if not size.get("gradient", np.nan) < FLAT:
+    if not size.get("gradient", np.nan) < FLAT or not _any_effect(ds):
         return
     text = f"In all, gradient estimates have {percent(size['gradient'])} of the size of the exact changes"
     if size.get("integrated", 0.0) > 2 * size["gradient"]:

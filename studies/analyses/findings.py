@@ -26,10 +26,12 @@ def _behaviour(ds: xr.Dataset) -> list[str]:
     early, late = (float(clean[f"loss_{when}"].mean()) for when in ("before", "after"))
     low, high = bootstrap_interval(clean["accuracy_after"].values, bounds=(0, 1))
     broken = float(ds["accuracy_after"].sel(run="corrupted").mean())
+    interval = "" if percent(low) == percent(high) else f" (95% interval {percent(low)} to {percent(high)})"
     gain = "The model repeats what it has seen" if after - before > 0.1 else "The model hardly uses the repeat"
+    right = f"{percent(before)} before the repeat and {percent(after)} after it"
+    right = f"{percent(before)} before the repeat and after it" if percent(before) == percent(after) else right
     return [
-        f"{gain}: next-token accuracy is {percent(before)} before the repeat and {percent(after)} after it "
-        f"(95% interval {percent(low)} to {percent(high)}), and the loss goes from {early:.2f} to {late:.2f} nats.",
+        f"{gain}: next-token accuracy is {right}{interval}, and the loss {went(f'{early:.2f}', f'{late:.2f}')} nats.",
         f"Where the first half is replaced so that nothing repeats, accuracy at the same positions is "
         f"{percent(broken)}.",
     ]
@@ -61,27 +63,27 @@ def _role_words(ds: xr.Dataset, score: str, role: str) -> str:
 
 
 def _patterns(ds: xr.Dataset) -> list[str]:
-    shares = []
+    shares: dict[str, list[str]] = {}
     for row, name in enumerate(ds["shown"].values):
         expected = ds["expected"].values[row]
         queries = np.flatnonzero(np.isfinite(expected))
         share = ds["pattern"].values[row, queries, expected[queries].astype(int)].mean()
-        wanted = "the token after the earlier copy" if ds["kind"].values[row] == "induction" else "the token before"
-        shares.append(f"{name} puts {percent(share)} of its attention on {wanted}")
-    return [f"On one short prompt of {ds.sizes['query']} tokens, {listed(shares)}."]
+        wanted = "the token after the earlier copy" if ds["kind"].values[row] == "induction" else "the previous token"
+        shares.setdefault(wanted, []).append(f"{percent(share)} for {name}")
+    each = [f"to {wanted} {'it ' if at else ''}is {listed(found)}" for at, (wanted, found) in enumerate(shares.items())]
+    return [f"On one short prompt of {ds.sizes['query']} tokens, attention {'; '.join(each)}."]
 
 
 def _ablation(ds: xr.Dataset) -> list[str]:
     change = (ds["loss"] - ds["baseline_loss"].sel(run="clean")).mean("example").transpose("ablation", "layer", "head")
     real = (ds["loss_effect_q"].transpose(*change.dims) <= REAL).values
-    worst = []
+    worst: dict[str, dict[str, str]] = {}
     for ablation, here, sure in zip(change["ablation"].values, change.values, real, strict=True):
-        layer, head = np.unravel_index(int(here.argmax()), here.shape)
-        if here.max() > 0 and sure[layer, head]:
-            worst.append(f"L{layer}H{head} under {ablation} ablation ({here.max():+.2f} nats)")
-        else:
-            worst.append(f"none beyond noise under {ablation} ablation (largest {here.max():+.2f} nats)")
-    sentences = [f"The single head that costs most: {listed(worst)}."]
+        at = np.unravel_index(int(here.argmax()), here.shape)
+        name = f"L{at[0]}H{at[1]} costs most" if here.max() > 0 and sure[at] else NONE
+        worst.setdefault(name, {})[str(ablation)] = _signed(here.max())
+    first = _worst(worst)
+    sentences = [f"{first[0].upper()}{first[1:]}."]
     kinds = list(change["ablation"].values)
     zero, mean = (change.values[kinds.index(name)] for name in ("zero", "mean"))
     share = ds["constant_share"].transpose("layer", "head").values
@@ -96,14 +98,33 @@ def _ablation(ds: xr.Dataset) -> list[str]:
     ]
     if len(changed) == 0:
         at = np.unravel_index(int(np.abs(zero - mean).argmax()), zero.shape)
+        gap = abs(zero[at] - mean[at])
+        differ = f"at most {gap:.2f} nats (L{at[0]}H{at[1]}, {percent(share[at])} of whose output is the same for "
+        differ = f"{differ}every prompt)" if round(gap, 2) else "less than 0.01 nats"
         sentences.append(
             "No head's verdict (needed, harmful, or neither) changes between zero and mean ablation: the two differ by "
-            f"at most {abs(zero[at] - mean[at]):.2f} nats (L{at[0]}H{at[1]}, {percent(share[at])} of whose output is "
-            "the same for every prompt)."
+            f"{differ}."
         )
     return sentences
 
 
+def _worst(worst: Mapping[str, Mapping[str, str]]) -> str:
+    """What costs most, by what is said and the ablations that it is said of, each with the nats."""
+    if len(worst) > 1:
+        each = (
+            f"under {listed(ways)} ablation {name} ({'at most ' * (name == NONE)}{listed(ways.values())} nats)"
+            for name, ways in worst.items()
+        )
+        return "; ".join(each)
+    ((name, ways),) = worst.items()
+    values = listed(f"{one} nats by {way}" for way, one in ways.items())
+    if name != NONE:
+        return f"{name} under every ablation ({values})"
+    small = all(float(one) <= 0 for one in ways.values())
+    return f"{name} under any ablation ({'none adds 0.01 nats' if small else f'at most {values}'})"
+
+
+NONE = "no head costs anything beyond noise"
 VERDICT = {1: "needed", 0: "not needed", -1: "harmful"}
 
 
@@ -129,19 +150,21 @@ def _set_words(here: xr.Dataset, name: str, base: float) -> str:
     who = count(len(str(here["heads"].values).split()), f"{kind} head")
     after = here["accuracy"].mean("example").to_series()
     words = _ends(percent(base), {ablation: percent(after[ablation]) for ablation in after.index})
-    low, high = (-float(here[f"accuracy_effect_{end}"].sel(ablation="zero")) for end in ("high", "low"))
-    text = (
-        f"Without the {who}, accuracy {words} (zero costs {points(base - after['zero'])}, "
-        f"95% interval {round(100 * low)} to {round(100 * high)})."
-    )
+    low, high = (round(-100 * float(here[f"accuracy_effect_{end}"].sel(ablation="zero"))) for end in ("high", "low"))
+    interval = f", 95% interval {low} to {high}" if low != high else ""
+    cost = base - after["zero"]
+    text = f"Without the {who}, accuracy {words} (zero costs {points(cost)}{interval})."
     return " ".join([text, *(_control_words(here, str(control), base) for control in here["control"].values)])
 
 
 def _ends(before: str, after: Mapping[str, str]) -> str:
     """Where a number goes under each ablation."""
-    if {*after.values()} == {before}:
+    under: dict[str, list[str]] = {}
+    for ablation, value in after.items():
+        under.setdefault(value, []).append(ablation)
+    if {*under} == {before}:
         return f"stays at {before} under {listed(after)} ablation"
-    return f"goes from {before} to " + listed(f"{value} under {ablation} ablation" for ablation, value in after.items())
+    return f"goes from {before} to " + listed(f"{value} under {listed(one)} ablation" for value, one in under.items())
 
 
 def _control_words(here: xr.Dataset, control: str, base: float) -> str:
@@ -151,21 +174,24 @@ def _control_words(here: xr.Dataset, control: str, base: float) -> str:
         return f"There are not enough other heads {place} for a control."
     every = int(here["exhaustive"].sel(control=control))
     kind = (
-        f"all {count(number, 'set')} there {'is' if number == 1 else 'are'}" if every else count(number, "random set")
+        ("the only set there is" if number == 1 else f"all {number} sets there are")
+        if every
+        else count(number, "random set")
     )
     costs = base - here["control_accuracy"].sel(control=control, ablation="zero").mean("example").dropna("draw").values
-    low, high = np.quantile(costs, [0.025, 0.975])
+    mean, most = points(costs.mean()), points(costs.max())
+    cost = mean if mean == most else f"{mean} on average, {most.partition(' ')[0]} at most"
     p = float(here["p_accuracy"].sel(control=control, ablation="zero"))
-    floor = f", the smallest that {count(number, 'set')} can give" if np.isclose(p, 1 / (1 + number)) else ""
-    return (
-        f"Zeroing as many other heads {place} ({kind}) costs {points(costs.mean())} on average, 95% of them "
-        f"{round(100 * low)} to {round(100 * high)}, at most {round(100 * costs.max())} (p = {p:.3f}{floor})."
-    )
+    floor = ", the smallest possible" if np.isclose(p, 1 / (1 + number)) else ""
+    nothing = {mean, most, points(costs.min())} == {points(0)}
+    return f"Zeroing as many other heads {place} costs {'nothing' if nothing else cost} ({kind}; p = {p:.3f}{floor})."
 
 
 def _patching(ds: xr.Dataset) -> list[str]:
     sentences = []
     prompts = int(ds["gap"].attrs["prompts"]) if "gap" in ds else ds.sizes["example"]
+    gap = float((ds["baseline_logit_diff"].sel(run="clean") - ds["baseline_logit_diff"].sel(run="corrupted")).mean())
+    scale = f"0 is the corrupted run, 1 the clean one; they are {abs(gap):.2g} logits apart"
     for direction, start in (("noising", 1.0), ("denoising", 0.0)):
         ratio = ds[f"{direction}_normalized"].transpose("component", "layer", "head").values
         if np.isnan(ratio).all():
@@ -178,8 +204,8 @@ def _patching(ds: xr.Dataset) -> list[str]:
         beyond = ": below 0, so the answer turns to the distractor" if ratio[at] < -0.1 else ""
         sentences.append(
             f"By {direction}, the single patch that changes most is {ds['component'].values[at[0]]} of "
-            f"L{at[1]}H{at[2]}: the normalized logit difference goes from {start:.0f} to {ratio[at]:.2f} (0 is the "
-            f"corrupted run, 1 the clean one){beyond}."
+            f"L{at[1]}H{at[2]}: the normalized logit difference goes from {start:.0f} to {ratio[at]:.2f}"
+            f"{f' ({scale})' if direction == 'noising' else ''}{beyond}."
         )
     if "set_induction" not in ds:
         return sentences
@@ -191,8 +217,8 @@ def _patching(ds: xr.Dataset) -> list[str]:
             None: "cannot be judged (no clear answer before)",
         }
         sentences.append(
-            f"Taking {component} of all induction heads from the corrupted run {words[held]}: their induction score "
-            f"{went(f'{clean_score:.2f}', f'{change.score:.2f}')}, the logit difference "
+            f"Taking {component} of all induction heads from the corrupted run {words[held]}. Their induction score "
+            f"{went(f'{clean_score:.2f}', f'{change.score:.2f}')}; the logit difference "
             f"{went(f'{clean_answer:+.1f}', f'{change.answer:+.1f}')}."
         )
     return sentences
@@ -246,16 +272,19 @@ def _strongest(ds: xr.Dataset) -> list[str]:
     text = f"The strongest pairs of all, by kind: {listed(f'{named[kind]} ({pairs[kind][2]:.2f})' for kind in pairs)}."
     if "strongest_logit_diff" not in ds:
         return [text]
-    effects = {}
+    effects: dict[str, tuple[float, float, float]] = {}
     for kind in pairs:
         low, high = (float(ds[f"strongest_effect_{end}"].sel(kind=kind)) for end in ("low", "high"))
         before, after = ds["path_baseline"].sel(run="clean"), ds["strongest_logit_diff"].sel(kind=kind)
         effects[kind] = float((after - before).mean()), low, high
     each = listed(f"{_signed(mean)} ({_signed(low)} to {_signed(high)})" for mean, low, high in effects.values())
     top = max(pairs, key=lambda kind: pairs[kind][2])
+    changes = f"changes by {each} logits (95% intervals)"
+    if not any(round(one, 2) for ends in effects.values() for one in ends):
+        changes = "does not change by 0.01 logits on any of them"
     return [
-        f"{text} With the sender taken from the corrupted run on that path alone, the logit difference changes by "
-        f"{each} logits (95% intervals). {_used(named[top], *effects[top], _clear_change(ds))}"
+        f"{text} With the sender taken from the corrupted run on that path alone, the logit difference {changes}. "
+        f"{_used(named[top], *effects[top], _clear_change(ds))}"
     ]
 
 
@@ -275,7 +304,7 @@ def _clear_change(ds: xr.Dataset) -> float:
 
 
 def _signed(value: float) -> str:
-    return f"{round(value, 2) + 0.0:+.2f}"  # no -0.00
+    return f"{value:+.2f}" if round(value, 2) else "0.00"
 
 
 def _path_words(ds: xr.Dataset) -> list[str]:
@@ -291,14 +320,12 @@ def _path_words(ds: xr.Dataset) -> list[str]:
         low, high = (_signed(float(ds[f"path_effect_{end}"].sel(path="k", sender=name))) for end in ("low", "high"))
         ends = {path: f"{before + float(senders.sel(path=path, sender=name)):+.1f}" for path in ("k", "q", "v")}
         each.append(
-            f"of {name}, the logit difference {went(f'{before:+.1f}', ends['k'])} through k (95% interval of the "
+            f"With {name} taken from the corrupted run on its direct paths into them alone, the logit difference "
+            f"{went(f'{before:+.1f}', ends['k'])} through k (95% interval of the "
             f"change {low} to {high}), {went(f'{before:+.1f}', ends['q'])} through q and "
             f"{went(f'{before:+.1f}', ends['v'])} through v"
         )
-    text = (
-        "Path patching isolates what the induction heads read: with the output taken from the corrupted run on its "
-        f"direct paths into them alone, {listed(each)}."
-    )
+    text = f"Path patching isolates what the induction heads read. {'. '.join(each)}."
     if len(senders["sender"]) > SENDERS:
         text += f" ({len(senders['sender']) - SENDERS} further previous-token heads do less through k.)"
     first = senders.isel(sender=0)
@@ -349,26 +376,32 @@ def _causal_words(ds: xr.Dataset) -> str:
     )
 
 
+def _small(p: float) -> str:
+    return f"{p:.1e}" if p < 0.001 else f"{p:.3f}"
+
+
 def _words(ds: xr.Dataset) -> list[str]:
     if "accuracy" not in ds:
         return [f"Words in context were not run: none of {len(LISTS)} lists fits this model's tokenizer."]
     total = ds.sizes["example"]
     text = (
         f"On {count(total, 'short word list')} such as “{ds['prompt'].values[0]}” the model gives the right next word "
-        f"{count(int(ds['accuracy'].sum()), 'time')}."
+        f"in {int(ds['accuracy'].sum()) or 'none'} of them."
     )
     if total < len(LISTS):
         text += f" ({len(LISTS) - total} lists do not fit its tokenizer.)"
     if np.isfinite(float(ds["agreement"])):
         text += (
             " Over heads, the rank correlation of how much they look at the right word there with their induction "
-            f"score is {float(ds['agreement']):.2f} (p = {float(ds['agreement_p']):.1e})."
+            f"score is {float(ds['agreement']):.2f} (p = {_small(float(ds['agreement_p']))})."
         )
     if "ablated_accuracy" in ds:
         right = ds["ablated_accuracy"].sum("example").to_series()
-        left = {ablation: count(int(number), "time") if number else "never" for ablation, number in right.items()}
-        text += " Without the induction heads it is right "
-        text += listed(f"{times} under {ablation} ablation" for ablation, times in left.items()) + "."
+        under: dict[str, list[str]] = {}
+        for ablation, number in right.items():
+            under.setdefault(f"in {int(number) or 'none'}", []).append(ablation)
+        text += " Without the induction heads it does so "
+        text += listed(f"{times} under {listed(one)} ablation" for times, one in under.items()) + "."
     return [text]
 
 

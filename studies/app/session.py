@@ -188,8 +188,9 @@ class Session:
     def draw_head(self) -> None:
         """Everything about the picked head."""
         if self.tree is None or not self.head.value:
-            self.heading.object = self.facts.object = ""
-            self.partners.objects = []
+            nothing = f"No head is in this file: headwise report {self.result.value or 'FILE'} shows what it holds."
+            self.heading.object = sentences.note(nothing) if self.tree is not None else ""
+            self.facts.object, self.partners.objects = "", []
             self.pattern.show("")
             return
         name = self.head.value

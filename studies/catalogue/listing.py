@@ -110,7 +110,8 @@ def rich_table(entries: Sequence[Entry], width: int) -> Table:
     for name, least in NARROW:
         over = sum(wide.values()) + GAP * (len(wide) - 1) - width
         if over > 0 and name in wide:
-            wide[name] = max(min(least, wide[name]), wide[name] - over)
+            least = min(least, wide[name])
+            wide[name] = least if name == "date" else max(least, wide[name] - over)  # no half an hour
             if wide[name] == 0:
                 del wide[name]
     table = lined_table()

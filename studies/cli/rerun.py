@@ -7,7 +7,18 @@ import sys
 from typing import Any
 
 from ...errors import printable
-from .shared import add_command, add_device, add_file, add_json, add_weights, print_json, put, quiet_libraries, say
+from .shared import (
+    add_command,
+    add_device,
+    add_file,
+    add_json,
+    add_weights,
+    fill,
+    print_json,
+    put,
+    quiet_libraries,
+    say,
+)
 
 EXAMPLES = """  headwise rerun results/induction-words-2l.nc       the same numbers here?
   headwise rerun ablation.nc --tolerance 1e-4 --json
@@ -25,7 +36,8 @@ def add(commands: Any) -> None:
         help="repeat a stored result and compare the numbers",
         description=(
             "Repeat the study or measurement that a file holds, with the model, task and seeds that it names, and say "
-            "whether the numbers agree. The status is 0 where they do, else 1; the file is left as it is."
+            "whether the numbers agree. The status is 0 where they do, else 1. What only the file or only this version "
+            "of headwise computes is named, and is no disagreement. The file is left as it is."
         ),
         examples=EXAMPLES,
     )
@@ -64,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print_json(agreement.to_dict())
     else:
-        put(agreement)
+        put("\n".join(fill(line, "  ") for line in str(agreement).splitlines()))
     return 0 if agreement.agrees else 1
 
 

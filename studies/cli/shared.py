@@ -101,11 +101,12 @@ def add_command(
     return parser
 
 
-def fill(text: str) -> str:
-    """Text in lines of a terminal."""
+def fill(text: str, indent: str = "") -> str:
+    """Text in lines of a terminal, those after the first indented."""
     import textwrap
 
-    return textwrap.fill(text, min(PLAIN_WIDTH, max(40, shutil.get_terminal_size().columns - 2)))
+    wide = min(PLAIN_WIDTH, max(40, shutil.get_terminal_size().columns - 2))
+    return textwrap.fill(text, wide, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def add_file(parser: argparse.ArgumentParser, metavar: str = "FILE", words: str = "a result, a NetCDF file") -> None:

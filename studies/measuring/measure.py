@@ -230,7 +230,7 @@ def plan(
     >>> model, task = hw.load("words-2l"), hw.RepeatedTokens(n=4, length=8)
     >>> heads = hw.Grid(lambda layer, head: hw.ZeroAblate(hw.Head(layer, head)), layer=model.layers, head=model.heads)
     >>> print(hw.plan(model, task, heads, timed=False))  # doctest: +ELLIPSIS
-    words-2l: 16 conditions on 4 examples of the clean run
+    words-2l: 16 conditions on 4 prompts of the clean run
     runs            2  as they are: clean and corrupted
     passes          1  at most 64 rows of 15 positions together
     ...

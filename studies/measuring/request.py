@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ...errors import LARGEST_SEED, MOST_DRAWS, DeclarationError, UnknownNameError, check_text, choices, whole
@@ -159,6 +159,7 @@ def set_up(
         overhead=model.backend.overhead,
     )
     check_reference(plan, batch)
+    plan = replace(plan, pairs=batch.pairs)
     return Request(chosen, axes, declared, runs, batch, plan, drawn)
 
 

@@ -30,7 +30,7 @@ from .export.notebook import show_in_notebooks as _show_in_notebooks
 from .export.save import save
 from .grids import grid, layer_by_position
 from .heads import head_grid, head_grids, ranked_heads
-from .patching import qkv_grids, qkv_of_set
+from .patching import path_grids, qkv_grids, qkv_of_set
 from .word_lists import words_agreement, words_grid, words_table
 
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "head_grid",
     "head_grids",
     "layer_by_position",
+    "path_grids",
     "picture",
     "qkv_grids",
     "qkv_of_set",

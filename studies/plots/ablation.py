@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from ...errors import DeclarationError, UnknownNameError, choices
-from ..measuring.effects import effect
+from ..measuring.effects import condition_names, effect
 from .heads import head_grids, names_of_heads
 from .parts.dots import (
     PLAIN,
@@ -28,6 +28,8 @@ from .parts.few import marks_few
 from .parts.inputs import dataset_of, names_of, need, per_head, possible, with_base, with_dims
 from .parts.style import BLUE, GREY, ORANGE, SEQUENTIAL, SKY, bar, dimension, hover, overlay, styled, unit_of
 
+ROWS = 12
+"""Conditions of a measurement that are drawn against random sets."""
 CONTROLS = {"same layers": (GREY, "circle"), "all layers": (SKY, "square")}
 
 
@@ -118,24 +120,28 @@ def sets_against_null(ds: xr.Dataset, metric: str) -> Any:
     Parameters
     ----------
     ds : Dataset
-        From `sets_against_controls`: ``<metric>(set, ablation, example)`` and its baseline,
-        ``control_<metric>(set, control, ablation, draw, example)``; where there are any, ``<metric>_effect_low`` and
-        ``_high``, ``control_heads`` and ``p_<metric>``.
+        What `measure` gives with ``controls``. Or the part ``sets`` of an `InductionStudy`'s result:
+        ``<metric>(set, ablation, example)`` and its baseline, ``control_<metric>(set, control, ablation, draw,
+        example)``. Where there are any, also ``<metric>_effect_low`` and ``_high``, ``control_heads`` and
+        ``p_<metric>``.
     metric : str
 
     Returns
     -------
     holoviews.Layout
         For each set an ``Overlay`` of ``Points``: a dot for each random set, a diamond for the set itself, with its
-        interval.
+        interval. Of a measurement one overlay, with a row for each condition; of more than 12, those that change most.
     """
+    if isinstance(ds, xr.Dataset) and f"{metric}_control" in ds:
+        ds = _measured_sets(need(ds, "sets_against_null", metric, f"baseline_{metric}"), metric)
     ds = need(ds, "sets_against_null", metric, f"baseline_{metric}", f"control_{metric}")
     ds = with_base(ds, metric, "sets_against_null")
     own = effect(ds, metric)
     own = own.mean("example", keep_attrs=True) if "example" in own.dims else own
     control = ds[f"control_{metric}"]
     control = control.mean("example") if "example" in control.dims else control
-    base = float(ds[f"baseline_{metric}"].sel(run=ds.attrs["base"]).mean())
+    base = ds[f"baseline_{metric}"].sel(run=ds.attrs["base"], drop=True)
+    base = base.mean("example") if "example" in base.dims else base
     alone = {"set": "these heads", "ablation": "ablated"}
     own = with_dims(own, alone)
     control = with_dims(control - base, alone | {"control": "random"})
@@ -159,7 +165,21 @@ def sets_against_null(ds: xr.Dataset, metric: str) -> Any:
     both = np.concatenate([own.values.ravel(), control.values.ravel(), [0.0], *ends])
     limits = span_of([both])
     panels = [_set_panel(whole.isel(set=at), metric, limits) for at in range(whole.sizes["set"])]
-    return hv.Layout(panels).cols(3)
+    wide = 354 if len(panels) > 1 else 520
+    return hv.Layout([styled(panel, width=wide) for panel in panels]).cols(3)
+
+
+def _measured_sets(ds: xr.Dataset, metric: str) -> xr.Dataset:
+    """What `measure` gives with random sets, as one set with a row for each condition, the largest change first."""
+    ds = with_base(ds, metric, "sets_against_null").rename({f"{metric}_control": f"control_{metric}"})
+    change = effect(ds, metric).mean("example")
+    if not change.dims:
+        return ds
+    order = np.argsort(-np.abs(change.values.ravel()), kind="stable")[:ROWS]
+    apart = ds.drop_dims([dim for dim in ds.dims if dim not in (*change.dims, "example", "run", "control", "draw")])
+    rows = apart.stack(row=change.dims).isel(row=order)
+    rows = rows.drop_vars(["row", *map(str, change.dims)]).rename(row="ablation")
+    return rows.assign_coords(ablation=condition_names(change).ravel()[order].astype(str))
 
 
 def _set_panel(ds: xr.Dataset, metric: str, limits: tuple[float, float]) -> Any:
@@ -203,7 +223,8 @@ def _set_panel(ds: xr.Dataset, metric: str, limits: tuple[float, float]) -> Any:
     parts.append(intervals(low, rows, high))
     tips = hover(shown, value, who, ("ablation", "@method"), *p_rows)
     parts.append(dots(table, axes, "these heads", (ORANGE, "diamond"), 13, **tips))
-    shape = {"width": 354, "height": 340, "xlim": limits, "ylim": (float(rows[-1]) - 0.65, 0.35), "legend_cols": 1}
+    tall = 142 + (66 if len(methods) <= 3 else 44) * len(methods)
+    shape = {"height": tall, "xlim": limits, "ylim": (float(rows[-1]) - 0.65, 0.35), "legend_cols": 1}
     return row_chart(parts, shown, methods, middle=-0.2, title=name, **shape)
 
 
@@ -212,12 +233,14 @@ def _control_dots(
 ) -> dict[str, list[Any]]:
     """The change each random set makes, in its method's row; sets that were not drawn are left out."""
     table: dict[str, list[Any]] = {"change": [], "row": [], "heads": [], "method": []}
-    names = ds["control_heads"].sel(control=kind).transpose("draw", ...).values if "control_heads" in ds else None
+    names = ds["control_heads"].sel(control=kind) if "control_heads" in ds else None
     for row, method in enumerate(methods):
         here = np.asarray(values.sel(ablation=method).values, dtype=float).ravel()
-        drawn = np.flatnonzero(np.isfinite(here))
+        drawn, text = np.flatnonzero(np.isfinite(here)), names
+        if text is not None:
+            text = text.sel(ablation=method) if "ablation" in text.dims else text
         table["change"] += list(here[drawn])
         table["row"] += list(-row - below + spread(len(drawn), 0.13))
-        table["heads"] += [f"draw {draw}" if names is None else str(names[draw]) for draw in drawn]
+        table["heads"] += [f"draw {draw}" if text is None else str(text.values[draw]) for draw in drawn]
         table["method"] += [method] * len(drawn)
     return table

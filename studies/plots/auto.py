@@ -21,7 +21,7 @@ from .parts.inputs import READ, alone, changed, listed, names_of, possible
 from .parts.pairs import PAIR
 from .parts.patterns import read_pattern
 from .parts.style import styled
-from .patching import UNTOUCHED, qkv_grids
+from .patching import UNTOUCHED, path_grids, qkv_grids
 
 ALL = "all"
 """Selecting it draws one head grid for each value."""
@@ -44,6 +44,8 @@ def picture(ds: Any, variable: str | None = None, **select: Any) -> Any:
     query, key                    `attention_viewer`; of long prompts, `attention`
     sender and receiver           `composition_matrix`
     set, with random sets beside  `sets_against_null`
+    random sets of `measure`      `sets_against_null`
+    path, sender                  `path_grids`
     estimate, with exact beside   `estimate_against_exact`
     position, step, example, ...  a curve with its interval, for each run
     condition, any other text     `ranked_conditions`
@@ -155,9 +157,14 @@ def _special(ds: xr.Dataset, variable: str, title: str) -> Any:
         return estimate_against_exact(ds)
     if "set" in dims and {f"control_{variable}", f"baseline_{variable}"} <= set(ds):
         return sets_against_null(ds, variable)
+    metric = variable.removesuffix("_control")
+    if variable != metric and {metric, f"baseline_{metric}"} <= set(ds):
+        return sets_against_null(ds, metric)
     direction = variable.removesuffix("_normalized")
     if variable != direction and direction in UNTOUCHED and dims == {"component", "layer", "head"}:
         return qkv_grids(ds, direction)
+    if variable == "path_logit_diff" and {"path", "sender"} <= dims:
+        return path_grids(ds)
     if set(PAIR) <= dims:
         for dim in dims - set(PAIR) - {"variant"}:
             _ask(ds, variable, dim)

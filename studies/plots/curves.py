@@ -13,6 +13,7 @@ from ...errors import DeclarationError
 from ...metrics.intervals import bootstrap_interval
 from ..measuring.effects import condition_names
 from ..storage.attributes import json_in, number_in
+from ..storage.registry import bounds_of
 from .parts.dots import dots, intervals, reference, row_chart, rows_of, span_of
 from .parts.few import marks_few
 from .parts.inputs import array_of, dataset_of, listed, names_of, numbers_of
@@ -154,7 +155,8 @@ def _ends(ds: xr.Dataset, name: str, dims: list[Any]) -> tuple[Any, Any] | None:
         return low, high
     if values.ndim == len(dims) or values.sizes["example"] == 1:
         return None
-    return bootstrap_interval(np.asarray(values.transpose(*dims, "example").values, dtype=float))
+    bounds = bounds_of(values) if not str(name).startswith("effect_") else (-math.inf, math.inf)
+    return bootstrap_interval(np.asarray(values.transpose(*dims, "example").values, dtype=float), bounds=bounds)
 
 
 def _framed(parts: list[Any], ds: xr.Dataset, dim: str, shown: Any, ends: list[float], title: str, legend: bool) -> Any:

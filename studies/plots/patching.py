@@ -1,4 +1,4 @@
-"""Activation patching of q, k and v: every head alone, and the induction heads together."""
+"""Activation patching: q, k and v of every head alone, of the induction heads together, and along single paths."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from ...errors import DeclarationError, UnknownNameError, choices
+from ...interventions.declare.sites import Head
 from ...metrics.intervals import bootstrap_interval, ratio_interval
 from ..measuring.effects import effect, normalized
 from .heads import head_grids
@@ -154,3 +155,47 @@ def _panel(ds: xr.Dataset, values: Any, interval: tuple[Any, Any], shown: Any, l
     ends = (min(floor, float(np.nanmin(low))) - 0.05, max(1.0, float(np.nanmax(high))) + 0.05)
     height = 238 + 26 * math.ceil((len(lines) + 1) / 2) + 26
     return row_chart(parts, shown, names, width=430, height=height, xlim=ends, legend_cols=2)
+
+
+def path_grids(ds: xr.Dataset) -> Any:
+    """What path patching changes in the logit difference: a head grid of the senders for each end of the paths.
+
+    Parameters
+    ----------
+    ds : Dataset
+        ``path_logit_diff(path, sender[, example])``, with senders such as ``L0H3``, and ``path_baseline(run[,
+        example])``, as in the part ``composition`` of an `InductionStudy`'s result.
+
+    Returns
+    -------
+    holoviews.Layout
+        A `head_grid` for paths into k, into q and into v, all on one colour scale; layers without a sender are left
+        out, heads that send nothing are grey.
+
+    Raises
+    ------
+    UnknownNameError
+        Where a variable is missing.
+    DeclarationError
+        Where dims are missing, or a sender is no head.
+    """
+    ds = need(ds, "path_grids", "path_logit_diff", "path_baseline")
+    need_dims(ds, "path_grids", {"path_logit_diff": ("path", "sender"), "path_baseline": ("run",)})
+    runs = names_of(ds, "run")
+    before = ds["path_baseline"].isel(run=runs.index("clean") if "clean" in runs else 0, drop=True)
+    change = ds["path_logit_diff"] - before
+    change = change.mean("example") if "example" in change.dims else change
+    heads = [Head.parse(name) for name in names_of(ds, "sender")]
+    layers, paths = sorted({head.layer for head in heads}), names_of(ds, "path")
+    table = np.full((len(paths), len(layers), 1 + max(head.head for head in heads)), np.nan)
+    for head, values in zip(heads, change.transpose("sender", "path").values, strict=True):
+        table[:, layers.index(head.layer), head.head] = values
+    told = ds["path_logit_diff"].attrs
+    words = f"change in {str(told.get('long_name', 'logit difference')).partition(',')[0]}"
+    grids = xr.DataArray(
+        table,
+        dims=("path", "layer", "head"),
+        coords={"path": [f"into {path}" for path in paths], "layer": layers},
+        attrs=told | {"long_name": words},
+    )
+    return head_grids(grids, "path", centre=0.0)

@@ -109,7 +109,7 @@ def words_agreement(ds: xr.Dataset, heads_ds: xr.Dataset, *, title: str = "") ->
     for role, look, here in by_role(roles):
         table = {"random": x[here], "words": y[here], "name": [names[at] for at in here], "role": [role] * len(here)}
         parts.append(dots(table, axes, role, look, 9, alpha=0.85, **tips))
-    parts += names_at(x, y, names, stand_out(x, y, names))
+    parts += names_at(x, y, names, stand_out(x, y, names, least=1.0))
     ends = {"xlim": (-0.03, 1.08), "ylim": (-0.03, max(1.0, float(np.nanmax(y))) * 1.08)}
     labels = {"xlabel": axes[0].pprint_label, "ylabel": axes[1].pprint_label}
     return overlay(parts, width=470, height=460, title=title, legend_cols=3, **ends, **labels)

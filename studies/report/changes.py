@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from ...metrics.intervals import bootstrap_interval
 from ...metrics.statistics import benjamini_hochberg, t_test
 from ..catalogue.table import has_base, has_effect
 from ..measuring.effects import condition_names, effect, intervened, normalized
+from ..storage.registry import bounds_of
 
 Array = np.ndarray[Any, Any]
 NOISE = 0.05
@@ -127,7 +129,8 @@ def baseline(ds: xr.Dataset, metric: str) -> Values:
         names = [_head(layer, head) for layer in _labels(values, heads[0]) for head in _labels(values, heads[1])]
     else:
         table, names = _table(values, ("run",)), _runs(ds)
-    return Values(metric, *_words(values), names, _mean(table), *_interval(table), _examples(table))
+    low, high = _rows(table, partial(bootstrap_interval, bounds=bounds_of(values)))
+    return Values(metric, *_words(values), names, _mean(table), low, high, _examples(table))
 
 
 def changed(ds: xr.Dataset, metric: str) -> bool:
@@ -154,7 +157,7 @@ def changes(ds: xr.Dataset, metric: str) -> Changes | None:
     q = benjamini_hochberg(np.where(small & ~np.isnan(mean), 1.0, _p(table)))
     label = str(ds[metric].attrs.get("long_name", metric))
     unit = str(ds[metric].attrs.get("units", "1"))
-    low, high = _interval(table)
+    low, high = _rows(table, bootstrap_interval)
     share = _share(ds, metric, [*dims, *read])
     axes = {str(dim): _labels(change, str(dim)) for dim in (*dims, *read)}
     return Changes(metric, unit, label, names, mean, low, high, _examples(table), after, q, share, axes)
@@ -214,11 +217,6 @@ def _examples(table: Array) -> int:
 
 def _mean(table: Array) -> Array:
     return _rows(table, lambda rows: (rows.mean(axis=-1),))[0]
-
-
-def _interval(table: Array) -> tuple[Array, Array]:
-    low, high = _rows(table, bootstrap_interval)
-    return low, high
 
 
 def _p(table: Array) -> Array:

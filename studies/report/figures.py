@@ -48,7 +48,7 @@ def draw(page: Page, ds: xr.Dataset, name: str, caption: str, **select: Any) -> 
 
 def draw_changes(page: Page, ds: xr.Dataset, moved: Changes) -> None:
     """What every condition changes; where there are more dims than a picture has, at the one that changes most."""
-    metric, label = moved.name, moved.label
+    metric, label = moved.name, moved.label.partition(",")[0]
     axes, kept = [str(dim) for dim in moved.axes], ds[metric].dims
     by_position = "position" in kept and "position" not in axes
     flat = ds

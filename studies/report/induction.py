@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import holoviews as hv
 import numpy as np
@@ -14,6 +15,8 @@ from ..measuring.effects import effect
 from ..output.page import Page, folded, number, table
 from ..plots.parts.style import head_name
 from ..storage.attributes import json_in
+from ..storage.record import Record
+from .changes import Array
 
 
 @dataclass(frozen=True)
@@ -151,8 +154,9 @@ def _patching(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
     for direction, caption in PATCHED.items():
         ratio = ds[f"{direction}_normalized"]
         if np.isfinite(ratio).any():
-            fails = direction == "denoising" and ratio.max() < RESTORED and ratio.min() < -TURNED
-            page.figure(plots.qkv_grids(ds, direction), f"{caption} {WHY_NOT}" if fails else caption)
+            clean = float(ds["baseline_logit_diff"].sel(run="clean").mean())
+            why = why_not(tree.attrs, clean, ratio.values) if direction == "denoising" else ""
+            page.figure(plots.qkv_grids(ds, direction), f"{caption} {why}".strip())
         else:
             page.add(f"<p>No picture of {direction}: the logit difference cannot be normalized, see above.</p>")
 
@@ -163,14 +167,37 @@ PATCHED = {
     "denoising": "Denoising: q, k or v of one head is taken from the clean run, the rest stays corrupted. 0 is no "
     "change, 1 the clean run's answer. Orange heads restore it; blue ones turn the answer to the distractor.",
 }
-RESTORED, TURNED = 0.5, 0.1
-"""Share of the answer from which a head restores it, and share below 0 from which one turns it to the distractor."""
-WHY_NOT = (
-    "None restores it here, and none can: the first half of the corrupted run is other tokens, so the token to copy "
-    "stands nowhere in it. A head that finds the match again copies what stands there instead: restoring the match "
-    "copies the distractor."
-)
-"""Why denoising fails where the first half is replaced, as it is in this study."""
+ANSWER, RESTORED, TURNED = 1.0, 0.5, 0.1
+"""Logits from which a run has an answer; share of it from which a head restores it, and share below 0 from which one
+turns it to the distractor."""
+
+
+def why_not(attrs: Mapping[Any, Any], clean: float, share: Array) -> str:
+    """Why denoising restores nothing, where the first half is replaced; nothing where it restores, or there is no why.
+
+    Parameters
+    ----------
+    attrs : mapping
+        Of the result.
+    clean : float
+        Logit difference of the clean run.
+    share : array
+        Normalized answers after denoising.
+
+    Returns
+    -------
+    str
+    """
+    task = Record.from_attrs(attrs).task
+    first = task.get("type") == "RepeatedTokens" and task.get("corrupt", "first") == "first"
+    turned = np.nanmax(share) < RESTORED and np.nanmin(share) < -TURNED
+    if not (first and turned and clean > ANSWER):
+        return ""
+    return (
+        "No patch restores the answer here: the first half of the corrupted run is other tokens, so the token to copy "
+        "stands nowhere in it. A head that finds the match again copies what stands there instead: restoring the match "
+        "copies the distractor."
+    )
 
 
 def _composition(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
@@ -192,6 +219,15 @@ def _composition(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
         "In a large model the heads with a role and the strongest others are drawn. Beside it the strongest pairs as a "
         "graph, layer 0 at the bottom: the wider the edge, the further above random weights.",
     )
+    if "path_logit_diff" in ds:
+        page.figure(
+            plots.path_grids(ds),
+            "Change of the logit difference when the output of one head is taken from the corrupted run on its direct "
+            "paths into k, q or v of the induction heads alone. Blue heads are needed there. Drawn are the layers of "
+            "the previous-token heads.",
+        )
+    if "strongest_logit_diff" in ds:
+        page.add(_paths_table(ds))
     if "ablated_induction" in ds:
         page.figure(
             plots.causal_check(ds, title="without the previous-token heads"),
@@ -200,6 +236,37 @@ def _composition(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
         )
     else:
         page.add("<p>There is no pair of a previous-token head and a later induction head to check.</p>")
+
+
+def _paths_table(ds: xr.Dataset) -> str:
+    """Every path from a previous-token head, and those of the strongest pairs."""
+    before, rows = ds["path_baseline"].sel(run="clean"), []
+
+    def row(what: list[str], score: float, after: xr.DataArray, ends: list[float], p: float) -> None:
+        """Add a path: from and into what, and what it carries."""
+        change = number(float((after - before).mean()), "+.2f")
+        interval = " to ".join(number(end, "+.2f") for end in ends)
+        rows.append([*what, number(score), number(float(after.mean()), "+.2f"), change, interval, number(p, ".3f")])
+
+    for name in ds["sender"].values[ds["is_sender"].values == 1] if "path_logit_diff" in ds else ():
+        for path in ds["path"].values:
+            here = ds.sel(sender=name, path=path)
+            ends = [float(here[f"path_effect_{end}"]) for end in ("low", "high")]
+            into = f"{path} of the induction heads"
+            row([name, into], np.nan, here["path_logit_diff"], ends, float(here["p_path"]))
+    for kind in ds["kind"].values:
+        here = ds.sel(kind=kind)
+        ends = [float(here[f"strongest_effect_{end}"]) for end in ("low", "high")]
+        sender, _, receiver = str(here["strongest_pair"].values).partition(" to ")
+        score = float(here["strongest_score"])
+        row([sender, f"{kind} of {receiver}"], score, here["strongest_logit_diff"], ends, np.nan)
+    head = ["from", "into", "composition", "logit difference", "change", "95% interval", "p"]
+    note = (
+        "Each with the output of the head at the left taken from the corrupted run on this path alone; in logits. The "
+        "last are the pairs with the highest composition of each kind. p: (1 + other heads of the layer that lower the "
+        "logit difference as much) / (1 + other heads of the layer)."
+    )
+    return folded("Every path, as a table", table(head, rows, caption=note))
 
 
 def _words(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:

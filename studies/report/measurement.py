@@ -18,7 +18,8 @@ from ..storage.attributes import json_in, number_in
 from .changes import NOISE, Changes, Values, baseline, changed, changes, heads_in, metrics_in
 from .figures import draw, draw_changes
 from .generic import figure, overview, unit_words
-from .induction import Section
+from .induction import Section, why_not
+from .random_heads import random_heads, shown_with
 
 TOP = 20
 """Rows of a table; the others are counted."""
@@ -33,7 +34,6 @@ WORDS = {
     "Scale": "scaling",
     "Knockout": "attention knockout",
     "PathPatch": "path patching",
-    "Compose": "combined interventions",
 }
 """Kind of intervention to the words for it; another kind stands as it is called."""
 
@@ -64,7 +64,8 @@ def done(attrs: Mapping[Any, Any]) -> str:
     def walk(one: Any) -> None:
         """Note each kind of intervention in a declaration."""
         if isinstance(one, dict):
-            if (kind := str(one.get("type"))) in {*WORDS, *edit_names()}:
+            kind = str(one.get("type"))
+            if kind != "Compose" and kind in {*WORDS, *edit_names()}:
                 found[WORDS.get(kind, kind)] = None
                 return
             for part in one.values():
@@ -116,9 +117,9 @@ def _how_many(moved: Changes) -> str:
         holds = "excludes" if moved.excludes.any() else "does not exclude"
         return f"Its 95% interval over {count(moved.examples, 'prompt')} {holds} 0."
     text = (
-        f"For {moved.excludes.sum()} of {total} conditions the 95% interval over {count(moved.examples, 'prompt')} "
-        f"excludes 0, for {moved.sure.sum()} also after correction for {total} tests (Benjamini-Hochberg, false "
-        f"discovery rate {NOISE})."
+        f"For {moved.excludes.sum() or 'none'} of {total} conditions the 95% interval over "
+        f"{count(moved.examples, 'prompt')} excludes 0, for {moved.sure.sum() or 'none'} also after correction for "
+        f"{total} tests (Benjamini-Hochberg, false discovery rate {NOISE})."
     )
     if moved.least_p > NOISE:
         text += f" With so few prompts no p can be below {moved.least_p:.2g}, so none could be found."
@@ -181,7 +182,8 @@ def sections(ds: xr.Dataset) -> list[Section]:
         label = _label(ds, name)
         asked = f"What changes in {label}?" if changed(ds, name) else f"What is the {label}?"
         found.append(Section(f"metric-{name}", _capital(label), asked, partial(_metric, name=name)))
-    other = [str(name) for name in ds.data_vars if str(name).removeprefix("baseline_") not in names]
+    shown = {one for name in names for one in shown_with(ds, name)}
+    other = [one for one in map(str, ds.data_vars) if one.removeprefix("baseline_") not in names and one not in shown]
     if other:
         found.append(
             Section("further", "Further variables", "What else is in the file?", partial(_others, names=other))
@@ -193,7 +195,14 @@ def sentences(ds: xr.Dataset) -> dict[str, list[str]]:
     """Section to what it says in sentences."""
     found = {}
     for name in metrics_in(ds):
-        texts = [on_baseline(baseline(ds, name), str(ds.attrs["base"]))]
+        moved = changes(ds, name)
+        random = None if moved is None else random_heads(ds, name, moved)
+        texts = [random.sentence] if random else []
+        denoised = name == "logit_diff" and ds.attrs.get("direction") == "denoising"
+        if denoised and moved is not None and moved.share is not None:
+            clean = float(ds[f"baseline_{name}"].sel(run="clean").mean())
+            texts += [why for why in [why_not(ds.attrs, clean, moved.share)] if why]
+        texts += [on_baseline(baseline(ds, name), str(ds.attrs["base"]))]
         found[f"metric-{name}"] = [*_answer(ds, name), *texts]
     return found
 
@@ -209,6 +218,8 @@ def _metric(page: Page, ds: xr.Dataset, tree: xr.DataTree, *, name: str) -> None
     page.add('<div class="beside">')
     draw_changes(page, ds, moved)
     page.add(f"<div>{changes_table(moved)}</div></div>")
+    if random := random_heads(ds, name, moved):
+        random.fill(page, ds)
     if _is_head(before.names[0]):  # of a run, the sentence says it all
         page.add(folded(f"Without intervention: {before.label}", _baseline_table(before)))
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from ...errors import DeclarationError
 from ..analyses.estimate_verdicts import NAMES, VERDICTS, verdict
 from ..output.page import Page, bullets, number, paragraphs, table
 from ..output.phrases import count
@@ -21,23 +22,26 @@ from ..reproduce.recipe import recipe
 from ..storage.attributes import json_in, json_or_text, number_in, with_plain_attrs
 from ..storage.files import check_writable, write_beside
 from ..storage.netcdf import reading
-from ..storage.reading import as_tree
+from ..storage.reading import as_tree, open_result
 from ..storage.record import Record
 from . import generic, measurement
 from .changes import metrics_in
 from .induction import QUESTION, SECTIONS, Section, compared
 
 
-def write_report(result: xr.DataTree | xr.Dataset, path: str | os.PathLike[str]) -> Path:
+def write_report(
+    result: xr.DataTree | xr.Dataset | str | os.PathLike[str], path: str | os.PathLike[str] | None = None
+) -> Path:
     """Write the report of a result.
 
     Parameters
     ----------
-    result : DataTree or Dataset
-        Of a study, of `measure`, or of anything else: from Python, or read with `open_result`. An induction study gets
-        its own sections, a measurement one for each metric, and every other group one that shows what it holds.
-    path : str or path
-        The HTML file.
+    result : DataTree, Dataset, str or path
+        Of a study, of `measure`, or of anything else: from Python, read with `open_result`, or the file that holds it.
+        An induction study gets its own sections, a measurement one for each metric, and every other group one that
+        shows what it holds.
+    path : str or path, optional
+        The HTML file. Left out, the one beside the file that the result was read from.
 
     Returns
     -------
@@ -47,7 +51,9 @@ def write_report(result: xr.DataTree | xr.Dataset, path: str | os.PathLike[str])
     Raises
     ------
     ResultError
-        It cannot be written.
+        It cannot be written, or the result cannot be read.
+    DeclarationError
+        It is of something else than a result, or of one that no file holds, and no path was given.
 
     Examples
     --------
@@ -56,8 +62,16 @@ def write_report(result: xr.DataTree | xr.Dataset, path: str | os.PathLike[str])
     >>> hw.write_report(ds, "results/loss.html").name
     'loss.html'
     """
-    target = check_writable(path)
+    if isinstance(result, str | os.PathLike):
+        result = open_result(result, load=True)
+    if not isinstance(result, xr.DataTree | xr.Dataset):
+        raise DeclarationError(
+            f"no report of {type(result).__name__}: possible are a Dataset, a DataTree, and the path of a file"
+        )
     source = result.encoding.get("source")
+    if path is None and not source:
+        raise DeclarationError("this result was not read from a file: say where its report goes, path='report.html'")
+    target = check_writable(path if path is not None else Path(str(source)).with_suffix(".html"))
     with reading(Path(source)) if source else nullcontext():
         text = render(result, Path(source or target.with_suffix(".nc")).name)
     return write_beside(target, lambda beside: Path(beside).write_text(text, "utf-8", "replace"))
@@ -184,7 +198,9 @@ def _lead(record: Record, corrupted: bool) -> str:
         if corrupted and (corruption := CORRUPTIONS.get(str(task.get("corrupt", "first")))):
             return f"{', '.join(parts)}. In the corrupted run, {corruption}."
     elif task.get("type") == "Prompts" and isinstance(prompts := task.get("prompts"), list) and prompts:
-        parts.append(f"with {count(len(prompts), 'prompt')} of text, such as “{prompts[0]}”")
+        text = isinstance(prompts[0], str)
+        such = f"“{prompts[0]}”" if text else " ".join(map(str, prompts[0]))
+        parts.append(f"with {count(len(prompts), 'prompt')} of {'text' if text else 'token ids'}, such as {such}")
     return f"{', '.join(parts)}." if parts else ""
 
 

@@ -12,8 +12,12 @@ import xarray as xr
 from ...errors import printable
 from ..output.phrases import count
 
+Groups = dict[str, xr.Dataset]
+"""Path of each group, to what it holds by itself."""
 SHOWN = 12
 """Variables that the text lists; the rest is counted."""
+ROUNDING = 1e-12
+"""Differences up to this share of the largest stored number of a variable are rounding, as of sums in another order."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,14 @@ class Agreement:
     differences : mapping of str to float
         Every numeric variable and coordinate that could be compared (``group/name`` in a study), to the largest
         absolute difference, in its own units; 0 where all numbers are equal.
+    relative : mapping of str to float
+        The same as a share of the largest stored number of the variable.
     beyond : mapping of str to str
         What differs by more than the tolerance, or cannot be subtracted and is not the same (text, shapes, missing
         values): variable to what differs, in words.
     only_in_one : mapping of str to str
-        Variables that one of the two lacks, to ``"the file"`` or ``"the repetition"``, the one that has it.
+        What one of the two lacks, as where another version of headwise made the file: a variable, or a label
+        (``estimates/ablation/estimator integrated``), to ``"the file"`` or ``"the repetition"``, the one that has it.
     notes : tuple of str
         What else was not the same: versions, device, weights.
     """
@@ -41,14 +48,15 @@ class Agreement:
     path: str
     tolerance: float
     differences: Mapping[str, float]
+    relative: Mapping[str, float]
     beyond: Mapping[str, str]
     only_in_one: Mapping[str, str]
     notes: tuple[str, ...] = ()
 
     @property
     def agrees(self) -> bool:
-        """Whether nothing differs beyond the tolerance and neither lacks a variable of the other."""
-        return not self.beyond and not self.only_in_one
+        """Whether nothing that both hold differs beyond the tolerance, and both hold something."""
+        return not self.beyond and bool(self.differences or not self.only_in_one)
 
     @property
     def largest(self) -> float:
@@ -62,19 +70,25 @@ class Agreement:
     def __repr__(self) -> str:
         least, path = f"numbers agree to {self.tolerance:g}", printable(self.path)
         total, equal = len(self.differences), sum(size == 0 for size in self.differences.values())
-        if not self.agrees:
+        rounded = {name: share for name, share in self.relative.items() if 0 < share <= ROUNDING}
+        far = [size for name, size in self.differences.items() if size and name not in rounded]
+        if self.beyond:
             lines = [f"{path} does not agree: {count(len(self.beyond), 'variable')} of {total} differ ({least})."]
+        elif not self.agrees:
+            lines = [f"{path} does not agree: no variable is in both."]
         elif equal == total:
             lines = [f"{path} agrees: all {total} numeric variables are the same to the last bit."]
         else:
             lines = [f"{path} agrees: of {total} numeric variables, {equal} are the same to the last bit"]
-            lines[0] += f" and the largest difference is {self.largest:.2g} ({least})."
+            if rounded:
+                lines[0] += f", {len(rounded)} but for rounding (a share of {max(rounded.values()):.1g} at most)"
+            lines[0] += f", and {len(far)} differ by {max(far):.2g} at most ({least})." if far else "."
         beyond = {printable(name): printable(words) for name, words in self.beyond.items()}
         width = max(map(len, beyond), default=0)
         lines += _some(f"  {name:<{width}}  {words}" for name, words in beyond.items())
-        for place in ("the file", "the repetition"):
+        for place, words in (("the file", "no longer computed"), ("the repetition", "new")):
             if names := [printable(name) for name, one in self.only_in_one.items() if one == place]:
-                lines.append(f"only in {place}: {', '.join(names)}")
+                lines.append(f"{words}: {', '.join(names)}")
         return "\n".join([*lines, *(f"note: {printable(note)}" for note in self.notes)])
 
 
@@ -103,26 +117,51 @@ def compare(
     -------
     Agreement
     """
-    before, after = _variables(stored), _variables(again)
+    missing: dict[str, str] = {}
+    before, after = (_variables(one) for one in _at_shared_labels(stored, again, missing))
     differences: dict[str, float] = {}
+    relative: dict[str, float] = {}
     beyond: dict[str, str] = {}
     for name in before:
         if name in after:
             size, words = _compare(before[name], after[name], tolerance)
-            differences |= {} if size is None else {name: size}
+            if size is not None:
+                differences[name], relative[name] = size, size / (_largest(before[name]) or 1.0)
             beyond |= {name: words} if words else {}
-    missing = {name: "the file" for name in before if name not in after}
+    missing |= {name: "the file" for name in before if name not in after}
     missing |= {name: "the repetition" for name in after if name not in before}
     order = dict(sorted(beyond.items(), key=lambda pair: -differences.get(pair[0], np.inf)))
-    return Agreement(path, tolerance, differences, order, missing, tuple(notes))
+    return Agreement(path, tolerance, differences, relative, order, missing, tuple(notes))
 
 
-def _variables(tree: xr.DataTree) -> dict[str, xr.Variable]:
+def _at_shared_labels(stored: xr.DataTree, again: xr.DataTree, missing: dict[str, str]) -> tuple[Groups, Groups]:
+    """The groups of both at the labels of text dims that both have, where one has more; notes these in `missing`."""
+    old, new = ({node.path: node.to_dataset(inherit=False) for node in tree.subtree} for tree in (stored, again))
+    for more, less, place in ((old, new, "the file"), (new, old, "the repetition")):
+        for path in {*more} & {*less}:
+            for dim in {*more[path].dims} & {*less[path].dims}:
+                names, kept = _labels(more[path], dim), _labels(less[path], dim)
+                if kept and len({*names}) == len(names) and {*kept} < {*names}:
+                    more[path] = more[path].isel({dim: [names.index(one) for one in kept]})
+                    missing |= {f"{path}/{dim} {one}".lstrip("/"): place for one in names if one not in kept}
+    return old, new
+
+
+def _labels(ds: xr.Dataset, dim: Any) -> list[str]:
+    """The labels of a dim where they are text, else none."""
+    return [str(one) for one in ds[dim].values] if dim in ds.coords and not _numeric(ds[dim].values) else []
+
+
+def _largest(variable: xr.Variable) -> float:
+    """The largest finite absolute number."""
+    numbers = np.abs(np.asarray(variable.values, dtype=np.float64))
+    return float(numbers[np.isfinite(numbers)].max(initial=0.0))
+
+
+def _variables(groups: Groups) -> dict[str, xr.Variable]:
     """Every variable of every group under ``group/name``."""
     return {
-        f"{node.path}/{name}".lstrip("/"): variable
-        for node in tree.subtree
-        for name, variable in node.to_dataset(inherit=False).variables.items()
+        f"{path}/{name}".lstrip("/"): variable for path, ds in groups.items() for name, variable in ds.variables.items()
     }
 
 

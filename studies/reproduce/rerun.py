@@ -154,7 +154,7 @@ def rerun(
         notes = [f"another model: {one}" for one in others] + _notes(attrs, opened, call.identity)
     again = as_tree(result)
     if "conclusion" in attrs and attrs["conclusion"] != again.attrs.get("conclusion"):
-        notes.append("the sentences of the conclusion are not all the same")
+        notes.append("the conclusion is not worded the same")
     return compare(stored, again, str(source), tolerance, notes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import ChainMap
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from ..tasks.prompts import Prompts
 from ..tasks.tasks import RepeatedTokens
 
 if TYPE_CHECKING:
+    import xarray as xr
+
     from ...metrics.card import Metric
 
 TASKS: ChainMap[str, Callable[..., Any]] = ChainMap({"RepeatedTokens": RepeatedTokens, "Prompts": Prompts}, TABLE)
@@ -89,6 +92,14 @@ def known_metric(name: str) -> tuple[str, Metric] | None:
         early, late = int(match[1]), int(match[2])
         return (f"in_context({early}, {late})", in_context(early, late)) if 2 <= early < late else None
     return metric_names().get(name)
+
+
+def bounds_of(values: xr.DataArray) -> tuple[float, float]:
+    """Smallest and largest value that a metric that ships can have; infinite where `values` are of no such metric."""
+    found = known_metric(str(values.attrs.get("metric", "")))
+    low, high = found[1].card.bounds if found else (-math.inf, math.inf)
+    within = ((values >= low) & (values <= high)) | values.isnull()
+    return (low, high) if bool(within.all()) else (-math.inf, math.inf)  # else it is a change, or one of your own
 
 
 def metric_of(name: str) -> Metric:

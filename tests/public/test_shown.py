@@ -18,7 +18,7 @@ def task():
 
 def test_a_plan_shows_what_print_shows(words_model, task):
     shown = repr(hw.plan(words_model, task, hw.ZeroAblate(hw.Head(0, 3)), timed=False))
-    assert shown.startswith("words-2l: 1 condition on 3 examples of the clean run\nruns ")
+    assert shown.startswith("words-2l: 1 condition on 3 prompts of the clean run\nruns ")
     assert "Plan(" not in shown
 
 

@@ -137,7 +137,7 @@ def spread(count: int, width: float) -> Array:
     return ((np.arange(count) * 0.6180339887 + 0.5) % 1.0 - 0.5) * width
 
 
-def stand_out(x: Array, y: Array, names: Sequence[str], most: int = 8) -> list[int]:
+def stand_out(x: Array, y: Array, names: Sequence[str], most: int = 8, least: float = 0.0) -> list[int]:
     """Which points to write a name at: the farthest from where most are, none in a crowd or on top of another.
 
     Parameters
@@ -145,13 +145,15 @@ def stand_out(x: Array, y: Array, names: Sequence[str], most: int = 8) -> list[i
     x, y : arrays (point,)
     names : sequence of str
     most : int
+    least : float
+        What each axis spans at least, however near all points are.
 
     Returns
     -------
     list of int
         Places in `names`.
     """
-    spans = [float(np.nanmax(axis) - np.nanmin(axis)) or 1.0 for axis in (x, y)]
+    spans = [max(least, float(np.nanmax(axis) - np.nanmin(axis))) or 1.0 for axis in (x, y)]
     away = np.hypot((x - np.nanmedian(x)) / spans[0], (y - np.nanmedian(y)) / spans[1])
     kept: list[int] = []
     for index in np.argsort(-np.nan_to_num(away), kind="stable"):

@@ -25,6 +25,7 @@ MAKERS = {
     "prompt": "the part words of an InductionStudy's result",
     "set_induction": "the part patching of an InductionStudy's result",
     "ablated_induction": "the part composition of an InductionStudy's result",
+    "path_logit_diff": "the part composition of an InductionStudy's result",
 }
 """What gives the datasets that some variables are in."""
 LISTED = 12

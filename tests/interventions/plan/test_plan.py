@@ -83,11 +83,11 @@ RESIDUAL = [Patch(Layer(layer).resid_pre.at(position)) for layer in range(12) fo
 
 def test_plan_says_how_much_it_is():
     lines = str(plan(*HEADS[120:], batch_size=96)).splitlines()
-    assert lines[0] == "openai-community/gpt2: 24 conditions on 8 examples of the clean run"
+    assert lines[0] == "openai-community/gpt2: 24 conditions on 8 prompts of the clean run"
     assert lines[1] == "runs            2  as they are: clean and corrupted"
     assert lines[2] == "passes          2  at most 96 rows of 49 positions together"
     assert lines[3] == "logits             of the whole vocabulary at 192 of 400 positions"
-    assert lines[4].startswith("work        0.266  of the naive way: 51.08 instead of 192 forward passes of a prompt")
+    assert lines[4].startswith("work        0.266  of the naive way: 51.08 instead of 192 passes of a prompt")
     assert [line.split() for line in lines[-2:]] == [["10", "z", "96", "0", "0.223"], ["11", "z", "96", "0", "0.169"]]
 
 

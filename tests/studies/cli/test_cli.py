@@ -74,7 +74,7 @@ def test_plan_explains_without_measuring(capsys, tmp_path):
 
     assert main(["plan", "--what", "qkv", "--metric", "logit_diff", "--n", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "words-2l: 48 conditions on 2 examples of the clean run"
+    assert lines[0] == "words-2l: 48 conditions on 2 prompts of the clean run"
     assert any(line.startswith("work        0.2") for line in lines)
     assert any(line.startswith("time ") for line in lines)
     assert main(["plan", "--what", "resid", "--metric", "loss", "--metric", "kl", "--n", "2", "--json"]) == 0

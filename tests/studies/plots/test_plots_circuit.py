@@ -47,6 +47,30 @@ def test_qkv_of_set_shows_pattern_and_answer():
     assert {"clean run, 1.00", "corrupted run, 0.00"} <= {part.label for part in answer}
 
 
+def test_path_grids_show_the_change_of_each_sender_where_it_stands():
+    values = np.array([[[1.0, 3.0], [5.0, 5.0], [6.0, 6.0]], [[5.0, 7.0], [6.0, 6.0], [9.0, 9.0]]])
+    attrs = {"long_name": "logit difference, corrupted on the path from a head", "units": "logit"}
+    ds = xr.Dataset(
+        {
+            "path_logit_diff": (("path", "sender", "example"), values, attrs),
+            "path_baseline": (("run", "example"), [[0.0, 0.0], [5.0, 7.0]]),
+        },
+        coords={"path": ["k", "q"], "sender": ["L0H1", "L0H3", "L2H0"], "run": ["corrupted", "clean"]},
+    )
+    layout = plots.path_grids(ds)
+    assert [option(panel, "title") for panel in layout] == ["into k", "into q"]
+    assert {option(panel, "clim") for panel in layout} == {(-4.0, 4.0)}
+    drawn = [dict(zip(panel["name"], panel["value"], strict=True)) for panel in layout]
+    assert [{name: value for name, value in one.items() if not np.isnan(value)} for one in drawn] == [
+        {"L0H1": -4.0, "L0H3": -1.0, "L2H0": 0.0},
+        {"L0H1": 0.0, "L0H3": 0.0, "L2H0": 3.0},
+    ]
+    assert next(iter(layout)).vdims[0].pprint_label == "change in logit difference (logit)"
+    assert [panel.dimensions() for panel in plots.picture(ds, "path_logit_diff")] == [
+        panel.dimensions() for panel in layout
+    ]
+
+
 def composed(layers=2, heads=3):
     table = np.full((3, layers, heads, layers, heads), np.nan)
     rng = np.random.default_rng(0)

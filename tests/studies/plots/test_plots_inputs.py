@@ -82,6 +82,11 @@ BARE = {
             }
         )
     ),
+    "path_grids": lambda: plots.path_grids(
+        xr.Dataset({"path_logit_diff": array(path=3, sender=2), "path_baseline": array(run=2)}).assign_coords(
+            sender=["L0H1", "L2H0"]
+        )
+    ),
     "causal_check": lambda: plots.causal_check(
         xr.Dataset(
             {
@@ -146,6 +151,13 @@ def test_dims_are_enough_and_elements_combine(name):
             lambda: plots.sets_against_null(measured().assign(control_loss=array(ablation=2)), "loss"),
             r"\(draw, \.\.\.\)",
         ),
+        (
+            lambda: plots.path_grids(
+                xr.Dataset({"path_logit_diff": array(path=3, sender=2), "path_baseline": array(run=2)})
+            ),
+            "cannot read '0' as a head: write L5H1",
+        ),
+        (lambda: plots.path_grids(xr.Dataset({"path_baseline": array(run=2)})), "composition of an InductionStudy's"),
         (lambda: plots.zero_against_mean(measured().isel(ablation=[0]), "loss"), "needs the ablations zero and mean"),
         (lambda: plots.ablation_grids(measured().drop_vars("baseline_loss"), "loss"), "no baseline_loss: it has"),
         (lambda: plots.qkv_grids(xr.Dataset({"noising_normalized": array(layer=2)}), "noising"), "has layer"),

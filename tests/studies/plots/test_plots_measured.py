@@ -15,7 +15,7 @@ from headwise.interventions import Grid, Head, Patch, ZeroAblate
 from headwise.metrics import accuracy, logit_diff, loss
 from headwise.studies import RepeatedTokens, effect, measure, normalized, plots
 from headwise.studies.plots.parts.inputs import alone
-from tests.support.elements import of_type, option
+from tests.support.elements import labelled, of_type, option
 
 HEADS = [(layer, head) for layer in range(2) for head in range(8)]
 
@@ -189,3 +189,25 @@ def test_where_chance_is_far_or_unknown_no_line_is_drawn(losses):
     odd = [losses.assign_attrs(model_shape=text) for text in ("", "[]", '{"vocabulary": "many"}', '{"vocabulary": 1}')]
     for ds, name in [(losses, "accuracy"), (far, "loss"), (change, "effect_loss"), *((one, "loss") for one in odd)]:
         assert guesses(plots.by_position(ds, name)) == []
+
+
+def test_conditions_stand_beside_their_random_sets(words_model, task):
+    heads = Grid(lambda layer, head: ZeroAblate(Head(layer, head)), layer=range(2), head=range(8))
+    ds = measure(words_model, task, heads, [loss, accuracy], controls=3)
+    (panel,) = plots.sets_against_null(ds, "loss")
+    own, random = labelled(panel, "these heads"), labelled(panel, "random heads, all layers")
+    change = {head: float(effect(ds, "loss")[head].mean()) for head in HEADS}
+    rows = sorted(HEADS, key=lambda head: -abs(change[head]))[:12]
+    assert list(own["method"]) == [f"L{layer}H{head}" for layer, head in rows]
+    np.testing.assert_allclose(own["change"], [change[head] for head in rows], atol=1e-6)
+    np.testing.assert_allclose(own["p_1"], [float(ds["p_loss"][head].sel(control="all layers")) for head in rows])
+    drawn = [(name, one, value) for name, one, value in zip(random["method"], random["heads"], random["change"])]  # noqa: B905
+    assert len(drawn) == 12 * 3
+    for name, one, value in drawn:
+        assert value == pytest.approx(change[Head.parse(one).layer, Head.parse(one).head], abs=1e-5), name
+        assert one != name
+    same = [[part.label for part in one] for one in plots.picture(ds, "loss_control")]
+    assert same == [[part.label for part in panel]]
+    single = measure(words_model, task, ZeroAblate(Head(0, 3)), loss, controls=2)
+    (alone_,) = plots.sets_against_null(single, "loss")
+    assert float(labelled(alone_, "these heads")["change"][0]) == pytest.approx(change[0, 3], abs=1e-5)

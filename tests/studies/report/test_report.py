@@ -148,6 +148,23 @@ def test_tables_hold_the_numbers(tree, report):
     assert "<td>moon</td>" in text
 
 
+def test_every_path_stands_in_a_figure_and_a_table(tree, report):
+    text, ds = report.read_text(), tree["composition"].to_dataset()
+    assert {"into k", "into q", "into v"} <= {*re.findall(r"into [qkv]", text.rpartition("</main>")[2])}
+    before = float(ds["path_baseline"].sel(run="clean").mean())
+    for sender in ds["sender"].values[ds["is_sender"].values == 1]:
+        here = ds.sel(sender=sender, path="k")
+        after, p = float(here["path_logit_diff"].mean()), float(here["p_path"])
+        low, high = (f"{float(here[f'path_effect_{end}']):+.2f}" for end in ("low", "high"))
+        cells = ["–", f"{after:+.2f}", f"{after - before:+.2f}", f"{low} to {high}", f"{p:.3f}"]
+        found = re.search(rf'<th scope="row">{sender}</th><td>k of the induction heads</td>(.*?)</tr>', text)[1]
+        assert re.findall(r"<td[^>]*>([^<]*)</td>", found) == cells
+    for kind in "qkv":
+        score, pair = float(ds["strongest_score"].sel(kind=kind)), str(ds["strongest_pair"].sel(kind=kind).values)
+        sender, receiver = pair.split(" to ")
+        assert re.search(rf'<th scope="row">{sender}</th><td>{kind} of {receiver}</td><td[^>]*>{score:.2f}</td>', text)
+
+
 def test_text_of_the_result_is_escaped(tree, tmp_path):
     evil = with_words(tree)
     patterns = evil["patterns"].to_dataset()

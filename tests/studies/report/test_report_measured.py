@@ -4,16 +4,19 @@ import json
 import re
 import shlex
 
+import holoviews as hv
 import numpy as np
 import pytest
 import xarray as xr
 
 import headwise as hw
+from headwise.errors import DeclarationError, ResultError
 from headwise.interventions import Add, Grid, Head, Knockout, Layer, MeanAblate, Patch, PathPatch, Scale, ZeroAblate
 from headwise.metrics import accuracy, bootstrap_interval, induction, logit_diff, loss, self_attention
 from headwise.studies import Prompts, RepeatedTokens, capture, compare_estimates, measure
 from headwise.studies.analyses.estimate_verdicts import NAMES, VERDICTS, verdict
 from headwise.studies.output import phrases
+from headwise.studies.plots import along
 from headwise.studies.report.changes import baseline, changes
 from headwise.studies.report.report import CORRUPTIONS, write_report
 from headwise.studies.reproduce.agreement import compare
@@ -48,6 +51,7 @@ MIXED = {
     "blind": Knockout(Head(1, 2), 7, (1, 2)),
     "path": PathPatch(Head(0, 3), [Head(1, 2).k, "logits"], through_mlps=False),
 }
+SETS = {"L1": ZeroAblate(Head(1, 1)) + ZeroAblate(Head(1, 2)), "L0H3": ZeroAblate(Head(0, 3))}
 MADE = {
     "baseline": lambda model: measure(model, TASK, None, [loss, induction]),
     "one": lambda model: measure(model, TASK, ZeroAblate(Head(0, 3)), [loss, self_attention]),
@@ -60,6 +64,7 @@ MADE = {
     "one prompt": lambda model: measure(model, RepeatedTokens(n=1, length=6), heads(), [loss]),
     "text": lambda model: measure(model, TEXT, heads(), [loss]),
     "integrated": lambda model: measure(model, TASK, heads(), [loss], estimator="integrated", steps=2),
+    "controls": lambda model: measure(model, TASK, SETS, [loss, accuracy], controls=4),
     "captured": lambda model: capture(model, TASK, [Head(1, 2).pattern, Layer(0).mlp_out.at(-1)]),
     "estimates": lambda model: compare_estimates(model, TASK, heads(), loss, steps=2),
 }
@@ -124,6 +129,24 @@ def test_the_answer_says_the_largest_changes_with_their_intervals(stored):
     assert "What does zero ablation of words-2l change in next-token cross-entropy and current-token score?" in text
 
 
+def test_random_heads_stand_beside_what_was_asked_for(stored):
+    ds, path = stored["controls"]
+    html = path.read_text()
+    assert "What else is in the file?" not in html
+    text = shown(html)
+    base = ds["baseline_loss"].sel(run="clean").astype(float)
+    for control, words in (("same layers", "within the same layers"), ("all layers", "over all layers")):
+        here = ds.sel(control=control, condition="L0H3")
+        change = [float(np.mean([float(one) for one in here["loss_control"][at] - base])) for at in range(4)]
+        mean, low, high = (f"{value:+#.3g}" for value in (np.mean(change), min(change), max(change)))
+        p = (1 + sum(one >= float((here["loss"] - base).mean()) for one in change)) / 5
+        assert f"{mean} nats {words} (4 sets, {low} to {high}; p = {p:.3f})" in text
+    assert "Beside L0H3, as many random heads change the next-token cross-entropy on average by" in text
+    assert html.count("Beside random heads, as a table") == 2
+    row = re.search(r'random, all layers: mean.*?<th scope="row">L0H3</th>(.*?)</tr>', html)[1]
+    assert f'<td class="n">{p:.3f}</td>' in row
+
+
 def by_hand(values, base=None):
     """A measurement built by hand: one metric, effects as given, ``(head, example)``, on a baseline of 1."""
     values = np.asarray(values, dtype=float)
@@ -165,7 +188,9 @@ def test_changes_beyond_noise_are_counted_as_they_are(tmp_path):
 
 def test_few_prompts_are_not_taken_for_more_than_they_are(stored, tmp_path):
     text = shown(stored["by position"][1].read_text())
-    assert re.search(r"for 0 also after correction for 16 tests .*? With so few prompts no p can be below 0.25", text)
+    assert re.search(
+        r"for none also after correction for 16 tests .*? With so few prompts no p can be below 0.25", text
+    )
     alone = shown(stored["one prompt"][1].read_text())
     assert "There is 1 prompt, so no interval: how much of this is chance is not known." in alone
     assert "95% interval over" not in alone
@@ -220,6 +245,49 @@ def test_the_corruption_is_named(words_model, tmp_path):
         ds.attrs["task"] = json.dumps(json.loads(ds.attrs["task"]) | {"corrupt": corrupt})
         text = shown(write_report(ds, tmp_path / f"{corrupt}.html").read_text())
         assert f"In the corrupted run, {words}." in text
+
+
+def test_intervals_end_where_the_values_of_the_metric_do():
+    shares = np.array([1.0, 1.0, 1.0, 0.9, 1.0, 0.2, 1.0, 1.0])
+    ds = by_hand(np.zeros((1, 8)), shares)
+    assert bootstrap_interval(shares)[1] > 1
+    assert baseline(ds, "mine").high[0] == bootstrap_interval(shares)[1]
+    ds["baseline_mine"].attrs["metric"] = "accuracy"
+    assert (baseline(ds, "mine").low[0], baseline(ds, "mine").high[0]) == (bootstrap_interval(shares)[0], 1.0)
+    curve = along(ds.drop_vars("mine"), "baseline_mine", "run")
+    assert max(float(part.range(2)[1]) for part in curve if isinstance(part, hv.Area | hv.Segments)) <= 1.0
+    ds["baseline_mine"] = ds["baseline_mine"] + 1.0  # of another metric that is called so
+    assert baseline(ds, "mine").high[0] > 2
+
+
+def test_a_report_is_written_of_a_file(stored, tmp_path):
+    path = stored["one"][1]
+    before = shown(path.read_text())
+    assert hw.write_report(path.with_suffix(".nc")) == path
+    assert shown(path.read_text()) == before
+    there = hw.write_report(str(path.with_suffix(".nc")), tmp_path / "there.html")
+    assert shown(there.read_text()) == before
+    with pytest.raises(DeclarationError, match=r"not read from a file: say where its report goes, path="):
+        hw.write_report(stored["one"][0])
+    with pytest.raises(DeclarationError, match="no report of dict: possible are a Dataset, a DataTree, and the path"):
+        hw.write_report({"loss": 1}, tmp_path / "a.html")
+    with pytest.raises(ResultError, match=r"nothing\.nc"):
+        hw.write_report(tmp_path / "nothing.nc")
+
+
+def test_it_says_why_denoising_fails_where_it_does(words_model, tmp_path):
+    why = "No patch restores the answer here: the first half of the corrupted run is other tokens"
+    for corrupt in ("first", "cue"):
+        task = RepeatedTokens(n=4, length=12, corrupt=corrupt)
+        ds = measure(words_model, task, qkv(), [logit_diff], base="corrupted")
+        text = shown(write_report(ds, tmp_path / f"{corrupt}.html").read_text())
+        assert (why in text) == (corrupt == "first")
+
+
+def test_prompts_of_token_ids_are_called_so(words_model, tmp_path):
+    ds = measure(words_model, Prompts([[5, 9, 11, 5], [7, 8, 7, 8]], answers=[9, 7]), ZeroAblate(Head(0, 3)), loss)
+    text = shown(write_report(ds, tmp_path / "ids.html").read_text())
+    assert "with 2 prompts of token ids, such as 5 9 11 5." in text
 
 
 def test_a_comparison_of_estimates_says_how_far_to_trust_them(stored):

@@ -104,7 +104,67 @@ def test_text_shapes_missing_values_and_missing_variables_count():
     assert found.only_in_one == {"part/gone": "the file", "part/more": "the repetition"}
     assert found.differences == {"part/x": 0.0, "part/same": 0.0, "part/turned": 0.0, "part/large": 0.5}
     assert compare(*trees, tolerance=1e-7).beyond.keys() == {"part/text", "part/gap", "part/shape", "part/large"}
-    assert "only in the file: part/gone" in str(found)
+    assert "no longer computed: part/gone\nnew: part/more" in str(found)
+
+
+def test_what_another_version_computes_is_no_disagreement(files, tmp_path):
+    def change(tree):
+        del tree["induction"]
+        tree["of_before"] = ("example", np.zeros(tree.sizes["example"]))
+
+    found = rerun(changed(files["baseline"], tmp_path / "old.nc", change))
+    assert found.agrees
+    assert found.only_in_one["induction"] == "the repetition"
+    text = str(found)
+    assert "old.nc agrees: all" in text
+    assert "no longer computed: of_before" in text
+    assert "new: induction" in text
+    assert main(["rerun", str(tmp_path / "old.nc")]) == 0
+
+    def and_a_number(tree):
+        change(tree)
+        tree["baseline_loss"].values[0, 0] += 1e-3
+
+    other = rerun(changed(files["baseline"], tmp_path / "other.nc", and_a_number))
+    assert not other.agrees
+    assert "does not agree: 1 variable of" in str(other)
+    assert main(["rerun", str(tmp_path / "other.nc")]) == 1
+
+
+def test_labels_that_one_lacks_are_named_and_the_others_compared():
+    values, dims = np.arange(6.0).reshape(3, 2), ("estimator", "head")
+    old = xr.Dataset({"estimate": (dims, values), "exact": ("head", [0.0, 1.0])}, {"estimator": ["a", "b", "c"]})
+    new = old.isel(estimator=[2, 0])
+    found = compare(*(xr.DataTree.from_dict({"/part": one}) for one in (old, new)))
+    assert found.agrees
+    assert found.only_in_one == {"part/estimator b": "the file"}
+    assert found.differences == {"part/estimate": 0.0, "part/exact": 0.0}
+    back = compare(*(xr.DataTree.from_dict({"/part": one}) for one in (new, old)))
+    assert back.agrees
+    assert back.only_in_one == {"part/estimator b": "the repetition"}
+    renamed = compare(xr.DataTree(old), xr.DataTree(old.assign_coords(estimator=["a", "b", "d"])))
+    assert not renamed.agrees
+    assert renamed.beyond == {"estimator": "1 of 3 texts differ (at estimator 2): 'd' instead of 'c'"}
+    moved = compare(xr.DataTree(old), xr.DataTree(new.assign(estimate=new["estimate"] + 0.5)))
+    assert moved.beyond.keys() == {"estimate"}
+    nothing = compare(xr.DataTree(old[["exact"]].rename(exact="mine")), xr.DataTree(old))
+    assert not nothing.agrees
+    assert "does not agree: no variable is in both" in str(nothing)
+
+
+def test_rounding_is_told_as_rounding():
+    old = xr.Dataset({"same": ("x", [1.0, 2.0]), "sum": ("x", [0.1, 4.0]), "near": ("x", [1.0, 3.0])})
+    off = np.array([2**-54, 0.0])
+    new = old.assign(sum=old["sum"] + off)
+    assert (new["sum"] != old["sum"]).any()
+    found = compare(xr.DataTree(old), xr.DataTree(new), "a.nc")
+    share = float(abs(new["sum"] - old["sum"]).max()) / 4.0
+    assert found.relative == {"same": 0.0, "sum": share, "near": 0.0}
+    agrees = "a.nc agrees: of 3 numeric variables, 2 are the same to the last bit, 1 but for rounding (a share of"
+    assert str(found) == f"{agrees} {share:.1g} at most)."
+    far = compare(xr.DataTree(old), xr.DataTree(new.assign(near=old["near"] + 5e-7)), "a.nc")
+    assert str(far).endswith("at most), and 1 differ by 5e-07 at most (numbers agree to 1e-06).")
+    assert far.agrees
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,11 @@ def test_one_answer_of_several_tokens_changes_no_other_logit_difference(small_mo
     mixed = Prompts(IDS, answers=[[33, 8, 9], 9, 3], distractors=[12, 30, 41])
     plain = Prompts(IDS, answers=[33, 9, 3], distractors=[12, 30, 41])
     found, known = (measure(small_model, task, CONDITIONS["last"], logit_diff, **QUIET) for task in (mixed, plain))
+    said = [
+        str(hw.plan(small_model, task, None, logit_diff, timed=False)).partition("\n")[0] for task in (mixed, plain)
+    ]
+    assert said[0].endswith("on 3 prompts of the clean run, each with its answer and with its distractor: 6 rows")
+    assert said[1].endswith("on 3 prompts of the clean run")
     np.testing.assert_allclose(found["logit_diff"][1:], known["logit_diff"][1:], atol=1e-5)
     assert not np.isclose(found["logit_diff"][0], known["logit_diff"][0])
 
