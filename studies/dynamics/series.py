@@ -88,7 +88,7 @@ class Series:
             return {}
         if tree.attrs.get(SERIES) != self.key:
             return {}
-        return {int(step): _at(tree, int(step)) for step in np.asarray(tree["step"])}
+        return {int(step): at_step(tree, int(step)) for step in np.asarray(tree["step"])}
 
     def add(self, step: int, result: Result) -> None:
         """Keep the result of a step, on the disk before anything else is done."""
@@ -210,9 +210,9 @@ def _shared(attrs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _at(tree: xr.DataTree, step: int) -> Result:
+def at_step(result: Result, step: int) -> Result:
     """The result of one step, as it was before it was joined."""
-    nodes = {}
+    nodes, tree = {}, as_tree(result)
     for node in tree.subtree:
         ds = node.to_dataset(inherit=False)
         if "step" in ds.dims:
