@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
+import math
+import numbers
 import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,7 +13,7 @@ from dataclasses import dataclass
 from ...errors import DeclarationError, check_name, check_text, choices
 from .edits import Intervention
 
-Label = int | str
+Label = int | float | str
 RESERVED = (
     "example",
     "query",
@@ -34,16 +37,16 @@ class Grid:
     Parameters
     ----------
     make : callable
-        Called once for each combination with the axes as keywords; returns the intervention. It runs here and is not
-        kept, so a grid stays a plain value.
-    **axes : iterable of int or str
+        Called once for each combination with the axes as keywords, so that its arguments are called as they are;
+        returns the intervention. It runs here and is not kept, so a grid stays a plain value.
+    **axes : iterable of int, float or str
         Axis names become dimensions of the results, their values the coordinates.
 
     Raises
     ------
     DeclarationError
         An axis is empty, has equal values, mixes numbers and text, or has a name that results use themselves; or
-        `make` gives something else than an intervention.
+        `make` takes other arguments, or gives something else than an intervention.
 
     Examples
     --------
@@ -60,6 +63,7 @@ class Grid:
         if not axes:
             raise DeclarationError("a grid needs at least one axis, such as layer=model.layers")
         values = {name: _labels(name, axis) for name, axis in axes.items()}
+        _check_arguments(make, values)
         made = tuple(
             make(**dict(zip(values, combination, strict=True))) for combination in itertools.product(*values.values())
         )
@@ -91,6 +95,9 @@ class Grid:
             for value in values:
                 if isinstance(value, str):
                     check_text(value, f"the label of axis {name!r}")
+                elif isinstance(value, float):
+                    if not math.isfinite(value):
+                        raise DeclarationError(f"axis {name!r} of the grid has {value}: give finite numbers")
                 elif not -(2**63) <= value < 2**63:
                     raise DeclarationError(f"axis {name!r} of the grid has {value}: a file holds numbers below 2**63")
             size *= len(values)
@@ -115,7 +122,7 @@ class Grid:
 
 
 def _labels(axis: str, values: Iterable[object]) -> tuple[Label, ...]:
-    """The labels of an axis: all whole numbers, or all text."""
+    """The labels of an axis: all whole numbers, all numbers, or all text."""
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise DeclarationError(f"axis {axis!r} of the grid needs several values, got {values!r}")
     given = tuple(values)
@@ -124,4 +131,22 @@ def _labels(axis: str, values: Iterable[object]) -> tuple[Label, ...]:
     try:
         return tuple(map(operator.index, given))  # type: ignore[arg-type]  # int and NumPy integers, not floats
     except TypeError:
-        raise DeclarationError(f"axis {axis!r} of the grid takes whole numbers, or text, got {given}") from None
+        if all(isinstance(value, numbers.Real) for value in given):
+            return tuple(float(value) for value in given)  # type: ignore[arg-type]
+        raise DeclarationError(f"axis {axis!r} of the grid takes numbers, or text, got {given}") from None
+
+
+def _check_arguments(make: Callable[..., object], axes: Iterable[str]) -> None:
+    """Refuse a function that does not take the axes by their names."""
+    names = list(axes)
+    try:
+        signature = inspect.signature(make)
+    except ValueError:  # of what is written in C, nobody knows
+        return
+    try:
+        signature.bind(**dict.fromkeys(names))
+    except TypeError:
+        raise DeclarationError(
+            f"the function of a grid gets its axes by name, {choices(names)}: this one takes "
+            f"{choices(signature.parameters) or 'nothing'}"
+        ) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ...errors import DeclarationError, choices
+from ...errors import DeclarationError, HeadwiseError, choices
 from .changes import Change, FromRun, How
 from .components import Component
 from .edits import Edit
@@ -81,6 +81,11 @@ class PathPatch(Edit):
             raise DeclarationError(f"a path needs receivers that differ, got {several}")
         if not isinstance(source, str):
             raise DeclarationError(f"source={source!r}: give the name of a run, such as 'corrupted'")
+        if _names_a_site(source):
+            raise DeclarationError(
+                f"source={source!r} is a site, not the name of a run: several receivers are a list, such as "
+                f"[{choices([*map(repr, map(str, several)), repr(source)])}]"
+            )
         if not isinstance(through_mlps, bool):
             raise DeclarationError(f"through_mlps={through_mlps!r}: possible are True and False")
         object.__setattr__(self, "sender", start)
@@ -101,6 +106,15 @@ class PathPatch(Edit):
     def edits(self) -> tuple[PathPatch, ...]:
         """One for each receiver."""
         return tuple(replace(self, receivers=(end,)) for end in self.receivers)
+
+
+def _names_a_site(text: str) -> bool:
+    """Whether text is that of a site, such as ``L1H0.k``."""
+    try:
+        as_site(text)
+    except HeadwiseError:
+        return False
+    return True
 
 
 def _check_receiver(start: Site, end: Site | str) -> None:

@@ -150,6 +150,14 @@ class Knockout(SiteEdit):
         super().__init__(site if query is None else site.at(query))
         object.__setattr__(self, "key", None if key is None else _keys(self.site, key))
 
+    @property
+    def is_of_later_keys(self) -> bool:
+        """Whether all keys lie after all queries, as far as positions counted from 0 tell: nothing attends there."""
+        places = [*(self.site.positions or [None]), *(self.key or [None])]
+        if not all(isinstance(at, int) and at >= 0 for at in places):
+            return False
+        return max(self.site.positions or ()) < min(self.key or ())  # type: ignore[type-var]  # whole numbers only
+
     def change(self) -> Change:
         """Its scores, masked; at which keys is counted out when the length of the prompts is known."""
         return Change(How.MASK, None)

@@ -87,6 +87,7 @@ def capture(
     check_remote(model, remote)
     given = [sites] if isinstance(sites, Site | Head | str) else sites
     wanted = list(dict.fromkeys(as_site(site) for site in given))
+    declared = task_json(task)
     batch = task.draw(model)
     groups = batch.groups()
     if run not in batch.runs:
@@ -117,7 +118,7 @@ def capture(
     dataset = number_dims(dataset)
     dataset.attrs = provenance(model, call.identity) | {
         "run": run,
-        "task": task_json(task),
+        "task": declared,
         "sites": json.dumps(encode(tuple(wanted), TASKS)),
     }
     return dataset

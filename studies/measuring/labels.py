@@ -87,7 +87,10 @@ def with_axes(coords: Mapping[str, Any], axes: Sequence[tuple[str, tuple[Any, ..
         if name == "position":
             known = found["position"].tolist()
             if not set(values) <= set(known):
-                raise DeclarationError(f"axis 'position' takes positions of the prompts, {known[0]} to {known[-1]}")
+                raise DeclarationError(
+                    f"axis 'position' takes positions of the prompts, {known[0]} to {known[-1]}: give the axis another "
+                    "name, such as pos, for positions that count from the end"
+                )
             for other, one in found.items():
                 if isinstance(one, tuple) and "position" in one[0]:
                     dims, data, *attrs = one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import LARGEST_SEED, MOST_DRAWS, DeclarationError, UnknownNameError, check_text, choices, whole
 from ...interventions.declare.edits import Edit, Intervention
 from ...interventions.declare.grid import Grid
+from ...interventions.declare.steering import Knockout
 from ...interventions.plan.plan import Plan, make_plan
 from ...metrics.card import Metric
 from ...metrics.outputs import of_answer
@@ -140,6 +142,7 @@ def set_up(
             edits, chosen, model.name, model.shape, controls, whole(seed, "a seed", high=LARGEST_SEED)
         )
     check_names(axes, chosen, per_position, drawn is not None)
+    warn_of_nothing(interventions, base)
     declared = task_json(task)
     batch = task.draw(model)
     measured = _asked(runs, what, batch.runs)
@@ -161,6 +164,19 @@ def set_up(
     check_reference(plan, batch)
     plan = replace(plan, pairs=batch.pairs)
     return Request(chosen, axes, declared, runs, batch, plan, drawn)
+
+
+def warn_of_nothing(interventions: Iterable[Intervention], base: str) -> None:
+    """Warn of the first edit that cannot change anything on a run, whatever the model: it was hardly meant."""
+    for edit in (edit for one in interventions for edit in one.edits()):
+        if getattr(edit, "source", None) == base:
+            why = f"it takes from the run that it changes, {base}: give measure another base, or it another source"
+        elif isinstance(edit, Knockout) and edit.is_of_later_keys:
+            why = "no query attends to a later key"
+        else:
+            continue
+        warnings.warn(f"{edit!r} changes nothing: {why}", stacklevel=4)
+        return
 
 
 def _asked(runs: Runs, what: What, possible: Iterable[str]) -> list[str] | None:

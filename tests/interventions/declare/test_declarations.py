@@ -257,7 +257,9 @@ def test_a_mapping_survives_json():
         (lambda: Grid(lambda: ZeroAblate(Head(0, 0))), "a grid needs at least one axis, such as layer=model.layers"),
         (lambda: Grid(lambda x: ZeroAblate(Head(0, 0)), x=[]), "axis 'x' of the grid is empty"),
         (lambda: Grid(lambda x: ZeroAblate(Head(0, 0)), x=[1, 1]), "axis 'x' of the grid has equal values"),
-        (lambda: Grid(lambda x: ZeroAblate(Head(0, 0)), x=[0.5]), "takes whole numbers, or text, got (0.5,)"),
+        (lambda: Grid(lambda x: ZeroAblate(Head(0, 0)), x=[0.5, float("nan")]), "axis 'x' of the grid has nan"),
+        (lambda: Grid(lambda where: ZeroAblate(where), layer=[0]), "by name, layer: this one takes where"),
+        (lambda: PathPatch("L0H3", "L1H2.k", "L1H0.k"), "source='L1H0.k' is a site, not the name of a run"),
         (lambda: Grid(lambda run: ZeroAblate(Head(0, 0)), run=["a"]), "a grid axis cannot be called 'run'"),
         (
             lambda: Grid(lambda method: ZeroAblate(Head(0, 0)), method=["a"]),
@@ -278,7 +280,7 @@ def test_a_mapping_survives_json():
         (lambda: Patch(Head(0, 0), source=None), "source=None: give the name of a run, such as 'corrupted'"),
         (lambda: Grid(3, layer=[0]), "a grid takes a function of its axes, such as a lambda, got 3"),
         (lambda: Grid(lambda x: ZeroAblate(Head(0, 0)), x=3), "axis 'x' of the grid needs several values, got 3"),
-        (lambda: Grid(lambda x: ZeroAblate(Head(0, 0)), x=[0, "a"]), "takes whole numbers, or text, got (0, 'a')"),
+        (lambda: Grid(lambda x: ZeroAblate(Head(0, 0)), x=[0, "a"]), "takes numbers, or text, got (0, 'a')"),
     ],
 )
 def test_wrong_declarations_say_what_is_possible(make, message):

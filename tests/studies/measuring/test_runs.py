@@ -210,3 +210,28 @@ def test_estimates_take_the_runs_that_were_asked_for(words_model, estimator):
     xr.testing.assert_equal(one["baseline_loss"], both["baseline_loss"].sel(run=["clean"]))
     alone = measure(words_model, task, None, [loss], estimator=estimator, steps=2)
     xr.testing.assert_equal(alone["loss"], measure(words_model, task, None, [loss])["loss"])
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        (hw.Patch("L1H2.k", source="clean"), "takes from the run that it changes, clean"),
+        (hw.PathPatch("L0H3", "L1H2.k", source="clean"), "takes from the run that it changes, clean"),
+        (hw.Knockout("L1H2", 1, [3, 4]), "no query attends to a later key"),
+    ],
+)
+def test_what_changes_nothing_is_told(words_model, what, says):
+    task = RepeatedTokens(n=2, length=5)
+    with pytest.warns(UserWarning, match=says):
+        ds = measure(words_model, task, {"one": what, "none": None}, [loss])
+    np.testing.assert_allclose(ds["loss"], ds["baseline_loss"].sel(run="clean").expand_dims(condition=2), atol=1e-5)
+
+
+def test_axes_of_fractions(words_model):
+    """Steering with several strengths: the loss of each is that of the intervention alone."""
+    task = RepeatedTokens(n=2, length=5)
+    ds = measure(words_model, task, Grid(lambda alpha: hw.Scale("L1H2", alpha), alpha=[-1, 0.5]), [loss])
+    assert (ds["alpha"].dtype, ds["alpha"].values.tolist()) == ("float64", [-1.0, 0.5])
+    for alpha in (-1.0, 0.5):
+        alone = measure(words_model, task, hw.Scale("L1H2", alpha), [loss])["loss"]
+        np.testing.assert_allclose(ds["loss"].sel(alpha=alpha), alone, atol=1e-5)
