@@ -93,7 +93,9 @@ def test_the_readme_example_runs_as_written(tmp_path, monkeypatch):
 def test_the_readme_measures_what_is_ones_own():
     space = {"hw": hw}
     exec(compile(blocks()[2], "README.md", "exec"), space)
-    np.testing.assert_array_equal(space["table"]["none"], space["ds"]["loss"].sel(condition="none"))
+    without = space["ds"]["loss"].sel(condition="without L1H2")
+    np.testing.assert_array_equal(space["table"]["without L1H2"], without)
+    assert (without > space["ds"]["loss"].sel(condition="as it is")).any()
 
 
 def test_the_readme_explains_a_plan_as_it_is(monkeypatch, capsys):
