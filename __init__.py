@@ -7,8 +7,9 @@
 - what: ``ZeroAblate``, ``MeanAblate``, ``ResampleAblate``, ``Patch``, ``PathPatch``, ``Add``, ``Scale``, ``Knockout``,
   ``Compose``, ``Intervention``; a labelled family of them: ``Grid``
 - prompts: ``RepeatedTokens``, ``Prompts``; what they draw: ``Batch``
-- numbers: ``measure``, ``plan`` (the cost, beforehand), ``capture``, ``compare_estimates``, ``composition_scores``,
-  ``describe_heads``, ``InductionStudy``; changes: ``effect``, ``normalized``
+- numbers: ``measure``, ``plan`` (the cost, beforehand), ``capture``, ``predict``, ``direct_logit_attribution``,
+  ``compare_estimates``, ``composition_scores``, ``describe_heads``, ``InductionStudy``; changes:
+  ``effect``, ``normalized``
 - training: ``CausalLM``, ``RepeatedTokensData``, ``TextData``, ``MixedData``; a measurement as a value, ``Sweep``; any
   study while a model is trained, ``StudyCallback`` (``TrainerStudyCallback`` for transformers), at ``log_spaced``
   steps, or ``over_checkpoints``; on several devices, ``FabricExecutor``
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from .studies import compare_estimates as compare_estimates
     from .studies import composition_scores as composition_scores
     from .studies import describe_heads as describe_heads
+    from .studies import direct_logit_attribution as direct_logit_attribution
     from .studies import effect as effect
     from .studies import from_json as from_json
     from .studies import log_spaced as log_spaced
@@ -71,6 +73,7 @@ if TYPE_CHECKING:
     from .studies import over_checkpoints as over_checkpoints
     from .studies import plan as plan
     from .studies import plots as plots
+    from .studies import predict as predict
     from .studies import rerun as rerun
     from .studies import summary as summary
     from .studies import table as table
@@ -92,6 +95,7 @@ else:
             ".studies": "Batch CausalLM FabricExecutor InductionStudy MixedData Prompts RepeatedTokens "
             "RepeatedTokensData Results StudyCallback Sweep TextData TrainerStudyCallback "
             "capture compare_estimates composition_scores describe_heads effect from_json "
+            "direct_logit_attribution predict "
             "log_spaced measure normalized open_result over_checkpoints plan plots rerun "
             "summary table to_json write_netcdf write_report",
             ".version": "__version__",

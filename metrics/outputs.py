@@ -228,4 +228,37 @@ def in_context(early: int = 50, late: int = 500) -> Metric:
     return Metric(card, "logits", _late_less_early, partial(_signs, early, late), over="sum")
 
 
+def _token_at(logits: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
+    wide = torch.promote_types(logits.dtype, torch.float32)  # whole numbers are exact up to 2**24
+    return logits.topk(int(ranks.max()) + 1, -1).indices.gather(-1, ranks.unsqueeze(-1)).squeeze(-1).to(wide)
+
+
+def _logit_at(logits: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return logits.topk(int(ranks.max()) + 1, -1).values.gather(-1, ranks.unsqueeze(-1)).squeeze(-1).to(wide)
+
+
+def _prob_at(logits: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return logits.to(wide).softmax(-1).topk(int(ranks.max()) + 1, -1).values.gather(-1, ranks.unsqueeze(-1)).squeeze(-1)
+
+
+RANKED = {
+    "token_id": (Card("token_id", "token id, -1 where there is none", "1", (0.0, INF)), _token_at),
+    "logit": (Card("logit", "logit of the token", "logit", (-INF, INF)), _logit_at),
+    "prob": (Card("prob", "probability of the token", "1", (0.0, 1.0)), _prob_at),
+}
+"""What `ranked` tells of the tokens in the order of their logits."""
+
+
+def ranked(name: str, rank: int) -> Metric:
+    """What `RANKED` calls `name`, of the token with `rank` larger logits. Variable ``<name>_<rank>``."""
+    card, kernel = RANKED[name]
+
+    def ranks(run: PromptFacts) -> Mapping[str, Array]:
+        return {"ranks": np.full((len(run.tokens), len(run.scored)), rank, dtype=np.int64)}
+
+    return Metric(replace(card, name=f"{name}_{rank}"), "logits", kernel, ranks, differentiable=name != "token_id")
+
+
 OUTPUTS = (loss, accuracy, rank, prob, logit_diff, kl)

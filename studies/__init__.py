@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .dynamics.checkpoints import over_checkpoints as over_checkpoints
     from .dynamics.hf_trainer import TrainerStudyCallback as TrainerStudyCallback
     from .dynamics.schedule import log_spaced as log_spaced
+    from .inspection.attribution import direct_logit_attribution as direct_logit_attribution
+    from .inspection.predict import predict as predict
     from .measuring.capture import capture as capture
     from .measuring.compare import compare_estimates as compare_estimates
     from .measuring.declared import Sweep as Sweep
@@ -54,6 +56,8 @@ else:
             ".catalogue.results": "Results",
             ".catalogue.summary": "Summary summary",
             ".catalogue.table": "table",
+            ".inspection.attribution": "direct_logit_attribution",
+            ".inspection.predict": "predict",
             ".measuring.capture": "capture",
             ".measuring.compare": "compare_estimates",
             ".measuring.measure": "measure plan",

@@ -94,6 +94,12 @@ def words_model():
 
 
 @pytest.fixture(scope="session")
+def words_study(words_model):
+    """A small study of the shipped model, to be looked at and not changed."""
+    return hw.InductionStudy(n=4, length=8, draws=3).run(words_model)
+
+
+@pytest.fixture(scope="session")
 def _loopback(tmp_path_factory):
     from headwise.interventions.models.locate import SHIPPED
 

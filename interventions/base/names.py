@@ -25,13 +25,15 @@ def names_of(code: CodeType) -> set[str]:
     return found
 
 
-def globals_of(code: CodeType) -> set[str]:
-    """Globals that a function and the functions inside it read."""
+@cache
+def globals_of(code: CodeType) -> frozenset[str]:
+    """Globals that a function and the functions inside it read; code does not change."""
     found = {str(one.argval) for one in dis.get_instructions(code) if one.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
-    return found.union(*(globals_of(one) for one in code.co_consts if isinstance(one, CodeType)))
+    return frozenset(found).union(*(globals_of(one) for one in code.co_consts if isinstance(one, CodeType)))
 
 
-def imported(code: CodeType, package: str) -> set[str]:
+@cache
+def imported(code: CodeType, package: str) -> frozenset[str]:
     """Modules that a function and the functions inside it import, by their whole names."""
     found: set[str] = set()
     before: list[Any] = [0, 0]  # the level of a relative import, and what is taken from it
@@ -41,7 +43,7 @@ def imported(code: CodeType, package: str) -> set[str]:
             parents = package.rsplit(".", level - 1)[0] if level else ""
             found.add(f"{parents}.{one.argval}".strip("."))
         before = [before[1], one.argval]
-    return found.union(*(imported(one, package) for one in code.co_consts if isinstance(one, CodeType)))
+    return frozenset(found).union(*(imported(one, package) for one in code.co_consts if isinstance(one, CodeType)))
 
 
 def is_found(function: FunctionType) -> bool:

@@ -33,6 +33,7 @@ from ..run.engine import Progress
 from ..run.memory import ACCELERATOR_OVERHEAD
 from ..run.outcome import Inputs, Outcome, Store
 from ..traced import server_jobs
+from ..traced.specs import DirectSpec
 from .model import RemoteModel, numbers
 from .protocol import ROOM, Unfit, deserialize_values, room
 from .queue import JobQueue
@@ -110,6 +111,16 @@ class NdifBackend(Backend):
         if not component.per_head:
             return (examples, some, shape.d_model)
         return (examples, some, *heads, shape.d_model if str(component) == "head_out" else shape.d_head)
+
+    def attribute(self, groups: Sequence[DirectSpec]) -> list[Array]:
+        """In one job; one number comes back for each source, prompt and scored position."""
+        model, shape = self.model, self.model.shape
+        positional = "pos_embed" in model.family.embeddings
+        sources = 3 + positional + shape.layers * (shape.heads + 1)
+        wanted = [{"shares": (sources, len(one["tokens"]), len(one["scored"]))} for one in groups]
+        read = partial(deserialize_values, wanted=wanted)
+        found = model.ask("direct", server_jobs.direct, {"groups": list(groups)}, read, room(wanted))
+        return [values["shares"].numpy() for values in found]
 
     def score_head_weights(self, score: Score, shape: tuple[int, ...]) -> Array:
         """In one job; the weights stay there."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from ..models.model import Model
 from ..plan.cost import forward_flops
 from ..plan.plan import Plan
 from ..traced import server_jobs
-from ..traced.specs import ReadSite, RowChange
+from ..traced.specs import DirectSpec, ReadSite, RowChange
 from . import engine, gradients, memory
 from .activations import as_tensor, described_site, handles
 from .cache import CompiledMetric
@@ -181,6 +181,12 @@ class Backend(Protocol):
         `tokens` are ``(example, position)`` for each group.
         """
 
+    def attribute(self, groups: Sequence[DirectSpec]) -> list[Array]:
+        """What each part adds to a linear function of the logits, for each group of prompts.
+
+        ``(source + 1, example, scored)``, as `logits.direct_shares` gives it.
+        """
+
     def score_head_weights(self, score: Score, shape: tuple[int, ...]) -> Array:
         """``score(layers)``, float64 numbers of a shape; `layers` holds the fields of `HeadWeights` of each layer.
 
@@ -281,6 +287,12 @@ class LocalBackend(Backend):
             points = server_jobs.read_in_batches(model.traced, parts, as_tensor(model, group), wanted)
             found.append([as_array(server_jobs.value_at(points, site, out_of)) for site in asked])  # one at a time
         return found
+
+    def attribute(self, groups: Sequence[DirectSpec]) -> list[Array]:
+        """Group by group."""
+        model, parts = self.model, handles(self.model)
+        given = [cast(DirectSpec, server_jobs.moved(dict(group), model.device)) for group in groups]
+        return [as_array(server_jobs.direct_of(model.traced, parts, group)) for group in given]
 
     def score_head_weights(self, score: Score, shape: tuple[int, ...]) -> Array:
         """From the weights as they stand."""

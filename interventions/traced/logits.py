@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .activations import split_heads
 from .projections import is_readable
 
 if TYPE_CHECKING:
-    from .specs import Kernel, LogitsSpec
+    from .specs import DirectSpec, Kernel, LogitsSpec, ModelParts, Points
 
 
 def logits_kernels(normed: torch.Tensor, unembed: Any, spec: LogitsSpec, examples: int) -> dict[str, torch.Tensor]:
@@ -64,3 +65,69 @@ def with_base_logits(spec: LogitsSpec, logits: torch.Tensor | None) -> LogitsSpe
         for kernel in spec["kernels"]
     ]
     return {**spec, "kernels": kernels}
+
+
+def direct_shares(parts: ModelParts, points: Points, out_of: list[Any], spec: DirectSpec, device: Any) -> torch.Tensor:
+    """What each part of the model adds to a linear function of the logits, the final norm frozen.
+
+    The norm divides by what it divides by for the whole stream; then it is linear, and so is everything after it. What
+    it multiplies by is found by calling it, up to a factor, and the factor from what it made of the stream.
+
+    Parameters
+    ----------
+    parts : ModelParts
+    points : Points
+        The stream before the first block and after the last one, the position embedding, and of each block ``z``,
+        ``attn_out`` and ``mlp_out``, ``(example, position, width)``.
+    out_of : list of tensor (head, d_head, d_model)
+        ``W_O`` of each layer.
+    spec : DirectSpec
+    device : torch.device
+
+    Returns
+    -------
+    tensor (source + 1, example, scored)
+        Embedding, position embedding (where there is one); for each layer its heads and its MLP; the biases; and last
+        the function itself. At least float32.
+    """
+    at, layers = spec["scored"], parts["layers"]
+    norm, unembed = parts["norm"]._module, parts["unembed"]._module
+    last = points[(layers - 1, "resid_post")][:, at].to(device)
+    wide = torch.promote_types(last.dtype, torch.float32)
+
+    def stream(layer: int, point: str) -> torch.Tensor:
+        return points[(layer, point)][:, at].to(device, wide)
+
+    shift = norm(torch.zeros_like(last[:1, :1])).to(wide)
+    signs = 1.0 - 2.0 * (torch.arange(last.shape[-1], device=device) % 2)
+    centred = signs - signs.mean() if parts["centred"] else signs
+    gain = (norm(signs.to(last.dtype)[None, None]).to(wide) - shift) / centred
+    whole = last.to(wide)
+    whole = (whole - whole.mean(-1, keepdim=True) if parts["centred"] else whole) * gain
+    normed = norm(last).to(wide) - shift
+    scale = (normed * whole).sum(-1, keepdim=True) / (whole * whole).sum(-1, keepdim=True)
+    towards, constant = _direction(unembed, spec, device, wide)
+    direction = gain * scale * towards
+    direction = direction - direction.mean(-1, keepdim=True) if parts["centred"] else direction
+    position = [stream(0, "pos_embed")] if (0, "pos_embed") in points else []
+    found = [((stream(0, "resid_pre") - sum(position)) * direction).sum(-1)]
+    found += [(one * direction).sum(-1) for one in position]
+    bias = (shift * towards).sum(-1) + constant
+    for layer, matrix in enumerate(out_of):
+        by_head = torch.einsum("esm,hdm->eshd", direction, matrix.to(device, wide))
+        heads = (split_heads(stream(layer, "z"), parts["heads"]) * by_head).sum(-1)
+        bias = bias + (stream(layer, "attn_out") * direction).sum(-1) - heads.sum(-1)
+        found += [*heads.unbind(-1), (stream(layer, "mlp_out") * direction).sum(-1)]
+    return torch.stack([*found, bias.expand_as(found[0]), ((normed + shift) * towards).sum(-1) + constant])
+
+
+def _direction(unembed: Any, spec: DirectSpec, device: Any, wide: torch.dtype) -> tuple[torch.Tensor, Any]:
+    """What the normed stream is multiplied with, ``(example, scored, d_model)``, and what is added then."""
+    if spec["direction"] is not None:
+        return spec["direction"].to(device, wide)[None, None], 0.0
+    weight, bias, answers, others = unembed.weight, unembed.bias, spec["answers"], spec["others"]
+    towards, constant = weight[answers].to(wide), 0.0 if bias is None else bias[answers].to(wide)
+    if others is not None:
+        towards = towards - weight[others].to(wide)
+        constant = constant if bias is None else constant - bias[others].to(wide)
+    return towards.detach(), constant

@@ -15,7 +15,8 @@ from .activations import pattern_between, split_heads
 from .configuration import configuration_of
 from .gradients import attribution
 from .head_weights import weights_made, weights_read
-from .logits import with_base_logits
+from .logits import direct_shares, with_base_logits
+from .projections import is_readable
 from .structure import modules_of, names_of
 from .traces import (
     as_it_is,
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
         CaptureProgram,
         CheckProgram,
         ChunkSpec,
+        DirectProgram,
+        DirectSpec,
         LogitsSpec,
         ModelDescription,
         ModelParts,
@@ -59,6 +62,8 @@ SAMPLE = 4096
 MODULUS = 2**61 - 1
 AT_ONCE = 64
 """Prompts that are read together."""
+FEW = 8
+"""Prompts of which every part is read together."""
 
 
 def answered(root: Any, program: Program) -> Any:
@@ -310,6 +315,39 @@ def value_at(points: Points, site: CapturedSite, out_of: dict[ReadSite, Any]) ->
         value = value[..., site["columns"]]
         value = split_heads(value, site["heads"]) if head is None else value
     return value if at is None else value[:, at]
+
+
+def direct(root: Any, program: DirectProgram) -> Any:
+    """What each part of the model adds to a linear function of the logits, for each group of prompts."""
+    parts, device = where(root, program["parts"])
+    if parts["apart"]:
+        raise RuntimeError("this server runs jobs apart from the weights, of which direct attribution needs some")
+    program = moved(program, device)
+    return in_one_tensor([{"shares": direct_of(root, parts, group)} for group in program["groups"]])
+
+
+def direct_of(root: Any, parts: ModelParts, spec: DirectSpec) -> torch.Tensor:
+    """What each part adds, ``(source + 1, example, scored)``; see `logits.direct_shares`."""
+    layers, tokens = range(parts["layers"]), spec["tokens"]
+    if not is_readable(False, parts["unembed"]):
+        raise ValueError("the unembedding is more than a linear layer, so that what parts add to logits has no sum")
+    wanted = {(0, "resid_pre"), (layers[-1], "resid_post")}
+    wanted |= {(0, name) for name, _ in parts["embeddings"] if name == "pos_embed"}
+    wanted |= {(layer, point) for layer in layers for point in ("z", "attn_out", "mlp_out")}
+    found = []
+    with torch.no_grad():
+        out_of = [weights_of(root, parts, layer)[3] for layer in layers]
+        for start in range(0, len(tokens), FEW):
+            some = slice(start, start + FEW)
+            part: DirectSpec = {
+                **spec,
+                "tokens": tokens[some],
+                "answers": None if spec["answers"] is None else spec["answers"][some],
+                "others": None if spec["others"] is None else spec["others"][some],
+            }
+            points = read(root, parts, part["tokens"], wanted)
+            found.append(direct_shares(parts, points, out_of, part, tokens.device))
+    return torch.cat(found, 1)
 
 
 def scores_of_weights(root: Any, program: WeightsProgram) -> Any:

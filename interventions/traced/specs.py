@@ -341,6 +341,16 @@ class CapturedSite(TypedDict):
     positions: list[int] | None  # None for all
 
 
+class DirectSpec(TypedDict):
+    """Whose parts are looked for: a linear function of the logits of some prompts."""
+
+    tokens: torch.Tensor  # (example, position)
+    scored: list[int]
+    answers: torch.Tensor | None  # (example, scored), token ids; None with a direction
+    others: torch.Tensor | None  # (example, scored), whose logits are taken away
+    direction: torch.Tensor | None  # (d_model,), in the normed stream
+
+
 class RowChange(TypedDict):
     """What is added to a row of a tensor."""
 
@@ -380,6 +390,12 @@ class CaptureProgram(Program):
 
     sites: list[CapturedSite]
     tokens: list[torch.Tensor]  # (example, position), by group
+
+
+class DirectProgram(Program):
+    """For `server_jobs.direct`."""
+
+    groups: list[DirectSpec]
 
 
 class WeightsProgram(Program):

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from ...errors import check_text
+from ...interventions.declare import codec
 from ...interventions.declare.edits import Compose, Intervention, MeanAblate, ResampleAblate, ZeroAblate
 from ...interventions.declare.grid import Grid
 from ...interventions.declare.sites import Head, Layer
@@ -27,7 +28,8 @@ from ...metrics.statistics import (
 from ..measuring.capture import capture
 from ..measuring.controls import CONTROLS, control_p, random_sets
 from ..measuring.effects import effect, effect_interval
-from ..measuring.looks import Span, measure_some, until_settled
+from ..measuring.looks import Span, joined, measure_some, until_settled
+from ..storage.registry import TASKS
 from ..tasks.tasks import RepeatedTokens, Task
 
 if TYPE_CHECKING:
@@ -148,6 +150,7 @@ def sets_against_controls(
     draws: int = 50,
     seed: int = 0,
     first: int | None = None,
+    alone: xr.Dataset | None = None,
 ) -> xr.Dataset:
     """Ablate sets of heads together, and as many random sets of other heads.
 
@@ -164,6 +167,9 @@ def sets_against_controls(
     first : int, optional
         Prompts to start with, doubled until the order of each set among its random sets is settled (see
         `statistics.ranking_settled`, with `CLEAR`) or all are used; left out, all at once.
+    alone : Dataset, optional
+        What `every_head` gave for the same model, task and metrics. Sets of one head are taken from it as far as its
+        prompts go, and not measured again.
 
     Returns
     -------
@@ -181,10 +187,17 @@ def sets_against_controls(
     numbers = {
         heads: number for number, heads in enumerate(dict.fromkeys(itertools.chain(wanted.values(), *drawn.values())))
     }
-    counts, grid = looks(task.n, first), ablation_grid(list(numbers))
+    counts = looks(task.n, first)
 
     def measure_part(span: Span) -> dict[str, xr.Dataset]:
-        return {"sets": measure_some(model, task, grid, metrics, span)}
+        known = alone is not None and span[1] <= alone.sizes["example"]
+        single = {number: heads[0] for heads, number in numbers.items() if known and len(heads) == 1}
+        asked = {number: heads for heads, number in numbers.items() if number not in single}
+        parts = [_of_single_heads(alone, single, metrics, span)] if alone is not None and single else []
+        if asked:
+            measured = measure_some(model, task, ablation_grid(list(asked.values())), metrics, span)
+            parts.insert(0, measured.assign_coords(number=list(asked)))
+        return {"sets": joined(parts, "number").sortby("number")}
 
     def is_settled(found: dict[str, xr.Dataset]) -> bool:
         """Ask for each set with its random sets, ablation and metric."""
@@ -204,7 +217,10 @@ def sets_against_controls(
     level = level_at(len(counts))
     measured = until_settled(counts, measure_part, is_settled)["sets"]
     result = _drawn_sets(model, wanted, drawn)
-    result.attrs = measured.attrs | {"sets": json.dumps({name: [*map(str, heads)] for name, heads in wanted.items()})}
+    result.attrs = measured.attrs | {
+        "sets": json.dumps({name: [*map(str, heads)] for name, heads in wanted.items()}),
+        "interventions": json.dumps(codec.encode(ablation_grid(list(numbers)), TASKS)),
+    }
     for metric in metrics:
         name, values = metric.name, measured[metric.name]
         own = values.isel(number=[numbers[heads] for heads in wanted.values()]).rename(number="set")
@@ -224,6 +240,21 @@ def sets_against_controls(
         attrs = {"long_name": "q: p over all sets, controls and ablations", "units": "1"}
         result[f"q_{name}"] = (("set", "control", "ablation"), benjamini_hochberg(result[f"p_{name}"].values), attrs)
     return result
+
+
+def _of_single_heads(
+    alone: xr.Dataset, single: Mapping[int, Head], metrics: Sequence[Metric], span: Span
+) -> xr.Dataset:
+    """What `every_head` measured of single heads, by the number of their set, on the prompts `span`."""
+    names = [name for metric in metrics for name in (metric.name, f"baseline_{metric.name}")]
+    places = [xr.Variable("number", [getattr(head, axis) for head in single.values()]) for axis in ("layer", "head")]
+    rows = alone[names].sel(layer=places[0], head=places[1]).drop_vars(["layer", "head"])
+    return rows.isel(example=slice(*span)).assign_coords(number=[*single]).assign_attrs(seconds="0.000")
+
+
+def first_of_sets(n: int, first: int) -> int:
+    """Prompts of `n` that sets start with: half as many as `first`, since their order needs fewer than each effect."""
+    return first if first >= n else min(first, max(4, first // 2))
 
 
 def sets_of(found: Mapping[str, Sequence[Head]]) -> dict[str, list[Head]]:

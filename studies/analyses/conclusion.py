@@ -119,11 +119,16 @@ def _prompts_used(tree: xr.DataTree) -> list[str]:
         f"{ds.sizes['example']} for {name}{'' if ds.attrs['settled'] else ' (not settled)'}"
         for name, ds in used.items()
     )
-    counts = looks_of(next(iter(used.values())))
+    counts = looks_of(next(ds for name, ds in used.items() if name != "sets" or len(used) == 1))
+    other = looks_of(used["sets"]) if "sets" in used else counts
+    fewer, more = "", ""
+    if other[0] != counts[0]:
+        fewer, more = f" (those of sets with {other[0]})", f", of sets for {len(other)}"
     return [
-        f"Sweeps start with {counts[0]} prompts and double them, up to {counts[-1]}, until their verdicts are settled: "
-        f"{each}. Their intervals and q allow for {count(len(counts), 'look')} (each look gets 1/{len(counts)} of the "
-        "error, Bonferroni), and the order of a set among random ones settles by a rule that treats all sets alike."
+        f"Sweeps start with {counts[0]} prompts{fewer} and double them, up to {counts[-1]}, until their verdicts are "
+        f"settled: {each}. Their intervals and q allow for {count(len(counts), 'look')}{more} (each of k looks gets "
+        "1/k of the error, Bonferroni), and the order of a set among random ones settles by a rule that treats all "
+        "sets alike."
     ]
 
 

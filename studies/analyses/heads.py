@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from ..measuring import context
 from ..measuring.measure import measure
 from ..output.progress import Lines
 from ..storage.provenance import card_attrs
-from ..tasks.tasks import Task
+from ..tasks.tasks import RepeatedTokens, Task
 
 if TYPE_CHECKING:
     from ...interventions.models.model import Model
@@ -104,7 +105,14 @@ def untrained_scores(model: Model, task: Task, metrics: Sequence[Metric], seeds:
 
 
 def describe_heads(
-    model: Model, task: Task, *, threshold: float = 0.4, alpha: float = 0.05, untrained: int = 20, seed: int = 0
+    model: Model,
+    task: Task,
+    *,
+    threshold: float = 0.4,
+    alpha: float = 0.05,
+    untrained: int = 20,
+    seed: int = 0,
+    untrained_task: Task | None = None,
 ) -> xr.Dataset:
     """Scores, chance, comparison with untrained models, and a role for every head.
 
@@ -120,6 +128,9 @@ def describe_heads(
         Untrained models to compare with; 20 can tell a single head of any model from chance at 0.05.
     seed : int
         First seed of the untrained models.
+    untrained_task : Task, optional
+        What untrained models are measured on; `task` where left out. With fewer prompts their means spread a little
+        more, so that a head of the model stands out less easily.
 
     Returns
     -------
@@ -145,7 +156,7 @@ def describe_heads(
     check_room(model)
     scores = head_scores(model, task)
     measured = [metric for metric in SCORES if metric.name in ROLES]
-    null = untrained_scores(model, task, measured, range(seed, seed + untrained))
+    null = untrained_scores(model, untrained_task or task, measured, range(seed, seed + untrained))
     for metric in measured:
         name, where = metric.name, ("layer", "head")
         mean = scores[name].mean("example")
@@ -162,6 +173,11 @@ def describe_heads(
     scores["role"] = (("layer", "head"), _roles(scores, threshold, alpha), {"long_name": "role of the head"})
     scores.attrs |= {"threshold": threshold, "alpha": alpha}
     return scores
+
+
+def task_of_untrained(task: RepeatedTokens, first: int) -> RepeatedTokens:
+    """The prompts of a study that untrained models are measured on: those that its sweeps start with."""
+    return replace(task, n=min(first, task.n))
 
 
 def check_room(model: Model) -> None:

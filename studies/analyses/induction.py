@@ -17,7 +17,6 @@ from ...interventions.base.hashing import short_hash
 from ...interventions.declare import codec
 from ...interventions.declare.sites import Head
 from ..measuring import context
-from ..output.progress import stages
 from ..storage import unfinished
 from ..storage.provenance import as_attrs, exact_facts, provenance
 from ..storage.registry import TASKS
@@ -66,7 +65,8 @@ class InductionStudy:
     untrained : int
         Models with random weights that scores are compared with, 20 at least.
     first : int
-        Prompts that the sweeps start with: ablation of every head, sets, patching, and the causal check of composition.
+        Prompts that the sweeps start with: ablation of every head, patching, and the causal check of composition; sets
+        start with half as many (4 at least), and untrained models are measured on these alone.
         They are doubled, up to `n`, until the verdicts of the stage are settled. Intervals and p-values over prompts
         allow for looking more than once (Bonferroni over the looks, see `intervals.looks`), so that the error rate is
         the one that is stated. With ``first=n`` all prompts are measured at once.
@@ -189,7 +189,7 @@ class InductionStudy:
             with (
                 begin(model, check=False) as call,
                 context.using(executor=executor),
-                stages(STAGES, progress) as say,
+                context.stages(STAGES, progress) as say,
             ):
                 return self._run(model, call.identity, say)
         with unfinished.keeping(out, resume) as kept, begin(model, check=False, anew=True, ledger=kept) as call:
@@ -205,7 +205,7 @@ class InductionStudy:
                 return kept.stage(f"{inputs}-{name}", make, call.identity, sizes)
 
             try:
-                with context.using(executor=executor, store=kept), stages(STAGES, progress) as say:
+                with context.using(executor=executor, store=kept), context.stages(STAGES, progress) as say:
                     tree = self._run(model, call.identity, say, keep)
             except HeadwiseError:
                 raise
@@ -255,7 +255,7 @@ class InductionStudy:
         }
         stage("patterns", lambda: behaviour.patterns(model, task, self._shown(parts["heads"])))
         stage("ablation", lambda: ablation.every_head(model, task, first=self.first))
-        stage("sets", lambda: self._sets(model, found))
+        stage("sets", lambda: self._sets(model, found, parts["ablation"]))
         stage("patching", lambda: patching.qkv_of_every_head(model, task, found["induction"], first=self.first))
         stage("composition", lambda: self._composition(model, found["previous-token"], found["induction"]))
         score = parts["heads"]["induction"].mean("example")
@@ -283,7 +283,13 @@ class InductionStudy:
 
     def _heads(self, model: Model) -> xr.Dataset:
         return heads.describe_heads(
-            model, self.task, threshold=self.threshold, alpha=ALPHA, untrained=self.untrained, seed=self.seed
+            model,
+            self.task,
+            threshold=self.threshold,
+            alpha=ALPHA,
+            untrained=self.untrained,
+            seed=self.seed,
+            untrained_task=heads.task_of_untrained(self.task, self.first),
         )
 
     def _shown(self, scores: xr.Dataset) -> list[tuple[Head, str]]:
@@ -294,11 +300,17 @@ class InductionStudy:
                 shown.setdefault(head, kind)
         return list(shown.items())
 
-    def _sets(self, model: Model, found: dict[str, list[Head]]) -> xr.Dataset:
+    def _sets(self, model: Model, found: dict[str, list[Head]], alone: xr.Dataset) -> xr.Dataset:
         if not (sets := ablation.sets_of(found)):
             return xr.Dataset()
         return ablation.sets_against_controls(
-            model, self.task, sets, draws=self.draws, seed=self.seed, first=self.first
+            model,
+            self.task,
+            sets,
+            draws=self.draws,
+            seed=self.seed,
+            first=ablation.first_of_sets(self.n, self.first),
+            alone=alone,
         )
 
     def _composition(self, model: Model, senders: list[Head], receivers: list[Head]) -> xr.Dataset:

@@ -20,7 +20,7 @@ from ..measuring.looks import request_some
 from ..measuring.request import What, set_up
 from ..output.progress import duration
 from ..tasks.tasks import RepeatedTokens, Task
-from . import ablation, behaviour, composition, estimates, patching, paths, word_lists
+from . import ablation, behaviour, composition, estimates, heads, patching, paths, word_lists
 
 if TYPE_CHECKING:
     from ...interventions.models.model import Model
@@ -149,7 +149,8 @@ class StudyPlan:
         bare, least, most = (_words(total(one)) for one in (self.bare, self.least, self.most))
         first, every = self.prompts
         text = f"about {bare} ({stages}); {least} if heads with a role are found"
-        return text if first == every else f"{text}, up to {most} if verdicts need all {every} prompts"
+        bound = f"up to {most} if verdicts need all {every} prompts (n={first} bounds it)"
+        return text if first == every else f"{text}, {bound}"
 
     def __str__(self) -> str:
         first, every = self.prompts
@@ -192,7 +193,8 @@ def sweeps_of(study: Asked, model: Model, found: Mapping[str, Sequence[Head]]) -
     senders, receivers = found["previous-token"], found["induction"]
     connected = any(one.layer < two.layer for one in senders for two in receivers)
     wanted, drawn = ablation.draw_sets(model, ablation.sets_of(found), study.draws, study.seed)
-    every = list(dict.fromkeys([*wanted.values(), *(heads for some in drawn.values() for heads in some)]))
+    sets = dict.fromkeys([*wanted.values(), *(one for some in drawn.values() for one in some)])
+    many = [one for one in sets if len(one) > 1]  # what one head does alone is known by then
     controlled = composition.ablated_sets(model, senders, receivers, study.draws, study.seed) if connected else []
     anywhere = {kind: (Head(0, 0), Head(shape.layers - 1, 0), 0.0) for kind in KINDS if shape.layers > 1}
     patched = paths.paths_into(model, senders, receivers) | paths.paths_of_pairs(model, anywhere)
@@ -200,10 +202,13 @@ def sweeps_of(study: Asked, model: Model, found: Mapping[str, Sequence[Head]]) -
     outputs = (loss, accuracy)
     sweeps = {
         "behaviour": [Sweep(replace(task, score="all"), None, outputs, runs="all")],
-        "heads": [Sweep(task, None, SCORES, times=1 + study.untrained)],
+        "heads": [
+            Sweep(task, None, SCORES),
+            Sweep(heads.task_of_untrained(task, first), None, SCORES, times=study.untrained),
+        ],
         "patterns": [Sweep(replace(task, n=1, length=min(task.length, behaviour.SHOWN_LENGTH)), None, (induction,))],
         "ablation": [Sweep(task, ablation.each_head(model, ablation.METHODS), outputs, first=first)],
-        "sets": [Sweep(task, ablation.ablation_grid(every), outputs, first=first)] if every else [],
+        "sets": [],
         "patching": [
             Sweep(task, patching.each_head(model, source), (logit_diff,), base, first)
             for base, source in patching.DIRECTIONS.values()
@@ -211,6 +216,9 @@ def sweeps_of(study: Asked, model: Model, found: Mapping[str, Sequence[Head]]) -
         "composition": [Sweep(task, patched, (logit_diff,), first=first)] if patched else [],
         "words": [],
     }
+    if many:
+        few = ablation.first_of_sets(task.n, first)
+        sweeps["sets"].append(Sweep(task, ablation.ablation_grid(many), outputs, first=few))
     if len(looks(task.n, first)) > 1:
         sweeps["patching"] += [Sweep(task, None, (logit_diff,), run) for run in ("clean", "corrupted")]
     if receivers:

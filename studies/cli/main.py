@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 from ...errors import HeadwiseError
 from ...version import version
-from . import app, completion, induction, plan, plot, report, rerun, results
+from . import app, completion, dynamics, induction, plan, plot, report, rerun, results, train
 from .shared import Help, OutputError, Parser, fill, say, take_output, written
 
-COMMANDS = (induction, plan, results, plot, report, rerun, app, completion)
+COMMANDS = (induction, dynamics, plan, train, results, plot, report, rerun, app, completion)
 EXAMPLES = """examples:
   headwise induction                                 the whole analysis
   headwise induction --model openai-community/gpt2   of a model from the Hub

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,7 +17,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import distributed, nn
 from transformers import PreTrainedModel
 
-from ...errors import DeclarationError, HeadwiseError, ModelError, choices
+from ...errors import DeclarationError, HeadwiseError, ModelError, ResultWarning, choices
 from ...interventions.base.hashing import short_hash
 from ...interventions.load import load
 from ..storage.files import check_writable
@@ -107,7 +108,7 @@ class StudyCallback(L.Callback):  # type: ignore[misc]
         )
         self.schedule = Schedule.of(steps, every_n_train_steps, every_n_epochs, train_time_interval)
         self.training = secrets.token_hex(16)
-        self.resumed: int | None = None
+        self.resumed: list[int] | None = None
         self.done: list[int] = []
         self.seen = -1
         self.seconds = 0.0
@@ -121,16 +122,17 @@ class StudyCallback(L.Callback):  # type: ignore[misc]
 
     def state_dict(self) -> dict[str, Any]:
         """Which training this is, and what is done of the study."""
-        return {"training": self.training, "done": list(self.done), "out": self.out, "step": self.seen}
+        return {"training": self.training, "done": list(self.done), "out": self.out}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with the training of a checkpoint."""
-        self.training, self.resumed = state["training"], int(state["step"])
+        self.training, self.resumed = state["training"], [*state["done"]]
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse, before training, a file that cannot be written, or a module without a causal language model."""
         if stage != "fit" or trainer.fast_dev_run:
             return
+        self._series = None
         if trainer.is_global_zero:
             check_writable(self.out)
         if self.weights == "average":
@@ -138,7 +140,7 @@ class StudyCallback(L.Callback):  # type: ignore[misc]
         self._model_in(pl_module)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take up what an interrupted run left, and measure the untrained model where step 0 is asked for."""
+        """Take up what an interrupted run left, and measure the model as it is where this step is asked for."""
         if trainer.fast_dev_run:
             return
         self._waiting = distributed.new_group(timeout=LONG) if trainer.world_size > 1 else None
@@ -153,8 +155,13 @@ class StudyCallback(L.Callback):  # type: ignore[misc]
             if mine:
                 self.done = self._series.begin(None if self.resumed is None else trainer.global_step)
         self.done = trainer.strategy.broadcast(self.done)  # so that all processes agree on what is measured
-        if trainer.global_step == 0 and self.resumed is None and self.schedule.due_at_start:
+        if self.schedule.due_at_start(trainer.global_step):
             self._measure(trainer, pl_module, log="")
+        if lost := sorted({*(self.resumed or ())} - {*self.done}):
+            which = f"step{'s' if len(lost) > 1 else ''} {choices(map(str, lost))}"
+            warnings.warn(
+                f"{self.out} lacks {which}: it was measured, and what was kept is gone", ResultWarning, stacklevel=2
+            )
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *given: Any) -> None:
         """Measure after an optimiser step, where that is due."""
@@ -181,6 +188,12 @@ class StudyCallback(L.Callback):  # type: ignore[misc]
                 whole = time.monotonic() - self.began
                 self._series.about |= {"study_share_of_time": f"{self.seconds / max(whole, 1e-9):.4f}"}
                 self._series.finish()
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the file where a run was killed after its last checkpoint: no step is left, so no training begins."""
+        if self._series is None and self.resumed is not None:
+            self.on_train_start(trainer, pl_module)
+            self.on_train_end(trainer, pl_module)
 
     def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule, log: str = "step") -> None:
         """Run the study on a copy of the model as it is, keep the result, and log its scalars."""

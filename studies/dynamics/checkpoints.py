@@ -39,6 +39,7 @@ def over_checkpoints(
     out: str | os.PathLike[str] | None = None,
     like: str | PreTrainedModel | None = None,
     tokenizer: Any = None,
+    resume: bool = True,
     executor: Executor | None = None,
     progress: Callable[[int, int], None] | bool | None = None,
 ) -> Result:
@@ -59,6 +60,8 @@ def over_checkpoints(
         For ``.ckpt`` files that `headwise.CausalLM` did not write: a model with their configuration.
     tokenizer : tokenizer, optional
         Replaces that of the checkpoints.
+    resume : bool
+        False takes nothing from what is there.
     executor : concurrent.futures.Executor, optional
         Runs the passes of each step, see `headwise.measure`.
     progress : callable or bool, optional
@@ -85,13 +88,13 @@ def over_checkpoints(
     3
     """
     name, found = _openers(model, like, tokenizer)
-    chosen = sorted(found) if isinstance(steps, str) and steps == "all" else _chosen(steps, found)
+    chosen = _chosen(steps, found)
     series = None
     done: list[int] = []
     if out is not None:
         text = study.to_json()
         series = Series(out, short_hash(text, name), {"study": text, "model": name})
-        done = series.begin(max(chosen))
+        done = series.begin(max(chosen) if resume else None)
     results: dict[int, Result] = {}
     with Progress("checkpoints", progress, unit="checkpoints", total=len(chosen)) as bar:
         for number, step in enumerate(chosen):
@@ -107,7 +110,15 @@ def over_checkpoints(
     return joined(results) if series is None else series.finish(chosen)
 
 
+def checkpoints_of(model: Any, steps: str | Iterable[int] = "all") -> dict[int, Opener]:
+    """What opens the model of each of these steps, see `over_checkpoints`."""
+    _, found = _openers(model, None, None)
+    return {step: found[step] for step in _chosen(steps, found)}
+
+
 def _chosen(steps: str | Iterable[int], found: Mapping[int, Opener]) -> list[int]:
+    if isinstance(steps, str) and steps == "all":
+        return sorted(found)
     if isinstance(steps, str):
         raise DeclarationError(f"steps={steps!r}: give 'all', or numbers such as [0, 512]")
     chosen = sorted({whole(step, "a step") for step in steps})

@@ -67,13 +67,13 @@ class TrainerStudyCallback(TrainerCallback):  # type: ignore[misc]
         self.done: list[int] = []
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **more: Any) -> None:
-        """Take up what an interrupted run left, and measure the untrained model where step 0 is asked for."""
+        """Take up what an interrupted run left, and measure the model as it is where this step is asked for."""
         if not state.is_world_process_zero:
             return
         text = self.study.to_json()
         self.series = Series(self.out, short_hash(text, os.path.abspath(args.output_dir or "")), {"study": text})
         self.done = self.series.begin(state.global_step or None)
-        if state.global_step == 0 and self.schedule.due_at_start:
+        if self.schedule.due_at_start(state.global_step):
             self._measure(state, more["model"])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: Any, **more: Any) -> None:

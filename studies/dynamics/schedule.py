@@ -108,10 +108,9 @@ class Schedule:
         """Training begins, or goes on: time counts from now."""
         self._last = time.monotonic()
 
-    @property
-    def due_at_start(self) -> bool:
-        """Whether the study is due before the first step."""
-        return self.steps is not None and 0 in self.steps
+    def due_at_start(self, step: int) -> bool:
+        """Whether the study is due where training begins, or goes on, after so many optimiser steps."""
+        return self.train_time_interval is None and self.due_at_step(step)
 
     def due_at_step(self, step: int) -> bool:
         """Whether the study is due after so many optimiser steps. After time, the answer belongs to this process."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,18 +16,23 @@ import xarray as xr
 from ...errors import ResultError
 from ...interventions.models.identity import Identity
 from ..storage.reading import Result, as_tree, open_result
+from ..storage.record import SERIES
 from ..storage.unfinished import UnfinishedResult, keeping
 
-SERIES = "series"
-"""Attribute of a file, and beginning of the names of its parts: which study of which training it is."""
 OF_A_STEP = {
     "weight_hash": "hash of the weights",
     "seconds": "duration of the study in seconds",
+    "created": "when the study was run",
     "heads": "heads that were found, as JSON",
     "conclusion": "what was found, as JSON",
 }
 """Attributes of a single result that become variables of the series."""
-LEFT_OUT = ("fingerprint", "buffer_hash", "created", "inputs", "model_revision", "step")
+WHOLE: dict[str, Callable[[list[Any]], str]] = {
+    "seconds": lambda each: f"{np.nansum(each):.3f}",
+    "created": max,
+}
+"""What the series says of all steps together."""
+LEFT_OUT = ("fingerprint", "buffer_hash", "inputs", "step")
 NOBODY = Identity.from_attrs({})
 """Stands for the models of all steps: each part was made by another one."""
 
@@ -63,8 +68,9 @@ class Series:
         """
         with keeping(self.out, resume=True) as kept:
             known = {} if last is None else self._whole(kept)
+            there = self._steps(kept)
             for step, result in known.items():
-                if last is not None and step <= last:
+                if last is not None and step <= last and step not in there:
                     self._save(kept, step, result)
             for path in kept.files("", ".nc"):
                 name = path.name.split(".")[0].split("-")
@@ -82,7 +88,7 @@ class Series:
             return {}
         if tree.attrs.get(SERIES) != self.key:
             return {}
-        return {int(step): _at(tree, int(step)) for step in np.asarray(tree["step"])}
+        return {int(step): at_step(tree, int(step)) for step in np.asarray(tree["step"])}
 
     def add(self, step: int, result: Result) -> None:
         """Keep the result of a step, on the disk before anything else is done."""
@@ -94,6 +100,8 @@ class Series:
     def _save(self, kept: UnfinishedResult, step: int, result: Result) -> None:
         tree = as_tree(result)
         nodes = [(node.path, node.to_dataset(inherit=False)) for node in tree.subtree]
+        for path in kept.files(f"{self.key}-{step}-", ".nc"):
+            path.unlink()
         for number, (path, ds) in reversed([*enumerate(nodes)]):  # the root comes last: with it the step is done
             last = {} if number else {"__nodes": json.dumps([path for path, _ in nodes])}
             kept.save(f"{self.key}-{step}-{number}", ds.assign_attrs({"__path": path} | last), NOBODY)
@@ -163,6 +171,8 @@ def joined(results: Mapping[int, Result]) -> Result:
             attrs = {"long_name": words} | ({"units": "s"} if numbers else {})
             variable = xr.Variable("step", np.asarray(array, dtype=float if numbers else object), attrs)
             made["/"] = made["/"].assign({f"step_{name}": variable}).assign_coords(step=along)
+            if name in WHOLE:
+                made["/"].attrs[name] = WHOLE[name](array)
     if len(made) == 1:
         return made["/"]
     return xr.DataTree.from_dict(made)
@@ -173,7 +183,7 @@ def _joined(parts: Sequence[xr.Dataset], along: xr.DataArray) -> xr.Dataset:
     if not any(part.data_vars for part in parts):
         return xr.Dataset(attrs=attrs)
     whole = xr.concat(
-        [part.drop_attrs(deep=False) for part in parts],
+        [part.drop_attrs(deep=False).drop_encoding() for part in parts],
         along,
         data_vars="all",
         coords="different",
@@ -200,9 +210,9 @@ def _shared(attrs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _at(tree: xr.DataTree, step: int) -> Result:
+def at_step(result: Result, step: int) -> Result:
     """The result of one step, as it was before it was joined."""
-    nodes = {}
+    nodes, tree = {}, as_tree(result)
     for node in tree.subtree:
         ds = node.to_dataset(inherit=False)
         if "step" in ds.dims:

@@ -11,6 +11,9 @@ import xarray as xr
 from transformers import PreTrainedModel
 
 from ...errors import DeclarationError
+from ...interventions.declare.codec import read_json
+from ..analyses.induction import InductionStudy
+from ..measuring.declared import Sweep
 from ..storage.reading import Result
 from ..training.during import released
 
@@ -60,6 +63,23 @@ def _built(given: Any) -> Any:
     if not callable(kind):
         raise DeclarationError(f"class_path: {made['class_path']}: there is no such class, such as headwise.Sweep")
     return kind(**made.get("init_args", {}))
+
+
+def study_from_json(text: str) -> Sweep | InductionStudy:
+    """The `Sweep` or `InductionStudy` that its ``to_json()`` wrote.
+
+    Raises
+    ------
+    DeclarationError, UnknownNameError
+        The text holds something else.
+    """
+    data: Any = read_json(text)
+    kinds: dict[Any, Any] = {"Sweep": Sweep, "InductionStudy": InductionStudy}
+    kind = data.get("type") if isinstance(data, dict) else None
+    if kind not in kinds:
+        raise DeclarationError("this JSON holds no Sweep and no InductionStudy")
+    made: Sweep | InductionStudy = kinds[kind].from_json(text)
+    return made
 
 
 def copy_of(model: PreTrainedModel) -> PreTrainedModel:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ...errors import DeclarationError
+from ...errors import DeclarationError, printable
+from ..output.notebook import Line, notebook
+from ..output.progress import duration
 
 if TYPE_CHECKING:
     from ...interventions.models.model import Model
@@ -30,12 +34,15 @@ class Execution:
         No line says how the jobs of a server are doing.
     label : str
         What the work is called where its progress is shown.
+    stage : str, optional
+        The stage that the work is a part of, in words; None where nothing is to be shown.
     """
 
     executor: Executor | None = None
     store: UnfinishedResult | None = None
     quiet: bool = False
     label: str = "measuring"
+    stage: str | None = ""
 
     def executor_for(self, model: Model) -> Executor | None:
         """The executor, for a model that its workers can open."""
@@ -58,6 +65,35 @@ def using(**changes: Any) -> Iterator[Execution]:
         yield _CURRENT.get()
     finally:
         _CURRENT.reset(token)
+
+
+@contextmanager
+def stages(names: Mapping[str, str], show: Callable[[str], None] | bool | None) -> Iterator[Callable[[str], None]]:
+    """What is called with the name of each stage of long work when it begins, and says so.
+
+    Parameters
+    ----------
+    names : mapping of str to str
+        Every stage, in words.
+    show : callable or bool, optional
+        A callable gets the names, and nothing else is said of the stages. True says them in a line of a notebook, and
+        elsewhere in lines on standard error; None in a notebook only. False shows nothing, neither stages nor bars.
+    """
+    started, order, inside = time.monotonic(), list(names), notebook() is not None
+    said = show is True or (show is None and inside)
+
+    def begin(name: str) -> None:
+        words = f"{order.index(name) + 1}/{len(order)} {names[name]}"
+        if callable(show):
+            show(name)
+        elif said:
+            _CURRENT.set(replace(current(), stage=words))
+            Line.write(words, last=True) if inside else print(printable(words), file=sys.stderr, flush=True)
+
+    with using(stage=None if show is False else current().stage):
+        yield begin
+        if said and inside and current().stage:
+            Line.write(f"{len(order)} stages in {duration(time.monotonic() - started)}", last=True)
 
 
 def check_remote(model: Model, remote: bool | None) -> None:

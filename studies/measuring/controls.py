@@ -130,6 +130,8 @@ def with_controls(
 
 def _of_one_kind(edits: Sequence[Edit], said: str) -> tuple[SiteEdit, list[Head]]:
     """The first of the edits of a condition, and the whole heads that they change, all in one way."""
+    if not edits:
+        raise DeclarationError(f"{said}they are random sets of heads, and a condition changes nothing")
     found: list[SiteEdit] = []
     heads = []
     for edit in edits:

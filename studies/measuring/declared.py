@@ -17,11 +17,12 @@ from ...metrics.card import Metric
 from ...metrics.outputs import loss
 from ..storage.registry import TASKS, metric_of
 from ..tasks.tasks import Task
-from .measure import measure
+from .measure import measure, plan
 from .request import What, check_estimable, chosen_metrics, conditions
 
 if TYPE_CHECKING:
     from ...interventions.models.model import Model
+    from ...interventions.plan.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,10 @@ class Sweep:
             resume=resume,
             executor=executor,
         )
+
+    def plan(self, model: Model, *, timed: bool = True) -> Plan:
+        """What `run` would do on a model, without doing it: see `headwise.plan`."""
+        return plan(model, self.task, self.what, self.metrics, base=self.base, runs=self.runs, timed=timed)
 
     def to_json(self) -> str:
         """The sweep as JSON text; metrics by their names."""

@@ -133,7 +133,7 @@ def until_settled(
     for span in pairwise((0, *counts)):
         for name, part in measure(span).items():
             parts.setdefault(name, []).append(part)
-        found = {name: _joined(some) for name, some in parts.items()}
+        found = {name: joined(some) for name, some in parts.items()}
         if len(counts) == 1:
             return found
         if (done := is_settled(found)) or span[1] == counts[-1]:
@@ -148,10 +148,10 @@ def looks_of(ds: xr.Dataset) -> list[int]:
     return found
 
 
-def _joined(parts: list[xr.Dataset]) -> xr.Dataset:
-    """Parts with the prompts of all of them, and the seconds that they took together."""
+def joined(parts: list[xr.Dataset], along: str = "example") -> xr.Dataset:
+    """Parts as one, and the seconds that they took together."""
     if len(parts) == 1:
         return parts[0]
     how: dict[str, Any] = {"data_vars": "minimal", "coords": "minimal", "compat": "override", "join": "exact"}
-    whole = xr.concat(parts, "example", combine_attrs="override", **how)
+    whole = xr.concat(parts, along, combine_attrs="override", **how)
     return whole.assign_attrs(seconds=f"{sum(float(one.attrs['seconds']) for one in parts):.3f}")

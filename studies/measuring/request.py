@@ -221,6 +221,14 @@ def chosen_metrics(given: Metrics) -> list[Metric]:
     return chosen
 
 
+class AsItIs(Intervention):
+    """None among the conditions of a mapping: nothing is changed."""
+
+    def edits(self) -> tuple[Edit, ...]:
+        """None."""
+        return ()
+
+
 def conditions(what: What) -> tuple[Axes, list[Intervention]]:
     """Axes (name and coordinates) and interventions in the order of their product."""
     if what is None:
@@ -241,8 +249,8 @@ def conditions(what: What) -> tuple[Axes, list[Intervention]]:
             f"cannot measure {what!r}: give an intervention, a list of them, a mapping of names to them, or a Grid"
         )
     for name, intervention in what.items():
-        if not isinstance(intervention, Intervention):
-            raise DeclarationError(f"{name!r} is {intervention!r}: each condition must be an intervention")
+        if not isinstance(intervention, Intervention | None):
+            raise DeclarationError(f"{name!r} is {intervention!r}: each condition must be an intervention, or None")
     if not what:
         raise DeclarationError("the mapping of conditions is empty; leave it out to measure the model as it is")
     names = tuple(map(str, what))
@@ -250,7 +258,7 @@ def conditions(what: What) -> tuple[Axes, list[Intervention]]:
         check_text(name, "the name of the condition")
     if len(set(names)) < len(names):
         raise DeclarationError(f"the names of the conditions must differ as text, got {names}")
-    return [("condition", names)], list(what.values())
+    return [("condition", names)], [AsItIs() if one is None else one for one in what.values()]
 
 
 def check_estimable(metrics: Sequence[Metric], estimator: str, steps: int, per_position: bool) -> None:

@@ -192,7 +192,8 @@ class Sweep:
         readers, inputs = self.readers, self.inputs
         deviation = against_float32(model, plan, readers, inputs)
         where = None if store is None or self.estimator != "exact" else store.parts.folder
-        with Progress(context.current().label, progress, kept=where, total=plan.steps) as bar:
+        execution = context.current()
+        with Progress(execution.label, progress, kept=where, total=plan.steps, stage=execution.stage) as bar:
             positions, say = self._every_position, bar.say
             if self.estimator != "exact":
                 outcome = backend.run_estimate(

@@ -12,9 +12,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -26,50 +25,6 @@ from .notebook import Line, notebook
 QUIET_SECONDS = 2.0
 WIDE = 24
 """Characters of a bar in a notebook."""
-STAGE: ContextVar[str | None] = ContextVar("STAGE", default="")
-"""The stage that work is a part of, in words; None where nothing is to be shown."""
-
-
-@contextmanager
-def stages(names: Mapping[str, str], show: Callable[[str], None] | bool | None) -> Iterator[Callable[[str], None]]:
-    """What is called with the name of each stage of long work when it begins, and says so.
-
-    Parameters
-    ----------
-    names : mapping of str to str
-        Every stage, in words.
-    show : callable or bool, optional
-        A callable gets the names, and nothing else is said of the stages. True says them in a line of a notebook, and
-        elsewhere in lines on standard error; None in a notebook only. False shows nothing, neither stages nor bars.
-    """
-    started, order, inside = time.monotonic(), list(names), notebook() is not None
-    said = show is True or (show is None and inside)
-
-    def begin(name: str) -> None:
-        words = f"{order.index(name) + 1}/{len(order)} {names[name]}"
-        if callable(show):
-            show(name)
-        elif said:
-            STAGE.set(words)
-            Line.write(words, last=True) if inside else print(printable(words), file=sys.stderr, flush=True)
-
-    token = STAGE.set(None if show is False else STAGE.get())
-    try:
-        yield begin
-        if said and inside and STAGE.get():
-            Line.write(f"{len(order)} stages in {_clock(time.monotonic() - started)}", last=True)
-    finally:
-        STAGE.reset(token)
-
-
-def _clock(seconds: float) -> str:
-    """``7 s``, ``2:05``, ``1:02:05``."""
-    hours, rest = divmod(round(seconds), 3600)
-    if hours:
-        return f"{hours}:{rest // 60:02}:{rest % 60:02}"
-    return f"{rest // 60}:{rest % 60:02}" if rest >= 60 else f"{seconds:.1f} s" if seconds < 10 else f"{rest} s"
-
-
 LINE_SECONDS = 30.0
 """Where standard error is no terminal, long work says so often how it is doing."""
 
@@ -145,9 +100,9 @@ class Lines:
 
 
 def duration(seconds: float) -> str:
-    """``12 s``, ``3.4 min``, ``2.1 h``."""
+    """``3.4 s``, ``12 s``, ``3.4 min``, ``2.1 h``."""
     if seconds < 59.5:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
@@ -168,6 +123,8 @@ class Progress:
         Where finished passes are kept.
     total : int
         How many there will be, as far as is known before the first `update`.
+    stage : str, optional
+        The stage that the work is a part of, in words: begins each line of a notebook. None shows nothing.
     """
 
     def __init__(
@@ -177,10 +134,11 @@ class Progress:
         unit: str = "passes",
         kept: Path | None = None,
         total: int = 0,
+        stage: str | None = "",
     ) -> None:
         self.label, self.unit, self.kept, self.total = label, unit, kept, total
         self.callback = show if callable(show) else None
-        self.stage, self.inside = STAGE.get(), notebook() is not None
+        self.stage, self.inside = stage, notebook() is not None
         terminal = sys.stderr is not None and sys.stderr.isatty()
         self.wanted = (self.stage is not None and (self.inside or terminal)) if show is None else show is True
         self.lines = Lines(label, unit) if show is None and self.stage is not None and not self.inside else None
@@ -216,7 +174,7 @@ class Progress:
             seconds = time.monotonic() - self.started
             rate = f"{done / seconds:.3g} {self.unit}/s" if seconds else ""
             if self.inside:
-                left = f"{_clock((total - done) * seconds / done)} left" if done else ""
+                left = f"{duration((total - done) * seconds / done)} left" if done else ""
                 self._write(done, total, rate, left)
             else:
                 if self.bar is None:
@@ -259,7 +217,7 @@ class Progress:
     def _end(self, stopped: bool) -> None:
         """Write into the notebook how much was done."""
         done = f"{self.done} of {self.total}" if stopped else str(self.total)
-        took = _clock(time.monotonic() - self.started)
+        took = duration(time.monotonic() - self.started)
         text = f"{self.label}: {'stopped after ' if stopped else ''}{done} {self.unit} in {took}"
         Line.write(printable("  ".join(part for part in (self.stage, text) if part)), last=True)
 

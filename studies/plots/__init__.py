@@ -31,6 +31,7 @@ from .export.save import save
 from .grids import grid, layer_by_position
 from .heads import head_grid, head_grids, ranked_heads
 from .patching import path_grids, qkv_grids, qkv_of_set
+from .steps import head_grid_over_steps, over_steps
 from .word_lists import words_agreement, words_grid, words_table
 
 __all__ = [
@@ -47,8 +48,10 @@ __all__ = [
     "estimate_against_exact",
     "grid",
     "head_grid",
+    "head_grid_over_steps",
     "head_grids",
     "layer_by_position",
+    "over_steps",
     "path_grids",
     "picture",
     "qkv_grids",

@@ -22,6 +22,7 @@ from .parts.pairs import PAIR
 from .parts.patterns import read_pattern
 from .parts.style import styled
 from .patching import UNTOUCHED, path_grids, qkv_grids
+from .steps import over_steps
 
 ALL = "all"
 """Selecting it draws one head grid for each value."""
@@ -47,7 +48,8 @@ def picture(ds: Any, variable: str | None = None, **select: Any) -> Any:
     random sets of `measure`      `sets_against_null`
     path, sender                  `path_grids`
     estimate, with exact beside   `estimate_against_exact`
-    position, step, example, ...  a curve with its interval, for each run
+    step                          `over_steps`; with layer and head, a curve for each head
+    position, example, ...        a curve with its interval, for each run
     condition, any other text     `ranked_conditions`
     any other two                 `grid`
     ============================  =======================================================
@@ -204,6 +206,13 @@ def _drawn(ds: xr.Dataset, variable: str, title: str, together: list[str]) -> An
     ds, values = ds.squeeze(single), values.squeeze(single)
     dims = [str(dim) for dim in values.dims if dim != "example"]
     kinds = set(dims)
+    rest = kinds - {"step"}
+    if (
+        rest < kinds
+        and "step" not in together
+        and (rest == {"layer", "head"} or len(rest - {"position"}) == len(dims) - 1 < 2)
+    ):
+        return over_steps(ds, variable, title=title)
     if {"layer", "head"} <= kinds:
         extra = [dim for dim in dims if dim not in ("layer", "head")]
         if not extra:
@@ -225,6 +234,8 @@ def _drawn(ds: xr.Dataset, variable: str, title: str, together: list[str]) -> An
         return along(ds, variable, axes[0], curves=curves[0] if curves else None, title=title)
     if len(dims) == 1:
         return ranked_conditions(ds, variable, title=title)
+    if len(dims) == 2 and "step" in kinds and not _counts(ds, next(iter(kinds - {"step"}))):
+        return over_steps(ds, variable, title=title)
     if len(dims) == 2:
         upright, across = sorted(dims, key=lambda dim: (dim == "position", values.sizes[dim]))
         return grid(values, across, upright, title=title)

@@ -101,7 +101,7 @@ def along(
     ends = [0.0, 0.0]
     for number, label in enumerate(labels):
         here = ds.isel({split: number}) if split else ds
-        mean, low, high, sure = _interval(here, name, dim)
+        mean, low, high, sure = interval_along(here, name, dim)
         known = np.isfinite(mean)
         low, high = (np.where(np.isfinite(end), end, mean)[known] for end in (low, high))
         at = numbers_of(values, dim)[known]
@@ -133,7 +133,7 @@ def _uniform_guess(ds: xr.Dataset, name: str) -> tuple[float, str] | None:
     return math.log(size), f"uniform guess, ln {size} = {math.log(size):.2f}"
 
 
-def _interval(ds: xr.Dataset, name: str, dim: str) -> tuple[Any, Any, Any, bool]:
+def interval_along(ds: xr.Dataset, name: str, dim: str) -> tuple[Any, Any, Any, bool]:
     """Mean, low and high along `dim`, and whether the ends are known."""
     values = ds[name]
     whole = np.asarray(values.transpose(dim, ...).values, dtype=float)

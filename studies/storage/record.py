@@ -35,6 +35,8 @@ NEEDED = {
     "measurement": ("task", "interventions", "metrics", "base", "estimator"),
 }
 """Attributes without which a result of a kind does not say how it was made."""
+SERIES = "series"
+"""Attribute of a result with a dim ``step``: the key of a study over one training, see `headwise.over_checkpoints`."""
 ESTIMATOR = re.compile(r"(exact|gradient)|(integrated), ([0-9]{1,9}) steps")
 NO_STEPS = 8
 """Steps of an estimator that has none: the default, without a meaning."""
@@ -92,6 +94,11 @@ class Record:
             seconds=number_in(attrs, "seconds"),
             **objects,
         )
+
+    @property
+    def series(self) -> bool:
+        """Whether it is a study over steps of training."""
+        return SERIES in self.attrs
 
     @property
     def opening(self) -> dict[str, str | int]:

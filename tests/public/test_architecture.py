@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ LAYERS = [
     "studies.plots studies.catalogue studies.reproduce",
     "studies.dynamics",
     "studies.analyses",
+    "studies.inspection",
     "studies.measuring",
     "studies.storage",
     "studies.tasks",
@@ -47,6 +49,8 @@ BY_NAME = {"interventions.base.contents", "lazy"}
 """Load modules by their names: those that a user's function names, to hash what it depends on; names of packages."""
 MOST = 14
 """Modules in a room."""
+CONTEXTS = {"studies.measuring.context": 1}
+"""How many ContextVars a module has: the study that a measurement is a part of decides how that is carried out."""
 
 
 def sources():
@@ -64,21 +68,29 @@ def imports(modules):
     """``{module: {module or outside package that it imports}}``: in functions and under TYPE_CHECKING too."""
     found = {}
     for name, (source, package) in modules.items():
-        targets = found.setdefault(name, set())
-        inside = name if package else name.rpartition(".")[0]
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.Import):
-                targets |= {f"outside:{alias.name.partition('.')[0]}" for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and not node.level:
-                targets.add(f"outside:{node.module.partition('.')[0]}")
-            elif isinstance(node, ast.ImportFrom):
-                parts = inside.split(".") if inside else []
-                base = ".".join([*parts[: len(parts) - node.level + 1], *(node.module or "").split(".")]).strip(".")
-                for alias in node.names:
-                    full = f"{base}.{alias.name}".strip(".")
-                    targets.add(full if full in modules else base)
-        targets.discard(name)
+        outside, inner = named_in(source, name if package else name.rpartition(".")[0])
+        found[name] = outside | {full if full in modules else base for base, full in inner}
+        found[name].discard(name)
     return found
+
+
+@cache
+def named_in(source, inside):
+    """What a module of the package `inside` imports: packages from outside; of ours, the module and what is taken."""
+    outside, inner = set(), set()
+    for node in ast.walk(parsed(source)):
+        if isinstance(node, ast.Import):
+            outside |= {f"outside:{alias.name.partition('.')[0]}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            outside.add(f"outside:{node.module.partition('.')[0]}")
+        elif isinstance(node, ast.ImportFrom):
+            parts = inside.split(".") if inside else []
+            base = ".".join([*parts[: len(parts) - node.level + 1], *(node.module or "").split(".")]).strip(".")
+            inner |= {(base, f"{base}.{alias.name}".strip(".")) for alias in node.names}
+    return outside, inner
+
+
+parsed = cache(ast.parse)
 
 
 def room_of(name):
@@ -117,16 +129,19 @@ def breaches(modules):
     return found
 
 
+@cache
 def loaded_by_name(source):
     """Calls of `import_module` and `__import__` with a name of ours or one that is not written out."""
-    for node in ast.walk(ast.parse(source)):
+    found = []
+    for node in ast.walk(parsed(source)):
         if isinstance(node, ast.Call):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             if called in ("import_module", "__import__"):
                 given = node.args[0] if node.args else None
                 outside = isinstance(given, ast.Constant) and not re.match(r"\.|headwise", str(given.value))
                 if not outside:
-                    yield node
+                    found.append(node)
+    return found
 
 
 def circles(edges):
@@ -180,10 +195,18 @@ def test_a_room_can_be_looked_over():
     assert {folder: number for folder, number in count.items() if number > MOST} == {}
 
 
+def test_what_steers_a_call_from_afar_is_in_one_place():
+    made = {
+        name: re.findall(r"\b(?:ContextVar(?:\[.*\])?|threading\.local)\(", source)
+        for name, (source, _) in sources().items()
+    }
+    assert {name: len(calls) for name, calls in made.items() if calls} == CONTEXTS
+
+
 def test_each_package_says_what_it_is():
     for name, (source, package) in sources().items():
         if package:
-            assert ast.get_docstring(ast.parse(source)), name
+            assert ast.get_docstring(parsed(source)), name
 
 
 @pytest.mark.parametrize(

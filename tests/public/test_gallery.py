@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import headwise as hw
-from headwise.studies import InductionStudy, plots
+from headwise.studies import plots
 
 DOCS = Path(hw.__file__).parent / "docs"
 
@@ -42,9 +42,8 @@ def test_every_picture_is_in_it(gallery):
     assert absent == {"along", "attention", "grid", "head_grids", "words_table"}  # of each, a close relative is
 
 
-def test_the_lines_run_as_they_are_shown(gallery, words_model, tmp_path, monkeypatch):
-    result = InductionStudy(n=8, length=10, draws=5, untrained=20).run(words_model)
-    hw.write_netcdf(result, tmp_path / "results" / "induction-words-2l.nc")
+def test_the_lines_run_as_they_are_shown(gallery, words_study, tmp_path, monkeypatch):
+    hw.write_netcdf(words_study, tmp_path / "results" / "induction-words-2l.nc")
     monkeypatch.chdir(tmp_path)
     first, *blocks = re.findall(r"```python\n(.*?)```", (DOCS / "gallery.md").read_text(), re.DOTALL)
     space = {}

@@ -1,8 +1,14 @@
-"""Starts the server of `ndif_server` in a process of its own, points nnsight at it, and counts what it did."""
+"""Starts a server of `ndif_server` in a process of its own, points nnsight at it, and counts what it did."""
 
+import atexit
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from functools import cache
 from pathlib import Path
 
 import httpx
@@ -21,6 +27,21 @@ def last_words(folder, since=0.0, lines=25, width=400):
             end = path.read_text(errors="replace").splitlines()[-lines:]
             told.append("\n".join([f"-- {path.name}", *(line[:width] for line in end)]))
     return "\n".join(told) or "nothing"
+
+
+@cache
+def servers():
+    """The process that forks servers, and ends them when this one ends."""
+    command = [sys.executable, "-I", str(SERVER)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def end():
+        process.stdin.close()
+        process.wait()
+        process.stdout.close()
+
+    atexit.register(end)
+    return process
 
 
 class Loopback:
@@ -42,20 +63,16 @@ class Loopback:
 
     def start(self):
         (self.folder / "config.json").write_text(json.dumps(self.config))
-        with (self.folder / "log").open("a") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-I", str(SERVER), str(self.folder / "config.json")],
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
-        self.config["port"] = int(self.process.stdout.readline())
+        print(self.folder / "config.json", file=servers().stdin, flush=True)
+        self.process, self.config["port"] = map(int, servers().stdout.readline().split())
         return self
 
     def stop(self):
-        self.process.kill()
-        self.process.wait()
-        self.process.stdout.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.process, signal.SIGKILL)
+            while True:
+                os.kill(self.process, 0)
+                time.sleep(0.01)
 
     @property
     def host(self):

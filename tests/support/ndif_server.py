@@ -1,18 +1,21 @@
 """A server that speaks nnsight 0.8's wire protocol on loopback, and misbehaves when it is told to.
 
-Run as ``python -I ndif_server.py CONFIG``, a JSON file: ``folder`` (where it keeps what it did), ``models`` (repo id to
-folder), and, where they are wanted, ``port``, ``key``, ``minimum`` (version of nnsight) and ``apart`` (jobs see modules
-without weights). A process of its own, with its
-own copies of the models, that can import torch, numpy, transformers and nnsight but not headwise. It prints its port.
+Run as ``python -I ndif_server.py``, once for many servers: it forks one for each line that it reads, so that torch is
+imported once. A line names a configuration, a JSON file: ``folder`` (where the server keeps what it did), ``models``
+(repo id to folder), and, where they are wanted, ``port``, ``key``, ``minimum`` (version of nnsight) and ``apart`` (jobs
+see modules without weights). Each server is a process of its own, with its own copies of the models, that can import
+torch, numpy, transformers and nnsight but not headwise. It prints its number and its port.
 
 Every execution is a line of ``FOLDER/executed``; every answer that carries results, of ``FOLDER/sent``.
 """
 
 import asyncio
+import contextlib
 import importlib.abc
 import io
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -396,9 +399,26 @@ async def main(config):
     port = next(iter(http._sockets.values())).getsockname()[1]
     server.base = f"http://127.0.0.1:{port}"
     threading.Thread(target=server.work, daemon=True).start()
-    print(port, flush=True)
+    print(os.getpid(), port, flush=True)
     await asyncio.Event().wait()
 
 
+def fork_servers():
+    """A server for each line; they end with this process."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that end
+    children = []
+    for line in sys.stdin:
+        children.append(os.fork())
+        if not children[-1]:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            path = Path(line.strip())
+            with path.with_name("log").open("a") as log:
+                os.dup2(log.fileno(), 2)
+            asyncio.run(main(json.loads(path.read_text())))
+    for child in children:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+
+
 if __name__ == "__main__":
-    asyncio.run(main(json.loads(Path(sys.argv[1]).read_text())))
+    fork_servers()

@@ -108,7 +108,7 @@ def test_functions_that_call_each_other_end():
     assert code_hash(scope["even"]) != code_hash(scope["odd"])
 
 
-@pytest.mark.parametrize("seed", ["1", "2"])
+@pytest.mark.parametrize("seed", ["1", pytest.param("2", marks=pytest.mark.heavy)])
 def test_another_process_finds_the_same(seed):
     """Sets of text have another order in each process."""
     code = (

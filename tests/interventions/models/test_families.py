@@ -31,6 +31,7 @@ from tests.oracles import planned_cases as cases
 from tests.oracles import raw_families
 from tests.oracles.raw_paths import Place
 from tests.support.families import NAMES, TASK
+from tests.support.heavy import heavy_but_few
 
 
 def world(name, metrics=(loss,), base="clean"):
@@ -69,7 +70,17 @@ def test_ablations_and_scalings_equal_raw_hooks(name):
     check_all(there, several)
 
 
-@pytest.mark.parametrize(("base", "source"), [("clean", "corrupted"), ("corrupted", "clean")])
+BACK = ("pythia", "qwen3")
+"""Families of which the corrupted run is patched into the clean one in `make test`; the others in `make test-heavy`."""
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "source"),
+    [
+        *((name, "clean", "corrupted") for name in NAMES),
+        *heavy_but_few(NAMES, ["corrupted"], ["clean"], often=[(name, "corrupted", "clean") for name in BACK]),
+    ],
+)
 def test_patches_equal_raw_hooks(name, base, source):
     there = world(name, (loss, logit_diff), base)
     check_all(there, [Patch(site, source) for site in sites(there, turn=None if base == "clean" else 1)])
@@ -120,17 +131,20 @@ def test_capture_equals_raw_hooks(name, model):
         for component in world(name).components:
             if "embed" in component and layer:
                 continue
-            whole = capture(model, TASK, Layer(layer).site(component))[f"L{layer}_{component}"].values
+            by_head = component in cases.PER_HEAD
+            heads = [Head(layer, head) for head in range(world(name).heads(component))] if by_head else []
+            asked = [Layer(layer).site(component), *(head.site(component) for head in heads)]
+            found = capture(model, TASK, asked)
+            whole = found[f"L{layer}_{component}"].values
             if component not in cases.PER_HEAD:
                 wanted = raw_families.read(model.module, tokens, Place(layer, component)).numpy()
                 np.testing.assert_allclose(whole, wanted, atol=1e-5)
                 continue
-            for head in range(world(name).heads(component)):
-                wanted = raw_families.read(model.module, tokens, Place(layer, component, head)).numpy()
+            for head in heads:
+                wanted = raw_families.read(model.module, tokens, Place(layer, component, head.head)).numpy()
                 axis = 1 if component == "pattern" else 2
-                np.testing.assert_allclose(whole.take(head, axis), wanted, atol=1e-5)
-                one = capture(model, TASK, Head(layer, head).site(component))[f"L{layer}H{head}_{component}"].values
-                np.testing.assert_allclose(one, wanted, atol=1e-5)
+                np.testing.assert_allclose(whole.take(head.head, axis), wanted, atol=1e-5)
+                np.testing.assert_allclose(found[f"{head}_{component}"].values, wanted, atol=1e-5)
 
 
 def test_patterns_are_the_models_own_attention_weights(model):
@@ -157,7 +171,7 @@ def test_self_checks_are_silent(name, implementation):
     assert selfcheck.failures(cases.model(name, implementation)) == []
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(("name", "dtype"), heavy_but_few(NAMES, ["bfloat16", "float16"]))
 def test_rounding_is_no_failure(name, dtype):
     assert selfcheck.failures(hw.load(raw_families.random_model(name), dtype=dtype)) == []
 
@@ -190,9 +204,12 @@ def test_gradient_estimates_equal_autograd(name, model):
         np.testing.assert_allclose(found[row] - base, wanted.numpy(), atol=1e-5, rtol=1e-4, err_msg=str(edit))
 
 
-@pytest.mark.parametrize("name", ["llama", "pythia", "qwen3"])
-@pytest.mark.parametrize("component", ["k", "q_rot", "k_rot", "pattern", "z", "head_out"])
-@pytest.mark.parametrize("kind", [ZeroAblate, Patch])
+@pytest.mark.parametrize(
+    ("component", "name", "kind"),
+    heavy_but_few(
+        ["k", "q_rot", "k_rot", "pattern", "z", "head_out"], ["llama", "pythia", "qwen3"], [ZeroAblate, Patch]
+    ),
+)
 def test_integrated_estimates_equal_autograd(name, model, component, kind):
     """All heads of a layer, which move together; key-value heads where the component is of those."""
     tokens, other = (torch.as_tensor(TASK.draw(model).runs[run]) for run in ("clean", "corrupted"))
@@ -219,7 +236,7 @@ def test_integrated_estimates_of_parts_add_up_to_what_is_exact(name, model):
     assert np.abs(exact).max() > 0.1
 
 
-@pytest.mark.parametrize("metrics", [[loss], [logit_diff], [induction, loss]], ids=str)
+@pytest.mark.parametrize(("name", "metrics"), heavy_but_few(NAMES, [[loss], [logit_diff], [induction, loss]]), ids=str)
 def test_the_plan_counts_what_runs(model, metrics):
     task = RepeatedTokens(n=2, length=7)
     alone = counted(lambda: measure(model, task, None, metrics, runs="all", check=False))

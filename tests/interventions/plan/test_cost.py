@@ -9,6 +9,7 @@ from headwise.interventions import Grid, Head, Knockout, Layer, Patch, PathPatch
 from headwise.interventions.plan.cost import forward_flops
 from headwise.metrics import induction, logit_diff, loss
 from headwise.studies import RepeatedTokens, measure, plan
+from tests.support.heavy import heavy_but_few
 
 TASK = RepeatedTokens(n=2, length=7)
 
@@ -37,7 +38,15 @@ def grids(model):
         yield Grid(lambda head: PathPatch(Head(0, head), "logits", through_mlps=False), head=heads)
 
 
-@pytest.mark.parametrize("metrics", [[loss], [logit_diff], [induction, loss]], ids=str)
+SHAPES = ["two layers", "deep and narrow", "one wide layer", "three layers"]
+
+
+@pytest.mark.parametrize(
+    ("random_model", "metrics"),
+    heavy_but_few(SHAPES, [[loss], [logit_diff], [induction, loss]]),
+    indirect=["random_model"],
+    ids=str,
+)
 def test_the_plan_counts_what_runs(random_model, metrics):
     alone = counted(lambda: measure(random_model, TASK, None, metrics, runs="all", check=False))
     for grid in grids(random_model):

@@ -250,10 +250,20 @@ def test_the_whole_study(there, words_model, server, tmp_path):
     assert {line["what"] for line in server.lines("executed")[again:]} <= {"facts"}
 
 
-def test_the_command_line_runs_there_too(server, words_model, tmp_path, monkeypatch, capsys):
+def test_the_command_line_opens_models_there(server, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["plan", "--remote"]) == 0
     assert capsys.readouterr().out.startswith("words-2l: 16 conditions on 32 prompts")
+    monkeypatch.setattr(
+        InductionStudy, "run", lambda study, model, *given, **more: 1 / (study.n - 4) if model.remote else 0
+    )
+    with pytest.raises(ZeroDivisionError):
+        main(["induction", "--remote", "--n", "4", "--length", "8", "--out", "there.nc"])
+
+
+@pytest.mark.heavy
+def test_the_command_line_runs_there_too(server, words_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert main(["induction", "--remote", "--n", "4", "--length", "8", "--out", "there.nc"]) == 0
     tree = hw.open_result("there.nc", load=True)
     assert tree.attrs["executed"].startswith("http://127.0.0.1")

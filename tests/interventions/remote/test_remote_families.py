@@ -5,6 +5,7 @@ import pytest
 from nnsight.schema.config import CONFIG
 
 import headwise as hw
+from headwise.errors import ServerError
 from headwise.interventions import Grid, Head, Patch, PathPatch, ZeroAblate, load
 from headwise.interventions.models import locate
 from headwise.metrics import induction, loss
@@ -54,6 +55,23 @@ def test_a_family_there_is_the_family_here(family_server, server, folders, name,
     ):
         for variable in made[1].data_vars:
             np.testing.assert_allclose(made[0][variable], made[1][variable], rtol=1e-4, atol=1e-5)
+
+
+def test_what_parts_write_and_a_model_says_is_the_same_there(family_server, server, folders, monkeypatch, request):
+    monkeypatch.setattr(CONFIG.API, "HOST", family_server.host)
+    there, here = hw.load(folders["pythia"], remote=True), hw.load(folders["pythia"])
+    said = [
+        hw.predict(model, TASK, {"none": ZeroAblate(Head(0, 1))}, top=2, positions=[3, -1]) for model in (there, here)
+    ]
+    np.testing.assert_array_equal(said[0]["token_id"], said[1]["token_id"])
+    np.testing.assert_allclose(said[0]["logit"], said[1]["logit"], rtol=1e-6, atol=1e-5)
+    if "apart" in request.node.name:
+        with pytest.raises(ServerError, match="apart from the weights"):
+            hw.direct_logit_attribution(there, TASK)
+        return
+    shares = [hw.direct_logit_attribution(model, TASK, per_position=True) for model in (there, here)]
+    for name in ("attribution", "whole"):
+        np.testing.assert_allclose(shares[0][name], shares[1][name], rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture(scope="module", params=["float16", pytest.param("bfloat16", marks=pytest.mark.heavy)])

@@ -18,6 +18,7 @@ from headwise.studies import RepeatedTokens, measure
 from tests.oracles import planned_cases as cases
 from tests.oracles import raw_hooks, raw_paths
 from tests.oracles.raw_paths import Place
+from tests.support.heavy import heavy_but_few
 
 TOLERANCE = {"atol": 1e-5, "rtol": 2e-6}
 ROUNDING = 1e-6
@@ -106,7 +107,7 @@ def asked(random, several):
 
 
 @given(randoms)
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_planned_is_naive(random):
     """Any conditions, measured in any way, packed in any way."""
     check_planned(random)
@@ -125,7 +126,7 @@ def check_planned(random):
 
 
 @given(randoms)
-@settings(max_examples=20)
+@settings(max_examples=10)
 def test_families_are_naive(random):
     """One kind of edit in every head, or at every position: many conditions join at one place."""
     check_families(random)
@@ -199,10 +200,11 @@ FOUND = {
 """What drawn cases once found, smaller."""
 
 
-@pytest.mark.parametrize("metrics", [(loss, kl), (logit_diff,), (induction,), (induction, loss)], ids=str)
-@pytest.mark.parametrize("several", FOUND.values(), ids=FOUND)
-def test_what_was_found_is_naive(several, metrics):
-    check(small(*metrics), several, named(several))
+@pytest.mark.parametrize(
+    ("found", "metrics"), heavy_but_few([*FOUND], [(loss, kl), (logit_diff,), (induction,), (induction, loss)]), ids=str
+)
+def test_what_was_found_is_naive(found, metrics):
+    check(small(*metrics), FOUND[found], named(FOUND[found]))
 
 
 @given(randoms)

@@ -97,6 +97,29 @@ def test_what_was_measured_is_not_measured_again(planted):
     assert (found.attrs["settled"], found.attrs["seconds"]) == (1, "2.000")
 
 
+def test_what_one_head_does_alone_is_not_measured_again(small_model, monkeypatch):
+    """Sets of one head are those of `every_head`, as far as its prompts go; the numbers are those of measuring all."""
+    task = RepeatedTokens(n=8, length=6)
+    sets = {"one": [Head(0, 1)], "two": [Head(0, 1), Head(1, 0)]}
+    how = {"draws": 3, "seed": 2, "first": 4}
+    whole = ablation.sets_against_controls(small_model, task, sets, **how)
+    alone = ablation.every_head(small_model, task).isel(example=slice(0, 4))
+    asked, plain = [], ablation.measure_some
+    monkeypatch.setattr(ablation, "CLEAR", {"loss": 0.0, "accuracy": 0.0})  # never settled: all prompts are used
+    monkeypatch.setattr(
+        ablation,
+        "measure_some",
+        lambda model, task, what, *rest: asked.append((len(what), rest[1])) or plain(model, task, what, *rest),
+    )
+    shared = ablation.sets_against_controls(small_model, task, sets, **how, alone=alone)
+    every = {len(heads.split()) for heads in shared["control_heads"].values.ravel().tolist() if heads}
+    assert every == {1, 2}
+    assert [span for _, span in asked] == [(0, 4), (4, 8)]
+    assert asked[0][0] < asked[1][0] == len(json.loads(shared.attrs["interventions"])["interventions"])
+    for name in ("loss", "accuracy", "control_loss", "control_accuracy"):
+        np.testing.assert_allclose(shared[name].isel(example=slice(0, whole.sizes["example"])), whole[name], atol=1e-5)
+
+
 @pytest.fixture(scope="module")
 def adaptive(planted):
     """The study with looks at 4, 8 and 16 prompts, and the passes that each of its stages ran."""

@@ -10,7 +10,7 @@ import xarray as xr
 import headwise as hw
 from headwise.interventions import Grid, Head, ZeroAblate
 from headwise.metrics import accuracy, loss
-from headwise.studies import InductionStudy, RepeatedTokens, measure
+from headwise.studies import RepeatedTokens, measure
 from headwise.studies.app.folder import Folder
 from tests.support.app import (
     STUDY,
@@ -20,10 +20,10 @@ from tests.support.app import (
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory, words_model):
+def folder(tmp_path_factory, words_model, words_study):
     """A study, a measurement in a folder, and files that are no results."""
     place = tmp_path_factory.mktemp("app") / "results"
-    hw.write_netcdf(InductionStudy(n=4, length=8, draws=3).run(words_model), place / STUDY)
+    hw.write_netcdf(words_study, place / STUDY)
     heads = Grid(lambda layer, head: ZeroAblate(Head(layer, head)), layer=words_model.layers, head=words_model.heads)
     hw.write_netcdf(measure(words_model, RepeatedTokens(n=4, length=8), heads, [loss, accuracy]), place / SWEEP)
     (place / "torn.nc").write_bytes((place / STUDY).read_bytes()[:2000])

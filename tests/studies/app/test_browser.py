@@ -25,7 +25,6 @@ from tests.support.app import (
     in_this_process,
     named,
     needs_browser,
-    serving,
 )
 
 
@@ -230,7 +229,7 @@ def test_bad_files_are_named_with_their_reasons(page):
 
 
 @needs_browser
-@pytest.mark.parametrize("width", [375, 1280])
+@pytest.mark.parametrize("width", [375, pytest.param(1280, marks=pytest.mark.heavy)])
 def test_nothing_is_wider_than_the_window(page, width):
     page.tab.size(width, 800, touch=width < 600)
     page.open("?prompt=apple%20banana%20apple%20banana").tab.wait("!!inside('live')")
@@ -240,7 +239,7 @@ def test_nothing_is_wider_than_the_window(page, width):
 @needs_browser
 def test_an_empty_folder_says_what_to_do(chromium, tmp_path):
     (tmp_path / "results").mkdir()
-    for served in serving(tmp_path / "results", tmp_path):
+    with in_this_process(tmp_path / "results") as (_, served):
         session = Page(chromium.tab(), served).open()
         session.says("There is no result in results yet.")
         assert session.tab.errors == []

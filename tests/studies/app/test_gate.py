@@ -12,9 +12,9 @@ import pytest
 from headwise.errors import DeclarationError
 from tests.support.app import (
     answer,
+    in_this_process,
     needs_panel,
     said_first,
-    serving,
     websocket,
 )
 
@@ -176,8 +176,8 @@ def test_what_puts_it_into_other_pages_is_not_served(served):
 
 
 @needs_panel
-def test_a_further_name_is_allowed_by_name(folder, tmp_path):
-    for served in serving(folder, tmp_path, 'allow=["lab.example"]'):
+def test_a_further_name_is_allowed_by_name(folder):
+    with in_this_process(folder, allow=["lab.example"]) as (_, served):
         assert answer(served, ["Host: lab.example"], "/favicon.ico")[0] == 200
         assert answer(served, ["Host: lab.example:81"], "/favicon.ico")[0] == 421
         assert websocket(served, "https://lab.example") == 101

@@ -23,7 +23,7 @@ import xarray as xr
 from headwise.studies import Results, open_result
 from headwise.studies.storage.names import variable_names
 
-folder, name, order = sys.argv[1:]
+folder, name, order, *turns = sys.argv[1:]
 path = f"{folder}/{name}"
 results = Results(folder)
 right = 3.5
@@ -86,7 +86,7 @@ else:
 
     def work(number):
         try:
-            for turn in range(10):
+            for turn in range(int(turns[0])):
                 some = open_result(path) if turn % 2 else shared
                 found.append(float(some["ablation"].to_dataset().load()["loss"].mean()))
                 hw.open_result(path, load=True), variable_names(path), results.table("ablation/loss")
@@ -109,8 +109,8 @@ print("right", len(found))
     [
         "kept",
         "plain",
-        "threads",
-        *(pytest.param(one, marks=pytest.mark.heavy) for one in ("closed", "beside", "forked")),
+        "threads 3",
+        *(pytest.param(one, marks=pytest.mark.heavy) for one in ("closed", "beside", "forked", "threads 10")),
     ],
 )
 def test_values_stay_right_whatever_else_is_opened_and_closed(tmp_path, order):
@@ -121,7 +121,7 @@ def test_values_stay_right_whatever_else_is_opened_and_closed(tmp_path, order):
             xr.Dataset({"text": ("name", np.asarray(["a", "bc"] * 20, dtype=object))}, {"name": list("pqrstuvwxy" * 4)})
         )
     hw.write_netcdf(tree, tmp_path / "study.nc")
-    command = [sys.executable, "-c", ORDERS, str(tmp_path), "study.nc", order]
+    command = [sys.executable, "-c", ORDERS, str(tmp_path), "study.nc", *order.split()]
     if order == "forked" and not hasattr(os, "fork"):
         pytest.skip("no fork here")
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)

@@ -4,14 +4,13 @@ import numpy as np
 import pytest
 
 import headwise as hw
-from headwise.studies.cli.main import main
 
 
 @pytest.fixture(scope="session")
-def study(tmp_path_factory):
-    """A small study, written by the command."""
+def study(tmp_path_factory, words_model):
+    """A small study, as the command makes it."""
     out = tmp_path_factory.mktemp("study") / "results" / "study.nc"
-    assert main(["induction", "--n", "4", "--length", "8", "--out", str(out)]) == 0
+    hw.InductionStudy(n=4, length=8).run(words_model, out=out)
     return out
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import unicodedata
 import warnings
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,14 @@ def test_what_steers_is_written_out_and_letters_stay():
     for joined in ("می\u200cخواهم", "क्\u200dष", "👩\u200d🔬"):
         assert printable(joined) == joined
     assert printable("a\u200db\u200c") == r"a\u200db\u200c"
-    assert bad("".join(f"a{printable(chr(one))}" for one in range(0x110000))) == []
+
+
+@pytest.mark.parametrize("step", [101, pytest.param(1, marks=pytest.mark.heavy)])
+def test_no_sign_at_all_steers(step):
+    """Each that Unicode names; of the others, which lie behind them and in two planes for everybody's own, some."""
+    named = [*range(0x33480), *range(0xE0000, 0xE01F0)]
+    rest = sorted({*range(0x110000)}.difference(named))
+    assert bad("".join(f"a{printable(chr(one))}" for one in [*named, *rest[::step]])) == []
 
 
 @pytest.mark.parametrize("kind", [HeadwiseError, ResultError, ServerError, ServerWarning, ResultWarning])
@@ -232,8 +240,16 @@ def run(*arguments, encoding="utf-8", shell="", **options):
     return subprocess.run(command, env=environment, capture_output=True, timeout=300, **options)
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1"])
-@pytest.mark.parametrize("command", ["ls", "show", "query", "json"])
+OFTEN = [("ls", "ascii"), ("show", "cp1252"), ("query", "latin-1"), ("json", "ascii")]
+
+
+@pytest.mark.parametrize(
+    ("command", "encoding"),
+    [
+        pytest.param(*given, marks=() if given in OFTEN else pytest.mark.heavy)
+        for given in product(("ls", "show", "query", "json"), ("ascii", "cp1252", "latin-1"))
+    ],
+)
 def test_an_output_of_few_signs_gets_plain_ones(encoding, command, tmp_path):
     """No line of boxes, and escapes for the letters that it lacks."""
     ds = hand.measured([[2.0, 3.0]], model="Ωmodel – “é”…")

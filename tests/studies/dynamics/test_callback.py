@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
 import headwise as hw
-from headwise.errors import DeclarationError, HeadwiseError
+from headwise.errors import DeclarationError, HeadwiseError, ResultWarning
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of Lightning are not ours
 TASK = hw.RepeatedTokens(n=3, length=6)
@@ -267,6 +267,60 @@ def test_a_resumed_run_goes_on_in_the_same_file(tmp_path, stopped):
     for name in ("induction", "loss", "step_weight_hash"):
         xr.testing.assert_equal(one[name], two[name])
     assert not (tmp_path / "a.nc.parts").exists()
+
+
+class Stop(Callback):
+    def on_train_batch_end(self, trainer, pl_module, *given):
+        if trainer.global_step == 3:
+            trainer.save_checkpoint(self.path)
+            raise RuntimeError("power cut")
+
+
+@pytest.mark.parametrize("ahead", ["checkpoint", "file"])
+def test_the_step_of_the_checkpoint_is_measured_once_whichever_was_written_first(tmp_path, ahead):
+    def watch(name, **options):
+        return hw.StudyCallback(STUDY, out=tmp_path / name, **(options or {"every_n_train_steps": 3}))
+
+    stop = Stop()
+    stop.path = tmp_path / "a.ckpt"
+    order = [stop, watch("a.nc")] if ahead == "checkpoint" else [watch("a.nc"), stop]
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit(order, lambda: hw.CausalLM(CERTAIN, learning_rate=0.01))
+    resumed, _ = fit([watch("a.nc")], lambda: hw.CausalLM(CERTAIN, learning_rate=0.01), resume=stop.path)
+    whole, _ = fit([watch("b.nc")], lambda: hw.CausalLM(CERTAIN, learning_rate=0.01))
+    assert equal(resumed, whole)
+    one, two = (hw.open_result(tmp_path / name, load=True) for name in ("a.nc", "b.nc"))
+    assert one["step"].values.tolist() == [3, 6]
+    xr.testing.assert_equal(one.drop_vars("step_seconds"), two.drop_vars("step_seconds"))
+
+
+def test_a_checkpoint_of_the_last_step_is_enough_to_write_the_file(tmp_path):
+    def watch():
+        return hw.StudyCallback(STUDY, steps=[0, 2, 3], out=tmp_path / "a.nc")
+
+    stop = Stop()
+    stop.path = tmp_path / "a.ckpt"
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit([watch(), stop], steps=3)
+    assert not (tmp_path / "a.nc").exists()
+    fit([watch()], steps=3, resume=stop.path)
+    assert hw.open_result(tmp_path / "a.nc")["step"].values.tolist() == [0, 2, 3]
+    assert not (tmp_path / "a.nc.parts").exists()
+
+
+def test_what_was_measured_and_is_gone_is_said(tmp_path):
+    def watch():
+        return hw.StudyCallback(STUDY, steps=[0, 2, 6], out=tmp_path / "a.nc")
+
+    stop = Stop()
+    stop.path = tmp_path / "a.ckpt"
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit([watch(), stop])
+    for path in (tmp_path / "a.nc.parts").glob("*-2-*"):
+        path.unlink()
+    with pytest.warns(ResultWarning, match=r"a\.nc lacks step 2: it was measured, and what was kept is gone"):
+        fit([watch()], resume=stop.path)
+    assert hw.open_result(tmp_path / "a.nc")["step"].values.tolist() == [0, 6]
 
 
 def test_a_study_of_several_parts_gives_a_tree_over_steps(tmp_path):

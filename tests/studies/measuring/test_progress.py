@@ -17,8 +17,10 @@ from rich.console import Console
 from headwise.interventions import Grid, Head, ZeroAblate
 from headwise.metrics import loss
 from headwise.studies import RepeatedTokens, measure
+from headwise.studies.measuring import context
+from headwise.studies.measuring.context import stages
 from headwise.studies.output import notebook, progress
-from headwise.studies.output.progress import Progress, Stopped, stages
+from headwise.studies.output.progress import Progress, Stopped
 
 
 class Cell:
@@ -46,7 +48,7 @@ def cell(monkeypatch):
 @pytest.fixture
 def clock(monkeypatch):
     now = [100.0]
-    for module in (progress, notebook):
+    for module in (progress, notebook, context):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     return now
 
@@ -73,8 +75,8 @@ def test_a_cell_has_one_line_that_changes(cell, clock, capsys):
             f"measuring  {done * 6}{left * 18}  10/40  1 passes/s  30 s left",
             f"measuring  {done * 12}{left * 12}  20/40  1 passes/s  20 s left",
             "measuring: 40 passes in 20 s",
-            f"reading  {done * 12}{left * 12}  1/2  0.0143 files/s  1:10 left",
-            "reading: 2 files in 1:10",
+            f"reading  {done * 12}{left * 12}  1/2  0.0143 files/s  1.2 min left",
+            "reading: 2 files in 1.2 min",
         ],
         [f"measuring  {left * 24}  0/2", "measuring: 2 passes in 0.0 s"],
     ]
@@ -105,7 +107,7 @@ def test_a_cell_says_which_stage_of_long_work_runs(cell, clock):
         begin("one")
         clock[0] += 3
         begin("two")
-        with Progress("measuring", None) as bar:
+        with Progress("measuring", None, stage=context.current().stage) as bar:
             clock[0] += 3
             bar.update(1, 4)
     assert cell.lines == [
@@ -128,8 +130,8 @@ def test_stages_of_a_script_are_told_where_they_are_asked_for(capsys, monkeypatc
     assert told == ["two"]
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with stages(STAGES, False):
-        assert not Progress("measuring").wanted
-    assert Progress("measuring").wanted
+        assert not Progress("measuring", stage=context.current().stage).wanted
+    assert Progress("measuring", stage=context.current().stage).wanted
 
 
 @pytest.fixture(autouse=True)

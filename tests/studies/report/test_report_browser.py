@@ -10,7 +10,7 @@ import xarray as xr
 
 from headwise.interventions import Grid, Head, ZeroAblate
 from headwise.metrics import induction, loss
-from headwise.studies import InductionStudy, RepeatedTokens, capture, measure
+from headwise.studies import RepeatedTokens, capture, measure
 from headwise.studies.report.report import write_report
 from tests.support.browser import Browser, found
 from tests.support.pages import EVIL
@@ -31,8 +31,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def study(words_model, folder):
-    return write_report(InductionStudy(n=4, length=8, draws=3).run(words_model), folder / "study.html")
+def study(words_study, folder):
+    return write_report(words_study, folder / "study.html")
 
 
 @pytest.fixture(scope="module")

@@ -47,8 +47,8 @@ def test_a_file_that_asks_for_more_than_it_holds_is_refused_before_anything(
     assert "\n" not in str(told.value)
 
 
-def test_a_study_that_asks_for_more_than_it_holds_is_refused(words_model, tmp_path):
-    path = hw.write_netcdf(InductionStudy(n=4, length=8, draws=3).run(words_model), tmp_path / "study.nc")
+def test_a_study_that_asks_for_more_than_it_holds_is_refused(words_study, tmp_path):
+    path = hw.write_netcdf(words_study, tmp_path / "study.nc")
     wrong = {
         "n": (32, "asks for 32 prompts and holds 4"),
         "length": (25, "asks for 50 tokens in each prompt and holds 16"),

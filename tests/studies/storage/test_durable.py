@@ -205,7 +205,7 @@ def test_a_study_goes_on_where_it_was(words_model, out, monkeypatch):
 
 @pytest.mark.parametrize(
     ("kind", "kills"),
-    [("sweep", 6), *(pytest.param(*given, marks=pytest.mark.heavy) for given in (("sweep", 20), ("study", 6)))],
+    [("sweep", 3), *(pytest.param(*given, marks=pytest.mark.heavy) for given in (("sweep", 20), ("study", 6)))],
 )
 def test_killed_at_random_moments_it_ends_with_the_same_file(tmp_path, kind, kills):
     """SIGKILL, then started again, until it comes to its end."""

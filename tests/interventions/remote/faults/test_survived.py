@@ -12,27 +12,32 @@ from headwise.interventions.remote import patience, protocol
 from headwise.studies.output.progress import Stopped
 from headwise.studies.storage.unfinished import keeping
 from tests.support import remote_client
+from tests.support.heavy import heavy_but_few
 from tests.support.remote_sweeps import JOBS, client, listening, same, swept, wait_for
+
+PASSES = {
+    "request": ("drop", "500", "503", "429", "delay"),
+    "received": ("drop", "502", "500"),
+    "response": ("drop", "500", "503", "delay"),
+    "result": ("drop", "503"),
+    "execute": ("delay",),
+}
+OFTEN = [
+    ("request", "429"),
+    ("received", "502"),
+    ("response", "500"),
+    ("result", "drop"),
+    ("execute", "delay"),
+    ("request", "503"),
+]
 
 
 @pytest.mark.parametrize(
     ("at", "how"),
     [
-        ("request", "drop"),
-        ("received", "drop"),
-        ("received", "502"),
-        ("received", "500"),
-        ("request", "500"),
-        ("request", "503"),
-        ("request", "429"),
-        ("response", "drop"),
-        ("response", "500"),
-        ("response", "503"),
-        ("result", "drop"),
-        ("result", "503"),
-        ("request", "delay"),
-        ("response", "delay"),
-        ("execute", "delay"),
+        param
+        for at, hows in PASSES.items()
+        for param in heavy_but_few([at], hows, often=[one for one in OFTEN if one[0] == at])
     ],
 )
 def test_what_passes_is_survived(server, small_jobs, wanted, tmp_path, at, how):

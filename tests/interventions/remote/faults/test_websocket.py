@@ -11,6 +11,7 @@ from headwise.interventions.remote import listener, patience
 from headwise.metrics import loss
 from headwise.studies import measure
 from tests.support import remote_client
+from tests.support.heavy import heavy_but_few
 from tests.support.remote_sweeps import JOBS, TASK, listening, same, swept
 
 LATE = ["QUEUED", "DISPATCHED"]
@@ -27,8 +28,7 @@ def test_a_late_status_after_the_end_is_not_heard(server, small_jobs, wanted, la
     assert not listening()
 
 
-@pytest.mark.parametrize("late", LATE)
-@pytest.mark.parametrize("how", ["refused", "kept"])
+@pytest.mark.parametrize(("late", "how"), heavy_but_few(LATE, ["refused", "kept"]))
 def test_a_late_status_in_the_place_of_the_end(server, small_jobs, wanted, tmp_path, monkeypatch, caplog, late, how):
     """Where a job is asked for, its result cannot be had any more: it is sent again, aloud, and not waited for."""
     caplog.set_level("INFO", "headwise")
@@ -122,7 +122,9 @@ def test_a_websocket_that_is_not_opened(server, small_jobs, wanted, monkeypatch,
     assert len(small_jobs()) == len(set(small_jobs())) == 1 + JOBS
 
 
-@pytest.mark.parametrize(("at", "how"), [("request", "drop"), ("received", "drop"), ("received", "502")])
+@pytest.mark.parametrize(
+    ("at", "how"), [("received", "drop"), *heavy_but_few(["request", "received"], ["drop", "502"], often=[])]
+)
 def test_an_answer_that_is_lost_beside_a_websocket(server, small_jobs, wanted, at, how):
     server.fault(at, how, times=2)
     same(swept(), wanted)
