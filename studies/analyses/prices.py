@@ -158,8 +158,7 @@ class StudyPlan:
             f"the induction study on {self.model}: {first} prompts first, {every} where verdicts need them"
             if first < every
             else f"the induction study on {self.model}: {every} prompts",
-            "work is in plain forward passes of one prompt; roles: where heads with a role",
-            "are found, without which sets and paths are not measured",
+            "work is in plain forward passes of one prompt; roles: where heads have a role",
             "",
             f"{'stage':<14}{'no roles':>19}{'roles':>22}{f'roles, {every} prompts':>22}",
             f"{'':<14}" + f"{'work':>10}{'time':>9}   " * 3,

@@ -73,7 +73,8 @@ class Agreement:
         rounded = {name: share for name, share in self.relative.items() if 0 < share <= ROUNDING}
         far = [size for name, size in self.differences.items() if size and name not in rounded]
         if self.beyond:
-            lines = [f"{path} does not agree: {count(len(self.beyond), 'variable')} of {total} differ ({least})."]
+            differ = "differs" if len(self.beyond) == 1 else "differ"
+            lines = [f"{path} does not agree: {count(len(self.beyond), 'variable')} of {total} {differ} ({least})."]
         elif not self.agrees:
             lines = [f"{path} does not agree: no variable is in both."]
         elif equal == total:

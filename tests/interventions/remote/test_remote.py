@@ -253,7 +253,7 @@ def test_the_whole_study(there, words_model, server, tmp_path):
 def test_the_command_line_opens_models_there(server, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["plan", "--remote"]) == 0
-    assert capsys.readouterr().out.startswith("words-2l: 16 conditions on 32 examples")
+    assert capsys.readouterr().out.startswith("words-2l: 16 conditions on 32 prompts")
     monkeypatch.setattr(
         InductionStudy, "run", lambda study, model, *given, **more: 1 / (study.n - 4) if model.remote else 0
     )
@@ -328,7 +328,7 @@ def test_what_cannot_be_meant(there, words_model, tmp_path):
             hw.load("words-2l", remote=True, **wrong)
     with pytest.raises(hw.errors.DeclarationError, match="revision='step100' is for a Hub id"):
         hw.load("words-2l", remote=True, revision="step100")
-    assert "16 conditions on 32 examples" in str(plan(there, RepeatedTokens(), _heads(), [loss]))
+    assert "16 conditions on 32 prompts" in str(plan(there, RepeatedTokens(), _heads(), [loss]))
     with pytest.raises(hw.errors.ModelError, match="cannot get words-3l from the Hugging Face Hub"):
         hw.load("words-3l", remote=True)
     with pytest.raises(hw.errors.ModelError, match="cannot get nobody/nothing from the Hugging Face Hub"):

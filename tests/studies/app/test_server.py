@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+import headwise as hw
 from headwise.errors import DeclarationError, ResultError
 from tests.support.app import (
     answer,
@@ -47,6 +48,20 @@ def test_many_pages_at_once_are_made_or_told_to_wait(folder, monkeypatch):
         monkeypatch.setattr(gate, "SESSIONS", len(made) + 1)
         assert [one[0] for one in at_once(served, 1) + at_once(served, 1)] == [200, 503]
         assert len(server.get_sessions("/")) == len(made) == gate.SESSIONS
+
+
+@needs_panel
+def test_a_file_without_heads_names_the_command_that_shows_it(words_model, tmp_path):
+    from headwise.studies.app.firing import Models
+    from headwise.studies.app.folder import Folder
+    from headwise.studies.app.selection import Selection
+    from headwise.studies.app.session import Session
+
+    hw.measure(words_model, hw.RepeatedTokens(n=1, length=4), {"mine": hw.ZeroAblate("L0H3")}, out=tmp_path / "mine.nc")
+    shown = Session(Folder(tmp_path), Models(), Selection())
+    shown.open(["mine.nc"])
+    assert "no variable with a number for each head" in shown.grid_note.object
+    assert "No head is in this file: headwise report mine.nc shows what it holds." in shown.heading.object
 
 
 @needs_panel

@@ -84,7 +84,7 @@ def test_plan_explains_without_measuring(capsys, tmp_path):
     mine = tmp_path / "mine.json"
     mine.write_text(to_json({"out": Knockout(Head(1, 0), 30, 6)}))
     assert main(["plan", "--what", str(mine), "--n", "2"]) == 0
-    assert "1 condition on 2 examples" in capsys.readouterr().out
+    assert "1 condition on 2 prompts" in capsys.readouterr().out
 
 
 def _help_of_plan(capsys):

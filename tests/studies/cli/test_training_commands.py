@@ -44,7 +44,7 @@ def test_dynamics_of_a_study_in_a_file_as_json(tmp_path, capsys):
 def test_dynamics_says_what_a_checkpoint_costs_and_runs_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     said = printed(capsys, "dynamics", *SMALL, "--plan").out
-    assert said.startswith("2 checkpoints of words-2l, steps 0 to 2000; each:\n\nwords-2l: 0 conditions on 5 examples")
+    assert said.startswith("2 checkpoints of words-2l, steps 0 to 2000; each:\n\nwords-2l: 0 conditions on 5 prompts")
     assert not [*tmp_path.iterdir()]
 
 
