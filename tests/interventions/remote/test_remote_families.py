@@ -11,6 +11,7 @@ from headwise.interventions.models import locate
 from headwise.metrics import induction, loss
 from headwise.studies import RepeatedTokens, capture, composition_scores, measure
 from tests.oracles import raw_families
+from tests.support.heavy import heavy_but_few
 from tests.support.loopback import Loopback
 
 TASK = RepeatedTokens(n=3, length=5)
@@ -30,15 +31,19 @@ def folders(tmp_path_factory):
     return made
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["trusted", "apart"])
+@pytest.fixture(scope="module")
 def family_server(request, tmp_path_factory, folders):
     paths = {str(folder): str(folder) for folder in folders.values()}
-    server = Loopback(tmp_path_factory.mktemp("families"), paths, apart=request.param).start()
+    server = Loopback(tmp_path_factory.mktemp("families"), paths, apart=request.param == "apart").start()
     yield server
     server.stop()
 
 
-@pytest.mark.parametrize("name", ["pythia", pytest.param("llama", marks=pytest.mark.heavy), "qwen3"])
+@pytest.mark.parametrize(
+    ("family_server", "name"),
+    heavy_but_few(["trusted", "apart"], NAMES, often=[("trusted", "pythia"), ("apart", "qwen3")]),
+    indirect=["family_server"],
+)
 def test_a_family_there_is_the_family_here(family_server, server, folders, name, monkeypatch):
     monkeypatch.setattr(CONFIG.API, "HOST", family_server.host)
     there, here = hw.load(folders[name], remote=True), hw.load(folders[name])

@@ -124,7 +124,7 @@ def test_sorting_downwards_needs_no_equals_sign():
 def test_a_finished_study_is_not_run_again_but_when_asked_to(study, capsys, monkeypatch):
     from headwise.studies.report import report
 
-    monkeypatch.setattr(report, "write_report", lambda tree, path: path)
+    monkeypatch.setattr(report, "write_report", lambda tree, path: path.touch() or path)
     before = study.stat()
     said = printed(capsys, "induction", "--n", "4", "--length", "8", "--out", study)
     assert "holds the whole result already; --fresh runs everything again" in said.err
