@@ -253,4 +253,8 @@ def _counts(ds: xr.Dataset, dim: str) -> bool:
 def _ask(ds: xr.Dataset, variable: str, dim: str) -> None:
     more = f", or {ALL} for one grid each" if {"layer", "head"} <= set(ds[variable].dims) else ""
     others = choices(ds[variable].dims)
-    raise DeclarationError(f"{variable.removeprefix('effect_')} has {others}: select {dim}, {possible(ds, dim)}{more}")
+    one = f"{dim}={ds[dim].values[0] if dim in ds.coords else 0}"
+    raise DeclarationError(
+        f"{variable.removeprefix('effect_')} has {others}: select {dim}, {possible(ds, dim)}{more}; on the command line "
+        f"--select {one}"
+    )

@@ -64,7 +64,10 @@ def test_values_of_a_command_line_select(ablated):
 
 
 def test_what_must_be_selected_is_said_with_what_is_possible(ablated):
-    says = "loss has ablation, layer, head and example: select ablation, zero or mean, or all for one grid each"
+    says = (
+        "loss has ablation, layer, head and example: select ablation, zero or mean, or all for one grid each; on the "
+    )
+    says += "command line --select ablation=zero"
     with pytest.raises(DeclarationError, match=says):
         plots.picture(ablated, "loss")
     grids = plots.picture(ablated, "loss", ablation="all")
