@@ -5,8 +5,8 @@ Owns: the tokenizer, the training data, the recipe, and what is special in the t
 trained with the code that later measures it.
 
 ``python -m headwise.studies.training.words_2l`` makes the files again, from a seed, in some minutes on two
-cores; nothing is pickled. Checked on x86-64 with torch 2.13 and two threads: the checkpoints of steps 0, 8 and 16 come out
-as they are shipped, to the last bit. Another CPU or version of torch adds up in another order: slightly other weights.
+cores; nothing is pickled. Checked on x86-64 with torch 2.13 and two threads: the checkpoints of steps 0, 8 and 16 come
+out as they are shipped, to the last bit. Another CPU or version of torch adds up in another order: slightly other ones.
 """
 
 from __future__ import annotations
