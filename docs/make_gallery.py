@@ -140,6 +140,14 @@ def estimate_against_exact() -> Any:
     return hw.plots.estimate_against_exact(tree["estimates/patching"].to_dataset())
 
 
+def over_steps() -> Any:
+    """How the circuit of the shipped model forms, at 23 steps of its training; heads that stay low are grey."""
+    scores = ["previous_token", "induction", "loss", "in_context_20_45"]
+    study = hw.Sweep(hw.RepeatedTokens(n=32, length=25, score="all"), metrics=scores)
+    formation = hw.over_checkpoints("words-2l", study, steps="all")
+    return hw.plots.over_steps(formation, scores, top=3)
+
+
 def chosen() -> Any:
     """No name to remember: `picture` chooses by the dims of a variable, of any dataset."""
     return hw.plots.picture(tree, "ablation/loss", ablation="mean")
@@ -166,6 +174,7 @@ PICTURES: tuple[Callable[[], Any], ...] = (
     words_grid,
     words_agreement,
     estimate_against_exact,
+    over_steps,
     chosen,
 )
 INTRODUCTION = """# Gallery

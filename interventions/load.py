@@ -163,6 +163,12 @@ def _in_memory(module: PreTrainedModel, device: str, dtype: str | None, tokenize
     name = module.config.name_or_path or type(module).__name__
     family = family_of(module.config, name)
     check_fits(family, module, name)
+    spread = sorted({str(one) for one in (getattr(module, "hf_device_map", None) or {}).values()})
+    if len(spread) > 1:
+        raise ModelError(
+            f"{name} is spread over the devices {choices(spread)} (device_map): headwise runs a model on one device, "
+            'so load it with device_map={"": 0}, or leave it on NDIF with remote=True'
+        )
     found = {one.dtype for one in module.parameters() if one.is_floating_point()}
     place = next(module.parameters()).device
     target = place if device == "auto" else _device(device)

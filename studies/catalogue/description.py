@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from ...interventions.declare.codec import edit_names
@@ -22,9 +23,12 @@ from .listing import human_date
 
 def what_of(result: Result, record: Record) -> str:
     """What was done: the study as its call, or conditions, run and metrics of a measurement."""
-    attrs = result.attrs
-    if record.study:
-        return f"{in_short(record.study)}, {count(sum(1 for _ in nodes(result)), 'part')}"
+    attrs, over = result.attrs, ""
+    if record.series and "step" in result.sizes:
+        steps = np.asarray(result["step"])
+        over = f", at {count(len(steps), 'step')} of training, {steps.min()} to {steps.max()}"
+    if record.study and record.study.get("type") != "Sweep":
+        return f"{in_short(record.study)}, {count(sum(1 for _ in nodes(result)), 'part')}{over}"
     if record.kind == "capture":
         return f"activations of the {attrs.get('run', '')} run, without intervention"
     if "metrics" not in attrs or not isinstance(result, xr.Dataset):
@@ -32,14 +36,17 @@ def what_of(result: Result, record: Record) -> str:
     metrics = [str(name) for name in record.metrics]
     measured = [result[name] for name in metrics if name in result and intervened(result)]
     if not measured:
-        return f"{listed(metrics)} without intervention" if metrics else ""
-    axes = [dim for dim in measured[0].dims if dim not in ("example", "position", "read_layer", "read_head")]
+        return f"{listed(metrics)} without intervention{over}" if metrics else ""
+    inner = ("example", "position", "read_layer", "read_head", *(["step"] if over else []))
+    axes = [dim for dim in measured[0].dims if dim not in inner]
     sizes = " x ".join(f"{dim} {result.sizes[dim]}" for dim in axes)
     edits = [name for name in edit_names() if f'"{name}"' in str(attrs.get("interventions", ""))]
     words = count(math.prod(result.sizes[dim] for dim in axes), "condition") + (f" ({sizes})" if sizes else "")
     run = attrs.get("base", "")
     how = "" if attrs.get("estimator", "exact") == "exact" else f", estimated: {attrs['estimator']}"
-    return f"{words} of {listed(edits) if edits else 'an intervention'} on the {run} run, by {listed(metrics)}{how}"
+    return (
+        f"{words} of {listed(edits) if edits else 'an intervention'} on the {run} run, by {listed(metrics)}{how}{over}"
+    )
 
 
 def model_of(record: Record) -> str:

@@ -27,6 +27,8 @@ STRONGEST = 5
 """Effects named for each metric."""
 WIDEST = 44
 """Characters to which columns are aligned."""
+MOST_OVER_TRAINING = 12
+"""Metrics of a study over steps of training that are named."""
 MOST = 50
 """Findings that are shown."""
 
@@ -195,15 +197,42 @@ def _summary(given: Result) -> Summary:
     if points and limits:
         points.append(f"What was not shown: {count(limits, 'limit')}, in the report.")
     heading = "findings"
-    if not points and isinstance(result, xr.Dataset):
-        points, heading = list(_strongest(result)), "strongest effects"
     record = Record.from_attrs(attrs)
+    if record.series:
+        points, heading = over_training(result), "over training"
+    elif not points and isinstance(result, xr.Dataset):
+        points, heading = list(_strongest(result)), "strongest effects"
     of = f" of {record.model}" if record.model else ""
     title = str(attrs.get("title") or f"{KINDS[record.kind].capitalize()}{of}")
     facts = {"what": what_of(result, record), "model": model_of(record), "task": task_in_words(record.task)}
     facts["when"] = when_of(record)
     shown = tuple((name, value[:LONGEST]) for name, value in facts.items() if value)
     return Summary(title[:LONGEST], shown, heading, tuple(points), tuple(_parts(result)))
+
+
+def over_training(result: Result) -> list[str]:
+    """Of a study over steps of training, what each metric was at the first and at the last step, in sentences."""
+    said = []
+    for _, ds in nodes(result):
+        for name, values in ds.data_vars.items():
+            dims = {*map(str, values.dims)} - {"example"}
+            aside = str(name).startswith(("baseline_", "chance_", "control_"))
+            if aside or "metric" not in values.attrs or dims not in ({"step"}, {"step", "layer", "head"}):
+                continue
+            mean, unit = mean_of(values), str(values.attrs.get("units", "1"))
+            what = str(values.attrs.get("long_name", name)).removesuffix(", no intervention")
+            ends = []
+            for at in (0, -1):
+                here, best = mean.isel(step=at), ""
+                if "layer" in dims and bool(here.notnull().any()):
+                    top = here.stack(one=("layer", "head")).idxmax("one").item()
+                    here, best = here.max(), f" (L{top[0]}H{top[1]})"
+                unit_said = "" if unit == "1" else f" {unit}"
+                ends.append(f"{float(here):.3g}{unit_said}{best} at step {mean['step'].values[at]}")
+            which = f"the largest {what} of a head" if "layer" in dims else f"the {what}"
+            if not any(end.startswith("nan") for end in ends):
+                said.append(f"{which} is {ends[0]} and {ends[1]}")
+    return said[:MOST_OVER_TRAINING]
 
 
 def _strongest(ds: xr.Dataset) -> Iterator[str]:

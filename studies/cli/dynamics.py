@@ -83,12 +83,14 @@ def run(options: argparse.Namespace) -> int:
     say(f"{len(found)} checkpoints of {options.model}")
     result = over_checkpoints(options.model, study, steps, out=out, resume=not options.fresh)
     say("writing the report")
+    import numpy as np
+
     from ..dynamics.series import at_step
     from ..dynamics.study import PREFIX, scalars
     from ..report.report import write_report
 
     report = write_report(result, out.with_suffix(".html"))
-    rows = {int(step): scalars(at_step(result, int(step))) for step in result["step"].values}
+    rows = {int(step): scalars(at_step(result, int(step))) for step in np.asarray(result["step"])}
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     if options.json:
         table = [

@@ -100,8 +100,8 @@ class Series:
     def _save(self, kept: UnfinishedResult, step: int, result: Result) -> None:
         tree = as_tree(result)
         nodes = [(node.path, node.to_dataset(inherit=False)) for node in tree.subtree]
-        for path in kept.files(f"{self.key}-{step}-", ".nc"):
-            path.unlink()
+        for old in kept.files(f"{self.key}-{step}-", ".nc"):
+            old.unlink()
         for number, (path, ds) in reversed([*enumerate(nodes)]):  # the root comes last: with it the step is done
             last = {} if number else {"__nodes": json.dumps([path for path, _ in nodes])}
             kept.save(f"{self.key}-{step}-{number}", ds.assign_attrs({"__path": path} | last), NOBODY)
@@ -214,8 +214,8 @@ def at_step(result: Result, step: int) -> Result:
     """The result of one step, as it was before it was joined."""
     nodes, tree = {}, as_tree(result)
     for node in tree.subtree:
-        ds = node.to_dataset(inherit=False)
-        if "step" in ds.dims:
+        ds = node.to_dataset()  # with step, which a group of a file has from the root
+        if "step" in ds.coords:
             ds = ds.sel(step=step, drop=True)
         nodes[node.path] = ds
     own = {f"step_{name}": name for name in OF_A_STEP}

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ...interventions.models.model import Model
     from ...interventions.plan.plan import Plan
     from ...interventions.run.outcome import FinishedValues, Inputs, Outcome
-    from .sweep import Sweep
+    from .sweep import SweepRun
 
 PIECES = 32
 """Into about so many pieces a plan is cut."""
@@ -99,7 +99,7 @@ class WorkItem:
 
 def run_on(
     executor: Executor,
-    sweep: Sweep,
+    sweep: SweepRun,
     identity: Identity,
     outcome: Outcome,
     keep: Callable[[FinishedValues], None],
@@ -112,7 +112,7 @@ def run_on(
     Parameters
     ----------
     executor : concurrent.futures.Executor
-    sweep : Sweep
+    sweep : SweepRun
     identity : Identity
         Of the model when the call began.
     outcome : Outcome
@@ -223,7 +223,7 @@ def _is_lost(error: Exception) -> bool:
     return dask or isinstance(error, BrokenExecutor | CancelledError | ConnectionError)
 
 
-def split(sweep: Sweep, identity: Identity, chunks: Sequence[ExampleChunk]) -> Iterator[WorkItem]:
+def split(sweep: SweepRun, identity: Identity, chunks: Sequence[ExampleChunk]) -> Iterator[WorkItem]:
     """What is left of a plan, in pieces for workers."""
     model, setup = sweep.model, sweep.setup
     assert model.source is not None

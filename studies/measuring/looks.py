@@ -16,7 +16,7 @@ from ..tasks.tasks import RepeatedTokens
 from . import context
 from .executors import run_on
 from .request import Request, What, set_up
-from .sweep import Sweep
+from .sweep import SweepRun
 
 if TYPE_CHECKING:
     from ...interventions.models.model import Model
@@ -98,7 +98,7 @@ def measure_some(
 
     execution = context.current()
     request = request_some(model, task, what, metrics, span, base)
-    sweep = Sweep(model, task, what, request, base, False, estimator, steps, True)
+    sweep = SweepRun(model, task, what, request, base, False, estimator, steps, True)
     sweep.check_request()
     store, executor = execution.store, execution.executor_for(model) if estimator == "exact" else None
     with begin(model, check=False, anew=store is not None, ledger=store, quiet=execution.quiet) as call:

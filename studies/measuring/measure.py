@@ -23,7 +23,7 @@ from . import context
 from .context import check_executor, check_remote
 from .executors import run_on
 from .request import Metrics, Runs, What, check_estimable, set_up
-from .sweep import CHECKED, Sweep
+from .sweep import CHECKED, SweepRun
 
 if TYPE_CHECKING:
     from ...interventions.begin import Call
@@ -165,7 +165,7 @@ def measure(
         check_remote(model, remote)
         check_estimable(setup.metrics, estimator, steps, per_position)
         check_executor(model, executor, estimator)
-        sweep = Sweep(model, task, what, setup, base, per_position, estimator, steps, check)
+        sweep = SweepRun(model, task, what, setup, base, per_position, estimator, steps, check)
         sweep.check_request()
         executor, quiet = executor or execution.executor_for(model), execution.quiet
 

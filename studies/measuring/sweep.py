@@ -39,7 +39,7 @@ CHECKED = "self_check"
 
 
 @dataclass(frozen=True, eq=False)
-class Sweep:
+class SweepRun:
     """A measurement that was checked and planned.
 
     Attributes

@@ -36,20 +36,33 @@ class Page:
         self.body.extend(html)
 
     def figure(self, element: Any, caption: str) -> None:
-        """Append a figure: a HoloViews element, or a layout whose panels wrap on a narrow screen."""
+        """Append a figure: a HoloViews element, a layout whose panels wrap on a narrow screen, or a ``HoloMap``."""
         import holoviews as hv
 
         panels = list(element) if isinstance(element, hv.Layout) else [element]
-        places = []
-        for panel in panels:
-            place = f"plot{len(self.models)}"
-            self.models[place] = model = rendered(panel)
-            places.append(placed(place, model))
+        places = [self._slider(panel) if isinstance(panel, hv.HoloMap) else self._placed(panel) for panel in panels]
         look = f'class="plots" tabindex="0" role="img" aria-label="{escape(caption)}"'
         self.add(
             f"<figure><div {look}>{''.join(places)}</div>",
             f"<figcaption>{escape(caption)}</figcaption></figure>",
         )
+
+    def _placed(self, panel: Any) -> str:
+        """Where an element goes."""
+        place = f"plot{len(self.models)}"
+        self.models[place] = model = rendered(panel)
+        return placed(place, model)
+
+    def _slider(self, panels: Any) -> str:
+        """A slider, and the elements of a ``HoloMap``, of which the one that it stands at is shown; first the last."""
+        last, name = len(panels) - 1, escape(panels.kdims[0].label)
+        frames = []
+        for at, (key, one) in enumerate(panels.items()):
+            look = f'class="frame" data-at="{escape(str(key))}"{"" if at == last else " hidden"}'
+            frames.append(f"<div {look}>{self._placed(one)}</div>")
+        slider = f'<input type="range" min="0" max="{last}" value="{last}" aria-label="{name}">'
+        shown = f"<output>{escape(str(list(panels.keys())[-1]))}</output>"
+        return f'<div class="frames"><label>{name} {slider} {shown}</label>{"".join(frames)}</div>'
 
     def html(self) -> str:
         """The whole page as text."""

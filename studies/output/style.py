@@ -50,6 +50,8 @@ figure { display: flex; flex-wrap: wrap; align-items: flex-start; gap: .5rem 1.5
 .plots:has(> :nth-child(4):last-child) { max-width: min(100%, 50rem); }
 .plots > div { flex: 0 0 auto; }
 .plots > div.wide { flex: 0 1 auto; min-width: 0; }
+.frames label { display: flex; gap: .6rem; align-items: center; font-size: .93rem; padding: 0 0 .4rem; }
+.frames input { flex: 1 1 8rem; max-width: 20rem; } .frames output { min-width: 4rem; }
 figcaption { flex: 1 1 15rem; color: var(--soft); font-size: .93rem; max-width: 46rem; }
 .beside { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 0 2rem; }
 .beside > * { max-width: 100%; } .beside figure { flex-direction: column; }
@@ -174,6 +176,14 @@ SCRIPT = """
     }
   };
   const when = (holds, act) => window.Bokeh && holds() ? act() : setTimeout(() => when(holds, act), 20);
+  for (const frames of document.querySelectorAll(".frames")) {
+    const slider = frames.querySelector("input"), every = [...frames.querySelectorAll(".frame")];
+    slider.addEventListener("input", () => {
+      every.forEach((frame, at) => { frame.hidden = at != slider.value; });
+      frames.querySelector("output").textContent = every[slider.value].dataset.at;
+      dispatchEvent(new Event("resize"));
+    });
+  }
   const started = () => {
     when(() => Bokeh.documents.length, paint);
     when(() => Bokeh.documents.length && Bokeh.documents.every(one => one.is_idle), fit);
@@ -185,7 +195,8 @@ SCRIPT = """
 """
 """Redraws the figures for a dark page: greys change their lightness, colours that mean something stay, as does
 text on coloured cells, and coloured lines are brighter where there is more instead of darker. A figure whose frame is
-fixed and wider than the page is drawn smaller, down to 0.7 of its size; beyond that its box scrolls."""
+fixed and wider than the page is drawn smaller, down to 0.7 of its size; beyond that its box scrolls. A slider shows one
+of several figures."""
 
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'

@@ -254,7 +254,7 @@ def _ask(ds: xr.Dataset, variable: str, dim: str) -> None:
     more = f", or {ALL} for one grid each" if {"layer", "head"} <= set(ds[variable].dims) else ""
     others = choices(ds[variable].dims)
     one = f"{dim}={ds[dim].values[0] if dim in ds.coords else 0}"
+    name = variable.removeprefix("effect_")
     raise DeclarationError(
-        f"{variable.removeprefix('effect_')} has {others}: select {dim}, {possible(ds, dim)}{more}; on the command line "
-        f"--select {one}"
+        f"{name} has {others}: select {dim}, {possible(ds, dim)}{more}; on the command line --select {one}"
     )

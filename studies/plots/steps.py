@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import holoviews as hv
@@ -23,7 +24,11 @@ NEAREST = 0.045
 
 @marks_few
 def over_steps(
-    ds: xr.Dataset | xr.DataArray | xr.DataTree, variable: str | None = None, *, top: int = TOP, title: str = ""
+    ds: xr.Dataset | xr.DataArray | xr.DataTree,
+    variable: str | Sequence[str] | None = None,
+    *,
+    top: int = TOP,
+    title: str = "",
 ) -> Any:
     """Mean over examples against the step of training, with 95% intervals: of each head, condition or run.
 
@@ -34,8 +39,8 @@ def over_steps(
     ds : Dataset, DataArray or DataTree
         ``<variable>(step[, layer, head][, condition or another dim][, example])``, as `StudyCallback` and
         `over_checkpoints` give it.
-    variable : str, optional
-        Needed where there are several.
+    variable : str or sequence of str, optional
+        Needed where there are several. Of a sequence, each gets a figure, two in a row.
     top : int
         Curves with a colour, a name and an interval: those with the largest mean (of changes: the farthest from 0) at
         any step. The others are grey.
@@ -43,7 +48,7 @@ def over_steps(
 
     Returns
     -------
-    holoviews.Overlay
+    holoviews.Overlay, or a Layout of several
         For each curve with a name an ``Area`` (interval) and a ``Curve`` (``place`` on the axis; mean, low, high,
         step), for the others a ``Curve`` each.
 
@@ -61,6 +66,8 @@ def over_steps(
     >>> len(hw.plots.over_steps(formation, "induction", top=2))  # 14 grey curves, 2 with intervals
     18
     """
+    if variable is not None and not isinstance(variable, str):
+        return hv.Layout([over_steps(ds, one, top=top, title=title) for one in variable]).cols(2)
     ds, name = dataset_of(ds, "over_steps", variable)
     values = array_of(ds[name], "over_steps", ("step",))
     if "step" in values.dims:
@@ -92,7 +99,7 @@ def over_steps(
     every = np.concatenate([end for part in parts for end in map(part.dimension_values, (1, 2))])
     ends = (min(0.0, *every), max(0.0, *every)) if every.size else (0.0, 1.0)
     reach = (ends[1] - ends[0]) or 1.0
-    look = {"ylim": (ends[0] - (0.06 * reach if ends[0] < 0 else 0.0), ends[1] + 0.08 * reach)}
+    look: dict[str, Any] = {"ylim": (ends[0] - (0.06 * reach if ends[0] < 0 else 0.0), ends[1] + 0.08 * reach)}
     look |= {"xticks": _ticks(place, steps), "xlabel": "step of training", "ylabel": shown.pprint_label}
     return overlay(parts, width=520, height=340, title=title, legend_cols=4, show_legend=len(lines) > 1, **look)
 
@@ -184,7 +191,8 @@ def axis_of(steps: Array) -> Array:
     if len({*later}) < 3 or _unevenness(np.log10(later)) >= _unevenness(later):
         return steps
     places = np.log10(np.maximum(steps, later[0]))
-    return np.where(steps > 0, places, places[-1] - 1.1 * (places[-1] - places[0]))
+    made: Array = np.where(steps > 0, places, places[-1] - 1.1 * (places[-1] - places[0]))
+    return made
 
 
 def _unevenness(places: Array) -> float:

@@ -24,7 +24,7 @@ from ..storage.files import check_writable, write_beside
 from ..storage.netcdf import reading
 from ..storage.reading import as_tree, open_result
 from ..storage.record import Record
-from . import generic, measurement
+from . import generic, measurement, series
 from .changes import metrics_in
 from .induction import QUESTION, SECTIONS, Section, compared
 
@@ -128,6 +128,10 @@ def _contents(tree: xr.DataTree) -> Contents:
     attrs, record = tree.attrs, Record.from_attrs(tree.attrs)
     runs = {str(run) for node in tree.subtree if "run" in node.coords for run in np.ravel(node.coords["run"].values)}
     lead = _lead(record, "corrupted" in runs)
+    if record.series and "step" in tree.dims:
+        said = {"summary": series.summary(tree)}
+        title = series.title(record, tree)
+        return Contents(title, SERIES_QUESTION, f"{lead} {series.lead(tree)}", series.sections(tree), said)
     if record.study.get("type") == "InductionStudy":
         known = [section for section in SECTIONS if section.key in tree.children]
         other = generic.sections(tree, tuple(section.key for section in known))
@@ -150,6 +154,7 @@ def _contents(tree: xr.DataTree) -> Contents:
     return Contents(title, str(attrs.get("question", "")), lead, sections, said)
 
 
+SERIES_QUESTION = "What forms while the model is trained, and when?"
 ESTIMATED = (
     *("exact", "estimate", "exact_q", "rank_correlation", "sign_agreement"),
     *("strongest_found", "largest_miss", "worst"),

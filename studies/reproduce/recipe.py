@@ -54,6 +54,8 @@ def recipe(attrs: Mapping[Any, Any], root: xr.Dataset, file: str) -> Recipe | No
     if not record.model or record.missing():
         return None
     try:
+        if record.series:
+            return _of_series(record, root, file)
         return _of_study(record) if record.kind == "study" else _of_measurement(record, root, file)
     except (HeadwiseError, LookupError, ValueError, TypeError, AttributeError):
         return None  # declarations of someone's own, which no line can bring back
@@ -82,6 +84,19 @@ def _of_study(record: Record) -> Recipe:
     ]
     notes = [f"The command does not set {', '.join(differ)}; the Python lines do."] if differ else []
     return Recipe(command, "\n".join(lines), (*notes, *_notes(record)))
+
+
+def _of_series(record: Record, root: xr.Dataset, file: str) -> Recipe:
+    """Of a study over checkpoints, or over a training that would have to be done again."""
+    steps = [int(step) for step in root["step"].values]
+    kind = str(record.study["type"])
+    lines = ["import headwise as hw", "", f'study = hw.{kind}.from_json(hw.open_result({file!r}).attrs["study"])']
+    if "training" not in record.attrs:
+        lines.append(f'again = hw.over_checkpoints({record.model!r}, study, steps={steps}, out="again.nc")')
+        return Recipe(f"headwise rerun {shlex.quote(file)}", "\n".join(lines), _notes(record))
+    lines.append(f'watch = hw.StudyCallback(study, steps={steps}, out="again.nc")')
+    note = "It was measured while a model was trained: train again with this callback, or name a folder of checkpoints."
+    return Recipe(f"headwise rerun {shlex.quote(file)} --model CHECKPOINTS", "\n".join(lines), (note,))
 
 
 def _of_measurement(record: Record, root: xr.Dataset, file: str) -> Recipe:

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import xarray as xr
 
 from ...errors import DeclarationError, HeadwiseError, ModelError, ResultError, choices
@@ -22,7 +23,7 @@ from ..measuring.controls import CONTROLS
 from ..measuring.request import conditions
 from ..storage.attributes import json_in
 from ..storage.provenance import SCHEMA, provenance, versions
-from ..storage.record import Record
+from ..storage.record import SERIES, Record
 from . import consent
 from .agreement import Agreement, compare
 
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from ..tasks.tasks import Task
 
 Say = Callable[[str], None]
-Again = Callable[["Model", Say], "xr.Dataset | xr.DataTree"]
+Result = xr.Dataset | xr.DataTree
+Again = Callable[["Model", Say], Result]
 NEEDED = ("schema_version", "model", "model_revision", "weight_hash", "tokenizer_hash", "dtype")
 """Attributes without which no result can be repeated."""
 RUNS, STEPS_OF_STUDY = 3, 4
@@ -86,9 +88,9 @@ def rerun(
     progress : callable, optional
         Called with what is being done, in words.
     model : Model, str or path, optional
-        Repeats it on this model, or on the one that `headwise.load` opens by this name. Needed where the file's model
-        was a folder elsewhere or a module in memory; other weights than those of the file are then a note of the
-        result instead of an error.
+        Repeats it on this model, or on the one that `headwise.load` opens by this name; a study over steps of training
+        on the checkpoints of this name or folder. Needed where the file's model was a folder elsewhere or a module in
+        memory; other weights than those of the file are then a note of the result instead of an error.
     revision, step : optional
         Of a `model` that is given by its name, as for `headwise.load`.
     yes : bool or callable
@@ -128,34 +130,99 @@ def rerun(
 
     held = open_result(source)
     attrs = {str(name): value for name, value in held.attrs.items()}
+    if SERIES in attrs:
+        return _each_step(source, device, tolerance, say, model, options, yes)
     _check_readable(source, attrs)
+    repeat = _declared(source, attrs, as_tree(held))
+    stored = as_tree(open_result(source, load=True))
+    named = model is None or isinstance(model, str | os.PathLike)
+    opened = _open(source, attrs, device, model, options, say, yes) if named else model  # type: ignore[arg-type]
+    result, notes = _once(source, repeat, attrs, opened, say=say, yes=yes, given=model is not None)  # type: ignore[arg-type]
+    again = as_tree(result)
+    if "conclusion" in attrs and attrs["conclusion"] != again.attrs.get("conclusion"):
+        notes.append("the conclusion is not worded the same")
+    return compare(stored, again, str(source), tolerance, notes)
+
+
+def _declared(source: Path, attrs: Mapping[str, Any], held: xr.DataTree) -> Repeat:
+    """What repeats a result, or an error that names the file."""
     try:
-        repeat = _how(Record.from_attrs(attrs), as_tree(held))
+        return _how(Record.from_attrs(attrs), held)
     except HeadwiseError as error:
         raise ResultError(f"{source} cannot be repeated: {error}") from error
     except (ValueError, TypeError, LookupError, AttributeError) as error:  # JSON of another shape than ours
         raise ResultError(f"{source} cannot be repeated: what it declares cannot be read ({error!r})") from error
-    stored = as_tree(open_result(source, load=True))
-    if model is None or isinstance(model, str | os.PathLike):
-        opened = _open(source, attrs, device, model, options, say, yes)
-    else:
-        opened = model
-    consent.check_work(source, opened, repeat.task, repeat.forward(opened), yes)
+
+
+def _once(
+    source: Path,
+    repeat: Repeat,
+    attrs: Mapping[str, Any],
+    opened: Model,
+    *,
+    say: Say,
+    yes: consent.Agree,
+    given: bool,
+    times: int = 1,
+) -> tuple[Result, list[str]]:
+    """Repeat what was measured on one model, of `times` in all; the result, and what was not the same."""
     from ...interventions.begin import begin
 
+    consent.check_work(source, opened, repeat.task, times * repeat.forward(opened), yes)
     with begin(opened, check=False, anew=True) as call:
         others = _differences(attrs, call.identity)
-        if others and model is None:
+        if others and not given:
             raise ModelError(
                 f"{source} cannot be repeated: {opened.name} is not the model of the file: {'; '.join(others)}. To "
                 "compare with another model all the same, give model="
             )
         result = repeat.again(opened, say)
-        notes = [f"another model: {one}" for one in others] + _notes(attrs, opened, call.identity)
-    again = as_tree(result)
-    if "conclusion" in attrs and attrs["conclusion"] != again.attrs.get("conclusion"):
-        notes.append("the conclusion is not worded the same")
-    return compare(stored, again, str(source), tolerance, notes)
+        return result, [f"another model: {one}" for one in others] + _notes(attrs, opened, call.identity)
+
+
+def _each_step(
+    source: Path,
+    device: str,
+    tolerance: float,
+    say: Say,
+    model: Any,
+    options: dict[str, Any],
+    yes: consent.Agree,
+) -> Agreement:
+    """Repeat a study over steps of training, each on the model of its step, which a file or a folder must still hold.
+
+    `model` is a folder or a name with checkpoints, or what `over_checkpoints` takes.
+    """
+    from ..dynamics.checkpoints import checkpoints_of
+    from ..dynamics.series import OF_A_STEP, at_step, joined
+    from ..storage.reading import as_tree, open_result
+
+    if options:
+        raise DeclarationError(f"{source} holds several steps: {' and '.join(options)} cannot be said of all of them")
+    whole = as_tree(open_result(source, load=True))
+    steps = [int(step) for step in np.asarray(whole["step"])]
+    found = {} if model is None else checkpoints_of(model, steps)
+    each: dict[int, Result] = {}
+    notes: dict[str, None] = {}
+    for step in steps:
+        held = as_tree(at_step(whole, step))
+        attrs = {"model_revision": f"step{step}"} | {str(name): value for name, value in held.attrs.items()}
+        if json_in(attrs, "study", dict).get("type") == "Sweep":
+            del attrs["study"]  # a measurement, as its other attributes say
+        if attrs["model_revision"] == "shipped":
+            attrs["step"] = step
+        _check_readable(source, attrs)
+        say(f"step {step}")
+        repeat = _declared(source, attrs, held)
+        opened = found[step]() if found else _open(source, attrs, device, None, {}, lambda text: None, yes)
+        times, given = len(steps), model is not None
+        each[step], others = _once(source, repeat, attrs, opened, say=say, yes=yes, given=given, times=times)
+        notes |= dict.fromkeys(others)
+    own = [f"step_{name}" for name in OF_A_STEP if name not in ("weight_hash", "heads")]
+    before, after = whole.copy(), as_tree(joined(each))
+    for tree in (before, after):
+        tree.dataset = tree.to_dataset().drop_vars(own, errors="ignore")
+    return compare(before, after, str(source), tolerance, tuple(notes))
 
 
 def _check_readable(source: Path, attrs: Mapping[str, Any]) -> None:

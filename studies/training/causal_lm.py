@@ -153,15 +153,16 @@ class CausalLM(L.LightningModule):  # type: ignore[misc]
 
     def training_step(self, batch: Tensor | Mapping[str, Tensor], batch_idx: int) -> Tensor:
         """The loss of a batch, in nats."""
-        loss = self._loss(batch)
+        loss = self.loss(batch)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
     def validation_step(self, batch: Tensor | Mapping[str, Tensor], batch_idx: int) -> None:
         """Log the loss of a batch, in nats."""
-        self.log("val/loss", self._loss(batch), prog_bar=True, sync_dist=True)
+        self.log("val/loss", self.loss(batch), prog_bar=True, sync_dist=True)
 
-    def _loss(self, batch: Tensor | Mapping[str, Tensor]) -> Tensor:
+    def loss(self, batch: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """The mean cross-entropy of a batch, in nats."""
         tokens = batch if isinstance(batch, Tensor) else batch["input_ids"]
         labels = tokens if isinstance(batch, Tensor) else batch.get("labels", tokens)
         logits = self(tokens)[:, :-1].float()

@@ -20,6 +20,7 @@ from headwise.metrics import (
     duplicate_token_abs,
     duplicate_token_mul,
     first_token,
+    in_context,
     induction,
     induction_abs,
     induction_bos,
@@ -36,6 +37,7 @@ from headwise.metrics import (
     rank,
     self_attention,
 )
+from headwise.studies import RepeatedTokens, measure
 from tests.oracles import naive
 
 L = 6
@@ -266,3 +268,19 @@ def test_metrics_say_what_they_need(metric, run, message):
         metric.prepare(run)
     assert message in str(caught.value)
     assert isinstance(caught.value, HeadwiseError)
+
+
+def test_the_in_context_score_is_the_late_loss_less_the_early_one_on_long_prompts(words_model):
+    task = RepeatedTokens(n=3, length=32, score="all")
+    found = measure(words_model, task, None, [in_context(5, 64), in_context(20, 50), "in_context_2_3"])
+    prompts = task.draw(words_model).runs["clean"]
+    assert prompts.shape == (3, 64)
+    for early, late in ((5, 64), (20, 50), (2, 3)):
+        for number, tokens in enumerate(prompts.tolist()):
+            losses = {}
+            for place in (early, late):  # the place-th token, from those before it, alone
+                with torch.no_grad():
+                    logits = words_model.module(torch.tensor([tokens[: place - 1]])).logits[0, -1].double()
+                losses[place] = float(logits.logsumexp(-1) - logits[tokens[place - 1]])
+            value = float(found[f"in_context_{early}_{late}"][number])
+            assert value == pytest.approx(losses[late] - losses[early], abs=2e-5)

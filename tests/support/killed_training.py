@@ -112,7 +112,7 @@ def child(folder, name, moment=None, **options):
 
 
 def main(folder, where):
-    options = {"study": TREE if "half" in where else STUDY, "ahead": "checkpoint is ahead" in where}
+    options = {"study": TREE if "half" in where or "whole" in where else STUDY, "ahead": "checkpoint is ahead" in where}
     started = time.monotonic()
     _, status = os.waitpid(child(folder, "whole", **options), 0)
     seconds = time.monotonic() - started

@@ -54,6 +54,8 @@ def save(element: Any, path: str | os.PathLike[str], *, timeout: float = 60.0) -
         raise DeclarationError(
             f"{name}: save takes a HoloViews element, overlay or layout, not {type(element).__name__}"
         )
+    if kind != ".html" and element.traverse(lambda one: one, [hv.HoloMap]):
+        raise DeclarationError(f"{name}: a picture with a slider is saved as .html; element[key] is one without")
     target = check_writable(path)
     if kind == ".html":
         page = Page(target.stem)

@@ -138,6 +138,17 @@ def test_what_cannot_be_opened_is_told_in_a_line(name):
     assert "\n" not in str(told.value)
 
 
+def test_a_model_that_is_spread_over_devices_is_refused_and_one_on_one_device_is_not():
+    module = of_configuration("gpt2")
+    module.hf_device_map = {"transformer.wte": 0, "transformer.h.0": 0, "transformer.h.1": 1, "lm_head": "cpu"}
+    with pytest.raises(
+        ModelError, match=r"is spread over the devices 0, 1 and cpu \(device_map\): headwise runs a model"
+    ):
+        hw.load(module)
+    module.hf_device_map = {"": "cpu"}
+    np.testing.assert_array_equal(losses(module), losses(of_configuration("gpt2")))
+
+
 def test_a_copy_of_a_module_made_under_inference_mode_is_measured():
     module = in_inference_mode()
     found = losses(copy.deepcopy(module))

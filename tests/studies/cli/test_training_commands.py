@@ -3,6 +3,8 @@
 import builtins
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -153,3 +155,27 @@ def test_train_is_stopped_as_other_commands(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(hw.CausalLM, "training_step", stopped)
     said = printed(capsys, "train", "--config", "run.yaml", status=130)
     assert said.err.splitlines()[-1].startswith("headwise: stopped")
+
+
+WITHOUT = """
+import sys
+from importlib.machinery import PathFinder
+MISSING = {"jsonargparse", "accelerate", "tensorboard", "tensorboardX", "panel", "peft", "distributed"}
+
+class Without(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.split(".")[0] in MISSING else super().find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Without
+import headwise as hw
+names = ["StudyCallback", "TrainerStudyCallback", "CausalLM", "FabricExecutor", "RepeatedTokensData"]
+print(*(getattr(hw, name).__name__ for name in names))
+"""
+
+
+def test_without_extras_the_names_are_there():
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", WITHOUT], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-1000:]
+    wanted = "StudyCallback TrainerStudyCallback CausalLM FabricExecutor RepeatedTokensData"
+    assert done.stdout.strip() == wanted

@@ -115,7 +115,7 @@ def dataset(name="value", coords=None, **sizes):
         (dataset(condition=3, position=4, coords={"condition": list("abc")}), hv.HeatMap, ["position", "condition"]),
         (dataset(run=2, position=4, example=2), hv.Overlay, ["position", "value"]),
         (dataset(example=4), hv.Overlay, ["example", "value"]),
-        (dataset(step=4, coords={"step": [1, 10, 100, 1000]}), hv.Overlay, ["step", "value"]),
+        (dataset(step=4, coords={"step": [1, 10, 100, 1000]}), hv.Overlay, ["step of training", "value"]),
         (dataset(condition=3, coords={"condition": ["a", "b", "c"]}), hv.Overlay, ["value", "row"]),
         (dataset(query=3, key=3), hv.Overlay, ["key", "query"]),
         (dataset("L1H2_pattern", example=2, query=3, key=3), hv.Overlay, ["key", "query"]),

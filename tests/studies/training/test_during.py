@@ -67,7 +67,7 @@ def test_what_is_held_is_what_is_measured(name, implementation):
 
 def test_gradients_flow_around_what_is_ablated():
     module = hw.CausalLM.tiny(2, 2, 8, vocabulary=20, during=hw.ZeroAblate(hw.Head(1, 0)))
-    module._loss(torch.arange(12).reshape(2, 6)).backward()
+    module.loss(torch.arange(12).reshape(2, 6)).backward()
     attention = module.model.transformer.h[1].attn
     own = torch.arange(24).reshape(3, 2, 4)[:, 0].flatten()  # columns of q, k and v of head 0
     assert attention.c_proj.weight.grad[:4].abs().max() == 0

@@ -36,6 +36,38 @@ def test_the_same_seed_gives_the_same_weights(twice):
     assert not all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_it_is_trained_as_a_plain_loop_trains_it(twice):
+    """The recipe without Lightning: to the last bit the weights that the script gives."""
+    recipe = training.Recipe(steps=20, threads=1, tokens=512)
+    vocab = len(training.build_tokenizer())
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = training.build_model(vocab, recipe).train()
+    late = torch.arange(64) >= 24  # of layer 1, the heads from 3 on do not learn before step 700
+    adam = torch.optim.AdamW(model.parameters(), 4e-3, (0.9, 0.98), eps=3e-4, weight_decay=0.01)
+    data = training.RepeatData(vocab, recipe)
+    for step in range(20):
+        for group in adam.param_groups:
+            group["lr"] = 4e-3 * float(np.interp(step, [0, 50, 12, 20], [0.02, 1.0, 1.0, 0.05]))
+        tokens, counted = data[step]
+        hidden = model.transformer(tokens).last_hidden_state[:, :-1][counted[:, 1:]]
+        loss = torch.nn.functional.cross_entropy(model.lm_head(hidden), tokens[:, 1:][counted[:, 1:]])
+        adam.zero_grad()
+        loss.backward()
+        attention = model.transformer.h[1].attn
+        attention.c_attn.weight.grad[:, late.repeat(3)] = 0
+        attention.c_attn.bias.grad[late.repeat(3)] = 0
+        attention.c_proj.weight.grad[late] = 0
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        adam.step()
+    torch.set_num_threads(threads)
+    found = load_file(twice[0] / "checkpoints.safetensors")
+    for name, value in model.state_dict().items():
+        if name != "lm_head.weight":
+            assert torch.equal(found[f"step000020/{name}"], value.half()), name
+
+
 def test_what_it_writes_is_a_model_with_checkpoints(twice):
     folder = twice[0]
     assert {path.name for path in folder.iterdir()} >= {
