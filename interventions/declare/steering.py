@@ -153,10 +153,9 @@ class Knockout(SiteEdit):
     @property
     def is_of_later_keys(self) -> bool:
         """Whether all keys lie after all queries, as far as positions counted from 0 tell: nothing attends there."""
-        places = [*(self.site.positions or [None]), *(self.key or [None])]
-        if not all(isinstance(at, int) and at >= 0 for at in places):
-            return False
-        return max(self.site.positions or ()) < min(self.key or ())  # type: ignore[type-var]  # whole numbers only
+        queries, keys = ([at for at in some or () if isinstance(at, int)] for some in (self.site.positions, self.key))
+        whole = (len(queries), len(keys)) == (len(self.site.positions or ()), len(self.key or ()))
+        return bool(queries and keys and whole and min(queries) >= 0 and max(queries) < min(keys))
 
     def change(self) -> Change:
         """Its scores, masked; at which keys is counted out when the length of the prompts is known."""
