@@ -8,7 +8,7 @@
   ``Compose``, ``Intervention``; a labelled family of them: ``Grid``
 - prompts: ``RepeatedTokens``, ``Prompts``; what they draw: ``Batch``
 - numbers: ``measure``, ``plan`` (the cost, beforehand), ``capture``, ``predict``, ``direct_logit_attribution``,
-  ``compare_estimates``, ``composition_scores``, ``describe_heads``, ``InductionStudy``; changes:
+  ``logit_lens``, ``compare_estimates``, ``composition_scores``, ``describe_heads``, ``InductionStudy``; changes:
   ``effect``, ``normalized``
 - training: ``CausalLM``, ``RepeatedTokensData``, ``TextData``, ``MixedData``; a measurement as a value, ``Sweep``; any
   study while a model is trained, ``StudyCallback`` (``TrainerStudyCallback`` for transformers), at ``log_spaced``
@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from .studies import effect as effect
     from .studies import from_json as from_json
     from .studies import log_spaced as log_spaced
+    from .studies import logit_lens as logit_lens
     from .studies import measure as measure
     from .studies import normalized as normalized
     from .studies import open_result as open_result
@@ -96,7 +97,7 @@ else:
             "RepeatedTokensData Results StudyCallback Sweep TextData TrainerStudyCallback "
             "capture compare_estimates composition_scores describe_heads effect from_json "
             "direct_logit_attribution predict "
-            "log_spaced measure normalized open_result over_checkpoints plan plots rerun "
+            "log_spaced logit_lens measure normalized open_result over_checkpoints plan plots rerun "
             "summary table to_json write_netcdf write_report",
             ".version": "__version__",
         },

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -121,6 +121,15 @@ class NdifBackend(Backend):
         read = partial(deserialize_values, wanted=wanted)
         found = model.ask("direct", server_jobs.direct, {"groups": list(groups)}, read, room(wanted))
         return [values["shares"].numpy() for values in found]
+
+    def lens(self, plan: Plan, readers: Sequence[CompiledMetric], inputs: Inputs) -> list[dict[str, Array]]:
+        """In one job; one number comes back for each reader, layer, prompt and scored position."""
+        model, layers = self.model, self.model.shape.layers
+        runs = [engine.runs_of(cast(Any, model), plan, chunk, readers, inputs)[0] for chunk in plan.chunks]
+        wanted = [{one.name: (layers + 1, len(run["tokens"]), len(run["scored"])) for one in readers} for run in runs]
+        read = partial(deserialize_values, wanted=wanted)
+        found = model.ask("lens", server_jobs.lenses, {"runs": runs}, read, room(wanted))
+        return [{name: value.numpy() for name, value in values.items()} for values in found]
 
     def score_head_weights(self, score: Score, shape: tuple[int, ...]) -> Array:
         """In one job; the weights stay there."""

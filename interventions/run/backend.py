@@ -17,7 +17,7 @@ from ..models.identity import Identity
 from ..models.model import Model
 from ..plan.cost import forward_flops
 from ..plan.plan import Plan
-from ..traced import server_jobs
+from ..traced import server_jobs, traces
 from ..traced.specs import DirectSpec, ReadSite, RowChange
 from . import engine, gradients, memory
 from .activations import as_tensor, described_site, handles
@@ -187,6 +187,12 @@ class Backend(Protocol):
         ``(source + 1, example, scored)``, as `logits.direct_shares` gives it.
         """
 
+    def lens(self, plan: Plan, readers: Sequence[CompiledMetric], inputs: Inputs) -> list[dict[str, Array]]:
+        """What the final norm and the unembedding make of the stream before the first layer and after each.
+
+        For each chunk of a plan, of its base run: reader to values ``(layer + 1, example, scored)``.
+        """
+
     def score_head_weights(self, score: Score, shape: tuple[int, ...]) -> Array:
         """``score(layers)``, float64 numbers of a shape; `layers` holds the fields of `HeadWeights` of each layer.
 
@@ -293,6 +299,13 @@ class LocalBackend(Backend):
         model, parts = self.model, handles(self.model)
         given = [cast(DirectSpec, server_jobs.moved(dict(group), model.device)) for group in groups]
         return [as_array(server_jobs.direct_of(model.traced, parts, group)) for group in given]
+
+    def lens(self, plan: Plan, readers: Sequence[CompiledMetric], inputs: Inputs) -> list[dict[str, Array]]:
+        """Chunk by chunk."""
+        model, parts = self.model, handles(self.model)
+        runs = [engine.runs_of(model, plan, chunk, readers, inputs)[0] for chunk in plan.chunks]
+        found = (traces.lens(model.traced, parts, run) for run in runs)
+        return [{name: as_array(values) for name, values in one.items()} for one in found]
 
     def score_head_weights(self, score: Score, shape: tuple[int, ...]) -> Array:
         """From the weights as they stand."""

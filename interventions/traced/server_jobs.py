@@ -21,6 +21,7 @@ from .structure import modules_of, names_of
 from .traces import (
     as_it_is,
     by_itself,
+    lens,
     misshapen,
     no_tokens,
     opened,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
         ChunkSpec,
         DirectProgram,
         DirectSpec,
+        LensProgram,
         LogitsSpec,
         ModelDescription,
         ModelParts,
@@ -324,6 +326,15 @@ def direct(root: Any, program: DirectProgram) -> Any:
         raise RuntimeError("this server runs jobs apart from the weights, of which direct attribution needs some")
     program = moved(program, device)
     return in_one_tensor([{"shares": direct_of(root, parts, group)} for group in program["groups"]])
+
+
+def lenses(root: Any, program: LensProgram) -> Any:
+    """What `traces.lens` gives of each run."""
+    parts, device = where(root, program["parts"])
+    runs: list[RunSpec] = moved(program["runs"], device)
+    for run in runs:
+        run["logits"]["apart"] = parts["apart"]
+    return in_one_tensor([lens(root, parts, run) for run in runs])
 
 
 def direct_of(root: Any, parts: ModelParts, spec: DirectSpec) -> torch.Tensor:

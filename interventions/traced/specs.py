@@ -398,6 +398,12 @@ class DirectProgram(Program):
     groups: list[DirectSpec]
 
 
+class LensProgram(Program):
+    """For `server_jobs.lenses`."""
+
+    runs: list[RunSpec]
+
+
 class WeightsProgram(Program):
     """For `server_jobs.scores_of_weights`."""
 

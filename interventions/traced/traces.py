@@ -134,6 +134,35 @@ def as_it_is(
     return points, dict(values), found.get("logits")
 
 
+def lens(root: Any, parts: ModelParts, run: RunSpec) -> dict[str, torch.Tensor]:
+    """What the final norm and the unembedding make of the stream before the first block and after each.
+
+    Parameters
+    ----------
+    root : nnsight handle of the model
+    parts : ModelParts
+    run : RunSpec
+        Its kernels of logits are applied to each.
+
+    Returns
+    -------
+    dict
+        Kernel name to values ``(layer + 1, example, scored)``.
+    """
+    tokens, last = run["tokens"], parts["layers"] - 1
+    wanted = {(0, "resid_pre"), *((layer, "resid_post") for layer in range(last + 1))}
+    at = torch.tensor(run["scored"], device=tokens.device)
+    with torch.no_grad(), root.trace(tokens, use_cache=False) as tracer:
+        taken, _ = activations.read_activations(root, parts, last + 1, wanted, [], {})
+        found: list[dict[str, torch.Tensor]] = []
+        for stream in [taken[(0, "resid_pre")], *(taken[(layer, "resid_post")] for layer in range(last + 1))]:
+            normed = parts["norm"](stream[:, at])
+            found.append(logits_kernels(normed, parts["unembed"], run["logits"], len(tokens)))
+        nnsight.save(found)
+        end(parts, tracer)
+    return {name: torch.stack([one[name] for one in found]) for name in found[0]}
+
+
 def short_run(root: Any, parts: ModelParts, tokens: torch.Tensor) -> list[torch.Tensor]:
     """The stream after each block, and the logits, of one prompt ``(1, position)``: each ``(position, width)``."""
     layers = parts["layers"]

@@ -78,15 +78,32 @@ def predict(
     'banana'
     """
     check_is_model(model)
-    top = whole(top, "top, the number of tokens,", low=1, high=MOST)
-    if top > model.shape.vocabulary:
-        raise DeclarationError(f"top={top}: {model.name} has {model.shape.vocabulary} tokens")
+    top = check_top(model, top)
     task = cast("Task", prompts) if hasattr(prompts, "draw") else Prompts(cast("Any", prompts))
-    asked = _Asked(task, positions, run)
+    asked = Asked(task, positions, run)
     batch = asked.draw(model)
     metrics = [ranked(name, rank) for name in RANKED for rank in range(top)]
     several = not isinstance(positions, int)
     found = measure(model, asked, what, metrics, base=run, runs=run, per_position=several, check=check, remote=remote)
+    result = top_tokens(model, found, top).assign_coords(prompt=("example", prompts_as_text(model, task, batch, run)))
+    if not isinstance(positions, int):
+        result = result.assign_coords(read_token=(("example", "position"), found["token"].values))
+        if not isinstance(positions, str):
+            result = result.isel(position=asked.places(int(batch.lengths.min())))
+    attrs = {name: value for name, value in found.attrs.items() if name not in ("metrics", "estimator", "base")}
+    return result.assign_attrs(attrs | {"task": task_json(task), "run": run})
+
+
+def check_top(model: Model, top: int) -> int:
+    """The number of tokens that are asked for, or an error that says what is possible."""
+    top = whole(top, "top, the number of tokens,", low=1, high=MOST)
+    if top > model.shape.vocabulary:
+        raise DeclarationError(f"top={top}: {model.name} has {model.shape.vocabulary} tokens")
+    return top
+
+
+def top_tokens(model: Model, found: xr.Dataset, top: int) -> xr.Dataset:
+    """``token``, ``token_id``, ``logit`` and ``prob``, with the dim ``rank``, from the metrics `ranked`."""
     result = xr.Dataset(coords={"rank": np.arange(top)})
     for name, (card, _) in RANKED.items():
         values = xr.concat([found[f"{name}_{rank}"] for rank in range(top)], "rank").transpose(..., "rank")
@@ -95,13 +112,7 @@ def predict(
             values = values.fillna(-1).astype(np.int64)
             result["token"] = values.dims, _text(model, values.values), {"long_name": "token, the most likely first"}
         result[name] = values.assign_attrs(long_name=card.long_name, units=card.units)
-    result = result.assign_coords(prompt=("example", _prompts(model, task, batch, run)))
-    if not isinstance(positions, int):
-        result = result.assign_coords(read_token=(("example", "position"), found["token"].values))
-        if not isinstance(positions, str):
-            result = result.isel(position=asked.places(int(batch.lengths.min())))
-    attrs = {name: value for name, value in found.attrs.items() if name not in ("metrics", "estimator", "base")}
-    return result.assign_attrs(attrs | {"task": task_json(task), "run": run})
+    return result
 
 
 def _text(model: Model, ids: Array) -> Array:
@@ -111,7 +122,7 @@ def _text(model: Model, ids: Array) -> Array:
     return np.asarray([word.replace("\0", "␀") for word in words], dtype=object)[places.reshape(ids.shape)]
 
 
-def _prompts(model: Model, task: Task, batch: Batch, run: str) -> Array:
+def prompts_as_text(model: Model, task: Task, batch: Batch, run: str) -> Array:
     """The prompts as text: as they were given, or made of their tokens."""
     given = dict(getattr(task, "runs", ())) | {"clean": getattr(task, "prompts", None)}
     rows = zip(batch.runs[run], batch.lengths, strict=True)
@@ -121,7 +132,7 @@ def _prompts(model: Model, task: Task, batch: Batch, run: str) -> Array:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class Asked:
     """A task of which the next token at some positions is asked for.
 
     Attributes

@@ -28,7 +28,8 @@ load shipped checkpoint_steps Model register Family
 Head Layer Site Component
 ZeroAblate MeanAblate ResampleAblate Patch PathPatch Add Scale Knockout Compose Grid Intervention
 RepeatedTokens Prompts Batch
-measure plan capture predict direct_logit_attribution compare_estimates composition_scores describe_heads InductionStudy
+measure plan capture compare_estimates composition_scores describe_heads InductionStudy
+predict direct_logit_attribution logit_lens
 CausalLM RepeatedTokensData TextData MixedData
 Sweep StudyCallback TrainerStudyCallback log_spaced over_checkpoints FabricExecutor
 effect normalized table summary

@@ -62,6 +62,7 @@ def test_a_family_there_is_the_family_here(family_server, server, folders, name,
             np.testing.assert_allclose(made[0][variable], made[1][variable], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("family_server", ["trusted", pytest.param("apart", marks=pytest.mark.heavy)], indirect=True)
 def test_what_parts_write_and_a_model_says_is_the_same_there(family_server, server, folders, monkeypatch, request):
     monkeypatch.setattr(CONFIG.API, "HOST", family_server.host)
     there, here = hw.load(folders["pythia"], remote=True), hw.load(folders["pythia"])
@@ -70,6 +71,9 @@ def test_what_parts_write_and_a_model_says_is_the_same_there(family_server, serv
     ]
     np.testing.assert_array_equal(said[0]["token_id"], said[1]["token_id"])
     np.testing.assert_allclose(said[0]["logit"], said[1]["logit"], rtol=1e-6, atol=1e-5)
+    lenses = [hw.logit_lens(model, TASK, top=2, metrics="loss") for model in (there, here)]
+    np.testing.assert_array_equal(lenses[0]["token_id"], lenses[1]["token_id"])
+    np.testing.assert_allclose(lenses[0]["loss"], lenses[1]["loss"], rtol=1e-6, atol=1e-5)
     if "apart" in request.node.name:
         with pytest.raises(ServerError, match="apart from the weights"):
             hw.direct_logit_attribution(there, TASK)

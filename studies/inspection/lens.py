@@ -1,0 +1,116 @@
+"""The logit lens: what the model would say, were the stream of an earlier layer the last one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import xarray as xr
+
+from ...errors import DeclarationError
+from ...metrics.outputs import RANKED, ranked
+from ..measuring.context import check_remote
+from ..measuring.labels import check_is_model, task_json
+from ..measuring.request import Metrics, chosen_metrics, set_up
+from ..storage.provenance import card_attrs, provenance
+from ..tasks.prompts import Prompts
+from ..tasks.tasks import Task
+from .predict import Asked, check_top, prompts_as_text, top_tokens
+
+if TYPE_CHECKING:
+    from ...interventions.models.model import Model
+
+
+def logit_lens(
+    model: Model,
+    prompts: Task | str | Sequence[Any],
+    *,
+    top: int = 10,
+    metrics: Metrics = (),
+    positions: int | Sequence[int] | str | None = None,
+    run: str = "clean",
+    check: bool = True,
+    remote: bool | None = None,
+) -> xr.Dataset:
+    """The most likely next tokens by each layer's stream, read by the final norm and the unembedding.
+
+    Parameters
+    ----------
+    model : Model
+        From `headwise.load`.
+    prompts : Task, str, or sequence of str or of token ids
+    top : int
+        Tokens, 100 at most.
+    metrics : Metric, str, or sequence of these, optional
+        Of logits, such as ``"loss"`` and ``"prob"``, of the stream of each layer.
+    positions : int, sequence of int, or "all", optional
+        Where the next token is asked for, as for `predict`; the scored positions of the task where left out.
+    run : str
+        The run of the task that is read.
+    check, remote
+        As for `capture`; of a server, these numbers come back and nothing else.
+
+    Returns
+    -------
+    Dataset
+        ``token`` (text), ``token_id``, ``logit`` and ``prob_of_token``, ``(layer, example, position, rank)``, without
+        ``position`` where `positions` is one number; each metric ``(layer, example, position)``. ``layer`` is the layer
+        that the stream leaves; -1 is the stream before the first. The last layer gives what the model says.
+
+    Raises
+    ------
+    DeclarationError, UnknownNameError
+        Something that was asked for does not exist or cannot be; raised before any forward pass.
+    ModelError, ServerError
+        As `capture`.
+
+    Examples
+    --------
+    >>> lens = hw.logit_lens(hw.load("words-2l"), "apple banana cherry apple", top=3, positions=-1)
+    >>> lens["token"].sel(layer=1, rank=0).item()
+    'banana'
+
+    References
+    ----------
+    nostalgebraist 2020, interpreting GPT: the logit lens.
+    """
+    from ...interventions.begin import begin
+
+    check_is_model(model)
+    check_remote(model, remote)
+    top = check_top(model, top)
+    given = cast("Task", prompts) if hasattr(prompts, "draw") else Prompts(cast("Any", prompts))
+    wanted = chosen_metrics(metrics) if isinstance(metrics, str) or metrics != () else []
+    for metric in wanted:
+        if metric.kind != "logits":
+            raise DeclarationError(f"{metric.name} reads attention patterns: the lens gives logits")
+        if metric.needs_base:
+            raise DeclarationError(f"{metric.name} compares with the logits of the base run: the lens has none beside")
+        if positions is not None:
+            raise DeclarationError(f"positions={positions!r}: metrics are of the scored positions: leave it out")
+    task = given if positions is None else Asked(given, positions, run)
+    asked = [*(ranked(name, rank) for name in RANKED for rank in range(top)), *wanted]
+    request = set_up(model, task, None, asked, base=run, per_position=True, batch_size="auto")
+    batch, plan = request.batch, request.plan
+    with begin(model, check=check, length=int(batch.lengths.max())) as call:
+        found = model.backend.lens(plan, request.readers(), request.inputs(task, model))
+    shape = (model.shape.layers + 1, *batch.scored.shape)
+    values = {metric.name: np.full(shape, np.nan, dtype=np.float64) for metric in asked}
+    for chunk, one in zip(plan.chunks, found, strict=True):
+        group = plan.groups[chunk.group]
+        rows = group.examples[slice(*chunk.examples)]
+        for name, numbers in one.items():
+            values[name][np.ix_(range(shape[0]), rows, group.scored)] = numbers
+    dims = ("layer", "example", "position")
+    coords = {"layer": np.arange(-1, shape[0] - 1), "example": np.arange(shape[1]), "position": np.arange(shape[2])}
+    every = xr.Dataset({name: (dims, one) for name, one in values.items()}, coords=coords)
+    every = every.isel(position=np.flatnonzero(batch.scored.any(axis=0)))
+    if isinstance(positions, int):
+        every = every.mean("position")  # one of each prompt has a value
+    result = top_tokens(model, every, top).rename(prob="prob_of_token")
+    for metric in wanted:
+        result[metric.name] = every[metric.name].assign_attrs(card_attrs(metric.card))
+    result["layer"].attrs["long_name"] = "layer that the stream leaves"
+    result = result.assign_coords(prompt=("example", prompts_as_text(model, given, batch, run)))
+    return result.assign_attrs(provenance(model, call.identity) | {"run": run, "task": task_json(given)})

@@ -1,0 +1,81 @@
+"""The logit lens against the model's own norm and unembedding, called on what plain hooks read."""
+
+import numpy as np
+import pytest
+import torch
+
+import headwise as hw
+from headwise.errors import DeclarationError
+from tests.oracles import raw_families, raw_paths
+from tests.oracles.raw_direct import _last_norm
+from tests.oracles.raw_hooks import random_gpt2
+from tests.oracles.raw_paths import Place
+
+TASK = hw.RepeatedTokens(n=3, length=5, seed=2)
+QUICK = ("pythia", "gemma")
+
+
+@torch.no_grad()
+def streams(module, tokens):
+    """The logits of the stream before the first layer and after each, ``(layer + 1, example, position, token)``."""
+    read = raw_paths.read if module.config.model_type == "gpt2" else raw_families.read
+    layers = module.config.num_hidden_layers
+    places = [Place(0, "resid_pre"), *(Place(layer, "resid_post") for layer in range(layers))]
+    norm, unembed = _last_norm(module), module.lm_head
+    return torch.stack([unembed(norm(read(module, tokens, place))) for place in places])
+
+
+def check(module):
+    model, batch = hw.load(module), TASK.draw(hw.load(module))
+    logits = streams(module, torch.tensor(batch.runs["clean"]))
+    targets = torch.tensor(batch.targets)
+    loss = torch.nn.functional.cross_entropy(
+        logits.movedim(-1, 1).flatten(3), targets.expand(logits.shape[:-1]), reduction="none"
+    )
+    ds = hw.logit_lens(model, TASK, top=3, metrics=["loss", "prob"])
+    assert ds["token"].dims == ds["prob_of_token"].dims == ("layer", "example", "position", "rank")
+    assert ds["layer"].values.tolist() == [-1, *model.layers]
+    at = np.flatnonzero(batch.scored[0])
+    assert ds["position"].values.tolist() == at.tolist()
+    best = logits[:, :, at].topk(3)
+    np.testing.assert_array_equal(ds["token_id"], best.indices)
+    np.testing.assert_allclose(ds["logit"], best.values, atol=2e-4)
+    np.testing.assert_allclose(ds["prob_of_token"], logits.softmax(-1).topk(3).values[:, :, at], atol=1e-5)
+    np.testing.assert_allclose(ds["loss"], loss[:, :, at], atol=2e-4)
+    own = hw.measure(model, TASK, None, "loss", per_position=True)["loss"].isel(position=at)
+    np.testing.assert_allclose(ds["loss"].isel(layer=-1), own, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(one, marks=() if one in QUICK else pytest.mark.heavy) for one in raw_families.MODELS]
+)
+def test_every_family(name):
+    check(raw_families.random_model(name))
+
+
+def test_gpt2():
+    check(random_gpt2(3, 4, 8, 40, 30))
+
+
+def test_the_answer_appears_after_the_induction_heads(words_model):
+    ds = hw.logit_lens(words_model, ["apple banana cherry apple", "dog cat dog"], top=2, positions=-1)
+    assert ds["token"].dims == ("layer", "example", "rank")
+    assert ds["token"].sel(layer=1, rank=0).values.tolist() == ["banana", "cat"]
+    assert not set(ds["token"].sel(layer=0, rank=0).values) & {"banana", "cat"}
+    assert ds["token"].sel(layer=1, rank=0).values.tolist() == (
+        hw.predict(words_model, ["apple banana cherry apple", "dog cat dog"], top=1)["token"][:, 0].values.tolist()
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"metrics": ["kl"]}, "kl compares with the logits of the base run"),
+        ({"metrics": ["induction"]}, "induction reads attention patterns"),
+        ({"metrics": ["loss"], "positions": -1}, "positions=-1: metrics are of the scored positions"),
+        ({"top": 0}, "top, the number of tokens,"),
+    ],
+)
+def test_what_cannot_be_is_refused(words_model, given, says):
+    with pytest.raises(DeclarationError, match=says):
+        hw.logit_lens(words_model, TASK, **given)
