@@ -43,6 +43,7 @@ def test_every_picture_is_in_it(gallery):
     assert absent == relatives  # of each, a close one is there
 
 
+@pytest.mark.heavy
 def test_the_lines_run_as_they_are_shown(gallery, words_study, tmp_path, monkeypatch):
     hw.write_netcdf(words_study, tmp_path / "results" / "induction-words-2l.nc")
     monkeypatch.chdir(tmp_path)

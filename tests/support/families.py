@@ -1,7 +1,12 @@
 """Random models of the families, and the task that they are tested with."""
 
+import pytest
+
 from headwise.studies import RepeatedTokens
 from tests.oracles import raw_families
 
 TASK = RepeatedTokens(n=3, length=6, seed=3)
 NAMES = [*raw_families.MODELS]
+OFTEN = ("pythia", "llama", "gpt-neo", "qwen3", "gemma")
+FEW = [pytest.param(name, marks=() if name in OFTEN else pytest.mark.heavy) for name in NAMES]
+"""One model of each kind of block in `make test`; the others, which differ in sizes and windows, are heavy."""

@@ -30,7 +30,7 @@ from tests.interventions.run.test_planned import asked, check, named
 from tests.oracles import planned_cases as cases
 from tests.oracles import raw_families
 from tests.oracles.raw_paths import Place
-from tests.support.families import NAMES, TASK
+from tests.support.families import FEW, NAMES, OFTEN, TASK
 from tests.support.heavy import heavy_but_few
 
 
@@ -59,6 +59,7 @@ def check_all(there, several):
     check(there, several, named(several))
 
 
+@pytest.mark.parametrize("name", FEW)
 def test_ablations_and_scalings_equal_raw_hooks(name):
     there = world(name)
     several = [ZeroAblate(site) for site in sites(there)]
@@ -77,7 +78,7 @@ BACK = ("pythia", "qwen3")
 @pytest.mark.parametrize(
     ("name", "base", "source"),
     [
-        *((name, "clean", "corrupted") for name in NAMES),
+        *heavy_but_few(NAMES, ["clean"], ["corrupted"], often=[(name, "clean", "corrupted") for name in OFTEN]),
         *heavy_but_few(NAMES, ["corrupted"], ["clean"], often=[(name, "corrupted", "clean") for name in BACK]),
     ],
 )
@@ -86,6 +87,7 @@ def test_patches_equal_raw_hooks(name, base, source):
     check_all(there, [Patch(site, source) for site in sites(there, turn=None if base == "clean" else 1)])
 
 
+@pytest.mark.parametrize("name", FEW)
 def test_additions_equal_raw_hooks(name):
     there, random = world(name), np.random.RandomState(0)
     several = []
@@ -96,6 +98,7 @@ def test_additions_equal_raw_hooks(name):
     check_all(there, several)
 
 
+@pytest.mark.parametrize("name", FEW)
 def test_paths_equal_raw_hooks(name):
     there = world(name)
     last = there.shape.layers - 1
@@ -125,6 +128,7 @@ def test_one_edit_everywhere_is_naive(name, random):
     check(there, several, asked(random, several), random.random() < 0.5, **cases.layout(random))
 
 
+@pytest.mark.parametrize("name", FEW)
 def test_capture_equals_raw_hooks(name, model):
     tokens = torch.as_tensor(TASK.draw(model).runs["clean"])
     for layer in model.layers:

@@ -83,6 +83,7 @@ def test_the_pattern_of_any_other_head_is_computed(page, tree, words_model):
     page.tab.wait("location.search.includes('pattern=1')")
 
 
+@pytest.mark.heavy
 @needs_browser
 def test_another_variable_and_another_label_change_the_grid(page, tree):
     ds = tree["ablation"].to_dataset()
@@ -173,6 +174,7 @@ def test_a_measurement_is_shown_too_with_the_prompts_it_was_measured_on(page, fo
     page.says("This file holds no composition scores.")
 
 
+@pytest.mark.heavy
 @needs_browser
 def test_tabs_do_not_share_what_is_chosen(page, chromium, served):
     page.open("?head=L0H1").head("L0H1")
@@ -208,6 +210,7 @@ def test_everything_can_be_reached_with_the_keyboard(page):
     page.head(page.tab.evaluate("box('Head').selectedOptions[0].textContent"))
 
 
+@pytest.mark.heavy
 @needs_browser
 def test_a_partner_is_one_click_away_and_back_goes_back(page, tree):
     page.open("?head=L1H2").head("L1H2")

@@ -174,6 +174,7 @@ print(*(getattr(hw, name).__name__ for name in names))
 """
 
 
+@pytest.mark.heavy
 def test_without_extras_the_names_are_there():
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", WITHOUT], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-1000:]

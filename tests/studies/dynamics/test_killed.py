@@ -29,7 +29,7 @@ def same(one, other):
 @pytest.mark.parametrize(
     "where",
     [
-        "the file is ahead of the checkpoint",
+        pytest.param("the file is ahead of the checkpoint", marks=pytest.mark.heavy),
         pytest.param("10", marks=pytest.mark.heavy),
         pytest.param("the checkpoint is ahead of the file", marks=pytest.mark.heavy),
         pytest.param("a step is half written", marks=pytest.mark.heavy),

@@ -85,6 +85,7 @@ def test_of_models_in_memory_the_checkpoints_must_be_named(tmp_path):
     assert again.largest == 0
 
 
+@pytest.mark.heavy
 def test_a_study_of_several_parts_is_reported_and_taken_up(tmp_path, monkeypatch):
     study = hw.InductionStudy(n=2, length=6, draws=2, untrained=20)
     whole = hw.over_checkpoints("words-2l", study, [2000], out=tmp_path / "a.nc")

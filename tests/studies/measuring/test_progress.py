@@ -236,6 +236,7 @@ def test_what_is_said_of_jobs_stands_beside_how_many_passes_there_will_be():
     assert re.search(r"measuring \(1 running, 2 queued\) .* 0/12 .*-:--:-- left", page.file.getvalue())
 
 
+@pytest.mark.heavy
 def test_the_command_stops_with_one_line(tmp_path):
     """A real process, a real signal: status 130, a sentence, no traceback; what was finished is kept, and named."""
     out = tmp_path / "run.nc"

@@ -67,6 +67,7 @@ def told():
     return json.loads(done.stdout.split("TOLD")[1])
 
 
+@pytest.mark.heavy
 def test_importing_headwise_loads_no_picture(told):
     assert told["before"] == []
     assert told["type"] == "HeatMap"

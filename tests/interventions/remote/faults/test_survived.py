@@ -48,6 +48,7 @@ def test_what_passes_is_survived(server, small_jobs, wanted, tmp_path, at, how):
     assert not (tmp_path / "out.nc.parts").exists()
 
 
+@pytest.mark.heavy
 def test_waiting_ends_when_it_is_asked_to(server, small_jobs, wanted, tmp_path):
     """Ctrl-C while jobs wait at the server: they go on there, and the same call fetches them."""
     out = tmp_path / "out.nc"

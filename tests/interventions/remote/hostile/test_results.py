@@ -71,7 +71,9 @@ BOMBS = {
 
 
 @linux
-@pytest.mark.parametrize("kind", BOMBS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.heavy if kind.startswith("many ") else ()) for kind in BOMBS]
+)
 def test_a_result_that_gets_larger(hostile, kind):
     hostile(BOMBS[kind]())
     peak = Peak()
