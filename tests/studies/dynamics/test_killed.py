@@ -26,15 +26,16 @@ def same(one, other):
             xr.testing.assert_identical(left[name].drop_attrs(), right[name].drop_attrs())
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "where",
     [
-        pytest.param("the file is ahead of the checkpoint", marks=pytest.mark.heavy),
-        pytest.param("10", marks=pytest.mark.heavy),
-        pytest.param("the checkpoint is ahead of the file", marks=pytest.mark.heavy),
-        pytest.param("a step is half written", marks=pytest.mark.heavy),
-        pytest.param("the file is whole, the checkpoint is not", marks=pytest.mark.heavy),
-        pytest.param("the file is written, its parts are there", marks=pytest.mark.heavy),
+        "the file is ahead of the checkpoint",
+        "10",
+        "the checkpoint is ahead of the file",
+        "a step is half written",
+        "the file is whole, the checkpoint is not",
+        "the file is written, its parts are there",
     ],
 )
 def test_killed_and_resumed_it_ends_with_the_same_file_and_weights(tmp_path, where):
