@@ -45,7 +45,7 @@ COMPONENTS = (*PER_HEAD, *PER_NEURON, *OF_STREAM)
 
 
 class Place(NamedTuple):
-    """A component of a layer, of one head or neuron (or None), at some positions (None: all). A plain tuple serves as well."""
+    """A component of a layer, of a head or neuron (or None), at some positions (None: all). A tuple serves too."""
 
     layer: int
     component: str
