@@ -155,7 +155,7 @@ def parallel_block(
     if last and not spec["logits"]["kernels"]:
         return None
     if resid is not None and through:
-        alone: ResolvedPass = {**of_rows(spec, layer, 0, through), "joins": {}}
+        alone: ResolvedPass = {**of_rows(spec, layer, slice(0, through)), "joins": {}}
         mlp_out = mlp_with_writes(model, base, alone, layer, resid[:through], keep)
     if (layer, "qkv") in spec["joins"]:
         z = append_rows(z, recomputed_z(model, base, spec, layer, at))
@@ -170,21 +170,21 @@ def parallel_block(
         resid = append_joining_rows(resid, base, (layer, "stream"), at, spec, (layer, stage))
     for stage in ("attn_in", "qkv", "z", "attn_out"):
         mlp_out = append_joining_rows(mlp_out, base, (layer, "mlp_out"), at, spec, (layer, stage))
-    rest = of_rows(spec, layer, 0 if mlp_out is None else len(mlp_out))
+    rest = of_rows(spec, layer, slice(0 if mlp_out is None else len(mlp_out), None))
     mlp_out = append_rows(mlp_out, mlp_with_writes(model, base, rest, layer, None, {}))
     mlp_out = append_joining_rows(mlp_out, base, (layer, "mlp_out"), at, spec, (layer, "mlp_out"))
     mlp_out = apply_writes(mlp_out, (layer, "mlp_out"), spec, keep)
     return None if resid is None or attn_out is None or mlp_out is None else resid + attn_out + mlp_out
 
 
-def of_rows(spec: ResolvedPass, layer: int, start: int, stop: int | None = None) -> ResolvedPass:
+def of_rows(spec: ResolvedPass, layer: int, rows: slice) -> ResolvedPass:
     """`spec` with the writes in the MLP of a layer to some rows only, counted from the first of them."""
-    writes = dict(spec["writes"])
+    writes, start = dict(spec["writes"]), rows.start
     for point in IN_MLP:
         writes[(layer, point)] = [
             {**write, "rows": slice(write["rows"].start - start, write["rows"].stop - start)}
             for write in spec["writes"].get((layer, point), [])
-            if start <= write["rows"].start and (stop is None or write["rows"].start < stop)
+            if start <= write["rows"].start and (rows.stop is None or write["rows"].stop <= rows.stop)
         ]
     return {**spec, "writes": writes}
 
