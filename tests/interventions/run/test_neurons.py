@@ -109,12 +109,13 @@ def test_many_neurons_have_one_dim_and_labels(tmp_path):
     model = hw.load("words-2l")
     task = hw.RepeatedTokens(n=2, length=6)
     assert [*model.neurons] == [*range(128)]
-    grid = Grid(lambda neuron: ZeroAblate(Neuron(1, neuron)), neuron=model.neurons[:6])
+    grid = Grid(lambda layer, neuron: ZeroAblate(Neuron(layer, neuron)), layer=[1], neuron=model.neurons[:6])
     found = measure(model, task, grid, [loss, kl], out=tmp_path / "neurons.nc")
-    assert found["loss"].dims == ("neuron", "example")
+    assert found["loss"].dims == ("layer", "neuron", "example")
+    assert "L1N3 " in str(hw.summary(found))
     for neuron in (0, 5):
         alone = measure(model, task, ZeroAblate(f"L1N{neuron}"), [loss, kl])
-        np.testing.assert_allclose(found["kl"].sel(neuron=neuron), alone["kl"], atol=1e-6)
+        np.testing.assert_allclose(found["kl"].sel(neuron=neuron), alone["kl"][None], atol=1e-6)
     assert float(found["kl"].max()) > 0
     opened = hw.open_result(tmp_path / "neurons.nc")
     assert hw.from_json(opened.attrs["interventions"]).axes == grid.axes
