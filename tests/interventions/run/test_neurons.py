@@ -115,7 +115,7 @@ def test_many_neurons_have_one_dim_and_labels(tmp_path):
     assert "changed most by L1N" in str(hw.summary(found))
     for neuron in (0, 5):
         alone = measure(model, task, ZeroAblate(f"L1N{neuron}"), [loss, kl])
-        np.testing.assert_allclose(found["kl"].sel(neuron=neuron), alone["kl"][None], atol=1e-6)
+        np.testing.assert_allclose(found["kl"].sel(layer=1, neuron=neuron), alone["kl"], atol=1e-6)
     assert float(found["kl"].max()) > 0
     opened = hw.open_result(tmp_path / "neurons.nc")
     assert hw.from_json(opened.attrs["interventions"]).axes == grid.axes
