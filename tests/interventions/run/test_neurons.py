@@ -45,14 +45,25 @@ def beside(layer):
     yield sum(inner) + Add(Neuron(layer, 5), 2.0)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("metrics", [(loss,), (induction, loss), (induction,)], ids=str)
+PATTERNS = [(name, metrics) for name in FAMILIES[:2] for metrics in ((induction, loss), (induction,))]
+
+
+@pytest.mark.parametrize(("name", "metrics"), [*((name, (loss,)) for name in FAMILIES), *PATTERNS], ids=str)
 def test_beside_attention_in_one_layer(name, metrics):
     """In one pass with the same in another layer, and with the neurons that come before."""
     there = world(name, *metrics)
     last = there.shape.layers - 1
     several = [*beside(0), *beside(last), ZeroAblate(Neuron(0, 3)) + ZeroAblate(Neuron(last, 4))]
     check(there, several, named(several))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_from_a_late_position_on(name):
+    """Keys and values of positions before the first changed one are those of the base run."""
+    there = world(name)
+    sites = [Layer(1).attn_in, Layer(0).attn_in, Layer(1).mlp_in, Layer(0).mlp_pre, Neuron(0, 3).mlp_post]
+    several = [ZeroAblate(site.at(at)) for site in sites for at in (8, 9)]
+    check(there, several, named(several), overhead=0.0)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
