@@ -285,10 +285,11 @@ class Compose(Intervention):
 
 def check_disjoint(edits: Sequence[Edit], sites: Sequence[Site] | None = None) -> None:
     """Refuse two edits of one place. `sites` stand for those of the edits, with positions counted out."""
-    seen: dict[tuple[int, Component], list[tuple[Edit, Site]]] = {}
+    seen: dict[tuple[int, Component], dict[int | None, list[tuple[Edit, Site]]]] = {}
     for edit, site in zip(edits, sites or [edit.site for edit in edits], strict=True):
-        group = seen.setdefault((site.layer, site.component), [])
-        for other, place in group:
+        parts = seen.setdefault((site.layer, site.component), {})
+        meet = parts if site.part is None else [part for part in (None, site.part) if part in parts]
+        for other, place in (one for part in meet for one in parts[part]):
             if edit.clashes(other, site, place):
                 raise DeclarationError(f"two edits of one place: {other!r} and {edit!r}; keep one, or split positions")
-        group.append((edit, site))
+        parts.setdefault(site.part, []).append((edit, site))

@@ -265,7 +265,7 @@ class Neuron(_HasNeurons):
 
     Several neurons are several interventions in one pass:
 
-    >>> some = sum(hw.ZeroAblate(hw.Neuron(0, neuron)) for neuron in range(16))
+    >>> some = hw.Compose(*(hw.ZeroAblate(hw.Neuron(0, neuron)) for neuron in range(16)))
     """
 
     layer: int
