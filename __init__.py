@@ -3,7 +3,7 @@
 ``import headwise as hw`` gives every name that a user types, and costs nothing: a name is loaded when it is first used.
 
 - models: ``load``, ``shipped``, ``checkpoint_steps``, ``Model``; another family: ``Family``, ``register``
-- where: ``Head``, ``Layer``, ``Site``, ``Component``
+- where: ``Head``, ``Neuron``, ``Layer``, ``Site``, ``Component``
 - what: ``ZeroAblate``, ``MeanAblate``, ``ResampleAblate``, ``Patch``, ``PathPatch``, ``Add``, ``Scale``, ``Knockout``,
   ``Compose``, ``Intervention``; a labelled family of them: ``Grid``
 - prompts: ``RepeatedTokens``, ``Prompts``; what they draw: ``Batch``
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .interventions import Knockout as Knockout
     from .interventions import Layer as Layer
     from .interventions import MeanAblate as MeanAblate
+    from .interventions import Neuron as Neuron
     from .interventions import Patch as Patch
     from .interventions import PathPatch as PathPatch
     from .interventions import ResampleAblate as ResampleAblate
@@ -88,7 +89,7 @@ else:
         {
             ".": "errors metrics",
             ".interventions": "Add Component Compose Family Grid Head Intervention Knockout Layer MeanAblate "
-            "Patch PathPatch ResampleAblate Scale Site ZeroAblate register",
+            "Neuron Patch PathPatch ResampleAblate Scale Site ZeroAblate register",
             ".interventions.load": "load",
             ".interventions.models.checkpoints": "checkpoint_steps",
             ".interventions.models.locate": "shipped",

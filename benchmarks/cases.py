@@ -27,7 +27,10 @@ AXES = {"components": ("q", "k", "v"), "scores": SCORES, "positions": range(2 * 
 
 
 class Place(NamedTuple):
-    """What one row of the answer is about: a condition, or for ``scores`` the score of a head."""
+    """What one row of the answer is about: a condition, or for ``scores`` the score of a head.
+
+    Of ``mlp_post``, `head` is the number of a neuron.
+    """
 
     what: str
     layer: int
@@ -52,6 +55,7 @@ CASES = {
         Case("qkv", "patching q, k and v of every head, logit difference", "corrupted", "logit_diff"),
         Case("resid", "patching the residual stream at every layer and position, logit difference", "corrupted",
              "logit_diff"),
+        Case("neurons", "zero ablation of every neuron of the first layer, loss", None, "loss"),
         Case("scores", "induction, previous-token and duplicate-token score of every head", None, ""),
     )
 }  # fmt: skip
@@ -138,7 +142,9 @@ class Job:
     def where(self, place: Place) -> tuple[slice, slice, slice]:
         """Index of a place in the tensor that holds it, ``(example, position, column)``: ``c_attn`` writes q|k|v."""
         columns = slice(None)
-        if place.head is not None:
+        if place.what == "mlp_post":
+            columns = slice(place.head, (place.head or 0) + 1)
+        elif place.head is not None:
             width = self.module.config.n_embd // self.module.config.n_head
             start = {"k": 1, "v": 2}.get(place.what, 0) * self.module.config.n_embd + place.head * width
             columns = slice(start, start + width)
@@ -192,6 +198,7 @@ def make_job(case: str, model: str, prompts: int) -> Job:
         "ablation": (("z",), layers, heads),
         "qkv": (AXES["components"], layers, heads),
         "resid": (("resid_pre",), layers, (None,), AXES["positions"]),
+        "neurons": (("mlp_post",), (0,), range(module.config.n_inner or 4 * module.config.n_embd)),
         "scores": (SCORES, layers, heads),
     }
     task = RepeatedTokens(n=prompts, length=LENGTH)

@@ -9,7 +9,7 @@ import numpy as np
 import headwise as hw
 from benchmarks.cases import SCORES, Job, Place
 from headwise import metrics
-from headwise.interventions import Grid, Head, Intervention, Layer, Patch, ZeroAblate
+from headwise.interventions import Grid, Head, Intervention, Layer, Neuron, Patch, ZeroAblate
 from headwise.interventions.begin import begin
 from headwise.studies import measure
 
@@ -59,6 +59,8 @@ def _grid(job: Job, model: hw.Model) -> Grid:
             layer=model.layers,
             head=model.heads,
         )
+    if job.case.name == "neurons":
+        return Grid(lambda layer, neuron: ZeroAblate(Neuron(layer, neuron)), layer=[0], neuron=model.neurons)
     return Grid(
         lambda layer, place: Patch(Layer(layer).resid_pre.at(place), source="corrupted"),
         layer=model.layers,
@@ -69,5 +71,7 @@ def _grid(job: Job, model: hw.Model) -> Grid:
 def _intervention(place: Place) -> Intervention:
     if place.what == "resid_pre":
         return Patch(Layer(place.layer).resid_pre.at(place.position or 0), source="corrupted")
+    if place.what == "mlp_post":
+        return ZeroAblate(Neuron(place.layer, place.head or 0))
     head = Head(place.layer, place.head or 0)
     return ZeroAblate(head) if place.what == "z" else Patch(head.site(place.what), source="corrupted")

@@ -70,7 +70,7 @@ def _hook(module: PreTrainedModel, place: Place, change: Change) -> RemovableHan
     block = module.transformer.h[place.layer]
     if place.what in ("q", "k", "v"):
         return block.attn.c_attn.register_forward_hook(lambda _module, _inputs, output: change(output))
-    holder = block.attn.c_proj if place.what == "z" else block
+    holder = {"z": block.attn.c_proj, "mlp_post": block.mlp.c_proj}.get(place.what, block)
     return holder.register_forward_pre_hook(lambda _module, inputs: (change(inputs[0]), *inputs[1:]))
 
 

@@ -24,7 +24,8 @@ COMPONENTS = {
     "resid_pre": "block_input",
 }
 LEFT_OUT = {
-    "scores": "it reads attention weights as the input of the dropout module, which transformers 5 does not call"
+    "neurons": "a neuron is a subspace of its mlp_activation, which is not written here",
+    "scores": "it reads attention weights as the input of the dropout module, which transformers 5 does not call",
 }
 
 

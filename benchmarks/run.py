@@ -52,7 +52,7 @@ QUICK = (Setting("words-2l", 4, 1, None),)
 SETTINGS = (
     Setting("words-2l", 4, 7, None),
     Setting("words-2l", 32, 5, None, alone=True),
-    Setting("gpt2-small", 1, 3, 8, alone=True),
+    Setting("gpt2-small", 1, 3, 8, ("ablation", "qkv", "resid", "scores"), alone=True),
     Setting("gpt2-small", 4, 3, 8, ("ablation", "scores")),
 )
 ALONE = {

@@ -48,10 +48,11 @@ def _trace(model: TransformersModel, job: Job, place: Place, source: list[torch.
     """Logits of a run with one condition."""
     where, block = job.where(place), model.transformer.h[place.layer]
     with model.trace(job.clean, use_cache=False):
-        if place.what == "z":
-            z = block.attn.c_proj.input.clone()
-            z[where] = 0
-            block.attn.c_proj.input = z
+        if place.what in ("z", "mlp_post"):
+            reader = block.attn.c_proj if place.what == "z" else block.mlp.c_proj
+            read = reader.input.clone()
+            read[where] = 0
+            reader.input = read
         elif place.what == "resid_pre":
             entering = block.input.clone()
             entering[where] = source[place.layer][where]

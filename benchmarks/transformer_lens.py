@@ -20,6 +20,7 @@ from benchmarks.cases import Job, Place
 
 patching.tqdm = iter  # its patching functions draw a bar for each call
 HOOKS = {"z": "attn.hook_z", "q": "attn.hook_q", "k": "attn.hook_k", "v": "attn.hook_v", "resid_pre": "hook_resid_pre"}
+HOOKS["mlp_post"] = "mlp.hook_post"
 PATCH = {
     "q": patching.get_act_patch_attn_head_q_all_pos,
     "k": patching.get_act_patch_attn_head_k_all_pos,
@@ -34,7 +35,7 @@ def prepare(job: Job) -> Callable[[Sequence[Place]], np.ndarray]:
         "gpt2", hf_model=job.twin("eager"), tokenizer=job.tokenizer, device="cpu"
     )  # the name says which family it is: nothing is looked up, since module and tokenizer are given
     bridge.eval()
-    work = {"ablation": _ablate, "scores": _scores}.get(job.case.name, _patch)
+    work = {"ablation": _ablate, "neurons": _ablate, "scores": _scores}.get(job.case.name, _patch)
     return torch.no_grad()(functools.partial(work, bridge, job))
 
 

@@ -154,7 +154,7 @@ def _handle(
 ) -> Model:
     with turn_of(module, mode=False):  # nnsight puts itself in front of modules that a call may be using
         traced = TransformersModel(module, task="text-generation", tokenizer=tokenizer)
-    shape = family.shape(module.config)
+    shape = family.shape(module.config, module)
     return Model(name, revision, family, shape, tokenizer, traced, source, trusted, step, backend_type=LocalBackend)
 
 

@@ -10,17 +10,20 @@ is seen once more on a prompt as long as the longest that is measured, where the
 Writes go to what modules take and give: one by one in the first, the middle and the last layer, together in others.
 One to ``resid_mid`` or to an embedding is compared with the same write to ``attn_out`` or to the first ``resid_pre``,
 as the model's own pass has no place for it; ``q_rot``, ``k_rot`` and ``pattern`` are no module's output, and are seen
-by *identity* and by writes to ``q``, ``k`` and ``v``.
+by *identity* and by writes to ``q``, ``k`` and ``v``. Writes to what attention and MLPs read, and to neurons,
+are *seen* before the first sweep that has such: a model is not refused for what is not asked of it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from ..errors import HeadwiseError, ModelError
+from ..errors import HeadwiseError, ModelError, choices
 from .base.shape import Group
 from .declare.components import Component
 from .declare.edits import Compose, Edit, Patch
@@ -50,12 +53,14 @@ SHOWN = 6
 WRITES = ("resid_pre", "q", "k", "v", "z", "attn_out", "mlp_out", "resid_post")
 ADDED = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 """Parts that are added to the stream, so that a write to them reaches the logits of any model that uses them."""
+INNER = ("attn_in", "mlp_in", "mlp_pre", "mlp_post")
+"""Parts that are looked at only where a sweep writes to one."""
 RESID, Z = Component.resid_pre, Component.z
 AT_ONCE = 24
 """Probes that go through the model together, or some more."""
 
 
-def check_model(model: Model, identity: Identity, length: int = 0) -> None:
+def check_model(model: Model, identity: Identity, length: int = 0, inner: bool = False) -> None:
     """Check a model, unless this very model has passed already.
 
     Parameters
@@ -66,6 +71,8 @@ def check_model(model: Model, identity: Identity, length: int = 0) -> None:
     length : int
         Tokens of the longest prompt that is going to be run; a longer one than before is checked too, where the model
         runs here.
+    inner : bool
+        Whether a part of `INNER` is going to be written.
 
     Raises
     ------
@@ -73,10 +80,16 @@ def check_model(model: Model, identity: Identity, length: int = 0) -> None:
         Names every check that failed.
     """
     passed, length = _has_passed(model, identity), model.backend.checked_length(length)
-    if passed and length <= max(LENGTH, model._memory.longest):
+    seen = passed and length <= max(LENGTH, model._memory.longest)
+    before = model._memory.inner
+    inner = inner and not (passed and before is not None and before.exact == identity.exact)
+    if seen and not inner:
         return
+    where = "on this model"
     try:
-        failed = ([] if passed else failures(model)) or _on_length(model, length)
+        failed = ([] if passed else failures(model)) or ([] if seen else _on_length(model, length))
+        if inner and not failed:
+            failed, where = inner_failures(model), f"for {choices(INNER)} of this model"
     except Exception as error:
         if isinstance(error, HeadwiseError) or is_out_of_memory(error):
             raise
@@ -88,10 +101,11 @@ def check_model(model: Model, identity: Identity, length: int = 0) -> None:
         more = f" and {len(failed) - SHOWN} more" if len(failed) > SHOWN else ""
         raise ModelError(
             f"self-check of {model.name} failed: {'; '.join(failed[:SHOWN])}{more}. headwise would give wrong numbers "
-            "on this model; check=False measures all the same"
+            f"{where}; check=False measures all the same"
         )
     model._memory.longest = max(length, model._memory.longest if passed else 0)
     model._memory.checked = identity
+    model._memory.inner = identity if inner else model._memory.inner
     model.backend.note_passed(identity)
 
 
@@ -125,16 +139,37 @@ def failures(model: Model) -> list[str]:
     failed, moves = [], dict.fromkeys(ADDED, 0.0)
     layers: list[int] = []
     probes: list[Probe] = []
-    for layer in model.layers:
+    for layer, some in groupby(_probes(model, names, random), lambda one: one.layer):
         layers.append(layer)
-        together = [(name,) for name in names] if layer in (0, last // 2, last) else [tuple(names)]
-        probes += [Probe(layer, some, tuple(_change(model, name, random) for name in some)) for some in together]
+        probes += some
         if len(probes) >= AT_ONCE or layer == last:
             failed += _failures_of(model, tokens, layers, probes, moves)
             layers, probes = [], []
     failed += _windows(model, random) + _around(model, tokens)
     failed += [f"moved (no write to {name} moves the logits)" for name in ADDED if not moves[name] > 1]
     return list(dict.fromkeys(failed))
+
+
+def inner_failures(model: Model) -> list[str]:
+    """What goes wrong with writes to parts of `INNER`, in words."""
+    shape, paths = model.shape, model.family.modules
+    random = np.random.RandomState(2)
+    tokens = random.randint(0, shape.vocabulary, (1, min(LENGTH, shape.context)))
+    names = [name for name in INNER if shape.neurons or not Component(name).per_neuron]
+    if paths["norm_1"] == paths["norm_2"]:  # whose output the model's own pass has only one of
+        names.remove("attn_in")
+    probes = list(_probes(model, names, random))
+    batches = [probes[start : start + AT_ONCE] for start in range(0, len(probes), AT_ONCE)]
+    return list(dict.fromkeys(one for some in batches for one in _failures_of(model, tokens, [], some, {})))
+
+
+def _probes(model: Model, names: list[str], random: np.random.RandomState) -> Iterator[Probe]:
+    """Writes to parts one by one in the first, the middle and the last layer, together in others."""
+    last = model.shape.layers - 1
+    for layer in model.layers:
+        together = [(name,) for name in names] if layer in (0, last // 2, last) else [tuple(names)]
+        for some in together:
+            yield Probe(layer, some, tuple(_change(model, name, random) for name in some))
 
 
 def _failures_of(
@@ -244,8 +279,8 @@ def _most(difference: Array) -> float:
 def _change(model: Model, name: str, random: np.random.RandomState) -> Array:
     """A vector to add to a part: of all heads, where it has heads."""
     component, shape = Component(name), model.shape
-    width = shape.kv_width if component.of_keys else shape.width
-    return random.standard_normal(width if component.per_head else shape.d_model)
+    width = shape.kv_width if component.of_keys else shape.width if component.per_head else shape.d_model
+    return random.standard_normal(shape.d_mlp if component.per_neuron else width)
 
 
 def _twins(model: Model, probes: list[Probe]) -> list[tuple[int, Probe]]:

@@ -24,6 +24,8 @@ class Shape:
         Whether q and k are rotated by their position.
     pos_embed : bool
         Whether an embedding of the position is added to that of the token.
+    neurons : bool
+        Whether it is known where the neurons of an MLP are: ``mlp_pre`` and ``mlp_post``.
     windows : tuple of int or None
         For each layer, how many keys back a query sees, itself among them; None for all. Empty where no layer has one.
     """
@@ -40,6 +42,7 @@ class Shape:
     parallel: bool = False
     rotary: bool = False
     pos_embed: bool = True
+    neurons: bool = True
     windows: tuple[int | None, ...] = ()
 
     def __post_init__(self) -> None:

@@ -12,13 +12,14 @@ from ...errors import DeclarationError, UnknownNameError, choices
 from .edits import Compose, MeanAblate, Patch, ResampleAblate, ZeroAblate
 from .grid import Grid
 from .paths import PathPatch
-from .sites import Head, Layer, Site
+from .sites import Head, Layer, Neuron, Site
 from .steering import Add, Knockout, Scale
 
 Table = Mapping[str, Callable[..., Any]]
 
 TABLE: dict[str, Callable[..., Any]] = {
     "Head": Head,
+    "Neuron": Neuron,
     "Layer": Layer,
     "Site": Site,
     "ZeroAblate": ZeroAblate,
@@ -33,14 +34,12 @@ TABLE: dict[str, Callable[..., Any]] = {
     "Grid": Grid.of,
 }
 """Type name to maker, of declarations. Tasks are beside them in `studies.storage.registry`."""
-NO_EDITS = ("Head", "Layer", "Site", "Compose", "Grid")
+NO_EDITS = ("Head", "Neuron", "Layer", "Site", "Compose", "Grid")
 """Names in `TABLE` of what is no single edit."""
 LONGEST = 64 * 2**20
 """Characters of JSON that is read."""
 DEEPEST = 100
 """Lists and objects within each other in it; declarations have about ten."""
-LEFT_OUT = {"left_out": True}
-"""Metadata of a field that is not written where it has its default: a declaration then reads as before it had it."""
 HALVES = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 
 

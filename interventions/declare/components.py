@@ -15,7 +15,8 @@ class Component(StrEnum):
     ``k`` are what the projections write, before any norm of theirs and before any rotary embedding; ``q_rot`` and
     ``k_rot`` are what comes of them after both, and what scores are made from. Models without rotary embedding have
     no ``q_rot`` and ``k_rot``, those with one have no ``pos_embed``, and where attention and MLP of a layer both read
-    its input (as in Pythia) there is no ``resid_mid``.
+    its input (as in Pythia) there is no ``resid_mid``. In MLPs with a gate, ``mlp_pre`` is what the gate's projection
+    writes, and ``mlp_post`` is what the activation function makes of that, times what the up projection writes.
 
     ==============  =============================================  =====================================
     component       what it is                                     shape
@@ -23,6 +24,7 @@ class Component(StrEnum):
     ``embed``       token embedding, before layer 0                ``(example, position, d_model)``
     ``pos_embed``   position embedding, before layer 0             ``(example, position, d_model)``
     ``resid_pre``   residual stream that enters the layer          ``(example, position, d_model)``
+    ``attn_in``     the normed stream that ``q k v`` are made of   ``(example, position, d_model)``
     ``q k v``       what the projections write, before the split   ``(example, position, head, d_head)``
     ``q_rot k_rot`` q and k rotated by their position              ``(example, position, head, d_head)``
     ``pattern``     attention weights after the softmax            ``(example, head, query, key)``
@@ -30,6 +32,9 @@ class Component(StrEnum):
     ``head_out``    ``z @ W_O``, the head's write, without bias    ``(example, position, head, d_model)``
     ``attn_out``    what attention adds to the residual stream     ``(example, position, d_model)``
     ``resid_mid``   residual stream between attention and MLP      ``(example, position, d_model)``
+    ``mlp_in``      the normed stream that the MLP reads           ``(example, position, d_model)``
+    ``mlp_pre``     its neurons before the activation function     ``(example, position, neuron)``
+    ``mlp_post``    its neurons, which the down projection reads   ``(example, position, neuron)``
     ``mlp_out``     what the MLP adds to the residual stream       ``(example, position, d_model)``
     ``resid_post``  residual stream that leaves the layer          ``(example, position, d_model)``
     ==============  =============================================  =====================================
@@ -45,6 +50,7 @@ class Component(StrEnum):
     embed = "embed"
     pos_embed = "pos_embed"
     resid_pre = "resid_pre"
+    attn_in = "attn_in"
     q = "q"
     k = "k"
     v = "v"
@@ -55,6 +61,9 @@ class Component(StrEnum):
     head_out = "head_out"
     attn_out = "attn_out"
     resid_mid = "resid_mid"
+    mlp_in = "mlp_in"
+    mlp_pre = "mlp_pre"
+    mlp_post = "mlp_post"
     mlp_out = "mlp_out"
     resid_post = "resid_post"
 
@@ -62,6 +71,11 @@ class Component(StrEnum):
     def per_head(self) -> bool:
         """Whether the component is split by head."""
         return self in _PER_HEAD
+
+    @property
+    def per_neuron(self) -> bool:
+        """Whether the component is split by neuron."""
+        return self in (Component.mlp_pre, Component.mlp_post)
 
     @property
     def of_keys(self) -> bool:

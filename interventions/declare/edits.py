@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ...errors import LARGEST_SEED, DeclarationError, whole
 from .changes import Change, FromRun, How, Reduce
 from .components import Component
-from .sites import Head, Site, as_site
+from .sites import Head, Neuron, Site, as_site
 
 OVER = ("example", "position")
 
@@ -87,7 +87,7 @@ class SiteEdit(Edit):
 
     site: Site
 
-    def __init__(self, site: Site | Head | str) -> None:
+    def __init__(self, site: Site | Head | Neuron | str) -> None:
         object.__setattr__(self, "site", as_site(site))
 
 
@@ -102,7 +102,7 @@ class ZeroAblate(SiteEdit):
 
     Parameters
     ----------
-    site : Site, Head or str
+    site : Site, Head, Neuron or str
 
     Raises
     ------
@@ -130,7 +130,7 @@ class MeanAblate(SiteEdit):
 
     Parameters
     ----------
-    site : Site, Head or str
+    site : Site, Head, Neuron or str
     over : {"example", ("example", "position")}
         What the mean is taken over: examples, giving one mean for each position (default), of reference prompts as long
         as the prompt; or examples and positions, that is every token of every reference prompt once, whatever its
@@ -151,7 +151,7 @@ class MeanAblate(SiteEdit):
 
     over: str | tuple[str, ...] = "example"
 
-    def __init__(self, site: Site | Head | str, over: str | Iterable[str] = "example") -> None:
+    def __init__(self, site: Site | Head | Neuron | str, over: str | Iterable[str] = "example") -> None:
         super().__init__(site)
         names = (over,) if isinstance(over, str) else tuple(over) if isinstance(over, Iterable) else ()
         names = tuple(sorted(map(str, names)))
@@ -176,7 +176,7 @@ class ResampleAblate(SiteEdit):
 
     Parameters
     ----------
-    site : Site, Head or str
+    site : Site, Head, Neuron or str
     seed : int
         Of the derangement.
 
@@ -193,7 +193,7 @@ class ResampleAblate(SiteEdit):
 
     seed: int = 0
 
-    def __init__(self, site: Site | Head | str, seed: int = 0) -> None:
+    def __init__(self, site: Site | Head | Neuron | str, seed: int = 0) -> None:
         super().__init__(site)
         object.__setattr__(self, "seed", whole(seed, "a seed", high=LARGEST_SEED))
 
@@ -212,7 +212,7 @@ class Patch(SiteEdit):
 
     Parameters
     ----------
-    site : Site, Head or str
+    site : Site, Head, Neuron or str
     source : str
         Name of the run that the value comes from.
 
@@ -229,7 +229,7 @@ class Patch(SiteEdit):
 
     source: str = "corrupted"
 
-    def __init__(self, site: Site | Head | str, source: str = "corrupted") -> None:
+    def __init__(self, site: Site | Head | Neuron | str, source: str = "corrupted") -> None:
         super().__init__(site)
         if not isinstance(source, str):
             raise DeclarationError(f"source={source!r}: give the name of a run, such as 'corrupted'")
@@ -285,10 +285,11 @@ class Compose(Intervention):
 
 def check_disjoint(edits: Sequence[Edit], sites: Sequence[Site] | None = None) -> None:
     """Refuse two edits of one place. `sites` stand for those of the edits, with positions counted out."""
-    seen: dict[tuple[int, Component], list[tuple[Edit, Site]]] = {}
+    seen: dict[tuple[int, Component], dict[int | None, list[tuple[Edit, Site]]]] = {}
     for edit, site in zip(edits, sites or [edit.site for edit in edits], strict=True):
-        group = seen.setdefault((site.layer, site.component), [])
-        for other, place in group:
+        parts = seen.setdefault((site.layer, site.component), {})
+        meet = parts if site.part is None else [part for part in (None, site.part) if part in parts]
+        for other, place in (one for part in meet for one in parts[part]):
             if edit.clashes(other, site, place):
                 raise DeclarationError(f"two edits of one place: {other!r} and {edit!r}; keep one, or split positions")
-        group.append((edit, site))
+        parts.setdefault(site.part, []).append((edit, site))

@@ -1,33 +1,42 @@
-"""Where: heads, layers and sites. Owns the words for a place in a transformer; imports components and errors."""
+"""Where: heads, neurons, layers and sites. Owns the words for a place in a transformer; imports components, errors."""
 
 from __future__ import annotations
 
 import operator
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ...errors import DeclarationError, MissingPartError, check_name, choices, whole
 from .components import Component, as_component
 
 _HEAD_TEXT = re.compile(r"\s*(?:[Ll](\d+)[Hh](\d+)|(\d+)\.(\d+))\s*")
-_PLACE_TEXT = re.compile(r"\s*(?:[Ll]?(\d+)[Hh.](\d+)|[Ll](\d+))(?:[. ]\s*([A-Za-z]\w*))?(?:\s+at\s+(\S.*?))?\s*")
+_NEURON_TEXT = re.compile(r"\s*[Ll](\d+)[Nn](\d+)\s*")
+_PLACE_TEXT = re.compile(
+    r"\s*(?:[Ll]?(\d+)[Hh.](\d+)|[Ll](\d+)[Nn](\d+)|[Ll](\d+))(?:[. ]\s*([A-Za-z]\w*))?(?:\s+at\s+(\S.*?))?\s*"
+)
+LEFT_OUT = {"left_out": True}
+"""Metadata of a field that is not written where it has its default: a declaration then reads as before it had it."""
 Place = int | str
 """A position, or the label of one or several."""
 
 
-class _HasHeads:
-    """The sites that a layer and a head both have."""
+class _HasSites:
+    """What has sites as attributes."""
 
     def site(self, component: str) -> Site:
         """The site of `component` here."""
-        raise NotImplementedError  # Layer and Head say what it is
+        raise NotImplementedError  # Layer, Head and Neuron say what it is
 
     def __getattr__(self, name: str) -> Site:
         if name.startswith("_"):
             raise AttributeError(name)
         known = [str(one) for one in Component if hasattr(type(self), one)]
         raise MissingPartError(f"{self!r} has no {name}: possible are {choices(known)}")
+
+
+class _HasHeads(_HasSites):
+    """The sites that a layer and a head both have."""
 
     @property
     def q(self) -> Site:
@@ -70,12 +79,26 @@ class _HasHeads:
         return self.site("head_out")
 
 
+class _HasNeurons(_HasSites):
+    """The sites that a layer and a neuron both have."""
+
+    @property
+    def mlp_pre(self) -> Site:
+        """Neurons before the activation function."""
+        return self.site("mlp_pre")
+
+    @property
+    def mlp_post(self) -> Site:
+        """Neurons as the down projection reads them: after the activation function and the gate."""
+        return self.site("mlp_post")
+
+
 @dataclass(frozen=True, order=True)
-class Layer(_HasHeads):
+class Layer(_HasHeads, _HasNeurons):
     """A layer of the model.
 
-    Its attributes are sites: ``resid_pre resid_mid resid_post attn_out mlp_out embed pos_embed`` of the whole layer,
-    ``q k v q_rot k_rot pattern z head_out`` of all its heads.
+    Its attributes are sites: ``resid_pre resid_mid resid_post attn_in attn_out mlp_in mlp_out embed pos_embed`` of the
+    whole layer, ``q k v q_rot k_rot pattern z head_out`` of all its heads, ``mlp_pre mlp_post`` of all its neurons.
 
     Parameters
     ----------
@@ -101,7 +124,7 @@ class Layer(_HasHeads):
         object.__setattr__(self, "layer", whole(self.layer, "a layer"))
 
     def site(self, component: str) -> Site:
-        """The whole of `component` in this layer (every head of it, where it has heads)."""
+        """The whole of `component` in this layer (every head or neuron of it, where it has any)."""
         return Site(as_component(component), self.layer)
 
     @property
@@ -120,9 +143,19 @@ class Layer(_HasHeads):
         return self.site("resid_post")
 
     @property
+    def attn_in(self) -> Site:
+        """The normed stream that q, k and v are made of."""
+        return self.site("attn_in")
+
+    @property
     def attn_out(self) -> Site:
         """What attention adds to the residual stream."""
         return self.site("attn_out")
+
+    @property
+    def mlp_in(self) -> Site:
+        """The normed stream that the MLP reads."""
+        return self.site("mlp_in")
 
     @property
     def mlp_out(self) -> Site:
@@ -206,9 +239,68 @@ class Head(_HasHeads):
         return f"Head({self.layer}, {self.head})"
 
 
+@dataclass(frozen=True, order=True)
+class Neuron(_HasNeurons):
+    """A neuron of an MLP.
+
+    Its attributes are sites: ``mlp_pre mlp_post``. Where a site is expected, a neuron stands for its ``mlp_post`` (what
+    the down projection reads of it), and so does the text ``"L0N17"``.
+
+    Parameters
+    ----------
+    layer, neuron : int
+        Counted from 0.
+
+    Raises
+    ------
+    DeclarationError
+        One of them is no whole number of 0 or more. Whether a model has the neuron is seen when the model is known.
+
+    Examples
+    --------
+    >>> hw.Neuron(0, 17).mlp_pre
+    Neuron(0, 17).mlp_pre
+    >>> hw.Neuron.parse("L0N17") == hw.Neuron(0, 17)
+    True
+
+    Several neurons are several interventions in one pass:
+
+    >>> some = hw.Compose(*(hw.ZeroAblate(hw.Neuron(0, neuron)) for neuron in range(16)))
+    """
+
+    layer: int
+    neuron: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layer", whole(self.layer, "a layer"))
+        object.__setattr__(self, "neuron", whole(self.neuron, "a neuron"))
+
+    @classmethod
+    def parse(cls, text: str) -> Neuron:
+        """Read ``L0N17``."""
+        match = _NEURON_TEXT.fullmatch(text) if isinstance(text, str) else None
+        if match is None:
+            raise DeclarationError(f"cannot read {text!r} as a neuron: write L0N17 (layer 0, neuron 17)")
+        return cls(int(match[1]), int(match[2]))
+
+    def site(self, component: str) -> Site:
+        """The neuron's part of `component` (``mlp_pre mlp_post``)."""
+        return Site(as_component(component), self.layer, neuron=self.neuron)
+
+    def at(self, positions: Place | Iterable[Place]) -> Site:
+        """The neuron's ``mlp_post`` at `positions` only."""
+        return self.mlp_post.at(positions)
+
+    def __str__(self) -> str:
+        return f"L{self.layer}N{self.neuron}"
+
+    def __repr__(self) -> str:
+        return f"Neuron({self.layer}, {self.neuron})"
+
+
 @dataclass(frozen=True)
 class Site:
-    """A component of a layer, of one head or all, at some positions or all.
+    """A component of a layer, of one head or neuron or all, at some positions or all.
 
     Parameters
     ----------
@@ -219,13 +311,15 @@ class Site:
     positions : tuple of int or str, optional
         0-based; negative ones count from the end of the prompt; text is a label that the task gives positions; all when
         left out.
+    neuron : int, optional
+        Only for components that are split by neuron; all neurons when left out.
 
     Raises
     ------
     UnknownNameError
         There is no such component.
     DeclarationError
-        The component has no heads or is not in this layer, or a number is not possible.
+        The component has no heads or neurons or is not in this layer, or a number is not possible.
 
     Examples
     --------
@@ -246,6 +340,7 @@ class Site:
     layer: int
     head: int | None = None
     positions: tuple[Place, ...] | None = None
+    neuron: int | None = field(default=None, metadata=LEFT_OUT)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "component", as_component(self.component))
@@ -259,6 +354,11 @@ class Site:
             if not self.component.per_head:
                 per_head = choices(component for component in Component if component.per_head)
                 raise DeclarationError(f"{self.component} has no heads (head {self.head} given): heads have {per_head}")
+        if self.neuron is not None:
+            object.__setattr__(self, "neuron", whole(self.neuron, "a neuron"))
+            if not self.component.per_neuron:
+                known = choices(component for component in Component if component.per_neuron)
+                raise DeclarationError(f"{self.component} has no neurons ({self.neuron} given): neurons have {known}")
         if self.positions is not None:
             object.__setattr__(self, "positions", _positions(self.positions))
 
@@ -272,27 +372,37 @@ class Site:
         return tuple(one for one in self.positions or () if isinstance(one, str))
 
     @property
+    def part(self) -> int | None:
+        """Its head or neuron; None for all, and where the component has neither."""
+        return self.head if self.neuron is None else self.neuron
+
+    @property
+    def place(self) -> Layer | Head | Neuron:
+        """What it is a component of."""
+        if self.neuron is not None:
+            return Neuron(self.layer, self.neuron)
+        return Layer(self.layer) if self.head is None else Head(self.layer, self.head)
+
+    @property
     def order(self) -> tuple[int, int, int]:
-        """Sorts sites in forward order (layer, component, head)."""
-        return (self.layer, self.component.order, -1 if self.head is None else self.head)
+        """Sorts sites in forward order (layer, component, head or neuron)."""
+        return (self.layer, self.component.order, -1 if self.part is None else self.part)
 
     def overlaps(self, other: Site) -> bool:
         """Whether the two name a common part. Positions are compared as they are: count them from one end first."""
         if (self.layer, self.component) != (other.layer, other.component):
             return False
-        if None not in (self.head, other.head) and self.head != other.head:
+        if None not in (self.part, other.part) and self.part != other.part:
             return False
         return self.positions is None or other.positions is None or bool({*self.positions} & {*other.positions})
 
     def __str__(self) -> str:
-        where = f"L{self.layer}" if self.head is None else f"L{self.layer}H{self.head}"
         at = "" if self.positions is None else f" at {', '.join(map(str, self.positions))}"
-        return f"{where} {self.component}{at}"
+        return f"{self.place} {self.component}{at}"
 
     def __repr__(self) -> str:
-        whole = f"Layer({self.layer})" if self.head is None else f"Head({self.layer}, {self.head})"
         at = "" if self.positions is None else f".at({_positions_repr(self.positions)})"
-        return f"{whole}.{self.component}{at}"
+        return f"{self.place!r}.{self.component}{at}"
 
 
 def several_places(given: object) -> tuple[Place, ...]:
@@ -339,20 +449,23 @@ def _positions_repr(positions: tuple[Place, ...]) -> str:
     return repr(span) if tuple(span) == positions else repr(positions)
 
 
-def as_place(text: str) -> Site | Head | Layer:
-    """Read a head, a layer or a site: ``L5H1``, ``5.1``, ``L3``, ``L5H1.k``, ``L3.mlp_out``, ``L5H1.z at -1``."""
+def as_place(text: str) -> Site | Head | Neuron | Layer:
+    """Read a head, neuron, layer or site: ``L5H1``, ``5.1``, ``L3N17``, ``L3``, ``L5H1.k``, ``L3.mlp_out at -1``."""
     match = _PLACE_TEXT.fullmatch(text)
     if match is None:
         raise DeclarationError(
-            f"cannot read {text!r} as a site: write L5H1 or 5.1 (layer 5, head 1), L5H1.k, L3.mlp_out, or L5H1.k at 7"
+            f"cannot read {text!r} as a site: write L5H1 or 5.1 (layer 5, head 1), L3N17 (layer 3, neuron 17), L5H1.k, "
+            "L3.mlp_out, or L5H1.k at 7"
         )
-    layer, head, alone, component, at = match.groups()
-    place: Head | Layer = Layer(int(alone)) if head is None else Head(int(layer), int(head))
+    layer, head, mlp, neuron, alone, component, at = match.groups()
+    place: Head | Neuron | Layer = Layer(int(alone or 0))
+    if alone is None:
+        place = Head(int(layer), int(head)) if neuron is None else Neuron(int(mlp), int(neuron))
     if component is None and at is None:
         return place
-    if component is None and head is None:
+    if component is None and isinstance(place, Layer):
         raise DeclarationError(f"cannot read {text!r} as a site: say which component of layer {alone}, {_OF_A_LAYER}")
-    site = place.site(component or "z")
+    site = place.site(component) if component else as_site(str(place))
     if at is None:
         return site
     return site.at([int(one) if re.fullmatch(r"-?\d+", one) else one for one in re.split(r"\s*,\s*", at)])
@@ -361,8 +474,8 @@ def as_place(text: str) -> Site | Head | Layer:
 _OF_A_LAYER = f"such as L3.mlp_out: possible are {choices(Component)}"
 
 
-def as_site(target: Site | Head | str) -> Site:
-    """`target` as a site: text is read (see `as_place`), and a head stands for its ``z``."""
+def as_site(target: Site | Head | Neuron | str) -> Site:
+    """`target` as a site: text is read (see `as_place`), a head stands for its ``z``, a neuron for its ``mlp_post``."""
     given = target
     if isinstance(target, str):
         found = as_place(target)
@@ -371,9 +484,11 @@ def as_site(target: Site | Head | str) -> Site:
         target = found
     if isinstance(target, Head):
         return target.z
+    if isinstance(target, Neuron):
+        return target.mlp_post
     if not isinstance(target, Site):
         raise DeclarationError(
-            f"expected a site or a head, got {target!r}: write Head(5, 1), Head(5, 1).k or Layer(3).mlp_out, or the "
-            "same as text, 'L5H1', 'L5H1.k' or 'L3.mlp_out'"
+            f"expected a site, a head or a neuron, got {target!r}: write Head(5, 1), Neuron(3, 17), Head(5, 1).k or "
+            "Layer(3).mlp_out, or the same as text, 'L5H1', 'L3N17', 'L5H1.k' or 'L3.mlp_out'"
         )
     return target

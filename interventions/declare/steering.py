@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Real
 
 from ...errors import DeclarationError
 from .changes import Change, How
 from .components import Component
 from .edits import Edit, SiteEdit
-from .sites import Head, Layer, Place, Site, as_place, as_site, check_places, several_places
+from .sites import Head, Layer, Neuron, Place, Site, as_place, as_site, check_places, several_places
 
 SHOWN = 8
 """Numbers of a vector that its repr writes out."""
@@ -22,10 +23,11 @@ class Add(SiteEdit):
 
     Parameters
     ----------
-    site : Site, Head or str
+    site : Site, Head, Neuron or str
         Of one head, where the component has heads; not ``pattern``.
-    vector : sequence of float
-        ``d_head`` numbers for ``q k v q_rot k_rot z`` of a head, ``d_model`` for the others (``head_out`` too).
+    vector : sequence of float, or float
+        ``d_head`` numbers for ``q k v q_rot k_rot z`` of a head, ``d_mlp`` for ``mlp_pre mlp_post`` of a layer, one for
+        a neuron, ``d_model`` for the others (``head_out`` too).
 
     Raises
     ------
@@ -40,14 +42,15 @@ class Add(SiteEdit):
 
     vector: tuple[float, ...]
 
-    def __init__(self, site: Site | Head | str, vector: Iterable[float]) -> None:
+    def __init__(self, site: Site | Head | Neuron | str, vector: Iterable[float] | float) -> None:
         super().__init__(site)
         if self.site.component is Component.pattern:
             raise DeclarationError(f"{self.site}: a vector cannot be added to a pattern; Patch, Scale or Knockout can")
         if self.site.component.per_head and self.site.head is None:
             raise DeclarationError(f"{self.site}: a vector is added to one head; compose several Adds for several")
         try:
-            values = tuple(float(value) for value in vector)
+            given = (vector,) if self.site.neuron is not None and isinstance(vector, Real) else vector
+            values = tuple(float(value) for value in given)  # type: ignore[union-attr]
         except (TypeError, ValueError):
             raise DeclarationError(f"{self.site}: a vector is a flat sequence of numbers, got {vector!r}") from None
         if not values or not all(map(math.isfinite, values)):
@@ -72,7 +75,7 @@ class Scale(SiteEdit):
 
     Parameters
     ----------
-    site : Site, Head or str
+    site : Site, Head, Neuron or str
     factor : float
 
     Raises
@@ -88,7 +91,7 @@ class Scale(SiteEdit):
 
     factor: float
 
-    def __init__(self, site: Site | Head | str, factor: float) -> None:
+    def __init__(self, site: Site | Head | Neuron | str, factor: float) -> None:
         super().__init__(site)
         try:
             value = float(factor)
@@ -141,10 +144,10 @@ class Knockout(SiteEdit):
         query: Place | Iterable[Place] | None = None,
         key: Place | Iterable[Place] | None = None,
     ) -> None:
-        head = as_place(head) if isinstance(head, str) else head
-        if isinstance(head, Site) and head.component is not Component.pattern:
-            raise DeclarationError(f"{head}: attention is knocked out of a head or a layer, such as Head(5, 1)")
-        site = head if isinstance(head, Site) else head.pattern if isinstance(head, Layer) else _pattern(head)
+        place = as_place(head) if isinstance(head, str) else head
+        if isinstance(place, Neuron) or (isinstance(place, Site) and place.component is not Component.pattern):
+            raise DeclarationError(f"{place}: attention is knocked out of a head or a layer, such as Head(5, 1)")
+        site = place if isinstance(place, Site) else place.pattern if isinstance(place, Layer) else _pattern(place)
         if query is None and key is None and site.positions is None:
             raise DeclarationError(f"{site}: name the queries or the keys that are knocked out")
         super().__init__(site if query is None else site.at(query))
@@ -168,9 +171,7 @@ class Knockout(SiteEdit):
         return site.overlaps(other_site)
 
     def __repr__(self) -> str:
-        site = self.site
-        where = f"Layer({site.layer})" if site.head is None else f"Head({site.layer}, {site.head})"
-        return f"Knockout({where}, query={_short(site.positions)}, key={_short(self.key)})"
+        return f"Knockout({self.site.place!r}, query={_short(self.site.positions)}, key={_short(self.key)})"
 
 
 def _pattern(head: Head) -> Site:

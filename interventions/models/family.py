@@ -21,6 +21,8 @@ from .windows import check_kinds
 ENDS = ("", "input"), ("", "output")
 MODULES = ("norm_1", "out", "attention", "norm_2", "mlp", "norm", "unembed")
 """Modules that every family names, beside those of q, k and v."""
+OF_NEURONS = ("pre", "up", "act", "down")
+"""Modules in an MLP, without which its neurons are not found; ``up`` where it is gated."""
 STATIC = ("default", "linear", "llama3", "yarn", "proportional")
 """Kinds of rotary embedding that turn a position alike in prompts of any length."""
 
@@ -103,7 +105,9 @@ class Family:
     modules : mapping
         Of a block: ``norm_1`` (read by attention), ``q k v`` or one ``qkv`` (what projects), ``out`` (reads all heads
         side by side), ``attention`` (its output is added to the stream), ``norm_2`` (read by the MLP), ``mlp``, and
-        where there are such norms ``q_norm k_norm`` (of each head, before rotation). Of the model: ``norm`` (the last),
+        where there are such norms ``q_norm k_norm`` (of each head, before rotation). Of an MLP
+        ``down(act(pre(x)))``, or with a gate ``down(act(pre(x)) * up(x))``, these too; without them its neurons are not
+        found. Of the model: ``norm`` (the last),
         ``unembed``, and where q and k are rotated ``rotary``, which gives cosines and sines of positions; its first
         half of dimensions turns with its second half.
     layout : {"apart", "side by side", "by head"}
@@ -185,28 +189,35 @@ class Family:
             )
         return _table(kind)
 
-    def shape(self, config: Any) -> Shape:
-        """The counts of a model with this configuration, and what its layers are like."""
+    def shape(self, config: Any, module: Any = None) -> Shape:
+        """The counts of a model with this configuration, and what its layers are like; as `module` is, where given."""
         rotary, pos_embed = "rotary" in self.modules, "pos_embed" in self.embeddings
         try:
             sizes = self.sizes(config)
         except AttributeError as error:
             raise ModelError(f"sizes of the family {self.name} do not fit its configuration: {error}") from error
-        return Shape(**sizes, rotary=rotary, pos_embed=pos_embed)
+        named = [self.modules.get(name) for name in OF_NEURONS if name != "up" or sizes.get("gated")]
+        block = None if module is None else attrgetter(self.blocks)(module)[0]
+        neurons = all(path is not None and (block is None or _has(block, path)) for path in named)
+        return Shape(**sizes, rotary=rotary, pos_embed=pos_embed, neurons=neurons)
 
-    def points(self, parallel: bool) -> list[tuple[str, list[tuple[str, str]]]]:
+    def points(self, shape: Shape) -> list[tuple[str, list[tuple[str, str]]]]:
         """Where what a block makes is found, in forward order: name, and modules with a side of each."""
         projections = [self.modules[name] for name in (("q", "k", "v") if self.layout == "apart" else ("qkv",))]
+        neurons = [("mlp_pre", "pre", "output"), ("mlp_up", "up", "output"), ("mlp_post", "down", "input")]
         found = [
             ("resid_pre", [ENDS[0]]),
+            ("attn_in", [(self.modules["norm_1"], "output")]),
             ("qkv", [(path, "output") for path in projections]),
             ("z", [(self.modules["out"], "input")]),
             ("attn_out", [(self.modules["attention"], "output")]),
-            ("resid_mid", [(self.modules["norm_2"], "input")]),
+            *([] if shape.parallel else [("resid_mid", [(self.modules["norm_2"], "input")])]),
+            ("mlp_in", [(self.modules["mlp"], "input")]),
+            *((name, [(self.modules[part], side)]) for name, part, side in neurons if _has_part(shape, part)),
             ("mlp_out", [(self.modules["mlp"], "output")]),
             ("resid_post", [ENDS[1]]),
         ]
-        return [(name, parts) for name, parts in found if not (parallel and name == "resid_mid")]
+        return found
 
     def layout_of(self, shape: Shape) -> BlockLayout:
         """What `head_weights` and `projections` have to know of a block, in plain words."""
@@ -307,15 +318,26 @@ def check_fits(family: Family, model: Any, name: str) -> None:
         _find(model, path, f"{family.name} has {part} at {path!r}, where {name} has nothing")
     blocks = attrgetter(family.blocks)(model)
     for part, path in family.modules.items():
-        if part not in of_model:
+        if part not in of_model and part not in OF_NEURONS:
             _find(blocks[0], path, f"{family.name} has {part} of a block at {path!r}, where {name} has nothing")
 
 
-def _find(root: Any, path: str, otherwise: str) -> None:
+def _has_part(shape: Shape, part: str) -> bool:
+    """Whether the MLPs of a model have a module of `OF_NEURONS`."""
+    return shape.neurons and (part != "up" or shape.gated)
+
+
+def _has(root: Any, path: str) -> bool:
     try:
         attrgetter(path)(root)
     except AttributeError:
-        raise ModelError(f"{otherwise}: its table does not fit (print the model to see its modules)") from None
+        return False
+    return True
+
+
+def _find(root: Any, path: str, otherwise: str) -> None:
+    if not _has(root, path):
+        raise ModelError(f"{otherwise}: its table does not fit (print the model to see its modules)")
 
 
 def _table(model_type: str) -> str:

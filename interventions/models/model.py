@@ -38,6 +38,8 @@ class Memory:
         Whether nothing is shown meanwhile of how such jobs are doing.
     checked : Identity or None
         The model that passed the self-check.
+    inner : Identity or None
+        The model that passed the self-check of what attention and MLPs read, and of neurons.
     longest : int
         Tokens of the longest prompt on which it was seen to be read right.
     vocabulary : tuple of int and str
@@ -50,6 +52,7 @@ class Memory:
     ledger: Any = None
     quiet: bool = False
     checked: Any = None
+    inner: Any = None
     longest: int = 0
     vocabulary: tuple[int, str] = (-1, "")
 
@@ -122,6 +125,11 @@ class Model:
     def kv_heads(self) -> range:
         """Indices of the key-value heads of a layer: those of ``k``, ``v`` and ``k_rot``."""
         return range(self.shape.kv_heads)
+
+    @property
+    def neurons(self) -> range:
+        """Indices of the neurons of a layer."""
+        return range(self.shape.d_mlp)
 
     def read_by(self, head: Head, component: str) -> Site:
         """The site of `component` that a head reads: of its key-value head for ``k v k_rot``, else its own.

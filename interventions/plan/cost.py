@@ -1,4 +1,4 @@
-"""What a pass costs: floating-point operations of its matrix products, and bytes. Imports `shape`, and no torch.
+"""What a pass costs: floating-point operations of its matrix products, and bytes. Imports no torch.
 
 A multiplication and an addition are two operations, as torch's FlopCounterMode counts them.
 """
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..base.shape import Shape
+from .writes import ATTN_IN, ATTN_OUT, MLP_IN, MLP_OUT, MLP_PRE, QKV
 
 DEFAULT_BUDGET = 512 * 2**20
 """Bytes for all tensors on a CPU, a quarter of them for a pass; more is not faster there."""
@@ -95,6 +96,11 @@ def mlp_flops(shape: Shape, rows: int, queries: int) -> int:
     return (6 if shape.gated else 4) * rows * queries * shape.d_model * shape.d_mlp
 
 
+def down_flops(shape: Shape, rows: int, queries: int) -> int:
+    """Operations of the last matrix of an MLP."""
+    return 2 * rows * queries * shape.d_model * shape.d_mlp
+
+
 def logits_flops(shape: Shape, rows: int, scored: int, columns: int) -> int:
     """Operations of the unembedding.
 
@@ -147,7 +153,7 @@ def pass_flops(shape: Shape, extent: Extent, joins: Sequence[tuple[int, int]], h
     shape : Shape
     extent : Extent
     joins : sequence of (layer, stage)
-        Where each condition joins, see `writes.JOIN_STAGES`.
+        Where each condition joins, see `writes.STAGES`.
     heads : sequence of (layer, int)
         How many heads' attention is computed again there, for conditions that join at ``q k v pattern``.
 
@@ -157,20 +163,22 @@ def pass_flops(shape: Shape, extent: Extent, joins: Sequence[tuple[int, int]], h
         Floating-point operations.
     """
     n, window = extent.examples, extent.stop - extent.start
-    total, through = 0, 1 if shape.parallel else 5
+    total, through = 0, ATTN_IN if shape.parallel else MLP_IN
     for layer, count in heads:
         queries = extent.scored if layer == shape.layers - 1 else window
         total += attention_flops(shape, n, queries, extent.stop, count)
     for layer in range(shape.layers):
         last = layer == shape.layers - 1
         queries = extent.scored if last else window
-        rows = n * sum(join < (layer, 1) for join in joins)
+        rows = n * sum(join < (layer, QKV) for join in joins)
         attend = window if extent.patterns else queries
         total += 2 * rows * shape.d_model * (2 * shape.kv_width * window + shape.width * attend)
         total += attention_flops(shape, rows, attend, extent.stop)
         if not (last and not extent.columns):
-            total += 2 * n * sum(join < (layer, 3) for join in joins) * queries * shape.d_model * shape.width
-            total += mlp_flops(shape, n * sum(join < (layer, through) for join in joins), queries)
+            total += 2 * n * sum(join < (layer, ATTN_OUT) for join in joins) * queries * shape.d_model * shape.width
+            whole = sum(join < (layer, through) or join == (layer, MLP_IN) for join in joins)
+            total += mlp_flops(shape, n * whole, queries)
+            total += down_flops(shape, n * sum((layer, MLP_PRE) <= join < (layer, MLP_OUT) for join in joins), queries)
     return total + logits_flops(shape, n * len(joins), extent.scored, extent.columns)
 
 
@@ -191,4 +199,5 @@ def logits_bytes(shape: Shape, extent: Extent) -> int:
 def cache_bytes(shape: Shape, length: int, points: Sequence[tuple[int, str]]) -> int:
     """Bytes of what is kept of one example of the base run (float32)."""
     widths = {"qkv": shape.qkv_width, "rotated": shape.width + shape.kv_width, "z": shape.width}
+    widths |= dict.fromkeys(("mlp_pre", "mlp_up", "mlp_post"), shape.d_mlp)
     return BYTES * length * sum(widths.get(name, shape.d_model) for _, name in points)

@@ -48,7 +48,7 @@ def estimate_flops(plan: Schedule, steps: int | None) -> int:
     """Operations of an estimate of every condition of a plan, with the runs as they are.
 
     One pass there and back from the first layer that changes; for the integrated estimate, besides, one of `steps`
-    copies from each layer for the edits that move together, and as many more as write to one head.
+    copies from each layer for the edits that move together, and as many more as write to one head or neuron.
     """
     total = cost_of(plan).base
     for chunk in plan.chunks:
@@ -57,7 +57,7 @@ def estimate_flops(plan: Schedule, steps: int | None) -> int:
         passes = [(min(layers), 1)] if moved else []
         if steps is not None:
             passes += [
-                (layer, steps * max(Counter(write.head for _, write in members).values()))
+                (layer, steps * max(Counter(write.part for _, write in members).values()))
                 for (layer, _, _), members in moved.items()
             ]
         for layer, copies in passes:

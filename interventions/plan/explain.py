@@ -98,7 +98,7 @@ def path_flops(plan: Schedule, chunk: ExampleChunk, one: Pass) -> int:
     for number in one.conditions:
         for write in plan.writes[chunk.group][number]:
             if isinstance(path := write.value, PathPatch):
-                ends = (path.sender.head is not None) + (write.head is not None)
+                ends = (path.sender.head is not None) + (write.part is not None)
                 total += 2 * ends * chunk.size * window * plan.shape.d_model * plan.shape.d_head
                 layers = write.layer - path.sender.layer - plan.shape.parallel  # whose own MLP it does not enter
                 total += layers * mlp_flops(plan.shape, chunk.size, window) if path.through_mlps else 0

@@ -12,24 +12,32 @@ from itertools import pairwise
 
 from ..base.shape import Group, Shape
 from .cost import Extent, block_flops, cache_bytes, logits_bytes, row_bytes
-from .writes import OF_KEYS, Join, Write, last_position
+from .writes import ATTN_IN, ATTN_OUT, MLP_IN, MLP_POST, OF_KEYS, QKV, STREAM, Join, Write, last_position
 
 READ_AT_STAGE = (
+    ("stream",),
     ("stream",),
     ("stream", "qkv", "z"),
     ("stream", "z"),
     ("stream", "attn_out"),
     ("resid_mid",),
+    ("resid_mid", "mlp_in"),
+    ("resid_mid", "mlp_pre", "mlp_up"),
+    ("resid_mid", "mlp_post"),
     ("resid_mid", "mlp_out"),
 )
 """What a condition that joins at a stage takes from the base run, where the MLP reads what attention wrote."""
 
 READ_AT_STAGE_PARALLEL = (
     ("stream",),
+    ("stream", "mlp_out"),
     ("stream", "qkv", "z", "mlp_out"),
     ("stream", "z", "mlp_out"),
     ("stream", "attn_out", "mlp_out"),
     (),
+    ("stream", "attn_out", "mlp_in"),
+    ("stream", "attn_out", "mlp_pre", "mlp_up"),
+    ("stream", "attn_out", "mlp_post"),
     ("stream", "attn_out", "mlp_out"),
 )
 """The same where attention and MLP both read the stream that enters the layer."""
@@ -37,7 +45,8 @@ READ_AT_STAGE_PARALLEL = (
 
 def at_stage(shape: Shape, stage: int) -> tuple[str, ...]:
     """What a condition that joins at a stage takes from the base run."""
-    return (READ_AT_STAGE_PARALLEL if shape.parallel else READ_AT_STAGE)[stage]
+    read = (READ_AT_STAGE_PARALLEL if shape.parallel else READ_AT_STAGE)[stage]
+    return tuple(point for point in read if point != "mlp_up" or shape.gated)
 
 
 @dataclass(frozen=True)
@@ -142,7 +151,11 @@ class Packer:
         """Where a condition joins."""
         layer, stage = min(write.join for write in writes)
         # where patterns are read, those of all heads of the layer are, not only of those that change
-        return Join(layer, 0 if self.patterns and stage == 1 else stage)
+        every = self.patterns and stage == QKV
+        # beside attention, the MLP of rows that join in attention is that of the base run, unless it is written to
+        within = any(write.layer == layer and MLP_IN <= write.join.stage <= MLP_POST for write in writes)
+        both = self.shape.parallel and ATTN_IN <= stage <= ATTN_OUT and within
+        return Join(layer, STREAM if every or both else stage)
 
     def _examples(self, group: Group, joins: Mapping[int, Join], starts: Mapping[int, int]) -> int:
         """Examples of which half of the budget keeps what is read of the runs."""
@@ -215,13 +228,13 @@ def extent_of(group: Group, examples: int, start: int, columns: int, patterns: b
 
 def recomputed_heads(writes: Sequence[Write], join: Join, shape: Shape) -> list[int]:
     """Heads whose attention is computed again for a condition that joins at ``q k v pattern``."""
-    if join.stage != 1:
+    if join.stage != QKV:
         return []
     return sorted({head for write in writes if write.join == join for head in changed_heads(write, shape)})
 
 
 def changed_heads(write: Write, shape: Shape) -> range:
     """Heads that a write to ``q k v pattern`` changes; several, where they share the key-value head that it is to."""
-    if write.head is None:
+    if write.part is None:
         return range(shape.heads)
-    return shape.readers(write.head) if write.point in OF_KEYS else range(write.head, write.head + 1)
+    return shape.readers(write.part) if write.point in OF_KEYS else range(write.part, write.part + 1)

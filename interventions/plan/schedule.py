@@ -11,7 +11,7 @@ from ..declare.paths import PathPatch
 from ..declare.sites import Site
 from .cost import Extent
 from .passes import ExampleChunk, Pass, at_stage, extent_of
-from .writes import Write
+from .writes import ATTN_IN, Write
 
 ReadSite = tuple[int, str]
 """Layer and point of the model's own forward pass, or ``stream``, whose tensor is read."""
@@ -103,7 +103,7 @@ class Schedule:
         for number, (layer, stage) in zip(one.conditions, one.joins, strict=True):
             wanted |= {(layer, name) for name in at_stage(self.shape, stage)}
             if one.start:  # keys and values of the positions that are not computed
-                wanted |= {(later, "qkv") for later in range(layer + (stage > 0), self.shape.layers)}
+                wanted |= {(later, "qkv") for later in range(layer + (stage > ATTN_IN), self.shape.layers)}
             for write in self.writes[chunk.group][number]:
                 if write.embedding is not None:
                     wanted |= {(0, "embed"), (0, "pos_embed")} if self.shape.pos_embed else {(0, "embed")}

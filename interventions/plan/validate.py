@@ -37,6 +37,8 @@ def check_site(site: Site, model: str, shape: Shape, groups: Sequence[Group]) ->
         raise DeclarationError(f"{site}: {model} has no {site.component}: {missing}")
     if site.head is not None and site.head >= (shape.kv_heads if site.component.of_keys else shape.heads):
         raise DeclarationError(f"{site}: {model} has {_heads(site, shape)}")
+    if site.neuron is not None and site.neuron >= shape.d_mlp:
+        raise DeclarationError(f"{site}: {model} has neurons 0 to {shape.d_mlp - 1}")
     for group in groups:
         check_places(site.positions or (), str(site), group)
 
@@ -45,6 +47,9 @@ def _missing(component: Component, shape: Shape) -> str:
     """Why a model of this shape lacks a component; nothing where it has it."""
     if component is Component.resid_mid and shape.parallel:
         return "attention and MLP of a layer both read resid_pre"
+    if component.per_neuron and not shape.neurons:
+        parts = "pre, up, act and down" if shape.gated else "pre, act and down"
+        return f"the table of its family does not say where the {parts} of its MLPs are"
     if component is Component.pos_embed and not shape.pos_embed:
         return "positions enter where q and k are rotated (q_rot, k_rot)"
     if component in (Component.q_rot, Component.k_rot) and not shape.rotary:
@@ -105,14 +110,21 @@ def check_edit(edit: Edit, model: str, shape: Shape, groups: Sequence[Group], ru
         check_site(edit.sender, model, shape, groups)
     vector = edit.change().value
     if isinstance(vector, tuple):
-        component = edit.site.component
-        narrow = component.per_head and component is not Component.head_out
-        width = shape.d_head if narrow else shape.d_model
+        width = _width(edit.site, shape)
         if len(vector) != width:
-            raise DeclarationError(f"{edit!r}: {edit.site} of {model} takes {width} numbers, got {len(vector)}")
+            takes = "one number" if width == 1 else f"{width} numbers"
+            raise DeclarationError(f"{edit!r}: {edit.site} of {model} takes {takes}, got {len(vector)}")
     if isinstance(edit, Knockout):
         for group in groups:
             check_places(edit.key or (), f"{edit!r}", group)
+
+
+def _width(site: Site, shape: Shape) -> int:
+    """How many numbers a vector has that is written to each position of a site."""
+    component = site.component
+    if component.per_neuron:
+        return shape.d_mlp if site.neuron is None else 1
+    return shape.d_head if component.per_head and component is not Component.head_out else shape.d_model
 
 
 def check_condition(edits: Sequence[Edit], shape: Shape, groups: Sequence[Group]) -> None:

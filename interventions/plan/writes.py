@@ -31,23 +31,32 @@ from ..declare.paths import AFTER, PathPatch
 from ..declare.sites import Site
 from ..declare.steering import Knockout
 
+STAGES = ("stream", "attn_in", "qkv", "z", "attn_out", "mid", "mlp_in", "mlp_pre", "mlp_post", "mlp_out")
+"""The stages of a layer, in forward order: places at which rows join a pass."""
+
+STREAM, ATTN_IN, QKV, Z, ATTN_OUT, MID, MLP_IN, MLP_PRE, MLP_POST, MLP_OUT = range(len(STAGES))
+
 JOIN_STAGES = {
-    "stream": 0,
-    "q": 1,
-    "k": 1,
-    "v": 1,
-    "q_rot": 1,
-    "k_rot": 1,
-    "scores": 1,
-    "pattern": 1,
-    "z": 2,
-    "attn_out": 3,
-    "mid": 4,
-    "mlp_out": 5,
+    "stream": STREAM,
+    "attn_in": ATTN_IN,
+    "q": QKV,
+    "k": QKV,
+    "v": QKV,
+    "q_rot": QKV,
+    "k_rot": QKV,
+    "scores": QKV,
+    "pattern": QKV,
+    "z": Z,
+    "attn_out": ATTN_OUT,
+    "mid": MID,
+    "mlp_in": MLP_IN,
+    "mlp_pre": MLP_PRE,
+    "mlp_post": MLP_POST,
+    "mlp_out": MLP_OUT,
 }
 """Point to the stage of a layer at which a row that is first changed there joins the pass."""
 
-BY_QUERY = ("q", "q_rot", "scores", "pattern", "z", "attn_out", "mid", "mlp_out")
+BY_QUERY = ("q", "q_rot", "scores", "pattern", "z", "attn_out", "mid", "mlp_in", "mlp_pre", "mlp_post", "mlp_out")
 """Points of the last layer that matter at scored positions only."""
 
 OF_KEYS = ("k", "v", "k_rot")
@@ -84,7 +93,8 @@ class Write:
         ``0 .. layers``; the stream of layer ``layers`` is what the final norm reads.
     point : str
         A key of `JOIN_STAGES`.
-    head : int, optional
+    part : int, optional
+        A head or a neuron; None for all.
     positions : tuple of int, optional
         Counted from 0; those that no number depends on are left out. None for all.
     how : How
@@ -95,7 +105,7 @@ class Write:
 
     layer: int
     point: str
-    head: int | None
+    part: int | None
     positions: Positions
     how: How
     value: Value
@@ -207,11 +217,11 @@ def _write(edit: Edit, shape: Shape, group: Group, positions: list[int] | None) 
         point = "scores"
     if point not in JOIN_STAGES:
         raise DeclarationError(f"{edit!r}: {component} can be read, and no pass writes to it")
-    head = None if point == "attn_out" else site.head
+    part = None if point == "attn_out" else site.part
     return Write(
         layer,
         point,
-        head,
+        part,
         None if positions is None else tuple(sorted(positions)),
         how,
         _value(edit, value, group),

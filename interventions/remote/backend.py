@@ -108,6 +108,8 @@ class NdifBackend(Backend):
         heads = () if site.head is not None else (shape.kv_heads if component.of_keys else shape.heads,)
         if str(component) == "pattern":
             return (examples, *heads, some, length)
+        if component.per_neuron:
+            return (examples, some, *(() if site.neuron is not None else (shape.d_mlp,)))
         if not component.per_head:
             return (examples, some, shape.d_model)
         return (examples, some, *heads, shape.d_model if str(component) == "head_out" else shape.d_head)
@@ -247,7 +249,7 @@ def open_model(name: str, where: str, place: str, tokenizer: Any, trusted: bool)
         name,
         place,
         family,
-        family.shape(config),
+        family.shape(config, traced._module),
         tokenizer,
         traced,
         trusted=trusted,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -47,9 +47,10 @@ def described(model: Model) -> ModelDescription:
         "rotary": family.modules.get("rotary"),
         **family.layout_of(shape),
         "embeddings": list(family.embeddings.items()),
-        "points": list(family.points(shape.parallel)),
+        "points": list(family.points(shape)),
         "layers": shape.layers,
         "parallel": shape.parallel,
+        "gated": shape.gated,
         "scalings": [model.scaling(layer) for layer in model.layers],
         "windows": [shape.window(layer) for layer in model.layers],
         "apart": False,
@@ -71,9 +72,9 @@ def described_site(model: Model, site: Site) -> CapturedSite:
     """A site as `server_jobs.capture` takes it."""
     shape, component = model.shape, site.component
     return {
-        "kind": "head_out" if component is Component.head_out else "heads" if component.per_head else "whole",
+        "kind": _kind(site),
         "site": point_of(site),
-        "columns": columns_of(model, component, site.head),
+        "columns": columns_of(model, component, site.part),
         "pattern": pattern_columns(model, site.layer, site.head) if component is Component.pattern else None,
         "heads": shape.kv_heads if component.of_keys else shape.heads,
         "head": site.head,
@@ -81,9 +82,16 @@ def described_site(model: Model, site: Site) -> CapturedSite:
     }
 
 
-def columns_of(model: Model, component: str, head: int | None) -> slice:
-    """Columns of a component, of one head or of all, in the tensor at its point."""
-    return activations.columns(component, head, model.shape.heads, model.shape.d_head, model.shape.kv_heads)
+def _kind(site: Site) -> Literal["whole", "heads", "head_out", "neuron"]:
+    """How the values of a site lie in the tensor that holds it."""
+    if site.component is Component.head_out:
+        return "head_out"
+    return "heads" if site.component.per_head else "whole" if site.neuron is None else "neuron"
+
+
+def columns_of(model: Model, component: str, part: int | None) -> slice:
+    """Columns of a component, of one head or neuron or of all, in the tensor at its point."""
+    return activations.columns(component, part, model.shape.heads, model.shape.d_head, model.shape.kv_heads)
 
 
 def pattern_columns(model: Model, layer: int, head: int | None) -> PatternColumns:

@@ -162,9 +162,9 @@ def check_plan_estimable(plan: Plan, readers: Sequence[CompiledMetric], steps: i
 
 
 def _meet(one: Write, other: Write) -> bool:
-    same_head = one.head is None or other.head is None or one.head == other.head
+    same_part = one.part is None or other.part is None or one.part == other.part
     shared = one.positions is None or other.positions is None or bool({*one.positions} & {*other.positions})
-    return (one.layer, one.point) == (other.layer, other.point) and same_head and shared
+    return (one.layer, one.point) == (other.layer, other.point) and same_part and shared
 
 
 def chunks_of(plan: Plan, steps: int) -> Iterator[ExampleChunk]:

@@ -14,7 +14,7 @@ from ..declare.paths import PathPatch
 from ..models.model import Model
 from ..plan.passes import ExampleChunk, Pass, changed_heads, recomputed_heads
 from ..plan.plan import Plan
-from ..plan.writes import BY_QUERY, OF_KEYS, Keys, Write, positions_in
+from ..plan.writes import BY_QUERY, OF_KEYS, QKV, STAGES, Keys, Write, positions_in
 from ..traced.specs import (
     EmbeddingWrite,
     HeadPairs,
@@ -79,7 +79,7 @@ class PassSpecBuilder:
                 self._embed(embedded, local)
             for write in writes[len(embedded) :]:
                 if pairs is None or write.join != join:
-                    self._write(write, local, write.head, False)
+                    self._write(write, local, write.part, False)
                     continue
                 for pair, head in enumerate(heads, start=first):
                     if head in changed_heads(write, shape):
@@ -91,15 +91,16 @@ class PassSpecBuilder:
         if write.embedding is not None:
             self._embed([write], unit)
         else:
-            self._write(write, unit, write.head, False)
+            self._write(write, unit, write.part, False)
 
     def frame(self) -> PassSpec:
         """The pass with the writes that were put in so far."""
-        joins: dict[tuple[int, int], int] = {}
+        joins: dict[tuple[int, str], int] = {}
         ahead: dict[int, int] = {}
         for number, (layer, stage) in enumerate(self.one.joins):
-            joins[(layer, stage)] = joins.get((layer, stage), 0) + 1
-            if stage == 1:
+            at = (layer, STAGES[stage])
+            joins[at] = joins.get(at, 0) + 1
+            if stage == QKV:
                 ahead.setdefault(layer, number)
         return {
             "examples": self.examples,
@@ -120,8 +121,8 @@ class PassSpecBuilder:
             "senders": list(self.senders.values()),
         }
 
-    def _write(self, write: Write, unit: int, head: int | None, alone: bool) -> None:
-        """Put in a write; `unit` counts conditions or, where a head is `alone` in its rows, pairs."""
+    def _write(self, write: Write, unit: int, part: int | None, alone: bool) -> None:
+        """Put in a write to a head, a neuron or all; `unit` counts conditions, or pairs with a head `alone` in rows."""
         axis = self._axis(write, alone)
         there = {*axis}
         wanted = axis if write.positions is None else [at for at in write.positions if at in there]
@@ -129,7 +130,7 @@ class PassSpecBuilder:
             return
         rows = slice(unit * self.examples, (unit + 1) * self.examples)
         where = _index([axis.index(at) for at in wanted] if len(wanted) < len(axis) else None)
-        heads = slice(0, 1) if alone else slice(None) if head is None else slice(head, head + 1)
+        parts = slice(0, 1) if alone else slice(None) if part is None else slice(part, part + 1)
         if isinstance(write.value, Keys):
             device = self.model.device
             queries = torch.arange(len(axis), device=device)[where]
@@ -137,14 +138,14 @@ class PassSpecBuilder:
                 [key for key in write.value.positions if key < self.stop], device=device, dtype=torch.long
             )
             masks = self.pair_masks if alone else self.masks
-            masks.setdefault(write.layer, []).append({"rows": rows, "heads": heads, "queries": queries, "keys": keys})
+            masks.setdefault(write.layer, []).append({"rows": rows, "heads": parts, "queries": queries, "keys": keys})
             return
         columns = slice(None)
-        if write.point == "pattern":
-            columns = heads
-        elif write.point in ("q", "k", "v", "q_rot", "k_rot", "z") and head is not None and not alone:
-            columns = slice(head * self.model.shape.d_head, (head + 1) * self.model.shape.d_head)
-        value = self._value(write, head, wanted)
+        if write.point in ("pattern", "mlp_pre", "mlp_post"):
+            columns = parts
+        elif write.point in ("q", "k", "v", "q_rot", "k_rot", "z") and part is not None and not alone:
+            columns = slice(part * self.model.shape.d_head, (part + 1) * self.model.shape.d_head)
+        value = self._value(write, part, wanted)
         made: TensorWrite = {
             "rows": rows,
             "positions": where,
@@ -165,14 +166,14 @@ class PassSpecBuilder:
                 return self.out
         return list(range(0 if alone and write.point in OF_KEYS else self.start, self.stop))
 
-    def _value(self, write: Write, head: int | None, wanted: list[int]) -> Value:
+    def _value(self, write: Write, part: int | None, wanted: list[int]) -> Value:
         """What a write puts in at the wanted positions, as far as it is known here."""
         if isinstance(write.value, PathPatch):
             receiver = self._path(write, write.value)
             return {"kind": "path", "receiver": receiver, "positions": _index([at - self.start for at in wanted])}
         site = write.edit.site
-        pattern = pattern_columns(self.model, site.layer, head) if site.component is Component.pattern else None
-        columns = columns_of(self.model, site.component, head)
+        pattern = pattern_columns(self.model, site.layer, part) if site.component is Component.pattern else None
+        columns = columns_of(self.model, site.component, part)
         return deferred_value(
             write.value, point_of(site), columns, pattern, self.stop, _index(wanted), self.span, self.drawn
         )
@@ -219,8 +220,8 @@ class PassSpecBuilder:
                 "receivers": [],
             }
         receivers = self.senders[start]["receivers"]
-        columns = None if write.head is None else columns_of(self.model, write.point, write.head)
-        key = (list(self.senders).index(start), write.layer, write.point, write.head)
+        columns = None if write.part is None else columns_of(self.model, write.point, write.part)
+        key = (list(self.senders).index(start), write.layer, write.point, write.part)
         if all(key != receiver["key"] for receiver in receivers):
             receivers.append({"key": key, "layer": write.layer, "columns": columns})
         return key

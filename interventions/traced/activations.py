@@ -17,29 +17,31 @@ if TYPE_CHECKING:
     from .specs import Kernel, ModelParts, Points, ReadSite, RowChange
 
 
-def columns(component: str, head: int | None, heads: int, d_head: int, kv_heads: int) -> slice:
-    """Columns of a component (of one head, or of all) in the last axis of the tensor at its point.
+def columns(component: str, part: int | None, heads: int, d_head: int, kv_heads: int) -> slice:
+    """Columns of a component (of one head or neuron, or of all) in the last axis of the tensor at its point.
 
     Parameters
     ----------
     component : str
-    head : int, optional
-        All heads where left out; of ``k v k_rot`` a key-value head.
+    part : int, optional
+        A head, of ``k v k_rot`` a key-value head, or a neuron; all where left out.
     heads, d_head, kv_heads : int
         Counts of the model.
 
     Returns
     -------
     slice
-        All columns where the component has no heads.
+        All columns where the component has no heads or neurons.
     """
+    if component in ("mlp_pre", "mlp_post") and part is not None:
+        return slice(part, part + 1)
     count = kv_heads if component in ("k", "v", "k_rot") else heads
     start = {"k": heads, "k_rot": heads, "v": heads + kv_heads}.get(component, 0) * d_head
     if component not in ("q", "k", "v", "q_rot", "k_rot", "z", "head_out"):
         return slice(None)
-    if head is None:
+    if part is None:
         return slice(start, start + count * d_head)
-    return slice(start + head * d_head, start + (head + 1) * d_head)
+    return slice(start + part * d_head, start + (part + 1) * d_head)
 
 
 def split_heads(value: torch.Tensor, heads: int) -> torch.Tensor:

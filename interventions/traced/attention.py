@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from .projections import project, rotated, sides, split_sides
-from .rows import apply_writes, call_module, split_last_axis, write_into
+from .rows import apply_writes, normed, split_last_axis, write_into
 
 if TYPE_CHECKING:
     from .specs import ModelParts, Points, ResolvedPass, ScoreMask, TensorWrite, WriteSite
@@ -45,14 +45,14 @@ def attention(
         Queries are the positions that are computed; of the last layer, the scored ones where logits are read.
     """
     module, heads, start, stop = model["blocks"][layer], model["heads"], spec["start"], spec["stop"]
-    normed = call_module(module, model["paths"]["norm_1"], hidden)
+    read = apply_writes(normed(module, model["paths"]["norm_1"], hidden), (layer, "attn_in"), spec, keep)
     width, kv_width = heads * model["d_head"], model["kv_heads"] * model["d_head"]
     some = layer == spec["layers"] - 1 and not spec["pattern_kernels"] and len(spec["out"]) < stop - start
     if some:
-        q = project(model, module, normed[:, spec["out"] - start], slice(0, width))
-        k, v = project(model, module, normed, slice(width, width + 2 * kv_width)).chunk(2, -1)
+        q = project(model, module, read[:, spec["out"] - start], slice(0, width))
+        k, v = project(model, module, read, slice(width, width + 2 * kv_width)).chunk(2, -1)
     else:
-        q, k, v = sides(model, module, normed)
+        q, k, v = sides(model, module, read)
     q = apply_writes(q, (layer, "q"), spec, keep)
     k, v = apply_writes(k, (layer, "k"), spec, keep), apply_writes(v, (layer, "v"), spec, keep)
     queries = spec["out"] if some else torch.arange(start, stop, device=hidden.device)
@@ -155,7 +155,7 @@ def recomputed_z(model: ModelParts, base: Points, spec: ResolvedPass, layer: int
         writes.get((layer, "pattern"), []),
         False,
     )
-    count = spec["joins"][(layer, 1)]
+    count = spec["joins"][(layer, "qkv")]
     made = base[(layer, "z")][:, at].repeat(count, 1, 1).reshape(count, examples, len(queries), heads, d_head)
     first = spec["ahead"][layer]
     local = torch.tensor([condition - first for condition in conditions], device=device)

@@ -14,10 +14,13 @@ import torch
 from .attention import attention, recomputed_z
 from .logits import logits_kernels
 from .projections import combine, project, rotary_angles
-from .rows import append_joining_rows, append_rows, apply_writes, call_module
+from .rows import append_joining_rows, append_rows, apply_writes, call_module, normed
 
 if TYPE_CHECKING:
     from .specs import ModelParts, Points, ReceiverKey, ResolvedPass, TensorWrite, WriteSite
+
+IN_MLP = ("mlp_in", "mlp_pre", "mlp_post")
+"""Points and stages in an MLP."""
 
 
 def run(model: ModelParts, base: Points, spec: ResolvedPass, keep: dict[WriteSite, Any]) -> dict[str, torch.Tensor]:
@@ -44,7 +47,7 @@ def run(model: ModelParts, base: Points, spec: ResolvedPass, keep: dict[WriteSit
     last = spec["layers"] - 1
     for layer in range(spec["first"], spec["layers"] + bool(spec["logits"]["kernels"])):
         at = spec["out"] if layer > last else slice(spec["start"], spec["stop"])
-        hidden = append_joining_rows(hidden, base, (layer, "stream"), at, spec, (layer, 0))
+        hidden = append_joining_rows(hidden, base, (layer, "stream"), at, spec, (layer, "stream"))
         hidden = apply_writes(hidden, (layer, "stream"), spec, keep)
         if layer <= last:
             hidden = (parallel_block if model["parallel"] else block)(model, base, spec, layer, hidden, keep, attended)
@@ -88,28 +91,30 @@ def block(
     start = spec["start"]
     window = slice(start, spec["stop"])
     at = spec["out"] if last else window
+    hidden = append_joining_rows(hidden, base, (layer, "stream"), window, spec, (layer, "attn_in"))
     z = resid = None
     if hidden is not None:
         z = attention(model, base, spec, layer, hidden, keep, attended)
         resid = hidden[:, spec["out"] - start] if last else hidden
     if last and not spec["logits"]["kernels"]:
         return None
-    if (layer, 1) in spec["joins"]:
+    if (layer, "qkv") in spec["joins"]:
         z = append_rows(z, recomputed_z(model, base, spec, layer, at))
-        resid = append_joining_rows(resid, base, (layer, "stream"), at, spec, (layer, 1))
-    z = append_joining_rows(z, base, (layer, "z"), at, spec, (layer, 2))
-    resid = append_joining_rows(resid, base, (layer, "stream"), at, spec, (layer, 2))
+        resid = append_joining_rows(resid, base, (layer, "stream"), at, spec, (layer, "qkv"))
+    z = append_joining_rows(z, base, (layer, "z"), at, spec, (layer, "z"))
+    resid = append_joining_rows(resid, base, (layer, "stream"), at, spec, (layer, "z"))
     z = apply_writes(z, (layer, "z"), spec, keep)
     attn_out = None if z is None else call_module(module, model["paths"]["out"], z)
-    attn_out = append_joining_rows(attn_out, base, (layer, "attn_out"), at, spec, (layer, 3))
-    resid = append_joining_rows(resid, base, (layer, "stream"), at, spec, (layer, 3))
+    attn_out = append_joining_rows(attn_out, base, (layer, "attn_out"), at, spec, (layer, "attn_out"))
+    resid = append_joining_rows(resid, base, (layer, "stream"), at, spec, (layer, "attn_out"))
     attn_out = apply_writes(attn_out, (layer, "attn_out"), spec, keep)
     mid = None if attn_out is None or resid is None else resid + attn_out
-    mid = append_joining_rows(mid, base, (layer, "resid_mid"), at, spec, (layer, 4))
+    mid = append_joining_rows(mid, base, (layer, "resid_mid"), at, spec, (layer, "mid"))
     mid = apply_writes(mid, (layer, "mid"), spec, keep)
-    mlp_out = None if mid is None else mlp(model, layer, mid)
-    mlp_out = append_joining_rows(mlp_out, base, (layer, "mlp_out"), at, spec, (layer, 5))
-    mid = append_joining_rows(mid, base, (layer, "resid_mid"), at, spec, (layer, 5))
+    mlp_out = mlp_with_writes(model, base, spec, layer, mid, keep)
+    mlp_out = append_joining_rows(mlp_out, base, (layer, "mlp_out"), at, spec, (layer, "mlp_out"))
+    for stage in (*IN_MLP, "mlp_out"):
+        mid = append_joining_rows(mid, base, (layer, "resid_mid"), at, spec, (layer, stage))
     mlp_out = apply_writes(mlp_out, (layer, "mlp_out"), spec, keep)
     return None if mid is None or mlp_out is None else mid + mlp_out
 
@@ -123,7 +128,10 @@ def parallel_block(
     keep: dict[WriteSite, Any],
     attended: dict[str, torch.Tensor],
 ) -> torch.Tensor | None:
-    """`block` where the MLP reads what attention reads: rows that join later have the MLP of the base run.
+    """`block` where the MLP reads what attention reads: rows that join in attention have the MLP of the base run.
+
+    Those that join in the MLP have the attention of the base run. No row that joins in attention is written to in the
+    MLP of the same layer: the plan has such a row join at its stream.
 
     Parameters
     ----------
@@ -138,27 +146,90 @@ def parallel_block(
     module, last = model["blocks"][layer], layer == spec["layers"] - 1
     start = spec["start"]
     at = spec["out"] if last else slice(start, spec["stop"])
+    through = 0 if hidden is None else len(hidden)
+    hidden = append_joining_rows(hidden, base, (layer, "stream"), slice(start, spec["stop"]), spec, (layer, "attn_in"))
     z = resid = mlp_out = None
     if hidden is not None:
         z = attention(model, base, spec, layer, hidden, keep, attended)
         resid = hidden[:, spec["out"] - start] if last else hidden
     if last and not spec["logits"]["kernels"]:
         return None
-    if resid is not None:
-        mlp_out = mlp(model, layer, resid)
-    if (layer, 1) in spec["joins"]:
+    if resid is not None and through:
+        alone: ResolvedPass = {**of_rows(spec, layer, slice(0, through)), "joins": {}}
+        mlp_out = mlp_with_writes(model, base, alone, layer, resid[:through], keep)
+    if (layer, "qkv") in spec["joins"]:
         z = append_rows(z, recomputed_z(model, base, spec, layer, at))
-    z = append_joining_rows(z, base, (layer, "z"), at, spec, (layer, 2))
+    z = append_joining_rows(z, base, (layer, "z"), at, spec, (layer, "z"))
     z = apply_writes(z, (layer, "z"), spec, keep)
     attn_out = None if z is None else call_module(module, model["paths"]["out"], z)
-    for stage in (3, 5):
+    attn_out = append_joining_rows(attn_out, base, (layer, "attn_out"), at, spec, (layer, "attn_out"))
+    attn_out = apply_writes(attn_out, (layer, "attn_out"), spec, keep)
+    for stage in (*IN_MLP, "mlp_out"):
         attn_out = append_joining_rows(attn_out, base, (layer, "attn_out"), at, spec, (layer, stage))
-        attn_out = apply_writes(attn_out, (layer, "attn_out"), spec, keep) if stage == 3 else attn_out
-    for stage in (1, 2, 3, 5):
+    for stage in ("qkv", "z", "attn_out", *IN_MLP, "mlp_out"):
         resid = append_joining_rows(resid, base, (layer, "stream"), at, spec, (layer, stage))
+    for stage in ("attn_in", "qkv", "z", "attn_out"):
         mlp_out = append_joining_rows(mlp_out, base, (layer, "mlp_out"), at, spec, (layer, stage))
+    rest = of_rows(spec, layer, slice(0 if mlp_out is None else len(mlp_out), None))
+    mlp_out = append_rows(mlp_out, mlp_with_writes(model, base, rest, layer, None, {}))
+    mlp_out = append_joining_rows(mlp_out, base, (layer, "mlp_out"), at, spec, (layer, "mlp_out"))
     mlp_out = apply_writes(mlp_out, (layer, "mlp_out"), spec, keep)
     return None if resid is None or attn_out is None or mlp_out is None else resid + attn_out + mlp_out
+
+
+def of_rows(spec: ResolvedPass, layer: int, rows: slice) -> ResolvedPass:
+    """`spec` with the writes in the MLP of a layer to some rows only, counted from the first of them."""
+    writes, start = dict(spec["writes"]), rows.start
+    for point in IN_MLP:
+        writes[(layer, point)] = [
+            {**write, "rows": slice(write["rows"].start - start, write["rows"].stop - start)}
+            for write in spec["writes"].get((layer, point), [])
+            if start <= write["rows"].start and (rows.stop is None or write["rows"].stop <= rows.stop)
+        ]
+    return {**spec, "writes": writes}
+
+
+def mlp_with_writes(
+    model: ModelParts,
+    base: Points,
+    spec: ResolvedPass,
+    layer: int,
+    mid: torch.Tensor | None,
+    keep: dict[WriteSite, Any],
+) -> torch.Tensor | None:
+    """What the MLP of a layer makes of the rows at work, and of those that join in it; by its parts where needed.
+
+    Parameters
+    ----------
+    model, base, spec, layer, keep
+        As for `block`.
+    mid : tensor (row, position, d_model), optional
+        The stream that enters it; None where no row is at work.
+
+    Returns
+    -------
+    tensor (row, position, d_model) or None
+        None where no row is at work.
+    """
+    module, paths, last = model["blocks"][layer], model["paths"], layer == spec["layers"] - 1
+    at = spec["out"] if last else slice(spec["start"], spec["stop"])
+
+    def joined(value: torch.Tensor | None, point: str, stage: str) -> Any:
+        return append_joining_rows(value, base, (layer, point), at, spec, (layer, stage))
+
+    read = joined(None if mid is None else normed(module, paths["norm_2"], mid), "mlp_in", "mlp_in")
+    read = apply_writes(read, (layer, "mlp_in"), spec, keep)
+    sites = [(layer, point) for point in IN_MLP[1:]]
+    if not any([site in spec["joins"] or spec["writes"].get(site) or site in keep for site in sites]):
+        return None if read is None else call_module(module, paths["mlp"], read)
+    pre = joined(None if read is None else call_module(module, paths["pre"], read), "mlp_pre", "mlp_pre")
+    pre = apply_writes(pre, (layer, "mlp_pre"), spec, keep)
+    post = None if pre is None else call_module(module, paths["act"], pre)
+    if model["gated"] and post is not None:
+        up = joined(None if read is None else call_module(module, paths["up"], read), "mlp_up", "mlp_pre")
+        post = post * up
+    post = apply_writes(joined(post, "mlp_post", "mlp_post"), (layer, "mlp_post"), spec, keep)
+    return None if post is None else call_module(module, paths["down"], post)
 
 
 def path_values(model: ModelParts, base: Points, spec: ResolvedPass) -> dict[ReceiverKey, torch.Tensor]:

@@ -35,9 +35,11 @@ def append_joining_rows(
     return value if count is None else append_rows(value, base[site][:, at].repeat(count, 1, 1))
 
 
-def append_rows(value: torch.Tensor | None, more: torch.Tensor) -> torch.Tensor:
-    """Rows and more rows."""
-    return more if value is None else torch.cat([value, more])
+def append_rows(value: torch.Tensor | None, more: torch.Tensor | None) -> Any:
+    """Rows and more rows, if there are any."""
+    if value is None or more is None:
+        return more if value is None else value
+    return torch.cat([value, more])
 
 
 def apply_writes(value: Any, site: WriteSite, spec: PassSpec, keep: dict[WriteSite, Any]) -> Any:
@@ -75,6 +77,12 @@ def write_into(value: torch.Tensor, writes: list[TensorWrite]) -> torch.Tensor:
         else:
             value[rows, positions, columns] += new.to(value.dtype)
     return value
+
+
+def normed(block: Any, path: str, stream: torch.Tensor) -> torch.Tensor:
+    """What a norm of a block makes of the stream, as a tensor of its own also where that is the stream itself."""
+    made = call_module(block, path, stream)
+    return made.clone() if made is stream else made
 
 
 def split_last_axis(value: torch.Tensor, *sizes: int) -> torch.Tensor:

@@ -316,6 +316,8 @@ def value_at(points: Points, site: CapturedSite, out_of: dict[ReadSite, Any]) ->
     elif site["kind"] == "heads":
         value = value[..., site["columns"]]
         value = split_heads(value, site["heads"]) if head is None else value
+    elif site["kind"] == "neuron":
+        value = value[..., site["columns"]].squeeze(-1)
     return value if at is None else value[:, at]
 
 

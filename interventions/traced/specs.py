@@ -18,9 +18,8 @@ ReadSite = tuple[int, str]
 """Layer, and a point that is read of a run: of `Family.points`, ``rotated``, an embedding; ``stream`` of base runs."""
 WriteSite = tuple[int, str]
 """Layer, and a point that a planned pass writes at: a key of `JOIN_STAGES` in the plan. Layer ``layers`` is the end."""
-Join = tuple[int, int]
-"""Layer and stage at which conditions join: 0 ``stream``, 1 ``q k v pattern``, 2 ``z``, 3 ``attn_out``, 4 ``mid``, 5
-``mlp_out``."""
+Join = tuple[int, str]
+"""Layer and stage at which conditions join: one of `STAGES` in the plan."""
 Points: TypeAlias = "dict[ReadSite, torch.Tensor]"
 """What was read, ``(example, position, width)`` each."""
 Index: TypeAlias = "slice | list[int] | torch.Tensor"
@@ -48,6 +47,7 @@ class ModelFacts(BlockLayout):
     points: list[tuple[str, list[tuple[str, str]]]]  # of a block, in forward order: name, (path, side) of parts
     layers: int
     parallel: bool  # whether the MLP reads what attention reads
+    gated: bool  # whether the MLP has a gate
     scalings: list[float]  # by layer
     windows: list[int | None]  # by layer
     apart: bool  # whether the weights are on another machine than the job
@@ -244,7 +244,7 @@ class PassSpec(TypedDict):
     out: torch.Tensor  # (scored,), the scored positions from start on
     skip: int  # how many scored positions are before start
     joins: dict[Join, int]  # how many conditions join
-    ahead: dict[int, int]  # by layer: how many conditions joined before those at stage 1
+    ahead: dict[int, int]  # by layer: how many conditions joined before those at stage ``qkv``
     writes: dict[WriteSite, list[TensorWrite]]
     masks: dict[int, list[ScoreMask]]  # by layer
     pairs: dict[int, HeadPairs]  # by layer
@@ -332,7 +332,7 @@ class ChunkSpec(TypedDict):
 class CapturedSite(TypedDict):
     """A site whose values are taken."""
 
-    kind: Literal["whole", "heads", "head_out"]
+    kind: Literal["whole", "heads", "head_out", "neuron"]
     site: ReadSite
     columns: slice  # of the tensor there
     pattern: PatternColumns | None  # where the value is a pattern; then no columns

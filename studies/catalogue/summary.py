@@ -256,9 +256,10 @@ def _strongest(ds: xr.Dataset) -> Iterator[str]:
 
 
 def _condition(row: Mapping[str, Any], dims: tuple[Any, ...]) -> str:
-    """``L1H2 k``, ``layer 1 position 5``; without dims, ``the intervention``."""
-    words = [str(row["name"])] if {"layer", "head"} <= set(dims) else []
-    rest = [dim for dim in dims if not words or dim not in ("layer", "head")]
+    """``L1H2 k``, ``L0N17``, ``layer 1 position 5``; without dims, ``the intervention``."""
+    part = next((one for one in ("head", "neuron") if {"layer", one} <= set(dims)), "")
+    words = [str(row["name"])] if part else []
+    rest = [dim for dim in dims if not part or dim not in ("layer", part)]
     words += [str(row[dim]) if isinstance(row[dim], str) else f"{dim} {row[dim]}" for dim in rest]
     return " ".join(words) or "the intervention"
 

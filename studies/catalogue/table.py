@@ -51,11 +51,11 @@ def table(
     Returns
     -------
     DataFrame
-        Columns: ``name`` (``L5H1``) where ``layer`` and ``head`` are dims; each dim; ``value``, in the unit of the
-        variable; ``effect``, the change from the run without intervention, where that was measured; intervals and
-        q-values that are stored beside it (``effect_low``, ``effect_high``, ``effect_q``, ``chance``, ...); text of the
-        same dims, such as ``role``. ``.attrs`` holds ``variable``, ``units`` and ``long_name``, and ``comment``
-        where intervals are over few examples.
+        Columns: ``name`` (``L5H1``, ``L5N17``) where ``layer`` and ``head`` or ``neuron`` are dims; each dim;
+        ``value``, in the unit of the variable; ``effect``, the change from the run without intervention, where that was
+        measured; intervals and q-values that are stored beside it (``effect_low``, ``effect_high``, ``effect_q``,
+        ``chance``, ...); text of the same dims, such as ``role``. ``.attrs`` holds ``variable``, ``units`` and
+        ``long_name``, and ``comment`` where intervals are over few examples.
 
     Raises
     ------
@@ -99,10 +99,11 @@ def rows_of(ds: xr.Dataset, name: str) -> pd.DataFrame:
             columns[column] = spread(array)
 
     axes = {dim: xr.DataArray(_labels(ds, dim), dims=dim) for dim in dims}
-    for column, layer, head in _heads(dims):
+    for column, layer, part in _heads(dims):
         if column not in dims:
             columns[column] = [
-                f"L{one}H{two}" for one, two in zip(spread(axes[layer]), spread(axes[head]), strict=True)
+                f"L{one}{'N' if part == 'neuron' else 'H'}{two}"
+                for one, two in zip(spread(axes[layer]), spread(axes[part]), strict=True)
             ]
     columns |= {dim: spread(axis) for dim, axis in axes.items()}
     put("value", values)
@@ -161,8 +162,8 @@ def _beside(ds: xr.Dataset, name: str, dims: list[str]) -> dict[str, xr.DataArra
 
 
 def _heads(dims: list[str]) -> list[tuple[str, str, str]]:
-    """Pairs of dims that name a head: the column, and the dims of its layer and its number."""
-    whole = [("name", "layer", "head")] if {"layer", "head"} <= set(dims) else []
+    """Pairs of dims that name a head or a neuron: the column, and the dims of its layer and its number."""
+    whole = [("name", "layer", part) for part in ("head", "neuron") if {"layer", part} <= set(dims)][:1]
     kinds = [dim.removesuffix("_layer") for dim in dims if dim.endswith("_layer")]
     return whole + [(kind, f"{kind}_layer", f"{kind}_head") for kind in kinds if f"{kind}_head" in dims]
 

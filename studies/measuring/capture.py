@@ -14,7 +14,7 @@ from ...errors import UnknownNameError, choices
 from ...interventions.base.shape import Group, Shape
 from ...interventions.declare.codec import encode
 from ...interventions.declare.components import Component
-from ...interventions.declare.sites import Head, Site, as_site
+from ...interventions.declare.sites import Head, Neuron, Site, as_site
 from ...interventions.plan.plan import make_plan
 from ..storage.provenance import provenance
 from ..storage.registry import TASKS
@@ -31,7 +31,7 @@ Array = np.ndarray[Any, Any]
 def capture(
     model: Model,
     task: Task,
-    sites: Site | Head | str | Sequence[Site | Head | str],
+    sites: Site | Head | Neuron | str | Sequence[Site | Head | Neuron | str],
     *,
     run: str = "clean",
     remote: bool | None = None,
@@ -46,7 +46,7 @@ def capture(
     task : Task
     sites : Site, str, or sequence of these
         Such as ``Head(1, 2).pattern`` or ``Layer(0).resid_post``, or as text ``"L1H2.pattern"``; a bare head stands for
-        its ``z``.
+        its ``z``, a bare neuron for its ``mlp_post``.
     run : str
         The run of the task that is read.
     remote : bool, optional
@@ -58,8 +58,9 @@ def capture(
     -------
     Dataset
         One variable for each site, named like ``L1H2_pattern``: dims ``example``, then ``query key`` for patterns,
-        ``position`` and ``d_head`` or ``d_model`` for the rest, with ``head`` before them where the site names a whole
-        layer (``kv_head`` where heads share the keys and values in question). NaN beyond the end of shorter prompts.
+        ``position`` and ``d_head``, ``neuron`` or ``d_model`` for the rest (``position`` alone of one neuron), with
+        ``head`` before them where the site names a whole layer (``kv_head`` where heads share the keys and values in
+        question). NaN beyond the end of shorter prompts.
         The positions of a site that names some are a dim of its own, by number or label.
 
     Raises
@@ -85,7 +86,7 @@ def capture(
 
     check_is_model(model)
     check_remote(model, remote)
-    given = [sites] if isinstance(sites, Site | Head | str) else sites
+    given = [sites] if isinstance(sites, Site | Head | Neuron | str) else sites
     wanted = list(dict.fromkeys(as_site(site) for site in given))
     declared = task_json(task)
     batch = task.draw(model)
@@ -157,6 +158,8 @@ def _site_dims(site: Site, shape: Shape) -> tuple[str, ...]:
     head = () if site.head is not None else ("kv_head" if shared else "head",)
     if site.component is Component.pattern:
         return ("example", *head, "query", "key")
+    if site.component.per_neuron:
+        return ("example", "position", *(("neuron",) if site.neuron is None else ()))
     if not site.component.per_head:
         return ("example", "position", "d_model")
     return ("example", "position", *head, "d_model" if site.component is Component.head_out else "d_head")

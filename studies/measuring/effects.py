@@ -136,15 +136,15 @@ def intervened(ds: xr.Dataset) -> bool:
 
 
 def condition_names(values: xr.DataArray) -> np.ndarray[Any, Any]:
-    """A short name for each condition of an array, in its shape: ``L1H2 k``, ``L0H3 zero``, ``layer 1 position 5``.
+    """A short name for each condition of an array, in its shape: ``L1H2 k``, ``L0N17``, ``layer 1 position 5``.
 
     Axes without a coordinate count from 0; an array without dims holds ``the intervention``.
     """
     names = np.full(values.shape, "the intervention", dtype=object)
-    whole = {"layer", "head"} <= set(values.dims)
+    part = next((one for one in ("head", "neuron") if {"layer", one} <= set(values.dims)), "")
     for at in np.ndindex(values.shape):
         here = {str(dim): _at(values, str(dim), place) for dim, place in zip(values.dims, at, strict=True)}
-        words = [f"L{here.pop('layer')}H{here.pop('head')}"] if whole else []
+        words = [f"L{here.pop('layer')}{part[0].upper()}{here.pop(part)}"] if part else []
         words += [str(value) if isinstance(value, str) else f"{dim} {value}" for dim, value in here.items()]
         names[at] = " ".join(words) or names[at]
     return names

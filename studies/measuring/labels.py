@@ -123,7 +123,7 @@ def number_dims(dataset: xr.Dataset) -> xr.Dataset:
 
 def counted(sizes: Mapping[Any, int], there: Container[Any]) -> dict[str, Any]:
     """Coordinates of the dims that count from 0, of those that are not there."""
-    dims = ("read_layer", "read_head", "layer", "head", "query", "key")
+    dims = ("read_layer", "read_head", "layer", "head", "neuron", "query", "key")
     return {dim: np.arange(size) for dim, size in sizes.items() if dim in dims and dim not in there}
 
 
@@ -148,7 +148,7 @@ def _text_of(intervention: Intervention) -> str:
             kind, where = type(edit).__name__.removesuffix("Ablate").lower(), str(edit.site)
         else:  # of a class of one's own
             kind, where = type(edit).__name__, ""
-        by_kind.setdefault(kind, []).append(re.sub(r"(H\d+) z\b", r"\1", where))
+        by_kind.setdefault(kind, []).append(re.sub(r"(H\d+) z\b|(N\d+) mlp_post\b", r"\1\2", where))
     parts = []
     for kind, places in by_kind.items():
         more = f" + {len(places) - NAMED} more" if len(places) > NAMED else ""

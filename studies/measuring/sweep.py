@@ -117,7 +117,9 @@ class SweepRun:
         """Run the self-check, unless this very model has passed it."""
         from ...interventions import selfcheck
 
-        selfcheck.check_model(self.model, call.identity, int(self.setup.batch.lengths.max()))
+        writes = (write for group in self.setup.plan.writes for edits in group for write in edits)
+        inner = any(write.point in selfcheck.INNER for write in writes)
+        selfcheck.check_model(self.model, call.identity, int(self.setup.batch.lengths.max()), inner)
 
     @property
     def _steps(self) -> int | None:

@@ -40,7 +40,7 @@ def provenance(model: Model, identity: Identity) -> dict[str, Any]:
         "model": model.name,
         "model_revision": model.revision,
         **({} if model.step is None else {"step": model.step}),
-        "model_shape": json.dumps(vars(model.shape)),
+        "model_shape": json.dumps({name: one for name, one in vars(model.shape).items() if name != "neurons"}),
         **identity.attrs(),
         "device": model.place,
         "executed": model.executed,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...errors import DeclarationError, check_text, choices
-from ...interventions.declare.codec import LEFT_OUT, written_repr
-from ...interventions.declare.sites import check_label
+from ...interventions.declare.codec import written_repr
+from ...interventions.declare.sites import LEFT_OUT, check_label
 from .batch import Batch
 from .tasks import bos_of, has_no_text
 

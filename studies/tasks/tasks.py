@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ...errors import LARGEST_SEED, MOST_PROMPTS, DeclarationError, UnknownNameError, choices, whole
-from ...interventions.declare.codec import LEFT_OUT, written_repr
+from ...interventions.declare.codec import written_repr
+from ...interventions.declare.sites import LEFT_OUT
 from .batch import Batch
 
 if TYPE_CHECKING:

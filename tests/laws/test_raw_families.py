@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from operator import attrgetter
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def close(found, wanted, atol=1e-10):
 def placed(component, layer, positions=(9, 12)):
     layer = 0 if "embed" in component else layer
     per_head = component in (*raw_families.QKV, "q_rot", "k_rot", "pattern", "z", "head_out")
-    return Place(layer, component, 0 if per_head else None, positions)
+    return Place(layer, component, 0 if per_head or component in raw_families.PER_NEURON else None, positions)
 
 
 def test_what_is_read_can_be_written_back_and_a_write_is_seen(model):
@@ -98,6 +99,24 @@ def test_key_value_heads_are_shared_by_neighbours():
             zero = float(seen[str(Place(1, "z", head))].abs().max()) == 0
             assert zero == (head // 2 == key_head)
             assert zero or torch.equal(seen[str(Place(1, "z", head))], zs[head])
+
+
+def test_neurons_by_hand(model):
+    """The last matrix makes the output of the MLP from what is read before it, and that is of what is read before."""
+    tokens = draw(model)
+    normed, pre, post, out = (read(model, tokens, Place(0, f"mlp_{one}")) for one in ("in", "pre", "post", "out"))
+    kind, mlp = model.config.model_type, attrgetter(raw_families.anatomy(model).blocks)(model)[0].mlp
+    if kind in ("gpt_neox", "gpt_neo"):
+        first, last = (mlp.dense_h_to_4h, mlp.dense_4h_to_h) if kind == "gpt_neox" else (mlp.c_fc, mlp.c_proj)
+        made = torch.nn.functional.gelu(pre, approximate="none" if kind == "gpt_neox" else "tanh")
+    else:
+        first, last = mlp.gate_proj, mlp.down_proj
+        made = torch.nn.functional.gelu(pre, approximate="tanh") if kind == "gemma" else pre * pre.sigmoid()
+        made = made * mlp.up_proj(normed)
+    close(pre, first(normed))
+    close(post, made)
+    close(out, last(post))
+    close(read(model, tokens, Place(0, "mlp_post", 3)), post[:, :, 3])
 
 
 def test_parallel_blocks_read_the_same_stream():

@@ -20,6 +20,7 @@ from headwise.interventions import (
     Knockout,
     Layer,
     MeanAblate,
+    Neuron,
     Patch,
     PathPatch,
     ResampleAblate,
@@ -27,6 +28,7 @@ from headwise.interventions import (
     Site,
     ZeroAblate,
 )
+from headwise.interventions.base.shape import Shape
 from headwise.interventions.declare.edits import Intervention
 from headwise.metrics import induction, kl, logit_diff, loss, self_attention
 from headwise.studies import Prompts, RepeatedTokens
@@ -34,6 +36,7 @@ from tests.oracles import raw_families, raw_hooks
 from tests.oracles.planned_naive import QKV, Naive, starved
 
 PER_HEAD = (*QKV, "q_rot", "k_rot", "pattern", "z", "head_out")
+PER_NEURON = raw_families.PER_NEURON
 MODELS = {
     "two layers": {"layers": 2, "heads": 4, "d_head": 8, "vocab": 60, "context": 40},
     "deep, narrow": {"layers": 4, "heads": 2, "d_head": 5, "vocab": 45, "context": 12},
@@ -159,11 +162,18 @@ def meet(one: Site, other: Site, lengths: Sequence[int]) -> bool:
     """Whether two sites share a place in prompts of some length, wherever their positions are counted from."""
     if (one.layer, one.component) != (other.layer, other.component):
         return False
-    if None not in (one.head, other.head) and one.head != other.head:
+    if None not in (one.part, other.part) and one.part != other.part:
         return False
     if None in (one.positions, other.positions):
         return True
     return any({at % length for at in one.positions} & {at % length for at in other.positions} for length in lengths)
+
+
+def width(where: Site, shape: Shape) -> int:
+    """Numbers of a vector that is added to a site."""
+    if where.component in PER_NEURON:
+        return shape.d_mlp if where.neuron is None else 1
+    return shape.d_head if where.component in (*QKV, "q_rot", "k_rot", "z") else shape.d_model
 
 
 def placed(target: Site, at: Positions) -> Site:
@@ -181,6 +191,8 @@ def site(random: Random, there: World, components: Sequence[str], near: Site | N
         head = near.head if near.head is not None and near.head < there.heads(component) else head
     if component in PER_HEAD and (not whole or random.random() < 0.6):
         return placed(Head(layer, head).site(component), at)
+    if component in PER_NEURON and random.random() < 0.6:
+        return placed(Neuron(layer, random.choice([0, 3, there.shape.d_mlp - 1])).site(component), at)
     return placed(Layer(0 if "embed" in component else layer).site(component), at)
 
 
@@ -223,8 +235,7 @@ def intervention(random: Random, there: World, near: Site | None = None) -> Inte
     if kind is Patch:
         return Patch(where, random.choice(there.runs))
     if kind is Add:
-        width = there.shape.d_head if where.component in (*QKV, "q_rot", "k_rot", "z") else there.shape.d_model
-        return Add(where, [random.gauss(0, 1) for _ in range(width)])
+        return Add(where, [random.gauss(0, 1) for _ in range(width(where, there.shape))])
     if kind is Scale:
         return Scale(where, random.choice([-1.5, 0.0, 0.5, 1.0, 2.0]))
     if kind is MeanAblate:
@@ -264,6 +275,8 @@ def family(random: Random, there: World) -> list[Intervention]:
         at = positions(random, there.lengths)
         every = [Head(layer, head).site(component) for layer in layers for head in range(there.heads(component))]
         return [kind(placed(one, at)) for one in every]
+    if component in PER_NEURON and random.random() < 0.5:
+        return [kind(Neuron(layer, one).site(component)) for layer in layers for one in range(0, there.shape.d_mlp, 3)]
     steps = range(0, length, random.randint(1, 3))
     return [kind(Layer(layer).site(component).at(at)) for layer in layers for at in steps]
 

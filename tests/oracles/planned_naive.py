@@ -21,8 +21,8 @@ from tests.oracles import naive, raw_families, raw_paths
 from tests.oracles.raw_paths import Place
 
 QKV = ("q", "k", "v")
-BEFORE = ("embed", "pos_embed", "resid_pre", *QKV)
-ORDER = (*BEFORE, "q_rot", "k_rot", "pattern", "z", "head_out", "attn_out", "resid_mid", "mlp_out", "resid_post")
+BEFORE = ("embed", "pos_embed", "resid_pre", "attn_in", *QKV, "q_rot", "k_rot", "pattern", "z", "head_out", "attn_out")
+ORDER = (*BEFORE, "resid_mid", "mlp_in", "mlp_pre", "mlp_post", "mlp_out", "resid_post")
 
 
 def starved(edit, length, query, window=None):
@@ -108,7 +108,7 @@ class Naive:
                 table.setdefault(place[:2], []).append((place, change))
                 continue
             site, component = edit.site, str(edit.site.component)
-            each = self.heads if component in ("pattern", "head_out") and site.head is None else [site.head]
+            each = self.heads if component in ("pattern", "head_out") and site.head is None else [site.part]
             for head in each:
                 place = Place(site.layer, component, head, site.positions)
                 change = edit if isinstance(edit, Knockout) else self.value(edit, length, place)

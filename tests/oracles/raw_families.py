@@ -8,7 +8,11 @@ mask that the model made. Heads of ``k v k_rot`` are key-value heads.
 =============  ================================================================================
 ``q k v``      what ``q_proj k_proj v_proj`` write; in GPT-NeoX the head's part of ``query_key_value``, which lays
                q, k and v of one head side by side
+``attn_in``    input of the module that holds the projections
 ``resid_mid``  input of the second norm where the MLP follows attention; nothing where both read the block's input
+``mlp_in``     input of the MLP
+``mlp_pre``    output of its first matrix, where it is gated ``gate_proj``; with a head, the number of a neuron
+``mlp_post``   input of its last matrix
 =============  ================================================================================
 """
 
@@ -32,6 +36,7 @@ from tests.oracles.raw_paths import Change, Place, _at, _changed, _fixed, _reade
 QKV = ("q", "k", "v")
 OF_KEYS = ("k", "v", "k_rot")
 INSIDE = ("q_rot", "k_rot", "pattern")
+PER_NEURON = ("mlp_pre", "mlp_post")
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class Anatomy:
     out: str
     mlp: str
     norm_2: str
+    matrices: tuple[str, str] = ("mlp.gate_proj", "mlp.down_proj")
     fused: str | None = None
     rotary: bool = True
 
@@ -66,11 +72,12 @@ NEOX = Anatomy(
     "attention.dense",
     "mlp",
     "post_attention_layernorm",
+    ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
     "attention.query_key_value",
 )
 NEO = Anatomy(
     "transformer.h", "transformer.wte", "transformer.wpe", "attn.attention", "attn.attention.out_proj", "mlp", "ln_2",
-    rotary=False,
+    ("mlp.c_fc", "mlp.c_proj"), rotary=False,
 )  # fmt: skip
 
 
@@ -94,8 +101,8 @@ def components(model: Any) -> tuple[str, ...]:
     position = ("pos_embed",) if own.pos_embed else ()
     rotated = ("q_rot", "k_rot") if own.rotary else ()
     mid = () if is_parallel(model) else ("resid_mid",)
-    rest = ("pattern", "z", "head_out", "attn_out", *mid, "mlp_out", "resid_post")
-    return ("embed", *position, "resid_pre", *QKV, *rotated, *rest)
+    rest = ("pattern", "z", "head_out", "attn_out", *mid, "mlp_in", *PER_NEURON, "mlp_out", "resid_post")
+    return ("embed", *position, "resid_pre", "attn_in", *QKV, *rotated, *rest)
 
 
 # --- inside attention ------------------------------------------------------------------------------------------------
@@ -192,7 +199,15 @@ def _hooks(model: Any, tokens: Tensor, place: Place, change: Change) -> list[Any
     block = attrgetter(own.blocks)(model)[layer]
 
     def on_input(_module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (_changed(args[0], _at(positions), change), *args[1:])
+        return (_changed(args[0], _at(positions, head), change), *args[1:])
+
+    def on_named_input(_module: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        if args:
+            return on_input(_module, args), named
+        return args, {**named, "hidden_states": _changed(named["hidden_states"], _at(positions), change)}
+
+    def on_neurons(_module: Any, _args: Any, output: Tensor) -> Tensor:
+        return _changed(output, _at(positions, head), change)
 
     def on_output(_module: Any, _args: Any, output: Any) -> Any:
         whole, *rest = output if isinstance(output, tuple) else (output,)
@@ -221,8 +236,16 @@ def _hooks(model: Any, tokens: Tensor, place: Place, change: Change) -> list[Any
         return _attention_hooks(model, layer, head, positions, lambda scores: change(scores.softmax(-1)))
     if component in INSIDE:
         return [Inside(model, layer, component, lambda value: _changed(value, _at(positions, head), change))]
-    if component in ("resid_pre", "resid_mid", "z"):
-        before = {"resid_pre": ("", on_input), "resid_mid": (own.norm_2, on_mid), "z": (own.out, on_z)}
+    if component == "attn_in":
+        return [attrgetter(own.attention)(block).register_forward_pre_hook(on_named_input, with_kwargs=True)]
+    before = {
+        "resid_pre": ("", on_input),
+        "z": (own.out, on_z),
+        "resid_mid": (own.norm_2, on_mid),
+        "mlp_in": (own.mlp, on_input),
+        "mlp_post": (own.matrices[1], on_input),
+    }
+    if component in before:
         path, hook = before[component]
         module = attrgetter(path)(block) if path else block
         return [module.register_forward_pre_hook(hook)]
@@ -234,6 +257,7 @@ def _hooks(model: Any, tokens: Tensor, place: Place, change: Change) -> list[Any
     after = {
         "head_out": (own.out, on_head_out),
         "attn_out": (attention, on_output),
+        "mlp_pre": (own.matrices[0], on_neurons),
         "mlp_out": (own.mlp, on_output),
         **{
             part: (own.fused or f"{own.attention}.{part}_proj", on_fused if own.fused else on_projection)

@@ -4,12 +4,16 @@ Imports torch and transformers only. Where each component is taken from, per blo
 
 =============  ======================================================================================
 ``resid_pre``  the block's input
+``attn_in``    the input of ``attn.c_attn``
 ``q k v``      thirds of the output of ``attn.c_attn``, cut into heads
 ``pattern``    the attention weights that ``attn`` returns under eager attention (read only)
 ``z``          the input of ``attn.c_proj``, cut into heads
 ``head_out``   ``z`` of a head times its rows of ``c_proj``'s weight, without the bias (read only)
 ``attn_out``   the output of ``attn``, bias included
 ``resid_mid``  the tensor that enters ``ln_2``; the block keeps the same tensor for its skip connection
+``mlp_in``     the input of ``mlp.c_fc``
+``mlp_pre``    the output of ``mlp.c_fc``
+``mlp_post``   the input of ``mlp.c_proj``
 ``mlp_out``    the output of ``mlp``
 ``resid_post`` the block's output
 =============  ======================================================================================
@@ -26,9 +30,10 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-STREAM = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
+STREAM = ("resid_pre", "attn_in", "resid_mid", "mlp_in", "resid_post", "attn_out", "mlp_out")
 PER_HEAD = ("q", "k", "v", "z")
-EDITABLE = STREAM + PER_HEAD
+PER_NEURON = ("mlp_pre", "mlp_post")
+EDITABLE = STREAM + PER_HEAD + PER_NEURON
 READABLE = (*EDITABLE, "head_out", "pattern")
 
 
@@ -41,12 +46,13 @@ class Edit:
     component, layer
         One of `EDITABLE`, and the block's index.
     head
-        One head of q, k, v or z; None for all of them, or for a component without heads.
+        One head of q, k, v or z, or one neuron; None for all of them, or for a component that has neither.
     positions
         Positions to set; None for all.
     value
         Broadcastable to the slice: (example, position, d_model), with a head (example, position, d_head), or for all
-        heads (example, position, head, d_head), where position runs over ``positions``.
+        heads (example, position, head, d_head), where position runs over ``positions``; of a neuron (example,
+        position).
     """
 
     component: str
@@ -58,8 +64,8 @@ class Edit:
     def __post_init__(self) -> None:
         if self.component not in EDITABLE:
             raise ValueError(f"cannot edit {self.component!r}; one of {EDITABLE}")
-        if self.head is not None and self.component not in PER_HEAD:
-            raise ValueError(f"{self.component!r} has no heads")
+        if self.head is not None and self.component in STREAM:
+            raise ValueError(f"{self.component!r} has no heads and no neurons")
 
 
 def _select(whole: Tensor, head: int | None, positions: tuple[int, ...] | None) -> Tensor:
@@ -116,6 +122,7 @@ def _watch(model: GPT2LMHeadModel, component: str, layer: int, visit: Visit) -> 
 
     hooks: dict[str, Callable[[], Any]] = {
         "resid_pre": lambda: block.register_forward_pre_hook(on_input),
+        "attn_in": lambda: block.attn.c_attn.register_forward_pre_hook(on_input),
         "q": lambda: block.attn.c_attn.register_forward_hook(on_qkv),
         "k": lambda: block.attn.c_attn.register_forward_hook(on_qkv),
         "v": lambda: block.attn.c_attn.register_forward_hook(on_qkv),
@@ -123,6 +130,9 @@ def _watch(model: GPT2LMHeadModel, component: str, layer: int, visit: Visit) -> 
         "z": lambda: block.attn.c_proj.register_forward_pre_hook(on_input),
         "attn_out": lambda: block.attn.register_forward_hook(on_output),
         "resid_mid": lambda: block.ln_2.register_forward_pre_hook(on_mid),
+        "mlp_in": lambda: block.mlp.c_fc.register_forward_pre_hook(on_input),
+        "mlp_pre": lambda: block.mlp.c_fc.register_forward_hook(on_output),
+        "mlp_post": lambda: block.mlp.c_proj.register_forward_pre_hook(on_input),
         "mlp_out": lambda: block.mlp.register_forward_hook(on_output),
         "resid_post": lambda: block.register_forward_hook(on_output),
     }
@@ -164,7 +174,8 @@ def activation(
     -------
     Tensor
         (example, position, d_model) for `STREAM`; (example, position, head, d_head) for `PER_HEAD`; (example, position,
-        head, d_model) for ``head_out``; (example, head, query, key) for ``pattern``.
+        neuron) for `PER_NEURON`; (example, position, head, d_model) for ``head_out``; (example, head, query, key) for
+        ``pattern``.
     """
     if component not in READABLE:
         raise ValueError(f"cannot read {component!r}; one of {READABLE}")

@@ -8,12 +8,16 @@ eval mode and token ids (example, position) without padding. What a component is
 ``embed``           output of ``wte`` (the place's layer is ignored)                    (example, n, d_model)
 ``pos_embed``       output of ``wpe``, given an example axis (layer ignored)            (example, n, d_model)
 ``resid_pre``       input of the block                                                  (example, n, d_model)
+``attn_in``         input of ``attn.c_attn``                                            (example, n, d_model)
 ``q k v``           the head's part of ``attn.c_attn``'s output                         (example, n, d_head)
 ``pattern``         attention after the softmax; the positions are queries              (example, n, key)
 ``z``               the head's part of ``attn.c_proj``'s input                          (example, n, d_head)
 ``head_out``        z of the head times its rows of ``c_proj``'s weight, without bias   (example, n, d_model)
 ``attn_out``        output of ``attn``, bias included                                   (example, n, d_model)
 ``resid_mid``       input of ``ln_2``, and what the block adds the MLP's output to      (example, n, d_model)
+``mlp_in``          input of ``mlp.c_fc``                                               (example, n, d_model)
+``mlp_pre``         output of ``mlp.c_fc``; with a head, the number of a neuron         (example, n, neuron)
+``mlp_post``        input of ``mlp.c_proj``; the same                                   (example, n, neuron)
 ``mlp_out``         output of ``mlp``                                                   (example, n, d_model)
 ``resid_post``      output of the block                                                 (example, n, d_model)
 ==================  ==================================================================  ==========================
@@ -35,11 +39,13 @@ from transformers import GPT2LMHeadModel
 QKV = ("q", "k", "v")
 ONE_HEAD = ("pattern", "head_out")
 PER_HEAD = (*QKV, "z", *ONE_HEAD)
-COMPONENTS = (*PER_HEAD, "embed", "pos_embed", "resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+PER_NEURON = ("mlp_pre", "mlp_post")
+OF_STREAM = ("embed", "pos_embed", "resid_pre", "attn_in", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post")
+COMPONENTS = (*PER_HEAD, *PER_NEURON, *OF_STREAM)
 
 
 class Place(NamedTuple):
-    """A component of a layer, of one head (or None), at some positions (None: all). A plain tuple serves as well."""
+    """A component of a layer, of a head or neuron (or None), at some positions (None: all). A tuple serves too."""
 
     layer: int
     component: str
@@ -98,17 +104,20 @@ def _hooks(model: GPT2LMHeadModel, tokens: Tensor, place: Place, change: Change)
     layer, component, head, positions = place
     if component not in COMPONENTS:
         raise ValueError(f"{component!r} is not one of {COMPONENTS}")
-    if (head is not None and component not in PER_HEAD) or (head is None and component in ONE_HEAD):
+    if (head is not None and component in OF_STREAM) or (head is None and component in ONE_HEAD):
         raise ValueError(f"{component!r} cannot be had of head {head}")
     body, block, heads = model.transformer, model.transformer.h[layer], model.config.n_head
 
     def on_input(_module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (_changed(args[0], _at(positions), change), *args[1:])
+        return (_changed(args[0], _at(positions, head if component in PER_NEURON else None), change), *args[1:])
 
     def on_output(_module: Any, _args: Any, output: Any) -> Any:
         whole, *rest = output if isinstance(output, tuple) else (output,)
         changed = _changed(whole.expand(tokens.shape[0], -1, -1), _at(positions), change)  # wpe's has one row for all
         return (changed, *rest) if isinstance(output, tuple) else changed
+
+    def on_neurons(_module: Any, _args: Any, output: Tensor) -> Tensor:
+        return _changed(output, _at(positions, head), change)
 
     def on_qkv(_module: Any, _args: Any, output: Tensor) -> Tensor:
         parts = output.unflatten(-1, (3, heads, -1))
@@ -127,8 +136,15 @@ def _hooks(model: GPT2LMHeadModel, tokens: Tensor, place: Place, change: Change)
 
     if component == "pattern":
         return _attention_hooks(model, layer, head, positions, lambda scores: change(scores.softmax(-1)))
-    if component in ("resid_pre", "resid_mid", "z"):
-        before = {"resid_pre": (block, on_input), "resid_mid": (block.ln_2, on_mid), "z": (block.attn.c_proj, on_z)}
+    before = {
+        "resid_pre": (block, on_input),
+        "attn_in": (block.attn.c_attn, on_input),
+        "z": (block.attn.c_proj, on_z),
+        "resid_mid": (block.ln_2, on_mid),
+        "mlp_in": (block.mlp.c_fc, on_input),
+        "mlp_post": (block.mlp.c_proj, on_input),
+    }
+    if component in before:
         module, hook = before[component]
         return [module.register_forward_pre_hook(hook)]
     after = {
@@ -137,6 +153,7 @@ def _hooks(model: GPT2LMHeadModel, tokens: Tensor, place: Place, change: Change)
         "embed": (body.wte, on_output),
         "pos_embed": (body.wpe, on_output),
         "attn_out": (block.attn, on_output),
+        "mlp_pre": (block.mlp.c_fc, on_neurons),
         "mlp_out": (block.mlp, on_output),
         "resid_post": (block, on_output),
     }

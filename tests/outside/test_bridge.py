@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import headwise as hw
-from headwise.interventions import Head, Layer, Patch, Site, ZeroAblate
+from headwise.interventions import Head, Layer, Neuron, Patch, Site, ZeroAblate
 from headwise.metrics import loss
 from headwise.studies import RepeatedTokens, capture, measure
 from tests.oracles import raw_families
@@ -28,6 +28,7 @@ CALLED = {
 """Which model of the same family the bridge is told it has; nothing of it is looked up."""
 HOOKS = {
     "resid_pre": "hook_resid_pre",
+    "attn_in": "ln1.hook_out",
     "q": "attn.hook_q",
     "k": "attn.hook_k",
     "v": "attn.hook_v",
@@ -36,6 +37,9 @@ HOOKS = {
     "pattern": "attn.hook_pattern",
     "z": "attn.hook_z",
     "attn_out": "hook_attn_out",
+    "mlp_in": "mlp.hook_in",
+    "mlp_pre": "mlp.hook_pre",
+    "mlp_post": "mlp.hook_post",
     "mlp_out": "hook_mlp_out",
     "resid_post": "hook_resid_post",
 }
@@ -109,7 +113,7 @@ def test_interventions_agree(pair):
 
     def put(value, hook, site, source):
         where = (slice(None), slice(None) if site.positions is None else list(site.positions))
-        where = where if site.head is None else (*where, site.head)
+        where = where if site.part is None else (*where, site.part)
         value[where] = 0 if source is None else source[where]
         return value
 
@@ -123,6 +127,10 @@ def test_interventions_agree(pair):
         Patch(Head(0, shared).v),
         Patch(Layer(last).resid_pre.at([2, 9])),
         Patch(Layer(0).attn_out),
+        ZeroAblate(Neuron(0, 3)),
+        Patch(Neuron(last, 2).mlp_pre.at([2, 9])),
+        ZeroAblate(Layer(0).mlp_in),
+        Patch(Layer(last).attn_in),
     ]
     if model.shape.rotary and model.family.name != "gpt_neox":  # which has no hooks to put them in by
         several += [Patch(Head(0, 1).q_rot), Patch(Head(last, shared).k_rot)]

@@ -16,6 +16,7 @@ from headwise.interventions import (
     Knockout,
     Layer,
     MeanAblate,
+    Neuron,
     Patch,
     PathPatch,
     ResampleAblate,
@@ -42,6 +43,7 @@ whole = st.sampled_from([one for one in Component if not one.per_head and not on
 sites = st.one_of(
     st.builds(Site, per_head, st.integers(0, 5), st.none() | st.integers(0, 5), positions),
     st.builds(Site, whole, st.integers(0, 5), st.none(), positions),
+    st.builds(Site, st.sampled_from(["mlp_pre", "mlp_post"]), st.just(2), st.none(), positions, st.integers(0, 9)),
     st.builds(Site, st.sampled_from(["embed", "pos_embed"]), st.just(0), st.none(), positions),
 )
 numbers = st.floats(-9, 9)
@@ -79,6 +81,8 @@ def test_text_stands_for_a_site_wherever_one_is_taken():
     assert Knockout("L1H2.pattern at 3", key=0) == Knockout(Head(1, 2), query=3, key=0)
     assert Head(1, 2).at("S2") == Head(1, 2).z.at(["S2"])
     assert Scale("L1H2.q", 0.5).site == Head(1, 2).q
+    assert ZeroAblate("L1N2 at 3") == ZeroAblate("l1n2.mlp_post at 3") == ZeroAblate(Neuron(1, 2).at(3))
+    assert Add("L1N2.mlp_pre", 2) == Add(Neuron(1, 2).mlp_pre, [2.0])
     assert Add("L0.resid_pre at -1", [1.0]) == Add(Layer(0).resid_pre.at(-1), [1.0])
 
 
@@ -109,6 +113,13 @@ def test_compose_is_the_same_in_any_order_and_survives_json(parts):
     assert eval(repr(both), dict(NAMES)) == both
 
 
+def test_a_declaration_without_neurons_reads_as_before_there_were_any():
+    written = '{"type": "Site", "component": "mlp_out", "layer": 1, "head": null, "positions": null}'
+    assert to_json(Layer(1).mlp_out) == written
+    assert to_json(Neuron(1, 2)) == '{"type": "Neuron", "layer": 1, "neuron": 2}'
+    assert from_json(to_json(Neuron(1, 2).mlp_pre)) == Neuron(1, 2).mlp_pre
+
+
 def test_names_of_heads():
     assert str(Head(5, 1)) == "L5H1"
     assert repr(Head(5, 1)) == "Head(5, 1)"
@@ -136,7 +147,7 @@ def test_a_bare_head_at_positions():
         ),
         (
             lambda: Layer(1).resid,
-            "Layer(1) has no resid: possible are embed, pos_embed, resid_pre, q, k, v, q_rot, k_rot, pattern, z, head",
+            "Layer(1) has no resid: possible are embed, pos_embed, resid_pre, attn_in, q, k, v, q_rot, k_rot, pattern",
         ),
     ],
 )
@@ -176,6 +187,7 @@ def test_components_are_in_forward_order():
         "embed",
         "pos_embed",
         "resid_pre",
+        "attn_in",
         "q",
         "k",
         "v",
@@ -186,11 +198,14 @@ def test_components_are_in_forward_order():
         "head_out",
         "attn_out",
         "resid_mid",
+        "mlp_in",
+        "mlp_pre",
+        "mlp_post",
         "mlp_out",
         "resid_post",
     ]
     assert [str(component) for component in Component] == order
-    assert [component.order for component in Component] == list(range(15))
+    assert [component.order for component in Component] == list(range(19))
 
 
 def test_grid_has_a_condition_for_each_combination():
@@ -215,11 +230,11 @@ def test_a_mapping_survives_json():
         (lambda: Head(0.5, 0), "a layer must be a whole number, got 0.5"),
         (
             lambda: ZeroAblate("five"),
-            "cannot read 'five' as a site: write L5H1 or 5.1 (layer 5, head 1), L5H1.k, L3.mlp",
+            "cannot read 'five' as a site: write L5H1 or 5.1 (layer 5, head 1), L3N17 (layer 3",
         ),
         (
             lambda: ZeroAblate("L1H2.z@-1"),
-            "cannot read 'L1H2.z@-1' as a site: write L5H1 or 5.1 (layer 5, head 1), L5H",
+            "cannot read 'L1H2.z@-1' as a site: write L5H1 or 5.1 (layer 5, head 1), L3N",
         ),
         (
             lambda: ZeroAblate("L5"),
@@ -230,7 +245,7 @@ def test_a_mapping_survives_json():
             "cannot read 'L5 at 3' as a site: say which component of layer 5, such as L3.m",
         ),
         (lambda: ZeroAblate("L5H1.mlp_out"), "mlp_out has no heads (head 1 given): heads have q, k, v, q_rot, k_rot"),
-        (lambda: ZeroAblate("L5H1.out"), "unknown component 'out': possible are embed, pos_embed, resid_pre, q, k"),
+        (lambda: ZeroAblate("L5H1.out"), "unknown component 'out': possible are embed, pos_embed, resid_pre, attn_in"),
         (lambda: Patch("L5H1 at 1.5"), "the label of a position is text without commas, and no number, got '1.5'"),
         (lambda: Knockout("L5H1.k", query=1), "L5H1 k: attention is knocked out of a head or a layer"),
         (lambda: PathPatch("L0H1", "L1H2"), "Head(1, 2).z cannot receive: possible are q, k and v of a head"),
@@ -246,7 +261,10 @@ def test_a_mapping_survives_json():
         (lambda: Head(0, 0).z.at([]), "positions must name at least one position"),
         (lambda: Head(0, 0).z.at([1, 1]), "positions must differ, got (1, 1)"),
         (lambda: Head(0, 0).z.at([0.5]), "positions must be whole numbers"),
-        (lambda: ZeroAblate(3), "expected a site or a head, got 3: write Head(5, 1), Head(5, 1).k or Layer(3).mlp_out"),
+        (
+            lambda: ZeroAblate(3),
+            "expected a site, a head or a neuron, got 3: write Head(5, 1), Neuron(3, 17), Head(5, 1).k",
+        ),
         (
             lambda: MeanAblate(Head(0, 0), over="hidden"),
             "over='hidden': possible are 'example' and ('example', 'position')",
@@ -294,8 +312,8 @@ def test_unknown_component_lists_the_known_ones():
     with pytest.raises(UnknownNameError) as caught:
         Head(0, 0).site("out")
     assert str(caught.value) == (
-        "unknown component 'out': possible are embed, pos_embed, resid_pre, q, k, v, q_rot, k_rot, pattern, z, "
-        "head_out, attn_out, resid_mid, mlp_out and resid_post"
+        "unknown component 'out': possible are embed, pos_embed, resid_pre, attn_in, q, k, v, q_rot, k_rot, "
+        "pattern, z, head_out, attn_out, resid_mid, mlp_in, mlp_pre, mlp_post, mlp_out and resid_post"
     )
 
 
@@ -311,6 +329,7 @@ def test_unknown_type_in_json_is_refused():
         (ZeroAblate(Head(1, 2)), MeanAblate(Layer(1).z)),
         (ZeroAblate(Head(1, 2).k.at([3, 4])), Patch(Head(1, 2).k.at([4, 5]))),
         (ZeroAblate(Layer(0).resid_mid), Patch(Layer(0).resid_mid.at(3))),
+        (ZeroAblate(Neuron(0, 3)), Patch(Layer(0).mlp_post.at(3))),
     ],
 )
 def test_two_edits_of_one_place_are_refused_and_both_named(first, second):

@@ -15,6 +15,7 @@ from headwise.interventions import (
     Head,
     Layer,
     MeanAblate,
+    Neuron,
     Patch,
     PathPatch,
     ResampleAblate,
@@ -48,11 +49,14 @@ def sites(there, whole=True, turn=None):
         if "embed" in component and layer:
             continue
         number += 1
-        for at in chosen if turn is None else [chosen[(number + turn) % 3]]:
+        every = turn is None and component not in ("attn_in", "mlp_in", *cases.PER_NEURON)  # these: see test_neurons
+        for at in chosen if every else [chosen[(number + (turn or 0)) % 3]]:
             if whole or component not in cases.PER_HEAD:
                 yield cases.placed(Layer(layer).site(component), at)
             if component in cases.PER_HEAD:
                 yield cases.placed(Head(layer, there.heads(component) - 1).site(component), at)
+            if component in cases.PER_NEURON:
+                yield cases.placed(Neuron(layer, there.shape.d_mlp - 1).site(component), at)
 
 
 def check_all(there, several):
@@ -90,12 +94,8 @@ def test_patches_equal_raw_hooks(name, base, source):
 @pytest.mark.parametrize("name", FEW)
 def test_additions_equal_raw_hooks(name):
     there, random = world(name), np.random.RandomState(0)
-    several = []
-    for site in sites(there, whole=False, turn=2):
-        narrow = site.component.per_head and site.component != "head_out"
-        if site.component != "pattern":
-            several.append(Add(site, random.standard_normal(there.shape.d_head if narrow else there.shape.d_model)))
-    check_all(there, several)
+    places = [one for one in sites(there, whole=False, turn=2) if one.component != "pattern"]
+    check_all(there, [Add(one, random.standard_normal(cases.width(one, there.shape))) for one in places])
 
 
 @pytest.mark.parametrize("name", FEW)
@@ -143,6 +143,10 @@ def test_capture_equals_raw_hooks(name, model):
             if component not in cases.PER_HEAD:
                 wanted = raw_families.read(model.module, tokens, Place(layer, component)).numpy()
                 np.testing.assert_allclose(whole, wanted, atol=1e-5)
+                if component in cases.PER_NEURON:
+                    one = capture(model, TASK, Neuron(layer, 3).site(component))[f"L{layer}N3_{component}"]
+                    assert one.dims == ("example", "position")
+                    np.testing.assert_array_equal(one.values, whole[..., 3])
                 continue
             for head in heads:
                 wanted = raw_families.read(model.module, tokens, Place(layer, component, head.head)).numpy()
@@ -202,7 +206,7 @@ def test_gradient_estimates_equal_autograd(name, model):
     base = measure(model, TASK, None, [logit_diff])["baseline_logit_diff"].sel(run="clean").values
     found = measure(model, TASK, named(several), [logit_diff], estimator="gradient")["logit_diff"].values
     for row, edit in enumerate(several):
-        place = Place(edit.site.layer, str(edit.site.component), edit.site.head, edit.site.positions)
+        place = Place(edit.site.layer, str(edit.site.component), edit.site.part, edit.site.positions)
         old, slope = raw_families.slope(model.module, tokens, score, place)
         wanted = ((raw_families.read(model.module, other, place) - old) * slope).flatten(1).sum(1)
         np.testing.assert_allclose(found[row] - base, wanted.numpy(), atol=1e-5, rtol=1e-4, err_msg=str(edit))

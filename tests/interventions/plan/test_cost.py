@@ -5,7 +5,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from headwise.interventions import Grid, Head, Knockout, Layer, Patch, PathPatch, ZeroAblate
+from headwise.interventions import Grid, Head, Knockout, Layer, Neuron, Patch, PathPatch, ZeroAblate
 from headwise.interventions.plan.cost import forward_flops
 from headwise.metrics import induction, logit_diff, loss
 from headwise.studies import RepeatedTokens, measure, plan
@@ -33,6 +33,8 @@ def grids(model):
     yield Grid(lambda layer, at: Patch(Layer(layer).resid_pre.at(at)), layer=layers, at=range(14))
     yield Grid(lambda layer, head: Knockout(Head(layer, head), 9, 3), layer=layers, head=heads)
     yield Grid(lambda layer: Patch(Layer(layer).mlp_out) + Patch(Layer(layer).attn_out.at(5)), layer=layers)
+    yield Grid(lambda part, layer: Patch(Neuron(layer, 3).site(part)), part=["mlp_pre", "mlp_post"], layer=layers)
+    yield Grid(lambda part, layer: Patch(Layer(layer).site(part)), part=["attn_in", "mlp_in"], layer=layers)
     if len(layers) > 1:
         yield Grid(lambda head: PathPatch(Head(0, head), Head(len(layers) - 1, 0).k), head=heads)
         yield Grid(lambda head: PathPatch(Head(0, head), "logits", through_mlps=False), head=heads)

@@ -26,6 +26,7 @@ from headwise.interventions import (
 )
 from headwise.interventions.base.shape import Group, Shape
 from headwise.interventions.declare.changes import FromRun, Reduce
+from headwise.interventions.plan import writes
 from headwise.interventions.plan.cost import Extent, row_bytes
 from headwise.interventions.plan.passes import Packer
 from headwise.interventions.plan.plan import make_plan
@@ -116,7 +117,7 @@ def test_conditions_stand_in_the_order_in_which_they_join():
     made = plan(ZeroAblate(Head(3, 1)), Patch(Head(0, 1).k), ZeroAblate(Layer(3).resid_pre), Patch(Layer(2).resid_post))
     (one,) = (one for chunk in made.chunks for one in chunk.passes)
     assert one.conditions == (1, 2, 3, 0)
-    assert one.joins == ((0, 1), (3, 0), (3, 0), (3, 2))
+    assert one.joins == ((0, writes.QKV), (3, writes.STREAM), (3, writes.STREAM), (3, writes.Z))
 
 
 def test_late_positions_are_kept_apart_from_early_ones():

@@ -6,7 +6,7 @@ from nnsight.schema.config import CONFIG
 
 import headwise as hw
 from headwise.errors import ServerError
-from headwise.interventions import Grid, Head, Patch, PathPatch, ZeroAblate, load
+from headwise.interventions import Grid, Head, Layer, Neuron, Patch, PathPatch, ZeroAblate, load
 from headwise.interventions.models import locate
 from headwise.metrics import induction, loss
 from headwise.studies import RepeatedTokens, capture, composition_scores, measure
@@ -49,13 +49,20 @@ def test_a_family_there_is_the_family_here(family_server, server, folders, name,
     there, here = hw.load(folders[name], remote=True), hw.load(folders[name])
     last = here.shape.layers - 1
     grid = Grid(lambda part, head: Patch(Head(last, head).site(part)), part=["q", "pattern", "z"], head=here.heads)
-    path = {"path": PathPatch(Head(0, 0), Head(last, 0).q), "zero": ZeroAblate(Head(0, 1))}
+    path = {
+        "path": PathPatch(Head(0, 0), Head(last, 0).q),
+        "zero": ZeroAblate(Head(0, 1)),
+        "neuron": Patch(Neuron(0, 3).mlp_pre) + ZeroAblate(Layer(last).mlp_in.at(3)),
+    }
     for what, metrics in ((grid, [loss]), (path, [loss, induction])):
         found, wanted = (measure(model, TASK, what, metrics) for model in (there, here))
         for variable in wanted.data_vars:
             np.testing.assert_allclose(found[variable], wanted[variable], rtol=1e-6, atol=1e-5)
     for made in (
-        [capture(model, TASK, [Head(0, 1).pattern, Head(last, 0).q]) for model in (there, here)],
+        [
+            capture(model, TASK, [Head(0, 1).pattern, Head(last, 0).q, Neuron(0, 2), Layer(1).mlp_pre])
+            for model in (there, here)
+        ],
         [composition_scores(model) for model in (there, here)],
     ):
         for variable in made[1].data_vars:

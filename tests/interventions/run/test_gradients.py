@@ -13,6 +13,7 @@ from headwise.interventions import (
     Knockout,
     Layer,
     MeanAblate,
+    Neuron,
     Patch,
     PathPatch,
     ResampleAblate,
@@ -103,6 +104,11 @@ PLACES = [
     Place(0, "head_out", 1, None),
     Place(1, "attn_out", None, (8,)),
     Place(0, "resid_mid", None, None),
+    Place(1, "attn_in", None, None),
+    Place(0, "mlp_in", None, (4, 8)),
+    Place(1, "mlp_pre", None, None),
+    Place(0, "mlp_pre", 5, None),
+    Place(0, "mlp_post", 9, (3, 7)),
     Place(0, "mlp_out", None, None),
     Place(1, "resid_post", None, None),
 ]
@@ -110,7 +116,8 @@ PLACES = [
 
 def site(place):
     whole = Layer(place.layer).site(place.component)
-    one = whole if place.head is None else Head(place.layer, place.head).site(place.component)
+    kind = Neuron if place.component in raw_paths.PER_NEURON else Head
+    one = whole if place.head is None else kind(place.layer, place.head).site(place.component)
     return one if place.positions is None else one.at(place.positions)
 
 
@@ -130,12 +137,13 @@ def test_the_gradient_equals_that_of_raw_hooks(small_model, name, kind):
         np.testing.assert_allclose(row, wanted.numpy(), atol=1e-4, rtol=1e-4, err_msg=str(place))
 
 
-@pytest.mark.parametrize("component", ["z", "k", "pattern"])
+@pytest.mark.parametrize("component", ["z", "k", "pattern", "mlp_post"])
 def test_the_integrated_estimate_equals_that_of_raw_hooks(small_model, component):
-    """All heads of a layer move together."""
+    """All heads of a layer move together, and so do neurons."""
     batch = TASK.draw(small_model)
     tokens, other = (torch.as_tensor(batch.runs[run]) for run in ("clean", "corrupted"))
-    grid = Grid(lambda layer, head: Patch(Head(layer, head).site(component)), layer=range(2), head=range(4))
+    kind = Neuron if component == "mlp_post" else Head
+    grid = Grid(lambda layer, head: Patch(kind(layer, head).site(component)), layer=range(2), head=range(4))
     found = hw.effect(estimated(small_model, grid, [loss], "integrated", steps=4), "loss").values
     for layer in range(2):
         places = [Place(layer, component, head, None) for head in range(4)]

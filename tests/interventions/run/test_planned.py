@@ -219,7 +219,7 @@ def test_the_naive_passes_are_those_of_other_hooks(random):
     torch.testing.assert_close(naive.run(path.edits(), length)[0], wanted, atol=1e-4, rtol=1e-5)
     places = [cases.site(random, world, raw_hooks.EDITABLE, None) for _ in range(2)]
     zeros = [ZeroAblate(place) for place in places]
-    raw = [raw_hooks.zero_edit(str(one.component), one.layer, one.head, one.positions) for one in places]
+    raw = [raw_hooks.zero_edit(str(one.component), one.layer, one.part, one.positions) for one in places]
     _, patterns = naive.run(zeros, length, attend=True)
     for layer, pattern in enumerate(patterns):
         there = raw_hooks.activation(naive.module, tokens, "pattern", layer, raw)
@@ -227,4 +227,4 @@ def test_the_naive_passes_are_those_of_other_hooks(random):
 
 
 def _place(site):
-    return Place(site.layer, str(site.component), site.head, site.positions)
+    return Place(site.layer, str(site.component), site.part, site.positions)

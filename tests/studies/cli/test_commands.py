@@ -172,7 +172,9 @@ def test_rerun_says_whether_it_agrees(monkeypatch, folder, capsys):
 
     def rerun(path, **given):
         asked.append((path, given["device"], given["tolerance"]))
-        return Agreement(str(path), 1e-6, {"loss": 2.0}, {} if "a.nc" in str(path) else {"loss": "off by 2"}, {})
+        return Agreement(
+            str(path), 1e-6, {"loss": 2.0}, {"loss": 1.0}, {} if "a.nc" in str(path) else {"loss": "off by 2"}, {}
+        )
 
     monkeypatch.setattr(again, "rerun", rerun)
     assert "agree" in printed(capsys, "rerun", folder / "a.nc", "--device", "cpu").out
