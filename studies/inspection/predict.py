@@ -123,7 +123,20 @@ def _text(model: Model, ids: Array) -> Array:
 
 
 def prompts_as_text(model: Model, task: Task, batch: Batch, run: str) -> Array:
-    """The prompts as text: as they were given, or made of their tokens."""
+    """The prompts as text: as they were given, or made of their tokens.
+
+    Parameters
+    ----------
+    model : Model
+    task : Task
+    batch : Batch
+        What it draws.
+    run : str
+
+    Returns
+    -------
+    array (example,) of str
+    """
     given = dict(getattr(task, "runs", ())) | {"clean": getattr(task, "prompts", None)}
     rows = zip(batch.runs[run], batch.lengths, strict=True)
     made = [model.tokenizer.decode(tokens[:size].tolist()) for tokens, size in rows]
