@@ -123,7 +123,7 @@ def test_the_file_of_interventions_that_help_shows(capsys, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"a": 1}', 'headwise: --what mine.json: this JSON has no "type": possible are Head, Layer'),
+        ('{"a": 1}', 'headwise: --what mine.json: this JSON has no "type": possible are Head, Neuron, Layer'),
         ("no JSON", "headwise: --what mine.json: this is not JSON"),
         ('"x"', "headwise: cannot measure 'x': give an intervention"),
         ('{"type": "ZeroAblate"}', "headwise: --what mine.json: JSON of a ZeroAblate has missing or unknown fields"),
