@@ -183,20 +183,45 @@ def _table(options: argparse.Namespace) -> pd.DataFrame:
 def _print_frame(frame: pd.DataFrame) -> None:
     from ..catalogue.listing import cell, lined_table
 
+    texts = {str(name): [_shown(value) for value in frame[name]] for name in frame.columns}
+    names, shared_by_all = _columns_that_fit(texts, shared.width(shared.UNCUT))
     table = lined_table()
-    for name in frame.columns:
+    for name in names:
         number = frame[name].dtype.kind in "iuf"
-        table.add_column(cell(name), justify="right" if number else "left", overflow="fold", no_wrap=number)
-    for row in frame.itertuples(index=False):
-        table.add_row(*(cell(_shown(value)) for value in row))
+        whole = number or name == "name"
+        table.add_column(cell(name), justify="right" if number else "left", overflow="fold", no_wrap=whole)
+    for row in zip(*(texts[name] for name in names), strict=True):
+        table.add_row(*map(cell, row))
     words = [str(frame.attrs[name]) for name in ("long_name", "units") if frame.attrs.get(name)]
     if words:
         put(f"{frame.attrs['variable']}: {', '.join(word if word != '1' else 'no unit' for word in words)}")
     shared.print_table(lambda wide: table)
+    if shared_by_all:
+        put(shared.fill(f"in all rows: {', '.join(shared_by_all)}"))
     if frame.attrs.get("comment"):
-        put(frame.attrs["comment"])
+        put(shared.fill(frame.attrs["comment"]))
     if frame.empty:
         say("no row meets the condition")
+
+
+def _columns_that_fit(texts: dict[str, list[str]], wide: int) -> tuple[list[str], list[str]]:
+    """The columns of a table in a window, and those with one value in all rows that are told beneath it instead.
+
+    Where that is not enough, ``layer`` and ``head`` go too, which ``name`` holds.
+    """
+
+    def is_wide() -> bool:
+        return sum(2 + max(map(len, [name, *texts[name]])) for name in names) - 2 > wide
+
+    names, told = list(texts), []
+    if is_wide():
+        for name, values in texts.items():
+            if len(values) > 1 and len(set(values)) == 1 and name not in ("name", "value", "effect"):
+                names.remove(name)
+                told.append(f"{name} {values[0]}")
+    if is_wide() and "name" in names:
+        names = [name for name in names if name not in ("layer", "head")]
+    return names, told
 
 
 def _shown(value: Any) -> str:

@@ -112,6 +112,25 @@ def test_query(folder, capsys):
     assert (rows(said.out), said.err) == ([], "no row meets the condition\n")
 
 
+def test_a_table_that_is_wider_than_the_window_tells_what_all_rows_share_beneath(study, tmp_path, capsys, monkeypatch):
+    for name in ("a-longer-name-1.nc", "a-longer-name-2.nc"):
+        (tmp_path / name).write_bytes(study.read_bytes())
+    question = ("results", "query", tmp_path, "ablation/loss", "--where", "layer == 0 and head == 3")
+    whole = printed(capsys, *question).out
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow = printed(capsys, *question).out
+    assert max(map(len, whole.splitlines())) > 80 >= max(map(len, narrow.splitlines()))
+    assert narrow.splitlines()[1].split()[:4] == ["file", "name", "ablation", "value"]
+    assert "in all rows: model words-2l, layer 0, head 3" in narrow
+    for before, after in zip(rows(whole), rows(narrow), strict=False):
+        if before[0].startswith("a-longer"):
+            assert after == [
+                one
+                for one, name in zip(before, whole.splitlines()[1].split(), strict=True)
+                if name in narrow.splitlines()[1].split()
+            ]
+
+
 def test_query_as_json(folder, capsys):
     found = json.loads(printed(capsys, "results", "query", folder / "b.nc", "loss", "--json").out)
     assert found == [
