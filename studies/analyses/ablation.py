@@ -190,6 +190,7 @@ def sets_against_controls(
     counts = looks(task.n, first)
 
     def measure_part(span: Span) -> dict[str, xr.Dataset]:
+        """Measure some prompts, and take from `alone` what it holds of them."""
         known = alone is not None and span[1] <= alone.sizes["example"]
         single = {number: heads[0] for heads, number in numbers.items() if known and len(heads) == 1}
         asked = {number: heads for heads, number in numbers.items() if number not in single}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -14,9 +14,8 @@ from ..measuring.context import check_remote
 from ..measuring.labels import check_is_model, task_json
 from ..measuring.request import Metrics, chosen_metrics, set_up
 from ..storage.provenance import card_attrs, provenance
-from ..tasks.prompts import Prompts
 from ..tasks.tasks import Task
-from .predict import Asked, check_top, prompts_as_text, top_tokens
+from .predict import Asked, as_task, check_top, prompts_as_text, top_tokens
 
 if TYPE_CHECKING:
     from ...interventions.models.model import Model
@@ -27,7 +26,7 @@ def logit_lens(
     prompts: Task | str | Sequence[Any],
     *,
     top: int = 10,
-    metrics: Metrics = (),
+    metrics: Metrics | None = None,
     positions: int | Sequence[int] | str | None = None,
     run: str = "clean",
     check: bool = True,
@@ -80,8 +79,8 @@ def logit_lens(
     check_is_model(model)
     check_remote(model, remote)
     top = check_top(model, top)
-    given = cast("Task", prompts) if hasattr(prompts, "draw") else Prompts(cast("Any", prompts))
-    wanted = chosen_metrics(metrics) if isinstance(metrics, str) or metrics != () else []
+    given = as_task(prompts)
+    wanted = [] if metrics is None else chosen_metrics(metrics)
     for metric in wanted:
         if metric.kind != "logits":
             raise DeclarationError(f"{metric.name} reads attention patterns: the lens gives logits")
@@ -89,6 +88,8 @@ def logit_lens(
             raise DeclarationError(f"{metric.name} compares with the logits of the base run: the lens has none beside")
         if positions is not None:
             raise DeclarationError(f"positions={positions!r}: metrics are of the scored positions: leave it out")
+    if positions is None and given.draw(model).sequences:
+        raise DeclarationError("an answer has several tokens: say where the next is asked for, such as positions=-1")
     task = given if positions is None else Asked(given, positions, run)
     asked = [*(ranked(name, rank) for name in RANKED for rank in range(top)), *wanted]
     request = set_up(model, task, None, asked, base=run, per_position=True, batch_size="auto")

@@ -79,7 +79,7 @@ def predict(
     """
     check_is_model(model)
     top = check_top(model, top)
-    task = cast("Task", prompts) if hasattr(prompts, "draw") else Prompts(cast("Any", prompts))
+    task = as_task(prompts)
     asked = Asked(task, positions, run)
     batch = asked.draw(model)
     metrics = [ranked(name, rank) for name in RANKED for rank in range(top)]
@@ -92,6 +92,11 @@ def predict(
             result = result.isel(position=asked.places(int(batch.lengths.min())))
     attrs = {name: value for name, value in found.attrs.items() if name not in ("metrics", "estimator", "base")}
     return result.assign_attrs(attrs | {"task": task_json(task), "run": run})
+
+
+def as_task(prompts: Task | str | Sequence[Any]) -> Task:
+    """A task as it is; text and token ids as `Prompts`."""
+    return cast("Task", prompts) if hasattr(prompts, "draw") else Prompts(cast("Any", prompts))
 
 
 def check_top(model: Model, top: int) -> int:

@@ -59,7 +59,8 @@ def measure(
         From `headwise.load`.
     task : Task
     what : Intervention, mapping of names to interventions, sequence of interventions, Grid, or None
-        None measures the model as it is. A list gives the dim ``condition``, with the interventions as its labels.
+        None measures the model as it is, also as one condition of a mapping. A list gives the dim ``condition``, with
+        the interventions as its labels.
     metrics : Metric, str, or sequence of these
         A name such as ``"loss"`` stands for the metric of `headwise.metrics`.
     base : str

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ...interventions.run.cache import CompiledMetric
     from ...interventions.run.outcome import Inputs
 
-What = Intervention | Mapping[str, Intervention] | Sequence[Intervention] | Grid | None
+What = Intervention | Mapping[str, Intervention | None] | Sequence[Intervention] | Grid | None
 Metrics = Metric | str | Sequence[Metric | str]
 Runs = str | Sequence[str] | None
 Axes = list[tuple[str, tuple[Any, ...]]]

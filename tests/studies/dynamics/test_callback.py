@@ -166,8 +166,30 @@ class Pictures(Logger):
         """Nothing."""
 
 
-def test_loggers_get_numbers_and_a_grid_of_each_score(tmp_path):
-    logger = Pictures()
+class Board(Logger):
+    """A logger that takes images as those of TensorBoard do."""
+
+    name, version = "board", 0
+
+    def __init__(self):
+        super().__init__()
+        self.images, self.numbers = {}, {}
+
+    @property
+    def experiment(self):
+        """What it writes with."""
+        return self
+
+    def add_image(self, key, image, step, dataformats):
+        assert dataformats == "HWC"
+        self.images[key, step] = [image]
+
+    log_metrics, log_hyperparams = Pictures.log_metrics, Pictures.log_hyperparams
+
+
+@pytest.mark.parametrize("kind", [Pictures, Board])
+def test_loggers_get_numbers_and_a_grid_of_each_score(tmp_path, kind):
+    logger = kind()
     fit([hw.StudyCallback(STUDY, steps=[0, 2], out=tmp_path / "a.nc")], steps=2, logger=logger, log_every_n_steps=1)
     found = hw.open_result(tmp_path / "a.nc")
     assert {*logger.images} == {("headwise/induction", 0), ("headwise/induction", 2)}

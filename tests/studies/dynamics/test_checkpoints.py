@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 import headwise as hw
 from headwise.errors import DeclarationError, ModelError, UnknownNameError
+from tests.support.workers import Here
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of Lightning are not ours
 STUDY = hw.Sweep(hw.RepeatedTokens(n=3, length=6), metrics=["induction", "loss"])
@@ -50,6 +51,16 @@ def test_what_is_done_is_not_done_again(tmp_path):
     more = hw.over_checkpoints("words-2l", study, [0, 448, 512, 2000], out=tmp_path / "a.nc")
     assert runs[4:] == [448]
     xr.testing.assert_equal(more["loss"].sel(step=[0, 512, 2000]), found["loss"])
+
+
+def test_the_passes_of_checkpoints_run_on_an_executor(tmp_path):
+    """Each worker opens the checkpoint itself; the numbers are those of this process."""
+    study, workers = hw.Sweep(STUDY.task, hw.ZeroAblate("L0H3"), "loss"), Here()
+    found = hw.over_checkpoints("words-2l", study, [0, 512], out=tmp_path / "a.nc", executor=workers)
+    assert len(workers.items) >= 2
+    wanted = hw.over_checkpoints("words-2l", study, [0, 512])
+    np.testing.assert_array_equal(found["loss"], wanted["loss"])
+    assert float(np.abs(np.diff(found["loss"].mean("example"))).max()) > 0.01  # of two checkpoints, not of one
 
 
 def test_files_of_lightning_and_folders_of_transformers(tmp_path):

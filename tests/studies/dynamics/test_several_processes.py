@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import headwise as hw
 
@@ -15,30 +16,41 @@ import torch
 import headwise as hw
 
 if __name__ == "__main__":
-    folder, watched = sys.argv[1:]
+    folder, watched, strategy, accelerator = sys.argv[1:]
     L.seed_everything(0, verbose=False)
     study = hw.Sweep(hw.RepeatedTokens(n=3, length=6), metrics=["induction", "loss"])
     callbacks = [hw.StudyCallback(study, steps=[0, 2, 6], out=f"{folder}/a.nc")] if watched == "with" else []
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = L.Trainer(max_steps=6, devices=2, accelerator="cpu", strategy="ddp", callbacks=callbacks, **quiet)
+    where = {"devices": 2, "accelerator": accelerator, "strategy": strategy}
+    trainer = L.Trainer(max_steps=6, callbacks=callbacks, **where, **quiet)
     sizes = {"vocab_size": 40, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2}
     module = hw.CausalLM({"model_type": "gpt2", **sizes}, learning_rate=0.01)  # with dropout
     trainer.fit(module, hw.RepeatedTokensData(length=8, batch_size=2, size=40))
+    state = trainer.strategy.lightning_module_state_dict()  # all processes take part
     if trainer.is_global_zero:
-        torch.save(module.state_dict(), f"{folder}/{watched}.pt")
+        torch.save(state, f"{folder}/{watched}.pt")
 """
+
+
+GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 
 
 @pytest.mark.heavy
 @pytest.mark.skipif(os.name != "posix", reason="processes are started as on POSIX")
-def test_two_processes_train_as_without(tmp_path):
-    import torch
-
+@pytest.mark.parametrize(
+    ("strategy", "accelerator"),
+    [("ddp", "cpu"), pytest.param("ddp", "gpu", marks=GPUS), pytest.param("fsdp", "gpu", marks=GPUS)],
+)
+def test_two_processes_train_as_without(tmp_path, strategy, accelerator):
     program = tmp_path / "child.py"
     program.write_text(CHILD)
     for watched in ("with", "without"):
         done = subprocess.run(
-            [sys.executable, program, tmp_path, watched], capture_output=True, text=True, timeout=300, check=False
+            [sys.executable, program, tmp_path, watched, strategy, accelerator],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
         )
         assert done.returncode == 0, done.stderr[-3000:]
     one, two = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("with", "without"))

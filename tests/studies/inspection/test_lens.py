@@ -79,3 +79,11 @@ def test_the_answer_appears_after_the_induction_heads(words_model):
 def test_what_cannot_be_is_refused(words_model, given, says):
     with pytest.raises(DeclarationError, match=says):
         hw.logit_lens(words_model, TASK, **given)
+
+
+def test_an_answer_of_several_tokens_needs_a_position(words_model):
+    task = hw.Prompts(["dog cat dog"], answers=["cat red"])
+    with pytest.raises(DeclarationError, match="an answer has several tokens: say where"):
+        hw.logit_lens(words_model, task)
+    said = hw.logit_lens(words_model, task, top=3, positions=-1)["token_id"].sel(layer=1)
+    np.testing.assert_array_equal(said, hw.predict(words_model, task, top=3)["token_id"])
