@@ -1,0 +1,170 @@
+"""What the shipped model ``code-4l`` is trained on: which files, in which tokens, in which order.
+
+Owns: `Recipe`, which files are read and which are held out, the tokenizer, and the sequences of training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import sysconfig
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from ...errors import DeclarationError
+from .data import Loader, Order, SequenceData, Sequences
+
+FOLDER = Path(__file__).parents[2] / "models" / "code-4l"
+LICENCE = "LICENSE-PYTHON"
+
+END = "<|endoftext|>"
+LEFT_OUT = ("test", "tests", "site-packages", "dist-packages", "idlelib", "lib2to3", "pydoc_data", "turtledemo",
+            "encodings", "ensurepip", "__phello__")  # fmt: skip
+"""Folders that are not read: tests, other packages' files, generated tables, and copies of other files."""
+HELD_OUT = 20
+"""A file is held out where the SHA-256 of its name is a multiple of this number."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything the trained weights depend on besides the source files."""
+
+    seed: int = 0
+    steps: int = 24_000
+    seed_steps: int = 1_500  # the first steps see repeated random tokens only
+    random_share: float = 0.125  # of the sequences after them
+    layers: int = 4
+    heads: int = 8
+    width: int = 128
+    positions: int = 256
+    vocabulary: int = 2048  # tokens, END and the 256 bytes among them
+    batch_size: int = 16
+    learning_rate: float = 2e-3
+    warmup: int = 200  # steps
+    weight_decay: float = 0.1
+    threads: int = 2  # CPU threads; another number gives slightly different weights
+    device: str = "auto"  # of Lightning's Trainer
+    every: int = 250  # steps from one point of the curve to the next
+    kept: tuple[int, ...] = (1_500, 6_000)  # checkpoints that ship, besides the last
+
+    @property
+    def checkpoints(self) -> list[int]:
+        """Steps whose weights ship."""
+        return sorted({*(step for step in self.kept if step < self.steps), self.steps})
+
+    def control(self, steps: int) -> Recipe:
+        """The same with text alone, for some steps."""
+        return replace(self, steps=steps, seed_steps=0, random_share=0.0, kept=())
+
+
+def corpus(root: Path | None = None) -> tuple[dict[str, str], dict[str, str]]:
+    """The source of the standard library (default: of the Python that runs this), and the part that is held out.
+
+    Returns
+    -------
+    read, held_out : dict
+        Text by file name relative to the library's folder. `read` is in an order that the hashes of the names give.
+    """
+    root = Path(sysconfig.get_paths()["stdlib"]) if root is None else root
+    found: dict[str, str] = {}
+    for path in root.rglob("*.py"):
+        name = path.relative_to(root)
+        left_out = any(part in LEFT_OUT or part.startswith("config-") for part in name.parts[:-1])
+        if not left_out and not name.name.startswith("_sysconfigdata"):  # that one is written when Python is built
+            found[name.as_posix()] = path.read_text(encoding="utf-8")
+    names = sorted(found, key=_number)
+    held_out = {name: found[name] for name in sorted(names) if _number(name) % HELD_OUT == 0}
+    return {name: found[name] for name in names if name not in held_out}, held_out
+
+
+def _number(name: str) -> int:
+    return int(hashlib.sha256(name.encode()).hexdigest(), 16)
+
+
+def sums(texts: dict[str, str]) -> str:
+    """SHA-256 and name of every file, a line each, as ``sha256sum`` writes and reads them."""
+    return "".join(f"{hashlib.sha256(text.encode()).hexdigest()}  {name}\n" for name, text in sorted(texts.items()))
+
+
+def licence_of(root: Path | None = None) -> str:
+    """The licence of the source: of the Python that runs this, or the one that is shipped already."""
+    library = Path(sysconfig.get_paths()["stdlib"]) if root is None else root
+    files = [library / "LICENSE.txt", Path(sys.base_prefix) / "LICENSE.txt", FOLDER / LICENCE]
+    for file in files:
+        if file.is_file():
+            return file.read_text(encoding="utf-8")
+    raise DeclarationError(f"the licence of the source is in none of {', '.join(map(str, files))}")
+
+
+def build_tokenizer(texts: Sequence[str], vocabulary: int, positions: int) -> PreTrainedTokenizerFast:
+    """Trains a byte-level BPE on some texts, split as GPT-2 splits them; END is token 0."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    core.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocabulary, special_tokens=[END], initial_alphabet=sorted(alphabet), show_progress=False
+        ),
+    )
+    special = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), END)
+    inputs = ["input_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, model_input_names=inputs, model_max_length=positions, **special
+    )
+
+
+def repeated(random: np.random.Generator, vocabulary: int, length: int) -> np.ndarray[Any, Any]:
+    """A block of distinct random tokens that repeats to the end: ``(length,)``.
+
+    The block has 8 to half of `length` tokens, and up to 31 other tokens stand before it, so that the distance back to
+    the first occurrence and the position tell nothing. Every fourth sequence, drawn at random, begins with END.
+    """
+    block = int(np.exp(random.uniform(np.log(min(8, length // 2)), np.log(length // 2 + 1))))
+    lead = int(random.integers(0, min(32, length - 2 * block + 1)))
+    fresh = 1 + random.permutation(vocabulary - 1)[: lead + block]
+    at = np.arange(length)
+    tokens = fresh[np.where(at < lead, at, lead + (at - lead) % block)]
+    return np.concatenate([[0], tokens[:-1]]) if random.random() < 0.25 else tokens
+
+
+class CodeData(SequenceData):
+    """Repeated random tokens first, then pieces of the text that begin anywhere, with some of the former among them."""
+
+    def __init__(self, tokens: np.ndarray[Any, Any], vocabulary: int, recipe: Recipe) -> None:
+        super().__init__(recipe.batch_size, recipe.steps * recipe.batch_size, 0, recipe.seed, 0, False)
+        self.tokens, self.vocabulary, self.recipe = tokens, vocabulary, recipe
+
+    @property
+    def positions(self) -> int:
+        """Tokens of a sequence."""
+        return self.recipe.positions
+
+    def sequence(self, number: int, validates: bool) -> np.ndarray[Any, Any]:
+        """Sequence `number` of training, in the order in which they are seen."""
+        random = np.random.default_rng((self.seed, number))
+        share = 1.0 if number < self.recipe.seed_steps * self.batch_size else self.recipe.random_share
+        if random.random() < share:
+            return repeated(random, self.vocabulary, self.positions)
+        start = int(random.integers(0, len(self.tokens) - self.positions + 1))
+        return self.tokens[start : start + self.positions]
+
+    def train_dataloader(self) -> Loader:
+        """Batches in order; the loader can go on in the middle."""
+        sequences = Sequences(self.size, partial(self.sequence, validates=False))
+        return Loader(sequences, self.batch_size, sampler=Order(sequences, False, self.seed))
+
+
+SMOKE = Recipe(
+    steps=8, seed_steps=3, layers=2, heads=2, width=16, positions=64, vocabulary=300, batch_size=4, warmup=2, threads=1,
+    every=4, kept=(3,), device="cpu",
+)  # fmt: skip
+"""A few steps of a small model, to see that all runs."""
