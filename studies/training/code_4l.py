@@ -41,27 +41,32 @@ from .ngrams import KneserNey
 def text_loss(model: GPT2LMHeadModel, windows: np.ndarray[Any, Any], batch: int = 16) -> float:
     """Mean cross-entropy, in nats, of all tokens but the first of some pieces of text ``(piece, position)``."""
     total = 0.0
-    for part in torch.from_numpy(windows).split(batch):
-        tokens = part.to(model.device)
+    for start in range(0, len(windows), batch):
+        tokens = torch.from_numpy(windows[start : start + batch]).to(model.device)
         logits = model(tokens, use_cache=False).logits[:, :-1].float()
         total += float(nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum"))
-    return total / (len(windows) * (windows.shape[1] - 1))
+    return total / windows[:, 1:].size
+
+
+def random_repeats(vocabulary: int, half: int = 25, prompts: int = 32) -> Tensor:
+    """Random distinct tokens, none of them END, that are repeated once: ``(prompt, position)``, always the same."""
+    random = np.random.default_rng(9)
+    first = np.stack([random.choice(np.arange(1, vocabulary), half, replace=False) for _ in range(prompts)])
+    return torch.from_numpy(np.concatenate([first, first], 1))
 
 
 @torch.no_grad()
-def scores(model: GPT2LMHeadModel, half: int = 25, prompts: int = 32) -> dict[str, Any]:
-    """What the model does with random distinct tokens that are repeated once, none of them END.
+def scores(model: GPT2LMHeadModel, tokens: Tensor) -> dict[str, Any]:
+    """What the model does with tokens that are repeated once.
 
     Returns
     -------
     dict
-        ``accuracy`` and ``loss`` (nats) in the repeat, from its second token on; the scores ``induction`` and
-        ``previous_token`` of every head ``(layer, head)``, mean over prompts and positions.
+        ``accuracy`` and ``loss`` (nats) in the repeat, from its second token on; the scores ``induction`` (attention
+        from a token of the repeat to the one behind its first occurrence) and ``previous_token`` of every head
+        ``(layer, head)``, mean over prompts and positions.
     """
-    random = np.random.default_rng(9)
-    ids = np.arange(1, model.config.vocab_size)
-    first = np.stack([random.choice(ids, half, replace=False) for _ in range(prompts)])
-    tokens = torch.from_numpy(np.concatenate([first, first], 1)).to(model.device)
+    tokens, half = tokens.to(model.device), tokens.shape[1] // 2
     implementation = model.config._attn_implementation
     model.set_attn_implementation("eager")  # the others do not give attention
     out = model(tokens, output_attentions=True, use_cache=False)
@@ -69,12 +74,11 @@ def scores(model: GPT2LMHeadModel, half: int = 25, prompts: int = 32) -> dict[st
     logits, wanted = out.logits[:, half:-1].float(), tokens[:, half + 1 :]
     attention = torch.stack(out.attentions)  # (layer, prompt, head, query, key)
     i, k = torch.arange(half, 2 * half), torch.arange(1, 2 * half)
+    grids = {"induction": attention[..., i, i - half + 1], "previous_token": attention[..., k, k - 1]}
     return {
-        "accuracy": float((logits.argmax(-1) == wanted).double().mean()),
+        "accuracy": float((logits.argmax(-1) == wanted).float().mean()),
         "loss": float(nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten())),
-        "induction": attention[..., i, i - half + 1].mean((1, 3)).cpu().double().numpy().round(4).tolist(),
-        "previous_token": attention[..., k, k - 1].mean((1, 3)).cpu().double().numpy().round(4).tolist(),
-    }
+    } | {name: grid.mean((1, 3)).cpu().double().numpy().round(4).tolist() for name, grid in grids.items()}
 
 
 def half_weights(model: GPT2LMHeadModel) -> dict[str, Tensor]:
@@ -124,7 +128,7 @@ class Curve(L.Callback):  # type: ignore[misc]
 
     def _measure(self, trainer: L.Trainer, module: CausalLM, train_loss: float | None) -> None:
         module.eval()
-        found = scores(module.model)
+        found = scores(module.model, random_repeats(self.recipe.vocabulary))
         point = {"step": trainer.global_step, "time": round(time.time()), "train_loss": train_loss}
         point |= {"validation_loss": text_loss(module.model, self.windows), "repeat_accuracy": found["accuracy"]}
         point |= {"repeat_loss": found["loss"]} | {name: found[name] for name in ("induction", "previous_token")}
@@ -255,7 +259,8 @@ def train(
     kept = {step: load_file(work / "main" / f"step{step:06d}.safetensors") for step in recipe.checkpoints}
     model = untrained(recipe).model
     model.load_state_dict({name: value.float() for name, value in kept[recipe.steps].items()}, strict=False)
-    final = {"step": recipe.steps, "validation_loss": text_loss(model.eval(), windows)} | scores(model)
+    final = {"step": recipe.steps, "validation_loss": text_loss(model.eval(), windows)}
+    final |= scores(model, random_repeats(recipe.vocabulary))
     numbers = {"final": final, "ngram_loss": counted, "tokens": {"read": tokens.size, "held_out": windows.size}}
     licence = licence_of(source)
     return write_files(out, Made(recipe, model, kept, tokenizer, read, held_out, licence, curve, alone, numbers))

@@ -25,7 +25,7 @@ class KneserNey:
 
     The highest order has counts; a lower one has, for each n-gram, the number of different tokens seen before it. With
     ``h`` the tokens before ``w``, ``h'`` the same without the first of them and ``D = n1 / (n1 + 2 n2)`` of the order
-    (``n1`` and ``n2``: how many n-grams have count 1 and 2)::
+    (``n1`` and ``n2``: how many n-grams have count 1 and 2; 1/2 where ``n1`` is 0)::
 
         p(w | h) = max(c(h w) - D, 0) / c(h) + D kinds(h) / c(h) p(w | h')
 
@@ -52,7 +52,7 @@ class KneserNey:
                 grams, counts = np.unique(types[n][0] % vocabulary**n, return_counts=True)
             contexts, starts, kinds = np.unique(grams // vocabulary, return_index=True, return_counts=True)
             once, twice = int((counts == 1).sum()), int((counts == 2).sum())
-            discount = once / (once + 2 * twice) if once else 0.0
+            discount = once / (once + 2 * twice) if once else 0.5
             self.orders.append(_Order(grams, counts, contexts, np.add.reduceat(counts, starts), kinds, discount))
 
     def probabilities(self, tokens: Ids) -> Ids:
@@ -71,7 +71,7 @@ class KneserNey:
 
 def _keys(tokens: Ids, n: int, vocabulary: int) -> Ids:
     """Every n-gram of a text as a whole number."""
-    count = len(tokens) - n + 1
+    count = max(len(tokens) - n + 1, 0)
     keys = np.zeros(count, dtype=np.int64)
     for offset in range(n):
         keys = keys * vocabulary + tokens[offset : offset + count]
