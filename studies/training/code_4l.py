@@ -93,8 +93,8 @@ class Curve(L.Callback):  # type: ignore[misc]
     What was measured is part of the checkpoint, so that a run that goes on has every point once.
     """
 
-    def __init__(self, folder: Path, windows: np.ndarray[Any, Any], recipe: Recipe) -> None:
-        self.folder, self.windows, self.recipe = folder, windows, recipe
+    def __init__(self, folder: Path, windows: np.ndarray[Any, Any], data: CodeData) -> None:
+        self.folder, self.windows, self.data, self.recipe = folder, windows, data, data.recipe
         self.points: list[dict[str, Any]] = []
         self.losses: list[Tensor] = []
 
@@ -105,6 +105,7 @@ class Curve(L.Callback):  # type: ignore[misc]
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The points so far."""
         self.points = json.loads(state_dict["points"])
+        self.data.text_from = self.recipe.text_from(self.points)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: CausalLM) -> None:
         """The first point: no step done."""
@@ -117,14 +118,18 @@ class Curve(L.Callback):  # type: ignore[misc]
         """A point, weights, and a checkpoint, where the number of steps says so."""
         step, recipe = trainer.global_step, self.recipe
         self.losses.append(outputs["loss"].detach())
-        if step in recipe.checkpoints:
-            save_file(half_weights(pl_module.model), self.folder / f"step{step:06d}.safetensors")
-        if step % recipe.every == 0 or step == recipe.steps:
+        due = step % recipe.every == 0 or step == recipe.steps
+        if due:
             self._measure(trainer, pl_module, float(torch.stack(self.losses).mean()))
             self.losses = []
-            partial_file = self.folder / "partial.ckpt"
-            trainer.save_checkpoint(partial_file)
-            partial_file.replace(self.folder / "last.ckpt")
+            self.data.text_from = recipe.text_from(self.points)
+        if step in {*recipe.kept, recipe.steps, self.data.text_from}:
+            save_file(half_weights(pl_module.model), self.folder / f"step{step:06d}.safetensors")
+        if due:  # the curve after the weights: it says that they are there
+            write_json(self.folder / "curve.json", self.points)
+            beside = self.folder / "partial.ckpt"
+            trainer.save_checkpoint(beside)
+            beside.replace(self.folder / "last.ckpt")
 
     def _measure(self, trainer: L.Trainer, module: CausalLM, train_loss: float | None) -> None:
         module.eval()
@@ -134,7 +139,6 @@ class Curve(L.Callback):  # type: ignore[misc]
         point |= {"repeat_loss": found["loss"]} | {name: found[name] for name in ("induction", "previous_token")}
         module.train()
         self.points.append(point)
-        write_json(self.folder / "curve.json", self.points)
         best = {name: float(np.max(point[name])) for name in ("induction", "previous_token")}
         print(
             f"step {point['step']:6d}  loss {train_loss if train_loss is not None else float('nan'):.3f}"
@@ -192,7 +196,8 @@ def fit(
     torch.set_num_threads(recipe.threads)
     L.seed_everything(recipe.seed, verbose=False)
     module = untrained(recipe)
-    points = Curve(folder, windows, recipe)
+    data = CodeData(tokens, recipe.vocabulary, recipe)
+    points = Curve(folder, windows, data)
     trainer = L.Trainer(
         max_steps=recipe.steps, max_epochs=-1, accelerator=recipe.device, devices=1, gradient_clip_val=1.0,
         logger=False, default_root_dir=folder, enable_progress_bar=sys.stderr.isatty(), enable_checkpointing=False,
@@ -200,7 +205,6 @@ def fit(
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        data = CodeData(tokens, recipe.vocabulary, recipe)
         trainer.fit(module, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=True)
     return points.points
 
@@ -256,12 +260,18 @@ def train(
     curve = fit(work / "main", tokens, windows, recipe)
     print(f"text alone, {control_steps} steps", flush=True)
     alone = fit(work / "text-alone", tokens, windows, recipe.control(control_steps))
-    kept = {step: load_file(work / "main" / f"step{step:06d}.safetensors") for step in recipe.checkpoints}
+    files = sorted((work / "main").glob("step*.safetensors"))
+    kept = {int(file.stem.removeprefix("step")): load_file(file) for file in files}
     model = untrained(recipe).model
     model.load_state_dict({name: value.float() for name, value in kept[recipe.steps].items()}, strict=False)
     final = {"step": recipe.steps, "validation_loss": text_loss(model.eval(), windows)}
     final |= scores(model, random_repeats(recipe.vocabulary))
-    numbers = {"final": final, "ngram_loss": counted, "tokens": {"read": tokens.size, "held_out": windows.size}}
+    numbers = {
+        "text_from": recipe.text_from(curve),
+        "final": final,
+        "ngram_loss": counted,
+        "tokens": {"read": tokens.size, "held_out": windows.size},
+    }
     licence = licence_of(source)
     return write_files(out, Made(recipe, model, kept, tokenizer, read, held_out, licence, curve, alone, numbers))
 

@@ -101,7 +101,7 @@ def write_files(out: Path, made: Made) -> dict[str, Any]:
 def card(facts: dict[str, Any], made: Made) -> str:
     """The model card."""
     final = facts["final"]
-    recipe, pieces = made.recipe, (made.recipe.steps - made.recipe.seed_steps) * made.recipe.batch_size
+    recipe, pieces = made.recipe, (made.recipe.steps - facts["text_from"]) * made.recipe.batch_size
     values = {
         **facts["recipe"],
         "passes": pieces * (1 - recipe.random_share) * recipe.positions / facts["tokens"]["read"],
@@ -109,9 +109,10 @@ def card(facts: dict[str, Any], made: Made) -> str:
         "characters_read": facts["characters"]["read"] / 1e6,
         "characters_held_out": facts["characters"]["held_out"] / 1e3,
         "head_width": recipe.width // recipe.heads,
+        "text_from": facts["text_from"],
         "half": recipe.positions // 2,
         "parameters": sum(one.numel() for one in made.model.parameters()),
-        "checkpoints": ", ".join(map(str, recipe.checkpoints)),
+        "checkpoints": ", ".join(map(str, sorted(made.kept))),
         "end": END,
         "left_out": ", ".join(f"`{name}`" for name in LEFT_OUT),
         "licence": LICENCE,

@@ -38,7 +38,8 @@ class Recipe:
 
     seed: int = 0
     steps: int = 24_000
-    seed_steps: int = 1_500  # the first steps see repeated random tokens only
+    seed_steps: int = 6_000  # the first steps see repeated random tokens only: at most as many,
+    seed_score: float = 0.5  # and no more once the induction score of a head is as high
     random_share: float = 0.125  # of the sequences after them
     layers: int = 4
     heads: int = 8
@@ -52,12 +53,12 @@ class Recipe:
     threads: int = 2  # CPU threads; another number gives slightly different weights
     device: str = "auto"  # of Lightning's Trainer
     every: int = 250  # steps from one point of the curve to the next
-    kept: tuple[int, ...] = (1_500, 6_000)  # checkpoints that ship, besides the last
+    kept: tuple[int, ...] = (8_000,)  # weights that ship, besides those of the last step and of the first with text
 
-    @property
-    def checkpoints(self) -> list[int]:
-        """Steps whose weights ship."""
-        return sorted({*(step for step in self.kept if step < self.steps), self.steps})
+    def text_from(self, points: Sequence[dict[str, Any]]) -> int:
+        """The first step that sees text, given the points of the curve so far (`code_4l.Curve`)."""
+        reached = (point["step"] for point in points if point["step"] and np.max(point["induction"]) >= self.seed_score)
+        return min(next(reached, self.seed_steps), self.seed_steps)
 
     def control(self, steps: int) -> Recipe:
         """The same with text alone, for some steps."""
@@ -142,6 +143,7 @@ class CodeData(SequenceData):
     def __init__(self, tokens: np.ndarray[Any, Any], vocabulary: int, recipe: Recipe) -> None:
         super().__init__(recipe.batch_size, recipe.steps * recipe.batch_size, 0, recipe.seed, 0, False)
         self.tokens, self.vocabulary, self.recipe = tokens, vocabulary, recipe
+        self.text_from = recipe.seed_steps
 
     @property
     def positions(self) -> int:
@@ -151,7 +153,7 @@ class CodeData(SequenceData):
     def sequence(self, number: int, validates: bool) -> np.ndarray[Any, Any]:
         """Sequence `number` of training, in the order in which they are seen."""
         random = np.random.default_rng((self.seed, number))
-        share = 1.0 if number < self.recipe.seed_steps * self.batch_size else self.recipe.random_share
+        share = 1.0 if number < self.text_from * self.batch_size else self.recipe.random_share
         if random.random() < share:
             return repeated(random, self.vocabulary, self.positions)
         start = int(random.integers(0, len(self.tokens) - self.positions + 1))
@@ -164,7 +166,7 @@ class CodeData(SequenceData):
 
 
 SMOKE = Recipe(
-    steps=8, seed_steps=3, layers=2, heads=2, width=16, positions=64, vocabulary=300, batch_size=4, warmup=2, threads=1,
-    every=4, kept=(3,), device="cpu",
+    steps=8, seed_score=0.0, layers=2, heads=2, width=16, positions=64, vocabulary=300, batch_size=4, warmup=2,
+    threads=1, every=4, kept=(6,), device="cpu",
 )  # fmt: skip
 """A few steps of a small model, to see that all runs."""

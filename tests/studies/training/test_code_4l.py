@@ -148,8 +148,20 @@ def test_random_tokens_come_first_and_then_among_the_text():
     assert not is_text[:20].any()
     assert 0.70 < is_text[20:].mean() < 0.80  # 4 standard deviations are 0.05
     assert len({row[0] for row in rows[is_text].tolist()}) > 200  # pieces begin anywhere
+    data.text_from = 2
+    early = np.stack([data.sequence(number, False) for number in range(20)])
+    np.testing.assert_array_equal(early[:8], rows[:8])
+    assert (np.diff(early[8:]) % 300 == 1).all(1).any()
     alone = code_text.CodeData(text, 300, recipe.control(30))
     assert all((np.diff(alone.sequence(number, False)) % 300 == 1).all() for number in range(120))
+
+
+def test_text_begins_where_a_head_does_induction_or_where_patience_ends():
+    recipe = code_text.Recipe(seed_steps=30, seed_score=0.5)
+    points = [{"step": step, "induction": [[0.1, score]]} for step, score in ((0, 0.9), (10, 0.4), (20, 0.5), (40, 1))]
+    assert [recipe.text_from(points[:count]) for count in range(5)] == [30, 30, 30, 20, 20]
+    assert recipe.text_from([points[0], points[1], points[3]]) == 30
+    assert recipe.control(5).text_from(points) == 0
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +217,7 @@ def test_it_is_trained_as_a_plain_loop_trains_it(made, source):
     ]
     adam = torch.optim.AdamW(groups, 2e-3, (0.9, 0.98))
     data = code_text.CodeData(text, 300, SMOKE)
+    data.text_from = 4  # the first point of the curve
     for step in range(8):
         rate = step / 2 if step < 2 else 0.5 * (1 + math.cos(math.pi * (step - 2) / 6))
         for group in adam.param_groups:
@@ -229,7 +242,7 @@ def test_it_is_trained_as_a_plain_loop_trains_it(made, source):
 def test_what_it_writes_opens_and_is_as_good_as_it_says(made):
     folder = made / "whole"
     facts = json.loads((folder / "training.json").read_text())
-    assert hw.checkpoint_steps(folder) == [3, 8]
+    assert hw.checkpoint_steps(folder) == [4, 6, 8]
     model, last = hw.load(folder), hw.load(folder, step=8)
     assert all(
         torch.equal(one, two) for one, two in zip(model.module.parameters(), last.module.parameters(), strict=True)
@@ -321,7 +334,7 @@ def test_what_is_shipped_is_small_and_whole(shipped):
     assert "PYTHON SOFTWARE FOUNDATION LICENSE" in (shipped / "LICENSE-PYTHON").read_text()
     facts = json.loads((shipped / "training.json").read_text())
     assert facts["recipe"] == json.loads(json.dumps(asdict(code_text.Recipe())))
-    assert hw.checkpoint_steps("code-4l") == code_text.Recipe().checkpoints
+    assert hw.checkpoint_steps("code-4l") == [facts["text_from"], 8_000, 24_000]
     assert load_file(shipped / "model.safetensors")["transformer.wte.weight"].dtype == torch.float16
 
 
