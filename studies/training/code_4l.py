@@ -112,9 +112,7 @@ class Curve(L.Callback):  # type: ignore[misc]
         if not self.points:
             self._measure(trainer, pl_module, None)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: CausalLM, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: CausalLM, outputs: Any, *given: Any) -> None:
         """A point, weights, and a checkpoint, where the number of steps says so."""
         step, recipe = trainer.global_step, self.recipe
         self.losses.append(outputs["loss"].detach())
@@ -216,6 +214,7 @@ def train(
     *,
     control_steps: int = 6_000,
     source: Path | None = None,
+    files: int | None = None,
 ) -> dict[str, Any]:
     """Trains the model and its control, and puts the files of the model into a folder.
 
@@ -230,6 +229,8 @@ def train(
         Steps of the training on text alone.
     source : Path, optional
         Folder with the source to read; by default the library of the Python that runs this.
+    files : int, optional
+        Read only so many files, and hold out as many.
 
     Returns
     -------
@@ -247,7 +248,7 @@ def train(
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     licence_of(source)  # nothing is trained that could not be shipped
     out, work = out.absolute(), work.absolute()
-    read, held_out = corpus(source)
+    read, held_out = (dict([*texts.items()][:files]) for texts in corpus(source))
     tokenizer = build_tokenizer([*read.values()], recipe.vocabulary, recipe.positions)
     tokens = TextData([*read.values()], tokenizer, recipe.positions).tokens.ravel()
     windows = TextData([*held_out.values()], tokenizer, recipe.positions).tokens
@@ -292,7 +293,8 @@ def main(arguments: list[str] | None = None) -> None:
         if chosen.out == FOLDER:
             parser.error("--smoke makes a useless model: give it a folder of its own with --out")
         recipe, chosen.control_steps = SMOKE, 4
-    found = train(chosen.out, chosen.work, recipe, control_steps=chosen.control_steps)
+    files = 5 if chosen.smoke else None
+    found = train(chosen.out, chosen.work, recipe, control_steps=chosen.control_steps, files=files)
     print(json.dumps(found["final"], indent=1))
 
 

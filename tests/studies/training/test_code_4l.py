@@ -304,6 +304,12 @@ def test_a_source_without_a_licence_is_refused_before_training(source, tmp_path,
     assert code_text.licence_of(source) == "A licence of the source"
 
 
+def test_the_command_makes_a_smoke_run_of_a_few_files(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(code_4l, "train", lambda *given, **options: {"final": [*map(str, given[:2]), options["files"]]})
+    code_4l.main(["--smoke", "--out", "a", "--work", "b"])
+    assert json.loads(capsys.readouterr().out) == ["a", "b", 5]
+
+
 def test_the_command_does_not_overwrite_the_shipped_model_with_a_smoke_run(capsys):
     with pytest.raises(SystemExit):
         code_4l.main(["--smoke"])
