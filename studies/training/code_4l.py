@@ -261,8 +261,8 @@ def train(
     curve = fit(work / "main", tokens, windows, recipe)
     print(f"text alone, {control_steps} steps", flush=True)
     alone = fit(work / "text-alone", tokens, windows, recipe.control(control_steps))
-    files = sorted((work / "main").glob("step*.safetensors"))
-    kept = {int(file.stem.removeprefix("step")): load_file(file) for file in files}
+    weights = sorted((work / "main").glob("step*.safetensors"))
+    kept = {int(file.stem.removeprefix("step")): load_file(file) for file in weights}
     model = untrained(recipe).model
     model.load_state_dict({name: value.float() for name, value in kept[recipe.steps].items()}, strict=False)
     final = {"step": recipe.steps, "validation_loss": text_loss(model.eval(), windows)}
