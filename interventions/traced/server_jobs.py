@@ -380,7 +380,22 @@ def scores_of_weights(root: Any, program: WeightsProgram) -> Any:
 
 
 def score_weights(root: Any, parts: ModelParts, vocabulary: int, score: Any) -> Any:
-    """What ``score(read)`` gives, a float64 array; see `WeightsRead`. Nothing is read that it does not ask for."""
+    """What ``score(read)`` gives. Nothing is read that it does not ask for.
+
+    Parameters
+    ----------
+    root, parts
+        As for `run_unmodified`.
+    vocabulary : int
+        Tokens.
+    score : callable
+        Takes a `WeightsRead`.
+
+    Returns
+    -------
+    array
+        Float64.
+    """
     read: WeightsRead = {
         "ends": lambda: ends_of(root, parts, vocabulary),
         "heads": lambda layer: weights_of(root, parts, layer),
@@ -529,13 +544,21 @@ def neurons_of(root: Any, parts: ModelParts, layer: int) -> list[torch.Tensor | 
 
 def angles_of(root: Any, parts: ModelParts, distance: int) -> Any:
     """Cosines and sines by which a position turns against one `distance` before it; None without rotation."""
-    like = vector_of(parts, root._module) if parts["like"] is None else parts["like"]
     if parts["rotary"] is None:
         return None
+    if not parts["apart"]:
+        with torch.no_grad():
+            return angles_made(parts["rotary"]._module, vector_of(parts, root._module), distance)
+    like = parts["like"]
     with torch.no_grad(), root.trace(no_tokens(like.device), use_cache=False):
-        cos, sin = parts["rotary"](like, torch.arange(distance + 1, device=like.device)[None])
-        found = [cos[0, distance] / cos[0, 0], sin[0, distance] / cos[0, 0]]  # some kinds stretch both alike
-    return found
+        made = angles_made(parts["rotary"], like, distance)
+    return made
+
+
+def angles_made(rotary: Any, like: torch.Tensor, distance: int) -> list[torch.Tensor]:
+    """The same from a rotary embedding; some kinds stretch all vectors alike, which is left out."""
+    cos, sin = rotary(like, torch.arange(distance + 1, device=like.device)[None])
+    return [cos[0, distance] / cos[0, 0], sin[0, distance] / cos[0, 0]]
 
 
 def do_nothing(root: Any, program: dict[str, Any]) -> dict[str, Any]:
