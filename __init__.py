@@ -4,8 +4,8 @@
 
 - models: ``load``, ``shipped``, ``checkpoint_steps``, ``Model``; another family: ``Family``, ``register``
 - where: ``Head``, ``Neuron``, ``Layer``, ``Site``, ``Component``
-- what: ``ZeroAblate``, ``MeanAblate``, ``ResampleAblate``, ``Patch``, ``PathPatch``, ``Add``, ``Scale``, ``Knockout``,
-  ``Compose``, ``Intervention``; a labelled family of them: ``Grid``
+- what: ``ZeroAblate``, ``MeanAblate``, ``ResampleAblate``, ``Patch``, ``PathPatch``, ``Add``, ``ProjectOut``,
+  ``Scale``, ``Knockout``, ``Compose``, ``Intervention``; a labelled family of them: ``Grid``
 - prompts: ``RepeatedTokens``, ``Prompts``; what they draw: ``Batch``
 - numbers: ``measure``, ``plan`` (the cost, beforehand), ``capture``, ``predict``, ``direct_logit_attribution``,
   ``logit_lens``, ``compare_estimates``, ``composition_scores``, ``describe_heads``, ``InductionStudy``; changes:
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .interventions import Neuron as Neuron
     from .interventions import Patch as Patch
     from .interventions import PathPatch as PathPatch
+    from .interventions import ProjectOut as ProjectOut
     from .interventions import ResampleAblate as ResampleAblate
     from .interventions import Scale as Scale
     from .interventions import Site as Site
@@ -89,7 +90,7 @@ else:
         {
             ".": "errors metrics",
             ".interventions": "Add Component Compose Family Grid Head Intervention Knockout Layer MeanAblate "
-            "Neuron Patch PathPatch ResampleAblate Scale Site ZeroAblate register",
+            "Neuron Patch PathPatch ProjectOut ResampleAblate Scale Site ZeroAblate register",
             ".interventions.load": "load",
             ".interventions.models.checkpoints": "checkpoint_steps",
             ".interventions.models.locate": "shipped",

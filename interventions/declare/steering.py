@@ -1,4 +1,4 @@
-"""What: additions, scalings and knocked-out attention, as frozen values. Knows no model and no tensor."""
+"""What: additions, projections, scalings and knocked-out attention, as frozen values. Knows no model and no tensor."""
 
 from __future__ import annotations
 
@@ -18,7 +18,35 @@ SHOWN = 8
 
 
 @dataclass(frozen=True, init=False, repr=False)
-class Add(SiteEdit):
+class VectorEdit(SiteEdit):
+    """An edit that does something with a vector at each position of its site."""
+
+    vector: tuple[float, ...]
+
+    def __init__(self, site: Site | Head | Neuron | str, vector: Iterable[float] | float) -> None:
+        super().__init__(site)
+        name, component = type(self).__name__, self.site.component
+        if component is Component.pattern:
+            raise DeclarationError(f"{self.site}: {name} takes no pattern; Patch, Scale and Knockout do")
+        if component.per_head and self.site.head is None:
+            raise DeclarationError(f"{self.site}: {name} takes one head; compose several for several")
+        try:
+            given = (vector,) if self.site.neuron is not None and isinstance(vector, Real) else vector
+            values = tuple(float(value) for value in given)  # type: ignore[union-attr]
+        except (TypeError, ValueError):
+            raise DeclarationError(f"{self.site}: a vector is a flat sequence of numbers, got {vector!r}") from None
+        if not values or not all(map(math.isfinite, values)):
+            raise DeclarationError(f"{self.site}: a vector has at least one number and all are finite")
+        object.__setattr__(self, "vector", values)
+
+    def __repr__(self) -> str:
+        name, size = type(self).__name__, len(self.vector)
+        shown = repr(self.vector) if size <= SHOWN else f"<{size} numbers of norm {math.hypot(*self.vector):.4g}>"
+        return f"{name}(site={self.site!r}, vector={shown})"
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class Add(VectorEdit):
     """Add a vector to the site, at each of its positions (steering).
 
     Parameters
@@ -40,31 +68,52 @@ class Add(SiteEdit):
     Add(site=Layer(1).resid_pre.at(-1), vector=<64 numbers of norm 0.8>)
     """
 
-    vector: tuple[float, ...]
-
-    def __init__(self, site: Site | Head | Neuron | str, vector: Iterable[float] | float) -> None:
-        super().__init__(site)
-        if self.site.component is Component.pattern:
-            raise DeclarationError(f"{self.site}: a vector cannot be added to a pattern; Patch, Scale or Knockout can")
-        if self.site.component.per_head and self.site.head is None:
-            raise DeclarationError(f"{self.site}: a vector is added to one head; compose several Adds for several")
-        try:
-            given = (vector,) if self.site.neuron is not None and isinstance(vector, Real) else vector
-            values = tuple(float(value) for value in given)  # type: ignore[union-attr]
-        except (TypeError, ValueError):
-            raise DeclarationError(f"{self.site}: a vector is a flat sequence of numbers, got {vector!r}") from None
-        if not values or not all(map(math.isfinite, values)):
-            raise DeclarationError(f"{self.site}: a vector has at least one number and all are finite")
-        object.__setattr__(self, "vector", values)
-
     def change(self) -> Change:
         """The vector, added."""
         return Change(How.ADD, self.vector)
 
-    def __repr__(self) -> str:
-        if len(self.vector) <= SHOWN:
-            return f"Add(site={self.site!r}, vector={self.vector!r})"
-        return f"Add(site={self.site!r}, vector=<{len(self.vector)} numbers of norm {math.hypot(*self.vector):.4g}>)"
+
+@dataclass(frozen=True, init=False, repr=False)
+class ProjectOut(VectorEdit):
+    """Take away what the site has along a direction, at each of its positions: ``x - (x . u) u``.
+
+    ``u`` is the vector divided by its norm, so only its direction counts.
+
+    Parameters
+    ----------
+    site : Site, Head, Neuron or str
+        Of one head, where the component has heads; not ``pattern``, nor ``head_out``.
+    vector : sequence of float, or float
+        As for `Add`; not all zeros.
+
+    Raises
+    ------
+    DeclarationError
+        The site takes no vector, or the vector is no flat sequence of finite numbers, or has no direction.
+
+    Examples
+    --------
+    >>> hw.ProjectOut(hw.Layer(1).resid_pre, [3.0, 4.0])
+    ProjectOut(site=Layer(1).resid_pre, vector=(3.0, 4.0))
+    """
+
+    def __init__(self, site: Site | Head | Neuron | str, vector: Iterable[float] | float) -> None:
+        super().__init__(site, vector)
+        if self.site.component is Component.head_out:
+            raise DeclarationError(
+                f"{self.site}: a direction is projected out of what a pass computes, and passes compute the sum of "
+                f"what the heads write: possible are ProjectOut({self.site.place!r}.z, ...), with d_head numbers, and "
+                f"ProjectOut(Layer({self.site.layer}).attn_out, ...), of all heads"
+            )
+        if not any(self.vector):
+            raise DeclarationError(f"{self.site}: a vector of zeros has no direction")
+
+    def change(self) -> Change:
+        """The direction, taken away."""
+        largest = max(map(abs, self.vector))
+        smaller = [value / largest for value in self.vector]
+        norm = math.hypot(*smaller)
+        return Change(How.PROJECT, tuple(value / norm for value in smaller))
 
 
 @dataclass(frozen=True, init=False)

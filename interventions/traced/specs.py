@@ -186,7 +186,7 @@ class TensorWrite(TypedDict):
     rows: slice
     positions: Index  # queries of a pattern
     columns: slice  # heads of a pattern
-    how: str  # "set", "add" or "scale"
+    how: str  # "set", "add", "scale" or "project"
     value: Value
 
 
