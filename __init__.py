@@ -8,8 +8,8 @@
   ``Scale``, ``Knockout``, ``Compose``, ``Intervention``; a labelled family of them: ``Grid``
 - prompts: ``RepeatedTokens``, ``Prompts``; what they draw: ``Batch``
 - numbers: ``measure``, ``plan`` (the cost, beforehand), ``capture``, ``predict``, ``direct_logit_attribution``,
-  ``logit_lens``, ``compare_estimates``, ``composition_scores``, ``describe_heads``, ``InductionStudy``; changes:
-  ``effect``, ``normalized``
+  ``logit_lens``, ``difference`` (a vector to steer with), ``weighted_value_norms``, ``compare_estimates``,
+  ``composition_scores``, ``describe_heads``, ``InductionStudy``; changes: ``effect``, ``normalized``
 - training: ``CausalLM``, ``RepeatedTokensData``, ``TextData``, ``MixedData``; a measurement as a value, ``Sweep``; any
   study while a model is trained, ``StudyCallback`` (``TrainerStudyCallback`` for transformers), at ``log_spaced``
   steps, or ``over_checkpoints``; on several devices, ``FabricExecutor``
@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from .studies import compare_estimates as compare_estimates
     from .studies import composition_scores as composition_scores
     from .studies import describe_heads as describe_heads
+    from .studies import difference as difference
     from .studies import direct_logit_attribution as direct_logit_attribution
     from .studies import effect as effect
     from .studies import from_json as from_json
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
     from .studies import summary as summary
     from .studies import table as table
     from .studies import to_json as to_json
+    from .studies import weighted_value_norms as weighted_value_norms
     from .studies import write_netcdf as write_netcdf
     from .studies import write_report as write_report
     from .version import __version__ as __version__
@@ -98,7 +100,7 @@ else:
             ".studies": "Batch CausalLM FabricExecutor InductionStudy MixedData Prompts RepeatedTokens "
             "RepeatedTokensData Results StudyCallback Sweep TextData TrainerStudyCallback "
             "capture compare_estimates composition_scores describe_heads effect from_json "
-            "direct_logit_attribution predict "
+            "difference direct_logit_attribution predict weighted_value_norms "
             "log_spaced logit_lens measure normalized open_result over_checkpoints plan plots rerun "
             "summary table to_json write_netcdf write_report",
             ".version": "__version__",
