@@ -18,6 +18,7 @@ from ...errors import DeclarationError
 from ..analyses.estimate_verdicts import NAMES, VERDICTS, verdict
 from ..output.page import Page, bullets, number, paragraphs, table
 from ..output.phrases import count
+from ..output.progress import Progress
 from ..reproduce.recipe import recipe
 from ..storage.attributes import json_in, json_or_text, number_in, with_plain_attrs
 from ..storage.files import check_writable, write_beside
@@ -94,12 +95,14 @@ def render(result: xr.DataTree | xr.Dataset, file: str = "result.nc") -> str:
     _answer(page, told)
     root = tree.to_dataset()
     said = {*told.findings.get("summary", [])}
-    for section in told.sections:
-        page.add(f'<section id="{section.key}"><h2>{escape(section.question)}</h2>')
-        texts = [text for text in told.findings.get(section.key, []) if text not in said]
-        page.add(f'<div class="said">{paragraphs(texts)}</div>' if said and texts else "")
-        section.fill(page, tree[section.key].to_dataset() if section.key in tree.children else root, tree)
-        page.add("</section>")
+    with Progress("report", unit="sections") as bar:
+        for number, section in enumerate(told.sections):
+            bar.update(number, len(told.sections))
+            page.add(f'<section id="{section.key}"><h2>{escape(section.question)}</h2>')
+            texts = [text for text in told.findings.get(section.key, []) if text not in said]
+            page.add(f'<div class="said">{paragraphs(texts)}</div>' if said and texts else "")
+            section.fill(page, tree[section.key].to_dataset() if section.key in tree.children else root, tree)
+            page.add("</section>")
     _what_was_run(page, tree, file)
     page.add("</main><footer>Written by headwise. Everything in this file is in this file: it loads nothing.</footer>")
     return page.html()
