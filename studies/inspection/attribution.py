@@ -14,6 +14,7 @@ from ...metrics.outputs import logit_diff
 from ..measuring.context import check_remote
 from ..measuring.labels import check_is_model, coordinates, task_json
 from ..storage.provenance import provenance
+from .predict import asked_for
 
 if TYPE_CHECKING:
     from ...interventions.base.shape import Group
@@ -118,7 +119,9 @@ def direct_logit_attribution(
         coords={name: kept[name] for name in kept if name != "run"} | _sources(model),
     )
     told = of if isinstance(of, str) else "direction"
-    return result.assign_attrs(provenance(model, call.identity) | {"run": run, "task": task_json(task), "of": told})
+    again = asked_for("direct_logit_attribution", of=of, per_position=per_position)
+    own = {"run": run, "task": task_json(task), "of": told}
+    return result.assign_attrs(provenance(model, call.identity) | again | own)
 
 
 def _asked(model: Model, batch: Batch, run: str, group: Group, of: Any) -> DirectSpec:
