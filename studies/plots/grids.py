@@ -95,7 +95,8 @@ def grid(
     words = bool(tokens) and wide >= 11
     upright = max(map(len, column_names)) * 7 > wide or words
     room = 0.85 if upright else 0.7
-    room *= min(1.0, 2 / len(column_names[-1])) if column_names[-1].isdigit() else 1.0  # long numbers side by side
+    if column_names[-1].isdigit() and len(column_names[-1]) > 2:  # long numbers stand side by side
+        room *= 1.5 / len(column_names[-1])
     across: Any = ticks(columns, [short(name) for name in column_names], wide * room)
     if words:
         across = [(int(at), short(one)) for at, one in zip(columns, tokens, strict=True)]

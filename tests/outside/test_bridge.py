@@ -17,12 +17,13 @@ from headwise.interventions import Head, Layer, Neuron, Patch, Site, ZeroAblate
 from headwise.metrics import loss
 from headwise.metrics.outputs import logit_diff
 from headwise.studies import RepeatedTokens, capture, measure
-from tests.oracles import raw_families
+from tests.oracles import raw_families, raw_hooks
 from tests.support import parity
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of TransformerLens are not ours
 TASK = RepeatedTokens(n=3, length=6, seed=3)
 CALLED = {
+    "gpt2": "gpt2",
     "pythia": "EleutherAI/pythia-70m",
     "neox, one after the other": "EleutherAI/pythia-70m",
     "llama": "meta-llama/Llama-2-7b-hf",
@@ -87,7 +88,9 @@ def agree(request):
 def pair(request):
     """A model, and the bridge over its twin."""
     lens = pytest.importorskip("transformer_lens.model_bridge", reason="transformer_lens is not installed")
-    module, twin = (raw_families.random_model(request.param) for _ in range(2))
+    gpt2 = functools.partial(raw_hooks.random_gpt2, layers=2, heads=4, d_head=8, vocab=60, context=40)
+    make = gpt2 if request.param == "gpt2" else functools.partial(raw_families.random_model, request.param)
+    module, twin = make(), make()
     twin.set_attn_implementation("eager")
     model = hw.load(module)
     bridge = lens.TransformerBridge.boot_transformers(
@@ -139,7 +142,7 @@ def test_activations_agree(pair, agree):
 
 def test_which_families_turn_queries_and_keys(pair):
     model, _ = pair
-    assert model.shape.rotary == (model.family.name != "gpt_neo")
+    assert model.shape.rotary == (model.family.name not in ("gpt2", "gpt_neo"))
 
 
 def test_interventions_agree(pair, agree):

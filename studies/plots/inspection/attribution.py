@@ -91,7 +91,7 @@ def attribution(ds: xr.Dataset, *, title: str = "") -> Any:
             reference(0.0, "0", rows, shown, GREY, "solid"),
         ]
         label = textwrap.fill(shown.pprint_label, 46)
-        size = {"width": 380, "height": 110 + 24 * len(rows), "show_legend": False, "xlabel": label}
+        size: dict[str, Any] = {"width": 380, "height": 110 + 24 * len(rows), "show_legend": False, "xlabel": label}
         ends = span_of([mean[rest], low[rest], high[rest]])
         panels.append(row_chart(parts, shown, names, xlim=ends, title="other parts", **size))
     return panels[0] if len(panels) == 1 else hv.Layout(panels).cols(2)

@@ -176,7 +176,9 @@ def token_grid(
         heat_map(table, [across, upward], [shown, "token", "text", "ink", "after"]),
         **cells(scale, round(len(columns) * wide), len(rows) * high, shown.pprint_label),
         **hover(shown, "@value{0.000}", *tips),
-        title=textwrap.fill(_titled(title, "" if read else where), max(round(len(columns) * wide / 7.5), 20)),
+        title=textwrap.fill(
+            _titled(title, "" if read else _after(where, LETTERS)), max(round(len(columns) * wide / 7.5), 20)
+        ),
         xticks=ticks(columns, [short(one) for one in label], wide * (0.8 if read else 0.7)),
         yticks=ticks(rows, row_names, high),
         xrotation=90 if read else 0,
@@ -195,15 +197,19 @@ def _used(ds: xr.Dataset, values: str) -> list[str]:
 
 
 def _one_example(ds: xr.Dataset, example: int) -> tuple[xr.Dataset, str]:
-    """The dataset at one prompt, and which that is, in words."""
+    """The dataset at one prompt, and its text where it is known."""
     if "example" in ds.dims:
         if not 0 <= example < ds.sizes["example"]:
             raise DeclarationError(f"example={example}: there are {ds.sizes['example']}, from 0 on")
         ds = ds.isel(example=example)
     if "prompt" not in ds.coords or ds["prompt"].ndim:
         return ds, ""
-    text = visible(str(ds["prompt"].item()))
-    return ds, f"after “{text if len(text) <= LETTERS else '…' + text[1 - LETTERS :]}”"
+    return ds, visible(str(ds["prompt"].item()))
+
+
+def _after(text: str, letters: int) -> str:
+    """The end of a prompt; nothing of an unknown one."""
+    return text and f"after “{text if len(text) <= letters else '…' + text[1 - letters :]}”"
 
 
 def _read_tokens(ds: xr.Dataset) -> list[str]:
@@ -251,5 +257,7 @@ def _bars(ds: xr.Dataset, values: str, ends: tuple[float, float], first: str, wh
         styled(labels, **look, hooks=[shift(4, 0)]),
     ]
     reach = ends[1] + 0.18 * (ends[1] - ends[0])  # room for the number beside the longest bar
-    size = {"width": 330, "height": 96 + 24 * len(rows), "xlim": (ends[0] if ends[0] < -0.1 else 0.0, reach)}
-    return row_chart(parts, shown, names, title=title, show_legend=False, **size | {"ylabel": where})
+    high, low = 96 + 24 * len(rows), ends[0] if ends[0] < -0.1 else 0.0
+    label = _after(where, max(round(high / 7.5) - 12, 8))  # what has room beside the bars
+    shape: dict[str, Any] = {"width": 330, "height": high, "xlim": (low, reach), "ylabel": label}
+    return row_chart(parts, shown, names, title=title, show_legend=False, **shape)
