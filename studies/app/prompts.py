@@ -60,7 +60,7 @@ class PromptView:
         self.token = select("Token")
         self.without = pn.widgets.TextInput(
             label="Next token, without",
-            placeholder="the picked head, or such as L0H3, L1.mlp_out",
+            placeholder="the picked head",
             margin=(0, 0, 8, 0),
             stylesheets=[PARTS],
             styles={"flex": "2 1 13rem"},

@@ -256,3 +256,25 @@ def test_direct_logit_attribution_agrees(pair, agree):
         logits = bridge(tokens_of(model, "clean"))[:, scored]
     both = [logits.gather(-1, one[..., None])[..., 0] for one in (targets, others)]
     agree("attribution of heads", ds["whole"], (both[0] - both[1]).numpy(), "whole")
+
+
+def test_scores_of_circuits_agree(pair, agree):
+    """From TransformerLens' weights, as they are, by its factored matrices."""
+    from transformer_lens import FactoredMatrix
+
+    model, bridge = pair
+    ds = hw.circuit_scores(model, folded=False)
+    embed, unembed = bridge.embed.W_E.detach().double(), bridge.unembed.W_U.detach().double()
+    repeats = model.shape.heads // model.shape.kv_heads
+    for layer in model.layers:
+        attention = bridge.blocks[layer].attn
+        q, k, v, o = (getattr(attention, f"W_{name}").detach().double() for name in "QKVO")
+        k, v = (one if len(one) == len(q) else one.repeat_interleave(repeats, 0) for one in (k, v))
+        for head in model.heads:
+            ov = FactoredMatrix(embed @ v[head], o[head] @ unembed).eigenvalues
+            qk = FactoredMatrix(embed @ q[head], (embed @ k[head]).T).eigenvalues
+            there = ds.sel(layer=layer, head=head)
+            agree("OV and QK scores", there["copying"], (ov.real > 0).double().mean(), f"L{layer}H{head}")
+            for circuit, found in (("ov", ov), ("qk", qk)):
+                wanted = (found.sum() / found.abs().sum()).real
+                agree("OV and QK scores", there["eigenvalue_score"].sel(circuit=circuit), wanted, f"L{layer}H{head}")
