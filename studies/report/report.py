@@ -16,6 +16,7 @@ import xarray as xr
 
 from ...errors import DeclarationError
 from ..analyses.estimate_verdicts import NAMES, VERDICTS, verdict
+from ..inspection.findings import findings
 from ..output.page import Page, bullets, number, paragraphs, table
 from ..output.phrases import count
 from ..output.progress import Progress
@@ -24,8 +25,8 @@ from ..storage.attributes import json_in, json_or_text, number_in, with_plain_at
 from ..storage.files import check_writable, write_beside
 from ..storage.netcdf import reading
 from ..storage.reading import as_tree, open_result
-from ..storage.record import Record
-from . import generic, measurement, series
+from ..storage.record import KINDS, LOOKS, Record
+from . import generic, inside, measurement, series
 from .changes import metrics_in
 from .induction import QUESTION, SECTIONS, Section, compared
 
@@ -150,6 +151,10 @@ def _contents(tree: xr.DataTree) -> Contents:
         asked = "Would gradients have told what was measured?"
         title = str(attrs.get("title", f"Estimates and exact effects of {record.model}"))
         return Contents(title, asked, lead, [section], {"summary": _trusted(root)})
+    if record.kind in LOOKS:
+        said = {"summary": [f"{one[:1].upper()}{one[1:]}." for one in findings(root)]}
+        title = str(attrs.get("title", f"{KINDS[record.kind].capitalize()} of {record.model}"))
+        return Contents(title, inside.QUESTIONS[record.kind], lead, inside.sections(record.kind), said)
     sections = generic.sections(tree)
     said = _findings(attrs) or {section.key: generic.says(tree, section) for section in sections}
     kind = "Activations" if record.kind == "capture" else "A result"
