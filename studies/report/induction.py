@@ -163,9 +163,10 @@ def _patching(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
 
 PATCHED = {
     "noising": "Noising: q, k or v of one head is taken from the corrupted run, the rest stays clean. 1 is no change, "
-    "0 the corrupted run's answer. Blue heads are needed.",
+    "0 the corrupted run's answer. Blue heads are necessary.",
     "denoising": "Denoising: q, k or v of one head is taken from the clean run, the rest stays corrupted. 0 is no "
-    "change, 1 the clean run's answer. Orange heads restore it; blue ones turn the answer to the distractor.",
+    "change, 1 the clean run's answer. Orange heads are sufficient: one alone restores it. Blue ones turn the answer "
+    "to the distractor.",
 }
 ANSWER, RESTORED, TURNED = 1.0, 0.5, 0.1
 """Logits from which a run has an answer; share of it from which a head restores it, and share below 0 from which one
@@ -223,8 +224,8 @@ def _composition(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
         page.figure(
             plots.path_grids(ds),
             "Change of the logit difference when the output of one head is taken from the corrupted run on its direct "
-            "paths into k, q or v of the induction heads alone. Blue heads are needed there. Drawn are the layers of "
-            "the previous-token heads.",
+            "paths into k, q or v of the induction heads alone. Blue heads are necessary there. Drawn are the layers "
+            "of the previous-token heads.",
         )
     if "strongest_logit_diff" in ds:
         page.add(_paths_table(ds))

@@ -144,7 +144,9 @@ def test_conclusions_need_what_they_say(tree):
     assert "cannot be judged (no clear answer before)" in says(no_clear_answer)
     assert "No head costs anything beyond noise under any ablation (none adds 0.01 nats)" in says(nothing_costs)
     changed = says(zero_hurts_and_mean_does_not)
-    assert "What L0H0 does depends on the ablation: needed under zero (+2.00 nats), not needed under mean" in changed
+    assert (
+        "What L0H0 does depends on the ablation: necessary under zero (+2.00 nats), not necessary under mean" in changed
+    )
     assert "97% of its output is the same for every prompt: zeroing takes that constant away" in changed
 
 
