@@ -8,8 +8,8 @@
   ``Compose``, ``Intervention``; a labelled family of them: ``Grid``
 - prompts: ``RepeatedTokens``, ``Prompts``; what they draw: ``Batch``
 - numbers: ``measure``, ``plan`` (the cost, beforehand), ``capture``, ``predict``, ``direct_logit_attribution``,
-  ``logit_lens``, ``compare_estimates``, ``composition_scores``, ``describe_heads``, ``InductionStudy``; changes:
-  ``effect``, ``normalized``
+  ``logit_lens``, ``compare_estimates``, ``composition_scores``, ``circuit_scores``, ``describe_heads``,
+  ``InductionStudy``; changes: ``effect``, ``normalized``
 - training: ``CausalLM``, ``RepeatedTokensData``, ``TextData``, ``MixedData``; a measurement as a value, ``Sweep``; any
   study while a model is trained, ``StudyCallback`` (``TrainerStudyCallback`` for transformers), at ``log_spaced``
   steps, or ``over_checkpoints``; on several devices, ``FabricExecutor``
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from .studies import TextData as TextData
     from .studies import TrainerStudyCallback as TrainerStudyCallback
     from .studies import capture as capture
+    from .studies import circuit_scores as circuit_scores
     from .studies import compare_estimates as compare_estimates
     from .studies import composition_scores as composition_scores
     from .studies import describe_heads as describe_heads
@@ -96,7 +97,7 @@ else:
             ".interventions.models.model": "Model",
             ".studies": "Batch CausalLM FabricExecutor InductionStudy MixedData Prompts RepeatedTokens "
             "RepeatedTokensData Results StudyCallback Sweep TextData TrainerStudyCallback "
-            "capture compare_estimates composition_scores describe_heads effect from_json "
+            "capture circuit_scores compare_estimates composition_scores describe_heads effect from_json "
             "direct_logit_attribution predict "
             "log_spaced logit_lens measure normalized open_result over_checkpoints plan plots rerun "
             "summary table to_json write_netcdf write_report",

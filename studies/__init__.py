@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .dynamics.hf_trainer import TrainerStudyCallback as TrainerStudyCallback
     from .dynamics.schedule import log_spaced as log_spaced
     from .inspection.attribution import direct_logit_attribution as direct_logit_attribution
+    from .inspection.circuits import circuit_scores as circuit_scores
     from .inspection.lens import logit_lens as logit_lens
     from .inspection.predict import predict as predict
     from .measuring.capture import capture as capture
@@ -58,6 +59,7 @@ else:
             ".catalogue.summary": "Summary summary",
             ".catalogue.table": "table",
             ".inspection.attribution": "direct_logit_attribution",
+            ".inspection.circuits": "circuit_scores",
             ".inspection.lens": "logit_lens",
             ".inspection.predict": "predict",
             ".measuring.capture": "capture",

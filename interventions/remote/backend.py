@@ -133,12 +133,12 @@ class NdifBackend(Backend):
         found = model.ask("lens", server_jobs.lenses, {"runs": runs}, read, room(wanted))
         return [{name: value.numpy() for name, value in values.items()} for values in found]
 
-    def score_head_weights(self, score: Score, shape: tuple[int, ...]) -> Array:
+    def score_weights(self, score: Score, shape: tuple[int, ...]) -> Array:
         """In one job; the weights stay there."""
         table: Array = self.model.ask(
             "weights",
             server_jobs.scores_of_weights,
-            {"score": score},
+            {"score": score, "vocabulary": self.model.shape.vocabulary},
             lambda result: numbers(result["table"], shape, torch.float64),
             ROOM + 8 * int(np.prod(shape)),
         )

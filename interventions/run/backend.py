@@ -18,7 +18,7 @@ from ..models.model import Model
 from ..plan.cost import forward_flops
 from ..plan.plan import Plan
 from ..traced import server_jobs, traces
-from ..traced.specs import DirectSpec, ReadSite, RowChange
+from ..traced.specs import DirectSpec, ReadSite, RowChange, WeightsRead
 from . import engine, gradients, memory
 from .activations import as_tensor, described_site, handles
 from .cache import CompiledMetric
@@ -28,7 +28,7 @@ from .outcome import FinishedValues, Inputs, Outcome, Store, as_array
 
 Array = np.ndarray[Any, Any]
 Say = Callable[[str], None]
-Score = Callable[[list[list[Array | None]]], Array]
+Score = Callable[[WeightsRead], Array]
 PROMPTS = 4
 """Prompts that are run to see how fast a model is, and what half precision costs."""
 LEAST_SECONDS = 0.05
@@ -193,10 +193,10 @@ class Backend(Protocol):
         For each chunk of a plan, of its base run: reader to values ``(layer + 1, example, scored)``.
         """
 
-    def score_head_weights(self, score: Score, shape: tuple[int, ...]) -> Array:
-        """``score(layers)``, float64 numbers of a shape; `layers` holds the fields of `HeadWeights` of each layer.
+    def score_weights(self, score: Score, shape: tuple[int, ...]) -> Array:
+        """``score(read)``, float64 numbers of a shape; `read` gives weights, see `WeightsRead`.
 
-        The fields are float64 arrays, or None. `score` is a plain function that may be sent to a server.
+        `score` is a plain function that may be sent to a server, where the weights stay.
         """
 
     def identify(self, anew: bool) -> tuple[Identity, bool]:
@@ -307,9 +307,10 @@ class LocalBackend(Backend):
         found = (traces.lens(model.traced, parts, run) for run in runs)
         return [{name: as_array(values) for name, values in one.items()} for one in found]
 
-    def score_head_weights(self, score: Score, shape: tuple[int, ...]) -> Array:
+    def score_weights(self, score: Score, shape: tuple[int, ...]) -> Array:
         """From the weights as they stand."""
-        table: Array = server_jobs.score_weights(self.model.traced, handles(self.model), score)
+        model, parts = self.model, handles(self.model)
+        table: Array = server_jobs.score_weights(model.traced, parts, model.shape.vocabulary, score)
         return table
 
     def identify(self, anew: bool) -> tuple[Identity, bool]:

@@ -14,7 +14,15 @@ import torch
 from .activations import pattern_between, split_heads
 from .configuration import configuration_of
 from .gradients import attribution
-from .head_weights import weights_made, weights_read
+from .head_weights import (
+    ends_made,
+    ends_read,
+    neurons_made,
+    neurons_read,
+    vector_of,
+    weights_made,
+    weights_read,
+)
 from .logits import direct_shares, with_base_logits
 from .projections import is_readable
 from .structure import modules_of, names_of
@@ -57,6 +65,7 @@ if TYPE_CHECKING:
         RunSpec,
         SweepProgram,
         WeightsProgram,
+        WeightsRead,
     )
 
 SAMPLE = 4096
@@ -364,18 +373,21 @@ def direct_of(root: Any, parts: ModelParts, spec: DirectSpec) -> torch.Tensor:
 
 
 def scores_of_weights(root: Any, program: WeightsProgram) -> Any:
-    """``program["score"]`` of the weights of all heads, which stay here."""
+    """What ``program["score"]`` makes of the weights, which stay here."""
     parts, _ = where(root, program["parts"])
-    return {"table": torch.from_numpy(score_weights(root, parts, program["score"]))}
+    found = score_weights(root, parts, program["vocabulary"], program["score"])
+    return {"table": torch.from_numpy(found)}
 
 
-def score_weights(root: Any, parts: ModelParts, score: Any) -> Any:
-    """``score(layers)``, an array; `layers` holds for each the fields of `HeadWeights`, float64 arrays or None."""
-    layers = [
-        [None if one is None else one.detach().double().cpu().numpy() for one in weights_of(root, parts, layer)]
-        for layer in range(parts["layers"])
-    ]
-    return score(layers)
+def score_weights(root: Any, parts: ModelParts, vocabulary: int, score: Any) -> Any:
+    """What ``score(read)`` gives, a float64 array; see `WeightsRead`. Nothing is read that it does not ask for."""
+    read: WeightsRead = {
+        "ends": lambda: ends_of(root, parts, vocabulary),
+        "heads": lambda layer: weights_of(root, parts, layer),
+        "neurons": lambda layer: neurons_of(root, parts, layer),
+        "angles": lambda distance: angles_of(root, parts, distance),
+    }
+    return score(read)
 
 
 def facts(root: Any, program: Program) -> Any:
@@ -491,6 +503,39 @@ def weights_of(root: Any, parts: ModelParts, layer: int) -> list[torch.Tensor | 
     with torch.no_grad(), root.trace(no_tokens(like.device), use_cache=False):
         made = weights_made(parts, block, like)
     return made
+
+
+def ends_of(root: Any, parts: ModelParts, vocabulary: int) -> list[torch.Tensor]:
+    """Embedding and unembedding ``(token, d_model)``, and the gain of the last norm; read, or found by calls."""
+    paths = [path for name, path in parts["embeddings"] if name == "embed"]
+    if not parts["apart"]:
+        return ends_read(parts, paths, root._module, vocabulary)
+    like = parts["like"]
+    with torch.no_grad(), root.trace(no_tokens(like.device), use_cache=False):
+        made = ends_made(parts, paths, root, vocabulary, like)
+    return made
+
+
+def neurons_of(root: Any, parts: ModelParts, layer: int) -> list[torch.Tensor | None]:
+    """What the neurons of a layer read and write, as `neurons_read` gives it; or found by calls."""
+    block = parts["blocks"][layer]
+    if not parts["apart"]:
+        return neurons_read(parts, block._module)
+    like = parts["like"]
+    with torch.no_grad(), root.trace(no_tokens(like.device), use_cache=False):
+        made = neurons_made(parts, block, like)
+    return made
+
+
+def angles_of(root: Any, parts: ModelParts, distance: int) -> Any:
+    """Cosines and sines by which a position turns against one `distance` before it; None without rotation."""
+    like = vector_of(parts, root._module) if parts["like"] is None else parts["like"]
+    if parts["rotary"] is None:
+        return None
+    with torch.no_grad(), root.trace(no_tokens(like.device), use_cache=False):
+        cos, sin = parts["rotary"](like, torch.arange(distance + 1, device=like.device)[None])
+        found = [cos[0, distance] / cos[0, 0], sin[0, distance] / cos[0, 0]]  # some kinds stretch both alike
+    return found
 
 
 def do_nothing(root: Any, program: dict[str, Any]) -> dict[str, Any]:

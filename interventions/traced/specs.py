@@ -404,7 +404,17 @@ class LensProgram(Program):
     runs: list[RunSpec]
 
 
+class WeightsRead(TypedDict):
+    """Gives weights where they are, in their own number format, to a function that makes scores of them."""
+
+    ends: Callable[[], list[torch.Tensor]]  # embedding, unembedding (token, d_model); gain of the last norm (d_model,)
+    heads: Callable[[int], list[Any]]  # of a layer, the fields of `HeadWeights`
+    neurons: Callable[[int], list[Any]]  # of a layer, as `head_weights.neurons_read` gives them
+    angles: Callable[[int], Any]  # of a distance: cosine and sine of each turned dimension; None without rotation
+
+
 class WeightsProgram(Program):
     """For `server_jobs.scores_of_weights`."""
 
-    score: Callable[[list[list[Any]]], Any]  # takes for each layer the fields of `HeadWeights`
+    score: Callable[[WeightsRead], Any]
+    vocabulary: int

@@ -29,7 +29,7 @@ Head Neuron Layer Site Component
 ZeroAblate MeanAblate ResampleAblate Patch PathPatch Add Scale Knockout Compose Grid Intervention
 RepeatedTokens Prompts Batch
 measure plan capture compare_estimates composition_scores describe_heads InductionStudy
-predict direct_logit_attribution logit_lens
+predict direct_logit_attribution logit_lens circuit_scores
 CausalLM RepeatedTokensData TextData MixedData
 Sweep StudyCallback TrainerStudyCallback log_spaced over_checkpoints FabricExecutor
 effect normalized table summary

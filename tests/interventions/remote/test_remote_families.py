@@ -64,6 +64,7 @@ def test_a_family_there_is_the_family_here(family_server, server, folders, name,
             for model in (there, here)
         ],
         [composition_scores(model) for model in (there, here)],
+        [hw.circuit_scores(model) for model in (there, here)],
     ):
         for variable in made[1].data_vars:
             np.testing.assert_allclose(made[0][variable], made[1][variable], rtol=1e-4, atol=1e-5)
