@@ -1,4 +1,4 @@
-"""Do the induction heads write the answer themselves? What each head adds to it directly, against random heads."""
+"""Do the induction heads write the answer themselves? What heads add to it directly, and copy, against random heads."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ...interventions.declare.sites import Head
 from ...metrics.intervals import bootstrap_interval, interval_attrs
 from ...metrics.statistics import benjamini_hochberg, null_p_value
 from ..inspection.attribution import direct_logit_attribution
+from ..inspection.circuits import circuit_scores
 from ..measuring.controls import CONTROLS, random_sets
 from ..tasks.tasks import RepeatedTokens
 
@@ -21,16 +22,20 @@ if TYPE_CHECKING:
     from ...interventions.models.model import Model
 
 Array = np.ndarray[Any, Any]
-OF = {"attribution": "logits that a head adds directly, mean over a set"}
+OF = {
+    "attribution": "logits that a head adds directly, mean over a set",
+    "copying": "share of positive eigenvalues of the OV circuit, mean over a set",
+}
 """What sets of heads are compared in, and its name in words."""
 
 
 def what_heads_write(
     model: Model, task: RepeatedTokens, heads: Sequence[Head], *, draws: int = 50, seed: int = 0
 ) -> xr.Dataset:
-    """What every head adds to the answer directly, and some heads together against random sets of others.
+    """What every head adds to the answer directly and how far it copies, and some heads against random sets of others.
 
-    Of all prompts at once: one forward pass of each gives the values of every head and of every set.
+    Of all prompts at once: one forward pass of each gives the values of every head and of every set. What heads copy is
+    read off their weights.
 
     Parameters
     ----------
@@ -45,12 +50,14 @@ def what_heads_write(
     -------
     Dataset
         ``attribution(layer, head, example)``, ``other(part, example)`` of the embeddings, MLPs and biases, and
-        ``whole(example)``, the logit difference, in logits: see `direct_logit_attribution`. Of the heads: as text
-        ``heads``; ``set_attribution``, the mean over heads and prompts, with ``set_attribution_low`` and ``_high``
-        (95% bootstrap interval over prompts); ``control_attribution(control, draw)``, NaN beyond the sets that exist,
-        and ``control_heads(control, draw)`` as text; ``p_attribution(control)``, one-sided: how often a random set adds
-        at least as much; and ``q(of, control)``, all p of this group after Benjamini-Hochberg. Nothing but the
-        attribute ``left_out``, which says why, where logits are no linear function of the normed stream.
+        ``whole(example)``, the logit difference, in logits: see `direct_logit_attribution`. ``copying(layer, head)``
+        and ``eigenvalue_score(layer, head)`` of OV circuits: see `circuit_scores`. Of the heads: as text ``heads``;
+        ``set_attribution``, the mean over heads and prompts, with ``set_attribution_low`` and ``_high`` (95% bootstrap
+        interval over prompts), and ``set_copying``; ``control_attribution(control, draw)`` and ``control_copying``, NaN
+        beyond the sets that exist and where a head has no value, and ``control_heads(control, draw)`` as text;
+        ``p_attribution(control)`` and ``p_copying``, one-sided: how often a random set has at least as much; and
+        ``q(of, control)``, all p of this group after Benjamini-Hochberg. Where logits are no linear function of the
+        normed stream: no variable, and the attribute ``left_out``, which says why.
 
     Raises
     ------
@@ -65,13 +72,18 @@ def what_heads_write(
         raise
     except ValueError as error:  # an unembedding that is more than a linear layer, as with an adapter on it
         return xr.Dataset(attrs={"left_out": str(error)})
-    result = _by_head(found, model.shape)
+    scores = circuit_scores(model)
+    result = _by_head(found, model.shape).assign(
+        copying=scores["copying"], eigenvalue_score=scores["eigenvalue_score"].sel(circuit="ov", drop=True)
+    )
     return result.merge(_against_random(result, heads, model.shape, draws, seed)) if heads else result
 
 
 def flops(shape: Shape, positions: int) -> int:
-    """Operations of the attribution beside the forward passes, at so many scored positions in all."""
-    return 2 * positions * shape.layers * (shape.d_model * shape.width + shape.width + 2 * shape.d_model)
+    """Operations beside the forward passes, at so many scored positions in all; those of float64 count twice."""
+    direct = 2 * positions * shape.layers * (shape.d_model * shape.width + shape.width + 2 * shape.d_model)
+    inner = 2 * shape.d_model * shape.d_head * (shape.d_model + shape.d_head)
+    return direct + 2 * 2 * (2 * shape.vocabulary * shape.d_model**2 + shape.layers * shape.heads * inner)
 
 
 def _by_head(found: xr.Dataset, shape: Shape) -> xr.Dataset:

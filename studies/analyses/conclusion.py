@@ -88,7 +88,8 @@ def _summary(tree: xr.DataTree) -> Iterator[str]:
         yield (
             f"Directly, {'the' if own > 1 else 'its'} {count(own, 'induction head')} "
             f"{'write' if own > 1 else 'writes'} {own * float(direct['set_attribution']):+.1f} of the {whole:+.1f} "
-            "logits by which the answer stands above the distractor."
+            f"logits by which the answer stands above the distractor; {percent(direct['set_copying'])} of the "
+            f"eigenvalues of {'their OV circuits' if own > 1 else 'its OV circuit'} are positive, as copying asks for."
         )
     words = tree["words"].to_dataset()
     if "ablated_accuracy" in words:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import xarray as xr
 
+from ...interventions.declare.sites import Head
 from ...metrics.intervals import bootstrap_interval
 from ..output.phrases import article, count, listed, percent, points, went
 from .ablation import CLEAR, REAL
@@ -404,16 +405,39 @@ def _attribution(ds: xr.Dataset) -> list[str]:
         text += f", the {count(len(others), 'other head')} {_signed(sum(others.values()))} ({most})"
     low, high = (float(ds[f"set_attribution_{end}"]) for end in ("low", "high"))
     interval = "" if np.isnan(low) else f" (95% interval {_signed(low)} to {_signed(high)})"
-    beside = _beside_random(ds, "attribution")
+    beside = _beside_random(ds, "attribution", _signed)
     texts = [
         f"{text}, and embeddings, MLPs and biases {_signed(rest)}.",
         f"A head of these writes {_signed(float(ds['set_attribution']))} on average{interval}{beside}. "
         f"{_writes(ds, low)}",
     ]
-    return texts
+    return [*texts, _copying(ds, own)]
 
 
-def _beside_random(ds: xr.Dataset, of: str) -> str:
+def _copying(ds: xr.Dataset, own: list[str]) -> str:
+    """How far the OV circuits of the induction heads copy, and random sets of others."""
+    heads = {name: Head.parse(name) for name in own}
+    each = ", ".join(
+        f"{name} {float(ds['copying'].sel(layer=head.layer, head=head.head)):.2f}" for name, head in heads.items()
+    )
+    mean = float(ds["set_copying"])
+    text = (
+        f"By their weights, a share of {mean:.2f} of the eigenvalues of their OV circuits is positive ({each}; random "
+        f"weights have about half){_beside_random(ds, 'copying', '{:.2f}'.format)}."
+    )
+    others = ds["control_copying"].values[np.isfinite(ds["control_copying"].values)]
+    if others.size and mean > max(0.5, others.max()):
+        return f"{text} So they copy, more than other heads do."
+    if mean > COPIES:
+        return f"{text} So they copy{', and that does not set them apart from other heads' if others.size else ''}."
+    return f"{text} So their weights alone do not show that they copy."
+
+
+COPIES = 0.75
+"""Share of positive eigenvalues from which heads are said to copy: half way from random weights to all."""
+
+
+def _beside_random(ds: xr.Dataset, of: str, say: Callable[[float], str]) -> str:
     """What random sets of as many other heads have, by where they were drawn from."""
     each = []
     for control in ds["control"].values:
@@ -423,25 +447,20 @@ def _beside_random(ds: xr.Dataset, of: str) -> str:
             floor = ", the smallest possible" if np.isclose(p, 1 / (1 + values.size)) else ""
             place = "of the same layers" if control == "same layers" else "from all layers"
             each.append(
-                f"of as many other heads {place} {_signed(values.mean())}, at most {_signed(values.max())} "
+                f"of as many other heads {place} {say(values.mean())}, at most {say(values.max())} "
                 f"({count(values.size, 'set')}; p = {p:.3f}{floor}; q = {q:.3f})"
             )
-    return f"; {'; '.join(each)}" if each else "; there are no other heads to compare with"
+    return f"; {'; '.join(each)}" if each else "; there are no other heads with a value to compare with"
 
 
 def _writes(ds: xr.Dataset, low: float) -> str:
     """Whether the induction heads write the answer more than any random set does."""
-    if writes_answer(ds):
-        return "So they write the answer themselves."
     if not low > 0:
         return "So it is not shown that they write the answer: the interval does not lie above 0."
-    return "So it is not shown that they write the answer more than other heads do."
-
-
-def writes_answer(ds: xr.Dataset) -> bool:
-    """Whether the interval of what the heads write lies above 0, and their mean above that of every random set."""
-    beyond = float(ds["set_attribution"]) > ds["control_attribution"].max()
-    return bool(float(ds["set_attribution_low"]) > 0 and beyond)
+    others = ds["control_attribution"].values[np.isfinite(ds["control_attribution"].values)]
+    if others.size and float(ds["set_attribution"]) <= others.max():
+        return "So it is not shown that they write the answer more than other heads do."
+    return f"So they write the answer themselves{'' if others.size else ', though without a control'}."
 
 
 def _small(p: float) -> str:

@@ -21,6 +21,7 @@ Examples
 from .ablation import ablation_grids, sets_against_null, zero_against_mean
 from .attention import attention, attention_row
 from .attention_viewer import attention_viewer
+from .attribution import direct_and_copying
 from .auto import picture
 from .composition import causal_check, composition_matrix, composition_strip
 from .composition_graph import composition_graph
@@ -45,6 +46,7 @@ __all__ = [
     "composition_graph",
     "composition_matrix",
     "composition_strip",
+    "direct_and_copying",
     "estimate_against_exact",
     "grid",
     "head_grid",
