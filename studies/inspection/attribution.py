@@ -141,7 +141,10 @@ def direct_logit_attribution(
         result["attribution"] = result["attribution"].where(there)
     told = of if isinstance(of, str) else "direction"
     again = asked_for(
-        "direct_logit_attribution", of=of, parts=None if named is None else [*map(str, named)], per_position=per_position
+        "direct_logit_attribution",
+        of=of,
+        parts=None if named is None else [*map(str, named)],
+        per_position=per_position,
     )
     own = {"run": run, "task": task_json(task), "of": told}
     return result.assign_attrs(provenance(model, call.identity) | again | own)
