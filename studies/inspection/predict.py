@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -91,7 +92,17 @@ def predict(
         if not isinstance(positions, str):
             result = result.isel(position=asked.places(int(batch.lengths.min())))
     attrs = {name: value for name, value in found.attrs.items() if name not in ("metrics", "estimator", "base")}
-    return result.assign_attrs(attrs | {"task": task_json(task), "run": run})
+    return result.assign_attrs(
+        attrs | asked_for("predict", top=top, positions=positions) | {"task": task_json(task), "run": run}
+    )
+
+
+def asked_for(function: str, **options: Any) -> dict[str, str]:
+    """The options of a call as an attribute, called like the function, from which it is done again.
+
+    `headwise.studies.storage.record.LOOKS` names the options that are read back.
+    """
+    return {function: json.dumps(options, default=lambda one: np.asarray(one).tolist())}
 
 
 def as_task(prompts: Task | str | Sequence[Any]) -> Task:
