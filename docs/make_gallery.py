@@ -145,6 +145,32 @@ def estimate_against_exact() -> Any:
     return hw.plots.estimate_against_exact(tree["estimates/patching"].to_dataset())
 
 
+def predictions() -> Any:
+    """What the model says next, with the previous-token head and without it; what it says first is orange in both."""
+    what = {"all heads": None, "without L0H3": hw.ZeroAblate("L0H3")}
+    said = hw.predict(model, "apple banana cherry apple", what, top=6)
+    return hw.plots.predictions(said)
+
+
+def token_grid() -> Any:
+    """The logit lens: the likeliest next token by the stream that leaves each layer, darker where it is likelier."""
+    text = "apple banana cherry dog apple banana cherry dog"
+    lens = hw.logit_lens(model, text, top=1, positions="all")
+    return hw.plots.token_grid(lens)
+
+
+def attribution() -> Any:
+    """What each part adds to the answer's logit above the distractor's, directly: heads, and the others as bars."""
+    direct = hw.direct_logit_attribution(model, task)
+    return hw.plots.attribution(direct)
+
+
+def activations() -> Any:
+    """What was captured of one prompt, here the neurons of the first layer after the activation function."""
+    captured = hw.capture(model, hw.RepeatedTokens(n=1, length=8), hw.Layer(0).mlp_post)
+    return hw.plots.activations(captured["L0_mlp_post"])
+
+
 def over_steps() -> Any:
     """How the circuit of the shipped model forms, at 23 steps of its training; heads that stay low are grey."""
     scores = ["previous_token", "induction", "loss", "in_context_20_45"]
@@ -180,6 +206,10 @@ PICTURES: tuple[Callable[[], Any], ...] = (
     words_grid,
     words_agreement,
     estimate_against_exact,
+    predictions,
+    token_grid,
+    attribution,
+    activations,
     over_steps,
     chosen,
 )

@@ -11,6 +11,7 @@ import torch
 from nnsight.modeling.transformers import TransformersModel
 from transformers import PreTrainedModel
 
+from ...lazy import front_door
 from ..base.shape import Shape
 from ..declare.sites import Head, Site
 from ..traced.structure import weight_hash
@@ -44,6 +45,8 @@ class Memory:
         Tokens of the longest prompt on which it was seen to be read right.
     vocabulary : tuple of int and str
         Size of the tokenizer, and the hash of its vocabulary at that size.
+    words : dict of int to dict of int to str
+        For a size of the tokenizer, the text of tokens that were asked for.
     """
 
     identity: Any = None
@@ -55,6 +58,7 @@ class Memory:
     inner: Any = None
     longest: int = 0
     vocabulary: tuple[int, str] = (-1, "")
+    words: dict[int, dict[int, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -105,6 +109,16 @@ class Model:
     _memory: Memory = field(default_factory=Memory, init=False)
     remote: ClassVar[bool] = False
     """Whether it runs on a server, which has the weights."""
+
+    def __call__(self, prompts: Any, what: Any = None, **options: Any) -> Any:
+        """The most likely next tokens: `headwise.predict` of this model, with all that it takes.
+
+        Examples
+        --------
+        >>> hw.load("words-2l")("apple banana cherry apple", top=1)["token"].item()
+        'banana'
+        """
+        return front_door("predict")(self, prompts, what, **options)
 
     @property
     def backend(self) -> Any:
@@ -190,7 +204,10 @@ class Model:
 
     def token_text(self, ids: Sequence[int]) -> list[str]:
         """Each token as text, for labels."""
-        return [self.tokenizer.decode([int(token)]) for token in ids]
+        known = self._memory.words.setdefault(len(self.tokenizer), {})
+        for token in set(ids) - known.keys():
+            known[token] = self.tokenizer.decode([int(token)])
+        return [known[token] for token in ids]
 
     def head_weights(self, layer: int) -> HeadWeights:
         """Weights of the heads of `layer`, for row vectors."""

@@ -149,7 +149,7 @@ class StudyPlan:
         bare, least, most = (_words(total(one)) for one in (self.bare, self.least, self.most))
         first, every = self.prompts
         text = f"about {bare} ({stages}); {least} if heads with a role are found"
-        bound = f"up to {most} if verdicts need all {every} prompts (n={first} bounds it)"
+        bound = f"up to {most} if verdicts need all {every} prompts (--n {first}, in Python n={first}, bounds it)"
         return text if first == every else f"{text}, {bound}"
 
     def __str__(self) -> str:

@@ -16,7 +16,7 @@ from ..measuring.effects import intervened
 from ..output.phrases import count, listed
 from ..storage.attributes import LONGEST
 from ..storage.reading import Result
-from ..storage.record import Record
+from ..storage.record import LOOKS, Record
 from .entries import in_short
 from .listing import human_date
 
@@ -31,6 +31,8 @@ def what_of(result: Result, record: Record) -> str:
         return f"{in_short(record.study)}, {count(sum(1 for _ in nodes(result)), 'part')}{over}"
     if record.kind == "capture":
         return f"activations of the {attrs.get('run', '')} run, without intervention"
+    if record.kind in LOOKS and isinstance(result, xr.Dataset):
+        return looked_for(result, record)
     if "metrics" not in attrs or not isinstance(result, xr.Dataset):
         return ""
     metrics = [str(name) for name in record.metrics]
@@ -47,6 +49,21 @@ def what_of(result: Result, record: Record) -> str:
     return (
         f"{words} of {listed(edits) if edits else 'an intervention'} on the {run} run, by {listed(metrics)}{how}{over}"
     )
+
+
+def looked_for(ds: xr.Dataset, record: Record) -> str:
+    """What was looked for inside a model, on which run, and under what."""
+    run = f"in the {record.attrs.get('run', '')} run"
+    if record.kind == "direct_logit_attribution":
+        whole = str(ds["whole"].attrs.get("long_name", "")) if "whole" in ds else ""
+        words = f"what each of {count(ds.sizes.get('source', 0), 'part')} adds to the {whole} {run}"
+    else:
+        top = ds.sizes.get("rank", 0)
+        which = "the likeliest token" if top == 1 else f"the {top} likeliest tokens"
+        words = f"{which} {run}{', by the stream of each layer' if record.kind == 'logit_lens' else ''}"
+    inner = ("example", "position", "rank", *(("layer",) if record.kind == "logit_lens" else ()), "source")
+    axes = [ds.sizes[dim] for dim in ds.dims if dim not in inner]
+    return f"{words}, under {count(math.prod(axes), 'condition')}" if axes else words
 
 
 def model_of(record: Record) -> str:

@@ -32,6 +32,7 @@ WORDS = {
     "Patch": "patching",
     "Add": "steering",
     "Scale": "scaling",
+    "ProjectOut": "projecting out",
     "Knockout": "attention knockout",
     "PathPatch": "path patching",
 }
