@@ -124,6 +124,11 @@ def causal_check() -> Any:
     return hw.plots.causal_check(tree["composition"].to_dataset(), title="without the previous-token heads")
 
 
+def direct_and_copying() -> Any:
+    """What heads write towards the answer themselves, against how far their weights copy; dots are random sets."""
+    return hw.plots.direct_and_copying(tree["attribution"].to_dataset(), title="what heads write, and copy")
+
+
 def words_grid() -> Any:
     """The right next word of word lists, with the induction heads and without them."""
     return hw.plots.words_grid(tree["words"].to_dataset(), title="the right word")
@@ -197,6 +202,7 @@ PICTURES: tuple[Callable[[], Any], ...] = (
     composition_graph,
     composition_strip,
     causal_check,
+    direct_and_copying,
     words_grid,
     words_agreement,
     estimate_against_exact,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .declare.sites import Site as Site
     from .declare.steering import Add as Add
     from .declare.steering import Knockout as Knockout
+    from .declare.steering import ProjectOut as ProjectOut
     from .declare.steering import Scale as Scale
     from .models.architectures import FAMILIES as FAMILIES
     from .models.architectures import Family as Family
@@ -42,7 +43,7 @@ else:
             ".declare.grid": "Grid",
             ".declare.paths": "PathPatch",
             ".declare.sites": "Head Layer Neuron Site",
-            ".declare.steering": "Add Knockout Scale",
+            ".declare.steering": "Add Knockout ProjectOut Scale",
             ".models.architectures": "FAMILIES Family register standard_scaling standard_sizes windows_by_layer "
             "windows_everywhere",
         },

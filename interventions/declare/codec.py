@@ -13,7 +13,7 @@ from .edits import Compose, MeanAblate, Patch, ResampleAblate, ZeroAblate
 from .grid import Grid
 from .paths import PathPatch
 from .sites import Head, Layer, Neuron, Site
-from .steering import Add, Knockout, Scale
+from .steering import Add, Knockout, ProjectOut, Scale
 
 Table = Mapping[str, Callable[..., Any]]
 
@@ -28,6 +28,7 @@ TABLE: dict[str, Callable[..., Any]] = {
     "Patch": Patch,
     "Add": Add,
     "Scale": Scale,
+    "ProjectOut": ProjectOut,
     "Knockout": lambda site, key: Knockout(site, site.positions, key),
     "PathPatch": PathPatch,
     "Compose": lambda parts: Compose(*parts),

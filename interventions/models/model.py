@@ -45,6 +45,8 @@ class Memory:
         Tokens of the longest prompt on which it was seen to be read right.
     vocabulary : tuple of int and str
         Size of the tokenizer, and the hash of its vocabulary at that size.
+    words : dict of int to dict of int to str
+        For a size of the tokenizer, the text of tokens that were asked for.
     """
 
     identity: Any = None
@@ -56,6 +58,7 @@ class Memory:
     inner: Any = None
     longest: int = 0
     vocabulary: tuple[int, str] = (-1, "")
+    words: dict[int, dict[int, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -201,7 +204,10 @@ class Model:
 
     def token_text(self, ids: Sequence[int]) -> list[str]:
         """Each token as text, for labels."""
-        return [self.tokenizer.decode([int(token)]) for token in ids]
+        known = self._memory.words.setdefault(len(self.tokenizer), {})
+        for token in set(ids) - known.keys():
+            known[token] = self.tokenizer.decode([int(token)])
+        return [known[token] for token in ids]
 
     def head_weights(self, layer: int) -> HeadWeights:
         """Weights of the heads of `layer`, for row vectors."""

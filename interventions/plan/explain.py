@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from dataclasses import dataclass
 
@@ -137,7 +138,8 @@ def explain(plan: Schedule) -> str:
     lines.append(_row("memory", _bytes(found.memory), "at most, beside the weights"))
     if found.seconds is not None and plan.speed:
         lines.append(_row("time", _seconds(found.seconds), f"estimated, at {_flops(plan.speed)} a second"))
-    return "\n".join(lines + _by_join(plan))
+    told = [textwrap.fill(text, 98, initial_indent="advice   ", subsequent_indent=9 * " ") for text in plan.advice]
+    return "\n".join([*lines, *_by_join(plan), *([""] if told else []), *told])
 
 
 def _by_join(plan: Schedule) -> list[str]:

@@ -43,6 +43,8 @@ class Schedule:
         Operations that a layer of a pass costs beside its work.
     speed : float, optional
         Operations a second, where that was measured; gives the estimate of time.
+    advice : tuple of str
+        Sentences on how it should be measured otherwise.
     pairs : int
         Where it is not 0: prompts, each of which stands in two examples, with its answer and with its distractor.
     """
@@ -61,6 +63,7 @@ class Schedule:
     overhead: float
     speed: float | None = None
     pairs: int = 0
+    advice: tuple[str, ...] = ()
 
     @property
     def passes(self) -> int:

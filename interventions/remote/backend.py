@@ -114,23 +114,54 @@ class NdifBackend(Backend):
             return (examples, some, shape.d_model)
         return (examples, some, *heads, shape.d_model if str(component) == "head_out" else shape.d_head)
 
+    def weighted_sums(self, sites: Sequence[Site], tokens: Sequence[Array], weights: Sequence[Array]) -> list[Array]:
+        """In one job; one vector comes back for each site."""
+        model, asked = self.model, [described_site(self.model, site) for site in sites]
+        given = [[as_tensor(model, one) for one in several] for several in (tokens, weights)]
+        wanted = [{str(number): self._size(site, 1, 1)[2:] for number, site in enumerate(sites)}]
+        read = partial(deserialize_values, wanted=wanted)
+        program = {"sites": asked, "tokens": given[0], "weights": given[1]}
+        (found,) = model.ask("sums", server_jobs.sums, program, read, room(wanted))
+        return [found[str(number)].numpy() for number in range(len(sites))]
+
+    def norms(self, layers: Sequence[int], tokens: Sequence[Array]) -> list[Array]:
+        """In one job; one number comes back for each pair of positions of each head and prompt."""
+        model, heads = self.model, self.model.shape.heads
+        wanted = [{"norms": (len(layers), heads, len(one), one.shape[1], one.shape[1])} for one in tokens]
+        program = {"layers": [*layers], "tokens": [as_tensor(model, one) for one in tokens]}
+        read = partial(deserialize_values, wanted=wanted)
+        found = model.ask("norms", server_jobs.norms, program, read, room(wanted))
+        return [values["norms"].numpy() for values in found]
+
     def attribute(self, groups: Sequence[DirectSpec]) -> list[Array]:
         """In one job; one number comes back for each source, prompt and scored position."""
         model, shape = self.model, self.model.shape
-        positional = "pos_embed" in model.family.embeddings
-        sources = 3 + positional + shape.layers * (shape.heads + 1)
-        wanted = [{"shares": (sources, len(one["tokens"]), len(one["scored"]))} for one in groups]
+        every = 2 + ("pos_embed" in model.family.embeddings) + shape.layers * (shape.heads + 1)
+
+        def sources(group: DirectSpec) -> int:
+            """How many there are in a group of prompts."""
+            if group["parts"] is None:
+                return every
+            sizes = [shape.d_mlp + 1 if one["neurons"] is None else len(one["neurons"]) for one in group["parts"]]
+            heads = [one["head"] is not None for one in group["parts"]]
+            keys = group["tokens"].shape[1]
+            return sum(keys if of_head else size for of_head, size in zip(heads, sizes, strict=True))
+
+        wanted = [{"shares": (1 + sources(one), len(one["tokens"]), len(one["scored"]))} for one in groups]
         read = partial(deserialize_values, wanted=wanted)
         found = model.ask("direct", server_jobs.direct, {"groups": list(groups)}, read, room(wanted))
         return [values["shares"].numpy() for values in found]
 
-    def lens(self, plan: Plan, readers: Sequence[CompiledMetric], inputs: Inputs) -> list[dict[str, Array]]:
-        """In one job; one number comes back for each reader, layer, prompt and scored position."""
-        model, layers = self.model, self.model.shape.layers
+    def lens(
+        self, plan: Plan, readers: Sequence[CompiledMetric], inputs: Inputs, heads: bool = False
+    ) -> list[dict[str, Array]]:
+        """In one job; one number comes back for each reader, layer, prompt and scored position. See `Backend.lens`."""
+        model, shape = self.model, self.model.shape
+        rows = (shape.layers, shape.heads) if heads else (shape.layers + 1,)
         runs = [engine.runs_of(cast(Any, model), plan, chunk, readers, inputs)[0] for chunk in plan.chunks]
-        wanted = [{one.name: (layers + 1, len(run["tokens"]), len(run["scored"])) for one in readers} for run in runs]
+        wanted = [{one.name: (*rows, len(run["tokens"]), len(run["scored"])) for one in readers} for run in runs]
         read = partial(deserialize_values, wanted=wanted)
-        found = model.ask("lens", server_jobs.lenses, {"runs": runs}, read, room(wanted))
+        found = model.ask("lens", server_jobs.lenses, {"runs": runs, "heads": heads}, read, room(wanted))
         return [{name: value.numpy() for name, value in values.items()} for values in found]
 
     def score_weights(self, score: Score, shape: tuple[int, ...]) -> Array:

@@ -181,16 +181,37 @@ class Backend(Protocol):
         `tokens` are ``(example, position)`` for each group.
         """
 
+    def weighted_sums(self, sites: Sequence[Site], tokens: Sequence[Array], weights: Sequence[Array]) -> list[Array]:
+        """The values of sites, times ``(example, position)`` weights, summed over groups, examples and positions."""
+
+    def norms(self, layers: Sequence[int], tokens: Sequence[Array]) -> list[Array]:
+        """How long the vectors are that heads move, ``(layer, head, example, query, key)``, for each group."""
+
     def attribute(self, groups: Sequence[DirectSpec]) -> list[Array]:
         """What each part adds to a linear function of the logits, for each group of prompts.
 
         ``(source + 1, example, scored)``, as `logits.direct_shares` gives it.
         """
 
-    def lens(self, plan: Plan, readers: Sequence[CompiledMetric], inputs: Inputs) -> list[dict[str, Array]]:
+    def lens(
+        self, plan: Plan, readers: Sequence[CompiledMetric], inputs: Inputs, heads: bool = False
+    ) -> list[dict[str, Array]]:
         """What the final norm and the unembedding make of the stream before the first layer and after each.
 
-        For each chunk of a plan, of its base run: reader to values ``(layer + 1, example, scored)``.
+        Parameters
+        ----------
+        plan : Plan
+            Its base run is read.
+        readers : sequence of CompiledMetric
+        inputs : Inputs
+        heads : bool
+            Whether what each head writes is read instead of the stream.
+
+        Returns
+        -------
+        list of dict
+            For each chunk, reader to values ``(layer + 1, example, scored)``; of heads ``(layer, head, example,
+            scored)``.
         """
 
     def score_weights(self, score: Score, shape: tuple[int, ...]) -> Array:
@@ -294,17 +315,33 @@ class LocalBackend(Backend):
             found.append([as_array(server_jobs.value_at(points, site, out_of)) for site in asked])  # one at a time
         return found
 
+    def weighted_sums(self, sites: Sequence[Site], tokens: Sequence[Array], weights: Sequence[Array]) -> list[Array]:
+        """Batch by batch."""
+        model, asked = self.model, [described_site(self.model, site) for site in sites]
+        ids, by_position = ([as_tensor(model, one) for one in several] for several in (tokens, weights))
+        found = server_jobs.weighted_sums(model.traced, handles(model), ids, by_position, asked)
+        return [as_array(found[str(number)].float()) for number in range(len(sites))]
+
+    def norms(self, layers: Sequence[int], tokens: Sequence[Array]) -> list[Array]:
+        """Group by group."""
+        model, parts = self.model, handles(self.model)
+        return [
+            as_array(server_jobs.norms_of(model.traced, parts, as_tensor(model, group), [*layers])) for group in tokens
+        ]
+
     def attribute(self, groups: Sequence[DirectSpec]) -> list[Array]:
         """Group by group."""
         model, parts = self.model, handles(self.model)
         given = [cast(DirectSpec, server_jobs.moved(dict(group), model.device)) for group in groups]
         return [as_array(server_jobs.direct_of(model.traced, parts, group)) for group in given]
 
-    def lens(self, plan: Plan, readers: Sequence[CompiledMetric], inputs: Inputs) -> list[dict[str, Array]]:
-        """Chunk by chunk."""
+    def lens(
+        self, plan: Plan, readers: Sequence[CompiledMetric], inputs: Inputs, heads: bool = False
+    ) -> list[dict[str, Array]]:
+        """Chunk by chunk. See `Backend.lens`."""
         model, parts = self.model, handles(self.model)
         runs = [engine.runs_of(model, plan, chunk, readers, inputs)[0] for chunk in plan.chunks]
-        found = (traces.lens(model.traced, parts, run) for run in runs)
+        found = (traces.lens(model.traced, parts, run, heads) for run in runs)
         return [{name: as_array(values) for name, values in one.items()} for one in found]
 
     def score_weights(self, score: Score, shape: tuple[int, ...]) -> Array:

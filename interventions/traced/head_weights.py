@@ -53,7 +53,22 @@ def gains_read(parts: BlockLayout, block: Any) -> list[torch.Tensor | None]:
 
 
 def gain_read(parts: BlockLayout, block: Any, name: str, size: int) -> torch.Tensor:
-    """The gain of a norm of `block`, or of a whole model: read where it is a plain norm, else found by calling it."""
+    """The gain of a norm: read where that is a plain norm, else found by calling it.
+
+    Parameters
+    ----------
+    parts : BlockLayout
+    block : module
+        That the norm's path leads from: a block, or the model.
+    name : str
+        Of the norm.
+    size : int
+        Numbers that it takes.
+
+    Returns
+    -------
+    tensor (size,)
+    """
     module = operator.attrgetter(parts["paths"][name])(block)
     weight = getattr(module, "weight", None)
     if not is_bare(module):
@@ -133,6 +148,10 @@ def ends_read(parts: BlockLayout, paths: list[str], model: Any, vocabulary: int)
     model : module
     vocabulary : int
         Tokens.
+
+    Returns
+    -------
+    list of tensor
     """
     like = vector_of(parts, operator.attrgetter(paths[0])(model))
     unembed = operator.attrgetter(parts["paths"]["unembed"])(model)
@@ -144,13 +163,41 @@ def ends_read(parts: BlockLayout, paths: list[str], model: Any, vocabulary: int)
 def ends_made(
     parts: BlockLayout, paths: list[str], model: Any, vocabulary: int, like: torch.Tensor
 ) -> list[torch.Tensor]:
-    """The same from calls, in the number format of `like`; also inside a trace, where `model` is a handle."""
+    """The same from calls, in the number format of `like`; also inside a trace.
+
+    Parameters
+    ----------
+    parts, paths, vocabulary
+        As for `ends_read`.
+    model : nnsight handle or module
+    like : tensor
+        Gives the number format and the device.
+
+    Returns
+    -------
+    list of tensor
+    """
     embed, out = embedding_made(paths, model, vocabulary, like), matrix_made(parts, model, "unembed", like).T
     return [embed, out, gain_made(parts, model, "norm", parts["d_model"], like)]
 
 
 def embedding_made(paths: list[str], model: Any, vocabulary: int, like: torch.Tensor) -> torch.Tensor:
-    """What the embedding makes of each token, with the factor that some families multiply by."""
+    """What the embedding makes of each token, with the factor that some families multiply by.
+
+    Parameters
+    ----------
+    paths : list of str
+        Of the embedding.
+    model : nnsight handle or module
+    vocabulary : int
+        Tokens.
+    like : tensor
+        Gives the device.
+
+    Returns
+    -------
+    tensor (token, d_model)
+    """
     with torch.no_grad():
         return call_module(model, paths[0], torch.arange(vocabulary, device=like.device)[None])[0]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .activations import pattern_between, split_heads
+from .activations import pattern_at, pattern_between, split_heads
 from .configuration import configuration_of
 from .gradients import attribution
 from .head_weights import (
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         LogitsSpec,
         ModelDescription,
         ModelParts,
+        NormsProgram,
         PassSpec,
         Points,
         Program,
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
         RowChange,
         RunCache,
         RunSpec,
+        SumsProgram,
         SweepProgram,
         WeightsProgram,
         WeightsRead,
@@ -330,6 +332,83 @@ def value_at(points: Points, site: CapturedSite, out_of: dict[ReadSite, Any]) ->
     return value if at is None else value[:, at]
 
 
+def sums(root: Any, program: SumsProgram) -> Any:
+    """What `weighted_sums` gives, and nothing else."""
+    parts, device = where(root, program["parts"])
+    tokens, weights = moved([program["tokens"], program["weights"]], device)
+    return in_one_tensor([weighted_sums(root, parts, tokens, weights, program["sites"])])
+
+
+def weighted_sums(
+    root: Any,
+    parts: ModelParts,
+    tokens: list[torch.Tensor],
+    weights: list[torch.Tensor],
+    sites: list[CapturedSite],
+) -> dict[str, torch.Tensor]:
+    """The values of sites times a weight for each position, summed over groups, examples and positions.
+
+    Parameters
+    ----------
+    root, parts
+        As for `run_unmodified`.
+    tokens, weights : list of Tensor (example, position)
+        By group.
+    sites : list of CapturedSite
+
+    Returns
+    -------
+    dict
+        Number of a site, as text, to its sum, float64 on the CPU.
+    """
+    out_of, wanted = output_weights(root, parts, sites), [site["site"] for site in sites]
+    found: dict[str, Any] = {str(number): 0.0 for number in range(len(sites))}
+    for ids, by_position in zip(tokens, weights, strict=True):
+        for start in range(0, len(ids), AT_ONCE):
+            points = read(root, parts, ids[start : start + AT_ONCE], set(wanted))
+            each = by_position[start : start + AT_ONCE].cpu().double()
+            for number, site in enumerate(sites):
+                value = value_at(points, site, out_of).cpu().double()
+                found[str(number)] = found[str(number)] + torch.tensordot(each, value, 2)
+    return found
+
+
+def norms(root: Any, program: NormsProgram) -> Any:
+    """What `norms_of` gives of each group of prompts."""
+    parts, device = where(root, program["parts"])
+    return in_one_tensor(
+        [{"norms": norms_of(root, parts, ids.to(device), program["layers"])} for ids in program["tokens"]]
+    )
+
+
+def norms_of(root: Any, parts: ModelParts, tokens: torch.Tensor, layers: list[int]) -> torch.Tensor:
+    """How long the vectors are that heads move from each key to each query.
+
+    They are the attention weight times what ``W_O`` makes of the value at the key.
+
+    Parameters
+    ----------
+    root, parts
+        As for `run_unmodified`.
+    tokens : Tensor (example, position)
+    layers : list of int
+
+    Returns
+    -------
+    Tensor (layer, head, example, query, key)
+        At least float32.
+    """
+    points = read_in_batches(root, parts, tokens, [(layer, point) for layer in layers for point in ("qkv", "rotated")])
+    heads, kept, found = parts["heads"], parts["kv_heads"], []
+    for layer in layers:
+        pattern = pattern_at(parts, layer, points[(layer, "rotated")])
+        values = split_heads(points[(layer, "qkv")], heads + 2 * kept)[:, :, heads + kept :].to(pattern.dtype)
+        matrices: Any = weights_of(root, parts, layer)[3]
+        long = [(values[:, :, head * kept // heads] @ matrices[head].to(pattern)).norm(dim=-1) for head in range(heads)]
+        found.append((pattern * torch.stack(long, 1)[:, :, None]).transpose(0, 1))
+    return torch.stack(found)
+
+
 def direct(root: Any, program: DirectProgram) -> Any:
     """What each part of the model adds to a linear function of the logits, for each group of prompts."""
     parts, device = where(root, program["parts"])
@@ -345,7 +424,7 @@ def lenses(root: Any, program: LensProgram) -> Any:
     runs: list[RunSpec] = moved(program["runs"], device)
     for run in runs:
         run["logits"]["apart"] = parts["apart"]
-    return in_one_tensor([lens(root, parts, run) for run in runs])
+    return in_one_tensor([lens(root, parts, run, program["heads"]) for run in runs])
 
 
 def direct_of(root: Any, parts: ModelParts, spec: DirectSpec) -> torch.Tensor:
@@ -353,12 +432,17 @@ def direct_of(root: Any, parts: ModelParts, spec: DirectSpec) -> torch.Tensor:
     layers, tokens = range(parts["layers"]), spec["tokens"]
     if not is_readable(False, parts["unembed"]):
         raise ValueError("the unembedding is more than a linear layer, so that what parts add to logits has no sum")
-    wanted = {(0, "resid_pre"), (layers[-1], "resid_post")}
-    wanted |= {(0, name) for name, _ in parts["embeddings"] if name == "pos_embed"}
-    wanted |= {(layer, point) for layer in layers for point in ("z", "attn_out", "mlp_out")}
+    inside, wanted = spec["parts"], {(layers[-1], "resid_post")}
+    if inside is None:
+        wanted |= {(0, "resid_pre")} | {(0, name) for name, _ in parts["embeddings"] if name == "pos_embed"}
+        wanted |= {(layer, point) for layer in layers for point in ("z", "attn_out", "mlp_out")}
+    else:
+        wanted |= {(one["layer"], "mlp_post") for one in inside if one["head"] is None}
+        wanted |= {(one["layer"], point) for one in inside if one["head"] is not None for point in ("qkv", "rotated")}
     found = []
     with torch.no_grad():
-        out_of = [weights_of(root, parts, layer)[3] for layer in layers]
+        needed = layers if inside is None else sorted({one["layer"] for one in inside if one["head"] is not None})
+        out_of = {layer: weights_of(root, parts, layer)[3] for layer in needed}
         for start in range(0, len(tokens), FEW):
             some = slice(start, start + FEW)
             part: DirectSpec = {
@@ -380,7 +464,22 @@ def scores_of_weights(root: Any, program: WeightsProgram) -> Any:
 
 
 def score_weights(root: Any, parts: ModelParts, vocabulary: int, score: Any) -> Any:
-    """What ``score(read)`` gives, a float64 array; see `WeightsRead`. Nothing is read that it does not ask for."""
+    """What ``score(read)`` gives. Nothing is read that it does not ask for.
+
+    Parameters
+    ----------
+    root, parts
+        As for `run_unmodified`.
+    vocabulary : int
+        Tokens.
+    score : callable
+        Takes a `WeightsRead`.
+
+    Returns
+    -------
+    array
+        Float64.
+    """
     read: WeightsRead = {
         "ends": lambda: ends_of(root, parts, vocabulary),
         "heads": lambda layer: weights_of(root, parts, layer),
@@ -529,13 +628,21 @@ def neurons_of(root: Any, parts: ModelParts, layer: int) -> list[torch.Tensor | 
 
 def angles_of(root: Any, parts: ModelParts, distance: int) -> Any:
     """Cosines and sines by which a position turns against one `distance` before it; None without rotation."""
-    like = vector_of(parts, root._module) if parts["like"] is None else parts["like"]
     if parts["rotary"] is None:
         return None
+    if not parts["apart"]:
+        with torch.no_grad():
+            return angles_made(parts["rotary"]._module, vector_of(parts, root._module), distance)
+    like = parts["like"]
     with torch.no_grad(), root.trace(no_tokens(like.device), use_cache=False):
-        cos, sin = parts["rotary"](like, torch.arange(distance + 1, device=like.device)[None])
-        found = [cos[0, distance] / cos[0, 0], sin[0, distance] / cos[0, 0]]  # some kinds stretch both alike
-    return found
+        made = angles_made(parts["rotary"], like, distance)
+    return made
+
+
+def angles_made(rotary: Any, like: torch.Tensor, distance: int) -> list[torch.Tensor]:
+    """The same from a rotary embedding; some kinds stretch all vectors alike, which is left out."""
+    cos, sin = rotary(like, torch.arange(distance + 1, device=like.device)[None])
+    return [cos[0, distance] / cos[0, 0], sin[0, distance] / cos[0, 0]]
 
 
 def do_nothing(root: Any, program: dict[str, Any]) -> dict[str, Any]:

@@ -186,7 +186,7 @@ class TensorWrite(TypedDict):
     rows: slice
     positions: Index  # queries of a pattern
     columns: slice  # heads of a pattern
-    how: str  # "set", "add" or "scale"
+    how: str  # "set", "add", "scale" or "project"
     value: Value
 
 
@@ -341,9 +341,29 @@ class CapturedSite(TypedDict):
     positions: list[int] | None  # None for all
 
 
+class FrozenNorm(TypedDict):
+    """The final norm as a linear function, ``shift + gain * scale * value``, of a centred value where it centres."""
+
+    gain: torch.Tensor  # (1, 1, d_model), up to a factor
+    scale: torch.Tensor  # (example, scored, 1), with that factor: by what the norm divides for the whole stream
+    shift: torch.Tensor  # (1, 1, d_model)
+    normed: torch.Tensor  # (example, scored, d_model), what it makes of the whole stream, without the shift
+
+
+class DirectPart(TypedDict):
+    """A part of the model whose own parts are looked for: an MLP by its neurons, or a head by its keys."""
+
+    layer: int
+    neurons: list[int] | None  # None for all, and the bias that the MLP adds to them; not used of a head
+    head: int | None
+    pattern: PatternColumns | None  # of a head
+    value: slice  # columns of q, k and v side by side that hold its values
+
+
 class DirectSpec(TypedDict):
     """Whose parts are looked for: a linear function of the logits of some prompts."""
 
+    parts: list[DirectPart] | None  # what is looked into; None for the whole model
     tokens: torch.Tensor  # (example, position)
     scored: list[int]
     answers: torch.Tensor | None  # (example, scored), token ids; None with a direction
@@ -392,6 +412,19 @@ class CaptureProgram(Program):
     tokens: list[torch.Tensor]  # (example, position), by group
 
 
+class SumsProgram(CaptureProgram):
+    """For `server_jobs.sums`."""
+
+    weights: list[torch.Tensor]  # (example, position), by group
+
+
+class NormsProgram(Program):
+    """For `server_jobs.norms`."""
+
+    layers: list[int]
+    tokens: list[torch.Tensor]  # (example, position), by group
+
+
 class DirectProgram(Program):
     """For `server_jobs.direct`."""
 
@@ -402,6 +435,7 @@ class LensProgram(Program):
     """For `server_jobs.lenses`."""
 
     runs: list[RunSpec]
+    heads: bool  # whether what each head writes is read, instead of the stream
 
 
 class WeightsRead(TypedDict):

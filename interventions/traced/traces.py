@@ -15,7 +15,7 @@ import torch
 from . import activations, planned_pass
 from .attention import at_least_float32
 from .head_weights import GAINS, gains_made, gains_read, weights_read
-from .logits import logits_kernels, with_base_logits
+from .logits import frozen_norm, heads_alone, logits_kernels, with_base_logits
 from .projections import combine, project, sides
 from .rows import call_module
 
@@ -134,8 +134,8 @@ def as_it_is(
     return points, dict(values), found.get("logits")
 
 
-def lens(root: Any, parts: ModelParts, run: RunSpec) -> dict[str, torch.Tensor]:
-    """What the final norm and the unembedding make of the stream before the first block and after each.
+def lens(root: Any, parts: ModelParts, run: RunSpec, heads: bool = False) -> dict[str, torch.Tensor]:
+    """What the final norm and the unembedding make of the stream before the first block and after each; or of heads.
 
     Parameters
     ----------
@@ -143,24 +143,36 @@ def lens(root: Any, parts: ModelParts, run: RunSpec) -> dict[str, torch.Tensor]:
     parts : ModelParts
     run : RunSpec
         Its kernels of logits are applied to each.
+    heads : bool
+        Whether what each head writes is read, by the norm frozen as it is for the whole stream and without its bias.
 
     Returns
     -------
     dict
-        Kernel name to values ``(layer + 1, example, scored)``.
+        Kernel name to values ``(layer + 1, example, scored)``; of heads ``(layer, head, example, scored)``.
     """
     tokens, last = run["tokens"], parts["layers"] - 1
     wanted = {(0, "resid_pre"), *((layer, "resid_post") for layer in range(last + 1))}
+    if heads:
+        wanted = {(last, "resid_post"), *((layer, "z") for layer in range(last + 1))}
     at = torch.tensor(run["scored"], device=tokens.device)
     with torch.no_grad(), root.trace(tokens, use_cache=False) as tracer:
         taken, _ = activations.read_activations(root, parts, last + 1, wanted, [], {})
         found: list[dict[str, torch.Tensor]] = []
-        for stream in [taken[(0, "resid_pre")], *(taken[(layer, "resid_post")] for layer in range(last + 1))]:
-            normed = parts["norm"](stream[:, at])
-            found.append(logits_kernels(normed, parts["unembed"], run["logits"], len(tokens)))
+        if heads:
+            end_of = taken[(last, "resid_post")][:, at]
+            frozen = frozen_norm(parts["norm"], end_of, parts["centred"])
+            for layer in range(last + 1):
+                normed = heads_alone(parts, frozen, layer, taken[(layer, "z")][:, at])
+                found.append(logits_kernels(normed, parts["unembed"], run["logits"], len(tokens)))
+        else:
+            for stream in [taken[(0, "resid_pre")], *(taken[(layer, "resid_post")] for layer in range(last + 1))]:
+                normed = parts["norm"](stream[:, at])
+                found.append(logits_kernels(normed, parts["unembed"], run["logits"], len(tokens)))
         nnsight.save(found)
         end(parts, tracer)
-    return {name: torch.stack([one[name] for one in found]) for name in found[0]}
+    shape = (last + 1, parts["heads"]) if heads else (last + 2,)
+    return {name: torch.stack([one[name] for one in found]).reshape(*shape, len(tokens), -1) for name in found[0]}
 
 
 def short_run(root: Any, parts: ModelParts, tokens: torch.Tensor) -> list[torch.Tensor]:

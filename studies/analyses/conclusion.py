@@ -83,6 +83,14 @@ def _summary(tree: xr.DataTree) -> Iterator[str]:
         )
     if "path_logit_diff" in weights:
         yield strongest_path(weights)
+    if "attribution" in tree.children and "set_attribution" in (direct := tree["attribution"].to_dataset()):
+        own, whole = len(str(direct["heads"].values).split()), float(direct["whole"].mean())
+        yield (
+            f"Directly, {'the' if own > 1 else 'its'} {count(own, 'induction head')} "
+            f"{'write' if own > 1 else 'writes'} {own * float(direct['set_attribution']):+.1f} of the {whole:+.1f} "
+            f"logits by which the answer stands above the distractor; {percent(direct['set_copying'])} of the "
+            f"eigenvalues of {'their OV circuits' if own > 1 else 'its OV circuit'} are positive, as copying asks for."
+        )
     words = tree["words"].to_dataset()
     if "ablated_accuracy" in words:
         right, left = (int(one.sum()) for one in (words["accuracy"], words["ablated_accuracy"].sel(ablation="zero")))
@@ -139,8 +147,7 @@ def _limits(tree: xr.DataTree) -> list[str]:
     few = few_prompts(tree["behaviour"].sizes["example"])
     limits = [
         *([f"{few}."] if few else []),
-        f"One model and one seed of prompts ({tree['behaviour'].sizes['example']} of them): intervals are over "
-        "prompts, not over trained models.",
+        f"Intervals are over {tree['behaviour'].sizes['example']} prompts of one seed, not over trained models.",
         f"Roles rest on a threshold of {threshold:.2f}; {no_or_count(int(near.sum()), 'other head')} has an induction "
         "score above half of it.",
         *_prompts_used(tree),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
 from ...errors import DeclarationError, UnknownNameError, choices
+from ...interventions.declare.sites import Head, Layer, Neuron, as_place
+from ...interventions.plan.validate import check_site
 from ...metrics.card import need
 from ...metrics.outputs import logit_diff
 from ..measuring.context import check_remote
@@ -19,11 +21,12 @@ from .predict import asked_for
 if TYPE_CHECKING:
     from ...interventions.base.shape import Group
     from ...interventions.models.model import Model
-    from ...interventions.traced.specs import DirectSpec
+    from ...interventions.traced.specs import DirectPart, DirectSpec
     from ..tasks.batch import Batch
     from ..tasks.tasks import Task
 
 Array = np.ndarray[Any, Any]
+Part = Layer | Neuron | Head | str
 OF = {"logit_diff": "logit of the answer minus that of the distractor", "logit": "logit of the answer"}
 """What parts can be asked for, and its name in words."""
 
@@ -33,6 +36,7 @@ def direct_logit_attribution(
     task: Task,
     of: str | Sequence[float] | Array = "logit_diff",
     *,
+    parts: Part | Sequence[Part] | None = None,
     run: str = "clean",
     per_position: bool = False,
     check: bool = True,
@@ -50,6 +54,9 @@ def direct_logit_attribution(
     task : Task
     of : {"logit_diff", "logit"} or array (d_model,)
         The answer's logit less that of the distractor, the answer's logit, or any direction of the normed last stream.
+    parts : Layer, Neuron, Head, str, or sequence of these, optional
+        What is looked into, instead of the whole model: all neurons of a layer, with the bias that its MLP adds to
+        them; some neurons; a head by the key positions that it moves values from.
     run : str
         The run of the task that is read.
     per_position : bool
@@ -63,12 +70,15 @@ def direct_logit_attribution(
         ``attribution(source, example)``, in logits, and ``whole(example)``, their sum as the model computes it; with
         `per_position` also ``position``. Sources: ``embed``, ``pos_embed`` where there is one, ``L0H0`` ... ``L0.mlp``
         ... and ``bias``, all biases after the embedding that no MLP holds. Coordinates of them: ``kind`` (``embed
-        head mlp bias``), ``layer`` and ``head``, -1 where there is none.
+        head mlp bias``), ``layer`` and ``head``, -1 where there is none. With `parts`: ``L0N0`` ... ``L0.mlp bias``,
+        which sum to the share of ``L0.mlp``; ``L1H2 from 0`` ..., which sum to that of ``L1H2`` (NaN for keys beyond
+        the end of a shorter prompt); kinds ``neuron`` and ``key``, and coordinates ``neuron`` and ``key`` too.
 
     Raises
     ------
     DeclarationError
-        The task has no answers or distractors, answers are several tokens, or `of` is something else.
+        The task has no answers or distractors, answers are several tokens, `of` or `parts` is something else, or the
+        model has no such part.
     UnknownNameError
         The task has no such run.
     ModelError
@@ -82,6 +92,9 @@ def direct_logit_attribution(
     >>> ds = hw.direct_logit_attribution(model, task)
     >>> ds["attribution"].mean("example").idxmax("source").item()[:3]
     'L1H'
+    >>> inside = hw.direct_logit_attribution(model, task, parts=hw.Layer(0))
+    >>> bool(abs(inside["attribution"].sum("source") - ds["attribution"].sel(source="L0.mlp")).max() < 1e-4)
+    True
 
     References
     ----------
@@ -97,13 +110,18 @@ def direct_logit_attribution(
     if batch.sequences:
         raise DeclarationError("an answer has several tokens: direct attribution is of the logits of one")
     groups = batch.groups()
-    asked = [_asked(model, batch, run, group, of) for group in groups]
+    named = None if parts is None else _named(parts)
+    inside = None if named is None else _inside(model, named, batch)
+    asked = [_asked(model, batch, run, group, of, inside) for group in groups]
     with begin(model, check=check, length=int(batch.lengths.max())) as call:
         found = model.backend.attribute(asked)
-    shape = (len(found[0]), *batch.scored.shape)
-    values = np.full(shape, np.nan, dtype=found[0].dtype)
+    sources = _sources(model) if inside is None else _sources_inside(model, inside, batch)
+    keys = np.asarray([*sources["key"][1], -1]) if "key" in sources else np.full(1 + len(sources["source"]), -1)
+    values = np.full((len(keys), *batch.scored.shape), np.nan, dtype=found[0].dtype)
     for group, shares in zip(groups, found, strict=True):
-        values[np.ix_(range(shape[0]), group.examples, group.scored)] = shares
+        whole = np.zeros((len(keys), *shares.shape[1:]), dtype=shares.dtype)
+        whole[keys < group.length] = shares
+        values[np.ix_(range(len(keys)), group.examples, group.scored)] = whole
     dims: tuple[str, ...] = ("source", "example", "position")
     if not per_position:
         values, dims = np.nanmean(values, axis=-1), dims[:-1]
@@ -116,15 +134,64 @@ def direct_logit_attribution(
             "attribution": (dims, values[:-1], {"long_name": f"{words}: share of a part", "units": units}),
             "whole": (dims[1:], values[-1], {"long_name": words, "units": units}),
         },
-        coords={name: kept[name] for name in kept if name != "run"} | _sources(model),
+        coords={name: kept[name] for name in kept if name != "run"} | sources,
     )
+    if (keys >= batch.lengths.min()).any():
+        there = xr.DataArray(keys[:-1, None] < batch.lengths, dims=("source", "example"))
+        result["attribution"] = result["attribution"].where(there)
     told = of if isinstance(of, str) else "direction"
-    again = asked_for("direct_logit_attribution", of=of, per_position=per_position)
+    again = asked_for(
+        "direct_logit_attribution",
+        of=of,
+        parts=None if named is None else [*map(str, named)],
+        per_position=per_position,
+    )
     own = {"run": run, "task": task_json(task), "of": told}
     return result.assign_attrs(provenance(model, call.identity) | again | own)
 
 
-def _asked(model: Model, batch: Batch, run: str, group: Group, of: Any) -> DirectSpec:
+def _named(parts: Part | Sequence[Part]) -> list[Any]:
+    """What is looked into, with text read."""
+    given = [parts] if isinstance(parts, str) or not isinstance(parts, Iterable) else list(parts)
+    return [as_place(part) if isinstance(part, str) else part for part in given]
+
+
+def _inside(model: Model, named: Sequence[Any], batch: Batch) -> list[DirectPart]:
+    """What is looked into: layers and heads as they were named, and some neurons of a layer together."""
+    from ...interventions.run.activations import columns_of, pattern_columns
+
+    found: list[DirectPart] = []
+    for at, part in enumerate(named):
+        if not isinstance(part, Layer | Head | Neuron):
+            raise DeclarationError(
+                f"parts: {part!r} cannot be looked into: possible are layers such as Layer(0), neurons such as "
+                "Neuron(0, 17) and heads such as Head(1, 2)"
+            )
+        site = part.pattern if isinstance(part, Head) else part.mlp_post
+        check_site(site, model.name, model.shape, batch.groups())
+        if part in named[:at] or (isinstance(part, Neuron) and Layer(part.layer) in named):
+            also = "" if part in named[:at] else ", by its layer too"
+            raise DeclarationError(f"parts: {part!r} is named twice{also}")
+        some = next((one["neurons"] for one in found if one["layer"] == part.layer and one["neurons"]), None)
+        if isinstance(part, Neuron) and some is not None:
+            some.append(part.neuron)
+            continue
+        head = part.head if isinstance(part, Head) else None
+        found.append(
+            {
+                "layer": part.layer,
+                "neurons": [part.neuron] if isinstance(part, Neuron) else None,
+                "head": head,
+                "pattern": None if head is None else pattern_columns(model, part.layer, head),
+                "value": columns_of(model, "v", None if head is None else model.shape.key_head(head)),
+            }
+        )
+    if not found:
+        raise DeclarationError("parts: name at least one, such as Layer(0)")
+    return found
+
+
+def _asked(model: Model, batch: Batch, run: str, group: Group, of: Any, inside: list[DirectPart] | None) -> DirectSpec:
     """What is asked of the prompts of a group."""
     import torch
 
@@ -145,6 +212,7 @@ def _asked(model: Model, batch: Batch, run: str, group: Group, of: Any) -> Direc
         direction = torch.from_numpy(vector)
     tokens = torch.from_numpy(np.ascontiguousarray(facts.tokens))
     return {
+        "parts": inside,
         "tokens": tokens,
         "scored": list(group.scored),
         "answers": answers,
@@ -168,3 +236,21 @@ def _sources(model: Model) -> dict[str, Any]:
         "layer": ("source", np.asarray(layers)),
         "head": ("source", np.asarray(heads)),
     }
+
+
+def _sources_inside(model: Model, inside: list[DirectPart], batch: Batch) -> dict[str, Any]:
+    """The coordinates of the sources in parts that are looked into, as many keys as the longest prompt has."""
+    rows: list[tuple[str, str, int, int, int, int]] = []
+    for part in inside:
+        layer, head, some = part["layer"], part["head"], part["neurons"]
+        if head is not None:
+            length = int(batch.lengths.max())
+            rows += [(f"L{layer}H{head} from {key}", "key", layer, head, -1, key) for key in range(length)]
+            continue
+        every = range(model.shape.d_mlp) if some is None else some
+        rows += [(f"L{layer}N{neuron}", "neuron", layer, -1, neuron, -1) for neuron in every]
+        rows += [(f"L{layer}.mlp bias", "bias", layer, -1, -1, -1)] if some is None else []
+    names, kinds, *numbers = zip(*rows, strict=True)
+    told = {"source": np.asarray(names, dtype=object), "kind": ("source", np.asarray(kinds, dtype=object))}
+    columns = zip(("layer", "head", "neuron", "key"), numbers, strict=True)
+    return told | {name: ("source", np.asarray(column)) for name, column in columns}

@@ -25,6 +25,7 @@ def logit_lens(
     model: Model,
     prompts: Task | str | Sequence[Any],
     *,
+    of: str = "stream",
     top: int = 10,
     metrics: Metrics | None = None,
     positions: int | Sequence[int] | str | None = None,
@@ -39,6 +40,10 @@ def logit_lens(
     model : Model
         From `headwise.load`.
     prompts : Task, str, or sequence of str or of token ids
+    of : {"stream", "heads"}
+        The stream of each layer, or what each head alone writes: by the final norm as it divides the whole stream, and
+        without the norm's bias. The logits of a head are then its shares of the model's, and `prob_of_token` is what
+        they alone would say.
     top : int
         Tokens, 100 at most.
     metrics : Metric, str, or sequence of these, optional
@@ -55,8 +60,9 @@ def logit_lens(
     Dataset
         ``token`` (text), ``token_id``, ``logit`` and ``prob_of_token``, ``(layer, example, position, rank)``, without
         ``position`` where `positions` is one number; each metric ``(layer, example, position)``. ``layer`` is the layer
-        that the stream leaves; -1 is the stream before the first. The last layer gives what the model says.
-        ``read_token(example, position)`` is the token that is read there.
+        that the stream leaves; -1 is the stream before the first. The last layer gives what the model says. Of heads
+        there is a dim ``head`` after ``layer``, and no layer -1. ``read_token(example, position)`` is the token that is
+        read there.
 
     Raises
     ------
@@ -70,6 +76,9 @@ def logit_lens(
     >>> lens = hw.logit_lens(hw.load("words-2l"), "apple banana cherry apple", top=3, positions=-1)
     >>> lens["token"].sel(layer=1, rank=0).item()
     'banana'
+    >>> heads = hw.logit_lens(hw.load("words-2l"), "apple banana cherry apple", of="heads", top=3, positions=-1)
+    >>> heads["token"].dims
+    ('layer', 'head', 'example', 'rank')
 
     References
     ----------
@@ -79,6 +88,8 @@ def logit_lens(
 
     check_is_model(model)
     check_remote(model, remote)
+    if of not in ("stream", "heads"):
+        raise DeclarationError(f"of={of!r}: possible are 'stream' and 'heads'")
     top = check_top(model, top)
     given = as_task(prompts)
     wanted = [] if metrics is None else chosen_metrics(metrics)
@@ -96,16 +107,18 @@ def logit_lens(
     request = set_up(model, task, None, asked, base=run, per_position=True, batch_size="auto")
     batch, plan = request.batch, request.plan
     with begin(model, check=check, length=int(batch.lengths.max())) as call:
-        found = model.backend.lens(plan, request.readers(), request.inputs(task, model))
-    shape = (model.shape.layers + 1, *batch.scored.shape)
+        found = model.backend.lens(plan, request.readers(), request.inputs(task, model), of == "heads")
+    rows = (model.shape.layers, model.shape.heads) if of == "heads" else (model.shape.layers + 1,)
+    shape = (*rows, *batch.scored.shape)
     values = {metric.name: np.full(shape, np.nan, dtype=np.float64) for metric in asked}
     for chunk, one in zip(plan.chunks, found, strict=True):
         group = plan.groups[chunk.group]
-        rows = group.examples[slice(*chunk.examples)]
+        examples = group.examples[slice(*chunk.examples)]
         for name, numbers in one.items():
-            values[name][np.ix_(range(shape[0]), rows, group.scored)] = numbers
-    dims = ("layer", "example", "position")
-    coords = {"layer": np.arange(-1, shape[0] - 1), "example": np.arange(shape[1]), "position": np.arange(shape[2])}
+            values[name][np.ix_(*map(range, rows), examples, group.scored)] = numbers
+    dims = ("layer", *(("head",) if of == "heads" else ()), "example", "position")
+    coords = {name: np.arange(size) for name, size in zip(dims, shape, strict=True)}
+    coords["layer"] = coords["layer"] if of == "heads" else coords["layer"] - 1
     every = xr.Dataset({name: (dims, one) for name, one in values.items()}, coords=coords)
     every = every.isel(position=np.flatnonzero(batch.scored.any(axis=0)))
     if isinstance(positions, int):
@@ -113,11 +126,11 @@ def logit_lens(
     result = top_tokens(model, every, top).rename(prob="prob_of_token")
     for metric in wanted:
         result[metric.name] = every[metric.name].assign_attrs(card_attrs(metric.card))
-    result["layer"].attrs["long_name"] = "layer that the stream leaves"
+    result["layer"].attrs["long_name"] = "layer of the head" if of == "heads" else "layer that the stream leaves"
     result = result.assign_coords(prompt=("example", prompts_as_text(model, given, batch, run)))
     if "position" in result.dims:
         read = xr.Dataset(coords=coordinates(model, batch, run))["token"].sel(position=result["position"])
         result = result.assign_coords(read_token=(("example", "position"), read.values))
     names = None if metrics is None else [metric.name for metric in wanted]
-    again = asked_for("logit_lens", top=top, positions=positions, metrics=names)
+    again = asked_for("logit_lens", top=top, of=of, positions=positions, metrics=names)
     return result.assign_attrs(provenance(model, call.identity) | again | {"run": run, "task": task_json(given)})

@@ -126,12 +126,16 @@ def top_tokens(model: Model, found: xr.Dataset, top: int) -> xr.Dataset:
         values = values.drop_vars(set(values.coords) - set(values.dims))
         if name == "token_id":
             values = values.fillna(-1).astype(np.int64)
-            result["token"] = values.dims, _text(model, values.values), {"long_name": "token, the most likely first"}
+            result["token"] = (
+                values.dims,
+                text_of_tokens(model, values.values),
+                {"long_name": "token, the most likely first"},
+            )
         result[name] = values.assign_attrs(long_name=card.long_name, units=card.units)
     return result
 
 
-def _text(model: Model, ids: Array) -> Array:
+def text_of_tokens(model: Model, ids: Array) -> Array:
     """The text of token ids, empty for -1."""
     known, places = np.unique(ids, return_inverse=True)
     words = ["" if one < 0 else text for one, text in zip(known, model.token_text(known.clip(0).tolist()), strict=True)]

@@ -20,6 +20,7 @@ from ..storage import unfinished
 from ..storage.provenance import provenance
 from ..tasks.tasks import Task
 from . import context
+from .advice import warn
 from .context import check_executor, check_remote
 from .executors import run_on
 from .request import Metrics, Runs, What, check_estimable, set_up
@@ -128,6 +129,12 @@ def measure(
     ServerError
         The server of a remote model cannot be reached, or refuses; the text says what to do.
 
+    Warns
+    -----
+    AdviceWarning
+        Patching is measured by `prob` without `logit_diff`; or zero ablation has `controls` beside it, and neither mean
+        nor resample ablation. The attribute ``advice`` of the result says it too, of zero ablation always.
+
     Examples
     --------
     The loss without each head, on each of four prompts:
@@ -168,6 +175,7 @@ def measure(
         check_executor(model, executor, estimator)
         sweep = SweepRun(model, task, what, setup, base, per_position, estimator, steps, check)
         sweep.check_request()
+        warn(sweep.advice, claimed=controls > 0, stacklevel=2)
         executor, quiet = executor or execution.executor_for(model), execution.quiet
 
         def spread(call: Call) -> Callable[..., None] | None:
@@ -249,9 +257,11 @@ def plan(
         seed=seed,
     )
     setup.readers()  # refuses metrics that the task cannot have, as `measure` does
+    sweep = SweepRun(model, task, what, setup, base, per_position=False, estimator="exact", steps=0, check=False)
+    made = replace(setup.plan, advice=tuple(sweep.advice))
     if not timed or model.backend.module is None:  # the speed of a server is not known
-        return setup.plan
+        return made
     from ...interventions.begin import turn
 
     with turn(model):
-        return replace(setup.plan, speed=model.backend.speed(setup.plan, setup.inputs(task, model)))
+        return replace(made, speed=model.backend.speed(made, setup.inputs(task, model)))

@@ -25,6 +25,7 @@ from .choice.auto import picture
 from .composition import causal_check, composition_matrix, composition_strip
 from .composition_graph import composition_graph
 from .curves import along, by_position, ranked_conditions
+from .direct import direct_and_copying
 from .estimates import estimate_against_exact
 from .export.notebook import show_in_notebooks as _show_in_notebooks
 from .export.save import save
@@ -50,6 +51,7 @@ __all__ = [
     "composition_graph",
     "composition_matrix",
     "composition_strip",
+    "direct_and_copying",
     "estimate_against_exact",
     "grid",
     "head_grid",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +31,8 @@ KINDS = {
 """Kinds of results, and what each is called."""
 LOOKS = {
     "predict": ("top", "positions"),
-    "logit_lens": ("top", "positions", "metrics"),
-    "direct_logit_attribution": ("of", "per_position"),
+    "logit_lens": ("top", "of", "positions", "metrics"),
+    "direct_logit_attribution": ("of", "parts", "per_position"),
 }
 """Kinds of what looks inside a model, and the options that its attribute, called like the kind, holds as JSON."""
 MARKS = {
@@ -221,6 +221,18 @@ class Record:
             "estimator": found[1] or found[2],
             "steps": NO_STEPS if found[1] else int(found[3]),
         }
+
+
+def edits_in(declared: Any) -> Iterator[dict[str, Any]]:
+    """The interventions at single sites in a declaration that was read from JSON, one after the other."""
+    if isinstance(declared, dict):
+        if (kind := declared.get("type")) != "Compose" and isinstance(kind, str) and kind in codec.edit_names():
+            yield declared
+            return
+        declared = [*declared.values()]
+    if isinstance(declared, list):
+        for part in declared:
+            yield from edits_in(part)
 
 
 def kind_of(attrs: Mapping[Any, Any]) -> str:

@@ -14,7 +14,7 @@ from functools import cache, cached_property
 import numpy as np
 import torch
 
-from headwise.interventions import Add, Knockout, Patch, PathPatch, ResampleAblate, Scale, ZeroAblate
+from headwise.interventions import Add, Knockout, Patch, PathPatch, ProjectOut, ResampleAblate, Scale, ZeroAblate
 from headwise.interventions.run.deferred import derangement
 from headwise.metrics import induction, kl, logit_diff
 from tests.oracles import naive, raw_families, raw_paths
@@ -58,6 +58,11 @@ class Naive:
             return lambda old: old * edit.factor
         if isinstance(edit, Add):
             return lambda old: old + torch.tensor(edit.vector, dtype=torch.float32)
+        if isinstance(edit, ProjectOut):
+            direction = torch.tensor(edit.vector)  # a neuron has no axis of its own
+            return lambda old: raw_paths.without_direction(old.reshape(-1, len(direction)), direction).reshape(
+                old.shape
+            )
         if isinstance(edit, Patch):
             new = self._read(edit.source, length, place)
         elif isinstance(edit, ResampleAblate):

@@ -23,6 +23,7 @@ from headwise.interventions import (
     MeanAblate,
     Patch,
     PathPatch,
+    ProjectOut,
     ResampleAblate,
     Scale,
     ZeroAblate,
@@ -39,6 +40,7 @@ TASK = RepeatedTokens(n=4, length=8)
 WHAT = {
     "steer": Add(Layer(1).resid_pre.at(-1), [0.1] * 64),
     "half": Scale(Head(1, 2), 0.5),
+    "away": ProjectOut(Layer(1).resid_pre, range(64)) + ProjectOut(Head(1, 2).q.at(9), range(8)),
     "blind": sum(Knockout(Head(1, 2), query, query - 7) for query in range(8, 16)),
     "pattern": Patch(Head(1, 2).pattern),
     "mean pattern": MeanAblate(Head(1, 2).pattern),
@@ -367,7 +369,7 @@ def test_weights_that_are_read_by_calls(apart, words_model):
 def test_the_study_without_gradients(apart, words_model):
     study = InductionStudy(n=4, length=6, draws=2)
     found, wanted = study.run(apart), study.run(words_model)
-    assert set(wanted.children) - set(found.children) == {"estimates"}
+    assert set(wanted.children) - set(found.children) == {"attribution", "estimates"}
     assert found.attrs["heads"] == wanted.attrs["heads"]
 
 
