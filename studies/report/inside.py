@@ -39,7 +39,7 @@ def _fill(page: Page, ds: xr.Dataset, tree: xr.DataTree, *, kind: str) -> None:
     elif name in ds:
         for select, words in _prompts(ds, name):
             draw(page, ds, name, f"The likeliest next tokens{words}.", **select)
-    generic.overview(page, ds, pictures=0)
+    generic.overview(page, ds.drop_vars("token_id", errors="ignore"), pictures=0)
 
 
 def _prompts(ds: xr.Dataset, name: str) -> list[tuple[dict[str, Any], str]]:
