@@ -44,12 +44,12 @@ def run(model: ModelParts, base: Points, spec: ResolvedPass, keep: dict[WriteSit
     if spec["senders"]:
         spec = with_path_values(spec, path_values(model, base, spec))
     hidden, attended = None, {name: values.clone() for name, values in spec["base_attended"].items()}
-    last = spec["layers"] - 1
-    for layer in range(spec["first"], spec["layers"] + bool(spec["logits"]["kernels"])):
+    last, end = spec["layers"] - 1, spec["blocks"]
+    for layer in range(spec["first"], end + bool(spec["logits"]["kernels"] or (end, "stream") in keep)):
         at = spec["out"] if layer > last else slice(spec["start"], spec["stop"])
         hidden = append_joining_rows(hidden, base, (layer, "stream"), at, spec, (layer, "stream"))
         hidden = apply_writes(hidden, (layer, "stream"), spec, keep)
-        if layer <= last:
+        if layer < end:
             hidden = (parallel_block if model["parallel"] else block)(model, base, spec, layer, hidden, keep, attended)
     values = dict(attended)
     if spec["logits"]["kernels"]:
@@ -96,7 +96,7 @@ def block(
     if hidden is not None:
         z = attention(model, base, spec, layer, hidden, keep, attended)
         resid = hidden[:, spec["out"] - start] if last else hidden
-    if last and not spec["logits"]["kernels"]:
+    if last and not (spec["logits"]["kernels"] or keep):
         return None
     if (layer, "qkv") in spec["joins"]:
         z = append_rows(z, recomputed_z(model, base, spec, layer, at))
@@ -152,7 +152,7 @@ def parallel_block(
     if hidden is not None:
         z = attention(model, base, spec, layer, hidden, keep, attended)
         resid = hidden[:, spec["out"] - start] if last else hidden
-    if last and not spec["logits"]["kernels"]:
+    if last and not (spec["logits"]["kernels"] or keep):
         return None
     if resid is not None and through:
         alone: ResolvedPass = {**of_rows(spec, layer, slice(0, through)), "joins": {}}
@@ -297,10 +297,14 @@ def brought(write: TensorWrite, values: dict[ReceiverKey, torch.Tensor]) -> Tens
     return {**write, "value": values[value["receiver"]][:, value["positions"]]}
 
 
-def run_without_grad(model: ModelParts, base: Points, spec: ResolvedPass) -> dict[str, torch.Tensor]:
-    """`run` without gradients."""
+def run_without_grad(
+    model: ModelParts, base: Points, spec: ResolvedPass
+) -> tuple[dict[str, torch.Tensor], dict[WriteSite, Any]]:
+    """`run` without gradients, and what is at the sites that are read, of the rows at work; None where there is none."""
+    sites = [read["planned"]["at"] for read in spec["reads"] if "planned" in read]
+    keep: dict[WriteSite, Any] = {site: None for site in sites if site is not None}
     with torch.no_grad():
-        return run(model, base, spec, {})
+        return run(model, base, spec, keep), keep
 
 
 def slopes(
