@@ -561,7 +561,7 @@ def as_read(target: Site | Head | Neuron | Logits | str) -> Site | Logits:
         return target
     match = re.fullmatch(r"\s*logits(?:\s+at\s+(\S.*?))?\s*", target) if isinstance(target, str) else None
     if match is None:
-        return as_site(target)  # type: ignore[arg-type]
+        return as_site(target)
     return Logits() if match[1] is None else Logits().at(_places_of(match[1]))
 
 

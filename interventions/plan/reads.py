@@ -33,7 +33,7 @@ def planned_point(read: Read, shape: Shape) -> tuple[int, str] | None:
     """Layer and point of a planned pass where a site is found; None for embeddings, which no pass makes."""
     if isinstance(read, Logits):
         return shape.layers, "stream"
-    same = {Component.resid_pre: "stream", Component.resid_mid: "mid", Component.head_out: "z"}
+    same = {Component.resid_pre: "stream", Component.resid_mid: "mid"}
     if read.component is Component.resid_post:
         return read.layer + 1, "stream"
     return None if read.component.embedding else (read.layer, same.get(read.component, str(read.component)))
@@ -48,8 +48,7 @@ def _last(read: Read, shape: Shape) -> Join:
     at = planned_point(read, shape)
     if at is None:
         return Join(0, STREAM)
-    added = not isinstance(read, Logits) and read.component is Component.head_out
-    return Join(at[0], JOIN_STAGES["attn_out" if added else at[1]])
+    return Join(at[0], JOIN_STAGES["attn_out" if at[1] == "head_out" else at[1]])  # where a vector is added
 
 
 def blocks_run(reads: Sequence[Read], shape: Shape) -> int:
@@ -61,9 +60,21 @@ def blocks_run(reads: Sequence[Read], shape: Shape) -> int:
 
 
 def joins_whole(reads: Sequence[Read], shape: Shape, layer: int, stage: int) -> bool:
-    """Whether a condition that would join here has to join at the stream of the layer, as what is read is made there."""
-    points = {point for at in (planned_point(read, shape) for read in reads) if at is not None and at[0] == layer
-              for point in at[1:]}
+    """Whether what is read is made here, so that conditions have to join at the stream of the layer, and not here.
+
+    Parameters
+    ----------
+    reads : sequence of Site or Logits
+    shape : Shape
+    layer, stage : int
+        Where a condition would join.
+
+    Returns
+    -------
+    bool
+    """
+    found = [at for at in (planned_point(read, shape) for read in reads) if at is not None]
+    points = {point for where, point in found if where == layer}
     beside_attention = shape.parallel and JOIN_STAGES["mlp_in"] <= stage <= JOIN_STAGES["mlp_post"]
     return (stage == QKV and not points.isdisjoint(IN_ATTENTION)) or (
         beside_attention and not points.isdisjoint(IN_MLP)

@@ -44,7 +44,21 @@ def check_site(site: Site, model: str, shape: Shape, groups: Sequence[Group]) ->
 
 
 def check_read(read: Site | Logits, model: str, shape: Shape, group: Group) -> None:
-    """Refuse to read what the model or the prompts of a group do not have."""
+    """Refuse to read what the model or the prompts of a group do not have.
+
+    Parameters
+    ----------
+    read : Site or Logits
+    model : str
+        Name, for messages.
+    shape : Shape
+    group : Group
+
+    Raises
+    ------
+    DeclarationError, UnknownNameError
+        The text says what the model or the prompts have.
+    """
     if isinstance(read, Site):
         check_site(read, model, shape, [group])
         return

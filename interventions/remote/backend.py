@@ -98,9 +98,10 @@ class NdifBackend(Backend):
         """In one job; the values of these sites come back and nothing else."""
         model, asked = self.model, [described_site(self.model, site) for site in sites]
         program = {"sites": asked, "tokens": [as_tensor(model, group) for group in tokens]}
+        some = [None if site.positions is None else len(site.positions) for site in sites]
         wanted = [
             {
-                str(at): (len(group), *size_of(site, model.shape, group.shape[1], site.positions and len(site.positions)))
+                str(at): (len(group), *size_of(site, model.shape, group.shape[1], some[at]))
                 for at, site in enumerate(sites)
             }
             for group in tokens

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -86,10 +86,22 @@ def described_site(model: Model, site: Site) -> CapturedSite:
 
 
 def described_read(model: Model, read: Read, number: int, group: Group) -> CapturedSite:
-    """The `number`-th site that passes read, as a pass on prompts of a group takes it."""
+    """The `number`-th site that passes read, as a pass on prompts of a group takes it.
+
+    Parameters
+    ----------
+    model : Model
+    read : Site or Logits
+    number : int
+    group : Group
+
+    Returns
+    -------
+    CapturedSite
+    """
     shape, at = model.shape, positions_read(read, group)
     point = planned_point(read, shape)
-    by_query = point is not None and point[0] == shape.layers - 1 and point[1] in BY_QUERY
+    by_query = point is not None and point[0] == shape.layers - 1 and point[1] in (*BY_QUERY, "head_out")
     planned: PlannedSite = {
         "name": name_of(number),
         "at": point,
@@ -110,7 +122,7 @@ def described_read(model: Model, read: Read, number: int, group: Group) -> Captu
             "planned": planned,
         }
     if read.component.embedding or read.component is Component.head_out:
-        planned["added"] = (read.layer, str(read.component))
+        planned["added"] = (read.layer, f"{read.component} read")
     if read.part is not None and read.component is not Component.head_out:
         width = 1 if read.component in (Component.pattern, Component.mlp_pre, Component.mlp_post) else shape.d_head
         planned["columns"] = slice(read.part * width, (read.part + 1) * width)

@@ -156,7 +156,9 @@ class PassSpecBuilder:
             "how": write.how.value,
             "value": value,
         }
-        (self.pair_writes if alone else self.writes).setdefault((write.layer, write.point), []).append(made)
+        of_heads = write.point == "z" and write.edit.site.component is Component.head_out
+        point = "head_out" if of_heads else write.point
+        (self.pair_writes if alone else self.writes).setdefault((write.layer, point), []).append(made)
         if self.plan.reads and write.edit.site.component is Component.head_out and write.how is How.ADD:
             head = write.edit.site.head
             heads = slice(None) if head is None else slice(head, head + 1)
@@ -215,7 +217,7 @@ class PassSpecBuilder:
         """Note what is written to a site after it was made, for those who read it; positions count from 0."""
         if self.plan.reads:
             site = write.edit.site
-            self.writes.setdefault((site.layer, str(site.component)), []).append(made)
+            self.writes.setdefault((site.layer, f"{site.component} read"), []).append(made)
 
     def _path(self, write: Write, path: PathPatch) -> ReceiverKey:
         """Register the path of a write, and give the key under which its receiver will find what it brings."""

@@ -103,7 +103,7 @@ def block(
         resid = append_joining_rows(resid, base, (layer, "stream"), at, spec, (layer, "qkv"))
     z = append_joining_rows(z, base, (layer, "z"), at, spec, (layer, "z"))
     resid = append_joining_rows(resid, base, (layer, "stream"), at, spec, (layer, "z"))
-    z = apply_writes(z, (layer, "z"), spec, keep)
+    z = written_z(z, layer, spec, keep)
     attn_out = None if z is None else call_module(module, model["paths"]["out"], z)
     attn_out = append_joining_rows(attn_out, base, (layer, "attn_out"), at, spec, (layer, "attn_out"))
     resid = append_joining_rows(resid, base, (layer, "stream"), at, spec, (layer, "attn_out"))
@@ -160,7 +160,7 @@ def parallel_block(
     if (layer, "qkv") in spec["joins"]:
         z = append_rows(z, recomputed_z(model, base, spec, layer, at))
     z = append_joining_rows(z, base, (layer, "z"), at, spec, (layer, "z"))
-    z = apply_writes(z, (layer, "z"), spec, keep)
+    z = written_z(z, layer, spec, keep)
     attn_out = None if z is None else call_module(module, model["paths"]["out"], z)
     attn_out = append_joining_rows(attn_out, base, (layer, "attn_out"), at, spec, (layer, "attn_out"))
     attn_out = apply_writes(attn_out, (layer, "attn_out"), spec, keep)
@@ -175,6 +175,27 @@ def parallel_block(
     mlp_out = append_joining_rows(mlp_out, base, (layer, "mlp_out"), at, spec, (layer, "mlp_out"))
     mlp_out = apply_writes(mlp_out, (layer, "mlp_out"), spec, keep)
     return None if resid is None or attn_out is None or mlp_out is None else resid + attn_out + mlp_out
+
+
+def written_z(z: Any, layer: int, spec: ResolvedPass, keep: dict[WriteSite, Any]) -> Any:
+    """``z`` after what is written to it, and to what heads write, which is linear in it.
+
+    Parameters
+    ----------
+    z : tensor (row, position, column), optional
+    layer : int
+    spec : ResolvedPass
+    keep : dict
+        As for `apply_writes`; what is kept of ``z`` is from before the second.
+
+    Returns
+    -------
+    tensor (row, position, column) or None
+    """
+    z = apply_writes(z, (layer, "z"), spec, keep)
+    if z is not None and (layer, "z") in keep and spec["writes"].get((layer, "head_out")):
+        z = z.clone()
+    return apply_writes(z, (layer, "head_out"), spec, keep)
 
 
 def of_rows(spec: ResolvedPass, layer: int, rows: slice) -> ResolvedPass:
@@ -300,7 +321,7 @@ def brought(write: TensorWrite, values: dict[ReceiverKey, torch.Tensor]) -> Tens
 def run_without_grad(
     model: ModelParts, base: Points, spec: ResolvedPass
 ) -> tuple[dict[str, torch.Tensor], dict[WriteSite, Any]]:
-    """`run` without gradients, and what is at the sites that are read, of the rows at work; None where there is none."""
+    """`run` without gradients, and what is at the sites that are read, of the rows at work (None without any)."""
     sites = [read["planned"]["at"] for read in spec["reads"] if "planned" in read]
     keep: dict[WriteSite, Any] = {site: None for site in sites if site is not None}
     with torch.no_grad():

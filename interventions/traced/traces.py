@@ -269,7 +269,7 @@ def logits_of(
         else:
             made = unembed(normed)
             made = made if tokens is None else made[..., tokens]
-        found = nnsight.save(made)
+        found: torch.Tensor = nnsight.save(made)
         end(parts, tracer)
     return found
 

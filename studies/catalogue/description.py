@@ -30,7 +30,8 @@ def what_of(result: Result, record: Record) -> str:
     if record.study and record.study.get("type") != "Sweep":
         return f"{in_short(record.study)}, {count(sum(1 for _ in nodes(result)), 'part')}{over}"
     if record.kind == "capture":
-        return f"activations of the {attrs.get('run', '')} run, without intervention"
+        under = f"under {listed(edits)}" if (edits := _edits(attrs)) else "without intervention"
+        return f"activations of the {attrs.get('run', '')} run, {under}"
     if "metrics" not in attrs or not isinstance(result, xr.Dataset):
         return ""
     metrics = [str(name) for name in record.metrics]
@@ -40,13 +41,18 @@ def what_of(result: Result, record: Record) -> str:
     inner = ("example", "position", "read_layer", "read_head", *(["step"] if over else []))
     axes = [dim for dim in measured[0].dims if dim not in inner]
     sizes = " x ".join(f"{dim} {result.sizes[dim]}" for dim in axes)
-    edits = [name for name in edit_names() if f'"{name}"' in str(attrs.get("interventions", ""))]
+    edits = _edits(attrs)
     words = count(math.prod(result.sizes[dim] for dim in axes), "condition") + (f" ({sizes})" if sizes else "")
     run = attrs.get("base", "")
     how = "" if attrs.get("estimator", "exact") == "exact" else f", estimated: {attrs['estimator']}"
     return (
         f"{words} of {listed(edits) if edits else 'an intervention'} on the {run} run, by {listed(metrics)}{how}{over}"
     )
+
+
+def _edits(attrs: Mapping[Any, Any]) -> list[str]:
+    """The kinds of interventions of a result."""
+    return [name for name in edit_names() if f'"{name}"' in str(attrs.get("interventions", ""))]
 
 
 def model_of(record: Record) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from ...errors import DeclarationError, choices
+from ...errors import DeclarationError, UnknownNameError, choices
 from ...interventions.base.hashing import short_hash
 from ...interventions.base.memory import shortage
-from ...interventions.base.shape import Group, Shape
+from ...interventions.base.shape import Group
 from ...interventions.declare.codec import encode
 from ...interventions.declare.sites import Head, Logits, Neuron, Site, as_read
 from ...interventions.plan.plan import Plan, make_plan
@@ -30,7 +29,7 @@ from ..tasks.batch import Batch
 from ..tasks.tasks import Task, reference_tokens
 from . import context
 from .context import check_remote
-from .labels import OWN, check_is_model, coordinates, number_dims, task_json, with_axes
+from .labels import check_is_model, coordinates, number_dims, task_json, with_axes
 from .request import Axes, What, conditions, warn_of_nothing
 
 if TYPE_CHECKING:
@@ -199,8 +198,8 @@ class CaptureRequest:
         if short := shortage(sum(sizes) + max(sizes), SHARE):
             largest = self.names[int(np.argmax(sizes))]
             raise DeclarationError(
-                f"what is captured {short} (most of it {largest}): write it to a file with out='NAME.nc', or name fewer "
-                "sites, positions (such as Layer(0).resid_post.at(-1)), tokens of logits, prompts or conditions"
+                f"what is captured {short} (most of it {largest}): write it to a file with out='NAME.nc', or name "
+                "fewer sites, positions (such as Layer(0).resid_post.at(-1)), tokens of logits, prompts or conditions"
             )
 
     def check_model(self, call: Call, check: bool) -> None:
@@ -240,9 +239,23 @@ class CaptureRequest:
         return self._labelled(call, iter(found), _filled)
 
     def kept_in(self, kept: UnfinishedResult, call: Call, check: bool, progress: Any) -> xr.Dataset:
-        """The result as a file, read where it is used; pass by pass, and none again that was finished before."""
+        """The result as a file; made pass by pass, and none again that was finished before.
+
+        Parameters
+        ----------
+        kept : UnfinishedResult
+        call : Call
+        check : bool
+            Whether the self-check runs first.
+        progress : callable or bool, optional
+
+        Returns
+        -------
+        Dataset
+            Whose values are read where they are used.
+        """
         from ..storage.pass_store import PassStore
-        from ..storage.reading import open_result
+        from ..storage.reading import as_tree, open_result
 
         plan = self.plan if self.plan.conditions else self._plan_as_it_is()
         asked = replace(self, plan=plan)
@@ -254,7 +267,7 @@ class CaptureRequest:
             blank = partial(array_on_disk, kept.folder)
             found = asked._by_passes(progress, store, blank)
             kept.finish(asked._labelled(call, found, partial(_filled, blank=blank)).assign_attrs(inputs=inputs))
-        return open_result(kept.target).to_dataset()
+        return as_tree(open_result(kept.target)).to_dataset()
 
     def _plan_as_it_is(self) -> Plan:
         """The plan of one condition that changes nothing."""
@@ -265,9 +278,7 @@ class CaptureRequest:
         plan = self.plan if self.plan.conditions else self._plan_as_it_is()
         execution, where = context.current(), None if store is None else store.parts.folder
         with Progress(execution.label, progress, kept=where, total=plan.steps, stage=execution.stage) as bar:
-            outcome = self.model.backend.run_plan(
-                plan, (), self.inputs(), bar.update, store, say=bar.say, blank=blank
-            )
+            outcome = self.model.backend.run_plan(plan, (), self.inputs(), bar.update, store, say=bar.say, blank=blank)
         for number in range(len(plan.reads)):
             yield [outcome.values.pop((name_of(number), group)) for group in range(len(plan.groups))]
 
@@ -309,9 +320,7 @@ class CaptureRequest:
         return dataset
 
 
-def request_of(
-    model: Model, task: Task, sites: Sites, what: What, run: str, batch_size: int | str
-) -> CaptureRequest:
+def request_of(model: Model, task: Task, sites: Sites, what: What, run: str, batch_size: int | str) -> CaptureRequest:
     """Check what a capture asks for, and plan its passes.
 
     Parameters
@@ -337,6 +346,8 @@ def request_of(
     warn_of_nothing(interventions, run)
     declared = task_json(task)
     batch = task.draw(model)
+    if run not in batch.runs:
+        raise UnknownNameError(f"run={run!r}: the task has the runs {choices(batch.runs)}")
     reads = [with_ids(site, model) if isinstance(site, Logits) else site for site in wanted]
     plan = _planned(model, batch, [one.edits() for one in interventions], reads, run, batch_size)
     asked = CaptureRequest(model, task, wanted, what, run, axes, declared, batch, plan)
@@ -423,7 +434,8 @@ def _filled(
     for group in groups:
         value = by_group.pop(0)
         for row, example in enumerate(group.examples):
-            whole[(slice(None), example, *(slice(width) for width in value.shape[2:]))] = value[:, row]
+            inside = tuple(slice(width) for width in value.shape[2:])
+            whole[:, example][(slice(None), *inside)] = value[:, row]
     return whole
 
 

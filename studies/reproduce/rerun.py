@@ -257,7 +257,7 @@ def _how(record: Record, stored: xr.DataTree) -> Repeat:
         from ..measuring.capture import capture as again
 
         given: tuple[Any, ...] = ()
-        passes = 1
+        passes = RUNS + len(conditions(options["what"])[1]) if "what" in options else 1
     elif record.kind == "estimates":
         from ..measuring.compare import compare_estimates as again
 

@@ -175,7 +175,10 @@ class Record:
         """
         attrs = self.attrs
         if self.kind == "capture":
-            return {"run": str(attrs.get("run", "clean"))}
+            from .registry import TASKS  # which imports torch
+
+            what = {"what": codec.from_json(attrs["interventions"], TASKS)} if "interventions" in attrs else {}
+            return {"run": str(attrs.get("run", "clean"))} | what
         options: dict[str, Any] = {"base": str(attrs["base"])}
         if self.kind == "estimates":
             options["estimators"] = read_json(attrs["estimators"])
