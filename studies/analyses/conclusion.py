@@ -84,13 +84,7 @@ def _summary(tree: xr.DataTree) -> Iterator[str]:
     if "path_logit_diff" in weights:
         yield strongest_path(weights)
     if "attribution" in tree.children and "set_attribution" in (direct := tree["attribution"].to_dataset()):
-        own, whole = len(str(direct["heads"].values).split()), float(direct["whole"].mean())
-        yield (
-            f"Directly, {'the' if own > 1 else 'its'} {count(own, 'induction head')} "
-            f"{'write' if own > 1 else 'writes'} {own * float(direct['set_attribution']):+.1f} of the {whole:+.1f} "
-            f"logits by which the answer stands above the distractor; {percent(direct['set_copying'])} of the "
-            f"eigenvalues of {'their OV circuits' if own > 1 else 'its OV circuit'} are positive, as copying asks for."
-        )
+        yield _directly(direct)
     words = tree["words"].to_dataset()
     if "ablated_accuracy" in words:
         right, left = (int(one.sum()) for one in (words["accuracy"], words["ablated_accuracy"].sel(ablation="zero")))
@@ -98,6 +92,19 @@ def _summary(tree: xr.DataTree) -> Iterator[str]:
             f"Of {words.sizes['example']} lists of plain words it continues {right or 'none'} rightly, "
             f"and {left or 'none'} without its induction heads."
         )
+
+
+def _directly(ds: xr.Dataset) -> str:
+    own, whole = len(str(ds["heads"].values).split()), float(ds["whole"].mean())
+    who, circuits = ("the", "their OV circuits") if own > 1 else ("its", "its OV circuit")
+    random = float(ds["control_copying"].sel(control="same layers").mean())
+    beside = f" (of as many random heads of the same layers, {percent(random)})" if random == random else ""
+    return (
+        f"Directly, {who} {count(own, 'induction head')} {'write' if own > 1 else 'writes'} "
+        f"{own * float(ds['set_attribution']):+.1f} of the {whole:+.1f} logits by which the answer stands above the "
+        f"distractor; {percent(ds['set_copying'])} of the eigenvalues of {circuits} are positive, as copying asks for"
+        f"{beside}."
+    )
 
 
 def _needed(here: xr.Dataset) -> str:

@@ -72,7 +72,7 @@ def direct_and_copying(ds: xr.Dataset, *, title: str = "") -> Any:
         parts.append(dots(table, [across, up], "their mean", (ORANGE, "diamond"), 15, line_width=1.5, **look))
     named = [at for at in stand_out(x, y, list(names)) if own[at] or abs(y[at]) > CLEAR * np.abs(y).max()]
     labels = names_at(x, y, list(names), named)
-    shape = {"width": 520, "height": 470, "xlim": span_of([x, 0.0, 1.0]), "ylim": span_of([y, 0.0, *beside])}
+    shape = {"width": 520, "height": 520, "xlim": span_of([x, 0.0, 1.0]), "ylim": span_of([y, 0.0, *beside])}
     unit = f" ({up.unit})" if up.unit else ""
     axes = {"xlabel": "share of positive eigenvalues of the OV circuit", "ylabel": f"added directly{unit}"}
-    return overlay([*parts, *labels], title=title, legend_cols=2, yformatter=PLAIN, **shape, **axes)
+    return overlay([*parts, *labels], title=title, legend_cols=1, yformatter=PLAIN, **shape, **axes)
