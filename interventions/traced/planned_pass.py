@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 IN_MLP = ("mlp_in", "mlp_pre", "mlp_post")
 """Points and stages in an MLP."""
+BEFORE_Z = ("stream", "attn_in", "q", "k", "v", "q_rot", "k_rot", "pattern")
+"""Points of a layer before the output of its heads."""
 
 
 def run(model: ModelParts, base: Points, spec: ResolvedPass, keep: dict[WriteSite, Any]) -> dict[str, torch.Tensor]:
@@ -96,7 +98,7 @@ def block(
     if hidden is not None:
         z = attention(model, base, spec, layer, hidden, keep, attended)
         resid = hidden[:, spec["out"] - start] if last else hidden
-    if last and not (spec["logits"]["kernels"] or keep):
+    if ends_in_attention(spec, layer, keep):
         return None
     if (layer, "qkv") in spec["joins"]:
         z = append_rows(z, recomputed_z(model, base, spec, layer, at))
@@ -152,7 +154,7 @@ def parallel_block(
     if hidden is not None:
         z = attention(model, base, spec, layer, hidden, keep, attended)
         resid = hidden[:, spec["out"] - start] if last else hidden
-    if last and not (spec["logits"]["kernels"] or keep):
+    if ends_in_attention(spec, layer, keep):
         return None
     if resid is not None and through:
         alone: ResolvedPass = {**of_rows(spec, layer, slice(0, through)), "joins": {}}
@@ -175,6 +177,12 @@ def parallel_block(
     mlp_out = append_joining_rows(mlp_out, base, (layer, "mlp_out"), at, spec, (layer, "mlp_out"))
     mlp_out = apply_writes(mlp_out, (layer, "mlp_out"), spec, keep)
     return None if resid is None or attn_out is None or mlp_out is None else resid + attn_out + mlp_out
+
+
+def ends_in_attention(spec: ResolvedPass, layer: int, keep: dict[WriteSite, Any]) -> bool:
+    """Whether nothing is read after the attention of a layer."""
+    read = [at < layer or (at == layer and point in BEFORE_Z) for at, point in keep]
+    return layer == spec["blocks"] - 1 and not spec["logits"]["kernels"] and all(read)
 
 
 def written_z(z: Any, layer: int, spec: ResolvedPass, keep: dict[WriteSite, Any]) -> Any:
