@@ -59,10 +59,13 @@ def looked_for(ds: xr.Dataset, record: Record) -> str:
         whole = str(ds["whole"].attrs.get("long_name", "")) if "whole" in ds else ""
         words = f"what each of {count(ds.sizes.get('source', 0), 'part')} adds to the {whole} {run}"
     else:
-        top = ds.sizes.get("rank", 0)
+        top, by = (
+            ds.sizes.get("rank", 0),
+            f", by {'what each head writes' if 'head' in ds.sizes else 'the stream of each layer'}",
+        )
         which = "the likeliest token" if top == 1 else f"the {top} likeliest tokens"
-        words = f"{which} {run}{', by the stream of each layer' if record.kind == 'logit_lens' else ''}"
-    inner = ("example", "position", "rank", *(("layer",) if record.kind == "logit_lens" else ()), "source")
+        words = f"{which} {run}{by if record.kind == 'logit_lens' else ''}"
+    inner = ("example", "position", "rank", *(("layer", "head") if record.kind == "logit_lens" else ()), "source")
     axes = [ds.sizes[dim] for dim in ds.dims if dim not in inner]
     return f"{words}, under {count(math.prod(axes), 'condition')}" if axes else words
 
