@@ -3,13 +3,14 @@
 ``import headwise as hw`` gives every name that a user types, and costs nothing: a name is loaded when it is first used.
 
 - models: ``load``, ``shipped``, ``checkpoint_steps``, ``Model``; another family: ``Family``, ``register``
-- where: ``Head``, ``Neuron``, ``Layer``, ``Site``, ``Component``
+- where: ``Head``, ``Neuron``, ``Layer``, ``Site``, ``Component``, ``Logits``
 - what: ``ZeroAblate``, ``MeanAblate``, ``ResampleAblate``, ``Patch``, ``PathPatch``, ``Add``, ``ProjectOut``,
   ``Scale``, ``Knockout``, ``Compose``, ``Intervention``; a labelled family of them: ``Grid``
 - prompts: ``RepeatedTokens``, ``Prompts``; what they draw: ``Batch``
 - numbers: ``measure``, ``plan`` (the cost, beforehand), ``capture``, ``predict``, ``direct_logit_attribution``,
   ``logit_lens``, ``difference`` (a vector to steer with), ``weighted_value_norms``, ``compare_estimates``,
-  ``composition_scores``, ``describe_heads``, ``InductionStudy``; changes: ``effect``, ``normalized``
+  ``composition_scores``, ``circuit_scores``, ``head_circuits``, ``neuron_tokens``, ``describe_heads``,
+  ``InductionStudy``; changes: ``effect``, ``normalized``
 - training: ``CausalLM``, ``RepeatedTokensData``, ``TextData``, ``MixedData``; a measurement as a value, ``Sweep``; any
   study while a model is trained, ``StudyCallback`` (``TrainerStudyCallback`` for transformers), at ``log_spaced``
   steps, or ``over_checkpoints``; on several devices, ``FabricExecutor``
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from .interventions import Intervention as Intervention
     from .interventions import Knockout as Knockout
     from .interventions import Layer as Layer
+    from .interventions import Logits as Logits
     from .interventions import MeanAblate as MeanAblate
     from .interventions import Neuron as Neuron
     from .interventions import Patch as Patch
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     from .studies import TextData as TextData
     from .studies import TrainerStudyCallback as TrainerStudyCallback
     from .studies import capture as capture
+    from .studies import circuit_scores as circuit_scores
     from .studies import compare_estimates as compare_estimates
     from .studies import composition_scores as composition_scores
     from .studies import describe_heads as describe_heads
@@ -69,9 +72,11 @@ if TYPE_CHECKING:
     from .studies import direct_logit_attribution as direct_logit_attribution
     from .studies import effect as effect
     from .studies import from_json as from_json
+    from .studies import head_circuits as head_circuits
     from .studies import log_spaced as log_spaced
     from .studies import logit_lens as logit_lens
     from .studies import measure as measure
+    from .studies import neuron_tokens as neuron_tokens
     from .studies import normalized as normalized
     from .studies import open_result as open_result
     from .studies import over_checkpoints as over_checkpoints
@@ -91,7 +96,7 @@ else:
         __name__,
         {
             ".": "errors metrics",
-            ".interventions": "Add Component Compose Family Grid Head Intervention Knockout Layer MeanAblate "
+            ".interventions": "Add Component Compose Family Grid Head Intervention Knockout Layer Logits MeanAblate "
             "Neuron Patch PathPatch ProjectOut ResampleAblate Scale Site ZeroAblate register",
             ".interventions.load": "load",
             ".interventions.models.checkpoints": "checkpoint_steps",
@@ -99,8 +104,8 @@ else:
             ".interventions.models.model": "Model",
             ".studies": "Batch CausalLM FabricExecutor InductionStudy MixedData Prompts RepeatedTokens "
             "RepeatedTokensData Results StudyCallback Sweep TextData TrainerStudyCallback "
-            "capture compare_estimates composition_scores describe_heads effect from_json "
-            "difference direct_logit_attribution predict weighted_value_norms "
+            "capture circuit_scores compare_estimates composition_scores describe_heads effect from_json "
+            "difference direct_logit_attribution head_circuits neuron_tokens predict weighted_value_norms "
             "log_spaced logit_lens measure normalized open_result over_checkpoints plan plots rerun "
             "summary table to_json write_netcdf write_report",
             ".version": "__version__",

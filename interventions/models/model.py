@@ -11,6 +11,7 @@ import torch
 from nnsight.modeling.transformers import TransformersModel
 from transformers import PreTrainedModel
 
+from ...lazy import front_door
 from ..base.shape import Shape
 from ..declare.sites import Head, Site
 from ..traced.structure import weight_hash
@@ -108,6 +109,16 @@ class Model:
     _memory: Memory = field(default_factory=Memory, init=False)
     remote: ClassVar[bool] = False
     """Whether it runs on a server, which has the weights."""
+
+    def __call__(self, prompts: Any, what: Any = None, **options: Any) -> Any:
+        """The most likely next tokens: `headwise.predict` of this model, with all that it takes.
+
+        Examples
+        --------
+        >>> hw.load("words-2l")("apple banana cherry apple", top=1)["token"].item()
+        'banana'
+        """
+        return front_door("predict")(self, prompts, what, **options)
 
     @property
     def backend(self) -> Any:

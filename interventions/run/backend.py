@@ -18,17 +18,17 @@ from ..models.model import Model
 from ..plan.cost import forward_flops
 from ..plan.plan import Plan
 from ..traced import server_jobs, traces
-from ..traced.specs import DirectSpec, ReadSite, RowChange
+from ..traced.specs import DirectSpec, ReadSite, RowChange, WeightsRead
 from . import engine, gradients, memory
 from .activations import as_tensor, described_site, handles
 from .cache import CompiledMetric
 from .engine import Progress
 from .identify import identity_of
-from .outcome import FinishedValues, Inputs, Outcome, Store, as_array
+from .outcome import Blank, FinishedValues, Inputs, Outcome, Store, as_array
 
 Array = np.ndarray[Any, Any]
 Say = Callable[[str], None]
-Score = Callable[[list[list[Array | None]]], Array]
+Score = Callable[[WeightsRead], Array]
 PROMPTS = 4
 """Prompts that are run to see how fast a model is, and what half precision costs."""
 LEAST_SECONDS = 0.05
@@ -111,6 +111,7 @@ class Backend(Protocol):
         *,
         positions: bool = True,
         say: Say | None = None,
+        blank: Blank = np.zeros,
     ) -> Outcome:
         """Measure every run as it is, and every condition of a plan.
 
@@ -128,6 +129,8 @@ class Backend(Protocol):
             only. In this process each position is given anyway.
         say : callable, optional
             Gets a line on how the work is doing, where it is done elsewhere.
+        blank : callable
+            Makes the arrays that values of conditions are put in, of a shape and a dtype; zeros at first.
 
         Returns
         -------
@@ -214,10 +217,10 @@ class Backend(Protocol):
             scored)``.
         """
 
-    def score_head_weights(self, score: Score, shape: tuple[int, ...]) -> Array:
-        """``score(layers)``, float64 numbers of a shape; `layers` holds the fields of `HeadWeights` of each layer.
+    def score_weights(self, score: Score, shape: tuple[int, ...]) -> Array:
+        """``score(read)``, float64 numbers of a shape; `read` gives weights, see `WeightsRead`.
 
-        The fields are float64 arrays, or None. `score` is a plain function that may be sent to a server.
+        `score` is a plain function that may be sent to a server, where the weights stay.
         """
 
     def identify(self, anew: bool) -> tuple[Identity, bool]:
@@ -280,13 +283,14 @@ class LocalBackend(Backend):
         *,
         positions: bool = True,
         say: Say | None = None,
+        blank: Blank = np.zeros,
     ) -> Outcome:
         """Measure pass by pass; what runs out of memory is done again in halves. See `Backend.run_plan`."""
 
         def execute(outcome: Outcome, keep: Callable[[FinishedValues], None], step: Callable[[int], None]) -> None:
             engine.run_chunks(self.model, outcome.missing(), readers, inputs, outcome, keep, step)
 
-        return engine.run_plan(plan, readers, execute, progress, store)
+        return engine.run_plan(plan, readers, execute, progress, store, blank=blank)
 
     def run_estimate(
         self,
@@ -344,9 +348,10 @@ class LocalBackend(Backend):
         found = (traces.lens(model.traced, parts, run, heads) for run in runs)
         return [{name: as_array(values) for name, values in one.items()} for one in found]
 
-    def score_head_weights(self, score: Score, shape: tuple[int, ...]) -> Array:
+    def score_weights(self, score: Score, shape: tuple[int, ...]) -> Array:
         """From the weights as they stand."""
-        table: Array = server_jobs.score_weights(self.model.traced, handles(self.model), score)
+        model, parts = self.model, handles(self.model)
+        table: Array = server_jobs.score_weights(model.traced, parts, model.shape.vocabulary, score)
         return table
 
     def identify(self, anew: bool) -> tuple[Identity, bool]:

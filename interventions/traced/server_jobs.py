@@ -14,14 +14,24 @@ import torch
 from .activations import pattern_at, pattern_between, split_heads
 from .configuration import configuration_of
 from .gradients import attribution
-from .head_weights import weights_made, weights_read
+from .head_weights import (
+    ends_made,
+    ends_read,
+    neurons_made,
+    neurons_read,
+    vector_of,
+    weights_made,
+    weights_read,
+)
 from .logits import direct_shares, with_base_logits
 from .projections import is_readable
+from .rows import write_into
 from .structure import modules_of, names_of
 from .traces import (
     as_it_is,
     by_itself,
     lens,
+    logits_of,
     misshapen,
     no_tokens,
     opened,
@@ -53,12 +63,16 @@ if TYPE_CHECKING:
         Program,
         ReadSite,
         ReferenceRead,
+        ResolvedPass,
         RowChange,
         RunCache,
         RunSpec,
         SumsProgram,
         SweepProgram,
+        TensorWrite,
         WeightsProgram,
+        WeightsRead,
+        WriteSite,
     )
 
 SAMPLE = 4096
@@ -204,8 +218,52 @@ def run_pass(
         Values by reader, ``(condition * example, scored from the pass's first position on)`` of logits and ``(condition
         * example, layer, head)`` of patterns.
     """
-    base = {site: cache["base"][own] for site, own in points.items()}
-    return planned(root, parts, base, resolve_values(spec, cache), device)
+    base, resolved = {site: cache["base"][own] for site, own in points.items()}, resolve_values(spec, cache)
+    if spec["first"] > spec["layers"]:  # no condition changes what is read
+        return read_in_pass(root, parts, cache, resolved, {}, device)
+    values, kept = planned(root, parts, base, resolved, device)
+    return {**values, **read_in_pass(root, parts, cache, resolved, kept, device)}
+
+
+def read_in_pass(
+    root: Any, parts: ModelParts, cache: RunCache, spec: ResolvedPass, kept: dict[WriteSite, Any], device: Any
+) -> dict[str, torch.Tensor]:
+    """The values of the sites that a pass reads, by name: ``(condition * example, ...)``.
+
+    Rows that did not join before a site, and positions that were not computed, are those of the base run.
+
+    Parameters
+    ----------
+    root, parts, cache, device
+        As for `run_pass`.
+    spec : ResolvedPass
+    kept : dict
+        WriteSite to what is there, of the rows at work; None, or nothing, where there is none.
+
+    Returns
+    -------
+    dict
+        Name of a site to its value.
+    """
+    found, out_of = {}, output_weights(root, parts, spec["reads"])
+    computed = slice(spec["start"], spec["stop"])
+    for site in spec["reads"]:
+        where, before = site["planned"], cache["base"][site["site"]]
+        value = kept.get(where["at"]) if where["at"] is not None else None
+        at = spec["out"] if where["scored"] else computed
+        if site["pattern"] is not None:
+            whole = pattern_between(before, **site["pattern"]).repeat(spec["conditions"], 1, 1, 1)
+            if value is not None:
+                whole[: len(value), :, at, : spec["stop"]] = value[:, where["columns"]].to(whole.dtype)
+        else:
+            whole = before[..., site["columns"]].repeat(spec["conditions"], 1, 1)
+            if value is not None:
+                whole[: len(value), at] = value[..., where["columns"]].to(whole.dtype)
+        made = shaped(whole, site, out_of, spec["writes"].get(where["added"], []) if where["added"] else [])
+        if site["kind"] == "logits":
+            made = logits_of(root, parts, made, site["tokens"], device)
+        found[where["name"]] = made
+    return found
 
 
 def read_in_batches(root: Any, parts: ModelParts, tokens: torch.Tensor, wanted: Iterable[ReadSite]) -> Points:
@@ -238,7 +296,7 @@ def with_all_positions(
     """
     found = {}
     for name, value in values.items():
-        missing = base[name].shape[1] - value.shape[1] if value.dim() == 2 else 0
+        missing = base[name].shape[1] - value.shape[1] if name in base and value.dim() == 2 else 0
         before = [base[name].repeat(conditions, 1)[:, :missing]] if missing else []
         found[name] = torch.cat([*before, value], 1) if missing else value
     return found
@@ -306,20 +364,46 @@ def capture(
 
 def value_at(points: Points, site: CapturedSite, out_of: dict[ReadSite, Any]) -> torch.Tensor:
     """The value of a site, in the shape that its component states."""
-    head, at, value = site["head"], site["positions"], points[site["site"]]
+    value = points[site["site"]]
     if site["pattern"] is not None:
-        pattern = pattern_between(value, **site["pattern"])
-        pattern = pattern if head is None else pattern[:, 0]
+        return shaped(pattern_between(value, **site["pattern"]), site, out_of, [])
+    return shaped(value[..., site["columns"]], site, out_of, [])
+
+
+def shaped(
+    value: torch.Tensor, site: CapturedSite, out_of: dict[ReadSite, Any], added: list[TensorWrite]
+) -> torch.Tensor:
+    """The columns of a site, at all positions, in the shape that its component states; at its own positions.
+
+    Parameters
+    ----------
+    value : tensor (row, position, column)
+        Of a pattern ``(row, head, query, key)``.
+    site : CapturedSite
+    out_of : dict
+        As `output_weights` gives it.
+    added : list of TensorWrite
+        What is written to it after it was made.
+
+    Returns
+    -------
+    tensor (row, ...)
+    """
+    head, at = site["head"], site["positions"]
+    if site["pattern"] is not None:
+        pattern = value if head is None else value[:, 0]
         return pattern if at is None else pattern[..., at, :]
     if site["kind"] == "head_out":
         weight = out_of[site["site"]].to(value.device)
         value = torch.einsum("ephd,hdm->ephm", split_heads(value, site["heads"]), weight)
+        value = write_into(value, added)
         value = value if head is None else value[:, :, head]
     elif site["kind"] == "heads":
-        value = value[..., site["columns"]]
         value = split_heads(value, site["heads"]) if head is None else value
     elif site["kind"] == "neuron":
-        value = value[..., site["columns"]].squeeze(-1)
+        value = value.squeeze(-1)
+    else:
+        value = write_into(value, added)
     return value if at is None else value[:, at]
 
 
@@ -448,18 +532,36 @@ def direct_of(root: Any, parts: ModelParts, spec: DirectSpec) -> torch.Tensor:
 
 
 def scores_of_weights(root: Any, program: WeightsProgram) -> Any:
-    """``program["score"]`` of the weights of all heads, which stay here."""
+    """What ``program["score"]`` makes of the weights, which stay here."""
     parts, _ = where(root, program["parts"])
-    return {"table": torch.from_numpy(score_weights(root, parts, program["score"]))}
+    found = score_weights(root, parts, program["vocabulary"], program["score"])
+    return {"table": torch.from_numpy(found)}
 
 
-def score_weights(root: Any, parts: ModelParts, score: Any) -> Any:
-    """``score(layers)``, an array; `layers` holds for each the fields of `HeadWeights`, float64 arrays or None."""
-    layers = [
-        [None if one is None else one.detach().double().cpu().numpy() for one in weights_of(root, parts, layer)]
-        for layer in range(parts["layers"])
-    ]
-    return score(layers)
+def score_weights(root: Any, parts: ModelParts, vocabulary: int, score: Any) -> Any:
+    """What ``score(read)`` gives. Nothing is read that it does not ask for.
+
+    Parameters
+    ----------
+    root, parts
+        As for `run_unmodified`.
+    vocabulary : int
+        Tokens.
+    score : callable
+        Takes a `WeightsRead`.
+
+    Returns
+    -------
+    array
+        Float64.
+    """
+    read: WeightsRead = {
+        "ends": lambda: ends_of(root, parts, vocabulary),
+        "heads": lambda layer: weights_of(root, parts, layer),
+        "neurons": lambda layer: neurons_of(root, parts, layer),
+        "angles": lambda distance: angles_of(root, parts, distance),
+    }
+    return score(read)
 
 
 def facts(root: Any, program: Program) -> Any:
@@ -575,6 +677,47 @@ def weights_of(root: Any, parts: ModelParts, layer: int) -> list[torch.Tensor | 
     with torch.no_grad(), root.trace(no_tokens(like.device), use_cache=False):
         made = weights_made(parts, block, like)
     return made
+
+
+def ends_of(root: Any, parts: ModelParts, vocabulary: int) -> list[torch.Tensor]:
+    """Embedding and unembedding ``(token, d_model)``, and the gain of the last norm; read, or found by calls."""
+    paths = [path for name, path in parts["embeddings"] if name == "embed"]
+    if not parts["apart"]:
+        return ends_read(parts, paths, root._module, vocabulary)
+    like = parts["like"]
+    with torch.no_grad(), root.trace(no_tokens(like.device), use_cache=False):
+        made = ends_made(parts, paths, root, vocabulary, like)
+    return made
+
+
+def neurons_of(root: Any, parts: ModelParts, layer: int) -> list[torch.Tensor | None]:
+    """What the neurons of a layer read and write, as `neurons_read` gives it; or found by calls."""
+    block = parts["blocks"][layer]
+    if not parts["apart"]:
+        return neurons_read(parts, block._module)
+    like = parts["like"]
+    with torch.no_grad(), root.trace(no_tokens(like.device), use_cache=False):
+        made = neurons_made(parts, block, like)
+    return made
+
+
+def angles_of(root: Any, parts: ModelParts, distance: int) -> Any:
+    """Cosines and sines by which a position turns against one `distance` before it; None without rotation."""
+    if parts["rotary"] is None:
+        return None
+    if not parts["apart"]:
+        with torch.no_grad():
+            return angles_made(parts["rotary"]._module, vector_of(parts, root._module), distance)
+    like = parts["like"]
+    with torch.no_grad(), root.trace(no_tokens(like.device), use_cache=False):
+        made = angles_made(parts["rotary"], like, distance)
+    return made
+
+
+def angles_made(rotary: Any, like: torch.Tensor, distance: int) -> list[torch.Tensor]:
+    """The same from a rotary embedding; some kinds stretch all vectors alike, which is left out."""
+    cos, sin = rotary(like, torch.arange(distance + 1, device=like.device)[None])
+    return [cos[0, distance] / cos[0, 0], sin[0, distance] / cos[0, 0]]
 
 
 def do_nothing(root: Any, program: dict[str, Any]) -> dict[str, Any]:

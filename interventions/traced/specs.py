@@ -251,6 +251,8 @@ class PassSpec(TypedDict):
     pair_writes: dict[WriteSite, list[TensorWrite]]  # their rows are pairs times examples, and hold one head
     pair_masks: dict[int, list[ScoreMask]]
     senders: list[PathSender]
+    blocks: int  # that rows go through; all, unless sites are read and nothing more
+    reads: list[CapturedSite]
 
 
 class ResolvedPass(PassSpec):
@@ -329,16 +331,28 @@ class ChunkSpec(TypedDict):
     estimate: NotRequired[EstimateSpec]
 
 
+class PlannedSite(TypedDict):
+    """Where a planned pass has a site."""
+
+    name: str
+    at: WriteSite | None  # None for embeddings
+    columns: slice  # of the tensor there; of a pattern, heads
+    scored: bool  # whether that has the scored positions only, and not all that are computed
+    added: ReadSite | None  # where `PassSpec.writes` has what is written to it afterwards, at positions from 0 on
+
+
 class CapturedSite(TypedDict):
     """A site whose values are taken."""
 
-    kind: Literal["whole", "heads", "head_out", "neuron"]
+    kind: Literal["whole", "heads", "head_out", "neuron", "logits"]
     site: ReadSite
     columns: slice  # of the tensor there
     pattern: PatternColumns | None  # where the value is a pattern; then no columns
     heads: int  # that the tensor has
     head: int | None  # None for all
     positions: list[int] | None  # None for all
+    tokens: list[int] | None  # of logits; None for the whole vocabulary
+    planned: NotRequired[PlannedSite]
 
 
 class FrozenNorm(TypedDict):
@@ -438,7 +452,17 @@ class LensProgram(Program):
     heads: bool  # whether what each head writes is read, instead of the stream
 
 
+class WeightsRead(TypedDict):
+    """Gives weights where they are, in their own number format, to a function that makes scores of them."""
+
+    ends: Callable[[], list[torch.Tensor]]  # embedding, unembedding (token, d_model); gain of the last norm (d_model,)
+    heads: Callable[[int], list[Any]]  # of a layer, the fields of `HeadWeights`
+    neurons: Callable[[int], list[Any]]  # of a layer, as `head_weights.neurons_read` gives them
+    angles: Callable[[int], Any]  # of a distance: cosine and sine of each turned dimension; None without rotation
+
+
 class WeightsProgram(Program):
     """For `server_jobs.scores_of_weights`."""
 
-    score: Callable[[list[list[Any]]], Any]  # takes for each layer the fields of `HeadWeights`
+    score: Callable[[WeightsRead], Any]
+    vocabulary: int

@@ -16,6 +16,7 @@ from ...metrics.outputs import logit_diff
 from ..measuring.context import check_remote
 from ..measuring.labels import check_is_model, coordinates, task_json
 from ..storage.provenance import provenance
+from .predict import asked_for
 
 if TYPE_CHECKING:
     from ...interventions.base.shape import Group
@@ -109,7 +110,8 @@ def direct_logit_attribution(
     if batch.sequences:
         raise DeclarationError("an answer has several tokens: direct attribution is of the logits of one")
     groups = batch.groups()
-    inside = None if parts is None else _inside(model, parts, batch)
+    named = None if parts is None else _named(parts)
+    inside = None if named is None else _inside(model, named, batch)
     asked = [_asked(model, batch, run, group, of, inside) for group in groups]
     with begin(model, check=check, length=int(batch.lengths.max())) as call:
         found = model.backend.attribute(asked)
@@ -138,15 +140,26 @@ def direct_logit_attribution(
         there = xr.DataArray(keys[:-1, None] < batch.lengths, dims=("source", "example"))
         result["attribution"] = result["attribution"].where(there)
     told = of if isinstance(of, str) else "direction"
-    return result.assign_attrs(provenance(model, call.identity) | {"run": run, "task": task_json(task), "of": told})
+    again = asked_for(
+        "direct_logit_attribution",
+        of=of,
+        parts=None if named is None else [*map(str, named)],
+        per_position=per_position,
+    )
+    own = {"run": run, "task": task_json(task), "of": told}
+    return result.assign_attrs(provenance(model, call.identity) | again | own)
 
 
-def _inside(model: Model, parts: Part | Sequence[Part], batch: Batch) -> list[DirectPart]:
+def _named(parts: Part | Sequence[Part]) -> list[Any]:
+    """What is looked into, with text read."""
+    given = [parts] if isinstance(parts, str) or not isinstance(parts, Iterable) else list(parts)
+    return [as_place(part) if isinstance(part, str) else part for part in given]
+
+
+def _inside(model: Model, named: Sequence[Any], batch: Batch) -> list[DirectPart]:
     """What is looked into: layers and heads as they were named, and some neurons of a layer together."""
     from ...interventions.run.activations import columns_of, pattern_columns
 
-    given = [parts] if isinstance(parts, str) or not isinstance(parts, Iterable) else list(parts)
-    named = [as_place(part) if isinstance(part, str) else part for part in given]
     found: list[DirectPart] = []
     for at, part in enumerate(named):
         if not isinstance(part, Layer | Head | Neuron):

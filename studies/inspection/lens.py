@@ -11,11 +11,11 @@ import xarray as xr
 from ...errors import DeclarationError
 from ...metrics.outputs import RANKED, ranked
 from ..measuring.context import check_remote
-from ..measuring.labels import check_is_model, task_json
+from ..measuring.labels import check_is_model, coordinates, task_json
 from ..measuring.request import Metrics, chosen_metrics, set_up
 from ..storage.provenance import card_attrs, provenance
 from ..tasks.tasks import Task
-from .predict import Asked, as_task, check_top, prompts_as_text, top_tokens
+from .predict import Asked, as_task, asked_for, check_top, prompts_as_text, top_tokens
 
 if TYPE_CHECKING:
     from ...interventions.models.model import Model
@@ -61,7 +61,8 @@ def logit_lens(
         ``token`` (text), ``token_id``, ``logit`` and ``prob_of_token``, ``(layer, example, position, rank)``, without
         ``position`` where `positions` is one number; each metric ``(layer, example, position)``. ``layer`` is the layer
         that the stream leaves; -1 is the stream before the first. The last layer gives what the model says. Of heads
-        there is a dim ``head`` after ``layer``, and no layer -1.
+        there is a dim ``head`` after ``layer``, and no layer -1. ``read_token(example, position)`` is the token that is
+        read there.
 
     Raises
     ------
@@ -127,4 +128,9 @@ def logit_lens(
         result[metric.name] = every[metric.name].assign_attrs(card_attrs(metric.card))
     result["layer"].attrs["long_name"] = "layer of the head" if of == "heads" else "layer that the stream leaves"
     result = result.assign_coords(prompt=("example", prompts_as_text(model, given, batch, run)))
-    return result.assign_attrs(provenance(model, call.identity) | {"run": run, "task": task_json(given), "of": of})
+    if "position" in result.dims:
+        read = xr.Dataset(coords=coordinates(model, batch, run))["token"].sel(position=result["position"])
+        result = result.assign_coords(read_token=(("example", "position"), read.values))
+    names = None if metrics is None else [metric.name for metric in wanted]
+    again = asked_for("logit_lens", top=top, of=of, positions=positions, metrics=names)
+    return result.assign_attrs(provenance(model, call.identity) | again | {"run": run, "task": task_json(given)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -91,7 +92,17 @@ def predict(
         if not isinstance(positions, str):
             result = result.isel(position=asked.places(int(batch.lengths.min())))
     attrs = {name: value for name, value in found.attrs.items() if name not in ("metrics", "estimator", "base")}
-    return result.assign_attrs(attrs | {"task": task_json(task), "run": run})
+    return result.assign_attrs(
+        attrs | asked_for("predict", top=top, positions=positions) | {"task": task_json(task), "run": run}
+    )
+
+
+def asked_for(function: str, **options: Any) -> dict[str, str]:
+    """The options of a call as an attribute, called like the function, from which it is done again.
+
+    `headwise.studies.storage.record.LOOKS` names the options that are read back.
+    """
+    return {function: json.dumps(options, default=lambda one: np.asarray(one).tolist())}
 
 
 def as_task(prompts: Task | str | Sequence[Any]) -> Task:
@@ -115,12 +126,16 @@ def top_tokens(model: Model, found: xr.Dataset, top: int) -> xr.Dataset:
         values = values.drop_vars(set(values.coords) - set(values.dims))
         if name == "token_id":
             values = values.fillna(-1).astype(np.int64)
-            result["token"] = values.dims, _text(model, values.values), {"long_name": "token, the most likely first"}
+            result["token"] = (
+                values.dims,
+                text_of_tokens(model, values.values),
+                {"long_name": "token, the most likely first"},
+            )
         result[name] = values.assign_attrs(long_name=card.long_name, units=card.units)
     return result
 
 
-def _text(model: Model, ids: Array) -> Array:
+def text_of_tokens(model: Model, ids: Array) -> Array:
     """The text of token ids, empty for -1."""
     known, places = np.unique(ids, return_inverse=True)
     words = ["" if one < 0 else text for one, text in zip(known, model.token_text(known.clip(0).tolist()), strict=True)]

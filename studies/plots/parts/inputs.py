@@ -22,6 +22,7 @@ MAKERS = {
     "pattern": "capture(model, task, [Head(0, 0).pattern])",
     "composition": "composition_scores(model)",
     "exact": "compare_estimates(model, task, what, metric)",
+    "attribution": "the part attribution of an InductionStudy's result",
     "prompt": "the part words of an InductionStudy's result",
     "set_induction": "the part patching of an InductionStudy's result",
     "ablated_induction": "the part composition of an InductionStudy's result",

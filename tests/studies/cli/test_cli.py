@@ -16,7 +16,8 @@ def test_induction_says_what_it_would_take(tmp_path, monkeypatch, capsys):
     assert main([*SMALL, "--plan"]) == 0
     said = capsys.readouterr().out
     stages = [line.split()[0] for line in said.splitlines() if line[:1].isalpha()]
-    assert [*("behaviour", "heads", "patterns", "ablation", "sets", "patching", "composition", "words")] == stages[3:11]
+    assert stages[3:10] == ["behaviour", "heads", "patterns", "ablation", "sets", "patching", "composition"]
+    assert stages[10:13] == ["attribution", "words", "estimates"]
     assert "not run: integrated estimates of ablation (costs " in said
     assert list(tmp_path.iterdir()) == []
 
@@ -33,7 +34,7 @@ def test_induction_writes_result_and_report(tmp_path, capsys):
         if finding["group"] == "summary":
             assert " ".join(finding["text"].split()) in " ".join(printed.out.replace("\n", " ").split())
     assert "induction" in printed.out
-    assert printed.err.index("if heads with a role are found") < printed.err.index("1/9 loss and accuracy by position")
+    assert printed.err.index("if heads with a role are found") < printed.err.index("1/10 loss and accuracy by position")
     assert "Traceback" not in printed.out + printed.err
     assert report.startswith("<!DOCTYPE html>")
 
