@@ -134,9 +134,8 @@ class ProjectOut(VectorEdit):
         super().__init__(site, vector, origin)
         if self.site.component is Component.head_out:
             raise DeclarationError(
-                f"{self.site}: a direction is projected out of what a pass computes, and passes compute the sum of "
-                f"what the heads write: possible are ProjectOut({self.site.place!r}.z, ...), with d_head numbers, and "
-                f"ProjectOut(Layer({self.site.layer}).attn_out, ...), of all heads"
+                f"{self.site}: no pass computes what one head writes: possible are ProjectOut({self.site.place!r}.z, "
+                f"...), with d_head numbers, and ProjectOut(Layer({self.site.layer}).attn_out, ...), of all heads"
             )
         if not any(self.vector):
             raise DeclarationError(f"{self.site}: a vector of zeros has no direction")

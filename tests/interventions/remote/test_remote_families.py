@@ -90,16 +90,22 @@ def test_what_parts_write_and_a_model_says_is_the_same_there(family_server, serv
     ]
     np.testing.assert_array_equal(said[0]["token_id"], said[1]["token_id"])
     np.testing.assert_allclose(said[0]["logit"], said[1]["logit"], rtol=1e-6, atol=1e-5)
-    lenses = [hw.logit_lens(model, TASK, top=2, metrics="loss") for model in (there, here)]
-    np.testing.assert_array_equal(lenses[0]["token_id"], lenses[1]["token_id"])
-    np.testing.assert_allclose(lenses[0]["loss"], lenses[1]["loss"], rtol=1e-6, atol=1e-5)
+    for of in ("stream", "heads"):
+        lenses = [hw.logit_lens(model, TASK, of=of, top=2, metrics="loss") for model in (there, here)]
+        np.testing.assert_array_equal(lenses[0]["token_id"], lenses[1]["token_id"])
+        np.testing.assert_allclose(lenses[0]["loss"], lenses[1]["loss"], rtol=1e-6, atol=1e-5)
+    moved = [hw.weighted_value_norms(model, TASK)["norm"] for model in (there, here)]
+    np.testing.assert_allclose(*moved, rtol=1e-5, atol=1e-5)
+    away = [hw.difference(model, TASK, ["L0.head_out", "L1.head_out"]) for model in (there, here)]
+    np.testing.assert_allclose(*away, rtol=1e-5, atol=1e-5)
     if "apart" in request.node.name:
         with pytest.raises(ServerError, match="apart from the weights"):
             hw.direct_logit_attribution(there, TASK)
         return
-    shares = [hw.direct_logit_attribution(model, TASK, per_position=True) for model in (there, here)]
-    for name in ("attribution", "whole"):
-        np.testing.assert_allclose(shares[0][name], shares[1][name], rtol=1e-5, atol=1e-5)
+    for parts in (None, [Layer(1), Head(0, 1)]):
+        shares = [hw.direct_logit_attribution(model, TASK, parts=parts, per_position=True) for model in (there, here)]
+        for name in ("attribution", "whole"):
+            np.testing.assert_allclose(shares[0][name], shares[1][name], rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture(scope="module", params=["float16", pytest.param("bfloat16", marks=pytest.mark.heavy)])
