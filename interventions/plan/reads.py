@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
+from ...errors import DeclarationError
 from ..base.shape import Group, Shape
 from ..declare.components import Component
 from ..declare.sites import Logits, Site
@@ -48,7 +49,10 @@ def _last(read: Read, shape: Shape) -> Join:
     at = planned_point(read, shape)
     if at is None:
         return Join(0, STREAM)
-    return Join(at[0], JOIN_STAGES["attn_out" if at[1] == "head_out" else at[1]])  # where a vector is added
+    point = "attn_out" if at[1] == "head_out" else at[1]  # where a vector is added
+    if point not in JOIN_STAGES:
+        raise DeclarationError(f"{read}: planned passes do not have it: capture it in memory, without interventions")
+    return Join(at[0], JOIN_STAGES[point])
 
 
 def blocks_run(reads: Sequence[Read], shape: Shape) -> int:
