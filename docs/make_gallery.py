@@ -171,6 +171,18 @@ def activations() -> Any:
     return hw.plots.activations(captured["L0_mlp_post"])
 
 
+def token_bars() -> Any:
+    """Which key a query wants most and least, where keys come through the previous-token head: from the weights."""
+    circuits = hw.head_circuits(model, "L1H2", through={"k": "L0H3"}, top=6)
+    return hw.plots.token_bars(circuits.qk)
+
+
+def eigenvalue_plane() -> Any:
+    """Eigenvalues of the OV circuit of an induction head: all are positive, so it raises what it attends to."""
+    circuits = hw.head_circuits(model, "L1H2")
+    return hw.plots.eigenvalue_plane(circuits.ov)
+
+
 def over_steps() -> Any:
     """How the circuit of the shipped model forms, at 23 steps of its training; heads that stay low are grey."""
     scores = ["previous_token", "induction", "loss", "in_context_20_45"]
@@ -210,6 +222,8 @@ PICTURES: tuple[Callable[[], Any], ...] = (
     token_grid,
     attribution,
     activations,
+    token_bars,
+    eigenvalue_plane,
     over_steps,
     chosen,
 )

@@ -106,7 +106,7 @@ def top_pairs(left: torch.Tensor, right: torch.Tensor, top: int) -> tuple[Array,
     """
     right = right - right.mean(1, keepdim=True)
     size, spare = len(left), top + SPARE
-    rough = torch.float32 if left.device.type == "cpu" else left.dtype
+    rough = torch.float32 if left.device.type == "cpu" else torch.float64
     rows, columns = left.to(rough), right.to(rough)
     reach = float(left.norm(dim=1).max() * right.norm(dim=0).max())
     slack = 4 * torch.finfo(rough).eps * len(right) ** 0.5 * reach
@@ -115,7 +115,8 @@ def top_pairs(left: torch.Tensor, right: torch.Tensor, top: int) -> tuple[Array,
     below, step = 0, max(1, AT_ONCE // size)
     for start in range(0, size, step):
         block = rows[start : start + step] @ columns
-        below += int(torch.count_nonzero(block < block.diagonal(start)[:, None]))
+        less = block < block.diagonal(start)[:, None]
+        below += int(np.count_nonzero(less.numpy()) if rough == torch.float32 else less.sum())
         for side, ends in enumerate((block.amax(1), -block.amin(1))):
             near = torch.nonzero(ends >= least[side] - slack)[:, 0]
             if not len(near):

@@ -307,7 +307,7 @@ def _labelled(model: Model, kind: str, found: Mapping[str, Array], chosen: Seque
         "eigenvalue_real": (f"real part of eigenvalues of the {circuit} circuit", "index"),
         "eigenvalue_imag": (f"imaginary part of eigenvalues of the {circuit} circuit", "index"),
         "singular_value": (f"singular values of the {circuit} circuit", "index"),
-        "weight": (f"entry of the {circuit} circuit above the mean of its row", of_side),
+        "weight": (f"entry of the {circuit} circuit above its row's mean", of_side),
     }
     made: dict[str, Any] = {
         name: (dims, found[name], {"long_name": long, "units": "1"})

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 MATRICES = {
-    "input": "product of a token's embedding and what the neuron reads",
-    "up": "product of a token's embedding and what multiplies the neuron",
-    "output": "logit that the neuron writes, above the mean over tokens",
+    "input": "embedding by what the neuron reads",
+    "up": "embedding by what multiplies the neuron",
+    "output": "written by the neuron, above the mean",
 }
 
 

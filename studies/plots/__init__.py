@@ -33,6 +33,7 @@ from .grids import grid, layer_by_position
 from .heads import head_grid, head_grids, ranked_heads
 from .inspection.activations import activations
 from .inspection.attribution import attribution
+from .inspection.circuits import eigenvalue_plane, token_bars
 from .inspection.predictions import predictions, token_grid
 from .patching import path_grids, qkv_grids, qkv_of_set
 from .steps import head_grid_over_steps, over_steps
@@ -52,6 +53,7 @@ __all__ = [
     "composition_matrix",
     "composition_strip",
     "direct_and_copying",
+    "eigenvalue_plane",
     "estimate_against_exact",
     "grid",
     "head_grid",
@@ -68,6 +70,7 @@ __all__ = [
     "ranked_heads",
     "save",
     "sets_against_null",
+    "token_bars",
     "token_grid",
     "words_agreement",
     "words_grid",

@@ -19,6 +19,7 @@ from ..grids import grid, layer_by_position
 from ..heads import head_grid, head_grids
 from ..inspection.activations import activations, captured
 from ..inspection.attribution import attributed, attribution
+from ..inspection.circuits import EIGENVALUES, eigenvalue_plane, token_bars, words_of
 from ..inspection.predictions import predictions, says, token_grid
 from ..parts.inputs import READ, alone, changed, listed, names_of, possible
 from ..parts.pairs import PAIR
@@ -54,6 +55,8 @@ def picture(ds: Any, variable: str | None = None, **select: Any) -> Any:
     rank, of `predict`            `predictions`
     layer, position, rank         `token_grid`; of `predict` at several positions too
     source                        `attribution`
+    side, rank                    `token_bars`, of the weights of heads and neurons
+    index, of eigenvalues         `eigenvalue_plane`
     position, neuron or vector    `activations`
     step                          `over_steps`; with layer and head, a curve for each head
     position, example, ...        a curve with its interval, for each run
@@ -117,6 +120,8 @@ def _found(ds: Any, variable: str | None) -> tuple[xr.Dataset, str]:
 
 def _usual(ds: xr.Dataset) -> str | None:
     """The variable that is drawn of what looks inside a model: the likeliest tokens, or what parts write."""
+    if "weight" in ds and words_of(ds, "weight"):
+        return "weight"
     return says(ds) or ("attribution" if "attribution" in ds and attributed(ds, "attribution") else None)
 
 
@@ -190,6 +195,14 @@ def _special(ds: xr.Dataset, variable: str, title: str) -> Any:
 
 def _inside(ds: xr.Dataset, variable: str, title: str) -> Any:
     """Pictures of what looks inside a model."""
+    if variable in EIGENVALUES and {*EIGENVALUES} <= {*ds}:
+        return eigenvalue_plane(ds, title=title)
+    if words_of(ds, variable):
+        others = [str(dim) for dim in ds[variable].dims if dim not in ("side", "rank")]
+        for dim in others:
+            if ds.sizes[dim] > 1:
+                _ask(ds, variable, dim)
+        return token_bars(ds.squeeze(others), variable, title=title)
     values, likely = ds[variable], says(ds)
     kinds = {str(dim) for dim in values.dims} - {"example"}
     if likely and variable in (likely, "token", "token_id", "logit"):

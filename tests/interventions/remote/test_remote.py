@@ -160,7 +160,7 @@ def test_it_says_where_it_runs(there, server):
     assert next(there.module.parameters()).is_meta
     assert there.weight_hash.startswith("sample:")
     assert there.dtype == "float32"
-    with pytest.raises(hw.errors.ModelError, match="composition_scores is computed there"):
+    with pytest.raises(hw.errors.ModelError, match="head_circuits and neuron_tokens are computed there"):
         there.head_weights(0)
 
 
