@@ -3,7 +3,7 @@
 ``import headwise as hw`` gives every name that a user types, and costs nothing: a name is loaded when it is first used.
 
 - models: ``load``, ``shipped``, ``checkpoint_steps``, ``Model``; another family: ``Family``, ``register``
-- where: ``Head``, ``Neuron``, ``Layer``, ``Site``, ``Component``
+- where: ``Head``, ``Neuron``, ``Layer``, ``Site``, ``Component``, ``Logits``
 - what: ``ZeroAblate``, ``MeanAblate``, ``ResampleAblate``, ``Patch``, ``PathPatch``, ``Add``, ``ProjectOut``,
   ``Scale``, ``Knockout``, ``Compose``, ``Intervention``; a labelled family of them: ``Grid``
 - prompts: ``RepeatedTokens``, ``Prompts``; what they draw: ``Batch``
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .interventions import Intervention as Intervention
     from .interventions import Knockout as Knockout
     from .interventions import Layer as Layer
+    from .interventions import Logits as Logits
     from .interventions import MeanAblate as MeanAblate
     from .interventions import Neuron as Neuron
     from .interventions import Patch as Patch
@@ -95,7 +96,7 @@ else:
         __name__,
         {
             ".": "errors metrics",
-            ".interventions": "Add Component Compose Family Grid Head Intervention Knockout Layer MeanAblate "
+            ".interventions": "Add Component Compose Family Grid Head Intervention Knockout Layer Logits MeanAblate "
             "Neuron Patch PathPatch ProjectOut ResampleAblate Scale Site ZeroAblate register",
             ".interventions.load": "load",
             ".interventions.models.checkpoints": "checkpoint_steps",

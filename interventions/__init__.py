@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .declare.paths import PathPatch as PathPatch
     from .declare.sites import Head as Head
     from .declare.sites import Layer as Layer
+    from .declare.sites import Logits as Logits
     from .declare.sites import Neuron as Neuron
     from .declare.sites import Site as Site
     from .declare.steering import Add as Add
@@ -42,7 +43,7 @@ else:
             ".declare.edits": "Compose Intervention MeanAblate Patch ResampleAblate ZeroAblate",
             ".declare.grid": "Grid",
             ".declare.paths": "PathPatch",
-            ".declare.sites": "Head Layer Neuron Site",
+            ".declare.sites": "Head Layer Logits Neuron Site",
             ".declare.steering": "Add Knockout ProjectOut Scale",
             ".models.architectures": "FAMILIES Family register standard_scaling standard_sizes windows_by_layer "
             "windows_everywhere",

@@ -25,13 +25,14 @@ from ..models.opening import options_of
 from ..models.turns import making
 from ..plan.cost import DEFAULT_BUDGET
 from ..plan.plan import Plan
+from ..plan.reads import size_of
 from ..run import engine, gradients
 from ..run.activations import as_tensor, described_site
 from ..run.backend import Backend, CheckAnswer, CheckRequest, Say, Score
 from ..run.cache import CompiledMetric
 from ..run.engine import Progress
 from ..run.memory import ACCELERATOR_OVERHEAD
-from ..run.outcome import Inputs, Outcome, Store
+from ..run.outcome import Blank, Inputs, Outcome, Store
 from ..traced import server_jobs
 from ..traced.specs import DirectSpec
 from .model import RemoteModel, numbers
@@ -69,13 +70,14 @@ class NdifBackend(Backend):
         *,
         positions: bool = True,
         say: Say | None = None,
+        blank: Blank = np.zeros,
     ) -> Outcome:
         """Measure group by group of passes; a job that was sent before is asked for instead of being sent again.
 
         See `Backend.run_plan`.
         """
         sweep = RemoteSweep(self.model, plan, readers, inputs, positions, say)
-        return engine.run_plan(plan, readers, sweep.execute, progress, store, positions)
+        return engine.run_plan(plan, readers, sweep.execute, progress, store, positions, blank)
 
     def run_estimate(
         self,
@@ -96,29 +98,23 @@ class NdifBackend(Backend):
         """In one job; the values of these sites come back and nothing else."""
         model, asked = self.model, [described_site(self.model, site) for site in sites]
         program = {"sites": asked, "tokens": [as_tensor(model, group) for group in tokens]}
-        wanted = [{str(at): self._size(site, *group.shape) for at, site in enumerate(sites)} for group in tokens]
+        some = [None if site.positions is None else len(site.positions) for site in sites]
+        wanted = [
+            {
+                str(at): (len(group), *size_of(site, model.shape, group.shape[1], some[at]))
+                for at, site in enumerate(sites)
+            }
+            for group in tokens
+        ]
         read = partial(deserialize_values, wanted=wanted)
         found = model.ask("capture", server_jobs.activations, program, read, room(wanted))
         return [[values[str(at)].numpy() for at in range(len(sites))] for values in found]
-
-    def _size(self, site: Site, examples: int, length: int) -> tuple[int, ...]:
-        """The shape of the values of a site."""
-        shape, component = self.model.shape, site.component
-        some = length if site.positions is None else len(site.positions)
-        heads = () if site.head is not None else (shape.kv_heads if component.of_keys else shape.heads,)
-        if str(component) == "pattern":
-            return (examples, *heads, some, length)
-        if component.per_neuron:
-            return (examples, some, *(() if site.neuron is not None else (shape.d_mlp,)))
-        if not component.per_head:
-            return (examples, some, shape.d_model)
-        return (examples, some, *heads, shape.d_model if str(component) == "head_out" else shape.d_head)
 
     def weighted_sums(self, sites: Sequence[Site], tokens: Sequence[Array], weights: Sequence[Array]) -> list[Array]:
         """In one job; one vector comes back for each site."""
         model, asked = self.model, [described_site(self.model, site) for site in sites]
         given = [[as_tensor(model, one) for one in several] for several in (tokens, weights)]
-        wanted = [{str(number): self._size(site, 1, 1)[2:] for number, site in enumerate(sites)}]
+        wanted = [{str(number): size_of(site, model.shape, 1, 1)[1:] for number, site in enumerate(sites)}]
         read = partial(deserialize_values, wanted=wanted)
         program = {"sites": asked, "tokens": given[0], "weights": given[1]}
         (found,) = model.ask("sums", server_jobs.sums, program, read, room(wanted))

@@ -24,7 +24,7 @@ from .activations import as_tensor, described_site, handles
 from .cache import CompiledMetric
 from .engine import Progress
 from .identify import identity_of
-from .outcome import FinishedValues, Inputs, Outcome, Store, as_array
+from .outcome import Blank, FinishedValues, Inputs, Outcome, Store, as_array
 
 Array = np.ndarray[Any, Any]
 Say = Callable[[str], None]
@@ -111,6 +111,7 @@ class Backend(Protocol):
         *,
         positions: bool = True,
         say: Say | None = None,
+        blank: Blank = np.zeros,
     ) -> Outcome:
         """Measure every run as it is, and every condition of a plan.
 
@@ -128,6 +129,8 @@ class Backend(Protocol):
             only. In this process each position is given anyway.
         say : callable, optional
             Gets a line on how the work is doing, where it is done elsewhere.
+        blank : callable
+            Makes the arrays that values of conditions are put in, of a shape and a dtype; zeros at first.
 
         Returns
         -------
@@ -280,13 +283,14 @@ class LocalBackend(Backend):
         *,
         positions: bool = True,
         say: Say | None = None,
+        blank: Blank = np.zeros,
     ) -> Outcome:
         """Measure pass by pass; what runs out of memory is done again in halves. See `Backend.run_plan`."""
 
         def execute(outcome: Outcome, keep: Callable[[FinishedValues], None], step: Callable[[int], None]) -> None:
             engine.run_chunks(self.model, outcome.missing(), readers, inputs, outcome, keep, step)
 
-        return engine.run_plan(plan, readers, execute, progress, store)
+        return engine.run_plan(plan, readers, execute, progress, store, blank=blank)
 
     def run_estimate(
         self,

@@ -25,11 +25,13 @@ from .head_weights import (
 )
 from .logits import direct_shares, with_base_logits
 from .projections import is_readable
+from .rows import write_into
 from .structure import modules_of, names_of
 from .traces import (
     as_it_is,
     by_itself,
     lens,
+    logits_of,
     misshapen,
     no_tokens,
     opened,
@@ -61,13 +63,16 @@ if TYPE_CHECKING:
         Program,
         ReadSite,
         ReferenceRead,
+        ResolvedPass,
         RowChange,
         RunCache,
         RunSpec,
         SumsProgram,
         SweepProgram,
+        TensorWrite,
         WeightsProgram,
         WeightsRead,
+        WriteSite,
     )
 
 SAMPLE = 4096
@@ -213,8 +218,52 @@ def run_pass(
         Values by reader, ``(condition * example, scored from the pass's first position on)`` of logits and ``(condition
         * example, layer, head)`` of patterns.
     """
-    base = {site: cache["base"][own] for site, own in points.items()}
-    return planned(root, parts, base, resolve_values(spec, cache), device)
+    base, resolved = {site: cache["base"][own] for site, own in points.items()}, resolve_values(spec, cache)
+    if spec["first"] > spec["layers"]:  # no condition changes what is read
+        return read_in_pass(root, parts, cache, resolved, {}, device)
+    values, kept = planned(root, parts, base, resolved, device)
+    return {**values, **read_in_pass(root, parts, cache, resolved, kept, device)}
+
+
+def read_in_pass(
+    root: Any, parts: ModelParts, cache: RunCache, spec: ResolvedPass, kept: dict[WriteSite, Any], device: Any
+) -> dict[str, torch.Tensor]:
+    """The values of the sites that a pass reads, by name: ``(condition * example, ...)``.
+
+    Rows that did not join before a site, and positions that were not computed, are those of the base run.
+
+    Parameters
+    ----------
+    root, parts, cache, device
+        As for `run_pass`.
+    spec : ResolvedPass
+    kept : dict
+        WriteSite to what is there, of the rows at work; None, or nothing, where there is none.
+
+    Returns
+    -------
+    dict
+        Name of a site to its value.
+    """
+    found, out_of = {}, output_weights(root, parts, spec["reads"])
+    computed = slice(spec["start"], spec["stop"])
+    for site in spec["reads"]:
+        where, before = site["planned"], cache["base"][site["site"]]
+        value = kept.get(where["at"]) if where["at"] is not None else None
+        at = spec["out"] if where["scored"] else computed
+        if site["pattern"] is not None:
+            whole = pattern_between(before, **site["pattern"]).repeat(spec["conditions"], 1, 1, 1)
+            if value is not None:
+                whole[: len(value), :, at, : spec["stop"]] = value[:, where["columns"]].to(whole.dtype)
+        else:
+            whole = before[..., site["columns"]].repeat(spec["conditions"], 1, 1)
+            if value is not None:
+                whole[: len(value), at] = value[..., where["columns"]].to(whole.dtype)
+        made = shaped(whole, site, out_of, spec["writes"].get(where["added"], []) if where["added"] else [])
+        if site["kind"] == "logits":
+            made = logits_of(root, parts, made, site["tokens"], device)
+        found[where["name"]] = made
+    return found
 
 
 def read_in_batches(root: Any, parts: ModelParts, tokens: torch.Tensor, wanted: Iterable[ReadSite]) -> Points:
@@ -247,7 +296,7 @@ def with_all_positions(
     """
     found = {}
     for name, value in values.items():
-        missing = base[name].shape[1] - value.shape[1] if value.dim() == 2 else 0
+        missing = base[name].shape[1] - value.shape[1] if name in base and value.dim() == 2 else 0
         before = [base[name].repeat(conditions, 1)[:, :missing]] if missing else []
         found[name] = torch.cat([*before, value], 1) if missing else value
     return found
@@ -315,20 +364,46 @@ def capture(
 
 def value_at(points: Points, site: CapturedSite, out_of: dict[ReadSite, Any]) -> torch.Tensor:
     """The value of a site, in the shape that its component states."""
-    head, at, value = site["head"], site["positions"], points[site["site"]]
+    value = points[site["site"]]
     if site["pattern"] is not None:
-        pattern = pattern_between(value, **site["pattern"])
-        pattern = pattern if head is None else pattern[:, 0]
+        return shaped(pattern_between(value, **site["pattern"]), site, out_of, [])
+    return shaped(value[..., site["columns"]], site, out_of, [])
+
+
+def shaped(
+    value: torch.Tensor, site: CapturedSite, out_of: dict[ReadSite, Any], added: list[TensorWrite]
+) -> torch.Tensor:
+    """The columns of a site, at all positions, in the shape that its component states; at its own positions.
+
+    Parameters
+    ----------
+    value : tensor (row, position, column)
+        Of a pattern ``(row, head, query, key)``.
+    site : CapturedSite
+    out_of : dict
+        As `output_weights` gives it.
+    added : list of TensorWrite
+        What is written to it after it was made.
+
+    Returns
+    -------
+    tensor (row, ...)
+    """
+    head, at = site["head"], site["positions"]
+    if site["pattern"] is not None:
+        pattern = value if head is None else value[:, 0]
         return pattern if at is None else pattern[..., at, :]
     if site["kind"] == "head_out":
         weight = out_of[site["site"]].to(value.device)
         value = torch.einsum("ephd,hdm->ephm", split_heads(value, site["heads"]), weight)
+        value = write_into(value, added)
         value = value if head is None else value[:, :, head]
     elif site["kind"] == "heads":
-        value = value[..., site["columns"]]
         value = split_heads(value, site["heads"]) if head is None else value
     elif site["kind"] == "neuron":
-        value = value[..., site["columns"]].squeeze(-1)
+        value = value.squeeze(-1)
+    else:
+        value = write_into(value, added)
     return value if at is None else value[:, at]
 
 

@@ -251,6 +251,8 @@ class PassSpec(TypedDict):
     pair_writes: dict[WriteSite, list[TensorWrite]]  # their rows are pairs times examples, and hold one head
     pair_masks: dict[int, list[ScoreMask]]
     senders: list[PathSender]
+    blocks: int  # that rows go through; all, unless sites are read and nothing more
+    reads: list[CapturedSite]
 
 
 class ResolvedPass(PassSpec):
@@ -329,16 +331,28 @@ class ChunkSpec(TypedDict):
     estimate: NotRequired[EstimateSpec]
 
 
+class PlannedSite(TypedDict):
+    """Where a planned pass has a site."""
+
+    name: str
+    at: WriteSite | None  # None for embeddings
+    columns: slice  # of the tensor there; of a pattern, heads
+    scored: bool  # whether that has the scored positions only, and not all that are computed
+    added: ReadSite | None  # where `PassSpec.writes` has what is written to it afterwards, at positions from 0 on
+
+
 class CapturedSite(TypedDict):
     """A site whose values are taken."""
 
-    kind: Literal["whole", "heads", "head_out", "neuron"]
+    kind: Literal["whole", "heads", "head_out", "neuron", "logits"]
     site: ReadSite
     columns: slice  # of the tensor there
     pattern: PatternColumns | None  # where the value is a pattern; then no columns
     heads: int  # that the tensor has
     head: int | None  # None for all
     positions: list[int] | None  # None for all
+    tokens: list[int] | None  # of logits; None for the whole vocabulary
+    planned: NotRequired[PlannedSite]
 
 
 class FrozenNorm(TypedDict):

@@ -16,7 +16,7 @@ from . import activations, planned_pass
 from .attention import at_least_float32
 from .head_weights import GAINS, gains_made, gains_read, weights_read
 from .logits import frozen_norm, heads_alone, logits_kernels, with_base_logits
-from .projections import combine, project, sides
+from .projections import combine, is_readable, linear, project, sides
 from .rows import call_module
 
 if TYPE_CHECKING:
@@ -225,7 +225,9 @@ def misshapen(parts: ModelParts, run: RunSpec, values: dict[str, torch.Tensor]) 
     return ""
 
 
-def planned(root: Any, parts: ModelParts, base: Points, spec: ResolvedPass, device: Any) -> dict[str, Any]:
+def planned(
+    root: Any, parts: ModelParts, base: Points, spec: ResolvedPass, device: Any
+) -> tuple[dict[str, torch.Tensor], dict[WriteSite, Any]]:
     """Run a planned pass, in a trace that never goes through the model itself.
 
     Parameters
@@ -241,14 +243,47 @@ def planned(root: Any, parts: ModelParts, base: Points, spec: ResolvedPass, devi
 
     Returns
     -------
-    dict
-        Kernel name to values, ``(row, scored)`` of logits and ``(row, layer, head)`` of patterns.
+    tuple of dict and dict
+        Kernel name to values, ``(row, scored)`` of logits and ``(row, layer, head)`` of patterns; and what is at the
+        sites that are read, of the rows at work.
     """
     with root.trace(no_tokens(device), use_cache=False) as tracer:
-        values = planned_pass.run_without_grad(parts, base, spec)
-        nnsight.save(values)
+        found = planned_pass.run_without_grad(parts, base, spec)
+        nnsight.save(found)
         end(parts, tracer)
-    return dict(values)
+    values, kept = found
+    return dict(values), dict(kept)
+
+
+def logits_of(
+    root: Any, parts: ModelParts, stream: torch.Tensor, tokens: list[int] | None, device: Any
+) -> torch.Tensor:
+    """Logits of some tokens, or of all, from the stream that leaves the last block.
+
+    Parameters
+    ----------
+    root : nnsight handle of the model
+    parts : ModelParts
+    stream : tensor (row, position, d_model)
+    tokens : list of int, optional
+        None for the whole vocabulary.
+    device : torch.device
+        Of the activations.
+
+    Returns
+    -------
+    tensor (row, position, token)
+    """
+    with torch.no_grad(), root.trace(no_tokens(device), use_cache=False) as tracer:
+        normed, unembed = parts["norm"](stream), parts["unembed"]
+        if tokens is not None and is_readable(parts["apart"], unembed):
+            made = linear(normed, unembed, tokens)
+        else:
+            made = unembed(normed)
+            made = made if tokens is None else made[..., tokens]
+        found: torch.Tensor = nnsight.save(made)
+        end(parts, tracer)
+    return found
 
 
 def slopes(

@@ -15,6 +15,7 @@ from ...interventions.declare.codec import encode
 from ...interventions.declare.components import Component
 from ...interventions.declare.sites import Head, Neuron, Site, as_site
 from ...interventions.plan.plan import make_plan
+from ...interventions.plan.validate import check_site
 from ..measuring.context import check_remote
 from ..measuring.labels import check_is_model, counted, task_json
 from ..storage.provenance import provenance
@@ -84,7 +85,6 @@ def difference(
     Rimsky et al. 2023, Steering Llama 2 via Contrastive Activation Addition; Turner et al. 2023, Activation Addition.
     """
     from ...interventions.begin import begin
-    from ...interventions.run.activations import check_sites
 
     check_is_model(model)
     check_remote(model, remote)
@@ -99,7 +99,10 @@ def difference(
         if run not in batch.runs:
             raise UnknownNameError(f"runs={runs!r}: the task has the runs {choices(batch.runs)}")
     make_plan([], model=model.name, shape=model.shape, groups=groups, runs=list(batch.runs), base=runs[0])
-    check_sites(model, sites, groups)
+    if not sites:
+        raise DeclarationError("nothing to compare: name at least one site, such as Layer(1).resid_pre")
+    for one in sites:
+        check_site(one, model.name, model.shape, groups)
     first = sites[0]
     if first.component is Component.pattern:
         raise DeclarationError(f"{first}: the difference of patterns is no vector: capture gives both")

@@ -71,7 +71,11 @@ def _parts(ds: xr.Dataset) -> list[str]:
     order = [at for at in np.argsort(-np.abs(values), kind="stable") if np.isfinite(values[at])][:PARTS]
     most = listed(f"{names[at]} {values[at]:+.3g}" for at in order)
     words = str(ds["whole"].attrs.get("long_name", "the whole"))
-    return [f"{words} is {float(of['whole']):.3g}; most of it is written by {most}"] if order else []
+    return (
+        [f"{words} is {float(of['whole']):.3g}; of {count(len(names), 'part')}, most is written by {most}"]
+        if order
+        else []
+    )
 
 
 def _rows(values: xr.DataArray) -> np.ndarray:

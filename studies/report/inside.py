@@ -39,13 +39,13 @@ def _fill(page: Page, ds: xr.Dataset, tree: xr.DataTree, *, kind: str) -> None:
     elif name in ds:
         for select, words in _prompts(ds, name):
             draw(page, ds, name, f"The likeliest next tokens{words}.", **select)
-    generic.overview(page, ds, pictures=0)
+    generic.overview(page, ds.drop_vars("token_id", errors="ignore"), pictures=0)
 
 
 def _prompts(ds: xr.Dataset, name: str) -> list[tuple[dict[str, Any], str]]:
-    """What is selected for each figure, and its words: a prompt, and a condition where there are positions too."""
+    """What is selected for each figure, and its words: a prompt; a condition or a head where it needs one picture."""
     dims = ["example"] if "example" in ds[name].dims else []
-    if "position" in ds[name].dims:
+    if "position" in ds[name].dims or "layer" in ds[name].dims:
         dims += [str(dim) for dim in ds[name].dims if dim not in ("example", "layer", "position", "rank")]
     found = []
     for at in product(*(range(min(ds.sizes[dim], FIGURES)) for dim in dims)):

@@ -108,9 +108,9 @@ def _of_measurement(record: Record, root: xr.Dataset, file: str) -> Recipe:
     lines.append(f"task = hw.{task_text}" if len(task_text) <= WRITTEN else 'task = hw.from_json(stored["task"])')
     given = ["model", "task"]
     if record.declared_what() is not None:
-        given.append("what")
+        given.append("sites" if record.kind == "capture" else "what")
         text = repr(declared) if len(declared) <= WRITTEN else f'stored["{record.what}"]'
-        lines.append(f"what = hw.from_json({text})")
+        lines.append(f"{given[2]} = hw.from_json({text})")
     elif record.kind not in LOOKS:
         given.append("None")
     names = [f"hw.metrics.{(known_metric(metric.name) or (metric.name,))[0]}" for metric in metrics]
@@ -121,6 +121,13 @@ def _of_measurement(record: Record, root: xr.Dataset, file: str) -> Recipe:
     if record.kind in LOOKS and len(str(options)) > WRITTEN:  # such as a direction
         lines += ["import json", f'options = json.loads(hw.open_result({file!r}).attrs["{record.kind}"])']
         given, options = [*given, "**options"], {"run": options["run"]}
+    if options.pop("what", None) is not None:
+        text = str(record.attrs["interventions"])
+        if len(text) > WRITTEN and lines[1:2] != [f"stored = hw.open_result({file!r}).attrs"]:
+            lines.insert(1, f"stored = hw.open_result({file!r}).attrs")
+        given_text = repr(text) if len(text) <= WRITTEN else 'stored["interventions"]'
+        lines.append(f"what = hw.from_json({given_text})")
+        given.append("what=what")
     given += [f"{name}={value!r}" for name, value in options.items() if DEFAULTS.get(name) != value]
     lines += [f"ds = hw.{function}({', '.join(given)})", 'hw.write_netcdf(ds, "again.nc")']
     python = "\n".join(["import headwise as hw", "", *lines])

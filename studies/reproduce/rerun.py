@@ -258,7 +258,7 @@ def _how(record: Record, stored: xr.DataTree) -> Repeat:
         from ..measuring.capture import capture as again
 
         given: tuple[Any, ...] = (what,)
-        passes = 1
+        passes = RUNS + len(conditions(options["what"])[1]) if "what" in options else 1
     elif record.kind in LOOKS:
         again, given = _look(record.kind), (what,) if what is not None else ()
         passes = RUNS + len(conditions(what)[1])

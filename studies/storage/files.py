@@ -7,8 +7,11 @@ import secrets
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from math import prod
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from ...errors import ResultError, check_text
@@ -141,6 +144,36 @@ def _no_room(folder: Path) -> str:
     except OSError as error:
         return why(error)
     return ""
+
+
+def array_on_disk(folder: Path, shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
+    """An array of zeros whose numbers are on the disk: in a file without a name in a folder, which goes with the array.
+
+    Parameters
+    ----------
+    folder : Path
+    shape : tuple of int
+    dtype : dtype
+
+    Returns
+    -------
+    array
+
+    Raises
+    ------
+    ResultError
+        There is not enough room.
+    """
+    size = prod(shape) * np.dtype(dtype).itemsize
+    if not size:
+        return np.zeros(shape, dtype)
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            if hasattr(os, "posix_fallocate"):  # a disk that is full ends the process that writes into such an array
+                os.posix_fallocate(file.fileno(), 0, size)
+            return np.memmap(file, dtype=dtype, mode="r+", shape=shape).view(np.ndarray)
+    except OSError as error:
+        raise ResultError(f"cannot write {size:,} bytes to {folder}: {why(error)}") from error
 
 
 def flush(path: Path) -> None:

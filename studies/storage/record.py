@@ -197,7 +197,10 @@ class Record:
         """
         attrs = self.attrs
         if self.kind == "capture":
-            return {"run": str(attrs.get("run", "clean"))}
+            from .registry import TASKS  # which imports torch
+
+            what = {"what": codec.from_json(attrs["interventions"], TASKS)} if "interventions" in attrs else {}
+            return {"run": str(attrs.get("run", "clean"))} | what
         if self.kind in LOOKS:
             asked = json_in(attrs, self.kind, dict)
             return {name: asked[name] for name in LOOKS[self.kind] if name in asked} | {"run": str(attrs["run"])}

@@ -387,3 +387,16 @@ def test_a_stored_result_is_repeated_there(there, server, tmp_path):
     begun = len(server.executed("passes"))
     assert rerun(tmp_path / "there.nc", yes=True).agrees
     assert len(server.executed("passes")) == begun + 1
+
+
+def test_captured_under_interventions(there, words_model, server, tmp_path):
+    sites = [Head(1, 2).pattern, Head(0, 1).head_out.at(-1), Layer(1).q, "logits at -1", hw.Logits([3, 5])]
+    what = {"clean": None, "zero": ZeroAblate(Head(0, 3)), "k": Patch(Head(1, 2).k, source="corrupted")}
+    same(capture(there, TASK, sites, what=what), capture(words_model, TASK, sites, what=what))
+    there.identity  # noqa: B018
+    before = len(server.lines("sent"))
+    found = capture(there, TASK, sites[0], what=what, out=tmp_path / "there.nc")
+    numbers = found["L1H2_pattern"].nbytes
+    assert sum(line["bytes"] for line in server.lines("sent")[before:]) < numbers + 6_000
+    same(found, capture(words_model, TASK, sites[0], what=what))
+    assert hw.rerun(tmp_path / "there.nc", model=there, yes=True).agrees

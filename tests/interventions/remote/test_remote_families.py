@@ -65,9 +65,20 @@ def test_a_family_there_is_the_family_here(family_server, server, folders, name,
         ],
         [composition_scores(model) for model in (there, here)],
         [hw.circuit_scores(model) for model in (there, here)],
+        *zip(*(of_weights(model, last) for model in (there, here)), strict=True),
     ):
         for variable in made[1].data_vars:
             np.testing.assert_allclose(made[0][variable], made[1][variable], rtol=1e-4, atol=1e-5)
+
+
+def of_weights(model, last):
+    """The numbers of a head's circuits and of a layer's neurons."""
+    through = {"k": "L0H1"} if last else None
+    found = [
+        *hw.head_circuits(model, Head(last, 0), through=through, tokens=[3], top=3, distance=2),
+        hw.neuron_tokens(model, Layer(0), top=3),
+    ]
+    return [one[[name for name in one if one[name].dtype != object and "imag" not in name]] for one in found]
 
 
 @pytest.mark.parametrize("family_server", ["trusted", pytest.param("apart", marks=pytest.mark.heavy)], indirect=True)

@@ -107,7 +107,7 @@ def test_sentences_say_the_numbers(looks):
     mean = looks["direct_logit_attribution"].mean(["example", "position"])
     best = mean["attribution"].to_series().abs().idxmax()
     share = float(mean["attribution"].sel(source=best))
-    assert f"is {float(mean['whole']):.3g}; most of it is written by {best} {share:+.3g}" in parts
+    assert f"is {float(mean['whole']):.3g}; of 21 parts, most is written by {best} {share:+.3g}" in parts
 
 
 def test_they_are_listed_and_shown(looks, tmp_path, monkeypatch, capsys):
