@@ -52,7 +52,7 @@ def test_induction_writes_result_and_report(tmp_path, capsys):
         (["induction", "--seed", "8589934592"], "headwise: a seed must be at most 4294967295, got 8589934592"),
         (["induction", "--out", "x.html"], "headwise: --out x.html: end it in .nc; the report beside it gets"),
         (["plan", "--what", "all"], "headwise: --what all: possible are heads, qkv and resid, and a JSON file with"),
-        (["plan", "--metric", "los"], "headwise: there is no metric 'los': possible are accuracy, duplicate_token"),
+        (["plan", "--metric", "los"], "headwise: there is no metric 'los': possible are accuracy, attention_entropy"),
         (["plan", "--batch-size", "big"], "headwise: batch_size='big': possible are"),
         (["induction", "--device", "tpu"], "headwise: device 'tpu' cannot be used here"),
         (
