@@ -100,7 +100,7 @@ def difference(
             raise UnknownNameError(f"runs={runs!r}: the task has the runs {choices(batch.runs)}")
     make_plan([], model=model.name, shape=model.shape, groups=groups, runs=list(batch.runs), base=runs[0])
     if not sites:
-        raise DeclarationError("no site: name at least one, such as Layer(1).resid_pre")
+        raise DeclarationError("nothing to compare: name at least one site, such as Layer(1).resid_pre")
     for one in sites:
         check_site(one, model.name, model.shape, groups)
     first = sites[0]

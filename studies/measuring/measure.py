@@ -252,7 +252,7 @@ def plan(
     How large what is captured is:
 
     >>> hw.plan(model, task, heads, timed=False, capture=["L1H2.pattern", "logits at -1"]).cost().result
-    1051392
+    284928
     """
     inputs: Callable[[], Inputs]
     if capture is not None:

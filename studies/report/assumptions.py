@@ -31,6 +31,7 @@ KINDS = {
     "way of other parts is not in it.",
     "Knockout": "Attention that is knocked out is shared among the other keys, which then say more.",
     "Add": "Steering puts the model where it may never be by itself: the effect is of this vector at this size.",
+    "ProjectOut": "Projecting out takes away all that lies along a direction, what every prompt has there too.",
     "Scale": "Scaling puts the model where it may never be by itself: the effect is of these factors.",
 }
 """Kind of intervention to what it assumes."""
@@ -163,6 +164,8 @@ def _ways(ran: Ran) -> Iterator[str]:
     held = {str(name) for node in ran.tree.subtree for name in node.data_vars}
     if "attribution" in held:
         yield "Direct attribution freezes the final norm; what a part does by way of later parts is not in its share."
+    if ran.record.kind == "logit_lens":
+        yield "A logit lens reads each layer by the last norm and the unembedding, which are made for the last stream."
     if "composition" in held and ran.record.shape.get("rotary"):
         yield "Composition leaves the rotary embedding out of the products of weights."
 

@@ -25,7 +25,7 @@ ROOT = Path(hw.__file__).parent
 ROOMS = ("interventions", "metrics", "studies")
 LISTED = """
 load shipped checkpoint_steps Model register Family
-Head Neuron Layer Site Component
+Head Neuron Layer Site Component Logits
 ZeroAblate MeanAblate ResampleAblate Patch PathPatch Add ProjectOut Scale Knockout Compose Grid Intervention
 RepeatedTokens Prompts Batch
 measure plan capture compare_estimates composition_scores describe_heads InductionStudy

@@ -8,7 +8,8 @@ import xarray as xr
 
 import headwise as hw
 from headwise import Head, Knockout, Layer, MeanAblate, Neuron, Patch, PathPatch, ResampleAblate, Scale, ZeroAblate
-from headwise.studies.report.assumptions import KINDS, METRICS, Ran, assumed, untested
+from headwise.interventions.declare.codec import edit_names
+from headwise.studies.report.assumptions import KINDS, METRICS, PLACES, Ran, assumed, untested
 from headwise.studies.report.report import render
 from tests.support.pages import EVIL, Outline, shown
 
@@ -129,6 +130,20 @@ def test_a_study_says_what_its_parts_ran():
     assert "Composition leaves the rotary embedding out" in text
     assert "no run was denoised" not in left
     assert "Nothing was done to MLPs, neurons or the residual stream." in left
+
+
+def test_every_component_belongs_to_a_part_and_every_kind_of_intervention_assumes_something():
+    assert sorted(name for own in PLACES.values() for name in own) == sorted(map(str, hw.Component))
+    assert {*KINDS} == {*edit_names()}
+
+
+def test_what_looks_inside_says_what_it_assumes():
+    direct = xr.Dataset({"attribution": 1.0}, attrs={"model": "small", "direct_logit_attribution": "{}"})
+    lens = xr.Dataset({"prob": 1.0}, attrs={"model": "small", "logit_lens": "{}"})
+    assert "freezes the final norm" in told(direct)[0]
+    assert "freezes the final norm" not in told(lens)[0]
+    assert "made for the last stream" in told(lens)[0]
+    assert "made for the last stream" not in told(direct)[0]
 
 
 def test_a_series_is_of_one_training():
