@@ -145,6 +145,21 @@ def test_which_families_turn_queries_and_keys(pair):
     assert model.shape.rotary == (model.family.name not in ("gpt2", "gpt_neo"))
 
 
+def hook_of(edit, other):
+    """The name of the bridge's hook, and what puts in zeros, or the values that the `other` run has there."""
+    site: Site = edit.site
+    name = f"blocks.{site.layer}.{HOOKS[str(site.component)]}"
+    source = other[name] if isinstance(edit, Patch) else None
+    where = (slice(None), slice(None) if site.positions is None else list(site.positions))
+    where = where if site.part is None else (*where, site.part)
+
+    def put(value, hook):
+        value[where] = 0 if source is None else source[where]
+        return value
+
+    return name, put
+
+
 def test_interventions_agree(pair, agree):
     model, bridge = pair
     last = model.shape.layers - 1
@@ -152,12 +167,6 @@ def test_interventions_agree(pair, agree):
     (group,) = batch.groups()
     targets = torch.as_tensor(batch.facts("clean", group).targets)[..., None]
     other = cache_of(model, bridge, "corrupted")
-
-    def put(value, hook, site, source):
-        where = (slice(None), slice(None) if site.positions is None else list(site.positions))
-        where = where if site.part is None else (*where, site.part)
-        value[where] = 0 if source is None else source[where]
-        return value
 
     shared = model.kv_heads[-1]
     several = [
@@ -178,14 +187,33 @@ def test_interventions_agree(pair, agree):
         several += [Patch(Head(0, 1).q_rot), Patch(Head(last, shared).k_rot)]
     found = measure(model, TASK, {str(one): one for one in several}, [loss])["loss"].values
     for row, edit in enumerate(several):
-        site: Site = edit.site
-        name = f"blocks.{site.layer}.{HOOKS[str(site.component)]}"
-        source = other[name] if isinstance(edit, Patch) else None
         with torch.no_grad():
-            hook = functools.partial(put, site=site, source=source)
-            logits = bridge.run_with_hooks(tokens_of(model, "clean"), fwd_hooks=[(name, hook)])
+            logits = bridge.run_with_hooks(tokens_of(model, "clean"), fwd_hooks=[hook_of(edit, other)])
         there = logits[:, list(group.scored)].log_softmax(-1).gather(-1, targets)[..., 0]
         agree("interventions", found[row], -there.mean(-1).numpy(), str(edit))
+
+
+def test_captures_under_interventions_agree(pair, agree):
+    model, bridge = pair
+    last = model.shape.layers - 1
+    other = cache_of(model, bridge, "corrupted")
+    what = {
+        "clean": None,
+        "head": ZeroAblate(Head(0, 1)),
+        "mlp": Patch(Layer(0).mlp_out),
+        "neuron": ZeroAblate(Neuron(0, 3)),
+        "keys": Patch(Head(0, model.kv_heads[-1]).k),
+    }
+    components = ("pattern", "z", "mlp_post", "resid_post")
+    found = capture(model, TASK, [Layer(last).site(component) for component in components], what=what)
+    for condition, edit in what.items():
+        hooks = [] if edit is None else [hook_of(edit, other)]
+        with torch.no_grad(), bridge.hooks(fwd_hooks=hooks):
+            _, cache = bridge.run_with_cache(tokens_of(model, "clean"))
+        for component in components:
+            there = found[f"L{last}_{component}"].sel(condition=condition).values
+            wanted = cache[f"blocks.{last}.{HOOKS[component]}"].reshape(there.shape).numpy()
+            agree("captures under interventions", there, wanted, f"{condition} {component}", atol=3e-5)
 
 
 def likeliest(logits, top):

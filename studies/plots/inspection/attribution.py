@@ -68,9 +68,12 @@ def attribution(ds: xr.Dataset, *, title: str = "") -> Any:
         array = xr.DataArray(grid, dims=("layer", "head"), name="attribution", attrs=attrs)
         panels.append(head_grid(array, centre=0.0, title=title or "heads"))
     rest = np.flatnonzero((kind != "head") & np.isfinite(mean))
+    every = rest.size
     rest = np.sort(rest[np.argsort(-np.abs(mean[rest]), kind="stable")][:MOST])[::-1]
     if rest.size:
         names = [str(one) for one in ds["source"].values[rest]]
+        few = f"the {rest.size} of {every} farthest from 0" if rest.size < every else ""
+        named = ", ".join(filter(None, ("other parts" if heads.size else title, few)))
         rows, shown = rows_of(names), dimension("value", ds["attribution"])
         table = {
             "left": np.minimum(mean[rest], 0),
@@ -93,5 +96,5 @@ def attribution(ds: xr.Dataset, *, title: str = "") -> Any:
         label = textwrap.fill(shown.pprint_label, 46)
         size: dict[str, Any] = {"width": 380, "height": 110 + 24 * len(rows), "show_legend": False, "xlabel": label}
         ends = span_of([mean[rest], low[rest], high[rest]])
-        panels.append(row_chart(parts, shown, names, xlim=ends, title="other parts", **size))
+        panels.append(row_chart(parts, shown, names, xlim=ends, title=named, **size))
     return panels[0] if len(panels) == 1 else hv.Layout(panels).cols(2)

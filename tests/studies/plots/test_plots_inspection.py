@@ -136,6 +136,15 @@ def test_by_position_attribution_is_a_grid_of_sources(words_model):
         plots.attribution(ds)
 
 
+def test_of_many_parts_those_farthest_from_0_are_drawn(words_model):
+    ds = hw.direct_logit_attribution(words_model, hw.RepeatedTokens(n=6, length=5), parts="L1")
+    drawn = plots.picture(ds)
+    (boxes,) = of_type(drawn, hv.Rectangles)
+    size = abs(ds["attribution"].mean("example")).to_series().sort_values()[-26:]
+    assert set(boxes["source"]) == set(size.index)
+    assert option(drawn, "title") == "the 26 of 129 farthest from 0"
+
+
 def test_neurons_of_one_prompt_by_position(words_model):
     task = hw.RepeatedTokens(n=2, length=4)
     ds = hw.capture(words_model, task, [hw.Layer(0).mlp_post, hw.Layer(1).z, hw.Layer(1).resid_post.at([2, 5])])
