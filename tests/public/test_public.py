@@ -106,7 +106,7 @@ def test_the_readme_looks_inside():
     np.testing.assert_allclose(inside["attribution"].sum("source"), dla["attribution"].sel(source="L1.mlp"), atol=1e-4)
     near = found["L1H2_pattern"].isel(query=23, key=12).mean("example")
     assert near.sel(condition="clean") > 0.9 > 0.2 > near.sel(condition="without L0H3")
-    assert found["logits"].dims[:2] == ("condition", "example")
+    assert found["logits_at_m1"].dims[:2] == ("condition", "example")
     assert space["top"]["token"].sel(condition="clean", rank=0).values.tolist() == ["banana"]
     assert float(space["ov"]["copying"]) == 1.0
     assert float(space["qk"]["prefix_matching"]) < 0.2 < 0.99 < float(space["k"]["prefix_matching"])
@@ -129,7 +129,8 @@ def test_the_script_that_looks_inside_runs_as_written():
     heads = [f"L{layer}{part}" for layer in (0, 1) for part in (*(f"H{head}" for head in range(8)), ".mlp")]
     assert dla["source"].values.tolist() == ["embed", "pos_embed", *heads, "bias"]
     assert lens["token"].dims == ("layer", "example", "position", "rank")
-    assert {"source_token", "output_token", "eigenvalue_real", "copying"} <= {*ov} and "prefix_matching" in qk
+    assert {"source_token", "output_token", "eigenvalue_real", "copying"} <= {*ov}
+    assert "prefix_matching" in qk
     changed = one["loss"] - one["baseline_loss"].sel(run="clean")
     assert 0 < float(abs(changed).mean()) < 1  # a neuron does something, and little
 
