@@ -18,7 +18,7 @@ from ..declare.sites import Site
 from .cost import DEFAULT_BUDGET, OVERHEAD
 from .explain import Cost, cost_of, explain
 from .passes import Packer
-from .reads import Read, positions_needed, writes_seen
+from .reads import Inside, Read, positions_needed, writes_seen
 from .schedule import Schedule, sources
 from .validate import check_condition, check_edit, check_read
 from .writes import writes_of
@@ -57,6 +57,7 @@ def make_plan(
     budget: int = DEFAULT_BUDGET,
     overhead: float = OVERHEAD,
     reads: Sequence[Read] = (),
+    inside: Inside | None = None,
 ) -> Plan:
     """Check the conditions against the model and the prompts, and lay them out in passes.
 
@@ -88,6 +89,8 @@ def make_plan(
         Operations that a layer of a pass costs beside its work.
     reads : sequence of Site or Logits
         What is read in every condition; then no other position is scored.
+    inside : Inside, optional
+        What is made of it; then the scored positions stay.
 
     Returns
     -------
@@ -115,7 +118,7 @@ def make_plan(
     for group in groups:
         for read in reads:
             check_read(read, model, shape, group)
-    if reads:
+    if reads and inside is None:
         groups = [replace(group, scored=positions_needed(reads, group)) for group in groups]
     ordered = tuple(tuple(sorted(edits, key=lambda edit: edit.site.order)) for edits in conditions)
     for edits in ordered:
@@ -145,7 +148,7 @@ def make_plan(
     )
     run_as_they_are = tuple(run for run in runs if run in {base, *asked, *taken})
     names = (model, shape, base, run_as_they_are, ordered, tuple(groups))
-    return Plan(*names, writes, chunks, columns, reads_patterns, budget, overhead, reads=tuple(reads))
+    return Plan(*names, writes, chunks, columns, reads_patterns, budget, overhead, reads=tuple(reads), inside=inside)
 
 
 def _limit(batch_size: int | str) -> int | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 from ...errors import DeclarationError
 from ..base.shape import Group, Shape
@@ -14,6 +16,27 @@ from .writes import IN_MLP, JOIN_STAGES, QKV, STREAM, Join, Write
 
 Read = Site | Logits
 """What can be read."""
+
+
+@dataclass(frozen=True)
+class Inside:
+    """What passes make of the sites that they read, at the scored positions, and give instead of their values.
+
+    Attributes
+    ----------
+    kind : {"shares", "stream", "heads"}
+        Direct attribution; or the logit lens of the stream or of heads, by the metrics of the plan.
+    sizes : mapping of str to tuple of int
+        Of each value of a row, before its scored positions.
+    asked : tuple
+        For each group, a `DirectSpec` without tokens; left empty by the lens.
+    """
+
+    kind: str
+    sizes: Mapping[str, tuple[int, ...]]
+    asked: tuple[Any, ...] = ()
+
+
 IN_ATTENTION = ("q", "k", "v", "q_rot", "k_rot", "pattern")
 """Points that no row has which joins a pass beside them."""
 

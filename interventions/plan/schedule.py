@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..base.shape import Group, Shape
 from ..declare.edits import Edit
@@ -11,7 +11,7 @@ from ..declare.paths import PathPatch
 from ..declare.sites import Site
 from .cost import Extent
 from .passes import ExampleChunk, Pass, at_stage, extent_of
-from .reads import Read, blocks_run, own_point, sizes_in
+from .reads import Inside, Read, blocks_run, own_point, sizes_in
 from .writes import ATTN_IN, Write
 
 ReadSite = tuple[int, str]
@@ -50,6 +50,8 @@ class Schedule:
         Where it is not 0: prompts, each of which stands in two examples, with its answer and with its distractor.
     reads : tuple of Site or Logits
         What is read in every condition, also in one that changes nothing of it.
+    inside : Inside, optional
+        What is made of that, and given instead of it.
     """
 
     model: str
@@ -68,6 +70,7 @@ class Schedule:
     pairs: int = 0
     advice: tuple[str, ...] = ()
     reads: tuple[Read, ...] = ()
+    inside: Inside | None = field(default=None, compare=False)
 
     @property
     def blocks(self) -> int:
@@ -89,6 +92,13 @@ class Schedule:
         by_group = [sizes_in(self.reads, self.shape, group).values() for group in self.groups]
         first = (max(1, len(self.conditions)), sum(len(group.examples) for group in self.groups))
         return [(*first, *map(max, zip(*sizes, strict=True))) for sizes in zip(*by_group, strict=True)]
+
+    def sizes_read(self, group: int) -> dict[str, tuple[int, ...]]:
+        """The sizes of what is read, or made of that, of each row of a group, by name."""
+        if self.inside is not None:
+            scored = len(self.groups[group].scored)
+            return {name: (*sizes, scored) for name, sizes in self.inside.sizes.items()}
+        return sizes_in(self.reads, self.shape, self.groups[group])
 
     @property
     def uses_reference(self) -> bool:

@@ -15,7 +15,7 @@ import torch
 from ...errors import ModelError
 from ..plan.passes import ExampleChunk, Pass
 from ..plan.plan import Plan
-from ..plan.reads import read_bytes, sizes_in
+from ..plan.reads import read_bytes
 from ..run.activations import as_tensor, point_of
 from ..run.cache import CompiledMetric
 from ..run.engine import chunk_halves, points_taken, runs_base_first, runs_of
@@ -165,10 +165,12 @@ class RemoteSweep:
         found: list[Shapes] = []
         for chunk in session:
             scored = len(self.plan.groups[chunk.group].scored) if self.positions else 1
-            read = sizes_in(self.plan.reads, shape, self.plan.groups[chunk.group])
+            read = self.plan.sizes_read(chunk.group)
             for rows in [None] * len(self.plan.runs) + [len(one.conditions) for one in chunk.passes]:
                 kinds = {"pattern": (shape.layers, shape.heads), "logits": (scored,)}
-                sizes = {one.name: kinds[one.kind] for one in self.readers} | ({} if rows is None else read)
+                sizes = {one.name: kinds[one.kind] for one in self.readers}
+                if rows is not None:
+                    sizes = read if self.plan.inside is not None else sizes | read
                 found.append({name: ((rows or 1) * chunk.size, *size) for name, size in sizes.items()})
         return found
 

@@ -85,7 +85,7 @@ def described_site(model: Model, site: Site) -> CapturedSite:
     }
 
 
-def described_read(model: Model, read: Read, number: int, group: Group) -> CapturedSite:
+def described_read(model: Model, read: Read, number: int, group: Group, inside: bool = False) -> CapturedSite:
     """The `number`-th site that passes read, as a pass on prompts of a group takes it.
 
     Parameters
@@ -94,6 +94,8 @@ def described_read(model: Model, read: Read, number: int, group: Group) -> Captu
     read : Site or Logits
     number : int
     group : Group
+    inside : bool
+        Whether something is made of what is read: then ``z`` is what the output projection reads.
 
     Returns
     -------
@@ -101,6 +103,8 @@ def described_read(model: Model, read: Read, number: int, group: Group) -> Captu
     """
     shape, at = model.shape, positions_read(read, group)
     point = planned_point(read, shape)
+    if inside and isinstance(read, Site) and read.component is Component.z:
+        point = (read.layer, str(Component.head_out))
     by_query = point is not None and point[0] == shape.layers - 1 and point[1] in (*BY_QUERY, "head_out")
     planned: PlannedSite = {
         "name": name_of(number),

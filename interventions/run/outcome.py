@@ -12,7 +12,6 @@ import torch
 from ...errors import ModelError
 from ..plan.passes import ExampleChunk, Pass
 from ..plan.plan import Plan
-from ..plan.reads import name_of, sizes_in
 from .cache import CompiledMetric
 
 Array = np.ndarray[Any, Any]
@@ -105,8 +104,8 @@ class Outcome:
                 self.like[reader.name, at] = (
                     (shape.layers, shape.heads) if pattern else (len(group.scored) if self.positions else 1,)
                 )
-        for at, group in enumerate(self.plan.groups):
-            self.like |= {(name, at): sizes for name, sizes in sizes_in(self.plan.reads, shape, group).items()}
+        for at in range(len(self.plan.groups)):
+            self.like |= {(name, at): sizes for name, sizes in self.plan.sizes_read(at).items()}
 
     def put(self, finished: FinishedValues) -> FinishedValues:
         """Put in finished values, and give them back.
@@ -163,7 +162,9 @@ class Outcome:
             return f"conditions {numbers!r} of {len(plan.conditions)}"
         due = {name for name, _ in self.like}
         if run is not None:
-            due -= {name_of(at) for at in range(len(self.plan.reads))}  # which are of conditions only
+            due -= {*plan.sizes_read(finished.group)}  # which are of conditions only
+        elif plan.inside is not None:
+            due = {*plan.inside.sizes}
         if (due or self.like) and {*finished.values} != due:
             return (
                 f"values of {', '.join(map(repr, finished.values)) or 'nothing'} in place of {', '.join(sorted(due))}"

@@ -17,9 +17,11 @@ from ..plan.passes import ExampleChunk, Pass, changed_heads, recomputed_heads
 from ..plan.plan import Plan
 from ..plan.writes import BY_QUERY, OF_KEYS, QKV, STAGES, Keys, Write, positions_in
 from ..traced.specs import (
+    DirectSpec,
     EmbeddingWrite,
     HeadPairs,
     Index,
+    InsideSpec,
     PassSpec,
     PathSender,
     ReceiverKey,
@@ -121,8 +123,26 @@ class PassSpecBuilder:
             "pair_masks": self.pair_masks,
             "senders": list(self.senders.values()),
             "blocks": self.plan.blocks,
-            "reads": [described_read(self.model, read, at, self.group) for at, read in enumerate(self.plan.reads)],
+            "reads": [
+                described_read(self.model, read, at, self.group, self.plan.inside is not None)
+                for at, read in enumerate(self.plan.reads)
+            ],
+            "inside": self._inside(),
         }
+
+    def _inside(self) -> InsideSpec | None:
+        """What is made of what is read, for these examples."""
+        inside = self.plan.inside
+        if inside is None:
+            return None
+        direct: DirectSpec | None = inside.asked[self.chunk.group] if inside.asked else None
+        if direct is not None:
+            answers, others = (
+                None if ids is None else ids[slice(*self.span)].to(self.model.device)
+                for ids in (direct["answers"], direct["others"])
+            )
+            direct = {**direct, "answers": answers, "others": others}
+        return {"kind": inside.kind, "scored": list(self.group.scored), "direct": direct}
 
     def _write(self, write: Write, unit: int, part: int | None, alone: bool) -> None:
         """Put in a write to a head, a neuron or all; `unit` counts conditions, or pairs with a head `alone` in rows."""

@@ -97,7 +97,9 @@ def frozen_norm(norm: Any, last: torch.Tensor, centred: bool) -> FrozenNorm:
     return {"gain": gain, "scale": scale, "shift": shift, "normed": normed}
 
 
-def heads_alone(parts: ModelParts, frozen: FrozenNorm, layer: int, z: torch.Tensor) -> torch.Tensor:
+def heads_alone(
+    parts: ModelParts, frozen: FrozenNorm, layer: int, z: torch.Tensor, added: torch.Tensor | None = None
+) -> torch.Tensor:
     """What the frozen norm makes of what each head of a layer writes, without the norm's shift.
 
     Parameters
@@ -106,6 +108,8 @@ def heads_alone(parts: ModelParts, frozen: FrozenNorm, layer: int, z: torch.Tens
     frozen : FrozenNorm
     layer : int
     z : tensor (example, scored, head * d_head)
+    added : tensor (example, scored, head, d_model), optional
+        What is added to what they write.
 
     Returns
     -------
@@ -115,6 +119,7 @@ def heads_alone(parts: ModelParts, frozen: FrozenNorm, layer: int, z: torch.Tens
     for head in range(parts["heads"]):
         columns = slice(head * size, (head + 1) * size)
         written = combine(parts, parts["blocks"][layer], z[..., columns], columns).to(frozen["scale"].dtype)
+        written = written if added is None else written + added[:, :, head]
         written = written - written.mean(-1, keepdim=True) if parts["centred"] else written
         made.append((written * frozen["gain"] * frozen["scale"]).to(z.dtype))
     return torch.cat(made)
@@ -146,18 +151,13 @@ def direct_shares(
         neurons and keys of the parts that are looked into. And last the function itself. At least float32.
     """
     at, layers = spec["scored"], parts["layers"]
-    norm, unembed = parts["norm"]._module, parts["unembed"]._module
     last = points[(layers - 1, "resid_post")][:, at].to(device)
     wide = torch.promote_types(last.dtype, torch.float32)
 
     def stream(layer: int, point: str) -> torch.Tensor:
         return points[(layer, point)][:, at].to(device, wide)
 
-    frozen = frozen_norm(norm, last, parts["centred"])
-    towards, constant = _direction(unembed, spec, device, wide)
-    direction = frozen["gain"] * frozen["scale"] * towards
-    direction = direction - direction.mean(-1, keepdim=True) if parts["centred"] else direction
-    said = ((frozen["normed"] + frozen["shift"]) * towards).sum(-1) + constant
+    direction, said, bias = _along(parts, last, spec, device)
     if spec["parts"] is not None:
         inside: list[torch.Tensor] = []
         for part in spec["parts"]:
@@ -172,13 +172,96 @@ def direct_shares(
     position = [stream(0, "pos_embed")] if (0, "pos_embed") in points else []
     found = [((stream(0, "resid_pre") - sum(position)) * direction).sum(-1)]
     found += [(one * direction).sum(-1) for one in position]
-    bias = (frozen["shift"] * towards).sum(-1) + constant
     for layer in range(layers):
         by_head = torch.einsum("esm,hdm->eshd", direction, out_of[layer].to(device, wide))
         heads = (split_heads(stream(layer, "z"), parts["heads"]) * by_head).sum(-1)
         bias = bias + (stream(layer, "attn_out") * direction).sum(-1) - heads.sum(-1)
         found += [*heads.unbind(-1), (stream(layer, "mlp_out") * direction).sum(-1)]
     return torch.stack([*found, bias.expand_as(found[0]), said])
+
+
+def shares_of_rows(
+    parts: ModelParts,
+    points: Points,
+    before: Points,
+    added: dict[int, torch.Tensor],
+    out_of: dict[int, Any],
+    spec: DirectSpec,
+    device: Any,
+) -> torch.Tensor:
+    """`direct_shares` of the whole model in the rows of a pass, with what interventions write.
+
+    Parameters
+    ----------
+    parts : ModelParts
+    points : Points
+        At the scored positions, ``(row, scored, width)``, after what is written there: the embeddings, each ``z`` and
+        ``mlp_out``, and the stream after the last block.
+    before : Points
+        ``z`` and ``attn_out`` of the base run, ``(example, scored, width)``.
+    added : dict of int to tensor (row, scored, head, d_model)
+        What is added to what the heads of a layer write.
+    out_of : dict of int to tensor (head, d_head, d_model)
+        ``W_O`` of layers.
+    spec : DirectSpec
+        Its answers are of the examples.
+    device : torch.device
+
+    Returns
+    -------
+    tensor (row, source + 1, scored)
+        The sources as of `direct_shares`; then what no part wrote; and last the function itself.
+    """
+    last = points[(parts["layers"] - 1, "resid_post")].to(device)
+    wide, times = torch.promote_types(last.dtype, torch.float32), len(last) // len(before[(0, "z")])
+    answers, others = (None if one is None else one.repeat(times, 1) for one in (spec["answers"], spec["others"]))
+    direction, said, bias = _along(parts, last, {**spec, "answers": answers, "others": others}, device)
+    found = [
+        (points[(0, name)].to(device, wide) * direction).sum(-1)
+        for name in ("embed", "pos_embed")
+        if (0, name) in points
+    ]
+    for layer in range(parts["layers"]):
+        by_head = torch.einsum("esm,hdm->eshd", direction, out_of[layer].to(device, wide))
+        heads, own = [
+            (split_heads(z.to(device, wide), parts["heads"]) * by_head).sum(-1)
+            for z in (points[(layer, "z")], before[(layer, "z")].repeat(times, 1, 1))
+        ]
+        if layer in added:
+            heads = heads + torch.einsum("eshm,esm->esh", added[layer].to(device, wide), direction)
+        attended = before[(layer, "attn_out")].repeat(times, 1, 1).to(device, wide)
+        bias = bias + (attended * direction).sum(-1) - own.sum(-1)
+        found += [*heads.unbind(-1), (points[(layer, "mlp_out")].to(device, wide) * direction).sum(-1)]
+    parted = torch.stack([*found, bias.expand_as(found[0])], 1)
+    return torch.cat([parted, (said - parted.sum(1))[:, None], said[:, None]], 1)
+
+
+def _along(
+    parts: ModelParts, last: torch.Tensor, spec: DirectSpec, device: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A function of the logits as one of what is written into the stream, the final norm frozen.
+
+    Parameters
+    ----------
+    parts : ModelParts
+    last : tensor (example, scored, d_model)
+        The stream after the last block.
+    spec : DirectSpec
+    device : torch.device
+
+    Returns
+    -------
+    tuple of tensors
+        The direction that what is written is multiplied with, ``(example, scored, d_model)``; the function itself
+        ``(example, scored)``; and what the biases of the norm and the unembedding give of it.
+    """
+    wide = torch.promote_types(last.dtype, torch.float32)
+    frozen = frozen_norm(parts["norm"]._module, last, parts["centred"])
+    towards, constant = _direction(parts["unembed"]._module, spec, device, wide)
+    direction = frozen["gain"] * frozen["scale"] * towards
+    direction = direction - direction.mean(-1, keepdim=True) if parts["centred"] else direction
+    said = ((frozen["normed"] + frozen["shift"]) * towards).sum(-1) + constant
+    return direction, said, (frozen["shift"] * towards).sum(-1) + constant
 
 
 def by_neuron(parts: ModelParts, part: DirectPart, post: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:

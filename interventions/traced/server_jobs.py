@@ -23,7 +23,7 @@ from .head_weights import (
     weights_made,
     weights_read,
 )
-from .logits import direct_shares, with_base_logits
+from .logits import direct_shares, shares_of_rows, with_base_logits
 from .projections import is_readable
 from .rows import write_into
 from .structure import modules_of, names_of
@@ -31,6 +31,7 @@ from .traces import (
     as_it_is,
     by_itself,
     lens,
+    lens_of_rows,
     logits_of,
     misshapen,
     no_tokens,
@@ -219,6 +220,8 @@ def run_pass(
         * example, layer, head)`` of patterns.
     """
     base, resolved = {site: cache["base"][own] for site, own in points.items()}, resolve_values(spec, cache)
+    if spec["inside"] is not None:  # the kernels are for what is read
+        resolved = {**resolved, "logits": {**resolved["logits"], "kernels": []}}
     if spec["first"] > spec["layers"]:  # no condition changes what is read
         return read_in_pass(root, parts, cache, resolved, {}, device)
     values, kept = planned(root, parts, base, resolved, device)
@@ -245,25 +248,71 @@ def read_in_pass(
     dict
         Name of a site to its value.
     """
+    if spec["inside"] is not None:
+        return inside_of(root, parts, cache, spec, kept, device)
     found, out_of = {}, output_weights(root, parts, spec["reads"])
-    computed = slice(spec["start"], spec["stop"])
     for site in spec["reads"]:
-        where, before = site["planned"], cache["base"][site["site"]]
-        value = kept.get(where["at"]) if where["at"] is not None else None
-        at = spec["out"] if where["scored"] else computed
-        if site["pattern"] is not None:
-            whole = pattern_between(before, **site["pattern"]).repeat(spec["conditions"], 1, 1, 1)
-            if value is not None:
-                whole[: len(value), :, at, : spec["stop"]] = value[:, where["columns"]].to(whole.dtype)
-        else:
-            whole = before[..., site["columns"]].repeat(spec["conditions"], 1, 1)
-            if value is not None:
-                whole[: len(value), at] = value[..., where["columns"]].to(whole.dtype)
+        where, whole = site["planned"], all_rows(cache, spec, kept, site)
         made = shaped(whole, site, out_of, spec["writes"].get(where["added"], []) if where["added"] else [])
         if site["kind"] == "logits":
             made = logits_of(root, parts, made, site["tokens"], device)
         found[where["name"]] = made
     return found
+
+
+def all_rows(cache: RunCache, spec: ResolvedPass, kept: dict[WriteSite, Any], site: CapturedSite) -> torch.Tensor:
+    """The columns of a site in every row of a pass, at all positions, before what is added to it afterwards."""
+    where, before = site["planned"], cache["base"][site["site"]]
+    value = kept.get(where["at"]) if where["at"] is not None else None
+    at = spec["out"] if where["scored"] else slice(spec["start"], spec["stop"])
+    if site["pattern"] is not None:
+        whole = pattern_between(before, **site["pattern"]).repeat(spec["conditions"], 1, 1, 1)
+        if value is not None:
+            whole[: len(value), :, at, : spec["stop"]] = value[:, where["columns"]].to(whole.dtype)
+    else:
+        whole = before[..., site["columns"]].repeat(spec["conditions"], 1, 1)
+        if value is not None:
+            whole[: len(value), at] = value[..., where["columns"]].to(whole.dtype)
+    return whole
+
+
+def inside_of(
+    root: Any, parts: ModelParts, cache: RunCache, spec: ResolvedPass, kept: dict[WriteSite, Any], device: Any
+) -> dict[str, torch.Tensor]:
+    """What is made of the sites that a pass reads: shares of parts, or what the logit lens says.
+
+    Parameters
+    ----------
+    root, parts, cache, spec, kept, device
+        As for `read_in_pass`.
+
+    Returns
+    -------
+    dict
+        ``shares``, ``(row, source + 1, scored)``, see `logits.shares_of_rows`; or for each kernel, with `` inside``
+        behind its name, ``(row, layer + 1, scored)`` or ``(row, layer, head, scored)``.
+    """
+    asked = spec["inside"]
+    assert asked is not None
+    points: Points = {}
+    added: dict[int, torch.Tensor] = {}  # by layer, what heads are made to write, (row, scored, head, d_model)
+    for site in spec["reads"]:
+        (layer, _), more = site["site"], site["planned"]["added"]
+        whole = all_rows(cache, spec, kept, site)
+        if more is not None:
+            whole = write_into(whole, spec["writes"].get(more, []))
+        points[site["site"]] = whole[:, asked["scored"]]
+        of_heads = spec["writes"].get((layer, "head_out read"), []) if site["kind"] == "heads" else []
+        if of_heads:
+            blank = whole.new_zeros(*whole.shape[:2], parts["heads"], parts["d_model"])
+            added[layer] = write_into(blank, of_heads)[:, asked["scored"]]
+    if asked["direct"] is None:
+        return lens_of_rows(root, parts, cache["logits"], points, added, spec, device)
+    check_linear(parts)
+    with torch.no_grad():
+        out_of = {layer: weights_of(root, parts, layer)[3] for layer in range(parts["layers"])}
+        before = {at: value[:, asked["scored"]] for at, value in cache["base"].items() if at[1] in ("z", "attn_out")}
+        return {"shares": shares_of_rows(parts, points, before, added, out_of, asked["direct"], device)}
 
 
 def read_in_batches(root: Any, parts: ModelParts, tokens: torch.Tensor, wanted: Iterable[ReadSite]) -> Points:
@@ -487,8 +536,6 @@ def norms_of(root: Any, parts: ModelParts, tokens: torch.Tensor, layers: list[in
 def direct(root: Any, program: DirectProgram) -> Any:
     """What each part of the model adds to a linear function of the logits, for each group of prompts."""
     parts, device = where(root, program["parts"])
-    if parts["apart"]:
-        raise RuntimeError("this server runs jobs apart from the weights, of which direct attribution needs some")
     program = moved(program, device)
     return in_one_tensor([{"shares": direct_of(root, parts, group)} for group in program["groups"]])
 
@@ -502,11 +549,18 @@ def lenses(root: Any, program: LensProgram) -> Any:
     return in_one_tensor([lens(root, parts, run, program["heads"]) for run in runs])
 
 
-def direct_of(root: Any, parts: ModelParts, spec: DirectSpec) -> torch.Tensor:
-    """What each part adds, ``(source + 1, example, scored)``; see `logits.direct_shares`."""
-    layers, tokens = range(parts["layers"]), spec["tokens"]
+def check_linear(parts: ModelParts) -> None:
+    """Refuse direct attribution where weights are not at hand, or the unembedding is more than a linear layer."""
+    if parts["apart"]:
+        raise RuntimeError("this server runs jobs apart from the weights, of which direct attribution needs some")
     if not is_readable(False, parts["unembed"]):
         raise ValueError("the unembedding is more than a linear layer, so that what parts add to logits has no sum")
+
+
+def direct_of(root: Any, parts: ModelParts, spec: DirectSpec) -> torch.Tensor:
+    """What each part adds, ``(source + 1, example, scored)``; see `logits.direct_shares`."""
+    check_linear(parts)
+    layers, tokens = range(parts["layers"]), spec["tokens"]
     inside, wanted = spec["parts"], {(layers[-1], "resid_post")}
     if inside is None:
         wanted |= {(0, "resid_pre")} | {(0, name) for name, _ in parts["embeddings"] if name == "pos_embed"}

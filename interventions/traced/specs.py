@@ -253,6 +253,7 @@ class PassSpec(TypedDict):
     senders: list[PathSender]
     blocks: int  # that rows go through; all, unless sites are read and nothing more
     reads: list[CapturedSite]
+    inside: InsideSpec | None
 
 
 class ResolvedPass(PassSpec):
@@ -383,6 +384,14 @@ class DirectSpec(TypedDict):
     answers: torch.Tensor | None  # (example, scored), token ids; None with a direction
     others: torch.Tensor | None  # (example, scored), whose logits are taken away
     direction: torch.Tensor | None  # (d_model,), in the normed stream
+
+
+class InsideSpec(TypedDict):
+    """What is made of the sites that a pass reads, and given instead of their values."""
+
+    kind: str  # "shares", or what the lens reads: "stream" or "heads"
+    scored: list[int]
+    direct: DirectSpec | None  # of shares; its answers are of the examples of the pass
 
 
 class RowChange(TypedDict):

@@ -21,6 +21,7 @@ from .rows import call_module
 
 if TYPE_CHECKING:
     from .specs import (
+        LogitsSpec,
         ModelDescription,
         ModelParts,
         Points,
@@ -173,6 +174,55 @@ def lens(root: Any, parts: ModelParts, run: RunSpec, heads: bool = False) -> dic
         end(parts, tracer)
     shape = (last + 1, parts["heads"]) if heads else (last + 2,)
     return {name: torch.stack([one[name] for one in found]).reshape(*shape, len(tokens), -1) for name in found[0]}
+
+
+def lens_of_rows(
+    root: Any,
+    parts: ModelParts,
+    logits: LogitsSpec,
+    points: Points,
+    added: dict[int, torch.Tensor],
+    spec: ResolvedPass,
+    device: Any,
+) -> dict[str, torch.Tensor]:
+    """What `lens` gives, of the rows of a pass.
+
+    Parameters
+    ----------
+    root : nnsight handle of the model
+    parts : ModelParts
+    logits : LogitsSpec
+        Its kernels are for the examples of the pass.
+    points : Points
+        At the scored positions: ``resid_pre`` of layer 0 and each ``resid_post``; or the last, and each ``z``.
+    added : dict of int to tensor (row, scored, head, d_model)
+        What is added to what the heads of a layer write.
+    spec : ResolvedPass
+    device : torch.device
+        Of the activations.
+
+    Returns
+    -------
+    dict
+        Kernel name with `` inside`` behind it to ``(row, layer + 1, scored)``; of heads ``(row, layer, head, scored)``.
+    """
+    last, examples, heads = parts["layers"] - 1, spec["examples"], (0, "z") in points
+    rows = spec["conditions"] * examples
+    with torch.no_grad(), root.trace(no_tokens(device), use_cache=False) as tracer:
+        found: list[dict[str, torch.Tensor]] = []
+        if heads:
+            frozen = frozen_norm(parts["norm"], points[(last, "resid_post")], parts["centred"])
+            for layer in range(last + 1):
+                normed = heads_alone(parts, frozen, layer, points[(layer, "z")], added.get(layer))
+                found.append(logits_kernels(normed, parts["unembed"], logits, examples))
+        else:
+            streams = [points[(0, "resid_pre")], *[points[(layer, "resid_post")] for layer in range(last + 1)]]
+            found += [logits_kernels(parts["norm"](one), parts["unembed"], logits, examples) for one in streams]
+        nnsight.save(found)
+        end(parts, tracer)
+    shape = (last + 1, parts["heads"]) if heads else (last + 2,)
+    every = {name: torch.stack([one[name] for one in found]).reshape(*shape, rows, -1) for name in found[0]}
+    return {f"{name} inside": value.movedim(-2, 0) for name, value in every.items()}
 
 
 def short_run(root: Any, parts: ModelParts, tokens: torch.Tensor) -> list[torch.Tensor]:

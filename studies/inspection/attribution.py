@@ -9,14 +9,18 @@ import numpy as np
 import xarray as xr
 
 from ...errors import DeclarationError, UnknownNameError, choices
-from ...interventions.declare.sites import Head, Layer, Neuron, as_place
+from ...interventions.declare.components import Component
+from ...interventions.declare.sites import Head, Layer, Neuron, Site, as_place
+from ...interventions.plan.reads import Inside
 from ...interventions.plan.validate import check_site
 from ...metrics.card import need
 from ...metrics.outputs import logit_diff
 from ..measuring.context import check_remote
 from ..measuring.labels import check_is_model, coordinates, task_json
+from ..measuring.request import What
 from ..storage.provenance import provenance
 from .predict import asked_for
+from .under import Under, under
 
 if TYPE_CHECKING:
     from ...interventions.base.shape import Group
@@ -36,6 +40,7 @@ def direct_logit_attribution(
     task: Task,
     of: str | Sequence[float] | Array = "logit_diff",
     *,
+    what: What = None,
     parts: Part | Sequence[Part] | None = None,
     run: str = "clean",
     per_position: bool = False,
@@ -54,6 +59,11 @@ def direct_logit_attribution(
     task : Task
     of : {"logit_diff", "logit"} or array (d_model,)
         The answer's logit less that of the distractor, the answer's logit, or any direction of the normed last stream.
+    what : Intervention, mapping of names to interventions, sequence of interventions, Grid, or None
+        As for `capture`: the shares under each intervention, by the final norm as it divides then. What is written to
+        an embedding, to a head (``z``, ``head_out``) or to ``mlp_out`` counts for that part; what is written to the
+        stream, to ``attn_out`` of a whole layer or to the logits by a path belongs to no part. Not together with
+        `parts`.
     parts : Layer, Neuron, Head, str, or sequence of these, optional
         What is looked into, instead of the whole model: all neurons of a layer, with the bias that its MLP adds to
         them; some neurons; a head by the key positions that it moves values from.
@@ -72,13 +82,16 @@ def direct_logit_attribution(
         ... and ``bias``, all biases after the embedding that no MLP holds. Coordinates of them: ``kind`` (``embed
         head mlp bias``), ``layer`` and ``head``, -1 where there is none. With `parts`: ``L0N0`` ... ``L0.mlp bias``,
         which sum to the share of ``L0.mlp``; ``L1H2 from 0`` ..., which sum to that of ``L1H2`` (NaN for keys beyond
-        the end of a shorter prompt); kinds ``neuron`` and ``key``, and coordinates ``neuron`` and ``key`` too.
+        the end of a shorter prompt); kinds ``neuron`` and ``key``, and coordinates ``neuron`` and ``key`` too. With
+        `what` its dims come first (none, ``condition``, or the axes of the grid), and the source ``intervention``, of
+        that kind, is what no part wrote; the coordinates are ``read_layer`` and ``read_head`` where ``layer`` or
+        ``head`` is an axis of the grid.
 
     Raises
     ------
     DeclarationError
-        The task has no answers or distractors, answers are several tokens, `of` or `parts` is something else, or the
-        model has no such part.
+        The task has no answers or distractors, answers are several tokens, `of` or `parts` is something else, the
+        model has no such part, or an intervention cannot be.
     UnknownNameError
         The task has no such run.
     ModelError
@@ -95,6 +108,9 @@ def direct_logit_attribution(
     >>> inside = hw.direct_logit_attribution(model, task, parts=hw.Layer(0))
     >>> bool(abs(inside["attribution"].sum("source") - ds["attribution"].sel(source="L0.mlp")).max() < 1e-4)
     True
+    >>> without = hw.direct_logit_attribution(model, task, what={"clean": None, "without L0H3": hw.ZeroAblate("L0H3")})
+    >>> without["attribution"].dims
+    ('condition', 'source', 'example')
 
     References
     ----------
@@ -113,28 +129,42 @@ def direct_logit_attribution(
     named = None if parts is None else _named(parts)
     inside = None if named is None else _inside(model, named, batch)
     asked = [_asked(model, batch, run, group, of, inside) for group in groups]
-    with begin(model, check=check, length=int(batch.lengths.max())) as call:
-        found = model.backend.attribute(asked)
-    sources = _sources(model) if inside is None else _sources_inside(model, inside, batch)
+    sources = _sources(model, what is not None) if inside is None else _sources_inside(model, inside, batch)
     keys = np.asarray([*sources["key"][1], -1]) if "key" in sources else np.full(1 + len(sources["source"]), -1)
-    values = np.full((len(keys), *batch.scored.shape), np.nan, dtype=found[0].dtype)
-    for group, shares in zip(groups, found, strict=True):
-        whole = np.zeros((len(keys), *shares.shape[1:]), dtype=shares.dtype)
-        whole[keys < group.length] = shares
-        values[np.ix_(range(len(keys)), group.examples, group.scored)] = whole
-    dims: tuple[str, ...] = ("source", "example", "position")
+    changed = None
+    if what is not None:
+        if named is not None:
+            raise DeclarationError("what and parts: the parts of parts are those of the model as it is: give one")
+        changed = _under(model, task, what, batch, run, asked, len(keys), per_position)
+    with begin(model, check=check, length=int(batch.lengths.max())) as call:
+        if changed is not None:
+            if check:
+                changed.check_model(call)
+            (values,) = changed.values().values()
+        else:
+            found = model.backend.attribute(asked)
+            values = np.full((len(keys), *batch.scored.shape), np.nan, dtype=found[0].dtype)
+            for group, of_group in zip(groups, found, strict=True):
+                whole = np.zeros((len(keys), *of_group.shape[1:]), dtype=of_group.dtype)
+                whole[keys < group.length] = of_group
+                values[np.ix_(range(len(keys)), group.examples, group.scored)] = whole
+    dims: tuple[str, ...] = (*(() if changed is None else changed.dims), "source", "example", "position")
+    if changed is not None:
+        sources = {changed.named(name): one for name, one in sources.items()}
     if not per_position:
         values, dims = np.nanmean(values, axis=-1), dims[:-1]
+    axes = {} if changed is None else changed.coords
+    shares, said = values.take(range(len(keys) - 1), axis=len(axes)), values.take(-1, axis=len(axes))
     words = OF[of] if isinstance(of, str) else "direction of the last stream, normed"
     units = "logit" if isinstance(of, str) else "1"
     shared = coordinates(model, batch, run)
     kept = shared if per_position else {"example": shared["example"]}
     result = xr.Dataset(
         {
-            "attribution": (dims, values[:-1], {"long_name": f"{words}: share of a part", "units": units}),
-            "whole": (dims[1:], values[-1], {"long_name": words, "units": units}),
+            "attribution": (dims, shares, {"long_name": f"{words}: share of a part", "units": units}),
+            "whole": ((*axes, *dims[len(axes) + 1 :]), said, {"long_name": words, "units": units}),
         },
-        coords={name: kept[name] for name in kept if name != "run"} | sources,
+        coords={name: kept[name] for name in kept if name != "run"} | sources | axes,
     )
     if (keys >= batch.lengths.min()).any():
         there = xr.DataArray(keys[:-1, None] < batch.lengths, dims=("source", "example"))
@@ -146,8 +176,44 @@ def direct_logit_attribution(
         parts=None if named is None else [*map(str, named)],
         per_position=per_position,
     )
-    own = {"run": run, "task": task_json(task), "of": told}
+    own = {"run": run, "task": task_json(task), "of": told} | ({} if changed is None else changed.attrs)
     return result.assign_attrs(provenance(model, call.identity) | again | own)
+
+
+def _under(
+    model: Model,
+    task: Task,
+    what: What,
+    batch: Batch,
+    run: str,
+    asked: Sequence[DirectSpec],
+    sources: int,
+    per_position: bool,
+) -> Under:
+    """The plan of the passes that give shares under interventions.
+
+    Parameters
+    ----------
+    model, task, what, run, per_position
+        As for `direct_logit_attribution`.
+    batch : Batch
+    asked : sequence of DirectSpec
+        For each group.
+    sources : int
+        How many there are, with the whole.
+
+    Returns
+    -------
+    Under
+    """
+    names = (Component.embed, *((Component.pos_embed,) if "pos_embed" in model.family.embeddings else ()))
+    reads = [Site(name, 0) for name in names]
+    for layer in map(Layer, model.layers):
+        reads += [layer.z, layer.attn_out, layer.mlp_out]
+    reads.append(Layer(model.layers[-1]).resid_post)
+    inside = Inside("shares", {"shares": (sources,)}, tuple(asked))
+    own = {"attribution", "whole", "source", "kind", "example", "prompt", *(("position",) if per_position else ())}
+    return under(model, task, what, batch, run, reads, inside, own)
 
 
 def _named(parts: Part | Sequence[Part]) -> list[Any]:
@@ -221,7 +287,7 @@ def _asked(model: Model, batch: Batch, run: str, group: Group, of: Any, inside: 
     }
 
 
-def _sources(model: Model) -> dict[str, Any]:
+def _sources(model: Model, changed: bool) -> dict[str, Any]:
     """The coordinates of the sources, in the order in which they come."""
     rows = [("embed", "embed", -1, -1)]
     if "pos_embed" in model.family.embeddings:
@@ -229,7 +295,8 @@ def _sources(model: Model) -> dict[str, Any]:
     for layer in model.layers:
         rows += [(f"L{layer}H{head}", "head", layer, head) for head in model.heads]
         rows.append((f"L{layer}.mlp", "mlp", layer, -1))
-    names, kinds, layers, heads = zip(*rows, ("bias", "bias", -1, -1), strict=True)
+    rows += [("bias", "bias", -1, -1), *([("intervention", "intervention", -1, -1)] if changed else [])]
+    names, kinds, layers, heads = zip(*rows, strict=True)
     return {
         "source": np.asarray(names, dtype=object),
         "kind": ("source", np.asarray(kinds, dtype=object)),

@@ -108,9 +108,10 @@ def _of_measurement(record: Record, root: xr.Dataset, file: str) -> Recipe:
     lines.append(f"task = hw.{task_text}" if len(task_text) <= WRITTEN else 'task = hw.from_json(stored["task"])')
     given = ["model", "task"]
     if record.declared_what() is not None:
-        given.append("sites" if record.kind == "capture" else "what")
+        name = "sites" if record.kind == "capture" else "what"
+        given.append(f"{name}={name}" if record.kind in LOOKS else name)
         text = repr(declared) if len(declared) <= WRITTEN else f'stored["{record.what}"]'
-        lines.append(f"{given[2]} = hw.from_json({text})")
+        lines.append(f"{name} = hw.from_json({text})")
     elif record.kind not in LOOKS:
         given.append("None")
     names = [f"hw.metrics.{(known_metric(metric.name) or (metric.name,))[0]}" for metric in metrics]

@@ -260,7 +260,8 @@ def _how(record: Record, stored: xr.DataTree) -> Repeat:
         given: tuple[Any, ...] = (what,)
         passes = RUNS + len(conditions(options["what"])[1]) if "what" in options else 1
     elif record.kind in LOOKS:
-        again, given = _look(record.kind), (what,) if what is not None else ()
+        again, given = _look(record.kind), ()
+        options |= {} if what is None else {"what": what}
         passes = RUNS + len(conditions(what)[1])
     elif record.kind == "estimates":
         from ..measuring.compare import compare_estimates as again

@@ -7,6 +7,7 @@ whole stream. What no source wrote is the bias.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -14,14 +15,14 @@ import torch
 from torch import Tensor
 
 from tests.oracles import raw_families, raw_paths
-from tests.oracles.raw_paths import Place
+from tests.oracles.raw_paths import Change, Place
 
 
 class Parts:
     """A model with what it computes of some tokens: each part's vector, and the logits through the frozen norm."""
 
-    def __init__(self, model: Any, tokens: Tensor) -> None:
-        self.model, self.tokens = model, tokens
+    def __init__(self, model: Any, tokens: Tensor, changes: Sequence[tuple[Place, Change]] = ()) -> None:
+        self.model, self.tokens, self.changes = model, tokens, changes
         self.gpt2 = model.config.model_type == "gpt2"
         self.raw = raw_paths if self.gpt2 else raw_families
         self.blocks = model.transformer.h if self.gpt2 else attrgetter(raw_families.anatomy(model).blocks)(model)
@@ -33,7 +34,13 @@ class Parts:
         self.deviation = _deviation(self.norm, self.stream)
 
     def read(self, layer: int, component: str, head: int | None = None) -> Tensor:
-        return self.raw.read(self.model, self.tokens, Place(layer, component, head))
+        return self.several([Place(layer, component, head)])[0]
+
+    def several(self, places: Sequence[Place]) -> list[Tensor]:
+        """What is at places, of one forward pass."""
+        seen: dict[str, Tensor] = {}
+        self.raw.run(self.model, self.tokens, [*self.changes, *(self.raw._reader(seen, place) for place in places)])
+        return [seen[str(place)] for place in places]
 
     def matrix(self, layer: int, last: str) -> Tensor:
         """Of ``(input, output)``: ``"out"`` of attention or ``"down"`` of the MLP."""
@@ -71,21 +78,57 @@ def shares(model: Any, tokens: Tensor, plus: Tensor, minus: Tensor) -> tuple[dic
     `plus` and `minus` are token ids ``(example, position)``.
     """
     known = Parts(model, tokens)
-    vectors: dict[str, Tensor] = {"embed": known.read(0, "embed")}
-    if model.config.model_type == "gemma":
-        vectors["embed"] = known.read(0, "resid_pre")  # the embedding, scaled
-    if known.gpt2 or raw_families.anatomy(model).pos_embed:
-        vectors["pos_embed"] = known.read(0, "pos_embed").expand_as(vectors["embed"])
-    for layer in range(len(known.blocks)):
-        for head in range(model.config.num_attention_heads):
-            vectors[f"L{layer}H{head}"] = known.read(layer, "z", head) @ known.rows(layer, head)
-        vectors[f"L{layer}.mlp"] = known.read(layer, "mlp_out")
+    vectors = _written(known)
     found = {name: known.lost(vector, plus, minus) for name, vector in vectors.items()}
     whole, logits = known.logits(known.stream), known.raw.run(model, tokens).double()
     assert (whole - logits).abs().max() < 1e-3  # the norm that is written below is the model's
     said = (logits.gather(-1, plus[..., None]) - logits.gather(-1, minus[..., None]))[..., 0]
     summed = (whole.gather(-1, plus[..., None]) - whole.gather(-1, minus[..., None]))[..., 0]
     return found | {"bias": summed - sum(found.values())}, said
+
+
+def shares_under(
+    model: Any,
+    tokens: Tensor,
+    plus: Tensor,
+    minus: Tensor,
+    changes: Sequence[tuple[Place, Change]],
+    added: dict[str, Tensor] | None = None,
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """`shares` with changes, the source ``intervention`` behind it; the whole; and the vector of that source.
+
+    `added` are vectors that are written into the stream in the name of a source, which no read shows.
+    """
+    clean, known = Parts(model, tokens), Parts(model, tokens, changes)
+    bias = clean.stream - sum(_written(clean).values())  # the same vector everywhere
+    vectors = _written(known)
+    for name, vector in (added or {}).items():
+        vectors[name] = vectors[name] + vector
+    rest = known.stream - sum(vectors.values()) - bias
+    found = {name: known.lost(vector, plus, minus) for name, vector in vectors.items()}
+    logits = known.logits(bias)  # with the biases of the norm and of the unembedding
+    found["bias"] = (logits.gather(-1, plus[..., None]) - logits.gather(-1, minus[..., None]))[..., 0]
+    logits = known.raw.run(model, tokens, changes).double()
+    said = (logits.gather(-1, plus[..., None]) - logits.gather(-1, minus[..., None]))[..., 0]
+    return found | {"intervention": known.lost(rest, plus, minus)}, said, rest
+
+
+def _written(known: Parts) -> dict[str, Tensor]:
+    """The vector that each source writes into the stream, ``(example, position, d_model)``."""
+    model = known.model
+    vectors: dict[str, Tensor] = {"embed": known.read(0, "embed")}
+    if model.config.model_type == "gemma":
+        vectors["embed"] = known.read(0, "resid_pre")  # the embedding, scaled
+    if known.gpt2 or raw_families.anatomy(model).pos_embed:
+        vectors["pos_embed"] = known.read(0, "pos_embed").expand_as(vectors["embed"])
+    heads, layers = range(model.config.num_attention_heads), range(len(known.blocks))
+    places = {f"L{layer}H{head}": Place(layer, "z", head) for layer in layers for head in heads}
+    outputs = {f"L{layer}.mlp": Place(layer, "mlp_out") for layer in layers}
+    seen = dict(zip((*places, *outputs), known.several([*places.values(), *outputs.values()]), strict=True))
+    for layer in layers:
+        vectors |= {f"L{layer}H{head}": seen[f"L{layer}H{head}"] @ known.rows(layer, head) for head in heads}
+        vectors[f"L{layer}.mlp"] = seen[f"L{layer}.mlp"]
+    return vectors
 
 
 def shares_inside(model: Any, tokens: Tensor, plus: Tensor, minus: Tensor, layer: int, head: int) -> dict[str, Tensor]:
@@ -99,9 +142,9 @@ def shares_inside(model: Any, tokens: Tensor, plus: Tensor, minus: Tensor, layer
     return {name: known.lost(vector, plus, minus) for name, vector in vectors.items()}
 
 
-def head_logits(model: Any, tokens: Tensor) -> Tensor:
+def head_logits(model: Any, tokens: Tensor, changes: Sequence[tuple[Place, Change]] = ()) -> Tensor:
     """The logits that each head alone adds, ``(layer, head, example, position, token)``; the unembedding's bias too."""
-    known, layers = Parts(model, tokens), []
+    known, layers = Parts(model, tokens, changes), []
     for layer in range(len(known.blocks)):
         each = range(model.config.num_attention_heads)
         written = [known.read(layer, "z", head) @ known.rows(layer, head) for head in each]

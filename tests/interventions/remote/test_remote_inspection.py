@@ -6,9 +6,12 @@ import pytest
 import headwise as hw
 
 TASK = hw.RepeatedTokens(n=8, length=10)
+WHAT = {"clean": None, "head": hw.ZeroAblate("L0H3"), "end": hw.Add("L1.resid_post", [0.1] * 64)}
 ASKED = {
     "neurons": (lambda model: hw.direct_logit_attribution(model, TASK, parts=hw.Layer(1)), 129 + 1),
     "some": (lambda model: hw.direct_logit_attribution(model, TASK, parts=["L0N3", "L1N7", "L1H2"]), 2 + 20 + 1),
+    "under": (lambda model: hw.direct_logit_attribution(model, TASK, what=WHAT), 3 * (2 + 2 * 9 + 2 + 1)),
+    "lens under": (lambda model: hw.logit_lens(model, TASK, top=1, what=WHAT), 3 * 3 * 3 + 3),
     "heads": (lambda model: hw.logit_lens(model, TASK, of="heads", top=1), 2 * 8 * 3),
 }
 """What is asked for, and how many numbers of each scored position come back."""

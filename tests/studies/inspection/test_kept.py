@@ -30,6 +30,8 @@ def looks(words_model):
         "direct_logit_attribution corrupted": hw.direct_logit_attribution(
             words_model, task, direction, run="corrupted"
         ),
+        "logit_lens under": hw.logit_lens(words_model, PROMPTS, what=WHAT, top=2, positions=-1),
+        "direct_logit_attribution under": hw.direct_logit_attribution(words_model, task, what=WHAT),
     }
 
 
