@@ -120,7 +120,7 @@ class PromptView:
         if self._grid is not None:
             self._grid.mark(head)
         self._draw_pattern()
-        if not self.without.value and self._follows():
+        if self._ran and not self.without.value and self._follows():
             self._predict()
 
     def _follows(self) -> bool:
