@@ -261,7 +261,20 @@ def read_in_pass(
 
 
 def all_rows(cache: RunCache, spec: ResolvedPass, kept: dict[WriteSite, Any], site: CapturedSite) -> torch.Tensor:
-    """The columns of a site in every row of a pass, at all positions, before what is added to it afterwards."""
+    """The columns of a site in every row of a pass, at all positions, before what is added to it afterwards.
+
+    Parameters
+    ----------
+    cache, spec, kept
+        As for `read_in_pass`.
+    site : CapturedSite
+        One that the pass reads.
+
+    Returns
+    -------
+    tensor (row, position, column)
+        Of a pattern ``(row, head, query, key)``.
+    """
     where, before = site["planned"], cache["base"][site["site"]]
     value = kept.get(where["at"]) if where["at"] is not None else None
     at = spec["out"] if where["scored"] else slice(spec["start"], spec["stop"])

@@ -134,7 +134,7 @@ def direct_logit_attribution(
     changed = None
     if what is not None:
         if named is not None:
-            raise DeclarationError("what and parts: the parts of parts are those of the model as it is: give one")
+            raise DeclarationError(f"parts={parts!r}: with what, the whole model is looked at: leave parts out")
         changed = _under(model, task, what, batch, run, asked, len(keys), per_position)
     with begin(model, check=check, length=int(batch.lengths.max())) as call:
         if changed is not None:

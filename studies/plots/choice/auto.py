@@ -21,7 +21,7 @@ from ..inspection.activations import activations, captured
 from ..inspection.attribution import attributed, attribution
 from ..inspection.circuits import EIGENVALUES, eigenvalue_plane, token_bars, words_of
 from ..inspection.predictions import predictions, says, token_grid
-from ..parts.inputs import READ, alone, changed, listed, names_of, possible
+from ..parts.inputs import READ, alone, changed, listed, names_of, possible, where_read
 from ..parts.pairs import PAIR
 from ..parts.patterns import read_pattern
 from ..parts.style import styled
@@ -203,6 +203,8 @@ def _inside(ds: xr.Dataset, variable: str, title: str) -> Any:
             if ds.sizes[dim] > 1:
                 _ask(ds, variable, dim)
         return token_bars(ds.squeeze(others), variable, title=title)
+    if variable == "attribution" or says(ds):
+        ds = where_read(ds)
     values, likely = ds[variable], says(ds)
     kinds = {str(dim) for dim in values.dims} - {"example"}
     if likely and variable in (likely, "token", "token_id", "logit"):

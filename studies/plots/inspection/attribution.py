@@ -14,7 +14,7 @@ from ..curves import interval_along
 from ..heads import head_grid
 from ..parts.dots import intervals, reference, row_chart, rows_of, span_of
 from ..parts.few import marks_few
-from ..parts.inputs import need, need_dims, possible
+from ..parts.inputs import need, need_dims, possible, where_read
 from ..parts.style import BLUE, GREY, ORANGE, dimension, hover, styled
 
 MOST = 26
@@ -23,8 +23,9 @@ MOST = 26
 
 def attributed(ds: Any, variable: str) -> bool:
     """Whether a variable holds the shares of a model's heads and other parts."""
-    known = {"kind", "layer", "head"} <= {*map(str, ds.coords)} and "source" in ds[variable].dims
-    return known and all(ds[name].dims == ("source",) for name in ("kind", "layer", "head"))
+    names = ["kind", *(f"read_{name}" if f"read_{name}" in ds.coords else name for name in ("layer", "head"))]
+    known = {*names} <= {*map(str, ds.coords)} and "source" in ds[variable].dims
+    return known and all(ds[name].dims == ("source",) for name in names)
 
 
 @marks_few
@@ -57,6 +58,7 @@ def attribution(ds: xr.Dataset, *, title: str = "") -> Any:
         raise DeclarationError(f"attribution draws (source): select {extra[0]}, {possible(ds, extra[0])}")
     if not attributed(ds, "attribution"):
         raise DeclarationError("attribution: sources need the coordinates kind, layer and head")
+    ds = where_read(ds)
     mean, low, high, known = interval_along(ds, "attribution", "source")
     kind, layer, head = (ds[name].values for name in ("kind", "layer", "head"))
     heads = np.flatnonzero(kind == "head")

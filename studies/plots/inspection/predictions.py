@@ -11,7 +11,7 @@ import xarray as xr
 
 from ....errors import DeclarationError, choices
 from ..parts.dots import row_chart, rows_of, shift, span_of
-from ..parts.inputs import Array, names_of, need, need_dims, places_of, possible
+from ..parts.inputs import Array, names_of, need, need_dims, places_of, possible, where_read
 from ..parts.patterns import short, visible
 from ..parts.style import (
     BLUE,
@@ -132,7 +132,7 @@ def token_grid(
         Other dims are there: select first.
     """
     values = values or says(ds) or "prob_of_token"
-    ds = need(ds, "token_grid", "token", values)
+    ds = where_read(need(ds, "token_grid", "token", values))
     ds, where = _one_example(ds[_used(ds, values)], example)
     dims = set(map(str, ds[values].dims))
     if "rank" in dims and {"layer", "position"} <= dims:

@@ -200,6 +200,12 @@ def need(ds: Any, what: str, *names: str) -> xr.Dataset:
     return ds
 
 
+def where_read(ds: xr.Dataset) -> xr.Dataset:
+    """`ds` with ``read_layer`` and ``read_head`` as ``layer`` and ``head``, where no axis of a grid has these names."""
+    names = {old: new for old, new in READ.items() if {old} & {*ds.dims, *ds.coords} and new not in ds.dims}
+    return ds.drop_vars([new for new in names.values() if new in ds.coords]).rename(names)
+
+
 def need_dims(ds: xr.Dataset, what: str, wanted: Mapping[str, Sequence[str]]) -> None:
     """Refuse a dataset in which one of the variables `wanted` lacks a dim."""
     for name, dims in wanted.items():

@@ -6,6 +6,7 @@ import torch
 
 import headwise as hw
 from headwise import Add, Head, Knockout, Layer, MeanAblate, Neuron, Patch, PathPatch, ProjectOut, Scale, ZeroAblate
+from headwise.errors import DeclarationError
 from tests.oracles import raw_families, raw_paths
 from tests.oracles.raw_direct import Parts, _last_norm, head_logits, shares_under
 from tests.oracles.raw_hooks import random_gpt2
@@ -164,3 +165,40 @@ def test_the_lens(name):
         np.testing.assert_allclose(heads["logit"].sel(condition=one)[..., 0], alone, atol=3e-4)
     clean = hw.logit_lens(model, TASK, top=3, metrics=["loss"])
     np.testing.assert_array_equal(ds["token_id"].sel(condition="clean"), clean["token_id"])
+
+
+def test_a_grid_of_heads_keeps_its_axes(words_model):
+    heads = hw.Grid(lambda layer, head: ZeroAblate(Head(layer, head)), layer=[1], head=[2, 5])
+    ds = hw.direct_logit_attribution(words_model, TASK, what=heads)
+    assert ds["attribution"].dims == ("layer", "head", "source", "example")
+    alone = hw.direct_logit_attribution(words_model, TASK, what=ZeroAblate("L1H5"))
+    assert alone["attribution"].dims == ("source", "example")
+    one = ds.sel(layer=1, head=5)
+    np.testing.assert_allclose(one["attribution"], alone["attribution"], atol=1e-5)
+    (grid,) = (each for each in hw.plots.attribution(one) if "layer" in map(str, each.dimensions()))
+    drawn = grid.dframe().set_index(["layer", "head"])["value"]
+    np.testing.assert_allclose(
+        drawn.loc[(0, 3)], float(one["attribution"].mean("example").sel(source="L0H3")), rtol=1e-6
+    )
+    with pytest.raises(DeclarationError, match="select layer, 1"):
+        hw.plots.attribution(ds)
+    lens = hw.logit_lens(words_model, TASK, what=heads, top=1)
+    assert lens["token"].dims == ("layer", "head", "read_layer", "example", "position", "rank")
+    cells = hw.plots.token_grid(lens.sel(layer=1, head=2)).dframe()
+    assert sorted(set(cells["layer"])) == [-1, 0, 1]
+    with pytest.raises(DeclarationError, match="select head, 2 or 5"):
+        hw.plots.token_grid(lens)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"what": ZeroAblate("L5H2")}, "L5H2 z: words-2l has layers 0 to 1"),
+        ({"what": {}}, "the mapping of conditions is empty"),
+        ({"what": hw.Grid(lambda source: ZeroAblate(Head(0, source)), source=[0])}, "cannot be called 'source' here"),
+        ({"what": ZeroAblate("L1H2"), "parts": "L0"}, "with what, the whole model is looked at: leave parts out"),
+    ],
+)
+def test_what_cannot_be_is_refused(words_model, given, says):
+    with pytest.raises(DeclarationError, match=says):
+        hw.direct_logit_attribution(words_model, TASK, **given)
