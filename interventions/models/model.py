@@ -11,6 +11,7 @@ import torch
 from nnsight.modeling.transformers import TransformersModel
 from transformers import PreTrainedModel
 
+from ...errors import DeclarationError
 from ...lazy import front_door
 from ..base.shape import Shape
 from ..declare.sites import Head, Site
@@ -241,6 +242,8 @@ class Model:
         >>> weights.W_Q.shape, weights.W_O.shape
         (torch.Size([8, 64, 8]), torch.Size([8, 8, 64]))
         """
+        if layer not in self.layers:
+            raise DeclarationError(f"layer {layer!r}: {self.name} has layers 0 to {self.shape.layers - 1}")
         with turn_of(self.module):
             return self.family.head_weights(self.module, layer, self.shape)
 

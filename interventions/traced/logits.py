@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from .specs import DirectPart, DirectSpec, FrozenNorm, Kernel, LogitsSpec, ModelParts, Points
 
 
-def logits_kernels(normed: torch.Tensor, unembed: Any, spec: LogitsSpec, examples: int) -> dict[str, torch.Tensor]:
+def logits_kernels(
+    normed: torch.Tensor, unembed: Any, spec: LogitsSpec, examples: int, *, biased: bool = True
+) -> dict[str, torch.Tensor]:
     """Compute logits, some rows at a time, and what the kernels make of them.
 
     Where only the logits of some tokens are wanted, the kernels find them in the order of the tokens. All logits are
@@ -28,6 +30,8 @@ def logits_kernels(normed: torch.Tensor, unembed: Any, spec: LogitsSpec, example
     spec : LogitsSpec
     examples : int
         Rows are conditions times examples.
+    biased : bool
+        Whether the bias of the last layer counts, which is no part's own.
 
     Returns
     -------
@@ -38,13 +42,14 @@ def logits_kernels(normed: torch.Tensor, unembed: Any, spec: LogitsSpec, example
     tokens = spec["tokens"]
     every = tokens is None or not is_readable(spec["apart"], unembed)
     columns = None if every else unembed.weight[tokens]
-    bias = getattr(unembed, "bias", None) if columns is not None else None
+    bias = getattr(unembed, "bias", None) if columns is not None and biased else None
+    nothing = unembed(torch.zeros_like(normed[:1, :1])) if columns is None and not biased else None
     size = spec["rows_of_all"] if every else spec["rows"]
     for start in range(0, normed.shape[0], size):
         part = normed[start : start + size]
         rows = torch.arange(start, start + part.shape[0], device=part.device) % examples
         if columns is None:
-            logits = unembed(part)
+            logits = unembed(part) if nothing is None else unembed(part) - nothing
             logits = logits if tokens is None else logits.gather(-1, tokens[rows])
         else:
             logits = (columns[rows] @ part.unsqueeze(-1)).squeeze(-1)

@@ -165,7 +165,7 @@ def lens(root: Any, parts: ModelParts, run: RunSpec, heads: bool = False) -> dic
             frozen = frozen_norm(parts["norm"], end_of, parts["centred"])
             for layer in range(last + 1):
                 normed = heads_alone(parts, frozen, layer, taken[(layer, "z")][:, at])
-                found.append(logits_kernels(normed, parts["unembed"], run["logits"], len(tokens)))
+                found.append(logits_kernels(normed, parts["unembed"], run["logits"], len(tokens), biased=False))
         else:
             for stream in [taken[(0, "resid_pre")], *(taken[(layer, "resid_post")] for layer in range(last + 1))]:
                 normed = parts["norm"](stream[:, at])
@@ -214,7 +214,7 @@ def lens_of_rows(
             frozen = frozen_norm(parts["norm"], points[(last, "resid_post")], parts["centred"])
             for layer in range(last + 1):
                 normed = heads_alone(parts, frozen, layer, points[(layer, "z")], added.get(layer))
-                found.append(logits_kernels(normed, parts["unembed"], logits, examples))
+                found.append(logits_kernels(normed, parts["unembed"], logits, examples, biased=False))
         else:
             streams = [points[(0, "resid_pre")], *[points[(layer, "resid_post")] for layer in range(last + 1)]]
             found += [logits_kernels(parts["norm"](one), parts["unembed"], logits, examples) for one in streams]

@@ -291,7 +291,7 @@ def _ablated(measured: xr.Dataset, receivers: Sequence[Head]) -> xr.Dataset:
 def _tables(read: WeightsRead, *, layers: int, centred: bool) -> Array:
     """``(kind, variant, sender layer and head, receiver layer and head)``; runs where the weights are."""
     fields = [
-        [None if one is None else one.detach().double().cpu().numpy() for one in read["heads"](layer)]
+        [None if one is None else one.detach().cpu().double().numpy() for one in read["heads"](layer)]
         for layer in range(layers)
     ]
     return np.stack([pair_table(fields, folded, centred) for folded in (True, False)], axis=1)

@@ -59,13 +59,12 @@ def looked_for(ds: xr.Dataset, record: Record) -> str:
         whole = str(ds["whole"].attrs.get("long_name", "")) if "whole" in ds else ""
         words = f"what each of {count(ds.sizes.get('source', 0), 'part')} adds to the {whole} {run}"
     else:
-        top, by = (
-            ds.sizes.get("rank", 0),
-            f", by {'what each head writes' if 'head' in ds.sizes else 'the stream of each layer'}",
-        )
+        heads = ("read_head" if "read_layer" in ds.sizes else "head") in ds.sizes
+        top, by = ds.sizes.get("rank", 0), f", by {'what each head writes' if heads else 'the stream of each layer'}"
         which = "the likeliest token" if top == 1 else f"the {top} likeliest tokens"
         words = f"{which} {run}{by if record.kind == 'logit_lens' else ''}"
-    inner = ("example", "position", "rank", *(("layer", "head") if record.kind == "logit_lens" else ()), "source")
+    own = [f"read_{dim}" if f"read_{dim}" in ds.sizes else dim for dim in ("layer", "head")]
+    inner = ("example", "position", "rank", *(own if record.kind == "logit_lens" else ()), "source")
     axes = [ds.sizes[dim] for dim in ds.dims if dim not in inner]
     return f"{words}, under {count(math.prod(axes), 'condition')}" if axes else words
 

@@ -14,7 +14,7 @@ from ...interventions.declare.codec import read_json
 from ...interventions.models.checkpoints import NAMED
 from ..storage.netcdf import SIGNATURES, regular, why
 from ..storage.provenance import SCHEMA
-from ..storage.record import LOOKS, kind_of
+from ..storage.record import kind_of
 
 NEEDED = ("model", "created", "versions")
 """Attributes that every result has, beside ``schema_version``."""
@@ -138,12 +138,13 @@ def row_of(relative: str, attrs: Mapping[str, Any], size: int, state: str = "com
         raise NoResult(f"not whole: it has no attribute {', '.join(missing)}")
     study, task, versions = (_object(attrs, name) for name in ("study", "task", "versions"))
     kind = kind_of(attrs)
+    call = "measure" if kind in ("measurement", "estimates") else kind
     seeds = [part["seed"] for part in (study, task) if type(part.get("seed")) is int]
     revision = _text(attrs, "model_revision")
     return Entry(
         path=relative,
         model=_line(_text(attrs, "model")),
-        study=_line(_text(study, "type", "of the study")) or (kind if kind in ("capture", *LOOKS) else "measure"),
+        study=_line(_text(study, "type", "of the study")) or call,
         task=in_short(task),
         size=size,
         date=_date(_text(attrs, "created")),

@@ -78,14 +78,14 @@ def direct_logit_attribution(
     -------
     Dataset
         ``attribution(source, example)``, in logits, and ``whole(example)``, their sum as the model computes it; with
-        `per_position` also ``position``. Sources: ``embed``, ``pos_embed`` where there is one, ``L0H0`` ... ``L0.mlp``
-        ... and ``bias``, all biases after the embedding that no MLP holds. Coordinates of them: ``kind`` (``embed
-        head mlp bias``), ``layer`` and ``head``, -1 where there is none. With `parts`: ``L0N0`` ... ``L0.mlp bias``,
-        which sum to the share of ``L0.mlp``; ``L1H2 from 0`` ..., which sum to that of ``L1H2`` (NaN for keys beyond
-        the end of a shorter prompt); kinds ``neuron`` and ``key``, and coordinates ``neuron`` and ``key`` too. With
-        `what` its dims come first (none, ``condition``, or the axes of the grid), and the source ``intervention``, of
-        that kind, is what no part wrote; the coordinates are ``read_layer`` and ``read_head`` where ``layer`` or
-        ``head`` is an axis of the grid.
+        `per_position` also ``position``. With `parts`, ``whole`` is still that of the whole model. Sources: ``embed``,
+        ``pos_embed`` where there is one, ``L0H0`` ... ``L0.mlp`` ... and ``bias``, all biases after the embedding that
+        no MLP holds. Coordinates of them: ``kind`` (``embed head mlp bias``), ``layer`` and ``head``, -1 where there is
+        none. With `parts`: ``L0N0`` ... ``L0.mlp bias``, which sum to the share of ``L0.mlp``; ``L1H2 from 0`` ...,
+        which sum to that of ``L1H2`` (NaN for keys beyond the end of a shorter prompt); kinds ``neuron`` and ``key``,
+        and coordinates ``neuron`` and ``key`` too. With `what` its dims come first (none, ``condition``, or the axes of
+        the grid), and the source ``intervention``, of that kind, is what no part wrote; the coordinates are
+        ``read_layer`` and ``read_head`` where ``layer`` or ``head`` is an axis of the grid.
 
     Raises
     ------
@@ -120,6 +120,7 @@ def direct_logit_attribution(
 
     check_is_model(model)
     check_remote(model, remote)
+    task_json(task)  # refuses what is no task
     batch = task.draw(model)
     if run not in batch.runs:
         raise UnknownNameError(f"run={run!r}: the task has the runs {choices(batch.runs)}")
@@ -134,7 +135,7 @@ def direct_logit_attribution(
     changed = None
     if what is not None:
         if named is not None:
-            raise DeclarationError(f"parts={parts!r}: with what, the whole model is looked at: leave parts out")
+            raise DeclarationError(f"parts={parts!r}: not looked into under interventions: leave parts or what out")
         changed = _under(model, task, what, batch, run, asked, len(keys), per_position)
     with begin(model, check=check, length=int(batch.lengths.max())) as call:
         if changed is not None:
@@ -268,9 +269,12 @@ def _asked(model: Model, batch: Batch, run: str, group: Group, of: Any, inside: 
         if of == "logit_diff":
             others = torch.from_numpy(np.ascontiguousarray(logit_diff.prepare(facts)["distractors"]))
     else:
-        vector = np.asarray([] if isinstance(of, str) else of, dtype=np.float64)
+        try:
+            vector = np.asarray([] if isinstance(of, str) else of, dtype=np.float64)
+        except (TypeError, ValueError):
+            vector = np.asarray([])
         if vector.shape != (model.shape.d_model,) or not np.isfinite(vector).all():
-            given = f"{of!r}" if isinstance(of, str) else f"an array of shape {vector.shape}"
+            given = f"an array of shape {vector.shape}" if vector.size else f"{of!r}"
             raise DeclarationError(
                 f"of={given}: possible are {choices([repr(name) for name in OF])}, or a direction of "
                 f"{model.shape.d_model} numbers"

@@ -30,7 +30,7 @@ from ...metrics.weights import folded_factors
 from ..measuring.context import check_remote
 from ..measuring.labels import check_is_model
 from ..storage.provenance import provenance
-from ..tasks.prompts import token_ids
+from ..tasks.prompts import token_id
 from .predict import check_top, text_of_tokens
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ def head_circuits(
     check_remote(model, remote)
     own, top = _head(model, head), check_top(model, top)
     earlier = _through(model, own, through)
-    chosen = [_token(model, one) for one in tokens]
+    chosen = [token_id(model, one) for one in ([tokens] if isinstance(tokens, str | int) else tokens)]
     shape, distance = model.shape, whole(distance, "distance", high=model.shape.context - 1)
     if distance and not shape.rotary:
         raise DeclarationError(f"distance={distance}: {model.name} does not rotate q and k: leave distance out")
@@ -265,15 +265,6 @@ def _through(model: Model, head: Head, given: Any) -> dict[str, Head]:
         if one.layer >= head.layer:
             raise DeclarationError(f"through={one}: {READ_BY[side]} of {head} read heads of earlier layers only")
     return found
-
-
-def _token(model: Model, given: str | int) -> int:
-    """The id of a token."""
-    found = token_ids(model, given if isinstance(given, str) else (whole(given, "a token id"),), "token")
-    if len(found) != 1:
-        said = " ".join(map(repr, model.token_text(found)))
-        raise DeclarationError(f"token {given!r} is {len(found)} tokens of {model.name}: {said}")
-    return found[0]
 
 
 def _place(shape: Any, head: Head | None) -> tuple[int, int, int] | None:
@@ -432,7 +423,7 @@ def _scores(read: WeightsRead, *, layers: int, heads: int, folded: bool, centred
 
 def _folded(fields: list[Any], folded: bool, centred: bool, device: Any) -> list[torch.Tensor]:
     """``W_Q W_K W_V (head, d_model, d_head)`` and ``W_O`` of a layer, float64, keys and values for each head."""
-    q, k, v, o, *gains = (None if one is None else one.detach().double().cpu().numpy() for one in fields)
+    q, k, v, o, *gains = (None if one is None else one.detach().cpu().double().numpy() for one in fields)
     made = folded_factors(q, k, v, o, centred, *(gains if folded else (None, None, None)))
     return [torch.from_numpy(np.ascontiguousarray(one)).to(device) for one in made]
 

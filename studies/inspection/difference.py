@@ -15,6 +15,7 @@ from ...interventions.declare.codec import encode
 from ...interventions.declare.components import Component
 from ...interventions.declare.sites import Head, Neuron, Site, as_site
 from ...interventions.plan.plan import make_plan
+from ...interventions.plan.reads import dims_of
 from ...interventions.plan.validate import check_site
 from ..measuring.context import check_remote
 from ..measuring.labels import check_is_model, counted, task_json
@@ -93,7 +94,12 @@ def difference(
     sites = [as_site(place) for place in given]
     declared, batch = task_json(task), task.draw(model)
     groups = batch.groups()
-    if isinstance(runs, str) or len(runs) != 2 or runs[0] == runs[1]:
+    if (
+        not isinstance(runs, list | tuple)
+        or len(runs) != 2
+        or runs[0] == runs[1]
+        or not all(isinstance(run, str) for run in runs)
+    ):
         raise DeclarationError(f"runs={runs!r}: give two that differ, such as ('clean', 'corrupted')")
     for run in runs:
         if run not in batch.runs:
@@ -118,7 +124,7 @@ def difference(
     signed = [sign * counts / total for sign in (1, -1) for counts in weights]
     with begin(model, check=check, length=int(batch.lengths.max())) as call:
         found = model.backend.weighted_sums([replace(one, positions=None) for one in sites], tokens, signed)
-    dims = _dims(first, model)
+    dims = dims_of(first, model.shape)[1:]
     values = found[0] if alone else np.stack(found)
     array = xr.DataArray(values, dims=dims if alone else ("layer", *dims), name="difference")
     array = array.assign_coords(counted(array.sizes, ()))
@@ -129,19 +135,7 @@ def difference(
         "units": "1",
         "origin": f"{runs[0]} - {runs[1]} at {where}, {model.name} {call.identity.weights[:12]}, {task!r}",
         "run": runs[0],
-        "less": runs[1],
         "task": declared,
-        "sites": json.dumps(encode(tuple(sites))),
+        "difference": json.dumps({"sites": encode(tuple(sites)), "runs": list(runs)}),
     }
     return array
-
-
-def _dims(site: Site, model: Model) -> tuple[str, ...]:
-    """The dims of a site at one position."""
-    if site.component.per_neuron:
-        return () if site.neuron is not None else ("neuron",)
-    if not site.component.per_head:
-        return ("d_model",)
-    shared = site.component.of_keys and model.shape.kv_heads < model.shape.heads
-    head = () if site.head is not None else ("kv_head" if shared else "head",)
-    return (*head, "d_model" if site.component is Component.head_out else "d_head")

@@ -18,7 +18,7 @@ from ..measuring.labels import check_is_model, coordinates, task_json
 from ..measuring.request import Metrics, What, chosen_metrics, set_up
 from ..storage.provenance import card_attrs, provenance
 from ..tasks.tasks import Task
-from .predict import Asked, as_task, asked_for, check_top, prompts_as_text, top_tokens
+from .predict import Asked, as_positions, as_task, asked_for, check_top, prompts_as_text, top_tokens
 from .under import Under, under
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def logit_lens(
     check_remote(model, remote)
     if of not in ("stream", "heads"):
         raise DeclarationError(f"of={of!r}: possible are 'stream' and 'heads'")
-    top = check_top(model, top)
+    top, positions = check_top(model, top), None if positions is None else as_positions(positions)
     given = as_task(prompts)
     wanted = [] if metrics is None else chosen_metrics(metrics)
     for metric in wanted:
@@ -119,7 +119,7 @@ def logit_lens(
     if positions is None and given.draw(model).sequences:
         raise DeclarationError("an answer has several tokens: say where the next is asked for, such as positions=-1")
     task = given if positions is None else Asked(given, positions, run)
-    asked = [*(ranked(name, rank) for name in RANKED for rank in range(top)), *wanted]
+    asked = [*(ranked(name, rank, top) for name in RANKED for rank in range(top)), *wanted]
     request = set_up(model, task, None, asked, base=run, per_position=True, batch_size="auto")
     batch, plan = request.batch, request.plan
     rows = (model.shape.layers, model.shape.heads) if of == "heads" else (model.shape.layers + 1,)
@@ -146,7 +146,10 @@ def logit_lens(
     if changed is not None:
         dims, coords = (*changed.dims, *dims), coords | changed.coords
     every = xr.Dataset({name: (dims, one) for name, one in values.items()}, coords=coords)
-    every = every.isel(position=np.flatnonzero(batch.scored.any(axis=0)))
+    places: Any = np.flatnonzero(batch.scored.any(axis=0))
+    if isinstance(task, Asked) and isinstance(positions, list):
+        places = task.places(int(batch.lengths.min()))  # in the order in which they were asked for
+    every = every.isel(position=places)
     if isinstance(positions, int):
         every = every.mean("position")  # one of each prompt has a value
     result = top_tokens(model, every, top).rename(prob="prob_of_token")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from ...errors import DeclarationError, UnknownNameError, choices
+from ...errors import DeclarationError, UnknownNameError, choices, whole
 from ...interventions.declare.sites import Layer
 from ...interventions.plan.validate import check_site
 from ..measuring.context import check_remote
@@ -74,8 +74,9 @@ def weighted_value_norms(
 
     check_is_model(model)
     check_remote(model, remote)
-    wanted = [*model.layers] if layers is None else [*layers] if isinstance(layers, Iterable) else [layers]
-    batch, declared = task.draw(model), task_json(task)
+    given = [*model.layers] if layers is None else [*layers] if isinstance(layers, Iterable) else [layers]
+    wanted = [whole(layer, "a layer") for layer in given]
+    declared, batch = task_json(task), task.draw(model)
     groups = batch.groups()
     if run not in batch.runs:
         raise UnknownNameError(f"run={run!r}: the task has the runs {choices(batch.runs)}")
@@ -93,6 +94,6 @@ def weighted_value_norms(
         values[np.ix_(range(shape[0]), range(shape[1]), group.examples, places, places)] = norms
     attrs = {"long_name": "norm of the attention-weighted value", "units": "1"}
     dims = ("layer", "head", "example", "query", "key")
-    result = xr.Dataset({"norm": (dims, values, attrs)}, coords=coordinates(model, batch, run))
+    result = xr.Dataset({"norm": (dims, values, attrs)}, coords=coordinates(model, batch, run, [run]))
     result = number_dims(result.assign_coords(layer=wanted))
     return result.assign_attrs(provenance(model, call.identity) | {"run": run, "task": declared})

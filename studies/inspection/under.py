@@ -144,7 +144,7 @@ def under(
     warn_of_nothing(interventions, run)
     for name, _ in axes:
         if name in {*own, "read_layer", "read_head"}:
-            raise DeclarationError(f"a grid axis cannot be called {name!r} here: a variable or dim of the result is")
+            raise DeclarationError(f"a grid axis cannot be called {name!r} here, as a variable or dim of the result is")
     plan: Plan = make_plan(
         [one.edits() for one in interventions],
         model=model.name,

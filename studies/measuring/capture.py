@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from ..storage.files import array_on_disk
 from ..storage.provenance import provenance
 from ..storage.registry import TASKS
 from ..tasks.batch import Batch
+from ..tasks.prompts import token_id
 from ..tasks.tasks import Task, reference_tokens
 from . import context
 from .context import check_remote
@@ -286,7 +287,7 @@ class CaptureRequest:
         """The dataset of the values of each site by group, ``(condition, example, ...)``."""
         batch, shape, axes = self.batch, self.model.shape, self.axes
         axis_names = [name for name, _ in axes]
-        dataset = xr.Dataset(coords=with_axes(coordinates(self.model, batch, self.run), axes))
+        dataset = xr.Dataset(coords=with_axes(coordinates(self.model, batch, self.run, [self.run]), axes))
         sizes = {label: max(map(len, places)) for label, places in batch.labels.items()}
         for name, site, read, by_group in zip(self.names, self.sites, self.plan.reads, found, strict=True):
             dims = dims_of(site, shape)
@@ -338,7 +339,7 @@ def request_of(model: Model, task: Task, sites: Sites, what: What, run: str, bat
         Something that was asked for does not exist or cannot be; the text says what is possible.
     """
     check_is_model(model)
-    given = [sites] if isinstance(sites, Site | Head | Neuron | Logits | str) else sites
+    given: Any = [sites] if isinstance(sites, str) or not isinstance(sites, Iterable) else sites
     wanted = list(dict.fromkeys(as_read(site) for site in given))
     if not wanted:
         raise DeclarationError("nothing to capture: name at least one site, such as Head(1, 2).pattern")
@@ -379,17 +380,7 @@ def with_ids(logits: Logits, model: Model) -> Logits:
     """Logits of tokens by their ids."""
     if logits.tokens is None:
         return logits
-    ids = []
-    for token in logits.tokens:
-        found = model.encode(token) if isinstance(token, str) else [int(token)]
-        if len(found) != 1:
-            parts = choices([repr(text) for text in model.token_text(found)]) or "no token"
-            raise DeclarationError(f"{token!r} is no single token of {model.name}: it is {parts}")
-        if not 0 <= found[0] < model.shape.vocabulary:
-            raise DeclarationError(
-                f"{token!r} is no token of {model.name}: possible are 0 to {model.shape.vocabulary - 1}"
-            )
-        ids += found
+    ids = [token_id(model, token) for token in logits.tokens]
     if len(set(ids)) < len(ids):
         raise DeclarationError(f"{logits!r}: tokens must differ, got the ids {ids}")
     return replace(logits, tokens=tuple(ids))
@@ -399,11 +390,14 @@ def _check_names(asked: CaptureRequest) -> None:
     """Refuse axes that have the name of a variable or of a dim of the result, and variables of one name."""
     names = asked.names
     if len(set(names)) < len(names):
-        raise DeclarationError(f"{choices(sorted({one for one in names if names.count(one) > 1}))} is named twice")
+        raise DeclarationError(
+            f"{choices(sorted({one for one in names if names.count(one) > 1}))} is named twice: two sites would have "
+            "this name in the result; tokens of logits at the same positions go into one, Logits([...]).at(...)"
+        )
     dims = {dim for site in asked.sites for dim in dims_of(site, asked.model.shape)} | {"position", "token"}
     for name, _ in asked.axes:
         if name in {*names, *dims} - {"head", "kv_head"}:
-            raise DeclarationError(f"a grid axis cannot be called {name!r} here: a variable or dim of the result is")
+            raise DeclarationError(f"a grid axis cannot be called {name!r} here, as a variable or dim of the result is")
 
 
 def _filled(

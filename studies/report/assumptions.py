@@ -201,7 +201,7 @@ def _where(ran: Ran) -> Iterator[str]:
     }
     if changed and len(changed) < layers * heads and all(head is not None for _, head in changed):
         yield f"Of {layers * heads} heads, {len(changed)} {'were' if len(changed) > 1 else 'was'} intervened on."
-    if all(site.get("positions") is None for site in ran.sites):
+    if all(site.get("positions") is None for site in ran.sites) and not any("key" in edit for edit in ran.edits):
         yield (
             "Every intervention is at all positions of a prompt at once: at which of them it matters was not tested."
         )
@@ -215,7 +215,8 @@ def _beside(ran: Ran) -> Iterator[str]:
     if estimated:
         yield f"No estimate ({estimated[0]}) was verified by a measurement."
     ablated = any(kind in ABLATIONS for kind in ran.kinds) and any(site.get("component") == "z" for site in ran.sites)
-    if ablated and not ran.study and not any("controls" in attrs for attrs in ran.parts):
+    measured = ran.record.kind == "measurement"
+    if ablated and measured and not any("controls" in attrs for attrs in ran.parts):
         yield "No random heads were ablated beside these (controls=50 would): that other heads do less was not tested."
     if ran.study and "heads" in ran.tree.children and (number := ran.tree["heads"].sizes.get("seed", 0)):
         yield f"Scores were compared with {number} untrained models, with none that was trained without repeats."

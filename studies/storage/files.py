@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ...errors import ResultError, check_text
+from ...errors import DeclarationError, ResultError, check_text
 from ...signals import undisturbed
 from .netcdf import why, write
 
@@ -45,15 +45,15 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def write_netcdf(result: xr.Dataset | xr.DataTree, path: str | os.PathLike[str]) -> Path:
+def write_netcdf(result: xr.Dataset | xr.DataTree | xr.DataArray, path: str | os.PathLike[str]) -> Path:
     """Write a result as NetCDF: beside its final name, then renamed, so that no file is ever half-written.
 
     Folders that are missing are made. Ctrl-C and SIGTERM wait until the file is written.
 
     Parameters
     ----------
-    result : Dataset or DataTree
-        Of headwise, or any other.
+    result : Dataset, DataTree or DataArray
+        Of headwise, or any other. A DataArray is written as the only variable of a Dataset, with its attributes.
     path : str or path
         The file; what is there is replaced once the new one is whole.
 
@@ -66,6 +66,8 @@ def write_netcdf(result: xr.Dataset | xr.DataTree, path: str | os.PathLike[str])
     ------
     ResultError
         It cannot be written.
+    DeclarationError
+        It is something else.
 
     Examples
     --------
@@ -74,6 +76,10 @@ def write_netcdf(result: xr.Dataset | xr.DataTree, path: str | os.PathLike[str])
     >>> hw.write_netcdf(ds, "results/loss.nc").name
     'loss.nc'
     """
+    if isinstance(result, xr.DataArray):
+        result = result.to_dataset(name=result.name or "value", promote_attrs=True)
+    if not isinstance(result, xr.Dataset | xr.DataTree):
+        raise DeclarationError(f"{type(result).__name__} is no result: write a Dataset, a DataArray or a DataTree")
     target = check_writable(path)
     return write_beside(target, lambda beside: write(result, beside))
 

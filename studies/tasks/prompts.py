@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...errors import DeclarationError, check_text, choices
+from ...errors import DeclarationError, check_text, choices, whole
 from ...interventions.declare.codec import written_repr
 from ...interventions.declare.sites import LEFT_OUT, check_label
 from .batch import Batch
@@ -179,6 +179,15 @@ def _batch(
         scored[row, start : start + len(answer)] = True
         targets[row, start : start + len(answer)] = answer
     return Batch(runs, lengths, scored, targets, **more)
+
+
+def token_id(model: Model, given: str | int) -> int:
+    """The id of a token that is given as text or by its id, or an error that says why there is none."""
+    found = token_ids(model, given if isinstance(given, str) else (whole(given, "a token id"),), "token")
+    if len(found) != 1:
+        said = " ".join(map(repr, model.token_text(found)))
+        raise DeclarationError(f"token {given!r} is {len(found)} tokens of {model.name}: {said}")
+    return found[0]
 
 
 def token_ids(model: Model, text: Text, what: str) -> list[int]:

@@ -82,7 +82,9 @@ def predictions(
     need_dims(ds, "predictions", {values: ["rank"], "token": ["rank"]})
     ds, where = _one_example(ds[_used(ds, values)].isel(rank=slice(top)), example)
     others = [str(dim) for dim in ds[values].dims if dim != "rank"]
-    for dim in others[1:] or [one for one in others if ds.sizes[one] > PANELS]:
+    own = ("layer", "head", "position")
+    many = [one for one in others if one not in own] or others[1:] if len(others) > 1 else []
+    for dim in many or [one for one in others if ds.sizes[one] > PANELS]:
         raise DeclarationError(f"predictions draws one dim beside rank: select {dim}, {possible(ds, dim)}")
     names = names_of(ds, others[0]) if others else [""]
     panels = [ds.isel({others[0]: at}) if others else ds for at in range(len(names))]

@@ -1,5 +1,7 @@
 """The mean difference of two runs, against plain hooks; steering with it, and what files say of it."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -135,3 +137,13 @@ def test_a_run_that_is_not_there_and_a_vector_of_other_dims(words_model):
         "the mean of the others"
     )
     assert len(hw.Add("L1H2", every.sel(head=2)).vector) == words_model.shape.d_head
+
+
+def test_its_file_is_no_capture(words_model, tmp_path):
+    away = hw.difference(words_model, TASK, "L1.resid_pre")
+    path = hw.write_netcdf(away, tmp_path / "away.nc")
+    ds = hw.open_result(path, load=True)
+    np.testing.assert_array_equal(ds["difference"], away)
+    assert json.loads(ds.attrs["difference"])["runs"] == ["clean", "corrupted"]
+    (entry,) = hw.Results(tmp_path)
+    assert entry.study == "data"

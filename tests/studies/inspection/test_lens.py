@@ -120,3 +120,31 @@ def test_an_answer_of_several_tokens_needs_a_position(words_model):
         hw.logit_lens(words_model, task)
     said = hw.logit_lens(words_model, task, top=3, positions=-1)["token_id"].sel(layer=1)
     np.testing.assert_array_equal(said, hw.predict(words_model, task, top=3)["token_id"])
+
+
+def test_tokens_with_equal_logits_stand_once(words_model):
+    """An ablated head gives every token the same logit."""
+    lens = hw.logit_lens(words_model, "dog cat dog", of="heads", what=hw.ZeroAblate("L0H3"), top=5, positions=-1)
+    ids = lens["token_id"].sel(layer=0, head=3).values.ravel()
+    assert len(set(ids.tolist())) == 5
+    np.testing.assert_allclose(lens["logit"].sel(layer=0, head=3), 0, atol=1e-6)
+
+
+def test_the_bias_of_the_unembedding_is_no_heads_own():
+    task = hw.Prompts([[1, 2, 3, 1, 2]])
+    plain, biased = (random_gpt2(2, 2, 8, 40, 30) for _ in range(2))
+    biased.lm_head.bias = torch.nn.Parameter(torch.arange(float(biased.config.vocab_size)))
+    for of, same in (("heads", True), ("stream", False)):
+        logits = [hw.logit_lens(hw.load(one), task, of=of, top=2, positions=-1)["logit"] for one in (plain, biased)]
+        assert np.allclose(*logits, atol=1e-4) is same
+    what = {"as it is": None}
+    under = hw.logit_lens(hw.load(biased), task, of="heads", top=2, positions=-1, what=what)["logit"]
+    wanted = hw.logit_lens(hw.load(plain), task, of="heads", top=2, positions=-1)["logit"]
+    np.testing.assert_allclose(under.sel(condition="as it is"), wanted, atol=1e-4)
+
+
+def test_positions_come_in_the_order_in_which_they_are_asked_for(words_model):
+    lens = hw.logit_lens(words_model, "dog cat dog cat", top=1, positions=np.asarray([2, 0]))
+    said = hw.predict(words_model, "dog cat dog cat", top=1, positions=[2, 0])
+    assert lens["position"].values.tolist() == said["position"].values.tolist() == [2, 0]
+    np.testing.assert_array_equal(lens["token_id"].sel(layer=1), said["token_id"])

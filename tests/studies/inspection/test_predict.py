@@ -129,3 +129,14 @@ def test_a_model_that_is_called_says_the_same(words_model):
     assert words_model("apple banana cherry apple", top=1)["token"].item() == "banana"
     with pytest.raises(DeclarationError, match="top"):
         words_model(PROMPTS, top=0)
+
+
+@pytest.mark.parametrize("positions", [1.5, None, True, [0, 1.5], [], {"a"}, "none"])
+def test_positions_that_are_none_are_refused(words_model, positions):
+    with pytest.raises(DeclarationError, match="give a position, a list of them, or 'all'"):
+        hw.predict(words_model, "dog cat dog", positions=positions)
+
+
+def test_a_whole_number_of_numpy_is_a_position(words_model):
+    said = hw.predict(words_model, "dog cat dog", positions=np.int64(-1))
+    assert said["prob"].dims == ("example", "rank")

@@ -196,7 +196,7 @@ def test_a_grid_of_heads_keeps_its_axes(words_model):
         ({"what": ZeroAblate("L5H2")}, "L5H2 z: words-2l has layers 0 to 1"),
         ({"what": {}}, "the mapping of conditions is empty"),
         ({"what": hw.Grid(lambda source: ZeroAblate(Head(0, source)), source=[0])}, "cannot be called 'source' here"),
-        ({"what": ZeroAblate("L1H2"), "parts": "L0"}, "with what, the whole model is looked at: leave parts out"),
+        ({"what": ZeroAblate("L1H2"), "parts": "L0"}, "not looked into under interventions: leave parts or what out"),
     ],
 )
 def test_what_cannot_be_is_refused(words_model, given, says):

@@ -257,8 +257,9 @@ def test_the_size_is_told_and_refused_beforehand(words_model, monkeypatch, tmp_p
 @pytest.mark.parametrize(
     ("sites", "options", "message"),
     [
-        (Logits("apple banana"), {}, "'apple banana' is no single token of words-2l: it is 'apple' and 'banana'"),
-        (Logits(857), {}, "857 is no token of words-2l: possible are 0 to 856"),
+        (Logits("apple banana"), {}, "token 'apple banana' is 2 tokens of words-2l: 'apple' 'banana'"),
+        (Logits(857), {}, "has the token id 857: words-2l has 0 to 856"),
+        (Logits(["apple", "zzz"]), {}, "token 'zzz' is not in the vocabulary of words-2l"),
         (["logits", Logits(3)], {}, "logits is named twice"),
         ("logits at 10", {}, r"logits at 10: position 10 does not exist in a prompt of 10 tokens"),
         ("L0H1", {"what": "zero"}, "cannot measure 'zero'"),
@@ -274,3 +275,11 @@ def test_the_size_is_told_and_refused_beforehand(words_model, monkeypatch, tmp_p
 def test_what_cannot_be_captured_is_said_before_any_pass(words_model, sites, options, message):
     with pytest.raises(DeclarationError, match=message):
         capture(words_model, TASK, sites, **options)
+
+
+def test_only_the_run_that_was_read_is_named(words_model):
+    task = RepeatedTokens(n=2, length=5)
+    ds = capture(words_model, task, "L1H2.pattern", run="corrupted")
+    assert ds["run"].values.tolist() == ["corrupted"]
+    with pytest.raises(KeyError):
+        ds.sel(run="clean")
