@@ -17,8 +17,14 @@ QUESTIONS = {
     "predict": "What does the model say next?",
     "logit_lens": "What would the stream of each layer say?",
     "direct_logit_attribution": "Which parts write the answer?",
+    "weighted_value_norms": "How much does each head move, from where to where?",
 }
-SHOWN = {"predict": "prob", "logit_lens": "prob_of_token", "direct_logit_attribution": "attribution"}
+SHOWN = {
+    "predict": "prob",
+    "logit_lens": "prob_of_token",
+    "direct_logit_attribution": "attribution",
+    "weighted_value_norms": "norm",
+}
 """The variable that is drawn."""
 FIGURES = 6
 """At most: of the first prompts, and of the first conditions at several positions."""
@@ -36,6 +42,8 @@ def _fill(page: Page, ds: xr.Dataset, tree: xr.DataTree, *, kind: str) -> None:
         draw(page, whole, name, "What each part writes towards the answer, mean over prompts.")
         if whole is not ds:
             draw(page, ds, name, "What each part writes, at each scored position.")
+    elif name in ds and kind == "weighted_value_norms":
+        draw(page, ds, name, "What the heads move, of the first prompt.")
     elif name in ds:
         for select, words in _prompts(ds, name):
             draw(page, ds, name, f"The likeliest next tokens{words}.", **select)

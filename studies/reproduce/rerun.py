@@ -293,9 +293,15 @@ def _look(kind: str) -> Callable[..., xr.Dataset]:
     """The function that looks inside a model, of the name that is the kind of its result."""
     from ..inspection.attribution import direct_logit_attribution
     from ..inspection.lens import logit_lens
+    from ..inspection.norms import weighted_value_norms
     from ..inspection.predict import predict
 
-    functions: tuple[Callable[..., xr.Dataset], ...] = (direct_logit_attribution, logit_lens, predict)
+    functions: tuple[Callable[..., xr.Dataset], ...] = (
+        direct_logit_attribution,
+        logit_lens,
+        predict,
+        weighted_value_norms,
+    )
     return next(one for one in functions if one.__name__ == kind)
 
 
