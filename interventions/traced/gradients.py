@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .planned_pass import resolve, resolve_values
+from .rows import projected_out
 from .traces import slopes
-from .values import resolve, resolve_values
 
 if TYPE_CHECKING:
     from .specs import Change, EstimateSpec, ModelParts, ResolvedPass, RunCache, StreamStart, TensorWrite, WriteSite
@@ -131,7 +132,9 @@ def difference(site: WriteSite, change: Change, old: torch.Tensor) -> torch.Tens
         scaled: torch.Tensor = (new - 1) * there
         return scaled
     new = new.to(there.dtype)
-    changed: torch.Tensor = new - there if change["how"] == "set" else new.expand_as(there)
+    if change["how"] == "project":
+        new = projected_out(there, new)
+    changed: torch.Tensor = new.expand_as(there) if change["how"] == "add" else new - there
     return changed
 
 

@@ -1,4 +1,4 @@
-"""The planned forward pass: rows join where they are first changed. Runs inside a trace.
+"""The planned forward pass, in which rows join where they are first changed, and what its writes put in.
 
 Plain functions of tensors, numbers, slices, handles and the dicts of `specs`: nothing here may need this package where
 it runs. Rows stand in the order in which their conditions join, so that the rows at work are always the first ones and
@@ -11,16 +11,33 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .activations import pattern_between
 from .attention import attention, recomputed_z
 from .logits import logits_kernels
 from .projections import combine, project, rotary_angles
-from .rows import append_joining_rows, append_rows, apply_writes, call_module, normed
+from .rows import append_joining_rows, append_rows, apply_writes, call_module, normed, write_into
 
 if TYPE_CHECKING:
-    from .specs import ModelParts, Points, ReceiverKey, ResolvedPass, TensorWrite, WriteSite
+    from .specs import (
+        EmbeddingSum,
+        FromRun,
+        LogitsSpec,
+        ModelParts,
+        PassSpec,
+        PathSender,
+        Points,
+        ReceiverKey,
+        ResolvedPass,
+        RunCache,
+        TensorWrite,
+        Value,
+        WriteSite,
+    )
 
 IN_MLP = ("mlp_in", "mlp_pre", "mlp_post")
 """Points and stages in an MLP."""
+BEFORE_Z = ("stream", "attn_in", "q", "k", "v", "q_rot", "k_rot", "pattern")
+"""Points of a layer before the output of its heads."""
 
 
 def run(model: ModelParts, base: Points, spec: ResolvedPass, keep: dict[WriteSite, Any]) -> dict[str, torch.Tensor]:
@@ -44,12 +61,12 @@ def run(model: ModelParts, base: Points, spec: ResolvedPass, keep: dict[WriteSit
     if spec["senders"]:
         spec = with_path_values(spec, path_values(model, base, spec))
     hidden, attended = None, {name: values.clone() for name, values in spec["base_attended"].items()}
-    last = spec["layers"] - 1
-    for layer in range(spec["first"], spec["layers"] + bool(spec["logits"]["kernels"])):
+    last, end = spec["layers"] - 1, spec["blocks"]
+    for layer in range(spec["first"], end + bool(spec["logits"]["kernels"] or (end, "stream") in keep)):
         at = spec["out"] if layer > last else slice(spec["start"], spec["stop"])
         hidden = append_joining_rows(hidden, base, (layer, "stream"), at, spec, (layer, "stream"))
         hidden = apply_writes(hidden, (layer, "stream"), spec, keep)
-        if layer <= last:
+        if layer < end:
             hidden = (parallel_block if model["parallel"] else block)(model, base, spec, layer, hidden, keep, attended)
     values = dict(attended)
     if spec["logits"]["kernels"]:
@@ -96,14 +113,14 @@ def block(
     if hidden is not None:
         z = attention(model, base, spec, layer, hidden, keep, attended)
         resid = hidden[:, spec["out"] - start] if last else hidden
-    if last and not spec["logits"]["kernels"]:
+    if ends_in_attention(spec, layer, keep):
         return None
     if (layer, "qkv") in spec["joins"]:
         z = append_rows(z, recomputed_z(model, base, spec, layer, at))
         resid = append_joining_rows(resid, base, (layer, "stream"), at, spec, (layer, "qkv"))
     z = append_joining_rows(z, base, (layer, "z"), at, spec, (layer, "z"))
     resid = append_joining_rows(resid, base, (layer, "stream"), at, spec, (layer, "z"))
-    z = apply_writes(z, (layer, "z"), spec, keep)
+    z = written_z(z, layer, spec, keep)
     attn_out = None if z is None else call_module(module, model["paths"]["out"], z)
     attn_out = append_joining_rows(attn_out, base, (layer, "attn_out"), at, spec, (layer, "attn_out"))
     resid = append_joining_rows(resid, base, (layer, "stream"), at, spec, (layer, "attn_out"))
@@ -152,7 +169,7 @@ def parallel_block(
     if hidden is not None:
         z = attention(model, base, spec, layer, hidden, keep, attended)
         resid = hidden[:, spec["out"] - start] if last else hidden
-    if last and not spec["logits"]["kernels"]:
+    if ends_in_attention(spec, layer, keep):
         return None
     if resid is not None and through:
         alone: ResolvedPass = {**of_rows(spec, layer, slice(0, through)), "joins": {}}
@@ -160,7 +177,7 @@ def parallel_block(
     if (layer, "qkv") in spec["joins"]:
         z = append_rows(z, recomputed_z(model, base, spec, layer, at))
     z = append_joining_rows(z, base, (layer, "z"), at, spec, (layer, "z"))
-    z = apply_writes(z, (layer, "z"), spec, keep)
+    z = written_z(z, layer, spec, keep)
     attn_out = None if z is None else call_module(module, model["paths"]["out"], z)
     attn_out = append_joining_rows(attn_out, base, (layer, "attn_out"), at, spec, (layer, "attn_out"))
     attn_out = apply_writes(attn_out, (layer, "attn_out"), spec, keep)
@@ -175,6 +192,33 @@ def parallel_block(
     mlp_out = append_joining_rows(mlp_out, base, (layer, "mlp_out"), at, spec, (layer, "mlp_out"))
     mlp_out = apply_writes(mlp_out, (layer, "mlp_out"), spec, keep)
     return None if resid is None or attn_out is None or mlp_out is None else resid + attn_out + mlp_out
+
+
+def ends_in_attention(spec: ResolvedPass, layer: int, keep: dict[WriteSite, Any]) -> bool:
+    """Whether nothing is read after the attention of a layer."""
+    read = [at < layer or (at == layer and point in BEFORE_Z) for at, point in keep]
+    return layer == spec["blocks"] - 1 and not spec["logits"]["kernels"] and all(read)
+
+
+def written_z(z: Any, layer: int, spec: ResolvedPass, keep: dict[WriteSite, Any]) -> Any:
+    """``z`` after what is written to it, and to what heads write, which is linear in it.
+
+    Parameters
+    ----------
+    z : tensor (row, position, column), optional
+    layer : int
+    spec : ResolvedPass
+    keep : dict
+        As for `apply_writes`; what is kept of ``z`` is from before the second.
+
+    Returns
+    -------
+    tensor (row, position, column) or None
+    """
+    z = apply_writes(z, (layer, "z"), spec, keep)
+    if z is not None and (layer, "z") in keep and spec["writes"].get((layer, "head_out")):
+        z = z.clone()
+    return apply_writes(z, (layer, "head_out"), spec, keep)
 
 
 def of_rows(spec: ResolvedPass, layer: int, rows: slice) -> ResolvedPass:
@@ -297,10 +341,14 @@ def brought(write: TensorWrite, values: dict[ReceiverKey, torch.Tensor]) -> Tens
     return {**write, "value": values[value["receiver"]][:, value["positions"]]}
 
 
-def run_without_grad(model: ModelParts, base: Points, spec: ResolvedPass) -> dict[str, torch.Tensor]:
-    """`run` without gradients."""
+def run_without_grad(
+    model: ModelParts, base: Points, spec: ResolvedPass
+) -> tuple[dict[str, torch.Tensor], dict[WriteSite, Any]]:
+    """`run` without gradients, and what is at the sites that are read, of the rows at work (None without any)."""
+    sites = [read["planned"]["at"] for read in spec["reads"] if "planned" in read]
+    keep: dict[WriteSite, Any] = {site: None for site in sites if site is not None}
     with torch.no_grad():
-        return run(model, base, spec, {})
+        return run(model, base, spec, keep), keep
 
 
 def slopes(
@@ -341,3 +389,95 @@ def mlp(model: ModelParts, layer: int, mid: torch.Tensor) -> torch.Tensor:
     """What the MLP of a layer makes of the stream that enters it."""
     module = model["blocks"][layer]
     return call_module(module, model["paths"]["mlp"], call_module(module, model["paths"]["norm_2"], mid))
+
+
+def resolve_values(spec: PassSpec, cache: RunCache) -> ResolvedPass:
+    """A pass with the values that were known only when the runs were read."""
+    attended = cache["base_attended"]
+    return {
+        **spec,
+        "writes": resolve_writes(spec["writes"], cache),
+        "pair_writes": resolve_writes(spec["pair_writes"], cache),
+        "changes": [sender_change(sender, cache) for sender in spec["senders"]],
+        "pattern_kernels": cache["pattern_kernels"],
+        "base_attended": {name: value.repeat(spec["conditions"], 1, 1) for name, value in attended.items()},
+        "logits": without_first(cache["logits"], spec["skip"]),
+        "angles": None,
+    }
+
+
+def resolve_writes(table: dict[WriteSite, list[TensorWrite]], cache: RunCache) -> dict[WriteSite, list[TensorWrite]]:
+    """Writes with their values."""
+    return {
+        site: [{**write, "value": resolve(write["value"], cache)} for write in writes] for site, writes in table.items()
+    }
+
+
+def resolve(value: Value, cache: RunCache) -> Any:
+    """A deferred value as a tensor, broadcastable to ``(example, position, column)``; anything else as it is.
+
+    What a path brings stays deferred: the pass itself finds it.
+    """
+    if not isinstance(value, dict) or value["kind"] == "path":
+        return value
+    if value["kind"] == "vector":
+        like = next(iter(cache["base"].values()))
+        return torch.tensor(value["numbers"], dtype=like.dtype, device=like.device)
+    if value["kind"] == "embeddings":
+        return embedding_sum(value, cache)
+    reference, site, pattern = cache["reference"], value["site"], value["pattern"]
+    if value["run"] is None and reference["whole"] and value["reduce"] == "mean over example and position":
+        parts = [points[site][..., value["columns"]].flatten(0, 1) for points in reference["whole"]]
+        return torch.cat(parts).mean(dim=0)[None, None]
+    source = (reference["alike"] if value["run"] is None else cache["sources"][value["run"]])[site]
+    if pattern is None:
+        return reduce_examples(source[..., value["columns"]], value)
+    taken = reduce_examples(pattern_between(source, **pattern).transpose(1, 2), value)
+    return taken.transpose(1, 2)[..., : value["stop"]]
+
+
+def reduce_examples(source: torch.Tensor, value: FromRun) -> torch.Tensor:
+    """What a deferred value takes of ``(example, position, ...)``."""
+    positions: Any = value["positions"]
+    if value["reduce"] == "mean over example":
+        return source[:, positions].mean(dim=0, keepdim=True)
+    if value["reduce"] == "mean over example and position":
+        return source.mean(dim=(0, 1), keepdim=True)
+    if value["reduce"] == "partner":
+        return source[torch.as_tensor(value["partners"], device=source.device)][:, positions]
+    return source[:, positions]
+
+
+def embedding_sum(value: EmbeddingSum, cache: RunCache) -> torch.Tensor:
+    """The stream before layer 0 as the sum of its embeddings, some of them changed."""
+    base = cache["base"]
+    parts = {name: base[(0, name)].clone() for name in ("embed", "pos_embed") if (0, name) in base}
+    for one in value["writes"]:
+        write = one["write"]
+        write_into(parts[one["embedding"]], [{**write, "value": resolve(write["value"], cache)}])
+    positions: Any = value["positions"]
+    return torch.stack(list(parts.values())).sum(0)[:, positions]
+
+
+def sender_change(sender: PathSender, cache: RunCache) -> torch.Tensor:
+    """What the value of a path's sender changes by: ``(example, position, column)``."""
+    site, window = sender["site"], sender["window"]
+    base = cache["base"][site]
+    change: torch.Tensor = (cache["sources"][sender["run"]][site] - base)[:, window, sender["columns"]]
+    if sender["positions"] is None:
+        return change
+    marks = torch.zeros(base.shape[1], device=change.device, dtype=torch.bool)
+    marks[sender["positions"]] = True
+    return change * marks[window, None]
+
+
+def without_first(spec: LogitsSpec, skip: int) -> LogitsSpec:
+    """`spec` without the first scored positions."""
+    return {
+        **spec,
+        "kernels": [
+            {**kernel, "arguments": {name: value[:, skip:] for name, value in kernel["arguments"].items()}}
+            for kernel in spec["kernels"]
+        ],
+        "tokens": None if spec["tokens"] is None else spec["tokens"][:, skip:],
+    }

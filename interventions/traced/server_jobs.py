@@ -11,19 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .activations import pattern_between, split_heads
 from .configuration import configuration_of
 from .gradients import attribution
-from .head_weights import weights_made, weights_read
-from .logits import direct_shares, with_base_logits
-from .projections import is_readable
+from .head_weights import (
+    output_weights,
+    score_weights,
+)
+from .inside import capture, direct_of, read_in_batches, read_in_pass, weighted_sums
+from .logits import with_base_logits
+from .planned_pass import resolve_values
+from .rows import no_tokens
 from .structure import modules_of, names_of
 from .traces import (
     as_it_is,
     by_itself,
     lens,
     misshapen,
-    no_tokens,
     opened,
     planned,
     read,
@@ -31,18 +34,13 @@ from .traces import (
     short_run,
     sketch,
 )
-from .values import resolve_values
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from .specs import (
-        CapturedSite,
         CaptureProgram,
         CheckProgram,
         ChunkSpec,
         DirectProgram,
-        DirectSpec,
         LensProgram,
         LogitsSpec,
         ModelDescription,
@@ -55,6 +53,7 @@ if TYPE_CHECKING:
         RowChange,
         RunCache,
         RunSpec,
+        SumsProgram,
         SweepProgram,
         WeightsProgram,
     )
@@ -62,10 +61,6 @@ if TYPE_CHECKING:
 SAMPLE = 4096
 """Numbers of each tensor of weights that a fingerprint looks at."""
 MODULUS = 2**61 - 1
-AT_ONCE = 64
-"""Prompts that are read together."""
-FEW = 8
-"""Prompts of which every part is read together."""
 
 
 def answered(root: Any, program: Program) -> Any:
@@ -202,28 +197,13 @@ def run_pass(
         Values by reader, ``(condition * example, scored from the pass's first position on)`` of logits and ``(condition
         * example, layer, head)`` of patterns.
     """
-    base = {site: cache["base"][own] for site, own in points.items()}
-    return planned(root, parts, base, resolve_values(spec, cache), device)
-
-
-def read_in_batches(root: Any, parts: ModelParts, tokens: torch.Tensor, wanted: Iterable[ReadSite]) -> Points:
-    """Read points of many prompts in passes without intervention, `AT_ONCE` prompts at a time.
-
-    Parameters
-    ----------
-    root, parts
-        As for `run_unmodified`.
-    tokens : Tensor (example, position)
-    wanted : iterable of ReadSite
-
-    Returns
-    -------
-    dict
-        ReadSite to a tensor ``(example, position, width)``.
-    """
-    points, starts = set(wanted), range(0, len(tokens), AT_ONCE)
-    batches = [read(root, parts, tokens[start : start + AT_ONCE], points) for start in starts]
-    return {at: torch.cat([batch[at] for batch in batches]) for at in points}
+    base, resolved = {site: cache["base"][own] for site, own in points.items()}, resolve_values(spec, cache)
+    if spec["inside"] is not None:  # the kernels are for what is read
+        resolved = {**resolved, "logits": {**resolved["logits"], "kernels": []}}
+    if spec["first"] > spec["layers"]:  # no condition changes what is read
+        return read_in_pass(root, parts, cache, resolved, {}, device)
+    values, kept = planned(root, parts, base, resolved, device)
+    return {**values, **read_in_pass(root, parts, cache, resolved, kept, device)}
 
 
 def with_all_positions(
@@ -236,7 +216,7 @@ def with_all_positions(
     """
     found = {}
     for name, value in values.items():
-        missing = base[name].shape[1] - value.shape[1] if value.dim() == 2 else 0
+        missing = base[name].shape[1] - value.shape[1] if name in base and value.dim() == 2 else 0
         before = [base[name].repeat(conditions, 1)[:, :missing]] if missing else []
         found[name] = torch.cat([*before, value], 1) if missing else value
     return found
@@ -273,59 +253,16 @@ def activations(root: Any, program: CaptureProgram) -> Any:
     return in_one_tensor([capture(root, parts, tokens, program["sites"], out_of) for tokens in program["tokens"]])
 
 
-def output_weights(root: Any, parts: ModelParts, sites: list[CapturedSite]) -> dict[ReadSite, Any]:
-    """``W_O``, ``(head, d_head, d_model)``, of the layer of each site that is what heads write."""
-    wanted = sorted({site["site"] for site in sites if site["kind"] == "head_out"})
-    return {(layer, point): weights_of(root, parts, layer)[3] for layer, point in wanted}
-
-
-def capture(
-    root: Any, parts: ModelParts, tokens: torch.Tensor, sites: list[CapturedSite], out_of: dict[ReadSite, Any]
-) -> dict[str, torch.Tensor]:
-    """The values of sites, by their number.
-
-    Parameters
-    ----------
-    root, parts
-        As for `run_unmodified`.
-    tokens : Tensor (example, position)
-    sites : list of CapturedSite
-    out_of : dict
-        As `output_weights` gives it.
-
-    Returns
-    -------
-    dict
-        Number of a site, as text, to its value, in the shape that its component states.
-    """
-    points = read_in_batches(root, parts, tokens, [site["site"] for site in sites])
-    return {str(number): value_at(points, site, out_of) for number, site in enumerate(sites)}
-
-
-def value_at(points: Points, site: CapturedSite, out_of: dict[ReadSite, Any]) -> torch.Tensor:
-    """The value of a site, in the shape that its component states."""
-    head, at, value = site["head"], site["positions"], points[site["site"]]
-    if site["pattern"] is not None:
-        pattern = pattern_between(value, **site["pattern"])
-        pattern = pattern if head is None else pattern[:, 0]
-        return pattern if at is None else pattern[..., at, :]
-    if site["kind"] == "head_out":
-        weight = out_of[site["site"]].to(value.device)
-        value = torch.einsum("ephd,hdm->ephm", split_heads(value, site["heads"]), weight)
-        value = value if head is None else value[:, :, head]
-    elif site["kind"] == "heads":
-        value = value[..., site["columns"]]
-        value = split_heads(value, site["heads"]) if head is None else value
-    elif site["kind"] == "neuron":
-        value = value[..., site["columns"]].squeeze(-1)
-    return value if at is None else value[:, at]
+def sums(root: Any, program: SumsProgram) -> Any:
+    """What `weighted_sums` gives, and nothing else."""
+    parts, device = where(root, program["parts"])
+    tokens, weights = moved([program["tokens"], program["weights"]], device)
+    return in_one_tensor([weighted_sums(root, parts, tokens, weights, program["sites"])])
 
 
 def direct(root: Any, program: DirectProgram) -> Any:
     """What each part of the model adds to a linear function of the logits, for each group of prompts."""
     parts, device = where(root, program["parts"])
-    if parts["apart"]:
-        raise RuntimeError("this server runs jobs apart from the weights, of which direct attribution needs some")
     program = moved(program, device)
     return in_one_tensor([{"shares": direct_of(root, parts, group)} for group in program["groups"]])
 
@@ -336,46 +273,14 @@ def lenses(root: Any, program: LensProgram) -> Any:
     runs: list[RunSpec] = moved(program["runs"], device)
     for run in runs:
         run["logits"]["apart"] = parts["apart"]
-    return in_one_tensor([lens(root, parts, run) for run in runs])
-
-
-def direct_of(root: Any, parts: ModelParts, spec: DirectSpec) -> torch.Tensor:
-    """What each part adds, ``(source + 1, example, scored)``; see `logits.direct_shares`."""
-    layers, tokens = range(parts["layers"]), spec["tokens"]
-    if not is_readable(False, parts["unembed"]):
-        raise ValueError("the unembedding is more than a linear layer, so that what parts add to logits has no sum")
-    wanted = {(0, "resid_pre"), (layers[-1], "resid_post")}
-    wanted |= {(0, name) for name, _ in parts["embeddings"] if name == "pos_embed"}
-    wanted |= {(layer, point) for layer in layers for point in ("z", "attn_out", "mlp_out")}
-    found = []
-    with torch.no_grad():
-        out_of = [weights_of(root, parts, layer)[3] for layer in layers]
-        for start in range(0, len(tokens), FEW):
-            some = slice(start, start + FEW)
-            part: DirectSpec = {
-                **spec,
-                "tokens": tokens[some],
-                "answers": None if spec["answers"] is None else spec["answers"][some],
-                "others": None if spec["others"] is None else spec["others"][some],
-            }
-            points = read(root, parts, part["tokens"], wanted)
-            found.append(direct_shares(parts, points, out_of, part, tokens.device))
-    return torch.cat(found, 1)
+    return in_one_tensor([lens(root, parts, run, program["heads"]) for run in runs])
 
 
 def scores_of_weights(root: Any, program: WeightsProgram) -> Any:
-    """``program["score"]`` of the weights of all heads, which stay here."""
+    """What ``program["score"]`` makes of the weights, which stay here."""
     parts, _ = where(root, program["parts"])
-    return {"table": torch.from_numpy(score_weights(root, parts, program["score"]))}
-
-
-def score_weights(root: Any, parts: ModelParts, score: Any) -> Any:
-    """``score(layers)``, an array; `layers` holds for each the fields of `HeadWeights`, float64 arrays or None."""
-    layers = [
-        [None if one is None else one.detach().double().cpu().numpy() for one in weights_of(root, parts, layer)]
-        for layer in range(parts["layers"])
-    ]
-    return score(layers)
+    found = score_weights(root, parts, program["vocabulary"], program["score"])
+    return {"table": torch.from_numpy(found)}
 
 
 def facts(root: Any, program: Program) -> Any:
@@ -480,17 +385,6 @@ def moved(value: Any, device: Any) -> Any:
     if isinstance(value, tuple):
         return tuple([moved(one, device) for one in value])
     return value
-
-
-def weights_of(root: Any, parts: ModelParts, layer: int) -> list[torch.Tensor | None]:
-    """The fields of `HeadWeights` of a layer, read; or what its modules make of unit vectors, where they cannot be."""
-    block = parts["blocks"][layer]
-    if not parts["apart"]:
-        return weights_read(parts, block._module)
-    like = parts["like"]
-    with torch.no_grad(), root.trace(no_tokens(like.device), use_cache=False):
-        made = weights_made(parts, block, like)
-    return made
 
 
 def do_nothing(root: Any, program: dict[str, Any]) -> dict[str, Any]:

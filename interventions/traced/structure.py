@@ -206,11 +206,13 @@ def evaluating(module: torch.nn.Module) -> Iterator[None]:
     for one in special:
         one.train(False)
     for one, _ in modes:
-        one.training = False
+        if one.training:  # to read is cheaper than to set, which torch looks at
+            one.training = False
     try:
         yield
     finally:
         for one in special:
             one.train(True)
         for one, training in modes:
-            one.training = training
+            if one.training != training:
+                one.training = training

@@ -168,4 +168,6 @@ def control_p(own: xr.DataArray, control: xr.DataArray, base: xr.DataArray, sign
     p: xr.DataArray = xr.apply_ufunc(
         null_p_value, mine, random, input_core_dims=[[], ["draw"]], vectorize=True, join="exact"
     )
-    return p.assign_attrs(long_name="p: (1 + random sets that do at least as much damage) / (1 + sets)", units="1")
+    least = 1 / (1 + control.sizes["draw"])
+    words = f"p: (1 + random sets that do at least as much damage) / (1 + sets), at least {least:.2g}"
+    return p.assign_attrs(long_name=words, units="1")

@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -111,9 +112,22 @@ def dataset_of(variables: Mapping[str, xr.Variable], coords: Mapping[str, Any]) 
         dims, data, attrs = (*given, None)[:3] if isinstance(given, tuple) else ((name,), np.asarray(given), None)
         made[name] = xr.Variable(dims, data, attrs, fastpath=True)
         if made[name].dims == (name,):
-            indexes[name] = PandasIndex.from_variables({name: made[name]}, options={})
+            data, counting = made[name].values, np.arange(made[name].size)
+            counts = data.dtype == counting.dtype and np.array_equal(data, counting)
+            indexes[name] = _counting(name, data.size) if counts else _index(made[name])
             made |= indexes[name].create_variables({name: made[name]})
     return xr.Dataset(variables, xr.Coordinates(made, indexes))
+
+
+def _index(variable: xr.Variable) -> PandasIndex:
+    """The index of a coordinate that is its own dim."""
+    return PandasIndex.from_variables({variable.dims[0]: variable}, options={})
+
+
+@lru_cache(1000)
+def _counting(name: str, size: int) -> PandasIndex:
+    """The same for 0, 1, 2, ...; an index is never changed, so that datasets can share it."""
+    return _index(xr.Variable((name,), np.arange(size)))
 
 
 def number_dims(dataset: xr.Dataset) -> xr.Dataset:
@@ -145,7 +159,8 @@ def _text_of(intervention: Intervention) -> str:
         if isinstance(edit, PathPatch):
             kind, where = "path", f"{edit.sender} to {choices(edit.receivers)}"
         elif isinstance(edit, Edit):
-            kind, where = type(edit).__name__.removesuffix("Ablate").lower(), str(edit.site)
+            kind = re.sub("(?<=[a-z])(?=[A-Z])", " ", type(edit).__name__.removesuffix("Ablate")).lower()
+            where = str(edit.site)
         else:  # of a class of one's own
             kind, where = type(edit).__name__, ""
         by_kind.setdefault(kind, []).append(re.sub(r"(H\d+) z\b|(N\d+) mlp_post\b", r"\1\2", where))
@@ -187,8 +202,13 @@ def check_names(
         if metric.name in OWN or metric.name in baselines:
             taken = choices(sorted({*OWN} | baselines))
             raise DeclarationError(f"a metric cannot be called {metric.name!r}: results use {taken} themselves")
+    check_axes(axes, {*names} | baselines | ({"position"} if per_position else set()))
+
+
+def check_axes(axes: Sequence[tuple[str, tuple[Any, ...]]], taken: Container[str]) -> None:
+    """Refuse grid axes with the name of a variable or dim of the result."""
     for name, _ in axes:
-        if name in {*names} | baselines or (name == "position" and per_position):
+        if name in taken:
             raise DeclarationError(f"a grid axis cannot be called {name!r} here: a variable or dim of the result is")
 
 

@@ -20,6 +20,7 @@ from ..storage.registry import TASKS
 from ..tasks.batch import Batch
 from ..tasks.tasks import Task
 from . import context
+from .advice import advice
 from .controls import CONTROLS, WORSE, control_p
 from .labels import coordinates, dataset_of, with_axes
 from .request import Request, What
@@ -105,6 +106,11 @@ class SweepRun:
             | ({} if drawn is None else {"controls": json.dumps({"draws": drawn.draws, "seed": drawn.seed})})
         )
 
+    @cached_property
+    def advice(self) -> list[str]:
+        """What is advised otherwise, see `advice.advice`."""
+        return advice(self.attrs)
+
     def check_request(self) -> None:
         """Refuse, before any forward pass, what the engine or the estimator cannot do."""
         from ...interventions.run import engine, gradients
@@ -115,11 +121,9 @@ class SweepRun:
 
     def check_model(self, call: Call) -> None:
         """Run the self-check, unless this very model has passed it."""
-        from ...interventions import selfcheck
+        from ...interventions.selfcheck import check_planned
 
-        writes = (write for group in self.setup.plan.writes for edits in group for write in edits)
-        inner = any(write.point in selfcheck.INNER for write in writes)
-        selfcheck.check_model(self.model, call.identity, int(self.setup.batch.lengths.max()), inner)
+        check_planned(self.model, call.identity, self.setup.plan)
 
     @property
     def _steps(self) -> int | None:
@@ -218,7 +222,8 @@ class SweepRun:
             base = dataset[f"baseline_{metric.name}"].sel(run=self.base, drop=True)
             own, random = dataset[metric.name], dataset[f"{metric.name}_control"]
             dataset[f"p_{metric.name}"] = control_p(own, random, base, WORSE[metric.card.better])
-        told = {"seconds": f"{time.monotonic() - started:.3f}", CHECKED: "passed" if self.check else "left out"}
+        told = {"advice": " ".join(self.advice)} if self.advice else {}
+        told |= {"seconds": f"{time.monotonic() - started:.3f}", CHECKED: "passed" if self.check else "left out"}
         dataset.attrs = provenance(model, call.identity) | attrs | told
         if deviation:
             dataset.attrs["float32_deviation"] = json.dumps(deviation)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 BYTES = 100
 """For each token of a prompt: ids in both runs, targets and distractors, and copies of them while they are made."""
+SMALL = 2**20
+"""Bytes that are had without asking the system."""
 CORRUPTIONS = ("first", "second", "cue")
 SHORTEST_CUE = 4
 REFERENCE_EXAMPLES = 32
@@ -206,7 +208,8 @@ def _check_room(n: int, size: int) -> None:
     """Refuse more prompts than fit in memory."""
     from ...interventions.base.memory import shortage
 
-    if short := shortage(n * size * BYTES):
+    needed = n * size * BYTES
+    if needed > SMALL and (short := shortage(needed)):
         raise DeclarationError(f"drawing n={n} prompts of {size} tokens {short}: take fewer")
 
 
