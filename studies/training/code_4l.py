@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import GPT2LMHeadModel
+from transformers import GPT2LMHeadModel, get_scheduler
 from transformers.utils import logging as hf_logging
 
 from ...errors import DeclarationError
@@ -146,13 +146,82 @@ class Curve(L.Callback):  # type: ignore[misc]
         )
 
 
-def untrained(recipe: Recipe) -> CausalLM:
+class MuonAdam(torch.optim.Optimizer):
+    """AdamW for some parameters and Muon for others, as one optimiser: Lightning counts the steps of each.
+
+    Jordan et al. 2024, Muon: an optimizer for hidden layers in neural networks.
+    """
+
+    def __init__(self, adam: torch.optim.AdamW, muon: torch.optim.Muon) -> None:
+        self.parts = (adam, muon)
+        super().__init__([*adam.param_groups, *muon.param_groups], {})
+
+    def step(self, closure: Any = None) -> Any:
+        """A step of both, after the gradients that `closure` makes."""
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
+        for part in self.parts:
+            part.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of both."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the states of both."""
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+
+class CodeLM(CausalLM):
+    """`CausalLM` of batches ``(item, 2, sequence, position)`` of tokens and labels, with `MuonAdam`."""
+
+    recipe: Recipe
+
+    def loss(self, batch: Any) -> Tensor:
+        """The mean cross-entropy of the labels of a batch, in nats."""
+        tokens, labels = (one.flatten(0, 1) for one in batch.unbind(1))
+        return super().loss({"input_ids": tokens, "labels": labels})
+
+    def configure_optimizers(self) -> Any:
+        """Muon for the matrices in blocks, AdamW for the rest; both rates fall as a cosine."""
+        recipe, named = self.recipe, [*self.model.named_parameters()]
+        inner = [one for name, one in named if one.ndim == 2 and ".h." in name]
+        ends = [one for name, one in named if one.ndim == 2 and ".h." not in name]
+        groups = [
+            {"params": ends, "weight_decay": recipe.weight_decay},
+            {"params": [one for _, one in named if one.ndim == 1], "weight_decay": 0.0},
+        ]
+        both = MuonAdam(
+            torch.optim.AdamW(groups, recipe.learning_rate, (0.9, 0.98)),
+            torch.optim.Muon(inner, recipe.muon_rate, recipe.weight_decay),
+        )
+        schedule = get_scheduler("cosine", both, recipe.warmup, recipe.steps)
+        return {"optimizer": both, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+@torch.no_grad()
+def untrained(recipe: Recipe) -> CodeLM:
     """The model before the first step, from torch's global random state."""
-    return CausalLM.tiny(
-        recipe.layers, recipe.heads, recipe.width, vocabulary=recipe.vocabulary, context=recipe.positions,
-        learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay, warmup_steps=recipe.warmup,
-        schedule="cosine",
-    )  # fmt: skip
+    module = CodeLM.tiny(
+        recipe.layers, recipe.heads, recipe.width, vocabulary=recipe.vocabulary, context=recipe.positions
+    )
+    assert isinstance(module, CodeLM)
+    module.recipe = recipe
+    for weight in module.parameters():
+        if weight.ndim == 2:
+            weight *= recipe.initial_std / module.model.config.initializer_range
+    at, pair = torch.arange(recipe.positions)[:, None], torch.arange(0, recipe.width, 2) / recipe.width
+    angles = at * 10_000.0**-pair
+    body = module.model.transformer
+    body.wpe.weight[:, 0::2], body.wpe.weight[:, 1::2] = angles.sin(), angles.cos()
+    body.wpe.weight *= recipe.amplitude
+    first = body.h[0].attn.c_attn.weight  # of queries, keys and values side by side
+    first[:, recipe.width : 2 * recipe.width] *= recipe.nearness
+    first[:, : recipe.width] = first[:, recipe.width : 2 * recipe.width]
+    return module
 
 
 def fit(
@@ -212,7 +281,7 @@ def train(
     work: Path = Path("build/code-4l"),
     recipe: Recipe | None = None,
     *,
-    control_steps: int = 6_000,
+    control_steps: int = 3_000,
     source: Path | None = None,
     files: int | None = None,
 ) -> dict[str, Any]:
@@ -283,7 +352,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder for the files (default: models/code-4l)")
     parser.add_argument("--work", type=Path, default=Path("build/code-4l"), help="folder to go on from, if stopped")
     parser.add_argument("--steps", type=int, default=Recipe.steps, help="optimiser steps")
-    parser.add_argument("--control-steps", type=int, default=6_000, help="the same, of the control on text alone")
+    parser.add_argument("--control-steps", type=int, default=3_000, help="the same, of the control on text alone")
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     parser.add_argument("--device", default=Recipe.device, help="cpu, cuda, ... (default: the best there is)")
     parser.add_argument("--smoke", action="store_true", help="a few steps of a small model, to see that it runs")

@@ -19,8 +19,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from ...errors import DeclarationError
+from .causal_lm import IGNORED
 from .data import Loader, Order, SequenceData, Sequences
 
+Array = np.ndarray[Any, Any]
 FOLDER = Path(__file__).parents[2] / "models" / "code-4l"
 LICENCE = "LICENSE-PYTHON"
 
@@ -37,23 +39,30 @@ class Recipe:
     """Everything the trained weights depend on besides the source files."""
 
     seed: int = 0
-    steps: int = 24_000
-    seed_steps: int = 6_000  # the first steps see repeated random tokens only: at most as many,
-    seed_score: float = 0.5  # and no more once the induction score of a head is as high
+    steps: int = 6_000
+    seed_steps: int = 2_000  # the first steps see repeated random tokens only: at most as many,
+    seed_score: float = 0.6  # and no more once the induction score of a head is as high
+    seed_positions: int = 64  # of their sequences,
+    seed_sequences: int = 2  # of which so many stand for one of text
     random_share: float = 0.125  # of the sequences after them
+    new_share: float = 0.1  # of the random tokens that were not seen before: so many are to be predicted all the same
     layers: int = 4
     heads: int = 8
     width: int = 128
     positions: int = 256
-    vocabulary: int = 2048  # tokens, END and the 256 bytes among them
+    vocabulary: int = 1024  # tokens, END and the 256 bytes among them
+    initial_std: float = 0.08  # of matrices and embeddings; GPT-2 has 0.02, which is for wider streams
+    amplitude: float = 0.3  # of the sinusoids from which the position embedding starts
+    nearness: float = 1.5  # queries of layer 0 start as so many times its keys, so that its heads look close by
     batch_size: int = 16
-    learning_rate: float = 2e-3
-    warmup: int = 200  # steps
-    weight_decay: float = 0.1
-    threads: int = 2  # CPU threads; another number gives slightly different weights
+    learning_rate: float = 4e-3  # of AdamW: embeddings, biases and norms
+    muon_rate: float = 2e-2  # of Muon: all other matrices
+    warmup: int = 50  # steps
+    weight_decay: float = 0.01
+    threads: int = 1  # CPU threads; another number gives slightly different weights
     device: str = "auto"  # of Lightning's Trainer
     every: int = 250  # steps from one point of the curve to the next
-    kept: tuple[int, ...] = (8_000,)  # weights that ship, besides those of the last step and of the first with text
+    kept: tuple[int, ...] = (2_000,)  # weights that ship, besides those of the last step and of the first with text
 
     def text_from(self, points: Sequence[dict[str, Any]]) -> int:
         """The first step that sees text, given the points of the curve so far (`code_4l.Curve`)."""
@@ -123,18 +132,36 @@ def build_tokenizer(texts: Sequence[str], vocabulary: int, positions: int) -> Pr
     )
 
 
-def repeated(random: np.random.Generator, vocabulary: int, length: int) -> np.ndarray[Any, Any]:
-    """A block of distinct random tokens that repeats to the end: ``(length,)``.
+def repeated(random: np.random.Generator, vocabulary: int, length: int, new: float) -> tuple[Array, Array]:
+    """A block of distinct random tokens that repeats to the end, and which of its tokens are to be predicted.
 
-    The block has 8 to half of `length` tokens, and up to 31 other tokens stand before it, so that the distance back to
+    The block has 4 to half of `length` tokens, and up to 31 other tokens stand before it, so that the distance back to
     the first occurrence and the position tell nothing. Every fourth sequence, drawn at random, begins with END.
+
+    Parameters
+    ----------
+    random : Generator
+    vocabulary : int
+        Token ids are drawn below it.
+    length : int
+    new : float
+        Share of the tokens which cannot be known that are to be predicted too.
+
+    Returns
+    -------
+    tokens, labels : array (length,)
+        Labels are the tokens, and `IGNORED` where none is to be predicted: a token can be known where the one before it
+        stood before.
     """
-    block = int(np.exp(random.uniform(np.log(min(8, length // 2)), np.log(length // 2 + 1))))
+    block = int(np.exp(random.uniform(np.log(min(4, length // 2)), np.log(length // 2 + 1))))
     lead = int(random.integers(0, min(32, length - 2 * block + 1)))
     fresh = 1 + random.permutation(vocabulary - 1)[: lead + block]
     at = np.arange(length)
     tokens = fresh[np.where(at < lead, at, lead + (at - lead) % block)]
-    return np.concatenate([[0], tokens[:-1]]) if random.random() < 0.25 else tokens
+    known = at > lead + block
+    if random.random() < 0.25:
+        tokens, known = np.concatenate([[0], tokens[:-1]]), np.concatenate([[False], known[:-1]])
+    return tokens, np.where(known | (random.random(length) < new), tokens, IGNORED)
 
 
 class CodeData(SequenceData):
@@ -150,14 +177,19 @@ class CodeData(SequenceData):
         """Tokens of a sequence."""
         return self.recipe.positions
 
-    def sequence(self, number: int, validates: bool) -> np.ndarray[Any, Any]:
-        """Sequence `number` of training, in the order in which they are seen."""
-        random = np.random.default_rng((self.seed, number))
-        share = 1.0 if number < self.text_from * self.batch_size else self.recipe.random_share
-        if random.random() < share:
-            return repeated(random, self.vocabulary, self.positions)
-        start = int(random.integers(0, len(self.tokens) - self.positions + 1))
-        return self.tokens[start : start + self.positions]
+    def sequence(self, number: int, validates: bool) -> Array:
+        """Tokens and labels ``(2, sequence, position)`` of item `number` of training, in the order they are seen."""
+        random, recipe = np.random.default_rng((self.seed, number)), self.recipe
+        if number < self.text_from * self.batch_size:
+            sizes = [recipe.seed_positions] * recipe.seed_sequences
+        elif random.random() < recipe.random_share:
+            sizes = [recipe.positions]
+        else:
+            start = int(random.integers(0, len(self.tokens) - self.positions + 1))
+            text = self.tokens[None, start : start + self.positions]
+            return np.stack([text, text])
+        drawn = [repeated(random, self.vocabulary, size, recipe.new_share) for size in sizes]
+        return np.stack(drawn, 1)
 
     def train_dataloader(self) -> Loader:
         """Batches in order; the loader can go on in the middle."""
@@ -166,7 +198,7 @@ class CodeData(SequenceData):
 
 
 SMOKE = Recipe(
-    steps=8, seed_score=0.0, layers=2, heads=2, width=16, positions=64, vocabulary=300, batch_size=4, warmup=2,
-    threads=1, every=4, kept=(6,), device="cpu",
+    steps=8, seed_score=0.0, seed_positions=32, layers=2, heads=2, width=16, positions=64, vocabulary=300,
+    batch_size=4, warmup=2, every=4, kept=(6,), device="cpu",
 )  # fmt: skip
 """A few steps of a small model, to see that all runs."""
