@@ -68,7 +68,7 @@ def looked_for(ds: xr.Dataset, record: Record) -> str:
         which = "the likeliest token" if top == 1 else f"the {top} likeliest tokens"
         words = f"{which} {run}{by if record.kind == 'logit_lens' else ''}"
     by_head = record.kind in ("logit_lens", "weighted_value_norms")
-    inner = ("example", "position", "rank", *(own if by_head else ()), "source", "query", "key")
+    inner = ("example", "position", "rank", *(own if by_head else ()), "source", "query", "key", "run")
     axes = [ds.sizes[dim] for dim in ds.dims if dim not in inner]
     return f"{words}, under {count(math.prod(axes), 'condition')}" if axes else words
 

@@ -120,6 +120,10 @@ def rerun(
     >>> found.agrees, found.largest
     (True, 0.0)
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ResultError(
+            f"rerun takes the path of a file, and was given a {type(path).__name__}: write_netcdf makes one"
+        )
     source = Path(path).expanduser()
     if not tolerance >= 0:
         raise ResultError(f"tolerance={tolerance}: give a number that is 0 or more, such as 1e-6")

@@ -71,6 +71,10 @@ def test_it_is_kept_and_repeated(words_model, tmp_path):
     assert "how much each of 8 heads moves in the clean run, under 2 conditions" in str(summary(tmp_path / "norms.nc"))
     report = hw.write_report(tmp_path / "norms.nc", tmp_path / "norms.html")
     assert "How much does each head move" in report.read_text()
+    moved = ds["norm"].sum("key").mean(["condition", "example", "query"])
+    best = int(moved.argmax("head")[0])
+    said = f"to a position, most is moved by L1H{best} {float(moved[0, best]):.3g},"
+    assert said in str(summary(tmp_path / "norms.nc"))
 
 
 def test_some_layers_of_prompts_of_several_lengths(words_model):
