@@ -19,7 +19,7 @@ help:
 	@echo "make bench      time headwise side by side with plain forward passes and other tools"
 	@echo "make gallery    draw every picture of docs/gallery.md again (needs Chromium, Chrome, Edge or Brave)"
 	@echo "make model      train the shipped model again (some minutes)"
-	@echo "make model-code train code-4l again (some hours; started again, it goes on)"
+	@echo "make model-code train code-4l again (an hour or two; started again, it goes on)"
 	@echo "make wheel-test build the wheel and run the tests of servers and workers with it, away from the clone"
 
 # The stamp is newer than what it was made from, so setting up happens once and again when a requirement changes.
