@@ -281,7 +281,7 @@ def train(
     work: Path = Path("build/code-4l"),
     recipe: Recipe | None = None,
     *,
-    control_steps: int = 3_000,
+    control_steps: int = 2_000,
     source: Path | None = None,
     files: int | None = None,
 ) -> dict[str, Any]:
@@ -352,7 +352,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder for the files (default: models/code-4l)")
     parser.add_argument("--work", type=Path, default=Path("build/code-4l"), help="folder to go on from, if stopped")
     parser.add_argument("--steps", type=int, default=Recipe.steps, help="optimiser steps")
-    parser.add_argument("--control-steps", type=int, default=3_000, help="the same, of the control on text alone")
+    parser.add_argument("--control-steps", type=int, default=2_000, help="the same, of the control on text alone")
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     parser.add_argument("--device", default=Recipe.device, help="cpu, cuda, ... (default: the best there is)")
     parser.add_argument("--smoke", action="store_true", help="a few steps of a small model, to see that it runs")

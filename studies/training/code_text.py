@@ -39,7 +39,7 @@ class Recipe:
     """Everything the trained weights depend on besides the source files."""
 
     seed: int = 0
-    steps: int = 6_000
+    steps: int = 4_000
     seed_steps: int = 2_000  # the first steps see repeated random tokens only: at most as many,
     seed_score: float = 0.6  # and no more once the induction score of a head is as high
     seed_positions: int = 64  # of their sequences,
