@@ -179,13 +179,14 @@ def test_neurons_and_keys_under_every_kind_of_intervention(layer, head):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_neurons_and_keys_in_every_family(name):
     module = raw_families.random_model(name)
+    last = module.config.num_hidden_layers - 1
     changes = {
         "head": [(Place(0, "z", 1), nothing)],
-        "neuron": [(Place(1, "mlp_post", 3), nothing)],
+        "neuron": [(Place(last, "mlp_post", 3), nothing)],
         "mlp": [(Place(0, "mlp_out"), lambda old: old * 0.5)],
     }
-    what = {"head": ZeroAblate(Head(0, 1)), "neuron": ZeroAblate(Neuron(1, 3)), "mlp": Scale(Layer(0).mlp_out, 0.5)}
-    inside_compared(module, TASK, what, {one: (each, None) for one, each in changes.items()}, 1, 1)
+    what = {"head": ZeroAblate(Head(0, 1)), "neuron": ZeroAblate(Neuron(last, 3)), "mlp": Scale(Layer(0).mlp_out, 0.5)}
+    inside_compared(module, TASK, what, {one: (each, None) for one, each in changes.items()}, last, 1)
 
 
 def test_neurons_and_keys_of_prompts_of_several_lengths(words_model):
