@@ -9,7 +9,7 @@
 - prompts: ``RepeatedTokens``, ``Prompts``; what they draw: ``Batch``
 - numbers: ``measure``, ``plan`` (the cost, beforehand), ``capture``, ``predict``, ``direct_logit_attribution``,
   ``logit_lens``, ``difference`` (a vector to steer with), ``weighted_value_norms``, ``compare_estimates``,
-  ``composition_scores``, ``circuit_scores``, ``head_circuits``, ``neuron_tokens``, ``describe_heads``,
+  ``composition_scores``, ``circuit_scores``, ``head_circuits``, ``neuron_tokens``, ``describe_heads``, ``text_heads``,
   ``InductionStudy``; changes: ``effect``, ``normalized``
 - training: ``CausalLM``, ``RepeatedTokensData``, ``TextData``, ``MixedData``; a measurement as a value, ``Sweep``; any
   study while a model is trained, ``StudyCallback`` (``TrainerStudyCallback`` for transformers), at ``log_spaced``
@@ -86,6 +86,7 @@ if TYPE_CHECKING:
     from .studies import rerun as rerun
     from .studies import summary as summary
     from .studies import table as table
+    from .studies import text_heads as text_heads
     from .studies import to_json as to_json
     from .studies import weighted_value_norms as weighted_value_norms
     from .studies import write_netcdf as write_netcdf
@@ -107,7 +108,7 @@ else:
             "capture circuit_scores compare_estimates composition_scores describe_heads effect from_json "
             "difference direct_logit_attribution head_circuits neuron_tokens predict weighted_value_norms "
             "log_spaced logit_lens measure normalized open_result over_checkpoints plan plots rerun "
-            "summary table to_json write_netcdf write_report",
+            "summary table text_heads to_json write_netcdf write_report",
             ".version": "__version__",
         },
     )

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from .tasks.batch import Batch as Batch
     from .tasks.prompts import Prompts as Prompts
     from .tasks.tasks import RepeatedTokens as RepeatedTokens
+    from .text.heads import text_heads as text_heads
     from .training.causal_lm import CausalLM as CausalLM
     from .training.data import MixedData as MixedData
     from .training.data import RepeatedTokensData as RepeatedTokensData
@@ -90,5 +91,6 @@ else:
             ".tasks.batch": "Batch",
             ".tasks.prompts": "Prompts",
             ".tasks.tasks": "RepeatedTokens",
+            ".text.heads": "text_heads",
         },
     )

@@ -37,6 +37,8 @@ from .inspection.circuits import eigenvalue_plane, token_bars
 from .inspection.predictions import predictions, token_grid
 from .patching import path_grids, qkv_grids, qkv_of_set
 from .steps import head_grid_over_steps, over_steps
+from .text.heads import heads_on_text
+from .text.pattern import attention_in_text
 from .word_lists import words_agreement, words_grid, words_table
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "activations",
     "along",
     "attention",
+    "attention_in_text",
     "attention_row",
     "attention_viewer",
     "attribution",
@@ -59,6 +62,7 @@ __all__ = [
     "head_grid",
     "head_grid_over_steps",
     "head_grids",
+    "heads_on_text",
     "layer_by_position",
     "over_steps",
     "path_grids",

@@ -30,6 +30,7 @@ ZeroAblate MeanAblate ResampleAblate Patch PathPatch Add ProjectOut Scale Knocko
 RepeatedTokens Prompts Batch
 measure plan capture compare_estimates composition_scores describe_heads InductionStudy
 predict direct_logit_attribution logit_lens difference weighted_value_norms circuit_scores head_circuits neuron_tokens
+text_heads
 CausalLM RepeatedTokensData TextData MixedData
 Sweep StudyCallback TrainerStudyCallback log_spaced over_checkpoints FabricExecutor
 effect normalized table summary
