@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from ...interventions.declare import codec
 from ...interventions.declare.edits import Intervention
 from ...interventions.declare.grid import Grid
 from ...interventions.declare.sites import Head
@@ -19,6 +21,7 @@ from ...metrics.statistics import null_p_value, rank_correlation, strongest_shar
 from ..analyses.ablation import ablate, draw_sets
 from ..analyses.heads import describe_heads, heads_with
 from ..measuring.measure import measure
+from ..storage.registry import TASKS
 from ..tasks.tasks import RepeatedTokens, Task
 from .occurrences import (
     Occurrences,
@@ -334,14 +337,15 @@ def ablation(
         sides = {"loss_first": losses[..., own.window, own.first], "loss_second": losses[..., own.window, own.second]}
         return {"gain": sides["loss_first"] - sides["loss_second"], **sides}
 
-    alone = under(single_heads(model, method))
+    alone = under(grid := single_heads(model, method))
     ds = xr.Dataset(coords={"layer": list(model.layers), "head": list(model.heads), "run": ["clean"]})
     for name, words in SIDES.items():
         attrs = {"long_name": words, "units": "nat"}
         ds[f"baseline_{name}"] = ("run", [before[name].mean()], attrs)
         change = (alone[name] - before[name]).mean(-1)
         ds[f"alone_{name}"] = (("layer", "head"), change, attrs | {"long_name": f"change in {words}, one head ablated"})
-    ds.attrs |= {"base": "clean", "method": method, "occurrences": int(single.sum())}
+    ds.attrs |= {"base": "clean", "method": method, "occurrences": int(single.sum()), "metrics": json.dumps(["loss"])}
+    ds.attrs["interventions"] = json.dumps(codec.encode(grid, TASKS))
     if not found:
         return ds
     wanted, drawn = draw_sets(model, {SET: found}, draws, seed)
@@ -360,7 +364,8 @@ def _with_sets(
     sets = [*dict.fromkeys([tuple(members), *(one for some in drawn.values() for one in some)])]
     number = {one: at for at, one in enumerate(sets)}
     method = ds.attrs["method"]
-    values = under(sets_grid(sets, method))
+    values = under(grid := sets_grid(sets, method))
+    ds.attrs["interventions"] = json.dumps(codec.encode(grid, TASKS))
     most = max(map(len, drawn.values()))
     names = np.full((1, len(drawn), most), "", dtype=object)
     for row, some in enumerate(drawn.values()):

@@ -98,8 +98,8 @@ class TextInduction:
     Examples
     --------
     >>> from pathlib import Path
-    >>> Path("words.txt").write_text("dog cat apple tree dog cat bread house river tree dog apple cat " * 8)
-    512
+    >>> words = "dog cat apple tree dog cat bread house river tree dog apple"
+    >>> _ = Path("words.txt").write_text(f"{words} " * 8)
     >>> study = hw.TextInduction("words.txt", context=12, n=8, pairs=8)
     >>> print(study.plan(hw.load("words-2l"), timed=False).line)  # doctest: +ELLIPSIS
     about ... plain forward passes (...

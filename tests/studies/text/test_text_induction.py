@@ -1,5 +1,6 @@
 """The study of induction on text against plain Hugging Face passes and explicit loops."""
 
+import html
 import json
 import re
 
@@ -10,6 +11,8 @@ import torch
 import headwise as hw
 from headwise.errors import DeclarationError
 from headwise.metrics.statistics import rank_correlation
+from headwise.studies.cli.main import main
+from headwise.studies.text import windows as windows_module
 from headwise.studies.text.occurrences import draw_replaced, find, mean_by_unit
 
 CONTEXT = 40
@@ -203,16 +206,72 @@ def test_findings_say_the_numbers(tree):
     assert any("is taken for granted" in text for text in told["limits"])
 
 
-def test_a_study_is_kept_and_taken_from_where_it_was(words_model, study, tmp_path, tree):
+def test_a_study_is_kept_taken_from_where_it_was_and_repeated(words_model, study, tmp_path, tree, monkeypatch):
     stages = []
-    small = hw.TextInduction(study.text, context=CONTEXT, n=4, pairs=2)
-    first = small.run(words_model, stages.append, out=tmp_path / "text.nc")
+    first = study.run(words_model, stages.append, out=tmp_path / "text.nc")
     assert stages == ["occurrences", "replaced", "heads", "ablation"]
-    again = small.run(words_model, stages.append, out=tmp_path / "text.nc")
+    again = study.run(words_model, stages.append, out=tmp_path / "text.nc")
     assert len(stages) == 4
     assert again["gains"].to_dataset().equals(first["gains"].to_dataset())
-    assert hw.TextInduction.from_json(first.attrs["study"]) == small
-    assert hw.TextInduction.from_json(tree.attrs["study"]) == study
+    assert first["gains"].to_dataset().equals(tree["gains"].to_dataset())
+    assert hw.TextInduction.from_json(first.attrs["study"]) == study
+    monkeypatch.setattr(windows_module, "read_text", None)  # what is repeated are the windows in the file
+    found = hw.rerun(tmp_path / "text.nc")
+    assert found.agrees
+    assert found.largest == 0
+    listed = hw.Results(tmp_path).to_dataframe()
+    assert listed["study"].tolist() == ["TextInduction"]
+    assert "a gain of" in str(hw.summary(tmp_path / "text.nc"))
+
+
+def test_the_report_shows_every_part(tree, tmp_path):
+    text = hw.write_report(tree, tmp_path / "text.html").read_text()
+    for words in (
+        "Induction on text, words-2l",
+        "9 of the 10 windows of 40 tokens that the text has, from 5 files.",
+        "What does a second occurrence gain?",
+        "Does it fail near the end of the context?",
+        "headwise text --model words-2l --text ",
+        "tree = hw.TextInduction(text=",
+        "Mean ablation takes a mean over other prompts",
+    ):
+        assert html.escape(words, quote=False) in text, words
+
+
+def test_bins_are_drawn_with_their_intervals(tree):
+    ds = tree["distance"].to_dataset()
+    drawn = hw.plots.gains_by_bin(ds, ["gain"])
+    points, segments = drawn.Points.I, drawn.Segments.I
+    assert points.dimension_values("value") == pytest.approx(ds["gain"].values)
+    assert points.dimension_values("count").tolist() == ds["count_gain"].values.tolist()
+    known = np.isfinite(ds["gain_low"].values)
+    assert segments.dimension_values("low")[known] == pytest.approx(ds["gain_low"].values[known])
+    with pytest.raises(hw.errors.UnknownNameError, match="gains_by_bin needs"):
+        hw.plots.gains_by_bin(tree["gains"].to_dataset())
+    axes = hw.plots.words_agreement(tree["heads"], tree["heads"], name="successor", where="text")
+    drawn = np.concatenate([one.dimension_values("words") for one in axes.Points])
+    assert sorted(drawn) == pytest.approx(sorted(tree["heads"]["successor"].values.ravel()))
+
+
+def test_the_command_prints_and_writes(study, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = ["text", "--text", str(study.text), "--context", "40", "--n", "4", "--pairs", "2"]
+    assert main([*given, "--plan"]) == 0
+    said = capsys.readouterr().out
+    assert "induction on text, words-2l: 4 windows of 40 tokens" in said
+    assert [line.split()[0] for line in said.splitlines()[4:]] == ["occurrences", "replaced", "heads", "ablation", "in"]
+    potter = tmp_path / "prompts.txt"
+    potter.write_text("apple banana cherry apple\ndog cat house tree dog")
+    assert main([*given, "--quiet", "--prompts", str(potter)]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert "On 2 prompts of your own, the answer has a probability of " in said.out
+    assert (tmp_path / "results" / "text-words-2l.nc").is_file()
+    assert (tmp_path / "results" / "text-words-2l.html").is_file()
+    assert main(["text", "--text", "nowhere"]) == 1
+    assert "headwise: text='nowhere': there is no such file or folder" in capsys.readouterr().err
+    assert main(["text"]) == 1
+    assert "headwise: words-2l has no folder held_out with text that it has not read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
