@@ -24,7 +24,7 @@ from .attention_viewer import attention_viewer
 from .choice.auto import picture
 from .composition import causal_check, composition_matrix, composition_strip
 from .composition_graph import composition_graph
-from .curves import along, by_position, ranked_conditions
+from .curves import along, by_position, gains_by_bin, ranked_conditions
 from .direct import direct_and_copying
 from .estimates import estimate_against_exact
 from .export.notebook import show_in_notebooks as _show_in_notebooks
@@ -58,6 +58,7 @@ __all__ = [
     "direct_and_copying",
     "eigenvalue_plane",
     "estimate_against_exact",
+    "gains_by_bin",
     "grid",
     "head_grid",
     "head_grid_over_steps",

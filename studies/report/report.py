@@ -26,7 +26,7 @@ from ..storage.files import check_writable, write_beside
 from ..storage.netcdf import reading
 from ..storage.reading import as_tree, open_result
 from ..storage.record import KINDS, LOOKS, Record
-from . import generic, inside, measurement, series
+from . import generic, inside, measurement, series, text
 from .assumptions import Ran, assumed, untested
 from .changes import metrics_in
 from .induction import QUESTION, SECTIONS, Section, compared
@@ -143,6 +143,10 @@ def _contents(tree: xr.DataTree) -> Contents:
         other = generic.sections(tree, tuple(section.key for section in known))
         title = str(attrs.get("title", "Induction heads"))
         return Contents(title, QUESTION, lead, known + other, _findings(attrs))
+    if record.study.get("type") == "TextInduction":
+        title = str(attrs.get("title", "Induction on text"))
+        sections = [section for section in text.SECTIONS if section.key in tree.children]
+        return Contents(title, text.QUESTION, f"{lead} {text.lead(tree)}".strip(), sections, _findings(attrs))
     root = tree.to_dataset()
     if not tree.children and metrics_in(root):
         said = measurement.sentences(root) | {"summary": measurement.summary(root), "limits": measurement.limits(root)}

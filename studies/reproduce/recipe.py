@@ -56,6 +56,8 @@ def recipe(attrs: Mapping[Any, Any], root: xr.Dataset, file: str) -> Recipe | No
     try:
         if record.series:
             return _of_series(record, root, file)
+        if record.study.get("type") == "TextInduction":
+            return _of_text(record)
         return _of_study(record) if record.kind == "study" else _of_measurement(record, root, file)
     except (HeadwiseError, LookupError, ValueError, TypeError, AttributeError):
         return None  # declarations of someone's own, which no line can bring back
@@ -82,6 +84,29 @@ def _of_study(record: Record) -> Recipe:
     differ = [
         name for name in ("bos", "threshold", "draws", "untrained") if getattr(study, name) != getattr(default, name)
     ]
+    notes = [f"The command does not set {', '.join(differ)}; the Python lines do."] if differ else []
+    return Recipe(command, "\n".join(lines), (*notes, *_notes(record)))
+
+
+def _of_text(record: Record) -> Recipe:
+    from ..text.study import TextInduction
+
+    study = TextInduction.from_json(record.attrs["study"])
+    default, names = TextInduction(), ("text", "prompts", "n", "context", "pairs", "controls", "ablation", "seed")
+    given = {f"--{name}": getattr(study, name) for name in names if getattr(study, name) != getattr(default, name)}
+    opening = {f"--{name}": value for name, value in record.opening.items()}
+    options = {"--model": record.model, **opening, **given}
+    command = "headwise text " + " ".join(f"{name} {shlex.quote(str(value))}" for name, value in options.items())
+    command += " --remote" if record.server else ""
+    lines = [
+        "import headwise as hw",
+        "",
+        _load(record),
+        f"tree = hw.{call(study)}.run(model)",
+        'hw.write_netcdf(tree, "text.nc")',
+        'hw.write_report(tree, "text.html")',
+    ]
+    differ = [name for name in ("threshold", "untrained") if getattr(study, name) != getattr(default, name)]
     notes = [f"The command does not set {', '.join(differ)}; the Python lines do."] if differ else []
     return Recipe(command, "\n".join(lines), (*notes, *_notes(record)))
 

@@ -24,6 +24,7 @@ from ..measuring.request import conditions
 from ..storage.attributes import json_in
 from ..storage.provenance import SCHEMA, provenance, versions
 from ..storage.record import KINDS, LOOKS, SERIES, Record
+from ..tasks.prompts import Prompts
 from . import consent
 from .agreement import Agreement, compare
 
@@ -239,6 +240,8 @@ def _check_readable(source: Path, attrs: Mapping[str, Any]) -> None:
 
 def _how(record: Record, stored: xr.DataTree) -> Repeat:
     """What repeats a result; everything that the file declares is read before a model is opened."""
+    if record.study.get("type") == "TextInduction":
+        return _text(record.attrs["study"], stored)
     if record.kind == "study":
         return _study(record.attrs["study"], stored)
     if missing := record.missing():
@@ -318,6 +321,23 @@ def _study(text: str, stored: xr.DataTree) -> Repeat:
     return Repeat(
         lambda model, say: study.run(model, lambda stage: say(str(STAGES.get(stage, stage)))), study.task, forward
     )
+
+
+def _text(text: str, stored: xr.DataTree) -> Repeat:
+    """Of a study of text, on the windows that the file holds."""
+    from ..text.study import STAGES, TextInduction
+
+    study = TextInduction.from_json(text)
+    tokens = stored["windows"].to_dataset()["tokens"].values
+    if tokens.shape[0] > study.n:
+        raise ResultError(f"it asks for {study.n} windows and holds {tokens.shape[0]}: it contradicts itself")
+
+    def forward(model: Model) -> int:
+        changed = -(-4 * min(study.pairs, tokens.size) // len(tokens))
+        return RUNS + changed + model.shape.layers * model.shape.heads + 2 * study.controls + study.untrained
+
+    task = Prompts(tuple(tuple(map(int, row)) for row in tokens))
+    return Repeat(lambda model, say: study.again(model, stored, lambda stage: say(STAGES[stage])), task, forward)
 
 
 def _open(
