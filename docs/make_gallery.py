@@ -45,6 +45,22 @@ def attention_viewer() -> Any:
     return hw.plots.attention_viewer(patterns, "L1H2")
 
 
+def attention_in_text() -> Any:
+    """The same in the text itself: its lines and spaces, and where one token of it looks."""
+    prompt = hw.Prompts(["apple banana cherry dog\napple banana cherry"])
+    patterns = hw.capture(model, prompt, [hw.Head(1, 2).pattern])
+    return hw.plots.attention_in_text(patterns, query=-1)
+
+
+def heads_on_text() -> Any:
+    """What each head is called, by what it does on text: of words here, so there are no brackets and no lines."""
+    tokens = hw.RepeatedTokens(n=64).draw(model).runs["clean"]
+    with open("results/words.txt", "w") as file:
+        file.write(" ".join(model.token_text(tokens.ravel().tolist())))
+    named = hw.text_heads(model, "results/words.txt", n=32)
+    return hw.plots.heads_on_text(named, title="heads of words-2l on words")
+
+
 def attention_row() -> Any:
     """The top heads side by side; zooming in one zooms in all. Boxes mark where an induction head must look."""
     patterns = tree["patterns"].to_dataset()
@@ -200,6 +216,8 @@ PICTURES: tuple[Callable[[], Any], ...] = (
     head_grid,
     ranked_heads,
     attention_viewer,
+    attention_in_text,
+    heads_on_text,
     attention_row,
     by_position,
     ablation_grids,

@@ -13,8 +13,14 @@ from .induction import _stem
 from .shared import PLAIN_WIDTH, add_command, add_model, fill, open_model, print_table, put, quiet_libraries, say, shown
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import xarray as xr
 
+    from ...interventions.models.model import Model
+
+HEAD_CONTROLS = 20
+"""Random sets that the heads of each claim are compared with."""
 EXAMPLES = """  headwise text --model ./my-model                   its own folder held_out
   headwise text --model gpt2 --text notes/ --context 256
   headwise text --model gpt2 --text notes/ --prompts potter.txt
@@ -57,6 +63,9 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--ablation", default="mean", help="mean or resample (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of all that is drawn (default: %(default)s)")
+    parser.add_argument(
+        "--heads", action="store_true", help="say too what every head does there, in a file and a report beside"
+    )
     parser.add_argument("--out", help="NetCDF file to write (default: results/text-MODEL.nc)")
     parser.add_argument("--quiet", action="store_true", help="say nothing of the work while it is done")
     parser.add_argument("--plan", action="store_true", help="say what each stage would cost, and run nothing")
@@ -104,8 +113,27 @@ def run(options: argparse.Namespace) -> int:
     _print_summary(tree)
     put(f"\n{shown(out)}  results ({out.stat().st_size / 1e6:.1f} MB)")
     put(f"{shown(report)}  report ({report.stat().st_size / 1e6:.1f} MB)")
+    if options.heads:
+        _heads(model, options, out.with_name(f"{out.stem}-heads.nc"), tell)
     put(f"{time.monotonic() - started:.0f} s in all")
     return 0
+
+
+def _heads(model: Model, options: argparse.Namespace, out: Path, tell: Callable[[str], None]) -> None:
+    """What every head does there: the file, the report, and the sentences."""
+    from ..report.report import write_report
+    from ..report.text_heads import sentences
+    from ..storage.files import write_netcdf
+    from ..text.heads import text_heads
+
+    tell("what every head does there")
+    ds = text_heads(model, options.text, context=options.context, seed=options.seed, controls=HEAD_CONTROLS)
+    write_netcdf(ds, out)
+    report = write_report(out, out.with_suffix(".html"))
+    put()
+    for text in sentences(ds)["summary"]:
+        put(fill(f"- {text}"))
+    put(f"\n{shown(out)}  {shown(report)}")
 
 
 def _print_summary(tree: xr.DataTree) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import xarray as xr
 
 from ...errors import HeadwiseError
+from ..storage.attributes import json_in
 from ..storage.record import LOOKS, Record
 from ..storage.registry import known_metric
 
@@ -58,6 +59,8 @@ def recipe(attrs: Mapping[Any, Any], root: xr.Dataset, file: str) -> Recipe | No
             return _of_series(record, root, file)
         if record.study.get("type") == "TextInduction":
             return _of_text(record)
+        if record.kind == "text_heads":
+            return _of_text_heads(record, file)
         return _of_study(record) if record.kind == "study" else _of_measurement(record, root, file)
     except (HeadwiseError, LookupError, ValueError, TypeError, AttributeError):
         return None  # declarations of someone's own, which no line can bring back
@@ -109,6 +112,16 @@ def _of_text(record: Record) -> Recipe:
     differ = [name for name in ("threshold", "untrained") if getattr(study, name) != getattr(default, name)]
     notes = [f"The command does not set {', '.join(differ)}; the Python lines do."] if differ else []
     return Recipe(command, "\n".join(lines), (*notes, *_notes(record)))
+
+
+def _of_text_heads(record: Record, file: str) -> Recipe:
+    given = "" if record.attrs["text"] == "held_out" else f"{record.attrs['text']!r}, "
+    asked = json_in(record.attrs, "text_heads", dict)
+    options = ", ".join(f"{name}={value!r}" for name, value in asked.items())
+    python = f"import headwise as hw\n\n{_load(record)}\nds = hw.text_heads(model, {given}{options})\n"
+    notes = () if not given else ("The text is not in the file, which holds its hash.",)
+    command = "" if given else f"headwise rerun {shlex.quote(file)}"
+    return Recipe(command, f'{python}hw.write_netcdf(ds, "again.nc")', (*notes, *_notes(record)))
 
 
 def _of_series(record: Record, root: xr.Dataset, file: str) -> Recipe:

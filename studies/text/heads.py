@@ -34,10 +34,12 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 FILES = 12
 """With so many files or more, tests and intervals are over files; with fewer, over windows."""
-HELD = 256 * 2**20
+HELD = 128 * 2**20
 """Bytes of weights that are held at once."""
 ABLATED = 16
 """Windows at most on which heads are ablated."""
+OPTIONS = ("n", "context", "threshold", "alpha", "controls", "seed")
+"""What the attribute ``text_heads`` of a result holds."""
 FAMILY = ("layer", "head")
 
 
@@ -46,7 +48,7 @@ def text_heads(
     text: str | os.PathLike[str] | None = None,
     *,
     context: int | None = None,
-    n: int = 128,
+    n: int = 256,
     threshold: float = 0.2,
     alpha: float = 0.05,
     controls: int = 0,
@@ -101,10 +103,10 @@ def text_heads(
         units, the larger one of both controls; ``q``, the same after Benjamini-Hochberg over all claims and heads;
         ``fits(claim, layer, head)``, 0 or 1; ``called(layer, head)``, text; ``queries(claim, unit)``. The coordinates
         ``looks_from``, ``looks_at``, ``compared_with`` and ``helps_with`` say what a claim is. With `controls`:
-        ``loss(ablated, window, place)``, where ``ablated`` are claims, the heads that each fits mean-ablated together,
-        and ``place`` the next tokens of which it is the loss; ``baseline_loss(window, place)``, ``loss_control(ablated,
-        random, draw, window, place)``, and ``p_loss(ablated, random, place)``, how often a random set does at least as
-        much damage.
+        ``loss_without(ablated, window, place)``, where ``ablated`` are claims, all heads that each fits mean-ablated,
+        and ``place`` the next tokens of which it is the loss; ``loss_whole(window, place)`` of the whole model;
+        ``loss_without_random(ablated, random, draw, window, place)``; and ``p_without(ablated, random, place)``, how
+        often a random set does at least as much damage.
 
     Raises
     ------
@@ -139,13 +141,13 @@ def text_heads(
         result = _judged(model, measured, found, threshold, alpha)
         if controls:
             result = result.merge(_ablated(model, result, found, related, controls, seed))
-    options = {"n": n, "context": found.tokens.shape[1], "threshold": threshold, "alpha": alpha, "controls": controls}
+    options = dict(zip(OPTIONS, (n, found.tokens.shape[1], threshold, alpha, controls, seed), strict=True))
     return number_dims(result).assign_attrs(
         provenance(model, call.identity)
         | as_attrs(
             {
                 "title": f"Heads of {model.name} on text",
-                "text_heads": json.dumps(options | {"seed": seed}),
+                "text_heads": json.dumps(options),
                 "text": "held_out" if text is None else os.fspath(text),
                 "text_sha256": found.sha256,
                 "windows": found.tokens.shape[0],
@@ -170,7 +172,8 @@ def _relations(model: Model, text: str | os.PathLike[str] | None, found: Windows
             )["offset_mapping"]
             ends = np.maximum.accumulate(np.array(offsets)[:, 1])
             known[name] = source, np.append(0, ends[:-1]), ends
-    size, related = found.tokens.shape[1], []
+    size = found.tokens.shape[1]
+    related: list[Relations | None] = []
     for name, start in zip(found.files, found.starts.tolist(), strict=True):
         if name not in known:
             related.append(None)
@@ -194,6 +197,7 @@ def _scores(
     parts = ("score", *CONTROLS)
     shape = (len(CLAIMS), len(parts), model.shape.layers, model.shape.heads, count)
     sums, queries = np.zeros(shape), np.zeros((len(CLAIMS), count), dtype=int)
+    nothing = np.zeros((size, size))
     at_once = max(1, HELD // (4 * size * size * len(CLAIMS) * len(parts)))
     with Progress("heads on text", progress, unit="windows", total=count) as bar:
         for start in range(0, count, at_once):
@@ -202,9 +206,7 @@ def _scores(
             metrics, filled = [], []
             for number, name in enumerate(CLAIMS):
                 for part in range(len(parts)):
-                    of = [
-                        found_of[name][part] if name in found_of else np.zeros((size, size)) for found_of in by_window
-                    ]
+                    of: list[Any] = [one[name][part] if name in one else nothing for one in by_window]
                     if any(one is None for one in of):
                         sums[number, part] = np.nan
                         continue
@@ -243,9 +245,7 @@ def _judged(model: Model, measured: xr.Dataset, found: Windows, threshold: float
         if known.shape[-1]:
             low[number], high[number] = bootstrap_interval(known, bounds=(-1.0, 1.0))
             p[number] = sign_flip(known)
-    means = _mean(difference)
-    margin = np.where(np.isnan(means).all(axis=1), np.nan, np.nanmin(np.where(np.isnan(means), np.inf, means), axis=1))
-    largest = np.where(np.isnan(p).all(axis=1), np.nan, np.nanmax(np.where(np.isnan(p), -np.inf, p), axis=1))
+    margin, largest = np.fmin.reduce(_mean(difference), axis=1), np.fmax.reduce(p, axis=1)
     q = benjamini_hochberg(largest)
     fits = (margin >= threshold) & (q <= alpha)
     called = np.full(shape[2:], NONE, dtype=object)
@@ -255,12 +255,7 @@ def _judged(model: Model, measured: xr.Dataset, found: Windows, threshold: float
         called = np.where(fits[rows].any(axis=0), np.array([*CLAIMS], dtype=object)[rows][best.argmax(axis=0)], called)
     one, of_head = ("claim", "control", *FAMILY), ("claim", *FAMILY)
     few = interval_attrs(int((queries > 0).sum(axis=1).max(initial=0)))
-    texts = {
-        "looks_from": "looks_from",
-        "looks_at": "looks_at",
-        "compared_with": "mismatch",
-        "helps_with": "place",
-    }
+    texts = {"looks_from": "looks_from", "looks_at": "looks_at", "compared_with": "mismatch", "helps_with": "place"}
     words = {
         name: ("claim", np.array([getattr(claim, field) for claim in CLAIMS.values()], dtype=object))
         for name, field in texts.items()
@@ -356,10 +351,10 @@ def _ablated(
     heads_of = [" ".join(f"L{edit.site.layer}H{edit.site.head}" for edit in one.edits()) for one in sets.values()]
     return xr.Dataset(
         {
-            "loss": of_places("", "loss without the heads that the claim fits"),
-            "baseline_loss": of_places("baseline_", "loss"),
-            "loss_control": of_places("", "loss without random heads", "_control"),
-            "p_loss": p,
+            "loss_without": of_places("", "loss without the heads that the claim fits"),
+            "loss_whole": of_places("baseline_", "loss of the whole model"),
+            "loss_without_random": of_places("", "loss without random heads", "_control"),
+            "p_without": p,
         },
         coords={
             "ablated": np.array([*sets], dtype=object),

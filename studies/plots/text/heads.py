@@ -25,6 +25,8 @@ SIGNS = {
     "first token": ("first", "#e3e3e3"),
 }
 """What is written in the cell of a head that is called so, and its colour."""
+NAMED = ("called", "score", "control_score", "fits")
+"""Variables that are drawn."""
 UNNAMED = ("", "#ffffff")
 CELL = 52
 """Pixels of the side of a cell."""
@@ -51,7 +53,7 @@ def heads_on_text(ds: xr.Dataset, *, title: str = "") -> Any:
     DeclarationError
         The dataset is another.
     """
-    need(ds, "heads_on_text", "called", "score", "control_score", "fits")
+    ds = need(ds, "heads_on_text", *NAMED)
     gap = (ds["score"] - ds["control_score"]).mean("unit").min("control").transpose("claim", "layer", "head")
     called = ds["called"].transpose("layer", "head")
     fits = ds["fits"].transpose("claim", "layer", "head").values
@@ -88,6 +90,7 @@ def heads_on_text(ds: xr.Dataset, *, title: str = "") -> Any:
         xlabel="head",
         ylabel="layer",
         title=title,
+        legend_cols=3,
     )
 
 

@@ -17,6 +17,8 @@ LETTER, LINE = 8.4, 24
 """Pixels: width of a letter and height of a line."""
 LEAST = 0.1
 """Attention from which on a line leads from the token to what it looks at."""
+HIGH = 0.9
+"""Lines by which an arc would rise above what it leads to, if it were not smooth."""
 TINTS = WEIGHTS[:170]
 """Of the colours of weights, those on which black text can be read."""
 
@@ -42,7 +44,7 @@ def attention_in_text(
     Returns
     -------
     holoviews.Overlay
-        ``Rectangles`` of the tokens (``token``, ``position``, ``weight``), ``Segments`` from the query to the tokens
+        ``Rectangles`` of the tokens (``token``, ``position``, ``weight``), ``Path`` from the query to the tokens
         that get at least a tenth of its attention, and ``Labels``.
 
     Raises
@@ -62,7 +64,7 @@ def attention_in_text(
             f"query={query}: the prompt has positions {pattern.queries[0]} to {pattern.queries[-1]}, or -1 from the end"
         )
     weights = np.nan_to_num(pattern.weights[where[chosen]])
-    boxes, middle, words = _laid_out([texts[place] for place in places])
+    boxes, tops, words = _laid_out([texts[place] for place in places])
     colours = ColourScale(0.0, 1.0, TINTS)
     fills = [colours.colours[round(min(max(weight, 0), 1) * (len(TINTS) - 1))] for weight in weights]
     rows = [
@@ -73,9 +75,8 @@ def attention_in_text(
     ends = ["left", "bottom", "right", "top"]
     tips = [("token", "@token"), ("position", "@position"), ("attention", "@weight{0.000}")]
     own = boxes[places.index(chosen)]
-    at = middle[places.index(chosen)]
-    lines = [
-        (*at, *middle[row], float(weight))
+    arcs = [
+        _arc(tops[places.index(chosen)], tops[row]) | {"weight": float(weight)}
         for row, weight in enumerate(weights)
         if weight >= LEAST and places[row] != chosen
     ]
@@ -85,7 +86,7 @@ def attention_in_text(
             color="fill", line_color="#e6e6e6", tools=["hover"], hover_tooltips=tips,
         ),
         styled(hv.Rectangles(own, ends), fill_alpha=0, line_color=ORANGE, line_width=2.5),
-        styled(hv.Segments(lines, ["x0", "y0", "x1", "y1"], "weight"), color=ORANGE, line_width=1.5, line_alpha=0.7),
+        styled(hv.Path(arcs, ["x", "y"], "weight"), color=ORANGE, line_width=1.5, line_alpha=0.8),
         styled(
             hv.Labels(words, ["x", "y"], "text"),
             text_font_size="13px", text_color="#1a1a1a", text_align="left", text_baseline="middle", hooks=[_monospace],
@@ -101,9 +102,9 @@ def attention_in_text(
     return overlay(
         parts,
         frame_width=round(max(wide, 30) * LETTER),
-        frame_height=round((high + 1) * LINE),
+        frame_height=round((high + 1.25) * LINE),
         xlim=(-0.5, max(wide, 30) + 0.5),
-        ylim=(-0.75, high + 0.25),
+        ylim=(-1, high + 0.25),
         invert_yaxis=True,
         xaxis=None,
         yaxis=None,
@@ -113,10 +114,10 @@ def attention_in_text(
     )
 
 
-def _laid_out(texts: list[str]) -> tuple[list[list[Any]], list[tuple[float, float]], list[tuple[float, float, str]]]:
-    """Boxes of each token, one for each line it is on; the middle of its last one; and what is written where."""
+def _laid_out(texts: list[str]) -> tuple[list[list[Any]], list[tuple[float, float]], list[tuple[int, int, str]]]:
+    """Boxes of each token, one for each line it is on; the top of its last one; and what is written where."""
     boxes: list[list[Any]] = []
-    middle, words = [], []
+    tops, words = [], []
     column, line = 0, 0
     for text in texts:
         own = []
@@ -130,9 +131,20 @@ def _laid_out(texts: list[str]) -> tuple[list[list[Any]], list[tuple[float, floa
                 words += [(column, line, written)] if written else []
             column, line = (0, line + 1) if ends_line else (column + width, line)
         boxes.append(own)
-        left, low, right, high = own[-1]
-        middle.append(((left + right) / 2, (low + high) / 2))
-    return boxes, middle, words
+        left, top, right, _ = own[-1]
+        tops.append(((left + right) / 2, top))
+    return boxes, tops, words
+
+
+def _arc(start: tuple[float, float], end: tuple[float, float]) -> dict[str, Any]:
+    """A curve from one place to another that rises above the lines between them."""
+    share = np.linspace(0, 1, 30)
+    (x0, y0), (x1, y1) = start, end
+    top = min(y0, y1) - HIGH
+    rows = ((1 - share) ** 2, 2 * share * (1 - share), share**2)
+    x, y = (sum(part * value for part, value in zip(rows, ends, strict=True))
+            for ends in ((x0, (x0 + x1) / 2, x1), (y0, top, y1)))  # fmt: skip
+    return {"x": x, "y": y}
 
 
 def _monospace(plot: Any, element: Any) -> None:

@@ -218,15 +218,15 @@ def test_heads_that_a_claim_fits_are_ablated_against_random_ones(tmp_path):
     recurs = np.array([[any(row[k] == row[q] and row[k + 1] == row[q + 1] for k in range(q)) for q in range(19)]
                        for row in found.tokens])  # fmt: skip
     place = "tokens that followed an earlier occurrence of the token before them"
-    for values, own in ((losses[0], ds["loss"].isel(ablated=number)), (losses[1], ds["baseline_loss"])):
+    for values, own in ((losses[0], ds["loss_without"].isel(ablated=number)), (losses[1], ds["loss_whole"])):
         expected = np.array([row[here].mean() for row, here in zip(values[:, :19], recurs, strict=True)])
         np.testing.assert_allclose(own.sel(place=place), expected, atol=1e-5)
         np.testing.assert_allclose(own.sel(place="every token"), values[:, :19].mean(axis=1), atol=1e-5)
-    rise = (ds["loss_control"] - ds["baseline_loss"]).mean("window").isel(ablated=number).sel(place=place)
-    own = float((ds["loss"] - ds["baseline_loss"]).mean("window").isel(ablated=number).sel(place=place))
+    rise = (ds["loss_without_random"] - ds["loss_whole"]).mean("window").isel(ablated=number).sel(place=place)
+    own = float((ds["loss_without"] - ds["loss_whole"]).mean("window").isel(ablated=number).sel(place=place))
     expected = (1 + (rise >= own).sum("draw")) / 5
-    np.testing.assert_allclose(ds["p_loss"].isel(ablated=number).sel(place=place), expected)
-    assert ds["loss"].sel(place="closing brackets").isnull().all()
+    np.testing.assert_allclose(ds["p_without"].isel(ablated=number).sel(place=place), expected)
+    assert ds["loss_without"].sel(place="closing brackets").isnull().all()
 
 
 def test_a_result_is_stored_and_listed(model, folder, tmp_path):
