@@ -223,7 +223,7 @@ def test_a_study_is_kept_taken_from_where_it_was_and_repeated(words_model, study
     found = hw.rerun(tmp_path / "text.nc")
     assert found.agrees
     assert found.largest == 0
-    listed = hw.Results(tmp_path).to_dataframe()
+    listed = hw.Results(tmp_path).frame
     assert listed["study"].tolist() == ["TextInduction"]
     assert "a gain of" in str(hw.summary(tmp_path / "text.nc"))
 
