@@ -207,6 +207,22 @@ def over_steps() -> Any:
     return hw.plots.over_steps(formation, scores, top=3)
 
 
+def gains_by_bin() -> Any:
+    """What second occurrences of pairs of words gain, by distance, in a text in which blocks of words come twice."""
+    from pathlib import Path
+
+    import numpy as np
+
+    random, words = np.random.default_rng(0), [word for word in model.tokenizer.get_vocab() if word.isalpha()]
+    text: list[str] = []
+    for between in random.integers(2, 40, 120):
+        block = [*random.choice(words, 4)]
+        text += [*block, *random.choice(words, between), *block]
+    Path("words.txt").write_text(" ".join(text))
+    found = hw.TextInduction("words.txt", context=64, n=16, pairs=64).run(model)
+    return hw.plots.gains_by_bin(found["distance"])
+
+
 def chosen() -> Any:
     """No name to remember: `picture` chooses by the dims of a variable, of any dataset."""
     return hw.plots.picture(tree, "ablation/loss", ablation="mean")
@@ -243,6 +259,7 @@ PICTURES: tuple[Callable[[], Any], ...] = (
     token_bars,
     eigenvalue_plane,
     over_steps,
+    gains_by_bin,
     chosen,
 )
 INTRODUCTION = """# Gallery

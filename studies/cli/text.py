@@ -67,7 +67,6 @@ def add(commands: Any) -> None:
         "--heads", action="store_true", help="say too what every head does there, in a file and a report beside"
     )
     parser.add_argument("--out", help="NetCDF file to write (default: results/text-MODEL.nc)")
-    parser.add_argument("--quiet", action="store_true", help="say nothing of the work while it is done")
     parser.add_argument("--plan", action="store_true", help="say what each stage would cost, and run nothing")
     parser.add_argument("--fresh", action="store_true", help="run everything again, whatever is there")
 
@@ -89,8 +88,7 @@ def run(options: argparse.Namespace) -> int:
         raise DeclarationError(f"--out {out}: end it in .nc; the report beside it gets the same name in .html")
     out = check_writable(out)
     check_writable(out.with_suffix(".html"))
-    tell = (lambda text: None) if options.quiet else say
-    tell(f"opening {options.model}")
+    say(f"opening {options.model}")
     from ..report.report import write_report
 
     quiet_libraries()
@@ -100,15 +98,15 @@ def run(options: argparse.Namespace) -> int:
 
     def stage(name: str) -> None:
         """Say which stage begins; before the first one, what all will take."""
-        if not begun and not options.quiet:
+        if not begun:
             say(study.plan(model).line)
         begun.append(name)
-        tell(f"{stages.index(name) + 1}/{len(stages)} {STAGES[name]}")
+        say(f"{stages.index(name) + 1}/{len(stages)} {STAGES[name]}")
 
-    tree = study.run(model, False if options.quiet else stage, out=out, resume=not options.fresh)
-    if not begun and not options.quiet:
+    tree = study.run(model, stage, out=out, resume=not options.fresh)
+    if not begun:
         say(f"{shown(out)} holds the whole result already; --fresh runs everything again")
-    tell("writing the report")
+    say("writing the report")
     report = write_report(tree, out.with_suffix(".html"))
     _print_summary(tree)
     put(f"\n{shown(out)}  results ({out.stat().st_size / 1e6:.1f} MB)")

@@ -27,6 +27,7 @@ KINDS = {
     "logit_lens": "logit lens",
     "direct_logit_attribution": "direct logit attribution",
     "text_heads": "heads on text",
+    "weighted_value_norms": "norms of weighted values",
     "data": "data",
 }
 """Kinds of results, and what each is called."""
@@ -34,6 +35,7 @@ LOOKS = {
     "predict": ("top", "positions"),
     "logit_lens": ("top", "of", "positions", "metrics"),
     "direct_logit_attribution": ("of", "parts", "per_position"),
+    "weighted_value_norms": ("layers",),
 }
 """Kinds of what looks inside a model, and the options that its attribute, called like the kind, holds as JSON."""
 MARKS = {
@@ -54,6 +56,7 @@ NEEDED = {
     "logit_lens": ("task", "run"),
     "direct_logit_attribution": ("task", "run"),
     "text_heads": ("text", "text_sha256"),
+    "weighted_value_norms": ("task", "run"),
 }
 """Attributes without which a result of a kind does not say how it was made."""
 SERIES = "series"

@@ -105,17 +105,18 @@ def _head_at(values: xr.DataArray, number: int) -> Head:
 
 def _ablation(tree: xr.DataTree) -> Iterator[str]:
     ds = tree["ablation"].to_dataset()
-    if "set" in ds.dims:
-        yield from _set(ds.sel(set=SET, run="clean").isel(ablation=0))
     alone = ds["alone_gain"]
+    strongest = _head_at(alone, int(alone.values.argmin()))
+    if "set" in ds.dims:
+        yield from _set(ds.sel(set=SET, run="clean").isel(ablation=0), strongest)
     yield (
-        f"Alone, {_head_at(alone, int(alone.values.argmin()))} takes most of the gain with it: "
+        f"Alone, {strongest} takes most of the gain with it: "
         f"{float(alone.min()):+.2f} nats; the median head {float(alone.median()):+.2f}."
     )
 
 
-def _set(ds: xr.Dataset) -> Iterator[str]:
-    """The induction heads beside random ones."""
+def _set(ds: xr.Dataset, strongest: Head) -> Iterator[str]:
+    """The induction heads beside random ones; `strongest` is the head that matters most alone."""
     told, real = {}, {}
     for name in ("gain", "loss_second", "loss_first"):
         change = float(ds[name] - ds[f"baseline_{name}"])
@@ -125,13 +126,20 @@ def _set(ds: xr.Dataset) -> Iterator[str]:
         real[name] = p <= REAL
         told[f"p_{name}"] = f"p = {p:.3f}"
     every, same = (int(ds["draws"].sel(control=control)) for control in ("all layers", "same layers"))
-    beats = round(float(ds["p_gain"].sel(control="all layers")) * (1 + every) - 1)
+    beat = (ds["control_gain"].sel(control="all layers") <= ds["gain"]).values
+    sets = [str(one).split() for one in ds["control_heads"].sel(control="all layers").values[beat]]
+    holding = sum(str(strongest) in one for one in sets)
+    other = f", {holding} of them with {strongest}" if holding and str(strongest) not in ds["heads"].item() else ""
     rests = real["gain"] and float(ds["gain_effect_high"]) < 0
     yield (
         f"Without {ds['heads'].item()} ({ds['ablation'].item()} ablation) the gain changes by {told['gain']}, from "
         f"{float(ds['baseline_gain']):.2f} to {float(ds['gain']):.2f}. Of {every} random sets of as many heads over "
-        f"all layers, {beats} do as much ({told['p_gain']}): "
-        + ("it rests on these heads more than on others." if rests else "that it rests on these heads is not shown.")
+        f"all layers, {len(sets)} do as much{other} ({told['p_gain']}): "
+        + (
+            "it rests on these heads more than on others."
+            if rests
+            else "that it rests on these heads alone is not shown."
+        )
     )
     floor = 1 / (1 + same)
     yield (

@@ -50,7 +50,7 @@ def test_a_single_prompt_has_no_tokens_to_put_there(words_model):
     ds = own_prompts(words_model, TEXTS[:1], seed=0)
     assert np.isnan(ds["causal_gain"].values).all()
     assert np.isnan(ds["mean_gain_low"])
-    assert float(ds["prob"]) > 0.5
+    assert float(ds["prob"][0]) > 0.5
 
 
 @pytest.mark.parametrize(
