@@ -13,8 +13,6 @@ from .induction import _stem
 from .shared import PLAIN_WIDTH, add_command, add_model, fill, open_model, print_table, put, quiet_libraries, say, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import xarray as xr
 
     from ...interventions.models.model import Model
@@ -112,19 +110,19 @@ def run(options: argparse.Namespace) -> int:
     put(f"\n{shown(out)}  results ({out.stat().st_size / 1e6:.1f} MB)")
     put(f"{shown(report)}  report ({report.stat().st_size / 1e6:.1f} MB)")
     if options.heads:
-        _heads(model, options, out.with_name(f"{out.stem}-heads.nc"), tell)
+        _heads(model, options, out.with_name(f"{out.stem}-heads.nc"))
     put(f"{time.monotonic() - started:.0f} s in all")
     return 0
 
 
-def _heads(model: Model, options: argparse.Namespace, out: Path, tell: Callable[[str], None]) -> None:
+def _heads(model: Model, options: argparse.Namespace, out: Path) -> None:
     """What every head does there: the file, the report, and the sentences."""
     from ..report.report import write_report
     from ..report.text_heads import sentences
     from ..storage.files import write_netcdf
     from ..text.heads import text_heads
 
-    tell("what every head does there")
+    say("what every head does there")
     ds = text_heads(model, options.text, context=options.context, seed=options.seed, controls=HEAD_CONTROLS)
     write_netcdf(ds, out)
     report = write_report(out, out.with_suffix(".html"))

@@ -1,5 +1,7 @@
 """What heads do on text as pictures, as a report, and again."""
 
+import argparse
+
 import holoviews as hv
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import xarray as xr
 import headwise as hw
 from headwise.errors import DeclarationError, ResultError
 from headwise.studies import plots
+from headwise.studies.cli import text
 from headwise.studies.plots.text.heads import SIGNS
 from headwise.studies.text.claims import CLAIMS, NONE
 
@@ -109,3 +112,14 @@ def test_text_from_elsewhere_is_not_read_for_a_file(saved, tmp_path):
     file = hw.write_netcdf(ds.assign_attrs(text="/somewhere"), tmp_path / "elsewhere.nc")
     with pytest.raises(ResultError, match="its text lies outside the model"):
         hw.rerun(file, model=path)
+
+
+def test_the_command_writes_and_says_what_heads_do(saved, tmp_path, monkeypatch, capsys):
+    path, _, _ = saved
+    monkeypatch.setattr(text, "HEAD_CONTROLS", 0)
+    options = argparse.Namespace(text=None, context=32, seed=0)
+    text._heads(hw.load(path), options, tmp_path / "text-heads.nc")
+    ds = hw.open_result(tmp_path / "text-heads.nc", load=True)
+    named = int((ds["called"] != NONE).sum())
+    assert f"{named} of 8 heads have a name" in " ".join(capsys.readouterr().out.split())
+    assert (tmp_path / "text-heads.html").stat().st_size > 10_000
