@@ -19,7 +19,7 @@ COMMANDS = (induction, text, dynamics, plan, train, results, plot, report, rerun
 EXAMPLES = """examples:
   headwise induction                                 the whole analysis
   headwise induction --model openai-community/gpt2   of a model from the Hub
-  headwise text --text FOLDER                        induction on text of your own
+  headwise text --text FOLDER                        induction on your own text
   headwise plan --what qkv --metric logit_diff       the cost, beforehand
   headwise results ls                                what is in results/
   headwise results query results ablation/loss --sort -effect --top 10

@@ -24,13 +24,14 @@ EXAMPLES = """  headwise text --model ./my-model                   its own folde
   headwise text --model gpt2 --text notes/ --prompts potter.txt
   headwise text --text words.txt --plan              what each stage would take
 """
-PROMPTS = """the file of --prompts holds one prompt in a line, whose last word stands in it before:
+PROMPTS = """the file of --prompts holds one prompt in a line, whose last word stands before:
   Harry Potter went home. Then Harry
 measured is the first token of what followed that word: " Potter"
 
-the gain is the loss at the first occurrence of a token pair less the loss at the second. It also holds
-what more context gives. What the first occurrence itself is worth is the net gain: how much the loss
-at the second rises where the first is replaced, less how much it rises where another place is.
+the gain is the loss at the first occurrence of a token pair less that at the
+second; it also holds what more context gives. The net gain says what the first
+occurrence itself is worth: how much the loss at the second rises where the
+first is replaced, less how much it rises where another place is
 """
 
 

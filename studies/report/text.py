@@ -31,17 +31,18 @@ def lead(tree: xr.DataTree) -> str:
 
 
 def _gains(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
+    names = [str(name).replace("_", " ") for name in ds["gain"].values]
     page.figure(
-        plots.ranked_conditions(ds, "mean", title="Gains of second occurrences"),
+        plots.ranked_conditions(ds.assign_coords(gain=names), "mean", title="Gains of second occurrences"),
         "Gain: loss at the first occurrence less loss at the second. Causal gain: how much the loss at the second "
         "rises where the first is replaced by another pair of tokens; elsewhere: where another place is. Net gain: the "
         "difference of these two. Second occurrences with one candidate, 95% intervals.",
     )
     rows = []
-    for name in ds["gain"].values:
-        one = ds.sel(gain=name)
+    for at, name in enumerate(names):
+        one = ds.isel(gain=at)
         values = (number(float(one[f"mean{end}"]), "+.3f") for end in ("", "_low", "_high"))
-        rows.append([str(name).replace("_", " "), *values, str(int(one["count"]))])
+        rows.append([name, *values, str(int(one["count"]))])
     head = ["gain", "nats", "from", "to", "occurrences"]
     page.add(folded("Values", table(head, rows, caption="Means over occurrences, 95% intervals.")))
     page.add(folded("Some second occurrences", _examples(tree)))
@@ -66,9 +67,10 @@ def _examples(tree: xr.DataTree) -> str:
 
 
 def _heads(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
+    limits = (0.0, float(max(ds[name].max() for name in ("successor", "distance_control"))))
     page.figure(
-        plots.head_grid(ds["successor"], title="text: first successor")
-        + plots.head_grid(ds["distance_control"], title="text: same distance elsewhere")
+        plots.head_grid(ds["successor"], limits=limits, title="text: first successor")
+        + plots.head_grid(ds["distance_control"], limits=limits, title="text: same distance elsewhere")
         + plots.head_grid(ds["induction"], title="random tokens: induction score"),
         "Mean attention of each head from the token before a second occurrence to the first occurrence's successor; "
         "over the same distances from other queries, to tokens that follow no copy of them; and the induction score on "

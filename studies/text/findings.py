@@ -110,8 +110,8 @@ def _ablation(tree: xr.DataTree) -> Iterator[str]:
     if "set" in ds.dims:
         yield from _set(ds.sel(set=SET, run="clean").isel(ablation=0), strongest)
     yield (
-        f"Alone, {strongest} takes most of the gain with it: "
-        f"{float(alone.min()):+.2f} nats; the median head {float(alone.median()):+.2f}."
+        f"Of single heads, {strongest} matters most: without it the gain changes by "
+        f"{float(alone.min()):+.2f} nats; without the median head, by {float(alone.median()):+.2f}."
     )
 
 
@@ -132,20 +132,22 @@ def _set(ds: xr.Dataset, strongest: Head) -> Iterator[str]:
     other = f", {holding} of them with {strongest}" if holding and str(strongest) not in ds["heads"].item() else ""
     rests = real["gain"] and float(ds["gain_effect_high"]) < 0
     yield (
-        f"Without {ds['heads'].item()} ({ds['ablation'].item()} ablation) the gain changes by {told['gain']}, from "
-        f"{float(ds['baseline_gain']):.2f} to {float(ds['gain']):.2f}. Of {every} random sets of as many heads over "
-        f"all layers, {len(sets)} do as much{other} ({told['p_gain']}): "
+        f"Without {listed(ds['heads'].item().split())} ({ds['ablation'].item()} ablation) the gain changes by "
+        f"{told['gain']}, from {float(ds['baseline_gain']):.2f} to {float(ds['gain']):.2f}. Of {every} random sets of "
+        f"as many heads over all layers, {len(sets)} do as much{other} ({told['p_gain']}): "
         + (
             "it rests on these heads more than on others."
             if rests
             else "that it rests on these heads alone is not shown."
         )
     )
-    floor = 1 / (1 + same)
-    yield (
-        f"Of {count(same, 'random set')} in the same layers, p = {float(ds['p_gain'].sel(control='same layers')):.3f}"
-        + (f", and it cannot be below {floor:.3f}: these alone could not tell." if floor > REAL else ".")
-    )
+    floor, p_same = 1 / (1 + same), float(ds["p_gain"].sel(control="same layers"))
+    if not same:
+        yield "The layers of these heads have too few other heads to draw a random set from."
+    else:
+        yield f"Of {count(same, 'random set')} in the same layers, p = {p_same:.3f}" + (
+            f", and it cannot be below {floor:.3f}: these alone could not tell." if floor > REAL else "."
+        )
     yield (
         f"The loss at second occurrences changes by {told['loss_second']} ({told['p_loss_second']}), at first "
         f"occurrences by {told['loss_first']} ({told['p_loss_first']}): "
@@ -170,7 +172,7 @@ def _where(tree: xr.DataTree) -> Iterator[str]:
         if open_bins := [str(one) for one in many["bin"].values[~(many["net_gain_low"].values > 0)]]:
             unsure.append(f"{words} {listed(open_bins)}")
     if parts:
-        yield f"The net gain is {'; '.join(parts)} nats. " + (
+        yield f"The net gain in nats: {'; '.join(parts)}. " + (
             f"It is not shown to be above 0 at {'; '.join(unsure)}."
             if unsure
             else f"It is above 0 in every part with {FEWEST} occurrences or more."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ...interventions.declare.sites import Head
 from ...metrics.attention import SCORES
@@ -18,7 +18,30 @@ from .measured import DISTANCE, SET, SUCCESSOR, Text, random_tokens, sets_grid, 
 
 if TYPE_CHECKING:
     from ...interventions.models.model import Model
-    from .study import TextInduction
+
+
+class Asked(Protocol):
+    """What prices depend on of a `TextInduction`."""
+
+    @property
+    def pairs(self) -> int:
+        """Occurrences whose first is replaced."""
+
+    @property
+    def controls(self) -> int:
+        """Random sets of each control."""
+
+    @property
+    def untrained(self) -> int:
+        """Models with random weights."""
+
+    @property
+    def ablation(self) -> str:
+        """What heads are replaced by."""
+
+    @property
+    def seed(self) -> int:
+        """Of what is drawn."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +88,7 @@ def _words(price: Price) -> str:
     return f"{price.forwards:.0f}" if price.seconds is None else duration(price.seconds)
 
 
-def price_text(study: TextInduction, model: Model, text: Text, lines: int, *, timed: bool = True) -> TextPlan:
+def price_text(study: Asked, model: Model, text: Text, lines: int, *, timed: bool = True) -> TextPlan:
     """Price every stage, see `TextInduction.plan`."""
     from ...interventions.begin import turn
 

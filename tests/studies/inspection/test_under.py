@@ -276,8 +276,8 @@ def test_what_cannot_be_is_refused(words_model, given, says):
 
 def test_what_memory_does_not_hold_is_refused_before_any_pass(words_model, monkeypatch):
     monkeypatch.setattr("headwise.interventions.base.memory.free_memory", lambda: 20_000)
-    monkeypatch.setattr(words_model, "backend", None)
-    says = "what is asked for takes 0.1 MiB, and there is room for 0.0 MiB at once: name fewer parts"
+    monkeypatch.setattr("headwise.interventions.begin.begin", None)
+    says = "what is asked for takes 0.0 MiB, and there is room for 0.0 MiB at once: name fewer parts"
     with pytest.raises(DeclarationError, match=says):
         hw.direct_logit_attribution(words_model, TASK, parts=["L0", "L1"])
     with pytest.raises(DeclarationError, match="what is asked for takes"):
