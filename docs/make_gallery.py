@@ -7,6 +7,7 @@ Chromium, Chrome, Edge or Brave. The result of the study is read from ``results/
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 import textwrap
 import time
@@ -46,10 +47,11 @@ def attention_viewer() -> Any:
 
 
 def attention_in_text() -> Any:
-    """The same in the text itself: its lines and spaces, and where one token of it looks."""
+    """The same in the text itself: its lines and spaces, and where two tokens of it look."""
     prompt = hw.Prompts(["apple banana cherry dog\napple banana cherry"])
     patterns = hw.capture(model, prompt, [hw.Head(1, 2).pattern])
-    return hw.plots.attention_in_text(patterns, query=-1)
+    last = hw.plots.attention_in_text(patterns, query=-1)
+    return (hw.plots.attention_in_text(patterns, query=-2) + last).cols(1)
 
 
 def heads_on_text() -> Any:
@@ -285,7 +287,7 @@ tree = hw.open_result("results/induction-words-2l.nc")
 def lines(function: Callable[[], Any]) -> str:
     """The body of a function as it would stand in a script."""
     source = textwrap.dedent(inspect.getsource(function)).split('"""', 2)[2].strip("\n")
-    return textwrap.dedent(source).replace("return hw.plots.", "hw.plots.")
+    return re.sub("^return ", "", textwrap.dedent(source), flags=re.MULTILINE)
 
 
 def page() -> str:
