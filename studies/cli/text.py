@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 HEAD_CONTROLS = 20
 """Random sets that the heads of each claim are compared with."""
-EXAMPLES = """  headwise text --model ./my-model                   its own folder held_out
+EXAMPLES = """  headwise text                                      the held-out files of code-4l
   headwise text --model gpt2 --text notes/ --context 256
   headwise text --model gpt2 --text notes/ --prompts potter.txt
   headwise text --text words.txt --plan              what each stage would take
@@ -50,6 +50,7 @@ def add(commands: Any) -> None:
         examples=f"{EXAMPLES}\n{PROMPTS}",
     )
     add_model(parser)
+    parser.set_defaults(model="code-4l")
     parser.add_argument("--text", metavar="PATH", help="file or folder of text (default: held_out of the model)")
     parser.add_argument("--prompts", metavar="FILE", help="prompts of your own too, see below")
     parser.add_argument("--n", type=int, default=32, help="windows of text, at most (default: %(default)s)")

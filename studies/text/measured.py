@@ -140,7 +140,23 @@ def occurrences(model: Model, text: Text) -> xr.Dataset:
 
 
 def replaced(model: Model, text: Text, before: xr.Dataset, most: int, seed: int) -> xr.Dataset:
-    """The loss at second occurrences where the first is replaced, and where another place is."""
+    """The loss at second occurrences where the first is replaced, and where another place is.
+
+    Parameters
+    ----------
+    model : Model
+    text : Text
+    before : Dataset
+        What `occurrences` gives of it.
+    most : int
+        Occurrences that are drawn, at most.
+    seed : int
+
+    Returns
+    -------
+    Dataset
+        ``causal_gain``, ``elsewhere`` and ``net_gain`` ``(row)``, in nats.
+    """
     drawn = draw_replaced(text.cut.tokens, text.cut.others, text.found, most, seed)
     own = text.found.where(drawn.occurrence)
     attrs = {"long_name": "number of the occurrence"}
@@ -181,6 +197,17 @@ def binned(text: Text, before: xr.Dataset, after: xr.Dataset, name: str) -> xr.D
     """Gains by distance, number of candidates or position, with intervals and counts: dim ``bin``.
 
     All but those by number of candidates are of occurrences with one candidate.
+
+    Parameters
+    ----------
+    text : Text
+    before, after : Dataset
+        What `occurrences` and `replaced` give of it.
+    name : {"distance", "candidates", "position"}
+
+    Returns
+    -------
+    Dataset
     """
     numbers = {"distance": text.found.distance, "candidates": text.found.candidates, "position": text.found.second}
     axis, chosen = numbers[name], (text.found.candidates == 1) | (name == "candidates")

@@ -89,7 +89,22 @@ def _words(price: Price) -> str:
 
 
 def price_text(study: Asked, model: Model, text: Text, lines: int, *, timed: bool = True) -> TextPlan:
-    """Price every stage, see `TextInduction.plan`."""
+    """Price every stage, see `TextInduction.plan`.
+
+    Parameters
+    ----------
+    study : TextInduction
+    model : Model
+    text : Text
+    lines : int
+        Prompts of the user's own.
+    timed : bool
+        Whether a pass is timed, so that there are seconds.
+
+    Returns
+    -------
+    TextPlan
+    """
     from ...interventions.begin import turn
 
     cut, shape = text.cut, model.shape
