@@ -248,7 +248,7 @@ def test_bins_are_drawn_with_their_intervals(tree):
 
 def test_the_command_prints_and_writes(study, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    given = ["text", "--text", str(study.text), "--context", "40", "--n", "4", "--pairs", "2"]
+    given = ["text", "--model", "words-2l", "--text", str(study.text), "--context", "40", "--n", "4", "--pairs", "2"]
     assert main([*given, "--plan"]) == 0
     said = capsys.readouterr().out
     assert "induction on text, words-2l: 4 windows of 40 tokens" in said
@@ -274,7 +274,7 @@ def test_the_command_prints_and_writes(study, tmp_path, capsys, monkeypatch):
         assert html.escape(words, quote=False) in report, words
     assert main(["text", "--text", "nowhere"]) == 1
     assert "headwise: text='nowhere': there is no such file or folder" in capsys.readouterr().err
-    assert main(["text"]) == 1
+    assert main(["text", "--model", "words-2l"]) == 1
     assert "headwise: words-2l has no folder held_out with text that it has not read" in capsys.readouterr().err
 
 
