@@ -122,7 +122,7 @@ def bootstrap_interval(
 
 
 def ratio_interval(
-    above: Array, below: Array, level: float = 0.95, resamples: int = 2000, seed: int = 0
+    above: Array, below: Array, level: float = 0.95, resamples: int = 2000, seed: int = 0, *, counts: bool = False
 ) -> tuple[Array, Array]:
     """Studentised bootstrap interval of ``mean(above) / mean(below)`` over the last axis (examples, in pairs).
 
@@ -135,12 +135,14 @@ def ratio_interval(
     below : array (example,) or (..., example)
     level, resamples, seed
         As for `bootstrap_interval`.
+    counts : bool
+        Whether `below` are counts above 0, whose mean cannot be 0.
 
     Returns
     -------
     low, high : arrays (...)
-        NaN where a value is missing, where there are fewer than two examples, and where the mean of `below` is within
-        two standard errors of 0, as for `normalized`.
+        NaN where a value is missing, where there are fewer than two examples, and, but for counts, where the mean of
+        `below` is within two standard errors of 0, as for `normalized`.
 
     Notes
     -----
@@ -154,15 +156,15 @@ def ratio_interval(
     low, high = np.full(shape, np.nan), np.full(shape, np.nan)
     if examples < 2:
         return low, high
-    counts = _counts(examples, resamples, seed)
+    drawn = _counts(examples, resamples, seed)
     every = np.full((1, examples), 1 / examples)
     for at in np.ndindex(shape):
         y, x = one[at], other[at]
-        if not np.isfinite([y, x]).all() or within_noise(x):
+        if not np.isfinite([y, x]).all() or (not counts and within_noise(x)):
             continue
         ratio, error = _jackknifed(y, x, every)
         with np.errstate(divide="ignore", invalid="ignore"):
-            ratios, errors = _jackknifed(y, x, counts)
+            ratios, errors = _jackknifed(y, x, drawn)
             found = (ratios - ratio) / np.maximum(errors, LEAST_SPREAD * error)
         if error[0] == 0:
             low[at] = high[at] = ratio[0]

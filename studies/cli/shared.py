@@ -141,7 +141,7 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     """``--revision`` and ``--step``, which say what weights of a model."""
     parser.add_argument("--revision", help="branch, tag or commit of the model on the Hub")
     parser.add_argument(
-        "--step", type=int, help="step of its training: of words-2l, a folder with checkpoints, or Pythia"
+        "--step", type=int, help="step of its training: of a shipped model, a folder with checkpoints, or Pythia"
     )
 
 

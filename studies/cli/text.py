@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 HEAD_CONTROLS = 20
 """Random sets that the heads of each claim are compared with."""
-EXAMPLES = """  headwise text                                      the held-out files of code-4l
+EXAMPLES = """  headwise text                                      held-out files of code-4l
   headwise text --model gpt2 --text notes/ --context 256
   headwise text --model gpt2 --text notes/ --prompts potter.txt
-  headwise text --text words.txt --plan              what each stage would take
+  headwise text --text words.txt --plan              what each stage takes
 """
-PROMPTS = """the file of --prompts holds one prompt in a line, whose last word stands before:
+PROMPTS = """the file of --prompts holds one prompt a line, whose last word stands before:
   Harry Potter went home. Then Harry
 measured is the first token of what followed that word: " Potter"
 
@@ -64,7 +64,10 @@ def add(commands: Any) -> None:
     parser.add_argument("--ablation", default="mean", help="mean or resample (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of all that is drawn (default: %(default)s)")
     parser.add_argument(
-        "--heads", action="store_true", help="say too what every head does there, in a file and a report beside"
+        "--heads",
+        action="store_true",
+        help="say too what every head does there, in a file and a report beside (8 times N windows, 20 random sets; "
+        "--plan does not price it)",
     )
     parser.add_argument("--out", help="NetCDF file to write (default: results/text-MODEL.nc)")
     parser.add_argument("--plan", action="store_true", help="say what each stage would cost, and run nothing")
@@ -125,7 +128,9 @@ def _heads(model: Model, options: argparse.Namespace, out: Path) -> None:
     from ..text.heads import text_heads
 
     say("what every head does there")
-    ds = text_heads(model, options.text, context=options.context, seed=options.seed, controls=HEAD_CONTROLS)
+    ds = text_heads(
+        model, options.text, n=8 * options.n, context=options.context, seed=options.seed, controls=HEAD_CONTROLS
+    )
     write_netcdf(ds, out)
     report = write_report(out, out.with_suffix(".html"))
     put()

@@ -157,7 +157,7 @@ SECTIONS = (
         "candidates",
         "Candidates",
         "Does it fail where several tokens have followed?",
-        partial(_bins, words="number of different tokens that followed before", more=", the right one among them"),
+        partial(_bins, words="number of different tokens that followed before", more=", one of which is the right one"),
     ),
     Section(
         "position",

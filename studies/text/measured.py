@@ -312,7 +312,7 @@ def _of_sums(sums: Array, counts: Array, units: Array) -> tuple[float, float, fl
 
     _, number = np.unique(units, return_inverse=True)
     above, below = np.bincount(number, sums), np.bincount(number, counts)
-    low, high = ratio_interval(above[below > 0], below[below > 0])
+    low, high = ratio_interval(above[below > 0], below[below > 0], counts=True)
     return float(sums.sum() / counts.sum()), float(low), float(high)
 
 

@@ -220,7 +220,7 @@ def mean_by_unit(values: Array, units: Sequence[Any] | Array, level: float = 0.9
         return (np.nan,) * 3
     _, number = np.unique(np.asarray(units)[known], return_inverse=True)
     sums, counts = np.bincount(number, values[known]), np.bincount(number).astype(np.float64)
-    low, high = ratio_interval(sums, counts, level)
+    low, high = ratio_interval(sums, counts, level, counts=True)
     return float(values[known].mean()), float(low), float(high)
 
 

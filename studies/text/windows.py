@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import numpy as np
 
 from ...errors import LARGEST_SEED, MOST_PROMPTS, DeclarationError, whole
 from ...interventions.models.locate import locate
+from ..output.phrases import count
 from ..tasks.batch import Batch
 from ..tasks.tasks import REFERENCE_EXAMPLES, has_no_text
 
@@ -120,8 +122,8 @@ def windows(
     if len(cuts) < 2:
         longest = max(ids, key=lambda name: len(ids[name]))
         raise DeclarationError(
-            f"{place} has {len(cuts)} windows of {context} tokens, and two are needed: its longest file, {longest}, "
-            f"has {len(ids[longest])} tokens; give more text, or a smaller context"
+            f"{place} has {count(len(cuts), 'window')} of {context} tokens, and two are needed: its longest file, "
+            f"{longest}, has {len(ids[longest])} tokens; give more text, or a smaller context"
         )
     drawn = np.random.default_rng((seed, 0)).permutation(len(cuts))
     own, rest = sorted(drawn[:n].tolist()), drawn[n : n + max(n, REFERENCE_EXAMPLES)].tolist()
@@ -156,14 +158,19 @@ def read_text(model: Model, text: str | os.PathLike[str] | None) -> tuple[str, d
             f"{model.name} has no folder {HELD_OUT} with text that it has not read: give text=, a file or a folder of "
             "such text"
         )
-    if path.is_file():
+    try:
+        kind = "file" if path.is_file() else "folder" if path.is_dir() else ""
+    except (OSError, ValueError):  # such as a text itself, which is too long for a name
+        kind = ""
+    if kind == "file":
         files = {path.name: path}
-    elif path.is_dir():
+    elif kind:
         found = (one for one in sorted(path.rglob("*")) if one.is_file())
         names = ((one.relative_to(path), one) for one in found)
         files = {name.as_posix(): one for name, one in names if not any(part.startswith(".") for part in name.parts)}
     else:
-        raise DeclarationError(f"text={str(text)!r}: there is no such file or folder")
+        given = textwrap.shorten(str(text), 60, placeholder="...")
+        raise DeclarationError(f"text={given!r}: there is no such file or folder; give the path of one")
     read = {}
     for name, one in files.items():
         try:
@@ -176,7 +183,7 @@ def read_text(model: Model, text: str | os.PathLike[str] | None) -> tuple[str, d
             raise DeclarationError(f"cannot read {one}: {error.strerror or error}") from error
     read = {name: content for name, content in read.items() if content.strip()}
     if not read:
-        raise DeclarationError(f"{path} holds no text")
+        raise DeclarationError(f"{path} holds no text: give a file of text in UTF-8, or a folder of such files")
     return str(path), read
 
 

@@ -126,7 +126,7 @@ REFUSED = {
     "compiled": (lambda: torch.compile(of_configuration("gpt2"), backend="eager"), r"is compiled, .*_orig_mod"),
     "made under inference mode": (in_inference_mode, r"inference_mode.*load\(copy.deepcopy\(model\)\)"),
     "of peft": (lambda: adapted(of_configuration("gpt2"), ["c_attn"]), r"a model of peft: .*get_base_model"),
-    "a number": (lambda: 3, r"cannot load int: give a shipped name \(words-2l\)"),
+    "a number": (lambda: 3, r"cannot load int: give a shipped name \(code-4l and words-2l\)"),
 }
 
 

@@ -117,7 +117,7 @@ def test_text_from_elsewhere_is_not_read_for_a_file(saved, tmp_path):
 def test_the_command_writes_and_says_what_heads_do(saved, tmp_path, monkeypatch, capsys):
     path, _, _ = saved
     monkeypatch.setattr(text, "HEAD_CONTROLS", 0)
-    options = argparse.Namespace(text=None, context=32, seed=0)
+    options = argparse.Namespace(text=None, context=32, n=32, seed=0)
     text._heads(hw.load(path), options, tmp_path / "text-heads.nc")
     ds = hw.open_result(tmp_path / "text-heads.nc", load=True)
     named = int((ds["called"] != NONE).sum())

@@ -135,3 +135,13 @@ def test_bins_cover_all_that_is_possible():
     for name in ("distance", "candidates", "position"):
         flat = [value for low, high in bins_of(name, 100) for value in range(low, high + 1)]
         assert flat == list(range(flat[0], flat[-1] + 1))
+
+
+def test_files_of_very_different_sizes_have_an_interval():
+    """Their counts cannot be 0, though their mean is within two standard errors of it."""
+    random = np.random.default_rng(0)
+    units = np.repeat(["a", "b", "c", "d"], [13, 29, 3, 3])
+    values = random.normal(1.3, 0.5, len(units))
+    mean, low, high = mean_by_unit(values, units)
+    assert mean == pytest.approx(values.mean())
+    assert mean - 1.5 < low < mean < high < mean + 1.5
