@@ -28,6 +28,7 @@ from .curves import along, by_position, ranked_conditions
 from .estimates import estimate_against_exact
 from .export.notebook import show_in_notebooks as _show_in_notebooks
 from .export.save import save
+from .formation import change_points, formation
 from .grids import grid, layer_by_position
 from .heads import head_grid, head_grids, ranked_heads
 from .patching import path_grids, qkv_grids, qkv_of_set
@@ -42,10 +43,12 @@ __all__ = [
     "attention_viewer",
     "by_position",
     "causal_check",
+    "change_points",
     "composition_graph",
     "composition_matrix",
     "composition_strip",
     "estimate_against_exact",
+    "formation",
     "grid",
     "head_grid",
     "head_grid_over_steps",

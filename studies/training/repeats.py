@@ -95,7 +95,8 @@ class ZipfData(SequenceData):
         return found
 
     def _tokens(self, shares: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        return np.minimum(np.searchsorted(self.below, shares, side="right"), self.vocabulary - 1)
+        found: np.ndarray[Any, Any] = np.searchsorted(self.below, shares, side="right")
+        return np.minimum(found, self.vocabulary - 1)
 
     def sequence(self, number: int, validates: bool) -> np.ndarray[Any, Any]:
         """Sequence `number` of those that train, or of those that validate."""

@@ -27,13 +27,15 @@ def test_the_change_point_of_a_logistic_step_is_found(step, width):
     assert found.explained > 0.999
     assert (found.before, found.after) == (pytest.approx(0.05, abs=0.02), pytest.approx(0.8, abs=0.03))
     low, high = found.span()
-    assert low == pytest.approx(step / 9**width, rel=0.1) and high == pytest.approx(step * 9**width, rel=0.1)
+    assert low == pytest.approx(step / 9**width, rel=0.1)
+    assert high == pytest.approx(step * 9**width, rel=0.1)
 
 
 def test_a_fall_is_found_as_a_fall_and_not_as_a_rise():
     loss = 4.2 - 3 * curve(200, before=0, after=1)
     falls, rises = change_point(STEPS, loss, rising=False), change_point(STEPS, loss)
-    assert falls.step == pytest.approx(200, rel=0.03) and falls.after - falls.before == pytest.approx(-3, abs=0.05)
+    assert falls.step == pytest.approx(200, rel=0.03)
+    assert falls.after - falls.before == pytest.approx(-3, abs=0.05)
     assert np.isnan(rises.step) or rises.explained < 0.2
 
 
@@ -70,7 +72,8 @@ def test_the_interval_covers_a_known_change_point():
 
 def test_a_curve_without_a_change_has_none_and_missing_values_are_nan():
     flat = change_point(STEPS, np.full((2, len(STEPS)), 0.3))
-    assert np.isnan(flat.step).all() and flat.step.shape == (2,)
+    assert np.isnan(flat.step).all()
+    assert flat.step.shape == (2,)
     gap = curve(100)
     gap[3] = np.nan
     assert np.isnan(change_point(STEPS, gap).step)

@@ -1,0 +1,79 @@
+"""What is measured of a model at each step of the formation study."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from ..analyses.composition import composition_scores
+from ..measuring.measure import measure
+from ..tasks.prompts import Prompts
+
+if TYPE_CHECKING:
+    from ...interventions.models.model import Model
+    from .formation import FormationStudy
+
+SCORES = ("induction", "previous_token", "duplicate_token", "prefix_matching")
+PARTS = ("repeats", "new")
+"""Sequences that are held out: those in which a part repeats, and those in which nothing does."""
+
+
+class Look(NamedTuple):
+    """Measures a model of a training as it is trained: with what is held on it.
+
+    Attributes
+    ----------
+    study : FormationStudy
+    training : str
+    tell : callable
+        Gets how many steps were measured.
+    """
+
+    study: FormationStudy
+    training: str
+    tell: Callable[[int], None]
+
+    def run(self, model: Model, progress: Any = None) -> xr.Dataset:
+        """Scores of heads, loss and accuracy by position, the loss on sequences held out, composition."""
+        study = self.study
+        held, task = study.held(self.training, 2 * study.length), study.task
+        found = _as_held(
+            measure(
+                model, task, held, [*SCORES, "loss", "accuracy"], runs="clean", per_position=True, progress=progress
+            )
+        )
+        whole = [self._held_out(model, number) for number in range(len(PARTS))]
+        found = found.assign(
+            held_out_loss=xr.concat(whole, xr.DataArray(np.asarray(PARTS, dtype=object), dims="part", name="part"))
+        )
+        if model.shape.layers > 1:
+            table = composition_scores(model, draws=2, check=False)["composition"]
+            table = table.sel(variant="folded", sender_layer=0, receiver_layer=1, drop=True)
+            found = found.assign(composition=table)
+        return found.drop_attrs(deep=False)
+
+    def _held_out(self, model: Model, number: int) -> xr.DataArray:
+        """The loss at each position of one kind of sequences that no training sees, ``(example, position)``."""
+        study = self.study
+        part = study.data(0).parts[number]
+        tokens = [part.sequence(at, validates=True).tolist() for at in range(study.n)]
+        held = study.held(self.training, study.context)
+        values = _as_held(
+            measure(model, Prompts(tokens), held, "loss", runs="clean", per_position=True, progress=False)
+        )
+        return values["loss"].rename({"position": "context_position"})
+
+    def to_json(self) -> str:
+        """Which look it is, as JSON text."""
+        return json.dumps({"type": "Look", "study": self.study.to_json(), "training": self.training})
+
+
+def _as_held(ds: xr.Dataset) -> xr.Dataset:
+    """The values with what is held on the model, without what stands beside them."""
+    kept = [name for name in ds.data_vars if not str(name).startswith(("baseline_", "chance_"))]
+    found = ds[kept].rename({f"read_{dim}": dim for dim in ("layer", "head") if f"read_{dim}" in ds.dims})
+    return found.drop_vars([name for name in found.coords if name not in found.dims])
