@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -113,22 +113,22 @@ class FormationStudy:
     """
 
     layers: int = 2
-    heads: int = 4
+    heads: int = 2
     width: int = 64
-    vocabulary: int = 64
-    context: int = 48
-    period: tuple[int, int] = (8, 20)
+    vocabulary: int = 32
+    context: int = 32
+    period: tuple[int, int] = (5, 12)
     repeats: float = 0.9
-    exponent: float = 0.5
-    bigrams: float = 0.2
-    batch: int = 16
-    learning_rate: float = 3e-3
+    exponent: float = 0.0
+    bigrams: float = 0.1
+    batch: int = 32
+    learning_rate: float = 5e-3
     warmup: int = 50
     steps: int = 2000
-    measured: int = 40
+    measured: int = 30
     seeds: int = 3
     n: int = 16
-    length: int = 20
+    length: int = 12
     trainings: tuple[str, ...] = tuple(TRAININGS)
 
     def __post_init__(self) -> None:
@@ -196,7 +196,12 @@ class FormationStudy:
         from ..training.data import MixedData
         from ..training.repeats import ZipfData
 
-        alike = {"vocabulary": self.vocabulary, "exponent": self.exponent, "bigrams": self.bigrams, "seed": seed}
+        alike: dict[str, Any] = {
+            "vocabulary": self.vocabulary,
+            "exponent": self.exponent,
+            "bigrams": self.bigrams,
+            "seed": seed,
+        }
         size = self.steps * self.batch
         parts = [ZipfData(self.context, period=period, size=size, **alike) for period in (self.period, None)]
         weights = [self.repeats, 1 - self.repeats]

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 
 from ...metrics.changepoints import change_interval, change_point
 from ...metrics.intervals import bootstrap_interval
-
-if TYPE_CHECKING:
-    from .formation import FormationStudy
 
 Array = np.ndarray[Any, Any]
 FITS = 0.8
@@ -40,9 +37,9 @@ class Curve(NamedTuple):
 
 CURVES = {
     "previous_token": Curve("previous-token score of the best head of layer 0", "1", True, 0.2),
-    "k_composition": Curve("K-composition of that head into the best induction head", "1", True, 0.1),
+    "k_composition": Curve("K-composition of the previous-token head into the induction head", "1", True, 0.1),
     "duplicate_token": Curve("duplicate-token score of the best head of layer 0", "1", True, 0.2),
-    "q_composition": Curve("Q-composition of that head into the best induction head", "1", True, 0.1),
+    "q_composition": Curve("Q-composition of the duplicate-token head into the induction head", "1", True, 0.1),
     "prefix_matching": Curve("prefix-matching score of the best head", "1", True, 0.2),
     "induction": Curve("induction score of the best head", "1", True, 0.2),
     "repeat_accuracy": Curve("accuracy on repeated random tokens", "1", True, 0.2),
@@ -59,7 +56,7 @@ REFERENCE = "induction"
 """The curve that others are compared with."""
 
 
-def curves_of(measured: xr.Dataset, study: FormationStudy) -> xr.Dataset:
+def curves_of(measured: xr.Dataset, study: Any) -> xr.Dataset:
     """The curves of `CURVES`, for each prompt.
 
     Parameters
@@ -153,7 +150,7 @@ def changes_of(curves: xr.Dataset) -> xr.Dataset:
     begin, end = (found[name][:, :, reference] for name in ("begin_step", "end_step"))
     for training, seed, at in np.ndindex(shape):
         found["share_of_change"][training, seed, at] = _share(
-            steps, means[training, seed, at], begin[training, seed], end[training, seed]
+            steps, means[training, seed, at], float(begin[training, seed]), float(end[training, seed])
         )
     logs = np.log(found["change_step"])
     apart = logs - logs[:, :, [reference]]
@@ -180,7 +177,7 @@ def changes_of(curves: xr.Dataset) -> xr.Dataset:
         "ratio_high": "high end of its 95% interval over seeds",
     }
     dims = ("training", "seed", "curve")
-    made = {name: (dims, one, {"long_name": words[name], "units": "1"}) for name, one in found.items()}
+    made: dict[str, Any] = {name: (dims, one, {"long_name": words[name], "units": "1"}) for name, one in found.items()}
     made |= {name: (dims[::2], one, {"long_name": words[name], "units": "1"}) for name, one in whole.items()}
     coords = {"training": curves["training"], "seed": curves["seed"], "curve": np.asarray(names, dtype=object)}
     return xr.Dataset(made, coords)

@@ -15,7 +15,6 @@ from ..tasks.prompts import Prompts
 
 if TYPE_CHECKING:
     from ...interventions.models.model import Model
-    from .formation import FormationStudy
 
 SCORES = ("induction", "previous_token", "duplicate_token", "prefix_matching")
 PARTS = ("repeats", "new")
@@ -33,7 +32,7 @@ class Look(NamedTuple):
         Gets how many steps were measured.
     """
 
-    study: FormationStudy
+    study: Any
     training: str
     tell: Callable[[int], None]
 
@@ -60,10 +59,10 @@ class Look(NamedTuple):
         """The loss at each position of one kind of sequences that no training sees, ``(example, position)``."""
         study = self.study
         part = study.data(0).parts[number]
-        tokens = [part.sequence(at, validates=True).tolist() for at in range(study.n)]
+        tokens = [tuple(part.sequence(at, validates=True).tolist()) for at in range(study.n)]
         held = study.held(self.training, study.context)
         values = _as_held(
-            measure(model, Prompts(tokens), held, "loss", runs="clean", per_position=True, progress=False)
+            measure(model, Prompts(tuple(tokens)), held, "loss", runs="clean", per_position=True, progress=False)
         )
         return values["loss"].rename({"position": "context_position"})
 

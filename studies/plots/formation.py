@@ -11,7 +11,7 @@ import xarray as xr
 from ...errors import DeclarationError, choices
 from .parts.dots import dots, row_chart, rows_of
 from .parts.inputs import Array
-from .parts.style import BLUE, GREY, INK, ORANGE, hover, styled
+from .parts.style import BLUE, GREY, INK, ORANGE, hover, overlay, styled
 from .steps import axis_of, over_steps
 
 PANELS = {
@@ -42,7 +42,7 @@ def formation(result: xr.DataTree, panel: str | None = None) -> Any:
     Returns
     -------
     holoviews.Layout, or an Overlay for one panel
-        Means over seeds with 95% intervals over seeds against the step, spaced by its logarithm. Shaded: from 10% to
+        Means over seeds with 95% intervals over seeds against the step. Shaded: from 10% to
         90% of the change of the induction score in the main training; its change point is dashed.
 
     Raises
@@ -121,7 +121,7 @@ def change_points(result: xr.DataTree, training: str = "main") -> Any:
     first = float(np.nanmin(known[known > 0]))
     ends = (np.log10(max(first / 1.6, 1.0)), np.log10(last * 1.05))
     ticks = [(np.log10(at), f"{at:g}") for at in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000)]
-    look = {"width": 860, "height": 110 + 46 * len(names), "legend_cols": 2, "show_legend": True}
+    look: dict[str, Any] = {"width": 860, "height": 110 + 46 * len(names), "legend_cols": 2, "show_legend": True}
     look |= {"xlim": ends, "xticks": [tick for tick in ticks if ends[0] <= tick[0] <= ends[1]]}
     return row_chart(parts, shown, words, **look)
 
@@ -151,16 +151,23 @@ def _band(changes: xr.Dataset) -> tuple[float, float, float] | None:
     return begin, middle, end
 
 
+def of_seeds(drawn: Any) -> Any:
+    """A figure of values whose examples are seeds, which says so where there are few."""
+    look = hv.Store.lookup_options("bokeh", drawn, "plot").kwargs
+    return overlay(list(drawn), **look | {"title": look["title"].replace(" prompts ", " seeds ")})
+
+
 def _marked(values: xr.DataArray, title: str, band: tuple[float, float, float] | None) -> Any:
     """A curve with the phase change marked."""
-    drawn = over_steps(values.to_dataset(name="value"), "value", title=title)
+    drawn = of_seeds(over_steps(values.to_dataset(name="value"), "value", title=title))
     if band is None:
         return drawn
     steps = np.sort(values["step"].values.astype(float))
     begin, middle, end = _places(steps, np.asarray(band))
     span = styled(hv.VSpan(begin, end), color=GREY, alpha=0.18, line_alpha=0)
     line = styled(hv.VLine(middle), color=INK, line_dash="dashed", line_width=1)
-    return span * drawn * line
+    look = hv.Store.lookup_options("bokeh", drawn, "plot").kwargs
+    return overlay([span, *drawn, line], **look)
 
 
 def _places(steps: Array, at: Array) -> Array:

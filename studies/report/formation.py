@@ -8,6 +8,7 @@ import xarray as xr
 from ...errors import DeclarationError
 from .. import plots
 from ..output.page import Page, folded, number, table
+from ..plots.formation import of_seeds
 from .induction import Section
 
 QUESTION = "When does induction form in training, in which order do its parts appear, and what does it need?"
@@ -92,7 +93,7 @@ def _composition(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
     values = best.sel(training=training, drop=True).to_dataset(name="largest")
     floor = ", ".join(f"{str(kind).upper()} {float(ds['floor_mean'].sel(kind=kind)):.2f}" for kind in ds["kind"].values)
     page.figure(
-        plots.over_steps(values, "largest", title="Composition"),
+        of_seeds(plots.over_steps(values, "largest", title="Composition")),
         f"The largest composition score of a head of layer 0 into a head of layer 1, training “{training}”, mean over "
         f"seeds with 95% intervals. Random weights score {floor}.",
     )
@@ -111,8 +112,8 @@ def _positions(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
     here = here.assign_coords(step=np.asarray([f"step {step}" for step in here["step"].values], dtype=object))
     scored = here.isel(position=slice(0, -1))
     page.figure(
-        plots.along(scored, "loss", "position", curves="step", title="loss")
-        + plots.along(scored, "accuracy", "position", curves="step", title="accuracy"),
+        of_seeds(plots.along(scored, "loss", "position", curves="step", title="loss"))
+        + of_seeds(plots.along(scored, "accuracy", "position", curves="step", title="accuracy")),
         "Loss and accuracy at each position of repeated random tokens: before, while and after the induction score "
         f"changes, training “{training}”, mean over seeds with 95% intervals.",
     )

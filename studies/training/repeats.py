@@ -84,7 +84,8 @@ class ZipfData(SequenceData):
     def below(self) -> np.ndarray[Any, Any]:
         """Probability of each token or one with a smaller id."""
         weights = np.arange(1, self.vocabulary + 1) ** -float(self.exponent)
-        return np.cumsum(weights) / weights.sum()
+        found: np.ndarray[Any, Any] = np.cumsum(weights) / weights.sum()
+        return found
 
     @cached_property
     def successors(self) -> list[list[int]]:
@@ -96,7 +97,8 @@ class ZipfData(SequenceData):
 
     def _tokens(self, shares: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         found: np.ndarray[Any, Any] = np.searchsorted(self.below, shares, side="right")
-        return np.minimum(found, self.vocabulary - 1)
+        kept: np.ndarray[Any, Any] = np.minimum(found, self.vocabulary - 1)
+        return kept
 
     def sequence(self, number: int, validates: bool) -> np.ndarray[Any, Any]:
         """Sequence `number` of those that train, or of those that validate."""

@@ -31,7 +31,7 @@ RepeatedTokens Prompts Batch
 measure plan capture compare_estimates composition_scores describe_heads InductionStudy
 predict direct_logit_attribution logit_lens
 CausalLM RepeatedTokensData TextData MixedData
-Sweep StudyCallback TrainerStudyCallback log_spaced over_checkpoints FabricExecutor
+Sweep StudyCallback TrainerStudyCallback log_spaced over_checkpoints FabricExecutor FormationStudy
 effect normalized table summary
 write_netcdf open_result Results rerun write_report to_json from_json
 metrics plots errors

@@ -191,7 +191,7 @@ def test_dynamics_of_the_formation_study_trains_and_then_takes_what_is_there(tmp
     said = printed(capsys, *given).out
     tree = hw.open_result(tmp_path / "a.nc")
     last = float(tree["changes"]["last"].sel(training="main", curve="induction", seed=0))
-    assert f"the best head ends at a score of {last:.2f}." in said
+    assert f"the best head ends at a score of {last:.2f}." in " ".join(said.split())
     page = (tmp_path / "a.html").read_text()
     assert "<h1>How induction forms in a GPT-2 of 2 layers</h1>" in page
     assert "No curve of the training “main” has a change point." in page
