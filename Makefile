@@ -15,7 +15,7 @@ help:
 	@echo "make ndif       start the real NDIF server here, run the remote tests against it, end it (Linux, needs redis-server)"
 	@echo "make latest     run the tests with the newest of everything that pyproject.toml allows, in an environment of its own"
 	@echo "make lint       ruff and mypy"
-	@echo "make bridge     compare with TransformerLens, model family by model family"
+	@echo "make bridge     compare with TransformerLens, model family by model family, and write the table of README"
 	@echo "make soak       random calls, kills, faults and hostile files for two hours, or MINUTES=10 SEED=3 (Linux, macOS)"
 	@echo "make bench      time headwise side by side with plain forward passes and other tools"
 	@echo "make gallery    draw every picture of docs/gallery.md again (needs Chromium, Chrome, Edge or Brave)"
@@ -90,10 +90,10 @@ $(VENV)/.bridge-ready: $(VENV)/.ready
 	$(RUN) -m pip install --quiet --constraint constraints.txt transformer-lens
 	@touch $@
 
-# Where TransformerLens is not installed, the tests are skipped; here that is an error.
+# Where TransformerLens is not installed, the tests are skipped; here that is an error. The table of README is written.
 bridge: $(VENV)/.bridge-ready
 	$(RUN) -c "import transformer_lens.model_bridge"
-	$(RUN) -m pytest tests/outside/test_bridge.py
+	HEADWISE_PARITY=README.md $(RUN) -m pytest tests/outside/test_bridge.py
 
 MINUTES ?= 120
 SEED ?= 0

@@ -3,13 +3,14 @@
 ``import headwise as hw`` gives every name that a user types, and costs nothing: a name is loaded when it is first used.
 
 - models: ``load``, ``shipped``, ``checkpoint_steps``, ``Model``; another family: ``Family``, ``register``
-- where: ``Head``, ``Neuron``, ``Layer``, ``Site``, ``Component``
-- what: ``ZeroAblate``, ``MeanAblate``, ``ResampleAblate``, ``Patch``, ``PathPatch``, ``Add``, ``Scale``, ``Knockout``,
-  ``Compose``, ``Intervention``; a labelled family of them: ``Grid``
+- where: ``Head``, ``Neuron``, ``Layer``, ``Site``, ``Component``, ``Logits``
+- what: ``ZeroAblate``, ``MeanAblate``, ``ResampleAblate``, ``Patch``, ``PathPatch``, ``Add``, ``ProjectOut``,
+  ``Scale``, ``Knockout``, ``Compose``, ``Intervention``; a labelled family of them: ``Grid``
 - prompts: ``RepeatedTokens``, ``Prompts``; what they draw: ``Batch``
 - numbers: ``measure``, ``plan`` (the cost, beforehand), ``capture``, ``predict``, ``direct_logit_attribution``,
-  ``logit_lens``, ``compare_estimates``, ``composition_scores``, ``describe_heads``, ``InductionStudy``; changes:
-  ``effect``, ``normalized``
+  ``logit_lens``, ``difference`` (a vector to steer with), ``weighted_value_norms``, ``compare_estimates``,
+  ``composition_scores``, ``circuit_scores``, ``head_circuits``, ``neuron_tokens``, ``describe_heads``,
+  ``InductionStudy``; changes: ``effect``, ``normalized``
 - training: ``CausalLM``, ``RepeatedTokensData``, ``TextData``, ``MixedData``; a measurement as a value, ``Sweep``; any
   study while a model is trained, ``StudyCallback`` (``TrainerStudyCallback`` for transformers), at ``log_spaced``
   steps, or ``over_checkpoints``; how induction forms, with controls, ``FormationStudy``; on several devices,
@@ -35,10 +36,12 @@ if TYPE_CHECKING:
     from .interventions import Intervention as Intervention
     from .interventions import Knockout as Knockout
     from .interventions import Layer as Layer
+    from .interventions import Logits as Logits
     from .interventions import MeanAblate as MeanAblate
     from .interventions import Neuron as Neuron
     from .interventions import Patch as Patch
     from .interventions import PathPatch as PathPatch
+    from .interventions import ProjectOut as ProjectOut
     from .interventions import ResampleAblate as ResampleAblate
     from .interventions import Scale as Scale
     from .interventions import Site as Site
@@ -63,15 +66,19 @@ if TYPE_CHECKING:
     from .studies import TextData as TextData
     from .studies import TrainerStudyCallback as TrainerStudyCallback
     from .studies import capture as capture
+    from .studies import circuit_scores as circuit_scores
     from .studies import compare_estimates as compare_estimates
     from .studies import composition_scores as composition_scores
     from .studies import describe_heads as describe_heads
+    from .studies import difference as difference
     from .studies import direct_logit_attribution as direct_logit_attribution
     from .studies import effect as effect
     from .studies import from_json as from_json
+    from .studies import head_circuits as head_circuits
     from .studies import log_spaced as log_spaced
     from .studies import logit_lens as logit_lens
     from .studies import measure as measure
+    from .studies import neuron_tokens as neuron_tokens
     from .studies import normalized as normalized
     from .studies import open_result as open_result
     from .studies import over_checkpoints as over_checkpoints
@@ -82,6 +89,7 @@ if TYPE_CHECKING:
     from .studies import summary as summary
     from .studies import table as table
     from .studies import to_json as to_json
+    from .studies import weighted_value_norms as weighted_value_norms
     from .studies import write_netcdf as write_netcdf
     from .studies import write_report as write_report
     from .version import __version__ as __version__
@@ -90,16 +98,16 @@ else:
         __name__,
         {
             ".": "errors metrics",
-            ".interventions": "Add Component Compose Family Grid Head Intervention Knockout Layer MeanAblate "
-            "Neuron Patch PathPatch ResampleAblate Scale Site ZeroAblate register",
+            ".interventions": "Add Component Compose Family Grid Head Intervention Knockout Layer Logits MeanAblate "
+            "Neuron Patch PathPatch ProjectOut ResampleAblate Scale Site ZeroAblate register",
             ".interventions.load": "load",
             ".interventions.models.checkpoints": "checkpoint_steps",
             ".interventions.models.locate": "shipped",
             ".interventions.models.model": "Model",
             ".studies": "Batch CausalLM FabricExecutor FormationStudy InductionStudy MixedData Prompts RepeatedTokens "
             "RepeatedTokensData Results StudyCallback Sweep TextData TrainerStudyCallback "
-            "capture compare_estimates composition_scores describe_heads effect from_json "
-            "direct_logit_attribution predict "
+            "capture circuit_scores compare_estimates composition_scores describe_heads effect from_json "
+            "difference direct_logit_attribution head_circuits neuron_tokens predict weighted_value_norms "
             "log_spaced logit_lens measure normalized open_result over_checkpoints plan plots rerun "
             "summary table to_json write_netcdf write_report",
             ".version": "__version__",

@@ -15,6 +15,7 @@ import operator
 import unicodedata
 
 __all__ = [
+    "AdviceWarning",
     "DeclarationError",
     "HeadwiseError",
     "MissingPartError",
@@ -117,6 +118,10 @@ class ServerError(HeadwiseError, ConnectionError):
 
 class ServerWarning(_Said, UserWarning):
     """A job was lost by its server and is sent again; the text says which."""
+
+
+class AdviceWarning(_Said, UserWarning):
+    """A way of measuring that the literature advises against; the text says why, and what to do instead."""
 
 
 class ResultWarning(_Said, UserWarning):

@@ -17,13 +17,13 @@ def write_readme(path: Path, results: Mapping[str, Any]) -> None:
     path.write_text(between_marks(path.read_text(), tables(results)))
 
 
-def between_marks(text: str, new: str) -> str:
+def between_marks(text: str, new: str, marks: tuple[str, str] = (OPEN, CLOSE)) -> str:
     """`text` with `new` between the marks instead of what was there."""
-    before, opened, rest = text.partition(OPEN)
-    _, closed, after = rest.partition(CLOSE)
+    before, opened, rest = text.partition(marks[0])
+    _, closed, after = rest.partition(marks[1])
     if not opened or not closed:
-        raise SystemExit(f"the README lacks {OPEN} and {CLOSE}: the tables are written between them")
-    return f"{before}{OPEN}\n{new.strip()}\n{CLOSE}{after}"
+        raise SystemExit(f"the README lacks {marks[0]} and {marks[1]}: the tables are written between them")
+    return f"{before}{marks[0]}\n{new.strip()}\n{marks[1]}{after}"
 
 
 def tables(results: Mapping[str, Any]) -> str:

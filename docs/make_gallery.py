@@ -124,6 +124,11 @@ def causal_check() -> Any:
     return hw.plots.causal_check(tree["composition"].to_dataset(), title="without the previous-token heads")
 
 
+def direct_and_copying() -> Any:
+    """What heads write towards the answer themselves, against how far their weights copy; dots are random sets."""
+    return hw.plots.direct_and_copying(tree["attribution"].to_dataset(), title="what heads write, and copy")
+
+
 def words_grid() -> Any:
     """The right next word of word lists, with the induction heads and without them."""
     return hw.plots.words_grid(tree["words"].to_dataset(), title="the right word")
@@ -138,6 +143,44 @@ def words_agreement() -> Any:
 def estimate_against_exact() -> Any:
     """How near estimates from gradients come to what was measured, for every head patched; the worst are named."""
     return hw.plots.estimate_against_exact(tree["estimates/patching"].to_dataset())
+
+
+def predictions() -> Any:
+    """What the model says next, with the previous-token head and without it; what it says first is orange in both."""
+    what = {"all heads": None, "without L0H3": hw.ZeroAblate("L0H3")}
+    said = hw.predict(model, "apple banana cherry apple", what, top=6)
+    return hw.plots.predictions(said)
+
+
+def token_grid() -> Any:
+    """The logit lens: the likeliest next token by the stream that leaves each layer, darker where it is likelier."""
+    text = "apple banana cherry dog apple banana cherry dog"
+    lens = hw.logit_lens(model, text, top=1, positions="all")
+    return hw.plots.token_grid(lens)
+
+
+def attribution() -> Any:
+    """What each part adds to the answer's logit above the distractor's, directly: heads, and the others as bars."""
+    direct = hw.direct_logit_attribution(model, task)
+    return hw.plots.attribution(direct)
+
+
+def activations() -> Any:
+    """What was captured of one prompt, here the neurons of the first layer after the activation function."""
+    captured = hw.capture(model, hw.RepeatedTokens(n=1, length=8), hw.Layer(0).mlp_post)
+    return hw.plots.activations(captured["L0_mlp_post"])
+
+
+def token_bars() -> Any:
+    """Which key a query wants most and least, where keys come through the previous-token head: from the weights."""
+    circuits = hw.head_circuits(model, "L1H2", through={"k": "L0H3"}, top=6)
+    return hw.plots.token_bars(circuits.qk)
+
+
+def eigenvalue_plane() -> Any:
+    """Eigenvalues of the OV circuit of an induction head: all are positive, so it raises what it attends to."""
+    circuits = hw.head_circuits(model, "L1H2")
+    return hw.plots.eigenvalue_plane(circuits.ov)
 
 
 def over_steps() -> Any:
@@ -171,9 +214,16 @@ PICTURES: tuple[Callable[[], Any], ...] = (
     composition_graph,
     composition_strip,
     causal_check,
+    direct_and_copying,
     words_grid,
     words_agreement,
     estimate_against_exact,
+    predictions,
+    token_grid,
+    attribution,
+    activations,
+    token_bars,
+    eigenvalue_plane,
     over_steps,
     chosen,
 )

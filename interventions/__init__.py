@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from .declare.paths import PathPatch as PathPatch
     from .declare.sites import Head as Head
     from .declare.sites import Layer as Layer
+    from .declare.sites import Logits as Logits
     from .declare.sites import Neuron as Neuron
     from .declare.sites import Site as Site
     from .declare.steering import Add as Add
     from .declare.steering import Knockout as Knockout
+    from .declare.steering import ProjectOut as ProjectOut
     from .declare.steering import Scale as Scale
     from .models.architectures import FAMILIES as FAMILIES
     from .models.architectures import Family as Family
@@ -41,8 +43,8 @@ else:
             ".declare.edits": "Compose Intervention MeanAblate Patch ResampleAblate ZeroAblate",
             ".declare.grid": "Grid",
             ".declare.paths": "PathPatch",
-            ".declare.sites": "Head Layer Neuron Site",
-            ".declare.steering": "Add Knockout Scale",
+            ".declare.sites": "Head Layer Logits Neuron Site",
+            ".declare.steering": "Add Knockout ProjectOut Scale",
             ".models.architectures": "FAMILIES Family register standard_scaling standard_sizes windows_by_layer "
             "windows_everywhere",
         },

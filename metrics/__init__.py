@@ -21,6 +21,7 @@ score                  definition
 ``first_token``        mean of ``A[i, 0]``, ``i = 1..S-1``
 ``self_attention``     mean of ``A[i, i]``, ``i = 0..S-1`` (in results: ``self``)
 ``prefix_matching``    sum of ``A[i, j]`` over ``{j <= i : t[j-1] = t[i]}``, mean over the queries that have one
+``attention_entropy``  mean of ``-sum_j A[i, j] ln A[i, j]``, ``i = 1..S-1``, in nats (not bounded by 1)
 ``induction_stripe``   mean of the diagonal ``1-L`` of ``A``, all ``L+1`` entries
 ``induction_bos``      BOS in front: mean of the diagonal ``-L+1`` of ``A``, all ``L+2`` entries
 ``*_mul``, ``*_abs``   ``sum(A * D) / sum(A)`` and ``1 - S * mean|A - D|`` for the pattern ``D`` of that kind of head
@@ -47,6 +48,7 @@ A metric of your own is a function of tensors, here the largest logit at each sc
 from .attention import (
     SCORES,
     VARIANTS,
+    attention_entropy,
     chance,
     duplicate_token,
     duplicate_token_abs,
@@ -77,6 +79,7 @@ __all__ = [
     "Metric",
     "PromptFacts",
     "accuracy",
+    "attention_entropy",
     "benjamini_hochberg",
     "bootstrap_interval",
     "chance",

@@ -30,6 +30,10 @@ def _closeness(pattern: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return 1 - (pattern - wanted).abs().mean(dim=(-2, -1)) * pattern.shape[-1]
 
 
+def _entropy(pattern: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    return _sum(torch.special.entr(pattern), weights)
+
+
 def _along(run: PromptFacts, queries: range, back: int) -> Array:
     """Weights that average ``A[i, i - back]`` over `queries`."""
     examples, size = run.tokens.shape
@@ -93,11 +97,12 @@ def _attention(
     reference: str,
     kernel: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = _sum,
     bounds: tuple[float, float] = (0.0, 1.0),
+    units: str = "1",
 ) -> Metric:
     def prepare(run: PromptFacts) -> Mapping[str, Array]:
         return {"weights": np.ascontiguousarray(weights(run))}
 
-    return Metric(Card(name, long_name, "1", bounds, "", reference), "pattern", kernel, prepare)
+    return Metric(Card(name, long_name, units, bounds, "", reference), "pattern", kernel, prepare)
 
 
 def _from(first: int) -> Callable[[PromptFacts], range]:
@@ -153,6 +158,28 @@ prefix_matching = _attention(
 """Mean over the queries with a target of the attention summed over their targets ``{j <= i : t[j-1] = t[i]}``.
 
 Works on any text. NaN for a prompt in which nothing repeats.
+"""
+
+
+def _each_query(run: PromptFacts) -> Array:
+    examples, size = run.tokens.shape
+    weights = np.full((examples, size, size), np.nan if size == 1 else 0.0, dtype=np.float32)
+    weights[:, 1:] = 1 / max(size - 1, 1)
+    return weights
+
+
+attention_entropy = _attention(
+    "attention_entropy",
+    "entropy of attention",
+    _each_query,
+    "mean over the queries i = 1..S-1 of -sum_j A[i, j] ln A[i, j]",
+    _entropy,
+    (0.0, np.inf),
+    "nat",
+)
+"""Mean over ``i = 1..S-1`` of ``-sum_j A[i, j] ln A[i, j]``: 0 where each query attends to one key.
+
+``exp`` of it is about how many keys a query attends to. The first query, which has one key, is left out.
 """
 
 induction_stripe = _attention(

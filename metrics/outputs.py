@@ -228,19 +228,19 @@ def in_context(early: int = 50, late: int = 500) -> Metric:
     return Metric(card, "logits", _late_less_early, partial(_signs, early, late), over="sum")
 
 
-def _token_at(logits: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
+def _token_at(logits: torch.Tensor, ranks: torch.Tensor, top: torch.Tensor) -> torch.Tensor:
     wide = torch.promote_types(logits.dtype, torch.float32)  # whole numbers are exact up to 2**24
-    return logits.topk(int(ranks.max()) + 1, -1).indices.gather(-1, ranks.unsqueeze(-1)).squeeze(-1).to(wide)
+    return logits.topk(int(top.max()), -1).indices.gather(-1, ranks.unsqueeze(-1)).squeeze(-1).to(wide)
 
 
-def _logit_at(logits: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
+def _logit_at(logits: torch.Tensor, ranks: torch.Tensor, top: torch.Tensor) -> torch.Tensor:
     wide = torch.promote_types(logits.dtype, torch.float32)
-    return logits.topk(int(ranks.max()) + 1, -1).values.gather(-1, ranks.unsqueeze(-1)).squeeze(-1).to(wide)
+    return logits.topk(int(top.max()), -1).values.gather(-1, ranks.unsqueeze(-1)).squeeze(-1).to(wide)
 
 
-def _prob_at(logits: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
+def _prob_at(logits: torch.Tensor, ranks: torch.Tensor, top: torch.Tensor) -> torch.Tensor:
     wide = torch.promote_types(logits.dtype, torch.float32)
-    return logits.to(wide).softmax(-1).topk(int(ranks.max()) + 1, -1).values.gather(-1, ranks.unsqueeze(-1)).squeeze(-1)
+    return logits.to(wide).softmax(-1).topk(int(top.max()), -1).values.gather(-1, ranks.unsqueeze(-1)).squeeze(-1)
 
 
 RANKED = {
@@ -251,12 +251,16 @@ RANKED = {
 """What `ranked` tells of the tokens in the order of their logits."""
 
 
-def ranked(name: str, rank: int) -> Metric:
-    """What `RANKED` calls `name`, of the token with `rank` larger logits. Variable ``<name>_<rank>``."""
+def ranked(name: str, rank: int, top: int) -> Metric:
+    """What `RANKED` calls `name`, of the token with `rank` larger logits, of `top`. Variable ``<name>_<rank>``.
+
+    All ranks are read from one list of `top` tokens, so that of tokens with equal logits each stands in it once.
+    """
     card, kernel = RANKED[name]
 
     def ranks(run: PromptFacts) -> Mapping[str, Array]:
-        return {"ranks": np.full((len(run.tokens), len(run.scored)), rank, dtype=np.int64)}
+        of = (len(run.tokens), len(run.scored))
+        return {"ranks": np.full(of, rank, dtype=np.int64), "top": np.full(of, top, dtype=np.int64)}
 
     return Metric(replace(card, name=f"{name}_{rank}"), "logits", kernel, ranks, differentiable=name != "token_id")
 

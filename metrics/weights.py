@@ -46,7 +46,7 @@ def pair_table(layers: list[list[Array | None]], folded: bool, centred: bool) ->
     """
     made: list[Any] = []
     for q, k, v, o, *gains in layers:
-        made.append(_factors(q, k, v, o, centred, *(gains if folded else (None, None, None))))
+        made.append(folded_factors(q, k, v, o, centred, *(gains if folded else (None, None, None))))
     count, heads = len(made), len(made[0][0])
     table: Array = np.full((3, count, heads, count, heads), np.nan)
     for later in range(count):
@@ -91,10 +91,10 @@ def factors(
     Factors
         Arrays of the same shapes in float64, keys and values repeated for each head that reads them.
     """
-    return Factors(*_factors(W_Q, W_K, W_V, W_O, centred, gain, q_gain, k_gain))
+    return Factors(*folded_factors(W_Q, W_K, W_V, W_O, centred, gain, q_gain, k_gain))
 
 
-def _factors(
+def folded_factors(
     W_Q: Any,
     W_K: Any,
     W_V: Any,
@@ -104,7 +104,18 @@ def _factors(
     q_gain: Array | None,
     k_gain: Array | None,
 ) -> tuple[Array, ...]:
-    """As plain arrays, for a server that has no `Factors`."""
+    """As `factors`, whose parameters these are, but plain arrays: for a server that has no `Factors`.
+
+    Parameters
+    ----------
+    W_Q, W_K, W_V, W_O, centred, gain, q_gain, k_gain
+        As for `factors`.
+
+    Returns
+    -------
+    tuple of arrays
+        The fields of `Factors`.
+    """
     q, k, v, o = (np.asarray(weight, dtype=np.float64) for weight in (W_Q, W_K, W_V, W_O))
     k, v = (np.repeat(weight, len(q) // len(weight), axis=0) for weight in (k, v))
     if gain is not None:

@@ -23,7 +23,12 @@ if TYPE_CHECKING:
     from .dynamics.hf_trainer import TrainerStudyCallback as TrainerStudyCallback
     from .dynamics.schedule import log_spaced as log_spaced
     from .inspection.attribution import direct_logit_attribution as direct_logit_attribution
+    from .inspection.circuits import circuit_scores as circuit_scores
+    from .inspection.circuits import head_circuits as head_circuits
+    from .inspection.difference import difference as difference
     from .inspection.lens import logit_lens as logit_lens
+    from .inspection.neurons import neuron_tokens as neuron_tokens
+    from .inspection.norms import weighted_value_norms as weighted_value_norms
     from .inspection.predict import predict as predict
     from .measuring.capture import capture as capture
     from .measuring.compare import compare_estimates as compare_estimates
@@ -59,7 +64,11 @@ else:
             ".catalogue.summary": "Summary summary",
             ".catalogue.table": "table",
             ".inspection.attribution": "direct_logit_attribution",
+            ".inspection.circuits": "circuit_scores head_circuits",
+            ".inspection.difference": "difference",
             ".inspection.lens": "logit_lens",
+            ".inspection.neurons": "neuron_tokens",
+            ".inspection.norms": "weighted_value_norms",
             ".inspection.predict": "predict",
             ".measuring.capture": "capture",
             ".measuring.compare": "compare_estimates",

@@ -11,11 +11,15 @@ from typing import NamedTuple
 
 
 class How(StrEnum):
-    """What a write does to the numbers at its point. ``MASK`` makes attention scores minus infinity."""
+    """What a write does to the numbers at its point.
+
+    ``PROJECT`` takes away what they have along a unit vector; ``MASK`` makes attention scores minus infinity.
+    """
 
     SET = "set"
     ADD = "add"
     SCALE = "scale"
+    PROJECT = "project"
     MASK = "mask"
 
 
@@ -53,7 +57,8 @@ class Change(NamedTuple):
     ----------
     how : How
     value : FromRun, tuple of float, float or None
-        Values of a run or a vector (to ``SET`` or ``ADD``), a factor (to ``SCALE``), or zeros (None, to ``SET``).
+        Values of a run or a vector (to ``SET`` or ``ADD``), a unit vector (to ``PROJECT``), a factor (to ``SCALE``), or
+        zeros (None, to ``SET``).
     """
 
     how: How

@@ -12,8 +12,8 @@ from ...errors import DeclarationError, UnknownNameError, choices
 from .edits import Compose, MeanAblate, Patch, ResampleAblate, ZeroAblate
 from .grid import Grid
 from .paths import PathPatch
-from .sites import Head, Layer, Neuron, Site
-from .steering import Add, Knockout, Scale
+from .sites import Head, Layer, Logits, Neuron, Site
+from .steering import Add, Knockout, ProjectOut, Scale
 
 Table = Mapping[str, Callable[..., Any]]
 
@@ -22,19 +22,21 @@ TABLE: dict[str, Callable[..., Any]] = {
     "Neuron": Neuron,
     "Layer": Layer,
     "Site": Site,
+    "Logits": Logits,
     "ZeroAblate": ZeroAblate,
     "MeanAblate": MeanAblate,
     "ResampleAblate": ResampleAblate,
     "Patch": Patch,
     "Add": Add,
     "Scale": Scale,
+    "ProjectOut": ProjectOut,
     "Knockout": lambda site, key: Knockout(site, site.positions, key),
     "PathPatch": PathPatch,
     "Compose": lambda parts: Compose(*parts),
     "Grid": Grid.of,
 }
 """Type name to maker, of declarations. Tasks are beside them in `studies.storage.registry`."""
-NO_EDITS = ("Head", "Neuron", "Layer", "Site", "Compose", "Grid")
+NO_EDITS = ("Head", "Neuron", "Layer", "Site", "Logits", "Compose", "Grid")
 """Names in `TABLE` of what is no single edit."""
 LONGEST = 64 * 2**20
 """Characters of JSON that is read."""

@@ -206,8 +206,9 @@ class ResampleAblate(SiteEdit):
 class Patch(SiteEdit):
     """Replace the site by its value in another run of the same example (activation patching).
 
-    Noising is ``base="clean", source="corrupted"``: does breaking this site break the answer? Denoising is
-    ``base="corrupted", source="clean"``: does restoring it restore the answer? ``base`` belongs to the measurement.
+    Noising is ``base="clean", source="corrupted"``: a site whose breaking breaks the answer is necessary. Denoising is
+    ``base="corrupted", source="clean"``: a site whose restoring restores the answer is sufficient. ``base`` belongs to
+    the measurement. Neither says the other (Heimersheim & Nanda 2024).
     Which corruptions of repeated tokens leave something that can be restored, `RepeatedTokens` says.
 
     Parameters

@@ -405,6 +405,67 @@ class Site:
         return f"{self.place!r}.{self.component}{at}"
 
 
+@dataclass(frozen=True)
+class Logits:
+    """The logits, at some positions or all, of some tokens or the whole vocabulary.
+
+    They can be captured; they are no part of a layer, and nothing is written there.
+
+    Parameters
+    ----------
+    tokens : sequence of int or str, int or str, optional
+        Token ids, or text that is one token; the whole vocabulary when left out.
+    positions : tuple of int or str, optional
+        As of a `Site`; the logits at a position are of the token after it.
+
+    Raises
+    ------
+    DeclarationError
+        Tokens are named twice or are none, or positions are not possible. Whether text is one token is seen when the
+        model is known.
+
+    Examples
+    --------
+    >>> hw.Logits([" apple", 17]).at(-1)
+    Logits([' apple', 17]).at(-1)
+    >>> model = hw.load("words-2l")
+    >>> ds = hw.capture(model, hw.Prompts(["apple banana apple"]), hw.Logits(["banana", "apple"]).at(-1))
+    >>> ds["logits_at_m1"].dims
+    ('example', 'logits_at_m1_position', 'logits_at_m1_token')
+    """
+
+    tokens: tuple[int | str, ...] | None = None
+    positions: tuple[Place, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.positions is not None:
+            object.__setattr__(self, "positions", _positions(self.positions))
+        if self.tokens is None:
+            return
+        given = several_places(self.tokens)
+        if not given or any(isinstance(one, bool) or not isinstance(one, int | str) for one in given):
+            raise DeclarationError(f"tokens={self.tokens!r}: give token ids or text, such as ' apple' or [17, 4]")
+        if len(set(given)) < len(given):
+            raise DeclarationError(f"tokens must differ, got {given}")
+        object.__setattr__(self, "tokens", given)
+
+    def at(self, positions: Place | Iterable[Place]) -> Logits:
+        """The logits at `positions` only: one, several such as ``range(25, 50)``, or labels such as ``"S2"``."""
+        return replace(self, positions=several_places(positions))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels among its positions."""
+        return tuple(one for one in self.positions or () if isinstance(one, str))
+
+    def __str__(self) -> str:
+        return "logits" if self.positions is None else f"logits at {', '.join(map(str, self.positions))}"
+
+    def __repr__(self) -> str:
+        at = "" if self.positions is None else f".at({_positions_repr(self.positions)})"
+        return f"Logits({'' if self.tokens is None else list(self.tokens)}){at}"
+
+
 def several_places(given: object) -> tuple[Place, ...]:
     """One position or label, or several, as a tuple."""
     return tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)  # type: ignore
@@ -468,7 +529,7 @@ def as_place(text: str) -> Site | Head | Neuron | Layer:
     site = place.site(component) if component else as_site(str(place))
     if at is None:
         return site
-    return site.at([int(one) if re.fullmatch(r"-?\d+", one) else one for one in re.split(r"\s*,\s*", at)])
+    return site.at(_places_of(at))
 
 
 _OF_A_LAYER = f"such as L3.mlp_out: possible are {choices(Component)}"
@@ -492,3 +553,18 @@ def as_site(target: Site | Head | Neuron | str) -> Site:
             "Layer(3).mlp_out, or the same as text, 'L5H1', 'L3N17', 'L5H1.k' or 'L3.mlp_out'"
         )
     return target
+
+
+def as_read(target: Site | Head | Neuron | Logits | str) -> Site | Logits:
+    """`target` as what can be captured: as `as_site`, and the logits, also as text (``logits``, ``logits at -1``)."""
+    if isinstance(target, Logits):
+        return target
+    match = re.fullmatch(r"\s*logits(?:\s+at\s+(\S.*?))?\s*", target) if isinstance(target, str) else None
+    if match is None:
+        return as_site(target)
+    return Logits() if match[1] is None else Logits().at(_places_of(match[1]))
+
+
+def _places_of(text: str) -> list[Place]:
+    """Positions and labels in text, with commas between them."""
+    return [int(one) if re.fullmatch(r"-?\d+", one) else one for one in re.split(r"\s*,\s*", text)]

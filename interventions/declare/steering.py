@@ -1,33 +1,89 @@
-"""What: additions, scalings and knocked-out attention, as frozen values. Knows no model and no tensor."""
+"""What: additions, projections, scalings and knocked-out attention, as frozen values. Knows no model and no tensor."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
+from typing import Any
 
-from ...errors import DeclarationError
+from ...errors import DeclarationError, check_text
 from .changes import Change, How
 from .components import Component
 from .edits import Edit, SiteEdit
-from .sites import Head, Layer, Neuron, Place, Site, as_place, as_site, check_places, several_places
+from .sites import LEFT_OUT, Head, Layer, Neuron, Place, Site, as_place, as_site, check_places, several_places
 
 SHOWN = 8
 """Numbers of a vector that its repr writes out."""
 
 
 @dataclass(frozen=True, init=False, repr=False)
-class Add(SiteEdit):
+class VectorEdit(SiteEdit):
+    """An edit that does something with a vector at each position of its site."""
+
+    vector: tuple[float, ...]
+    origin: str = field(default="", metadata=LEFT_OUT, compare=False)
+
+    def __init__(self, site: Site | Head | Neuron | str, vector: Iterable[float] | float, origin: str = "") -> None:
+        super().__init__(site)
+        name, component = type(self).__name__, self.site.component
+        if component is Component.pattern:
+            raise DeclarationError(f"{self.site}: {name} takes no pattern; Patch, Scale and Knockout do")
+        if component.per_head and self.site.head is None:
+            raise DeclarationError(f"{self.site}: {name} takes one head; compose several for several")
+        check_text(origin, f"{self.site}: the origin of a vector")
+        if hasattr(vector, "dims") and hasattr(vector, "coords"):
+            origin, vector = origin or origin_of(vector), self._labelled(vector)
+        try:
+            given = (vector,) if self.site.neuron is not None and isinstance(vector, Real) else vector
+            values = tuple(float(value) for value in given)  # type: ignore[union-attr]
+        except (TypeError, ValueError):
+            raise DeclarationError(f"{self.site}: a vector is a flat sequence of numbers, got {vector!r}") from None
+        if not values or not all(map(math.isfinite, values)):
+            raise DeclarationError(f"{self.site}: a vector has at least one number and all are finite")
+        object.__setattr__(self, "vector", values)
+        object.__setattr__(self, "origin", origin)
+
+    def _labelled(self, vector: Any) -> Any:
+        """The numbers of a DataArray that has the dim of the site, and no other."""
+        component = self.site.component
+        wide = () if self.site.neuron is not None else ("neuron",) if component.per_neuron else ("d_model",)
+        wide = ("d_head",) if component.per_head and component is not Component.head_out else wide
+        if tuple(vector.dims) != wide:
+            raise DeclarationError(
+                f"{self.site}: a vector there has the dims ({', '.join(wide)}), and this array has "
+                f"({', '.join(map(str, vector.dims))}): choose with .sel, or take the mean of the others"
+            )
+        return vector.values.tolist()
+
+    def __repr__(self) -> str:
+        name, size = type(self).__name__, len(self.vector)
+        shown = repr(self.vector) if size <= SHOWN else f"<{size} numbers of norm {math.hypot(*self.vector):.4g}>"
+        return f"{name}(site={self.site!r}, vector={shown})"
+
+
+def origin_of(vector: Any) -> str:
+    """What a DataArray says of where it is from, and the place in it that was chosen."""
+    chosen = [f"{name} {value.item()}" for name, value in vector.coords.items() if not value.dims]
+    return ", ".join([str(vector.attrs["origin"]), *chosen]) if vector.attrs.get("origin") else ""
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class Add(VectorEdit):
     """Add a vector to the site, at each of its positions (steering).
 
     Parameters
     ----------
     site : Site, Head, Neuron or str
         Of one head, where the component has heads; not ``pattern``.
-    vector : sequence of float, or float
+    vector : sequence of float, DataArray, or float
         ``d_head`` numbers for ``q k v q_rot k_rot z`` of a head, ``d_mlp`` for ``mlp_pre mlp_post`` of a layer, one for
-        a neuron, ``d_model`` for the others (``head_out`` too).
+        a neuron, ``d_model`` for the others (``head_out`` too). A DataArray, such as `headwise.difference` gives, has
+        that dim and no other.
+    origin : str
+        Where the vector is from, in words, which are stored beside it; those of a DataArray where left out. It does not
+        count where interventions are compared.
 
     Raises
     ------
@@ -38,33 +94,58 @@ class Add(SiteEdit):
     --------
     >>> hw.Add(hw.Layer(1).resid_pre.at(-1), [0.1] * 64)
     Add(site=Layer(1).resid_pre.at(-1), vector=<64 numbers of norm 0.8>)
+    >>> model, task = hw.load("words-2l"), hw.RepeatedTokens(n=4, length=8)
+    >>> hw.Add("L1.resid_pre", hw.difference(model, task, "L1.resid_pre")).origin[:35]
+    'clean - corrupted at L1 resid_pre, '
     """
-
-    vector: tuple[float, ...]
-
-    def __init__(self, site: Site | Head | Neuron | str, vector: Iterable[float] | float) -> None:
-        super().__init__(site)
-        if self.site.component is Component.pattern:
-            raise DeclarationError(f"{self.site}: a vector cannot be added to a pattern; Patch, Scale or Knockout can")
-        if self.site.component.per_head and self.site.head is None:
-            raise DeclarationError(f"{self.site}: a vector is added to one head; compose several Adds for several")
-        try:
-            given = (vector,) if self.site.neuron is not None and isinstance(vector, Real) else vector
-            values = tuple(float(value) for value in given)  # type: ignore[union-attr]
-        except (TypeError, ValueError):
-            raise DeclarationError(f"{self.site}: a vector is a flat sequence of numbers, got {vector!r}") from None
-        if not values or not all(map(math.isfinite, values)):
-            raise DeclarationError(f"{self.site}: a vector has at least one number and all are finite")
-        object.__setattr__(self, "vector", values)
 
     def change(self) -> Change:
         """The vector, added."""
         return Change(How.ADD, self.vector)
 
-    def __repr__(self) -> str:
-        if len(self.vector) <= SHOWN:
-            return f"Add(site={self.site!r}, vector={self.vector!r})"
-        return f"Add(site={self.site!r}, vector=<{len(self.vector)} numbers of norm {math.hypot(*self.vector):.4g}>)"
+
+@dataclass(frozen=True, init=False, repr=False)
+class ProjectOut(VectorEdit):
+    """Take away what the site has along a direction, at each of its positions: ``x - (x . u) u``.
+
+    ``u`` is the vector divided by its norm, so only its direction counts.
+
+    Parameters
+    ----------
+    site : Site, Head, Neuron or str
+        Of one head, where the component has heads; not ``pattern``, nor ``head_out``.
+    vector : sequence of float, DataArray, or float
+        As for `Add`; not all zeros.
+    origin : str
+        As for `Add`.
+
+    Raises
+    ------
+    DeclarationError
+        The site takes no vector, or the vector is no flat sequence of finite numbers, or has no direction.
+
+    Examples
+    --------
+    >>> hw.ProjectOut(hw.Layer(1).resid_pre, [3.0, 4.0])
+    ProjectOut(site=Layer(1).resid_pre, vector=(3.0, 4.0))
+    """
+
+    def __init__(self, site: Site | Head | Neuron | str, vector: Iterable[float] | float, origin: str = "") -> None:
+        super().__init__(site, vector, origin)
+        if self.site.component is Component.head_out:
+            raise DeclarationError(
+                f"{self.site}: no pass computes what one head writes: possible are ProjectOut({self.site.place!r}.z, "
+                f"...), with d_head numbers, and ProjectOut(Layer({self.site.layer}).attn_out, ...), of all heads"
+            )
+        if not any(self.vector):
+            raise DeclarationError(f"{self.site}: a vector of zeros has no direction")
+
+    def change(self) -> Change:
+        """The direction, taken away."""
+        largest = max(map(abs, self.vector))
+        smaller = [value / largest for value in self.vector]
+        norm = math.hypot(*smaller)
+        return Change(How.PROJECT, tuple(value / norm for value in smaller))
 
 
 @dataclass(frozen=True, init=False)

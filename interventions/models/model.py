@@ -11,6 +11,8 @@ import torch
 from nnsight.modeling.transformers import TransformersModel
 from transformers import PreTrainedModel
 
+from ...errors import DeclarationError
+from ...lazy import front_door
 from ..base.shape import Shape
 from ..declare.sites import Head, Site
 from ..traced.structure import weight_hash
@@ -109,6 +111,16 @@ class Model:
     remote: ClassVar[bool] = False
     """Whether it runs on a server, which has the weights."""
 
+    def __call__(self, prompts: Any, what: Any = None, **options: Any) -> Any:
+        """The most likely next tokens: `headwise.predict` of this model, with all that it takes.
+
+        Examples
+        --------
+        >>> hw.load("words-2l")("apple banana cherry apple", top=1)["token"].item()
+        'banana'
+        """
+        return front_door("predict")(self, prompts, what, **options)
+
     @property
     def backend(self) -> Any:
         """What carries out passes on the model: a `Backend`, see `headwise.interventions.run.backend`."""
@@ -199,7 +211,39 @@ class Model:
         return [known[token] for token in ids]
 
     def head_weights(self, layer: int) -> HeadWeights:
-        """Weights of the heads of `layer`, for row vectors."""
+        """Weights of the heads of a layer, for row vectors: ``q = normed @ W_Q[head]``.
+
+        In every family they have these shapes, however the model keeps them (GPT-2 has q, k and v in one matrix,
+        GPT-NeoX head by head, Llama in three); where the layer is no plain linear one, they are found by calling it.
+        Where heads share keys and values (``model.kv_heads``), `Shape.key_head` says which a head reads. The numbers
+        are those of the model, in its own number format and on its device: no norm is folded in, and biases and
+        rotation are not in them. `metrics.factors` folds norms in.
+
+        Parameters
+        ----------
+        layer : int
+
+        Returns
+        -------
+        HeadWeights
+            ``W_Q (head, d_model, d_head)``, ``W_K`` and ``W_V (key-value head, d_model, d_head)``, ``W_O (head, d_head,
+            d_model)``; ``gain (d_model,)`` of the norm before them, with the 1 that Gemma adds; ``q_gain`` and ``k_gain
+            (d_head,)``, None but in families that norm q and k.
+
+        Raises
+        ------
+        ModelError
+            The model runs on a server, which has the weights. `composition_scores`, `circuit_scores`,
+            `head_circuits` and `neuron_tokens` compute there, and only their numbers come back.
+
+        Examples
+        --------
+        >>> weights = hw.load("words-2l").head_weights(1)
+        >>> weights.W_Q.shape, weights.W_O.shape
+        (torch.Size([8, 64, 8]), torch.Size([8, 8, 64]))
+        """
+        if layer not in self.layers:
+            raise DeclarationError(f"layer {layer!r}: {self.name} has layers 0 to {self.shape.layers - 1}")
         with turn_of(self.module):
             return self.family.head_weights(self.module, layer, self.shape)
 

@@ -121,7 +121,14 @@ def logits_flops(shape: Shape, rows: int, scored: int, columns: int) -> int:
     return 2 * rows * scored * shape.d_model * columns
 
 
-def forward_flops(shape: Shape, rows: int, length: int, scored: int | None = None, columns: int | None = None) -> int:
+def forward_flops(
+    shape: Shape,
+    rows: int,
+    length: int,
+    scored: int | None = None,
+    columns: int | None = None,
+    blocks: int | None = None,
+) -> int:
     """Operations of a plain forward pass; of one with logits at `scored` positions, `columns` of each.
 
     Parameters
@@ -134,6 +141,8 @@ def forward_flops(shape: Shape, rows: int, length: int, scored: int | None = Non
         Positions with logits; all where left out.
     columns : int, optional
         Logits of each; the vocabulary where left out.
+    blocks : int, optional
+        That it goes through; all where left out.
 
     Returns
     -------
@@ -141,11 +150,17 @@ def forward_flops(shape: Shape, rows: int, length: int, scored: int | None = Non
         Floating-point operations.
     """
     scored, columns = length if scored is None else scored, shape.vocabulary if columns is None else columns
-    blocks = shape.layers * block_flops(shape, rows, length, length)
-    return blocks + logits_flops(shape, rows, scored, columns)
+    through = shape.layers if blocks is None else blocks
+    return through * block_flops(shape, rows, length, length) + logits_flops(shape, rows, scored, columns)
 
 
-def pass_flops(shape: Shape, extent: Extent, joins: Sequence[tuple[int, int]], heads: Sequence[tuple[int, int]]) -> int:
+def pass_flops(
+    shape: Shape,
+    extent: Extent,
+    joins: Sequence[tuple[int, int]],
+    heads: Sequence[tuple[int, int]],
+    blocks: int | None = None,
+) -> int:
     """Operations of a planned pass.
 
     Parameters
@@ -156,6 +171,8 @@ def pass_flops(shape: Shape, extent: Extent, joins: Sequence[tuple[int, int]], h
         Where each condition joins, see `writes.STAGES`.
     heads : sequence of (layer, int)
         How many heads' attention is computed again there, for conditions that join at ``q k v pattern``.
+    blocks : int, optional
+        That passes go through whole; where left out all, the last one as far as logits and patterns need it.
 
     Returns
     -------
@@ -167,14 +184,14 @@ def pass_flops(shape: Shape, extent: Extent, joins: Sequence[tuple[int, int]], h
     for layer, count in heads:
         queries = extent.scored if layer == shape.layers - 1 else window
         total += attention_flops(shape, n, queries, extent.stop, count)
-    for layer in range(shape.layers):
+    for layer in range(shape.layers if blocks is None else blocks):
         last = layer == shape.layers - 1
         queries = extent.scored if last else window
         rows = n * sum(join < (layer, QKV) for join in joins)
         attend = window if extent.patterns else queries
         total += 2 * rows * shape.d_model * (2 * shape.kv_width * window + shape.width * attend)
         total += attention_flops(shape, rows, attend, extent.stop)
-        if not (last and not extent.columns):
+        if not (last and not extent.columns and blocks is None):
             total += 2 * n * sum(join < (layer, ATTN_OUT) for join in joins) * queries * shape.d_model * shape.width
             whole = sum(join < (layer, through) or join == (layer, MLP_IN) for join in joins)
             total += mlp_flops(shape, n * whole, queries)

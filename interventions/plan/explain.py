@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from dataclasses import dataclass
+from math import prod
 
 from ...errors import choices
 from ..declare.paths import PathPatch
-from .cost import cache_bytes, forward_flops, logits_bytes, mlp_flops, pass_flops, row_bytes
+from .cost import BYTES, cache_bytes, forward_flops, logits_bytes, logits_flops, mlp_flops, pass_flops, row_bytes
 from .passes import ExampleChunk, Pass, recomputed_heads
+from .reads import read_bytes, sizes_of_logits
 from .schedule import Schedule
 from .writes import JOIN_STAGES, Join
 
@@ -39,6 +42,8 @@ class Cost:
         Bytes of the tensors of the largest pass, with what is kept of the base run (float32, without the weights).
     seconds : float, optional
         Estimate, where the speed was measured.
+    result : int
+        Bytes of the activations that come back, where some are captured (float32).
     """
 
     base: int
@@ -49,6 +54,7 @@ class Cost:
     positions: int
     memory: int
     seconds: float | None
+    result: int = 0
 
     @property
     def total(self) -> int:
@@ -65,9 +71,11 @@ def cost_of(plan: Schedule) -> Cost:
     """Add up what a plan costs."""
     shape, base, passes, naive, prompts = plan.shape, 0, 0, 0, 0.0
     rows = positions = memory = 0
+    blocks = plan.blocks if plan.reads else None
     for chunk in plan.chunks:
         group, extent = plan.groups[chunk.group], plan.extent(chunk)
-        base += len(plan.runs) * forward_flops(shape, chunk.size, group.length, extent.scored, extent.columns)
+        base += len(plan.runs) * forward_flops(shape, chunk.size, group.length, extent.scored, extent.columns, blocks)
+        logits = sum(logits_flops(shape, 1, *sizes) for sizes in sizes_of_logits(plan.reads, shape, group))
         plain = forward_flops(shape, chunk.size, group.length)
         prompts += plain
         naive += len(plan.conditions) * plain
@@ -81,14 +89,16 @@ def cost_of(plan: Schedule) -> Cost:
                 (join.layer, len(recomputed_heads(plan.writes[chunk.group][number], join, shape)))
                 for number, join in zip(one.conditions, one.joins, strict=True)
             ]
-            passes += pass_flops(shape, now, one.joins, heads) + path_flops(plan, chunk, one)
-            logits = min(count * logits_bytes(shape, now), max(plan.budget // 4, logits_bytes(shape, now)))
+            passes += pass_flops(shape, now, one.joins, heads, blocks) + path_flops(plan, chunk, one) + count * logits
+            held = min(count * logits_bytes(shape, now), max(plan.budget // 4, logits_bytes(shape, now)))
             rows, positions = max(rows, count), max(positions, now.stop - now.start)
-            memory = max(memory, kept + count * row_bytes(shape, now) + logits)
+            held += count * read_bytes(plan.reads, shape, group)
+            memory = max(memory, kept + count * row_bytes(shape, now) + held)
     examples = sum(chunk.size for chunk in plan.chunks)
     overhead = plan.passes * shape.layers * plan.overhead
     seconds = None if plan.speed is None else (base + passes + overhead) / plan.speed
-    return Cost(base, passes, naive, prompts / max(1, examples), rows, positions, memory, seconds)
+    result = BYTES * sum(map(prod, plan.sizes()))
+    return Cost(base, passes, naive, prompts / max(1, examples), rows, positions, memory, seconds, result)
 
 
 def path_flops(plan: Schedule, chunk: ExampleChunk, one: Pass) -> int:
@@ -121,7 +131,12 @@ def explain(plan: Schedule) -> str:
     if plan.conditions:
         lines.append(_row("passes", plan.passes, f"at most {found.rows} rows of {found.positions} positions together"))
     reads = f"of {columns} at {scored} of {tokens} positions" if plan.columns else "none"
-    lines.append(_row("logits", "", reads + (", and every attention pattern" if plan.patterns else "")))
+    if plan.reads:
+        lines.append(_row("captured", _bytes(found.result), "the values that come back"))
+        for read, sizes in zip(plan.reads, plan.sizes(), strict=True):
+            lines.append(_row("", _bytes(BYTES * prod(sizes)), f"{read}: {' x '.join(map(str, sizes))} numbers"))
+    else:
+        lines.append(_row("logits", "", reads + (", and every attention pattern" if plan.patterns else "")))
     if plan.conditions:
         lines += [
             _row(
@@ -137,7 +152,8 @@ def explain(plan: Schedule) -> str:
     lines.append(_row("memory", _bytes(found.memory), "at most, beside the weights"))
     if found.seconds is not None and plan.speed:
         lines.append(_row("time", _seconds(found.seconds), f"estimated, at {_flops(plan.speed)} a second"))
-    return "\n".join(lines + _by_join(plan))
+    told = [textwrap.fill(text, 98, initial_indent="advice   ", subsequent_indent=9 * " ") for text in plan.advice]
+    return "\n".join([*lines, *_by_join(plan), *([""] if told else []), *told])
 
 
 def _by_join(plan: Schedule) -> list[str]:
@@ -146,14 +162,17 @@ def _by_join(plan: Schedule) -> list[str]:
     work: Counter[Join] = Counter()
     starts: dict[Join, list[int]] = {}
     naive: Counter[Join] = Counter()
+    blocks = plan.blocks if plan.reads else None
     for chunk in plan.chunks:
         plain = forward_flops(plan.shape, chunk.size, plan.groups[chunk.group].length)
         for one in chunk.passes:
             extent = plan.extent(chunk, one.start)
             for number, join in zip(one.conditions, one.joins, strict=True):
+                if join.layer > plan.shape.layers:
+                    continue
                 heads = len(recomputed_heads(plan.writes[chunk.group][number], join, plan.shape))
                 count[join] += chunk.size
-                work[join] += pass_flops(plan.shape, extent, [join], [(join.layer, heads)])
+                work[join] += pass_flops(plan.shape, extent, [join], [(join.layer, heads)], blocks)
                 work[join] += path_flops(plan, chunk, Pass((number,), (join,), one.start))
                 naive[join] += plain
                 starts.setdefault(join, []).append(one.start)

@@ -12,6 +12,7 @@ from itertools import pairwise
 
 from ..base.shape import Group, Shape
 from .cost import Extent, block_flops, cache_bytes, logits_bytes, row_bytes
+from .reads import Read, joins_whole, own_point, read_bytes
 from .writes import ATTN_IN, ATTN_OUT, MLP_IN, MLP_POST, OF_KEYS, QKV, STREAM, Join, Write, last_position
 
 READ_AT_STAGE = (
@@ -116,6 +117,8 @@ class Packer:
         What is read of runs for patches, each as often as there are runs that it is read of.
     explicit : bool
         Whether some attention is made through its pattern, which takes memory.
+    reads : tuple of Site or Logits
+        What is read in every condition. Then each has a row in a pass, also one that changes nothing of it.
     """
 
     shape: Shape
@@ -126,6 +129,7 @@ class Packer:
     limit: int | None = None
     sources: tuple[tuple[int, str], ...] = ()
     explicit: bool = False
+    reads: tuple[Read, ...] = ()
 
     def extent(self, group: Group, examples: int, start: int = 0) -> Extent:
         """How much of a pass from position `start` is computed."""
@@ -133,12 +137,16 @@ class Packer:
 
     def rows(self, group: Group, start: int = 0) -> int:
         """Rows of a pass whose tensors fit in a quarter of the budget; at least one."""
-        return max(1, self.budget // 4 // row_bytes(self.shape, self.extent(group, 1, start), self.explicit))
+        row = row_bytes(self.shape, self.extent(group, 1, start), self.explicit)
+        return max(1, self.budget // 4 // (row + read_bytes(self.reads, self.shape, group)))
 
     def chunks(self, number: int, group: Group, conditions: Sequence[Sequence[Write]]) -> list[ExampleChunk]:
         """The examples of a group in chunks, each with its passes."""
         joins = {at: self._join(writes) for at, writes in enumerate(conditions) if writes}
         starts = {at: 0 if self.patterns else min(write.first for write in conditions[at]) for at in joins}
+        for at in range(len(conditions)) if self.reads else ():
+            joins.setdefault(at, Join(self.shape.layers + 1, STREAM))
+            starts.setdefault(at, max(starts.values(), default=0))
         size, rows = len(group.examples), self.limit
         if rows is None:
             rows = min(self.rows(group), self._examples(group, joins, starts))
@@ -151,7 +159,7 @@ class Packer:
         """Where a condition joins."""
         layer, stage = min(write.join for write in writes)
         # where patterns are read, those of all heads of the layer are, not only of those that change
-        every = self.patterns and stage == QKV
+        every = (self.patterns and stage == QKV) or joins_whole(self.reads, self.shape, layer, stage)
         # beside attention, the MLP of rows that join in attention is that of the base run, unless it is written to
         within = any(write.layer == layer and MLP_IN <= write.join.stage <= MLP_POST for write in writes)
         both = self.shape.parallel and ATTN_IN <= stage <= ATTN_OUT and within
@@ -160,6 +168,7 @@ class Packer:
     def _examples(self, group: Group, joins: Mapping[int, Join], starts: Mapping[int, int]) -> int:
         """Examples of which half of the budget keeps what is read of the runs."""
         points = {(layer, name) for layer, stage in joins.values() for name in at_stage(self.shape, stage)}
+        points |= {own_point(read, self.shape) for read in self.reads}
         if any(starts.values()):
             points |= {(layer, "qkv") for layer in range(self.shape.layers)}
         logits = logits_bytes(self.shape, self.extent(group, 1))

@@ -8,15 +8,19 @@ first changed one, is computed again. `make_plan` checks everything that can be 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ...errors import DeclarationError, UnknownNameError, choices, printable, whole
 from ..base.shape import Group, Shape
+from ..declare.components import Component
 from ..declare.edits import Edit
+from ..declare.sites import Site
 from .cost import DEFAULT_BUDGET, OVERHEAD
 from .explain import Cost, cost_of, explain
 from .passes import Packer
+from .reads import Inside, Read, positions_needed, writes_seen
 from .schedule import Schedule, sources
-from .validate import check_condition, check_edit
+from .validate import check_condition, check_edit, check_read
 from .writes import writes_of
 
 
@@ -52,6 +56,8 @@ def make_plan(
     columns: int | None = None,
     budget: int = DEFAULT_BUDGET,
     overhead: float = OVERHEAD,
+    reads: Sequence[Read] = (),
+    inside: Inside | None = None,
 ) -> Plan:
     """Check the conditions against the model and the prompts, and lay them out in passes.
 
@@ -81,6 +87,10 @@ def make_plan(
         Bytes for all tensors, beside the weights.
     overhead : float
         Operations that a layer of a pass costs beside its work.
+    reads : sequence of Site or Logits
+        What is read in every condition; then no other position is scored.
+    inside : Inside, optional
+        What is made of it; then the scored positions stay.
 
     Returns
     -------
@@ -105,6 +115,11 @@ def make_plan(
             )
         if group.length > shape.context:
             raise DeclarationError(f"a prompt has {group.length} tokens: {model} reads at most {shape.context}")
+    for group in groups:
+        for read in reads:
+            check_read(read, model, shape, group)
+    if reads and inside is None:
+        groups = [replace(group, scored=positions_needed(reads, group)) for group in groups]
     ordered = tuple(tuple(sorted(edits, key=lambda edit: edit.site.order)) for edits in conditions)
     for edits in ordered:
         for edit in edits:
@@ -112,7 +127,10 @@ def make_plan(
         check_condition(edits, shape, groups)
     columns = shape.vocabulary if columns is None else columns
     taken = sources(ordered)
-    writes = tuple(tuple(writes_of(edits, shape, group, reads_patterns) for edits in ordered) for group in groups)
+    writes = tuple(
+        tuple(writes_seen(writes_of(edits, shape, group, reads_patterns), reads, shape) for edits in ordered)
+        for group in groups
+    )
     packer = Packer(
         shape,
         columns,
@@ -121,14 +139,16 @@ def make_plan(
         overhead,
         limit,
         tuple(point for sites in taken.values() for point in {(one.layer, one.component.point) for one in sites}),
-        any(write.point in ("scores", "pattern") for group in writes for each in group for write in each),
+        any(write.point in ("scores", "pattern") for group in writes for each in group for write in each)
+        or any(isinstance(read, Site) and read.component is Component.pattern for read in reads),
+        tuple(reads),
     )
     chunks = tuple(
         chunk for number, group in enumerate(groups) for chunk in packer.chunks(number, group, writes[number])
     )
     run_as_they_are = tuple(run for run in runs if run in {base, *asked, *taken})
     names = (model, shape, base, run_as_they_are, ordered, tuple(groups))
-    return Plan(*names, writes, chunks, columns, reads_patterns, budget, overhead)
+    return Plan(*names, writes, chunks, columns, reads_patterns, budget, overhead, reads=tuple(reads), inside=inside)
 
 
 def _limit(batch_size: int | str) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..base.shape import Group, Shape
 from ..declare.edits import Edit
@@ -11,6 +11,7 @@ from ..declare.paths import PathPatch
 from ..declare.sites import Site
 from .cost import Extent
 from .passes import ExampleChunk, Pass, at_stage, extent_of
+from .reads import Inside, Read, blocks_run, own_point, sizes_in
 from .writes import ATTN_IN, Write
 
 ReadSite = tuple[int, str]
@@ -43,8 +44,14 @@ class Schedule:
         Operations that a layer of a pass costs beside its work.
     speed : float, optional
         Operations a second, where that was measured; gives the estimate of time.
+    advice : tuple of str
+        Sentences on how it should be measured otherwise.
     pairs : int
         Where it is not 0: prompts, each of which stands in two examples, with its answer and with its distractor.
+    reads : tuple of Site or Logits
+        What is read in every condition, also in one that changes nothing of it.
+    inside : Inside, optional
+        What is made of that, and given instead of it.
     """
 
     model: str
@@ -61,6 +68,14 @@ class Schedule:
     overhead: float
     speed: float | None = None
     pairs: int = 0
+    advice: tuple[str, ...] = ()
+    reads: tuple[Read, ...] = ()
+    inside: Inside | None = field(default=None, compare=False)
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks passes go through."""
+        return blocks_run(self.reads, self.shape)
 
     @property
     def passes(self) -> int:
@@ -71,6 +86,19 @@ class Schedule:
     def steps(self) -> int:
         """All forward passes that yield numbers: those with interventions, and each run as it is."""
         return self.passes + len(self.runs) * len(self.chunks)
+
+    def sizes(self) -> list[tuple[int, ...]]:
+        """The sizes of each site that is read, ``(condition, example, ...)``, shorter prompts filled up."""
+        by_group = [sizes_in(self.reads, self.shape, group).values() for group in self.groups]
+        first = (max(1, len(self.conditions)), sum(len(group.examples) for group in self.groups))
+        return [(*first, *map(max, zip(*sizes, strict=True))) for sizes in zip(*by_group, strict=True)]
+
+    def sizes_read(self, group: int) -> dict[str, tuple[int, ...]]:
+        """The sizes of what is read, or made of that, of each row of a group, by name."""
+        if self.inside is not None:
+            scored = len(self.groups[group].scored)
+            return {name: (*sizes, scored) for name, sizes in self.inside.sizes.items()}
+        return sizes_in(self.reads, self.shape, self.groups[group])
 
     @property
     def uses_reference(self) -> bool:
@@ -95,15 +123,19 @@ class Schedule:
 
     def base_points(self, chunk: ExampleChunk) -> set[ReadSite]:
         """What is kept of the base run of `chunk`."""
-        return {point for one in chunk.passes for point in self.points_of(chunk, one)}
+        return {point for one in chunk.passes for point in self.points_of(chunk, one)} | {
+            own_point(read, self.shape) for read in self.reads
+        }
 
     def points_of(self, chunk: ExampleChunk, one: Pass) -> set[ReadSite]:
         """What a pass takes from the base run."""
         wanted: set[ReadSite] = set()
         for number, (layer, stage) in zip(one.conditions, one.joins, strict=True):
+            if layer > self.shape.layers:  # it changes nothing that is read
+                continue
             wanted |= {(layer, name) for name in at_stage(self.shape, stage)}
             if one.start:  # keys and values of the positions that are not computed
-                wanted |= {(later, "qkv") for later in range(layer + (stage > ATTN_IN), self.shape.layers)}
+                wanted |= {(later, "qkv") for later in range(layer + (stage > ATTN_IN), self.blocks)}
             for write in self.writes[chunk.group][number]:
                 if write.embedding is not None:
                     wanted |= {(0, "embed"), (0, "pos_embed")} if self.shape.pos_embed else {(0, "embed")}

@@ -9,7 +9,7 @@ from ..base.shape import Group, Shape
 from ..declare.components import Component
 from ..declare.edits import Edit, check_disjoint
 from ..declare.paths import AFTER, PathPatch
-from ..declare.sites import Place, Site
+from ..declare.sites import Logits, Place, Site
 from ..declare.steering import Knockout
 from .writes import keys_in, keys_seen, positions_in, queries_in
 
@@ -41,6 +41,28 @@ def check_site(site: Site, model: str, shape: Shape, groups: Sequence[Group]) ->
         raise DeclarationError(f"{site}: {model} has neurons 0 to {shape.d_mlp - 1}")
     for group in groups:
         check_places(site.positions or (), str(site), group)
+
+
+def check_read(read: Site | Logits, model: str, shape: Shape, group: Group) -> None:
+    """Refuse to read what the model or the prompts of a group do not have.
+
+    Parameters
+    ----------
+    read : Site or Logits
+    model : str
+        Name, for messages.
+    shape : Shape
+    group : Group
+
+    Raises
+    ------
+    DeclarationError, UnknownNameError
+        The text says what the model or the prompts have.
+    """
+    if isinstance(read, Site):
+        check_site(read, model, shape, [group])
+        return
+    check_places(read.positions or (), str(read), group)
 
 
 def _missing(component: Component, shape: Shape) -> str:

@@ -59,6 +59,9 @@ JOIN_STAGES = {
 BY_QUERY = ("q", "q_rot", "scores", "pattern", "z", "attn_out", "mid", "mlp_in", "mlp_pre", "mlp_post", "mlp_out")
 """Points of the last layer that matter at scored positions only."""
 
+IN_MLP = ("mlp_in", "mlp_pre", "mlp_post")
+"""Points in an MLP."""
+
 OF_KEYS = ("k", "v", "k_rot")
 """Points whose heads are key-value heads."""
 

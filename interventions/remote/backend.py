@@ -25,13 +25,14 @@ from ..models.opening import options_of
 from ..models.turns import making
 from ..plan.cost import DEFAULT_BUDGET
 from ..plan.plan import Plan
+from ..plan.reads import size_of
 from ..run import engine, gradients
 from ..run.activations import as_tensor, described_site
 from ..run.backend import Backend, CheckAnswer, CheckRequest, Say, Score
 from ..run.cache import CompiledMetric
 from ..run.engine import Progress
 from ..run.memory import ACCELERATOR_OVERHEAD
-from ..run.outcome import Inputs, Outcome, Store
+from ..run.outcome import Blank, Inputs, Outcome, Store
 from ..traced import server_jobs
 from ..traced.specs import DirectSpec
 from .model import RemoteModel, numbers
@@ -69,13 +70,14 @@ class NdifBackend(Backend):
         *,
         positions: bool = True,
         say: Say | None = None,
+        blank: Blank = np.zeros,
     ) -> Outcome:
         """Measure group by group of passes; a job that was sent before is asked for instead of being sent again.
 
         See `Backend.run_plan`.
         """
         sweep = RemoteSweep(self.model, plan, readers, inputs, positions, say)
-        return engine.run_plan(plan, readers, sweep.execute, progress, store, positions)
+        return engine.run_plan(plan, readers, sweep.execute, progress, store, positions, blank)
 
     def run_estimate(
         self,
@@ -96,49 +98,74 @@ class NdifBackend(Backend):
         """In one job; the values of these sites come back and nothing else."""
         model, asked = self.model, [described_site(self.model, site) for site in sites]
         program = {"sites": asked, "tokens": [as_tensor(model, group) for group in tokens]}
-        wanted = [{str(at): self._size(site, *group.shape) for at, site in enumerate(sites)} for group in tokens]
+        some = [None if site.positions is None else len(site.positions) for site in sites]
+        wanted = [
+            {
+                str(at): (len(group), *size_of(site, model.shape, group.shape[1], some[at]))
+                for at, site in enumerate(sites)
+            }
+            for group in tokens
+        ]
         read = partial(deserialize_values, wanted=wanted)
         found = model.ask("capture", server_jobs.activations, program, read, room(wanted))
         return [[values[str(at)].numpy() for at in range(len(sites))] for values in found]
 
-    def _size(self, site: Site, examples: int, length: int) -> tuple[int, ...]:
-        """The shape of the values of a site."""
-        shape, component = self.model.shape, site.component
-        some = length if site.positions is None else len(site.positions)
-        heads = () if site.head is not None else (shape.kv_heads if component.of_keys else shape.heads,)
-        if str(component) == "pattern":
-            return (examples, *heads, some, length)
-        if component.per_neuron:
-            return (examples, some, *(() if site.neuron is not None else (shape.d_mlp,)))
-        if not component.per_head:
-            return (examples, some, shape.d_model)
-        return (examples, some, *heads, shape.d_model if str(component) == "head_out" else shape.d_head)
+    def weighted_sums(self, sites: Sequence[Site], tokens: Sequence[Array], weights: Sequence[Array]) -> list[Array]:
+        """In one job; one vector comes back for each site."""
+        model, asked = self.model, [described_site(self.model, site) for site in sites]
+        given = [[as_tensor(model, one) for one in several] for several in (tokens, weights)]
+        wanted = [{str(number): size_of(site, model.shape, 1, 1)[1:] for number, site in enumerate(sites)}]
+        read = partial(deserialize_values, wanted=wanted)
+        program = {"sites": asked, "tokens": given[0], "weights": given[1]}
+        (found,) = model.ask("sums", server_jobs.sums, program, read, room(wanted))
+        return [found[str(number)].numpy() for number in range(len(sites))]
+
+    def norms(self, layers: Sequence[int], tokens: Sequence[Array]) -> list[Array]:
+        """In one job; one number comes back for each pair of positions of each head and prompt."""
+        model, heads = self.model, self.model.shape.heads
+        wanted = [{"norms": (len(layers), heads, len(one), one.shape[1], one.shape[1])} for one in tokens]
+        program = {"layers": [*layers], "tokens": [as_tensor(model, one) for one in tokens]}
+        read = partial(deserialize_values, wanted=wanted)
+        found = model.ask("norms", server_jobs.norms, program, read, room(wanted))
+        return [values["norms"].numpy() for values in found]
 
     def attribute(self, groups: Sequence[DirectSpec]) -> list[Array]:
         """In one job; one number comes back for each source, prompt and scored position."""
         model, shape = self.model, self.model.shape
-        positional = "pos_embed" in model.family.embeddings
-        sources = 3 + positional + shape.layers * (shape.heads + 1)
-        wanted = [{"shares": (sources, len(one["tokens"]), len(one["scored"]))} for one in groups]
+        every = 2 + ("pos_embed" in model.family.embeddings) + shape.layers * (shape.heads + 1)
+
+        def sources(group: DirectSpec) -> int:
+            """How many there are in a group of prompts."""
+            if group["parts"] is None:
+                return every
+            sizes = [shape.d_mlp + 1 if one["neurons"] is None else len(one["neurons"]) for one in group["parts"]]
+            heads = [one["head"] is not None for one in group["parts"]]
+            keys = group["tokens"].shape[1]
+            return sum(keys if of_head else size for of_head, size in zip(heads, sizes, strict=True))
+
+        wanted = [{"shares": (1 + sources(one), len(one["tokens"]), len(one["scored"]))} for one in groups]
         read = partial(deserialize_values, wanted=wanted)
         found = model.ask("direct", server_jobs.direct, {"groups": list(groups)}, read, room(wanted))
         return [values["shares"].numpy() for values in found]
 
-    def lens(self, plan: Plan, readers: Sequence[CompiledMetric], inputs: Inputs) -> list[dict[str, Array]]:
-        """In one job; one number comes back for each reader, layer, prompt and scored position."""
-        model, layers = self.model, self.model.shape.layers
+    def lens(
+        self, plan: Plan, readers: Sequence[CompiledMetric], inputs: Inputs, heads: bool = False
+    ) -> list[dict[str, Array]]:
+        """In one job; one number comes back for each reader, layer, prompt and scored position. See `Backend.lens`."""
+        model, shape = self.model, self.model.shape
+        rows = (shape.layers, shape.heads) if heads else (shape.layers + 1,)
         runs = [engine.runs_of(cast(Any, model), plan, chunk, readers, inputs)[0] for chunk in plan.chunks]
-        wanted = [{one.name: (layers + 1, len(run["tokens"]), len(run["scored"])) for one in readers} for run in runs]
+        wanted = [{one.name: (*rows, len(run["tokens"]), len(run["scored"])) for one in readers} for run in runs]
         read = partial(deserialize_values, wanted=wanted)
-        found = model.ask("lens", server_jobs.lenses, {"runs": runs}, read, room(wanted))
+        found = model.ask("lens", server_jobs.lenses, {"runs": runs, "heads": heads}, read, room(wanted))
         return [{name: value.numpy() for name, value in values.items()} for values in found]
 
-    def score_head_weights(self, score: Score, shape: tuple[int, ...]) -> Array:
+    def score_weights(self, score: Score, shape: tuple[int, ...]) -> Array:
         """In one job; the weights stay there."""
         table: Array = self.model.ask(
             "weights",
             server_jobs.scores_of_weights,
-            {"score": score},
+            {"score": score, "vocabulary": self.model.shape.vocabulary},
             lambda result: numbers(result["table"], shape, torch.float64),
             ROOM + 8 * int(np.prod(shape)),
         )

@@ -109,7 +109,10 @@ class RemoteModel(Model):
 
     def head_weights(self, layer: int) -> HeadWeights:
         """Not here."""
-        raise ModelError(f"the weights of {self.name} are on {self.queue.host}: composition_scores is computed there")
+        raise ModelError(
+            f"the weights of {self.name} are on {self.queue.host}: composition_scores, circuit_scores, "
+            "head_circuits and neuron_tokens are computed there"
+        )
 
     def ask(
         self, what: str, function: Callable[..., Any], program: dict[str, Any], read: Callable[[Any], Any], most: int

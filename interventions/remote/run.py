@@ -15,6 +15,7 @@ import torch
 from ...errors import ModelError
 from ..plan.passes import ExampleChunk, Pass
 from ..plan.plan import Plan
+from ..plan.reads import read_bytes
 from ..run.activations import as_tensor, point_of
 from ..run.cache import CompiledMetric
 from ..run.engine import chunk_halves, points_taken, runs_base_first, runs_of
@@ -30,6 +31,8 @@ from .refusals import SHOWN, is_memory
 
 ROWS = 8192
 """Rows of one job, more or less."""
+ANSWER = 512 * 2**20
+"""Bytes of activations that one job gives, more or less."""
 Say = Callable[[str], None]
 
 
@@ -37,16 +40,18 @@ def sessions(plan: Plan) -> Iterator[list[ExampleChunk]]:
     """The chunks of a plan in groups, the same ones however much of them is done; long chunks in several."""
     group: list[ExampleChunk] = []
     rows = 0
+    largest = max((read_bytes(plan.reads, plan.shape, one) for one in plan.groups), default=0)
+    most = ROWS if not largest else max(1, min(ROWS, ANSWER // largest))
     for chunk in plan.chunks:
         passes: list[Pass] = []
         for one in (*chunk.passes, None):
             more = len(one.conditions) * chunk.size if one is not None else 0
-            if group and not passes and rows + more + chunk.size * len(plan.runs) > ROWS:
+            if group and not passes and rows + more + chunk.size * len(plan.runs) > most:
                 yield group
                 group, rows = [], 0
             if one is None:
                 break
-            if passes and rows + more > ROWS:
+            if passes and rows + more > most:
                 yield [*group, replace(chunk, passes=tuple(passes))]
                 group, passes, rows = [], [], 0
             passes.append(one)
@@ -160,9 +165,13 @@ class RemoteSweep:
         found: list[Shapes] = []
         for chunk in session:
             scored = len(self.plan.groups[chunk.group].scored) if self.positions else 1
-            for rows in [*([1] * len(self.plan.runs)), *(len(one.conditions) for one in chunk.passes)]:
+            read = self.plan.sizes_read(chunk.group)
+            for rows in [None] * len(self.plan.runs) + [len(one.conditions) for one in chunk.passes]:
                 kinds = {"pattern": (shape.layers, shape.heads), "logits": (scored,)}
-                found.append({one.name: (rows * chunk.size, *kinds[one.kind]) for one in self.readers})
+                sizes = {one.name: kinds[one.kind] for one in self.readers}
+                if rows is not None:
+                    sizes = read if self.plan.inside is not None else sizes | read
+                found.append({name: ((rows or 1) * chunk.size, *size) for name, size in sizes.items()})
         return found
 
     def estimate(self, chunk: ExampleChunk, steps: int | None) -> RemoteJob:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from ...errors import DeclarationError
 from ..base.shape import Group
 from ..declare.components import Component
-from ..declare.sites import Site
+from ..declare.sites import Logits, Site
 from ..models.model import Model
-from ..plan.validate import check_site
+from ..plan.reads import Read, name_of, planned_point, positions_read
+from ..plan.reads import own_point as own_point_of
+from ..plan.writes import BY_QUERY
 from ..traced import activations, server_jobs, traces
-from ..traced.specs import CapturedSite, ModelDescription, ModelParts, PatternColumns, Points, ReadSite
+from ..traced.specs import CapturedSite, ModelDescription, ModelParts, PatternColumns, PlannedSite, Points, ReadSite
 
 Array = np.ndarray[Any, Any]
 
@@ -74,12 +76,61 @@ def described_site(model: Model, site: Site) -> CapturedSite:
     return {
         "kind": _kind(site),
         "site": point_of(site),
-        "columns": columns_of(model, component, site.part),
+        "columns": columns_of(model, component, None if component is Component.head_out else site.part),
         "pattern": pattern_columns(model, site.layer, site.head) if component is Component.pattern else None,
         "heads": shape.kv_heads if component.of_keys else shape.heads,
         "head": site.head,
         "positions": None if site.positions is None else [int(at) for at in site.positions],
+        "tokens": None,
     }
+
+
+def described_read(model: Model, read: Read, number: int, group: Group, inside: bool = False) -> CapturedSite:
+    """The `number`-th site that passes read, as a pass on prompts of a group takes it.
+
+    Parameters
+    ----------
+    model : Model
+    read : Site or Logits
+    number : int
+    group : Group
+    inside : bool
+        Whether something is made of what is read: then ``z`` is what the output projection reads.
+
+    Returns
+    -------
+    CapturedSite
+    """
+    shape, at = model.shape, positions_read(read, group)
+    point = planned_point(read, shape)
+    if inside and isinstance(read, Site) and read.component is Component.z:
+        point = (read.layer, str(Component.head_out))
+    by_query = point is not None and point[0] == shape.layers - 1 and point[1] in (*BY_QUERY, "head_out")
+    planned: PlannedSite = {
+        "name": name_of(number),
+        "at": point,
+        "columns": slice(None),
+        "scored": by_query or point == (shape.layers, "stream"),
+        "added": None,
+    }
+    if isinstance(read, Logits):
+        return {
+            "kind": "logits",
+            "site": own_point_of(read, shape),
+            "columns": slice(None),
+            "pattern": None,
+            "heads": 0,
+            "head": None,
+            "positions": at,
+            "tokens": None if read.tokens is None else [int(token) for token in read.tokens],
+            "planned": planned,
+        }
+    if read.component.embedding or read.component is Component.head_out:
+        planned["added"] = (read.layer, f"{read.component} read")
+    if read.part is not None and read.component is not Component.head_out:
+        width = 1 if read.component in (Component.pattern, Component.mlp_pre, Component.mlp_post) else shape.d_head
+        planned["columns"] = slice(read.part * width, (read.part + 1) * width)
+    return {**described_site(model, replace(read, positions=None)), "positions": at, "planned": planned}
 
 
 def _kind(site: Site) -> Literal["whole", "heads", "head_out", "neuron"]:
@@ -103,11 +154,3 @@ def pattern_columns(model: Model, layer: int, head: int | None) -> PatternColumn
         "scaling": model.scaling(layer),
         "window": model.shape.window(layer),
     }
-
-
-def check_sites(model: Model, sites: Sequence[Site], groups: Sequence[Group]) -> None:
-    """Refuse sites that the model or the prompts do not have."""
-    if not sites:
-        raise DeclarationError("nothing to capture: name at least one site, such as Head(1, 2).pattern")
-    for site in sites:
-        check_site(site, model.name, model.shape, groups)

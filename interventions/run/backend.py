@@ -18,17 +18,17 @@ from ..models.model import Model
 from ..plan.cost import forward_flops
 from ..plan.plan import Plan
 from ..traced import server_jobs, traces
-from ..traced.specs import DirectSpec, ReadSite, RowChange
+from ..traced.specs import DirectSpec, ReadSite, RowChange, WeightsRead
 from . import engine, gradients, memory
 from .activations import as_tensor, described_site, handles
 from .cache import CompiledMetric
 from .engine import Progress
 from .identify import identity_of
-from .outcome import FinishedValues, Inputs, Outcome, Store, as_array
+from .outcome import Blank, FinishedValues, Inputs, Outcome, Store, as_array
 
 Array = np.ndarray[Any, Any]
 Say = Callable[[str], None]
-Score = Callable[[list[list[Array | None]]], Array]
+Score = Callable[[WeightsRead], Array]
 PROMPTS = 4
 """Prompts that are run to see how fast a model is, and what half precision costs."""
 LEAST_SECONDS = 0.05
@@ -111,6 +111,7 @@ class Backend(Protocol):
         *,
         positions: bool = True,
         say: Say | None = None,
+        blank: Blank = np.zeros,
     ) -> Outcome:
         """Measure every run as it is, and every condition of a plan.
 
@@ -128,6 +129,8 @@ class Backend(Protocol):
             only. In this process each position is given anyway.
         say : callable, optional
             Gets a line on how the work is doing, where it is done elsewhere.
+        blank : callable
+            Makes the arrays that values of conditions are put in, of a shape and a dtype; zeros at first.
 
         Returns
         -------
@@ -181,22 +184,43 @@ class Backend(Protocol):
         `tokens` are ``(example, position)`` for each group.
         """
 
+    def weighted_sums(self, sites: Sequence[Site], tokens: Sequence[Array], weights: Sequence[Array]) -> list[Array]:
+        """The values of sites, times ``(example, position)`` weights, summed over groups, examples and positions."""
+
+    def norms(self, layers: Sequence[int], tokens: Sequence[Array]) -> list[Array]:
+        """How long the vectors are that heads move, ``(layer, head, example, query, key)``, for each group."""
+
     def attribute(self, groups: Sequence[DirectSpec]) -> list[Array]:
         """What each part adds to a linear function of the logits, for each group of prompts.
 
         ``(source + 1, example, scored)``, as `logits.direct_shares` gives it.
         """
 
-    def lens(self, plan: Plan, readers: Sequence[CompiledMetric], inputs: Inputs) -> list[dict[str, Array]]:
+    def lens(
+        self, plan: Plan, readers: Sequence[CompiledMetric], inputs: Inputs, heads: bool = False
+    ) -> list[dict[str, Array]]:
         """What the final norm and the unembedding make of the stream before the first layer and after each.
 
-        For each chunk of a plan, of its base run: reader to values ``(layer + 1, example, scored)``.
+        Parameters
+        ----------
+        plan : Plan
+            Its base run is read.
+        readers : sequence of CompiledMetric
+        inputs : Inputs
+        heads : bool
+            Whether what each head writes is read instead of the stream.
+
+        Returns
+        -------
+        list of dict
+            For each chunk, reader to values ``(layer + 1, example, scored)``; of heads ``(layer, head, example,
+            scored)``.
         """
 
-    def score_head_weights(self, score: Score, shape: tuple[int, ...]) -> Array:
-        """``score(layers)``, float64 numbers of a shape; `layers` holds the fields of `HeadWeights` of each layer.
+    def score_weights(self, score: Score, shape: tuple[int, ...]) -> Array:
+        """``score(read)``, float64 numbers of a shape; `read` gives weights, see `WeightsRead`.
 
-        The fields are float64 arrays, or None. `score` is a plain function that may be sent to a server.
+        `score` is a plain function that may be sent to a server, where the weights stay.
         """
 
     def identify(self, anew: bool) -> tuple[Identity, bool]:
@@ -259,13 +283,14 @@ class LocalBackend(Backend):
         *,
         positions: bool = True,
         say: Say | None = None,
+        blank: Blank = np.zeros,
     ) -> Outcome:
         """Measure pass by pass; what runs out of memory is done again in halves. See `Backend.run_plan`."""
 
         def execute(outcome: Outcome, keep: Callable[[FinishedValues], None], step: Callable[[int], None]) -> None:
             engine.run_chunks(self.model, outcome.missing(), readers, inputs, outcome, keep, step)
 
-        return engine.run_plan(plan, readers, execute, progress, store)
+        return engine.run_plan(plan, readers, execute, progress, store, blank=blank)
 
     def run_estimate(
         self,
@@ -294,22 +319,39 @@ class LocalBackend(Backend):
             found.append([as_array(server_jobs.value_at(points, site, out_of)) for site in asked])  # one at a time
         return found
 
+    def weighted_sums(self, sites: Sequence[Site], tokens: Sequence[Array], weights: Sequence[Array]) -> list[Array]:
+        """Batch by batch."""
+        model, asked = self.model, [described_site(self.model, site) for site in sites]
+        ids, by_position = ([as_tensor(model, one) for one in several] for several in (tokens, weights))
+        found = server_jobs.weighted_sums(model.traced, handles(model), ids, by_position, asked)
+        return [as_array(found[str(number)].float()) for number in range(len(sites))]
+
+    def norms(self, layers: Sequence[int], tokens: Sequence[Array]) -> list[Array]:
+        """Group by group."""
+        model, parts = self.model, handles(self.model)
+        return [
+            as_array(server_jobs.norms_of(model.traced, parts, as_tensor(model, group), [*layers])) for group in tokens
+        ]
+
     def attribute(self, groups: Sequence[DirectSpec]) -> list[Array]:
         """Group by group."""
         model, parts = self.model, handles(self.model)
         given = [cast(DirectSpec, server_jobs.moved(dict(group), model.device)) for group in groups]
         return [as_array(server_jobs.direct_of(model.traced, parts, group)) for group in given]
 
-    def lens(self, plan: Plan, readers: Sequence[CompiledMetric], inputs: Inputs) -> list[dict[str, Array]]:
-        """Chunk by chunk."""
+    def lens(
+        self, plan: Plan, readers: Sequence[CompiledMetric], inputs: Inputs, heads: bool = False
+    ) -> list[dict[str, Array]]:
+        """Chunk by chunk. See `Backend.lens`."""
         model, parts = self.model, handles(self.model)
         runs = [engine.runs_of(model, plan, chunk, readers, inputs)[0] for chunk in plan.chunks]
-        found = (traces.lens(model.traced, parts, run) for run in runs)
+        found = (traces.lens(model.traced, parts, run, heads) for run in runs)
         return [{name: as_array(values) for name, values in one.items()} for one in found]
 
-    def score_head_weights(self, score: Score, shape: tuple[int, ...]) -> Array:
+    def score_weights(self, score: Score, shape: tuple[int, ...]) -> Array:
         """From the weights as they stand."""
-        table: Array = server_jobs.score_weights(self.model.traced, handles(self.model), score)
+        model, parts = self.model, handles(self.model)
+        table: Array = server_jobs.score_weights(model.traced, parts, model.shape.vocabulary, score)
         return table
 
     def identify(self, anew: bool) -> tuple[Identity, bool]:

@@ -22,7 +22,7 @@ from ..traced.specs import Kernel, LogitsSpec, Points, ReadSite, ReferenceRead, 
 from .activations import as_tensor, handles, own_point, point_of, read_points
 from .cache import Array, CompiledMetric, drawn_examples, part_of
 from .memory import is_out_of_memory
-from .outcome import FinishedValues, Inputs, Outcome, PassSlice, Store, values_of_conditions, values_of_run
+from .outcome import Blank, FinishedValues, Inputs, Outcome, PassSlice, Store, values_of_conditions, values_of_run
 from .pass_spec import EMBEDDINGS, PassSpecBuilder
 
 Execute = Callable[[Outcome, Callable[[FinishedValues], None], Callable[[int], None]], None]
@@ -43,6 +43,7 @@ def run_plan(
     progress: Progress | None = None,
     store: Store | None = None,
     positions: bool = True,
+    blank: Blank = np.zeros,
 ) -> Outcome:
     """Measure every run as it is, and every condition of `plan`.
 
@@ -61,6 +62,8 @@ def run_plan(
         they are where passes are left that start from them.
     positions : bool
         Whether values come for each scored position, or their mean.
+    blank : callable
+        Makes the arrays that values of conditions are put in, of a shape and a dtype; zeros at first.
 
     Returns
     -------
@@ -74,7 +77,7 @@ def run_plan(
         Even a single prompt needs more memory than there is, or something never came back.
     """
     check_readers(plan, readers)
-    outcome = Outcome(plan, readers, positions)
+    outcome = Outcome(plan, readers, positions, blank=blank)
     outcome.take(store)
     done = plan.steps - outcome.steps(outcome.missing())
 

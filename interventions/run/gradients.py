@@ -142,8 +142,8 @@ def check_plan_estimable(plan: Plan, readers: Sequence[CompiledMetric], steps: i
         for edit in edits:
             if isinstance(edit, Knockout | PathPatch):
                 raise DeclarationError(
-                    f"{edit!r} has no gradient estimate: possible are ablations, Patch, Add and Scale; measure it with "
-                    "estimator='exact'"
+                    f"{edit!r} has no gradient estimate: possible are ablations, Patch, Add, Scale and ProjectOut; "
+                    "measure it with estimator='exact'"
                 )
     for group in plan.writes:
         for writes in group:

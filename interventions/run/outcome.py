@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from ..plan.plan import Plan
 from .cache import CompiledMetric
 
 Array = np.ndarray[Any, Any]
+Blank = Callable[[tuple[int, ...], Any], Array]
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,8 @@ class Outcome:
     like: dict[tuple[str, int], tuple[int, ...]] = field(default_factory=dict)
     """Shape of the values of a reader in a group, for one example."""
     dtypes: dict[str, Any] = field(default_factory=dict)
+    blank: Blank = np.zeros
+    """Makes the arrays that values of conditions are put in, of a shape and a dtype; zeros at first."""
 
     def __post_init__(self) -> None:
         shape = self.plan.shape
@@ -101,6 +104,8 @@ class Outcome:
                 self.like[reader.name, at] = (
                     (shape.layers, shape.heads) if pattern else (len(group.scored) if self.positions else 1,)
                 )
+        for at in range(len(self.plan.groups)):
+            self.like |= {(name, at): sizes for name, sizes in self.plan.sizes_read(at).items()}
 
     def put(self, finished: FinishedValues) -> FinishedValues:
         """Put in finished values, and give them back.
@@ -121,8 +126,10 @@ class Outcome:
                 empty = np.zeros((size, *value.shape[1:]), dtype=value.dtype)  # a plan may leave examples out
                 self.baseline.setdefault((name, finished.run, group), empty)[examples] = value
             else:
-                empty = np.zeros((len(self.plan.conditions), size, *value.shape[2:]), dtype=value.dtype)
-                self.values.setdefault((name, group), empty)[list(finished.conditions), examples] = value
+                if (name, group) not in self.values:
+                    shape = (len(self.plan.conditions), size, *value.shape[2:])
+                    self.values[name, group] = self.blank(shape, value.dtype)
+                self.values[name, group][list(finished.conditions), examples] = value
         if finished.run is not None:
             self._done(group, finished.run)[examples] = True
         else:
@@ -154,7 +161,11 @@ class Outcome:
         if run is None and not (_within(numbers, len(plan.conditions)) and 0 < len({*numbers}) == len(numbers)):
             return f"conditions {numbers!r} of {len(plan.conditions)}"
         due = {name for name, _ in self.like}
-        if due and {*finished.values} != due:
+        if run is not None:
+            due -= {*plan.sizes_read(finished.group)}  # which are of conditions only
+        elif plan.inside is not None:
+            due = {*plan.inside.sizes}
+        if (due or self.like) and {*finished.values} != due:
             return (
                 f"values of {', '.join(map(repr, finished.values)) or 'nothing'} in place of {', '.join(sorted(due))}"
             )

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import torch
 
+from ..declare.changes import How
 from ..declare.components import Component
 from ..declare.paths import PathPatch
 from ..models.model import Model
@@ -16,9 +17,11 @@ from ..plan.passes import ExampleChunk, Pass, changed_heads, recomputed_heads
 from ..plan.plan import Plan
 from ..plan.writes import BY_QUERY, OF_KEYS, QKV, STAGES, Keys, Write, positions_in
 from ..traced.specs import (
+    DirectSpec,
     EmbeddingWrite,
     HeadPairs,
     Index,
+    InsideSpec,
     PassSpec,
     PathSender,
     ReceiverKey,
@@ -27,7 +30,7 @@ from ..traced.specs import (
     Value,
     WriteSite,
 )
-from .activations import columns_of, pattern_columns, point_of
+from .activations import columns_of, described_read, pattern_columns, point_of
 from .deferred import deferred_value
 
 EMBEDDINGS = ("embed", "pos_embed")
@@ -119,7 +122,27 @@ class PassSpecBuilder:
             "pair_writes": self.pair_writes,
             "pair_masks": self.pair_masks,
             "senders": list(self.senders.values()),
+            "blocks": self.plan.blocks,
+            "reads": [
+                described_read(self.model, read, at, self.group, self.plan.inside is not None)
+                for at, read in enumerate(self.plan.reads)
+            ],
+            "inside": self._inside(),
         }
+
+    def _inside(self) -> InsideSpec | None:
+        """What is made of what is read, for these examples."""
+        inside = self.plan.inside
+        if inside is None:
+            return None
+        direct: DirectSpec | None = inside.asked[self.chunk.group] if inside.asked else None
+        if direct is not None:
+            answers, others = (
+                None if ids is None else ids[slice(*self.span)].to(self.model.device)
+                for ids in (direct["answers"], direct["others"])
+            )
+            direct = {**direct, "answers": answers, "others": others}
+        return {"kind": inside.kind, "scored": list(self.group.scored), "direct": direct}
 
     def _write(self, write: Write, unit: int, part: int | None, alone: bool) -> None:
         """Put in a write to a head, a neuron or all; `unit` counts conditions, or pairs with a head `alone` in rows."""
@@ -153,7 +176,13 @@ class PassSpecBuilder:
             "how": write.how.value,
             "value": value,
         }
-        (self.pair_writes if alone else self.writes).setdefault((write.layer, write.point), []).append(made)
+        of_heads = write.point == "z" and write.edit.site.component is Component.head_out
+        point = "head_out" if of_heads else write.point
+        (self.pair_writes if alone else self.writes).setdefault((write.layer, point), []).append(made)
+        if self.plan.reads and write.edit.site.component is Component.head_out and write.how is How.ADD:
+            head = write.edit.site.head
+            heads = slice(None) if head is None else slice(head, head + 1)
+            self._add_to_read(write, {**made, "positions": _index(wanted), "columns": heads})
 
     def _axis(self, write: Write, alone: bool) -> list[int]:
         """The positions along the tensor at the site of a write."""
@@ -193,6 +222,7 @@ class PassSpecBuilder:
                 "value": self._value(write, None, wanted),
             }
             made.append({"embedding": str(write.embedding), "write": into})
+            self._add_to_read(write, {**into, "rows": slice(unit * self.examples, (unit + 1) * self.examples)})
         wanted = sorted(changed)
         stream: TensorWrite = {
             "rows": slice(unit * self.examples, (unit + 1) * self.examples),
@@ -202,6 +232,12 @@ class PassSpecBuilder:
             "value": {"kind": "embeddings", "writes": made, "positions": _index(wanted)},
         }
         self.writes.setdefault((0, "stream"), []).append(stream)
+
+    def _add_to_read(self, write: Write, made: TensorWrite) -> None:
+        """Note what is written to a site after it was made, for those who read it; positions count from 0."""
+        if self.plan.reads:
+            site = write.edit.site
+            self.writes.setdefault((site.layer, f"{site.component} read"), []).append(made)
 
     def _path(self, write: Write, path: PathPatch) -> ReceiverKey:
         """Register the path of a write, and give the key under which its receiver will find what it brings."""

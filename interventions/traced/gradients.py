@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .rows import projected_out
 from .traces import slopes
 from .values import resolve, resolve_values
 
@@ -131,7 +132,9 @@ def difference(site: WriteSite, change: Change, old: torch.Tensor) -> torch.Tens
         scaled: torch.Tensor = (new - 1) * there
         return scaled
     new = new.to(there.dtype)
-    changed: torch.Tensor = new - there if change["how"] == "set" else new.expand_as(there)
+    if change["how"] == "project":
+        new = projected_out(there, new)
+    changed: torch.Tensor = new.expand_as(there) if change["how"] == "add" else new - there
     return changed
 
 

@@ -1,4 +1,6 @@
-"""The weights of the heads of a layer, read from its modules or found by calling them. Plain functions, as in `traces`.
+"""The weights of heads, neurons, embedding and unembedding, read from modules or found by calling them.
+
+Plain functions, as in `traces`.
 
 `block` is a block of the model, or its handle where modules are called.
 Matrices are ``(input, output)``, for row vectors.
@@ -16,7 +18,7 @@ from .rows import call_module
 from .structure import is_bare, is_linear
 
 if TYPE_CHECKING:
-    from .specs import BlockLayout
+    from .specs import BlockLayout, ModelFacts
 
 FAR = 1e4
 """How far apart the numbers are that a norm is called with, so that what it adds to their variance does not count."""
@@ -46,19 +48,35 @@ def weights_read(parts: BlockLayout, block: Any) -> list[torch.Tensor | None]:
 
 def gains_read(parts: BlockLayout, block: Any) -> list[torch.Tensor | None]:
     """What the norms of `GAINS` multiply by, as the table has it; at least float32, in which norms compute."""
-    found: list[torch.Tensor | None] = []
-    for name, size in zip(GAINS, (parts["d_model"], parts["d_head"], parts["d_head"]), strict=True):
-        module = operator.attrgetter(parts["paths"][name])(block) if name in parts["paths"] else None
-        weight = getattr(module, "weight", None)
-        if module is not None and not is_bare(module):
-            found.append(gain_made(parts, block, name, size, vector_of(parts, block)))
-        elif weight is not None:
-            wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
-            found.append(wide + parts["gain_offset"])
-        else:
-            ones = torch.ones(size, dtype=torch.float32)  # of a norm without weight, as in OLMo
-            found.append(None if module is None else ones)
-    return found
+    sizes = zip(GAINS, (parts["d_model"], parts["d_head"], parts["d_head"]), strict=True)
+    return [gain_read(parts, block, name, size) if name in parts["paths"] else None for name, size in sizes]
+
+
+def gain_read(parts: BlockLayout, block: Any, name: str, size: int) -> torch.Tensor:
+    """The gain of a norm: read where that is a plain norm, else found by calling it.
+
+    Parameters
+    ----------
+    parts : BlockLayout
+    block : module
+        That the norm's path leads from: a block, or the model.
+    name : str
+        Of the norm.
+    size : int
+        Numbers that it takes.
+
+    Returns
+    -------
+    tensor (size,)
+    """
+    module = operator.attrgetter(parts["paths"][name])(block)
+    weight = getattr(module, "weight", None)
+    if not is_bare(module):
+        return gain_made(parts, block, name, size, vector_of(parts, block))
+    if weight is None:  # as in OLMo
+        return torch.ones(size, dtype=torch.float32)
+    wide: torch.Tensor = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+    return wide + parts["gain_offset"]
 
 
 def vector_of(parts: BlockLayout, block: Any) -> torch.Tensor:
@@ -117,6 +135,128 @@ def gain_made(parts: BlockLayout, block: Any, name: str, size: int, like: torch.
     normed = normed - normed.mean() if parts["centred"] else normed
     gain: torch.Tensor = made[0] * normed.pow(2).mean().sqrt() / normed
     return gain
+
+
+def ends_read(parts: BlockLayout, paths: list[str], model: Any, vocabulary: int) -> list[torch.Tensor]:
+    """Embedding and unembedding, ``(token, d_model)`` each, and the gain of the last norm ``(d_model,)``.
+
+    Parameters
+    ----------
+    parts : BlockLayout
+    paths : list of str
+        Of the embedding of tokens.
+    model : module
+    vocabulary : int
+        Tokens.
+
+    Returns
+    -------
+    list of tensor
+    """
+    like = vector_of(parts, operator.attrgetter(paths[0])(model))
+    unembed = operator.attrgetter(parts["paths"]["unembed"])(model)
+    embed = embedding_made(paths, model, vocabulary, like)
+    out = unembed.weight.detach() if is_linear(unembed) else matrix_made(parts, model, "unembed", like).T
+    return [embed, out, gain_read(parts, model, "norm", parts["d_model"])]
+
+
+def ends_made(
+    parts: BlockLayout, paths: list[str], model: Any, vocabulary: int, like: torch.Tensor
+) -> list[torch.Tensor]:
+    """The same from calls, in the number format of `like`; also inside a trace.
+
+    Parameters
+    ----------
+    parts, paths, vocabulary
+        As for `ends_read`.
+    model : nnsight handle or module
+    like : tensor
+        Gives the number format and the device.
+
+    Returns
+    -------
+    list of tensor
+    """
+    embed, out = embedding_made(paths, model, vocabulary, like), matrix_made(parts, model, "unembed", like).T
+    return [embed, out, gain_made(parts, model, "norm", parts["d_model"], like)]
+
+
+def embedding_made(paths: list[str], model: Any, vocabulary: int, like: torch.Tensor) -> torch.Tensor:
+    """What the embedding makes of each token, with the factor that some families multiply by.
+
+    Parameters
+    ----------
+    paths : list of str
+        Of the embedding.
+    model : nnsight handle or module
+    vocabulary : int
+        Tokens.
+    like : tensor
+        Gives the device.
+
+    Returns
+    -------
+    tensor (token, d_model)
+    """
+    with torch.no_grad():
+        return call_module(model, paths[0], torch.arange(vocabulary, device=like.device)[None])[0]
+
+
+def neurons_read(parts: ModelFacts, block: Any) -> list[torch.Tensor | None]:
+    """What neurons read and write.
+
+    Parameters
+    ----------
+    parts : ModelFacts
+    block : module
+
+    Returns
+    -------
+    list of tensor
+        Of ``pre`` and ``up`` ``(d_model, neuron)``, the latter None where the MLP has no gate; of ``down`` ``(neuron,
+        d_model)``; and the gain of the norm that they read through.
+    """
+    names = ("pre", "up", "down") if parts["gated"] else ("pre", "down")
+    linear = {name: operator.attrgetter(parts["paths"][name])(block) for name in names}
+    gain = gain_read(parts, block, "norm_2", parts["d_model"])
+    if not all([is_linear(module) for module in linear.values()]):
+        return [*neurons_made(parts, block, vector_of(parts, block))[:3], gain]
+    weights = {name: module.weight.detach() for name, module in linear.items()}
+    found = {name: one if parts["transposed"] else one.T for name, one in weights.items()}
+    return [found["pre"], found.get("up"), found["down"], gain]
+
+
+def neurons_made(parts: ModelFacts, block: Any, like: torch.Tensor) -> list[torch.Tensor | None]:
+    """The same from calls, in the number format of `like`; also inside a trace."""
+    pre = matrix_made(parts, block, "pre", like)
+    up = matrix_made(parts, block, "up", like) if parts["gated"] else None
+    down = matrix_made(parts, block, "down", like, pre.shape[1])
+    return [pre, up, down, gain_made(parts, block, "norm_2", parts["d_model"], like)]
+
+
+def matrix_made(parts: BlockLayout, block: Any, name: str, like: torch.Tensor, size: int | None = None) -> torch.Tensor:
+    """The matrix of a module, ``(input, output)``, from what it makes of unit vectors.
+
+    Parameters
+    ----------
+    parts : BlockLayout
+    block : nnsight handle or module
+    name : str
+        Of the module.
+    like : tensor
+        Gives the number format and the device.
+    size : int, optional
+        Numbers that it takes, where they are not ``d_model``.
+
+    Returns
+    -------
+    tensor (input, output)
+    """
+    path, large = parts["paths"][name], LARGE.get(like.dtype, 2.0**40)
+    with torch.no_grad():
+        units = torch.eye(size or parts["d_model"], dtype=like.dtype, device=like.device) * large
+        made = half_between(call_module(block, path, units), call_module(block, path, -units)) / large
+    return made.to(like.dtype)
 
 
 def half_between(up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:

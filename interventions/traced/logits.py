@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .activations import split_heads
-from .projections import is_readable
+from .activations import pattern_between, split_heads
+from .projections import combine, is_readable
 
 if TYPE_CHECKING:
-    from .specs import DirectSpec, Kernel, LogitsSpec, ModelParts, Points
+    from .specs import DirectPart, DirectSpec, FrozenNorm, Kernel, LogitsSpec, ModelParts, Points
 
 
-def logits_kernels(normed: torch.Tensor, unembed: Any, spec: LogitsSpec, examples: int) -> dict[str, torch.Tensor]:
+def logits_kernels(
+    normed: torch.Tensor, unembed: Any, spec: LogitsSpec, examples: int, *, biased: bool = True
+) -> dict[str, torch.Tensor]:
     """Compute logits, some rows at a time, and what the kernels make of them.
 
     Where only the logits of some tokens are wanted, the kernels find them in the order of the tokens. All logits are
@@ -27,6 +30,8 @@ def logits_kernels(normed: torch.Tensor, unembed: Any, spec: LogitsSpec, example
     spec : LogitsSpec
     examples : int
         Rows are conditions times examples.
+    biased : bool
+        Whether the bias of the last layer counts, which is no part's own.
 
     Returns
     -------
@@ -37,13 +42,14 @@ def logits_kernels(normed: torch.Tensor, unembed: Any, spec: LogitsSpec, example
     tokens = spec["tokens"]
     every = tokens is None or not is_readable(spec["apart"], unembed)
     columns = None if every else unembed.weight[tokens]
-    bias = getattr(unembed, "bias", None) if columns is not None else None
+    bias = getattr(unembed, "bias", None) if columns is not None and biased else None
+    nothing = unembed(torch.zeros_like(normed[:1, :1])) if columns is None and not biased else None
     size = spec["rows_of_all"] if every else spec["rows"]
     for start in range(0, normed.shape[0], size):
         part = normed[start : start + size]
         rows = torch.arange(start, start + part.shape[0], device=part.device) % examples
         if columns is None:
-            logits = unembed(part)
+            logits = unembed(part) if nothing is None else unembed(part) - nothing
             logits = logits if tokens is None else logits.gather(-1, tokens[rows])
         else:
             logits = (columns[rows] @ part.unsqueeze(-1)).squeeze(-1)
@@ -67,58 +73,255 @@ def with_base_logits(spec: LogitsSpec, logits: torch.Tensor | None) -> LogitsSpe
     return {**spec, "kernels": kernels}
 
 
-def direct_shares(parts: ModelParts, points: Points, out_of: list[Any], spec: DirectSpec, device: Any) -> torch.Tensor:
+def frozen_norm(norm: Any, last: torch.Tensor, centred: bool) -> FrozenNorm:
+    """The final norm that goes on dividing by what it divides by for the whole stream. At least float32.
+
+    What it multiplies by is found by calling it, up to a factor, and the factor from what it made of the stream.
+
+    Parameters
+    ----------
+    norm : callable
+    last : tensor (example, scored, d_model)
+        The stream after the last block.
+    centred : bool
+        Whether the norm takes the mean away.
+
+    Returns
+    -------
+    FrozenNorm
+    """
+    wide = torch.promote_types(last.dtype, torch.float32)
+    shift = norm(torch.zeros_like(last[:1, :1])).to(wide)
+    signs = 1.0 - 2.0 * (torch.arange(last.shape[-1], device=last.device) % 2)
+    middle = signs - signs.mean() if centred else signs
+    gain = (norm(signs.to(last.dtype)[None, None]).to(wide) - shift) / middle
+    whole = last.to(wide)
+    whole = (whole - whole.mean(-1, keepdim=True) if centred else whole) * gain
+    normed = norm(last).to(wide) - shift
+    scale = (normed * whole).sum(-1, keepdim=True) / (whole * whole).sum(-1, keepdim=True)
+    return {"gain": gain, "scale": scale, "shift": shift, "normed": normed}
+
+
+def heads_alone(
+    parts: ModelParts, frozen: FrozenNorm, layer: int, z: torch.Tensor, added: torch.Tensor | None = None
+) -> torch.Tensor:
+    """What the frozen norm makes of what each head of a layer writes, without the norm's shift.
+
+    Parameters
+    ----------
+    parts : ModelParts
+    frozen : FrozenNorm
+    layer : int
+    z : tensor (example, scored, head * d_head)
+    added : tensor (example, scored, head, d_model), optional
+        What is added to what they write.
+
+    Returns
+    -------
+    tensor (head * example, scored, d_model)
+    """
+    size, made = parts["d_head"], []
+    for head in range(parts["heads"]):
+        columns = slice(head * size, (head + 1) * size)
+        written = combine(parts, parts["blocks"][layer], z[..., columns], columns).to(frozen["scale"].dtype)
+        written = written if added is None else written + added[:, :, head]
+        written = written - written.mean(-1, keepdim=True) if parts["centred"] else written
+        made.append((written * frozen["gain"] * frozen["scale"]).to(z.dtype))
+    return torch.cat(made)
+
+
+def direct_shares(
+    parts: ModelParts, points: Points, out_of: dict[int, Any], spec: DirectSpec, device: Any
+) -> torch.Tensor:
     """What each part of the model adds to a linear function of the logits, the final norm frozen.
 
-    The norm divides by what it divides by for the whole stream; then it is linear, and so is everything after it. What
-    it multiplies by is found by calling it, up to a factor, and the factor from what it made of the stream.
+    The norm divides by what it divides by for the whole stream; then it is linear, and so is everything after it.
 
     Parameters
     ----------
     parts : ModelParts
     points : Points
-        The stream before the first block and after the last one, the position embedding, and of each block ``z``,
-        ``attn_out`` and ``mlp_out``, ``(example, position, width)``.
-    out_of : list of tensor (head, d_head, d_model)
-        ``W_O`` of each layer.
+        The stream after the last block; and, of the whole model, the stream before the first block, the position
+        embedding, and of each block ``z``, ``attn_out`` and ``mlp_out``, ``(example, position, width)``; of parts that
+        are looked into, ``mlp_post``, or ``qkv`` and ``rotated``.
+    out_of : dict of int to tensor (head, d_head, d_model)
+        ``W_O`` of layers.
     spec : DirectSpec
     device : torch.device
 
     Returns
     -------
     tensor (source + 1, example, scored)
-        Embedding, position embedding (where there is one); for each layer its heads and its MLP; the biases; and last
-        the function itself. At least float32.
+        Embedding, position embedding (where there is one); for each layer its heads and its MLP; the biases; or the
+        neurons and keys of the parts that are looked into. And last the function itself. At least float32.
     """
     at, layers = spec["scored"], parts["layers"]
-    norm, unembed = parts["norm"]._module, parts["unembed"]._module
     last = points[(layers - 1, "resid_post")][:, at].to(device)
     wide = torch.promote_types(last.dtype, torch.float32)
 
     def stream(layer: int, point: str) -> torch.Tensor:
         return points[(layer, point)][:, at].to(device, wide)
 
-    shift = norm(torch.zeros_like(last[:1, :1])).to(wide)
-    signs = 1.0 - 2.0 * (torch.arange(last.shape[-1], device=device) % 2)
-    centred = signs - signs.mean() if parts["centred"] else signs
-    gain = (norm(signs.to(last.dtype)[None, None]).to(wide) - shift) / centred
-    whole = last.to(wide)
-    whole = (whole - whole.mean(-1, keepdim=True) if parts["centred"] else whole) * gain
-    normed = norm(last).to(wide) - shift
-    scale = (normed * whole).sum(-1, keepdim=True) / (whole * whole).sum(-1, keepdim=True)
-    towards, constant = _direction(unembed, spec, device, wide)
-    direction = gain * scale * towards
-    direction = direction - direction.mean(-1, keepdim=True) if parts["centred"] else direction
+    direction, said, bias = _along(parts, last, spec, device)
+    if spec["parts"] is not None:
+        inside: list[torch.Tensor] = []
+        for part in spec["parts"]:
+            if part["pattern"] is None:
+                post = stream(part["layer"], "mlp_post")
+                inside += by_neuron(parts, part, post, direction).unbind(-1)
+            else:
+                qkv, rotated = (points[(part["layer"], point)].to(device) for point in ("qkv", "rotated"))
+                matrix = out_of[part["layer"]][part["head"]].to(device, wide)
+                inside += by_key(part, qkv.to(wide), rotated, at, direction @ matrix.T).unbind(-1)
+        return torch.stack([*inside, said])
     position = [stream(0, "pos_embed")] if (0, "pos_embed") in points else []
     found = [((stream(0, "resid_pre") - sum(position)) * direction).sum(-1)]
     found += [(one * direction).sum(-1) for one in position]
-    bias = (shift * towards).sum(-1) + constant
-    for layer, matrix in enumerate(out_of):
-        by_head = torch.einsum("esm,hdm->eshd", direction, matrix.to(device, wide))
+    for layer in range(layers):
+        by_head = torch.einsum("esm,hdm->eshd", direction, out_of[layer].to(device, wide))
         heads = (split_heads(stream(layer, "z"), parts["heads"]) * by_head).sum(-1)
         bias = bias + (stream(layer, "attn_out") * direction).sum(-1) - heads.sum(-1)
         found += [*heads.unbind(-1), (stream(layer, "mlp_out") * direction).sum(-1)]
-    return torch.stack([*found, bias.expand_as(found[0]), ((normed + shift) * towards).sum(-1) + constant])
+    return torch.stack([*found, bias.expand_as(found[0]), said])
+
+
+def shares_of_rows(
+    parts: ModelParts,
+    points: Points,
+    before: Points,
+    added: dict[int, torch.Tensor],
+    out_of: dict[int, Any],
+    spec: DirectSpec,
+    device: Any,
+) -> torch.Tensor:
+    """`direct_shares` of the whole model in the rows of a pass, with what interventions write.
+
+    Parameters
+    ----------
+    parts : ModelParts
+    points : Points
+        At the scored positions, ``(row, scored, width)``, after what is written there: the embeddings, each ``z`` and
+        ``mlp_out``, and the stream after the last block.
+    before : Points
+        ``z`` and ``attn_out`` of the base run, ``(example, scored, width)``.
+    added : dict of int to tensor (row, scored, head, d_model)
+        What is added to what the heads of a layer write.
+    out_of : dict of int to tensor (head, d_head, d_model)
+        ``W_O`` of layers.
+    spec : DirectSpec
+        Its answers are of the examples.
+    device : torch.device
+
+    Returns
+    -------
+    tensor (row, source + 1, scored)
+        The sources as of `direct_shares`; then what no part wrote; and last the function itself.
+    """
+    last = points[(parts["layers"] - 1, "resid_post")].to(device)
+    wide, times = torch.promote_types(last.dtype, torch.float32), len(last) // len(before[(0, "z")])
+    answers, others = (None if one is None else one.repeat(times, 1) for one in (spec["answers"], spec["others"]))
+    direction, said, bias = _along(parts, last, {**spec, "answers": answers, "others": others}, device)
+    found = [
+        (points[(0, name)].to(device, wide) * direction).sum(-1)
+        for name in ("embed", "pos_embed")
+        if (0, name) in points
+    ]
+    for layer in range(parts["layers"]):
+        by_head = torch.einsum("esm,hdm->eshd", direction, out_of[layer].to(device, wide))
+        heads, own = [
+            (split_heads(z.to(device, wide), parts["heads"]) * by_head).sum(-1)
+            for z in (points[(layer, "z")], before[(layer, "z")].repeat(times, 1, 1))
+        ]
+        if layer in added:
+            heads = heads + torch.einsum("eshm,esm->esh", added[layer].to(device, wide), direction)
+        attended = before[(layer, "attn_out")].repeat(times, 1, 1).to(device, wide)
+        bias = bias + (attended * direction).sum(-1) - own.sum(-1)
+        found += [*heads.unbind(-1), (points[(layer, "mlp_out")].to(device, wide) * direction).sum(-1)]
+    parted = torch.stack([*found, bias.expand_as(found[0])], 1)
+    return torch.cat([parted, (said - parted.sum(1))[:, None], said[:, None]], 1)
+
+
+def _along(
+    parts: ModelParts, last: torch.Tensor, spec: DirectSpec, device: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A function of the logits as one of what is written into the stream, the final norm frozen.
+
+    Parameters
+    ----------
+    parts : ModelParts
+    last : tensor (example, scored, d_model)
+        The stream after the last block.
+    spec : DirectSpec
+    device : torch.device
+
+    Returns
+    -------
+    tuple of tensors
+        The direction that what is written is multiplied with, ``(example, scored, d_model)``; the function itself
+        ``(example, scored)``; and what the biases of the norm and the unembedding give of it.
+    """
+    wide = torch.promote_types(last.dtype, torch.float32)
+    frozen = frozen_norm(parts["norm"]._module, last, parts["centred"])
+    towards, constant = _direction(parts["unembed"]._module, spec, device, wide)
+    direction = frozen["gain"] * frozen["scale"] * towards
+    direction = direction - direction.mean(-1, keepdim=True) if parts["centred"] else direction
+    said = ((frozen["normed"] + frozen["shift"]) * towards).sum(-1) + constant
+    return direction, said, (frozen["shift"] * towards).sum(-1) + constant
+
+
+def by_neuron(parts: ModelParts, part: DirectPart, post: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
+    """The share of each neuron, and where all are wanted of the bias after them.
+
+    The down projection is linear: what a neuron writes along the direction is the slope of the projection there.
+
+    Parameters
+    ----------
+    parts : ModelParts
+    part : DirectPart
+    post : tensor (example, scored, neuron)
+        What the down projection reads.
+    direction : tensor (example, scored, d_model)
+
+    Returns
+    -------
+    tensor (example, scored, source)
+    """
+    block = parts["blocks"][part["layer"]]._module
+    down = operator.attrgetter(parts["paths"]["down"])(block)
+    like = next(down.parameters())
+    with torch.enable_grad():
+        read = torch.zeros_like(post, dtype=like.dtype, device=like.device, requires_grad=True)
+        written = down(read)
+        (slope,) = torch.autograd.grad(written, read, direction.to(written))
+    shares = post * slope.to(post)
+    if part["neurons"] is not None:
+        return shares[..., part["neurons"]]
+    bias = (written.detach().to(direction) * direction).sum(-1, keepdim=True)
+    return torch.cat([shares, bias], -1)
+
+
+def by_key(
+    part: DirectPart, qkv: torch.Tensor, rotated: torch.Tensor, at: list[int], direction: torch.Tensor
+) -> torch.Tensor:
+    """The share of what a head moves from each key.
+
+    Parameters
+    ----------
+    part : DirectPart
+    qkv, rotated : tensor (example, position, width)
+    at : list of int
+        Scored positions.
+    direction : tensor (example, scored, d_head)
+        In the head's values.
+
+    Returns
+    -------
+    tensor (example, scored, key)
+    """
+    pattern = part["pattern"]
+    assert pattern is not None
+    weights = pattern_between(rotated, **pattern)[:, 0, at]
+    return weights.to(direction) * torch.einsum("esd,ekd->esk", direction, qkv[..., part["value"]])
 
 
 def _direction(unembed: Any, spec: DirectSpec, device: Any, wide: torch.dtype) -> tuple[torch.Tensor, Any]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 IN_MLP = ("mlp_in", "mlp_pre", "mlp_post")
 """Points and stages in an MLP."""
+BEFORE_Z = ("stream", "attn_in", "q", "k", "v", "q_rot", "k_rot", "pattern")
+"""Points of a layer before the output of its heads."""
 
 
 def run(model: ModelParts, base: Points, spec: ResolvedPass, keep: dict[WriteSite, Any]) -> dict[str, torch.Tensor]:
@@ -44,12 +46,12 @@ def run(model: ModelParts, base: Points, spec: ResolvedPass, keep: dict[WriteSit
     if spec["senders"]:
         spec = with_path_values(spec, path_values(model, base, spec))
     hidden, attended = None, {name: values.clone() for name, values in spec["base_attended"].items()}
-    last = spec["layers"] - 1
-    for layer in range(spec["first"], spec["layers"] + bool(spec["logits"]["kernels"])):
+    last, end = spec["layers"] - 1, spec["blocks"]
+    for layer in range(spec["first"], end + bool(spec["logits"]["kernels"] or (end, "stream") in keep)):
         at = spec["out"] if layer > last else slice(spec["start"], spec["stop"])
         hidden = append_joining_rows(hidden, base, (layer, "stream"), at, spec, (layer, "stream"))
         hidden = apply_writes(hidden, (layer, "stream"), spec, keep)
-        if layer <= last:
+        if layer < end:
             hidden = (parallel_block if model["parallel"] else block)(model, base, spec, layer, hidden, keep, attended)
     values = dict(attended)
     if spec["logits"]["kernels"]:
@@ -96,14 +98,14 @@ def block(
     if hidden is not None:
         z = attention(model, base, spec, layer, hidden, keep, attended)
         resid = hidden[:, spec["out"] - start] if last else hidden
-    if last and not spec["logits"]["kernels"]:
+    if ends_in_attention(spec, layer, keep):
         return None
     if (layer, "qkv") in spec["joins"]:
         z = append_rows(z, recomputed_z(model, base, spec, layer, at))
         resid = append_joining_rows(resid, base, (layer, "stream"), at, spec, (layer, "qkv"))
     z = append_joining_rows(z, base, (layer, "z"), at, spec, (layer, "z"))
     resid = append_joining_rows(resid, base, (layer, "stream"), at, spec, (layer, "z"))
-    z = apply_writes(z, (layer, "z"), spec, keep)
+    z = written_z(z, layer, spec, keep)
     attn_out = None if z is None else call_module(module, model["paths"]["out"], z)
     attn_out = append_joining_rows(attn_out, base, (layer, "attn_out"), at, spec, (layer, "attn_out"))
     resid = append_joining_rows(resid, base, (layer, "stream"), at, spec, (layer, "attn_out"))
@@ -152,7 +154,7 @@ def parallel_block(
     if hidden is not None:
         z = attention(model, base, spec, layer, hidden, keep, attended)
         resid = hidden[:, spec["out"] - start] if last else hidden
-    if last and not spec["logits"]["kernels"]:
+    if ends_in_attention(spec, layer, keep):
         return None
     if resid is not None and through:
         alone: ResolvedPass = {**of_rows(spec, layer, slice(0, through)), "joins": {}}
@@ -160,7 +162,7 @@ def parallel_block(
     if (layer, "qkv") in spec["joins"]:
         z = append_rows(z, recomputed_z(model, base, spec, layer, at))
     z = append_joining_rows(z, base, (layer, "z"), at, spec, (layer, "z"))
-    z = apply_writes(z, (layer, "z"), spec, keep)
+    z = written_z(z, layer, spec, keep)
     attn_out = None if z is None else call_module(module, model["paths"]["out"], z)
     attn_out = append_joining_rows(attn_out, base, (layer, "attn_out"), at, spec, (layer, "attn_out"))
     attn_out = apply_writes(attn_out, (layer, "attn_out"), spec, keep)
@@ -175,6 +177,33 @@ def parallel_block(
     mlp_out = append_joining_rows(mlp_out, base, (layer, "mlp_out"), at, spec, (layer, "mlp_out"))
     mlp_out = apply_writes(mlp_out, (layer, "mlp_out"), spec, keep)
     return None if resid is None or attn_out is None or mlp_out is None else resid + attn_out + mlp_out
+
+
+def ends_in_attention(spec: ResolvedPass, layer: int, keep: dict[WriteSite, Any]) -> bool:
+    """Whether nothing is read after the attention of a layer."""
+    read = [at < layer or (at == layer and point in BEFORE_Z) for at, point in keep]
+    return layer == spec["blocks"] - 1 and not spec["logits"]["kernels"] and all(read)
+
+
+def written_z(z: Any, layer: int, spec: ResolvedPass, keep: dict[WriteSite, Any]) -> Any:
+    """``z`` after what is written to it, and to what heads write, which is linear in it.
+
+    Parameters
+    ----------
+    z : tensor (row, position, column), optional
+    layer : int
+    spec : ResolvedPass
+    keep : dict
+        As for `apply_writes`; what is kept of ``z`` is from before the second.
+
+    Returns
+    -------
+    tensor (row, position, column) or None
+    """
+    z = apply_writes(z, (layer, "z"), spec, keep)
+    if z is not None and (layer, "z") in keep and spec["writes"].get((layer, "head_out")):
+        z = z.clone()
+    return apply_writes(z, (layer, "head_out"), spec, keep)
 
 
 def of_rows(spec: ResolvedPass, layer: int, rows: slice) -> ResolvedPass:
@@ -297,10 +326,14 @@ def brought(write: TensorWrite, values: dict[ReceiverKey, torch.Tensor]) -> Tens
     return {**write, "value": values[value["receiver"]][:, value["positions"]]}
 
 
-def run_without_grad(model: ModelParts, base: Points, spec: ResolvedPass) -> dict[str, torch.Tensor]:
-    """`run` without gradients."""
+def run_without_grad(
+    model: ModelParts, base: Points, spec: ResolvedPass
+) -> tuple[dict[str, torch.Tensor], dict[WriteSite, Any]]:
+    """`run` without gradients, and what is at the sites that are read, of the rows at work (None without any)."""
+    sites = [read["planned"]["at"] for read in spec["reads"] if "planned" in read]
+    keep: dict[WriteSite, Any] = {site: None for site in sites if site is not None}
     with torch.no_grad():
-        return run(model, base, spec, {})
+        return run(model, base, spec, keep), keep
 
 
 def slopes(

@@ -74,9 +74,20 @@ def write_into(value: torch.Tensor, writes: list[TensorWrite]) -> torch.Tensor:
             value[rows, positions, columns] = 0 if new is None else new.to(value.dtype)
         elif write["how"] == "scale":
             value[rows, positions, columns] *= new
+        elif write["how"] == "project":
+            value[rows, positions, columns] = projected_out(value[rows, positions, columns], new)
         else:
             value[rows, positions, columns] += new.to(value.dtype)
     return value
+
+
+def projected_out(value: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
+    """`value` without its part along a direction ``(column,)``; worked out in float32 at least."""
+    wide = torch.promote_types(value.dtype, torch.float32)
+    unit = direction.to(wide) / direction.to(wide).norm()
+    full = value.to(wide)
+    rest: torch.Tensor = full - (full * unit).sum(-1, keepdim=True) * unit
+    return rest.to(value.dtype)
 
 
 def normed(block: Any, path: str, stream: torch.Tensor) -> torch.Tensor:

@@ -11,17 +11,28 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .activations import pattern_between, split_heads
+from .activations import pattern_at, pattern_between, split_heads
 from .configuration import configuration_of
 from .gradients import attribution
-from .head_weights import weights_made, weights_read
-from .logits import direct_shares, with_base_logits
+from .head_weights import (
+    ends_made,
+    ends_read,
+    neurons_made,
+    neurons_read,
+    vector_of,
+    weights_made,
+    weights_read,
+)
+from .logits import direct_shares, shares_of_rows, with_base_logits
 from .projections import is_readable
+from .rows import write_into
 from .structure import modules_of, names_of
 from .traces import (
     as_it_is,
     by_itself,
     lens,
+    lens_of_rows,
+    logits_of,
     misshapen,
     no_tokens,
     opened,
@@ -47,16 +58,22 @@ if TYPE_CHECKING:
         LogitsSpec,
         ModelDescription,
         ModelParts,
+        NormsProgram,
         PassSpec,
         Points,
         Program,
         ReadSite,
         ReferenceRead,
+        ResolvedPass,
         RowChange,
         RunCache,
         RunSpec,
+        SumsProgram,
         SweepProgram,
+        TensorWrite,
         WeightsProgram,
+        WeightsRead,
+        WriteSite,
     )
 
 SAMPLE = 4096
@@ -202,8 +219,113 @@ def run_pass(
         Values by reader, ``(condition * example, scored from the pass's first position on)`` of logits and ``(condition
         * example, layer, head)`` of patterns.
     """
-    base = {site: cache["base"][own] for site, own in points.items()}
-    return planned(root, parts, base, resolve_values(spec, cache), device)
+    base, resolved = {site: cache["base"][own] for site, own in points.items()}, resolve_values(spec, cache)
+    if spec["inside"] is not None:  # the kernels are for what is read
+        resolved = {**resolved, "logits": {**resolved["logits"], "kernels": []}}
+    if spec["first"] > spec["layers"]:  # no condition changes what is read
+        return read_in_pass(root, parts, cache, resolved, {}, device)
+    values, kept = planned(root, parts, base, resolved, device)
+    return {**values, **read_in_pass(root, parts, cache, resolved, kept, device)}
+
+
+def read_in_pass(
+    root: Any, parts: ModelParts, cache: RunCache, spec: ResolvedPass, kept: dict[WriteSite, Any], device: Any
+) -> dict[str, torch.Tensor]:
+    """The values of the sites that a pass reads, by name: ``(condition * example, ...)``.
+
+    Rows that did not join before a site, and positions that were not computed, are those of the base run.
+
+    Parameters
+    ----------
+    root, parts, cache, device
+        As for `run_pass`.
+    spec : ResolvedPass
+    kept : dict
+        WriteSite to what is there, of the rows at work; None, or nothing, where there is none.
+
+    Returns
+    -------
+    dict
+        Name of a site to its value.
+    """
+    if spec["inside"] is not None:
+        return inside_of(root, parts, cache, spec, kept, device)
+    found, out_of = {}, output_weights(root, parts, spec["reads"])
+    for site in spec["reads"]:
+        where, whole = site["planned"], all_rows(cache, spec, kept, site)
+        made = shaped(whole, site, out_of, spec["writes"].get(where["added"], []) if where["added"] else [])
+        if site["kind"] == "logits":
+            made = logits_of(root, parts, made, site["tokens"], device)
+        found[where["name"]] = made
+    return found
+
+
+def all_rows(cache: RunCache, spec: ResolvedPass, kept: dict[WriteSite, Any], site: CapturedSite) -> torch.Tensor:
+    """The columns of a site in every row of a pass, at all positions, before what is added to it afterwards.
+
+    Parameters
+    ----------
+    cache, spec, kept
+        As for `read_in_pass`.
+    site : CapturedSite
+        One that the pass reads.
+
+    Returns
+    -------
+    tensor (row, position, column)
+        Of a pattern ``(row, head, query, key)``.
+    """
+    where, before = site["planned"], cache["base"][site["site"]]
+    value = kept.get(where["at"]) if where["at"] is not None else None
+    at = spec["out"] if where["scored"] else slice(spec["start"], spec["stop"])
+    if site["pattern"] is not None:
+        whole = pattern_between(before, **site["pattern"]).repeat(spec["conditions"], 1, 1, 1)
+        if value is not None:
+            whole[: len(value), :, at, : spec["stop"]] = value[:, where["columns"]].to(whole.dtype)
+    else:
+        whole = before[..., site["columns"]].repeat(spec["conditions"], 1, 1)
+        if value is not None:
+            whole[: len(value), at] = value[..., where["columns"]].to(whole.dtype)
+    return whole
+
+
+def inside_of(
+    root: Any, parts: ModelParts, cache: RunCache, spec: ResolvedPass, kept: dict[WriteSite, Any], device: Any
+) -> dict[str, torch.Tensor]:
+    """What is made of the sites that a pass reads: shares of parts, or what the logit lens says.
+
+    Parameters
+    ----------
+    root, parts, cache, spec, kept, device
+        As for `read_in_pass`.
+
+    Returns
+    -------
+    dict
+        ``shares``, ``(row, source + 1, scored)``, see `logits.shares_of_rows`; or for each kernel, with `` inside``
+        behind its name, ``(row, layer + 1, scored)`` or ``(row, layer, head, scored)``.
+    """
+    asked = spec["inside"]
+    assert asked is not None
+    points: Points = {}
+    added: dict[int, torch.Tensor] = {}  # by layer, what heads are made to write, (row, scored, head, d_model)
+    for site in spec["reads"]:
+        (layer, _), more = site["site"], site["planned"]["added"]
+        whole = all_rows(cache, spec, kept, site)
+        if more is not None:
+            whole = write_into(whole, spec["writes"].get(more, []))
+        points[site["site"]] = whole[:, asked["scored"]]
+        of_heads = spec["writes"].get((layer, "head_out read"), []) if site["kind"] == "heads" else []
+        if of_heads:
+            blank = whole.new_zeros(*whole.shape[:2], parts["heads"], parts["d_model"])
+            added[layer] = write_into(blank, of_heads)[:, asked["scored"]]
+    if asked["direct"] is None:
+        return lens_of_rows(root, parts, cache["logits"], points, added, spec, device)
+    check_linear(parts)
+    with torch.no_grad():
+        out_of = {layer: weights_of(root, parts, layer)[3] for layer in range(parts["layers"])}
+        before = {at: value[:, asked["scored"]] for at, value in cache["base"].items() if at[1] in ("z", "attn_out")}
+        return {"shares": shares_of_rows(parts, points, before, added, out_of, asked["direct"], device)}
 
 
 def read_in_batches(root: Any, parts: ModelParts, tokens: torch.Tensor, wanted: Iterable[ReadSite]) -> Points:
@@ -236,7 +358,7 @@ def with_all_positions(
     """
     found = {}
     for name, value in values.items():
-        missing = base[name].shape[1] - value.shape[1] if value.dim() == 2 else 0
+        missing = base[name].shape[1] - value.shape[1] if name in base and value.dim() == 2 else 0
         before = [base[name].repeat(conditions, 1)[:, :missing]] if missing else []
         found[name] = torch.cat([*before, value], 1) if missing else value
     return found
@@ -304,28 +426,129 @@ def capture(
 
 def value_at(points: Points, site: CapturedSite, out_of: dict[ReadSite, Any]) -> torch.Tensor:
     """The value of a site, in the shape that its component states."""
-    head, at, value = site["head"], site["positions"], points[site["site"]]
+    value = points[site["site"]]
     if site["pattern"] is not None:
-        pattern = pattern_between(value, **site["pattern"])
-        pattern = pattern if head is None else pattern[:, 0]
+        return shaped(pattern_between(value, **site["pattern"]), site, out_of, [])
+    return shaped(value[..., site["columns"]], site, out_of, [])
+
+
+def shaped(
+    value: torch.Tensor, site: CapturedSite, out_of: dict[ReadSite, Any], added: list[TensorWrite]
+) -> torch.Tensor:
+    """The columns of a site, at all positions, in the shape that its component states; at its own positions.
+
+    Parameters
+    ----------
+    value : tensor (row, position, column)
+        Of a pattern ``(row, head, query, key)``.
+    site : CapturedSite
+    out_of : dict
+        As `output_weights` gives it.
+    added : list of TensorWrite
+        What is written to it after it was made.
+
+    Returns
+    -------
+    tensor (row, ...)
+    """
+    head, at = site["head"], site["positions"]
+    if site["pattern"] is not None:
+        pattern = value if head is None else value[:, 0]
         return pattern if at is None else pattern[..., at, :]
     if site["kind"] == "head_out":
         weight = out_of[site["site"]].to(value.device)
         value = torch.einsum("ephd,hdm->ephm", split_heads(value, site["heads"]), weight)
+        value = write_into(value, added)
         value = value if head is None else value[:, :, head]
     elif site["kind"] == "heads":
-        value = value[..., site["columns"]]
         value = split_heads(value, site["heads"]) if head is None else value
     elif site["kind"] == "neuron":
-        value = value[..., site["columns"]].squeeze(-1)
+        value = value.squeeze(-1)
+    else:
+        value = write_into(value, added)
     return value if at is None else value[:, at]
+
+
+def sums(root: Any, program: SumsProgram) -> Any:
+    """What `weighted_sums` gives, and nothing else."""
+    parts, device = where(root, program["parts"])
+    tokens, weights = moved([program["tokens"], program["weights"]], device)
+    return in_one_tensor([weighted_sums(root, parts, tokens, weights, program["sites"])])
+
+
+def weighted_sums(
+    root: Any,
+    parts: ModelParts,
+    tokens: list[torch.Tensor],
+    weights: list[torch.Tensor],
+    sites: list[CapturedSite],
+) -> dict[str, torch.Tensor]:
+    """The values of sites times a weight for each position, summed over groups, examples and positions.
+
+    Parameters
+    ----------
+    root, parts
+        As for `run_unmodified`.
+    tokens, weights : list of Tensor (example, position)
+        By group.
+    sites : list of CapturedSite
+
+    Returns
+    -------
+    dict
+        Number of a site, as text, to its sum, float64 on the CPU.
+    """
+    out_of, wanted = output_weights(root, parts, sites), [site["site"] for site in sites]
+    found: dict[str, Any] = {str(number): 0.0 for number in range(len(sites))}
+    for ids, by_position in zip(tokens, weights, strict=True):
+        for start in range(0, len(ids), AT_ONCE):
+            points = read(root, parts, ids[start : start + AT_ONCE], set(wanted))
+            each = by_position[start : start + AT_ONCE].cpu().double()
+            for number, site in enumerate(sites):
+                value = value_at(points, site, out_of).cpu().double()
+                found[str(number)] = found[str(number)] + torch.tensordot(each, value, 2)
+    return found
+
+
+def norms(root: Any, program: NormsProgram) -> Any:
+    """What `norms_of` gives of each group of prompts."""
+    parts, device = where(root, program["parts"])
+    return in_one_tensor(
+        [{"norms": norms_of(root, parts, ids.to(device), program["layers"])} for ids in program["tokens"]]
+    )
+
+
+def norms_of(root: Any, parts: ModelParts, tokens: torch.Tensor, layers: list[int]) -> torch.Tensor:
+    """How long the vectors are that heads move from each key to each query.
+
+    They are the attention weight times what ``W_O`` makes of the value at the key.
+
+    Parameters
+    ----------
+    root, parts
+        As for `run_unmodified`.
+    tokens : Tensor (example, position)
+    layers : list of int
+
+    Returns
+    -------
+    Tensor (layer, head, example, query, key)
+        At least float32.
+    """
+    points = read_in_batches(root, parts, tokens, [(layer, point) for layer in layers for point in ("qkv", "rotated")])
+    heads, kept, found = parts["heads"], parts["kv_heads"], []
+    for layer in layers:
+        pattern = pattern_at(parts, layer, points[(layer, "rotated")])
+        values = split_heads(points[(layer, "qkv")], heads + 2 * kept)[:, :, heads + kept :].to(pattern.dtype)
+        matrices: Any = weights_of(root, parts, layer)[3]
+        long = [(values[:, :, head * kept // heads] @ matrices[head].to(pattern)).norm(dim=-1) for head in range(heads)]
+        found.append((pattern * torch.stack(long, 1)[:, :, None]).transpose(0, 1))
+    return torch.stack(found)
 
 
 def direct(root: Any, program: DirectProgram) -> Any:
     """What each part of the model adds to a linear function of the logits, for each group of prompts."""
     parts, device = where(root, program["parts"])
-    if parts["apart"]:
-        raise RuntimeError("this server runs jobs apart from the weights, of which direct attribution needs some")
     program = moved(program, device)
     return in_one_tensor([{"shares": direct_of(root, parts, group)} for group in program["groups"]])
 
@@ -336,20 +559,32 @@ def lenses(root: Any, program: LensProgram) -> Any:
     runs: list[RunSpec] = moved(program["runs"], device)
     for run in runs:
         run["logits"]["apart"] = parts["apart"]
-    return in_one_tensor([lens(root, parts, run) for run in runs])
+    return in_one_tensor([lens(root, parts, run, program["heads"]) for run in runs])
+
+
+def check_linear(parts: ModelParts) -> None:
+    """Refuse direct attribution where weights are not at hand, or the unembedding is more than a linear layer."""
+    if parts["apart"]:
+        raise RuntimeError("this server runs jobs apart from the weights, of which direct attribution needs some")
+    if not is_readable(False, parts["unembed"]):
+        raise ValueError("the unembedding is more than a linear layer, so that what parts add to logits has no sum")
 
 
 def direct_of(root: Any, parts: ModelParts, spec: DirectSpec) -> torch.Tensor:
     """What each part adds, ``(source + 1, example, scored)``; see `logits.direct_shares`."""
+    check_linear(parts)
     layers, tokens = range(parts["layers"]), spec["tokens"]
-    if not is_readable(False, parts["unembed"]):
-        raise ValueError("the unembedding is more than a linear layer, so that what parts add to logits has no sum")
-    wanted = {(0, "resid_pre"), (layers[-1], "resid_post")}
-    wanted |= {(0, name) for name, _ in parts["embeddings"] if name == "pos_embed"}
-    wanted |= {(layer, point) for layer in layers for point in ("z", "attn_out", "mlp_out")}
+    inside, wanted = spec["parts"], {(layers[-1], "resid_post")}
+    if inside is None:
+        wanted |= {(0, "resid_pre")} | {(0, name) for name, _ in parts["embeddings"] if name == "pos_embed"}
+        wanted |= {(layer, point) for layer in layers for point in ("z", "attn_out", "mlp_out")}
+    else:
+        wanted |= {(one["layer"], "mlp_post") for one in inside if one["head"] is None}
+        wanted |= {(one["layer"], point) for one in inside if one["head"] is not None for point in ("qkv", "rotated")}
     found = []
     with torch.no_grad():
-        out_of = [weights_of(root, parts, layer)[3] for layer in layers]
+        needed = layers if inside is None else sorted({one["layer"] for one in inside if one["head"] is not None})
+        out_of = {layer: weights_of(root, parts, layer)[3] for layer in needed}
         for start in range(0, len(tokens), FEW):
             some = slice(start, start + FEW)
             part: DirectSpec = {
@@ -364,18 +599,36 @@ def direct_of(root: Any, parts: ModelParts, spec: DirectSpec) -> torch.Tensor:
 
 
 def scores_of_weights(root: Any, program: WeightsProgram) -> Any:
-    """``program["score"]`` of the weights of all heads, which stay here."""
+    """What ``program["score"]`` makes of the weights, which stay here."""
     parts, _ = where(root, program["parts"])
-    return {"table": torch.from_numpy(score_weights(root, parts, program["score"]))}
+    found = score_weights(root, parts, program["vocabulary"], program["score"])
+    return {"table": torch.from_numpy(found)}
 
 
-def score_weights(root: Any, parts: ModelParts, score: Any) -> Any:
-    """``score(layers)``, an array; `layers` holds for each the fields of `HeadWeights`, float64 arrays or None."""
-    layers = [
-        [None if one is None else one.detach().double().cpu().numpy() for one in weights_of(root, parts, layer)]
-        for layer in range(parts["layers"])
-    ]
-    return score(layers)
+def score_weights(root: Any, parts: ModelParts, vocabulary: int, score: Any) -> Any:
+    """What ``score(read)`` gives. Nothing is read that it does not ask for.
+
+    Parameters
+    ----------
+    root, parts
+        As for `run_unmodified`.
+    vocabulary : int
+        Tokens.
+    score : callable
+        Takes a `WeightsRead`.
+
+    Returns
+    -------
+    array
+        Float64.
+    """
+    read: WeightsRead = {
+        "ends": lambda: ends_of(root, parts, vocabulary),
+        "heads": lambda layer: weights_of(root, parts, layer),
+        "neurons": lambda layer: neurons_of(root, parts, layer),
+        "angles": lambda distance: angles_of(root, parts, distance),
+    }
+    return score(read)
 
 
 def facts(root: Any, program: Program) -> Any:
@@ -491,6 +744,47 @@ def weights_of(root: Any, parts: ModelParts, layer: int) -> list[torch.Tensor | 
     with torch.no_grad(), root.trace(no_tokens(like.device), use_cache=False):
         made = weights_made(parts, block, like)
     return made
+
+
+def ends_of(root: Any, parts: ModelParts, vocabulary: int) -> list[torch.Tensor]:
+    """Embedding and unembedding ``(token, d_model)``, and the gain of the last norm; read, or found by calls."""
+    paths = [path for name, path in parts["embeddings"] if name == "embed"]
+    if not parts["apart"]:
+        return ends_read(parts, paths, root._module, vocabulary)
+    like = parts["like"]
+    with torch.no_grad(), root.trace(no_tokens(like.device), use_cache=False):
+        made = ends_made(parts, paths, root, vocabulary, like)
+    return made
+
+
+def neurons_of(root: Any, parts: ModelParts, layer: int) -> list[torch.Tensor | None]:
+    """What the neurons of a layer read and write, as `neurons_read` gives it; or found by calls."""
+    block = parts["blocks"][layer]
+    if not parts["apart"]:
+        return neurons_read(parts, block._module)
+    like = parts["like"]
+    with torch.no_grad(), root.trace(no_tokens(like.device), use_cache=False):
+        made = neurons_made(parts, block, like)
+    return made
+
+
+def angles_of(root: Any, parts: ModelParts, distance: int) -> Any:
+    """Cosines and sines by which a position turns against one `distance` before it; None without rotation."""
+    if parts["rotary"] is None:
+        return None
+    if not parts["apart"]:
+        with torch.no_grad():
+            return angles_made(parts["rotary"]._module, vector_of(parts, root._module), distance)
+    like = parts["like"]
+    with torch.no_grad(), root.trace(no_tokens(like.device), use_cache=False):
+        made = angles_made(parts["rotary"], like, distance)
+    return made
+
+
+def angles_made(rotary: Any, like: torch.Tensor, distance: int) -> list[torch.Tensor]:
+    """The same from a rotary embedding; some kinds stretch all vectors alike, which is left out."""
+    cos, sin = rotary(like, torch.arange(distance + 1, device=like.device)[None])
+    return [cos[0, distance] / cos[0, 0], sin[0, distance] / cos[0, 0]]
 
 
 def do_nothing(root: Any, program: dict[str, Any]) -> dict[str, Any]:

@@ -186,7 +186,7 @@ class TensorWrite(TypedDict):
     rows: slice
     positions: Index  # queries of a pattern
     columns: slice  # heads of a pattern
-    how: str  # "set", "add" or "scale"
+    how: str  # "set", "add", "scale" or "project"
     value: Value
 
 
@@ -251,6 +251,9 @@ class PassSpec(TypedDict):
     pair_writes: dict[WriteSite, list[TensorWrite]]  # their rows are pairs times examples, and hold one head
     pair_masks: dict[int, list[ScoreMask]]
     senders: list[PathSender]
+    blocks: int  # that rows go through; all, unless sites are read and nothing more
+    reads: list[CapturedSite]
+    inside: InsideSpec | None
 
 
 class ResolvedPass(PassSpec):
@@ -329,26 +332,66 @@ class ChunkSpec(TypedDict):
     estimate: NotRequired[EstimateSpec]
 
 
+class PlannedSite(TypedDict):
+    """Where a planned pass has a site."""
+
+    name: str
+    at: WriteSite | None  # None for embeddings
+    columns: slice  # of the tensor there; of a pattern, heads
+    scored: bool  # whether that has the scored positions only, and not all that are computed
+    added: ReadSite | None  # where `PassSpec.writes` has what is written to it afterwards, at positions from 0 on
+
+
 class CapturedSite(TypedDict):
     """A site whose values are taken."""
 
-    kind: Literal["whole", "heads", "head_out", "neuron"]
+    kind: Literal["whole", "heads", "head_out", "neuron", "logits"]
     site: ReadSite
     columns: slice  # of the tensor there
     pattern: PatternColumns | None  # where the value is a pattern; then no columns
     heads: int  # that the tensor has
     head: int | None  # None for all
     positions: list[int] | None  # None for all
+    tokens: list[int] | None  # of logits; None for the whole vocabulary
+    planned: NotRequired[PlannedSite]
+
+
+class FrozenNorm(TypedDict):
+    """The final norm as a linear function, ``shift + gain * scale * value``, of a centred value where it centres."""
+
+    gain: torch.Tensor  # (1, 1, d_model), up to a factor
+    scale: torch.Tensor  # (example, scored, 1), with that factor: by what the norm divides for the whole stream
+    shift: torch.Tensor  # (1, 1, d_model)
+    normed: torch.Tensor  # (example, scored, d_model), what it makes of the whole stream, without the shift
+
+
+class DirectPart(TypedDict):
+    """A part of the model whose own parts are looked for: an MLP by its neurons, or a head by its keys."""
+
+    layer: int
+    neurons: list[int] | None  # None for all, and the bias that the MLP adds to them; not used of a head
+    head: int | None
+    pattern: PatternColumns | None  # of a head
+    value: slice  # columns of q, k and v side by side that hold its values
 
 
 class DirectSpec(TypedDict):
     """Whose parts are looked for: a linear function of the logits of some prompts."""
 
+    parts: list[DirectPart] | None  # what is looked into; None for the whole model
     tokens: torch.Tensor  # (example, position)
     scored: list[int]
     answers: torch.Tensor | None  # (example, scored), token ids; None with a direction
     others: torch.Tensor | None  # (example, scored), whose logits are taken away
     direction: torch.Tensor | None  # (d_model,), in the normed stream
+
+
+class InsideSpec(TypedDict):
+    """What is made of the sites that a pass reads, and given instead of their values."""
+
+    kind: str  # "shares", or what the lens reads: "stream" or "heads"
+    scored: list[int]
+    direct: DirectSpec | None  # of shares; its answers are of the examples of the pass
 
 
 class RowChange(TypedDict):
@@ -392,6 +435,19 @@ class CaptureProgram(Program):
     tokens: list[torch.Tensor]  # (example, position), by group
 
 
+class SumsProgram(CaptureProgram):
+    """For `server_jobs.sums`."""
+
+    weights: list[torch.Tensor]  # (example, position), by group
+
+
+class NormsProgram(Program):
+    """For `server_jobs.norms`."""
+
+    layers: list[int]
+    tokens: list[torch.Tensor]  # (example, position), by group
+
+
 class DirectProgram(Program):
     """For `server_jobs.direct`."""
 
@@ -402,9 +458,20 @@ class LensProgram(Program):
     """For `server_jobs.lenses`."""
 
     runs: list[RunSpec]
+    heads: bool  # whether what each head writes is read, instead of the stream
+
+
+class WeightsRead(TypedDict):
+    """Gives weights where they are, in their own number format, to a function that makes scores of them."""
+
+    ends: Callable[[], list[torch.Tensor]]  # embedding, unembedding (token, d_model); gain of the last norm (d_model,)
+    heads: Callable[[int], list[Any]]  # of a layer, the fields of `HeadWeights`
+    neurons: Callable[[int], list[Any]]  # of a layer, as `head_weights.neurons_read` gives them
+    angles: Callable[[int], Any]  # of a distance: cosine and sine of each turned dimension; None without rotation
 
 
 class WeightsProgram(Program):
     """For `server_jobs.scores_of_weights`."""
 
-    score: Callable[[list[list[Any]]], Any]  # takes for each layer the fields of `HeadWeights`
+    score: Callable[[WeightsRead], Any]
+    vocabulary: int

@@ -15,12 +15,13 @@ import torch
 from . import activations, planned_pass
 from .attention import at_least_float32
 from .head_weights import GAINS, gains_made, gains_read, weights_read
-from .logits import logits_kernels, with_base_logits
-from .projections import combine, project, sides
+from .logits import frozen_norm, heads_alone, logits_kernels, with_base_logits
+from .projections import combine, is_readable, linear, project, sides
 from .rows import call_module
 
 if TYPE_CHECKING:
     from .specs import (
+        LogitsSpec,
         ModelDescription,
         ModelParts,
         Points,
@@ -134,8 +135,8 @@ def as_it_is(
     return points, dict(values), found.get("logits")
 
 
-def lens(root: Any, parts: ModelParts, run: RunSpec) -> dict[str, torch.Tensor]:
-    """What the final norm and the unembedding make of the stream before the first block and after each.
+def lens(root: Any, parts: ModelParts, run: RunSpec, heads: bool = False) -> dict[str, torch.Tensor]:
+    """What the final norm and the unembedding make of the stream before the first block and after each; or of heads.
 
     Parameters
     ----------
@@ -143,24 +144,85 @@ def lens(root: Any, parts: ModelParts, run: RunSpec) -> dict[str, torch.Tensor]:
     parts : ModelParts
     run : RunSpec
         Its kernels of logits are applied to each.
+    heads : bool
+        Whether what each head writes is read, by the norm frozen as it is for the whole stream and without its bias.
 
     Returns
     -------
     dict
-        Kernel name to values ``(layer + 1, example, scored)``.
+        Kernel name to values ``(layer + 1, example, scored)``; of heads ``(layer, head, example, scored)``.
     """
     tokens, last = run["tokens"], parts["layers"] - 1
     wanted = {(0, "resid_pre"), *((layer, "resid_post") for layer in range(last + 1))}
+    if heads:
+        wanted = {(last, "resid_post"), *((layer, "z") for layer in range(last + 1))}
     at = torch.tensor(run["scored"], device=tokens.device)
     with torch.no_grad(), root.trace(tokens, use_cache=False) as tracer:
         taken, _ = activations.read_activations(root, parts, last + 1, wanted, [], {})
         found: list[dict[str, torch.Tensor]] = []
-        for stream in [taken[(0, "resid_pre")], *(taken[(layer, "resid_post")] for layer in range(last + 1))]:
-            normed = parts["norm"](stream[:, at])
-            found.append(logits_kernels(normed, parts["unembed"], run["logits"], len(tokens)))
+        if heads:
+            end_of = taken[(last, "resid_post")][:, at]
+            frozen = frozen_norm(parts["norm"], end_of, parts["centred"])
+            for layer in range(last + 1):
+                normed = heads_alone(parts, frozen, layer, taken[(layer, "z")][:, at])
+                found.append(logits_kernels(normed, parts["unembed"], run["logits"], len(tokens), biased=False))
+        else:
+            for stream in [taken[(0, "resid_pre")], *(taken[(layer, "resid_post")] for layer in range(last + 1))]:
+                normed = parts["norm"](stream[:, at])
+                found.append(logits_kernels(normed, parts["unembed"], run["logits"], len(tokens)))
         nnsight.save(found)
         end(parts, tracer)
-    return {name: torch.stack([one[name] for one in found]) for name in found[0]}
+    shape = (last + 1, parts["heads"]) if heads else (last + 2,)
+    return {name: torch.stack([one[name] for one in found]).reshape(*shape, len(tokens), -1) for name in found[0]}
+
+
+def lens_of_rows(
+    root: Any,
+    parts: ModelParts,
+    logits: LogitsSpec,
+    points: Points,
+    added: dict[int, torch.Tensor],
+    spec: ResolvedPass,
+    device: Any,
+) -> dict[str, torch.Tensor]:
+    """What `lens` gives, of the rows of a pass.
+
+    Parameters
+    ----------
+    root : nnsight handle of the model
+    parts : ModelParts
+    logits : LogitsSpec
+        Its kernels are for the examples of the pass.
+    points : Points
+        At the scored positions: ``resid_pre`` of layer 0 and each ``resid_post``; or the last, and each ``z``.
+    added : dict of int to tensor (row, scored, head, d_model)
+        What is added to what the heads of a layer write.
+    spec : ResolvedPass
+    device : torch.device
+        Of the activations.
+
+    Returns
+    -------
+    dict
+        Kernel name with `` inside`` behind it to ``(row, layer + 1, scored)``; of heads ``(row, layer, head, scored)``.
+    """
+    last, examples, heads = parts["layers"] - 1, spec["examples"], (0, "z") in points
+    rows = spec["conditions"] * examples
+    with torch.no_grad(), root.trace(no_tokens(device), use_cache=False) as tracer:
+        found: list[dict[str, torch.Tensor]] = []
+        if heads:
+            frozen = frozen_norm(parts["norm"], points[(last, "resid_post")], parts["centred"])
+            for layer in range(last + 1):
+                normed = heads_alone(parts, frozen, layer, points[(layer, "z")], added.get(layer))
+                found.append(logits_kernels(normed, parts["unembed"], logits, examples, biased=False))
+        else:
+            streams = [points[(0, "resid_pre")], *[points[(layer, "resid_post")] for layer in range(last + 1)]]
+            found += [logits_kernels(parts["norm"](one), parts["unembed"], logits, examples) for one in streams]
+        nnsight.save(found)
+        end(parts, tracer)
+    shape = (last + 1, parts["heads"]) if heads else (last + 2,)
+    every = {name: torch.stack([one[name] for one in found]).reshape(*shape, rows, -1) for name in found[0]}
+    return {f"{name} inside": value.movedim(-2, 0) for name, value in every.items()}
 
 
 def short_run(root: Any, parts: ModelParts, tokens: torch.Tensor) -> list[torch.Tensor]:
@@ -213,7 +275,9 @@ def misshapen(parts: ModelParts, run: RunSpec, values: dict[str, torch.Tensor]) 
     return ""
 
 
-def planned(root: Any, parts: ModelParts, base: Points, spec: ResolvedPass, device: Any) -> dict[str, Any]:
+def planned(
+    root: Any, parts: ModelParts, base: Points, spec: ResolvedPass, device: Any
+) -> tuple[dict[str, torch.Tensor], dict[WriteSite, Any]]:
     """Run a planned pass, in a trace that never goes through the model itself.
 
     Parameters
@@ -229,14 +293,47 @@ def planned(root: Any, parts: ModelParts, base: Points, spec: ResolvedPass, devi
 
     Returns
     -------
-    dict
-        Kernel name to values, ``(row, scored)`` of logits and ``(row, layer, head)`` of patterns.
+    tuple of dict and dict
+        Kernel name to values, ``(row, scored)`` of logits and ``(row, layer, head)`` of patterns; and what is at the
+        sites that are read, of the rows at work.
     """
     with root.trace(no_tokens(device), use_cache=False) as tracer:
-        values = planned_pass.run_without_grad(parts, base, spec)
-        nnsight.save(values)
+        found = planned_pass.run_without_grad(parts, base, spec)
+        nnsight.save(found)
         end(parts, tracer)
-    return dict(values)
+    values, kept = found
+    return dict(values), dict(kept)
+
+
+def logits_of(
+    root: Any, parts: ModelParts, stream: torch.Tensor, tokens: list[int] | None, device: Any
+) -> torch.Tensor:
+    """Logits of some tokens, or of all, from the stream that leaves the last block.
+
+    Parameters
+    ----------
+    root : nnsight handle of the model
+    parts : ModelParts
+    stream : tensor (row, position, d_model)
+    tokens : list of int, optional
+        None for the whole vocabulary.
+    device : torch.device
+        Of the activations.
+
+    Returns
+    -------
+    tensor (row, position, token)
+    """
+    with torch.no_grad(), root.trace(no_tokens(device), use_cache=False) as tracer:
+        normed, unembed = parts["norm"](stream), parts["unembed"]
+        if tokens is not None and is_readable(parts["apart"], unembed):
+            made = linear(normed, unembed, tokens)
+        else:
+            made = unembed(normed)
+            made = made if tokens is None else made[..., tokens]
+        found: torch.Tensor = nnsight.save(made)
+        end(parts, tracer)
+    return found
 
 
 def slopes(

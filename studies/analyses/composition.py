@@ -25,6 +25,7 @@ from .paths import Pair, describe_paths, measure_paths, paths_into, paths_of_pai
 
 if TYPE_CHECKING:
     from ...interventions.models.model import Model
+    from ...interventions.traced.specs import WeightsRead
 
 Array = np.ndarray[Any, Any]
 FOLDING = ("folded", "raw")
@@ -86,9 +87,9 @@ def score_flops(shape: Shape) -> int:
 
 def _composition(model: Model, draws: int, seed: int) -> xr.Dataset:
     shape = model.shape
-    score = partial(_tables, centred=model.family.centred)
+    score = partial(_tables, layers=shape.layers, centred=model.family.centred)
     pairs = (shape.layers, shape.heads) * 2
-    table = model.backend.score_head_weights(score, (len(KINDS), len(FOLDING), *pairs))
+    table = model.backend.score_weights(score, (len(KINDS), len(FOLDING), *pairs))
     floor = random_composition(shape.d_model, shape.d_head, draws, seed)
     long = "composition score"
     return xr.Dataset(
@@ -287,6 +288,10 @@ def _ablated(measured: xr.Dataset, receivers: Sequence[Head]) -> xr.Dataset:
     )
 
 
-def _tables(layers: list[list[Array | None]], *, centred: bool) -> Array:
+def _tables(read: WeightsRead, *, layers: int, centred: bool) -> Array:
     """``(kind, variant, sender layer and head, receiver layer and head)``; runs where the weights are."""
-    return np.stack([pair_table(layers, folded, centred) for folded in (True, False)], axis=1)
+    fields = [
+        [None if one is None else one.detach().cpu().double().numpy() for one in read["heads"](layer)]
+        for layer in range(layers)
+    ]
+    return np.stack([pair_table(fields, folded, centred) for folded in (True, False)], axis=1)

@@ -83,6 +83,8 @@ def _summary(tree: xr.DataTree) -> Iterator[str]:
         )
     if "path_logit_diff" in weights:
         yield strongest_path(weights)
+    if "attribution" in tree.children and "set_attribution" in (direct := tree["attribution"].to_dataset()):
+        yield _directly(direct)
     words = tree["words"].to_dataset()
     if "ablated_accuracy" in words:
         right, left = (int(one.sum()) for one in (words["accuracy"], words["ablated_accuracy"].sel(ablation="zero")))
@@ -90,6 +92,19 @@ def _summary(tree: xr.DataTree) -> Iterator[str]:
             f"Of {words.sizes['example']} lists of plain words it continues {right or 'none'} rightly, "
             f"and {left or 'none'} without its induction heads."
         )
+
+
+def _directly(ds: xr.Dataset) -> str:
+    own, whole = len(str(ds["heads"].values).split()), float(ds["whole"].mean())
+    who, circuits = ("the", "their OV circuits") if own > 1 else ("its", "its OV circuit")
+    random = float(ds["control_copying"].sel(control="same layers").mean())
+    beside = f" (of as many random heads of the same layers, {percent(random)})" if random == random else ""
+    return (
+        f"Directly, {who} {count(own, 'induction head')} {'write' if own > 1 else 'writes'} "
+        f"{own * float(ds['set_attribution']):+.1f} of the {whole:+.1f} logits by which the answer stands above the "
+        f"distractor; {percent(ds['set_copying'])} of the eigenvalues of {circuits} are positive, as copying asks for"
+        f"{beside}."
+    )
 
 
 def _needed(here: xr.Dataset) -> str:
@@ -139,8 +154,7 @@ def _limits(tree: xr.DataTree) -> list[str]:
     few = few_prompts(tree["behaviour"].sizes["example"])
     limits = [
         *([f"{few}."] if few else []),
-        f"One model and one seed of prompts ({tree['behaviour'].sizes['example']} of them): intervals are over "
-        "prompts, not over trained models.",
+        f"Intervals are over {tree['behaviour'].sizes['example']} prompts of one seed, not over trained models.",
         f"Roles rest on a threshold of {threshold:.2f}; {no_or_count(int(near.sum()), 'other head')} has an induction "
         "score above half of it.",
         *_prompts_used(tree),

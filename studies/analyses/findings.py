@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import xarray as xr
 
+from ...interventions.declare.sites import Head
 from ...metrics.intervals import bootstrap_interval
 from ..output.phrases import article, count, listed, percent, points, went
 from .ablation import CLEAR, REAL
@@ -102,8 +103,8 @@ def _ablation(ds: xr.Dataset) -> list[str]:
         differ = f"at most {gap:.2f} nats (L{at[0]}H{at[1]}, {percent(share[at])} of whose output is the same for "
         differ = f"{differ}every prompt)" if round(gap, 2) else "less than 0.01 nats"
         sentences.append(
-            "No head's verdict (needed, harmful, or neither) changes between zero and mean ablation: the two differ by "
-            f"{differ}."
+            "No head's verdict (necessary, harmful, or neither) changes between zero and mean ablation: the two differ "
+            f"by {differ}."
         )
     return sentences
 
@@ -125,7 +126,13 @@ def _worst(worst: Mapping[str, Mapping[str, str]]) -> str:
 
 
 NONE = "no head costs anything beyond noise"
-VERDICT = {1: "needed", 0: "not needed", -1: "harmful"}
+VERDICT = {1: "necessary", 0: "not necessary", -1: "harmful"}
+"""What ablation says of a head: to take away tells what is necessary, never what is sufficient."""
+SHOWS = {
+    "noising": "noising, which shows what is necessary",
+    "denoising": "denoising, which shows what is sufficient",
+}
+"""Direction of patching, and what it can show."""
 
 
 def _why(zero: float, mean: float, share: float) -> str:
@@ -196,14 +203,14 @@ def _patching(ds: xr.Dataset) -> list[str]:
         ratio = ds[f"{direction}_normalized"].transpose("component", "layer", "head").values
         if np.isnan(ratio).all():
             sentences.append(
-                f"By {direction}, nothing can be said: over {prompts} prompts, the clean and the "
+                f"By {SHOWS[direction]}, nothing can be said: over {prompts} prompts, the clean and the "
                 "corrupted run do not differ in logit difference by more than noise."
             )
             continue
         at = np.unravel_index(int(np.nanargmax(np.abs(ratio - start))), ratio.shape)
         beyond = ": below 0, so the answer turns to the distractor" if ratio[at] < -0.1 else ""
         sentences.append(
-            f"By {direction}, the single patch that changes most is {ds['component'].values[at[0]]} of "
+            f"By {SHOWS[direction]}, the single patch that changes most is {ds['component'].values[at[0]]} of "
             f"L{at[1]}H{at[2]}: the normalized logit difference goes from {start:.0f} to {ratio[at]:.2f}"
             f"{f' ({scale})' if direction == 'noising' else ''}{beyond}."
         )
@@ -376,6 +383,86 @@ def _causal_words(ds: xr.Dataset) -> str:
     )
 
 
+def _attribution(ds: xr.Dataset) -> list[str]:
+    if "attribution" not in ds:
+        return [f"What heads write directly was not measured: {ds.attrs.get('left_out', 'why is not known')}."]
+    each = {
+        f"L{layer}H{head}": float(value)
+        for (layer, head), value in ds["attribution"].mean("example").to_series().sort_values(ascending=False).items()
+    }
+    whole, rest = float(ds["whole"].mean()), float(ds["other"].mean("example").sum())
+    of = f"Of the {whole:+.1f} logits by which the answer stands above the distractor"
+    own = str(ds["heads"].values).split() if "heads" in ds else []
+    others = {name: value for name, value in each.items() if name not in own}
+    most = f"{next(iter(others))} most, {_signed(next(iter(others.values())))}" if others else ""
+    if not own:
+        named = f"the {count(len(others), 'head')} write {_signed(sum(others.values()))} directly ({most})"
+        return [f"{of}, {named}, and embeddings, MLPs and biases {_signed(rest)}."]
+    listing = ", ".join(f"{name} {_signed(each[name])}" for name in each if name in own)
+    heads = count(len(own), "induction head")
+    text = f"{of}, the {heads} write {_signed(sum(each[name] for name in own))} directly ({listing})"
+    if others:
+        text += f", the {count(len(others), 'other head')} {_signed(sum(others.values()))} ({most})"
+    low, high = (float(ds[f"set_attribution_{end}"]) for end in ("low", "high"))
+    interval = "" if np.isnan(low) else f" (95% interval {_signed(low)} to {_signed(high)})"
+    beside = _beside_random(ds, "attribution", _signed)
+    texts = [
+        f"{text}, and embeddings, MLPs and biases {_signed(rest)}.",
+        f"A head of these writes {_signed(float(ds['set_attribution']))} on average{interval}{beside}. "
+        f"{_writes(ds, low)}",
+    ]
+    return [*texts, _copying(ds, own)]
+
+
+def _copying(ds: xr.Dataset, own: list[str]) -> str:
+    """How far the OV circuits of the induction heads copy, and random sets of others."""
+    heads = {name: Head.parse(name) for name in own}
+    each = ", ".join(
+        f"{name} {float(ds['copying'].sel(layer=head.layer, head=head.head)):.2f}" for name, head in heads.items()
+    )
+    mean = float(ds["set_copying"])
+    text = (
+        f"By their weights, a share of {mean:.2f} of the eigenvalues of their OV circuits is positive ({each}; random "
+        f"weights have about half){_beside_random(ds, 'copying', '{:.2f}'.format)}."
+    )
+    others = ds["control_copying"].values[np.isfinite(ds["control_copying"].values)]
+    if others.size and mean > max(0.5, others.max()):
+        return f"{text} So they copy, more than other heads do."
+    if mean > COPIES:
+        return f"{text} So they copy{', and that does not set them apart from other heads' if others.size else ''}."
+    return f"{text} So their weights alone do not show that they copy."
+
+
+COPIES = 0.75
+"""Share of positive eigenvalues from which heads are said to copy: half way from random weights to all."""
+
+
+def _beside_random(ds: xr.Dataset, of: str, say: Callable[[float], str]) -> str:
+    """What random sets of as many other heads have, by where they were drawn from."""
+    each = []
+    for control in ds["control"].values:
+        values = ds[f"control_{of}"].sel(control=control).dropna("draw").values
+        if values.size:
+            p, q = float(ds[f"p_{of}"].sel(control=control)), float(ds["q"].sel(of=of, control=control))
+            floor = ", the smallest possible" if np.isclose(p, 1 / (1 + values.size)) else ""
+            place = "of the same layers" if control == "same layers" else "from all layers"
+            each.append(
+                f"of as many other heads {place} {say(values.mean())}, at most {say(values.max())} "
+                f"({count(values.size, 'set')}; p = {p:.3f}{floor}; q = {q:.3f})"
+            )
+    return f"; {'; '.join(each)}" if each else "; there are no other heads with a value to compare with"
+
+
+def _writes(ds: xr.Dataset, low: float) -> str:
+    """Whether the induction heads write the answer more than any random set does."""
+    if not low > 0:
+        return "So it is not shown that they write the answer: the interval does not lie above 0."
+    others = ds["control_attribution"].values[np.isfinite(ds["control_attribution"].values)]
+    if others.size and float(ds["set_attribution"]) <= others.max():
+        return "So it is not shown that they write the answer more than other heads do."
+    return f"So they write the answer themselves{'' if others.size else ', though without a control'}."
+
+
 def _small(p: float) -> str:
     return f"{p:.1e}" if p < 0.001 else f"{p:.3f}"
 
@@ -413,6 +500,7 @@ WRITERS: Mapping[str, Callable[[xr.Dataset], list[str]]] = {
     "sets": _sets,
     "patching": _patching,
     "composition": _composition,
+    "attribution": _attribution,
     "words": _words,
     "estimates/ablation": on_estimates,
     "estimates/patching": on_estimates,

@@ -21,7 +21,7 @@ from ..storage import unfinished
 from ..storage.provenance import as_attrs, exact_facts, provenance
 from ..storage.registry import TASKS
 from ..tasks.tasks import RepeatedTokens
-from . import ablation, behaviour, composition, heads, patching, word_lists
+from . import ablation, attribution, behaviour, composition, heads, patching, word_lists
 from .conclusion import conclude
 from .estimates import SWEEPS, estimates_beside, prices
 from .paths import strongest_pairs
@@ -41,6 +41,7 @@ STAGES = {
     "sets": "sets of heads against random sets",
     "patching": "q, k and v of every head patched",
     "composition": "composition between heads",
+    "attribution": "what heads write towards the answer",
     "words": "words in context",
     "estimates": "estimates from gradients against what was measured",
 }
@@ -168,8 +169,8 @@ class InductionStudy:
         Returns
         -------
         DataTree
-            One group for each stage (``estimates`` holds two, ``ablation`` and ``patching``; it is left out where a
-            server gives no gradients), and the conclusion as JSON text in the attributes.
+            One group for each stage (``estimates`` holds two, ``ablation`` and ``patching``; it and ``attribution`` are
+            left out where a server runs jobs apart from the weights), and the conclusion as JSON in the attributes.
 
         Raises
         ------
@@ -258,6 +259,8 @@ class InductionStudy:
         stage("sets", lambda: self._sets(model, found, parts["ablation"]))
         stage("patching", lambda: patching.qkv_of_every_head(model, task, found["induction"], first=self.first))
         stage("composition", lambda: self._composition(model, found["previous-token"], found["induction"]))
+        if model.has_gradients:  # as these, it cannot be had of a server that runs jobs apart from the weights
+            stage("attribution", lambda: self._attribution(model, found["induction"]))
         score = parts["heads"]["induction"].mean("example")
         stage("words", lambda: word_lists.words_in_context(model, found["induction"], score))
         if model.has_gradients:
@@ -328,6 +331,9 @@ class InductionStudy:
         pairs = [(one, two) for one in senders for two in receivers if one.layer < two.layer]
         own = [composition.pair_scores(scores, senders, receivers)] if pairs else []
         return xr.merge([scores, *own, causal], combine_attrs="drop_conflicts")
+
+    def _attribution(self, model: Model, heads: list[Head]) -> xr.Dataset:
+        return attribution.what_heads_write(model, self.task, heads, draws=self.draws, seed=self.seed)
 
     def _task(self) -> str:
         return codec.to_json(self.task, TASKS)

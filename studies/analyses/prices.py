@@ -20,7 +20,7 @@ from ..measuring.looks import request_some
 from ..measuring.request import What, set_up
 from ..output.progress import duration
 from ..tasks.tasks import RepeatedTokens, Task
-from . import ablation, behaviour, composition, estimates, heads, patching, paths, word_lists
+from . import ablation, attribution, behaviour, composition, estimates, heads, patching, paths, word_lists
 
 if TYPE_CHECKING:
     from ...interventions.models.model import Model
@@ -214,6 +214,7 @@ def sweeps_of(study: Asked, model: Model, found: Mapping[str, Sequence[Head]]) -
             for base, source in patching.DIRECTIONS.values()
         ],
         "composition": [Sweep(task, patched, (logit_diff,), first=first)] if patched else [],
+        "attribution": [Sweep(task, None, (logit_diff,))],
         "words": [],
     }
     if many:
@@ -290,7 +291,11 @@ class _Counter:
             numbers = sum(weight.numel() for weight in self.model.module.parameters())
             prices["heads"] += Price(seconds=self.study.untrained * self.drawing * numbers)
         prices["composition"] += self.of_work(composition.score_flops(self.model.shape))
-        if self.model.has_gradients:
+        if not self.model.has_gradients:
+            prices.pop("attribution")
+        else:
+            positions = self.study.task.draw(self.model).scored.sum()
+            prices["attribution"] += self.of_work(attribution.flops(self.model.shape, int(positions)))
             prompts = looks(self.study.task.n, self.study.first)[-1 if every else 0]
             prices["estimates"] = sum((self.of_estimates(name, prompts) for name in estimates.SWEEPS), self.nothing)
         return prices

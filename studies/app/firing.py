@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,10 +16,12 @@ import xarray as xr
 
 from ...errors import DeclarationError, HeadwiseError, ModelError
 from ...interventions.declare import codec
+from ...interventions.declare.edits import Compose, ZeroAblate
 from ...interventions.declare.sites import Head, Layer
 from ...interventions.models.identity import Identity
 from ...interventions.models.locate import HUB_ID
 from ..analyses.behaviour import SHOWN_LENGTH
+from ..inspection.predict import predict
 from ..measuring.capture import capture
 from ..storage.record import Record
 from ..storage.registry import TASKS
@@ -44,6 +47,8 @@ FIRES = {
     "first_token": "the first token",
     "self": "the token itself",
 }
+LIKELY, PARTS_OUT = 8, 20
+"""Next tokens that are shown, and parts that can be left out."""
 TOKEN = "token"
 """Beside `FIRES`: the largest attention that any later token pays to one that is chosen."""
 
@@ -243,6 +248,37 @@ def fire(model: Model, text: str, attrs: Mapping[Any, Any] | None = None) -> Fir
     if size > longest:
         raise DeclarationError(f"this prompt has {size} tokens: at most {longest} can be shown")
     return _fire(model, Prompts((text,)), attrs or {})
+
+
+def likely(model: Model, text: str, without: str) -> xr.Dataset:
+    """The likeliest next tokens after a prompt: of the model as it is, and with zeros in the place of some parts.
+
+    Parameters
+    ----------
+    model : Model
+    text : str
+    without : str
+        Heads, neurons or sites with commas between them, such as ``L0H3, L1.mlp_out``; empty for none.
+
+    Returns
+    -------
+    Dataset
+        As `headwise.predict`, with the dim ``condition``.
+
+    Raises
+    ------
+    DeclarationError, UnknownNameError
+        The prompt cannot be run, or the model has no such part.
+    """
+    check_prompt(text)
+    names = [name for name in re.split(r"[,;\s]+", without) if name]
+    if len(names) > PARTS_OUT:
+        raise DeclarationError(f"{len(names)} parts are to be left out: {PARTS_OUT} at most")
+    what: dict[str, Any] = {"as it is": None}
+    if names:
+        edits = [ZeroAblate(name) for name in dict.fromkeys(names)]
+        what[f"without {', '.join(dict.fromkeys(names))}"] = edits[0] if len(edits) == 1 else Compose(*edits)
+    return predict(model, Prompts((text,)), what, top=min(LIKELY, model.shape.vocabulary))
 
 
 def longest_of(model: Model) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import holoviews as hv
 import numpy as np
 import panel as pn
 import xarray as xr
@@ -12,6 +13,7 @@ import xarray as xr
 from ...errors import printable
 from ...interventions.declare.sites import Head
 from .. import plots
+from ..storage.record import Record
 from . import firing
 from . import text as sentences
 from .figures import HeadGrid, drawn
@@ -44,6 +46,7 @@ class PromptView:
         self._fired: Firing | None = None
         self._grid: HeadGrid | None = None
         self._head, self._ran, self._asked, self._quiet = "", "", 0, False
+        self._next: tuple[Any, ...] = ()
         self.text = pn.widgets.TextInput(
             label="Prompt",
             placeholder=EXAMPLE,
@@ -55,18 +58,30 @@ class PromptView:
         self.run = button("Run", lambda event: self._start(), color="primary", margin=(0, 0, 8, 0))
         self.fires = select("Show attention to", {text: name for name, text in FIRES.items()} | {"one token": TOKEN})
         self.token = select("Token")
-        self.head, self.note = html(), html()
+        self.without = pn.widgets.TextInput(
+            label="Next token, without",
+            placeholder="the picked head",
+            margin=(0, 0, 8, 0),
+            stylesheets=[PARTS],
+            styles={"flex": "2 1 13rem"},
+            max_length=firing.LETTERS,
+            visible=False,
+        )
+        self.head, self.note, self.said = html(), html(), html()
         self.picture, self.pattern = picture(), picture()
+        self.likely = picture(), picture()
         self.text.param.watch(lambda event: self._entered(), "value")
+        self.without.param.watch(lambda event: self._left_out(), "value")
         for widget in (self.fires, self.token):
             widget.param.watch(lambda event: self._chose(), "value")
 
     def roots(self) -> dict[str, Any]:
         """The parts by the place that the template gives them."""
         line = {"sizing_mode": "stretch_width", "margin": 0, "gap": "0 .8rem", "align_items": "flex-end"}
-        asked = pn.FlexBox(self.text, self.run, self.fires, self.token, **line)
+        asked = pn.FlexBox(self.text, self.run, self.fires, self.token, self.without, **line)
+        likely = pn.FlexBox(*map(framed, self.likely), sizing_mode="stretch_width", margin=0, gap="0 .8rem")
         return {
-            "prompt": pn.Column(self.head, asked, self.note, sizing_mode="stretch_width", margin=0),
+            "prompt": pn.Column(self.head, asked, self.note, likely, self.said, sizing_mode="stretch_width", margin=0),
             "fires": pn.Column(framed(self.picture), sizing_mode="stretch_width", margin=0),
             "live": pn.Column(framed(self.pattern), sizing_mode="stretch_width", margin=0),
         }
@@ -78,13 +93,16 @@ class PromptView:
         self.head.object = sentences.prompt_heading(self._models.instead or name)
         self._quiet = True
         if wanted.prompt:
-            self.text.value = wanted.prompt
+            self.text.value, self.without.value = wanted.prompt, wanted.without
         if wanted.fires in self.fires.options.values():
             self.fires.value = wanted.fires
         self._quiet = False
         self._wanted_token = wanted.token
         self._offer()
         self._draw()
+        self.said.object = ""
+        for place in self.likely:
+            place.object = None
         if tree is not None and (wanted.prompt or self._ran):
             self._start()
 
@@ -93,7 +111,8 @@ class PromptView:
         if not self._ran:
             return {}
         token = self.token.value or "" if self.fires.value == TOKEN else ""
-        return {"prompt": self._ran, "fires": self.fires.value or "", "token": token}
+        without = self.without.value or ""
+        return {"prompt": self._ran, "fires": self.fires.value or "", "token": token, "without": without}
 
     def show(self, head: str) -> None:
         """Mark another head and show its pattern."""
@@ -101,6 +120,39 @@ class PromptView:
         if self._grid is not None:
             self._grid.mark(head)
         self._draw_pattern()
+        if self._ran and not self.without.value and self._follows():
+            self._predict()
+
+    def _follows(self) -> bool:
+        """Whether a click on a head may run the model: not where that is a job for a server."""
+        return self._tree is not None and not Record.from_attrs(self._tree.attrs).server
+
+    def _left_out(self) -> None:
+        if not self._quiet:
+            self._predict()
+            self._changed()
+
+    def _predict(self) -> None:
+        pn.state.execute(self._say_next)
+
+    async def _say_next(self) -> None:
+        """Show what is likeliest next, of the model as it is and without what is left out."""
+        tree, text, without = self._tree, self._ran, self.without.value or self._head
+        self._next = (tree, text, without)
+        found, said = None, ""
+        if tree is not None and text:
+            found, said = await beside(lambda: self._likely(tree, text, without), "The next token cannot be predicted")
+        if self._next != (tree, text, without) or text != self._ran:
+            return
+        drawn_next = [] if found is None else plots.predictions(found)
+        panels = [drawn(one) for one in ([drawn_next] if isinstance(drawn_next, hv.Overlay) else drawn_next)]
+        for place, panel in zip(self.likely, [*panels, None, None], strict=False):
+            place.object = panel
+        self.said.object = sentences.note(said, warn=True)
+
+    def _likely(self, tree: xr.DataTree, text: str, without: str) -> xr.Dataset:
+        with self._models.using(tree.attrs) as model:
+            return firing.likely(model, text, without)
 
     def _entered(self) -> None:
         if not self._quiet:
@@ -124,6 +176,7 @@ class PromptView:
         self._offer()
         self._say(said, warn=True)
         self._draw()
+        self._predict()
         self._changed()
 
     def _fire(self, tree: xr.DataTree, text: str, asked: int) -> Firing | None:
@@ -141,7 +194,8 @@ class PromptView:
         known = list(self.token.options.values())
         self.token.value = self._wanted_token if self._wanted_token in known else next(iter(known), None)
         self._wanted_token = self.token.value or self._wanted_token
-        self.fires.visible, self.token.visible = bool(tokens), bool(tokens) and self.fires.value == TOKEN
+        self.fires.visible = self.without.visible = bool(tokens)
+        self.token.visible = bool(tokens) and self.fires.value == TOKEN
         self._quiet = False
 
     def _chose(self) -> None:

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, quote, urlencode
 
 AT = "at."
 """In front of a dim's name in the address."""
-NAMES = ("result", "variable", "show", "head", "pattern", "prompt", "fires", "token")
+NAMES = ("result", "variable", "show", "head", "pattern", "prompt", "fires", "token", "without")
 LONGEST = 2000
 """Characters of one value that are read from an address."""
 
@@ -35,6 +35,8 @@ class Selection:
         What the live grid shows.
     token : str
         Position of the token that heads may attend to.
+    without : str
+        Parts that are left out of the predictions; empty for the picked head.
     at : dict of dim to label
     """
 
@@ -46,6 +48,7 @@ class Selection:
     prompt: str = ""
     fires: str = ""
     token: str = ""
+    without: str = ""
     at: dict[str, str] = field(default_factory=dict)
 
     @classmethod

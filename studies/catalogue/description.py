@@ -16,7 +16,7 @@ from ..measuring.effects import intervened
 from ..output.phrases import count, listed
 from ..storage.attributes import LONGEST
 from ..storage.reading import Result
-from ..storage.record import Record
+from ..storage.record import LOOKS, Record
 from .entries import in_short
 from .listing import human_date
 
@@ -30,7 +30,10 @@ def what_of(result: Result, record: Record) -> str:
     if record.study and record.study.get("type") != "Sweep":
         return f"{in_short(record.study)}, {count(sum(1 for _ in nodes(result)), 'part')}{over}"
     if record.kind == "capture":
-        return f"activations of the {attrs.get('run', '')} run, without intervention"
+        under = f"under {listed(edits)}" if (edits := _edits(attrs)) else "without intervention"
+        return f"activations of the {attrs.get('run', '')} run, {under}"
+    if record.kind in LOOKS and isinstance(result, xr.Dataset):
+        return looked_for(result, record)
     if "metrics" not in attrs or not isinstance(result, xr.Dataset):
         return ""
     metrics = [str(name) for name in record.metrics]
@@ -40,13 +43,35 @@ def what_of(result: Result, record: Record) -> str:
     inner = ("example", "position", "read_layer", "read_head", *(["step"] if over else []))
     axes = [dim for dim in measured[0].dims if dim not in inner]
     sizes = " x ".join(f"{dim} {result.sizes[dim]}" for dim in axes)
-    edits = [name for name in edit_names() if f'"{name}"' in str(attrs.get("interventions", ""))]
+    edits = _edits(attrs)
     words = count(math.prod(result.sizes[dim] for dim in axes), "condition") + (f" ({sizes})" if sizes else "")
     run = attrs.get("base", "")
     how = "" if attrs.get("estimator", "exact") == "exact" else f", estimated: {attrs['estimator']}"
     return (
         f"{words} of {listed(edits) if edits else 'an intervention'} on the {run} run, by {listed(metrics)}{how}{over}"
     )
+
+
+def looked_for(ds: xr.Dataset, record: Record) -> str:
+    """What was looked for inside a model, on which run, and under what."""
+    run = f"in the {record.attrs.get('run', '')} run"
+    if record.kind == "direct_logit_attribution":
+        whole = str(ds["whole"].attrs.get("long_name", "")) if "whole" in ds else ""
+        words = f"what each of {count(ds.sizes.get('source', 0), 'part')} adds to the {whole} {run}"
+    else:
+        heads = ("read_head" if "read_layer" in ds.sizes else "head") in ds.sizes
+        top, by = ds.sizes.get("rank", 0), f", by {'what each head writes' if heads else 'the stream of each layer'}"
+        which = "the likeliest token" if top == 1 else f"the {top} likeliest tokens"
+        words = f"{which} {run}{by if record.kind == 'logit_lens' else ''}"
+    own = [f"read_{dim}" if f"read_{dim}" in ds.sizes else dim for dim in ("layer", "head")]
+    inner = ("example", "position", "rank", *(own if record.kind == "logit_lens" else ()), "source")
+    axes = [ds.sizes[dim] for dim in ds.dims if dim not in inner]
+    return f"{words}, under {count(math.prod(axes), 'condition')}" if axes else words
+
+
+def _edits(attrs: Mapping[Any, Any]) -> list[str]:
+    """The kinds of interventions of a result."""
+    return [name for name in edit_names() if f'"{name}"' in str(attrs.get("interventions", ""))]
 
 
 def model_of(record: Record) -> str:

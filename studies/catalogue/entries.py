@@ -137,12 +137,14 @@ def row_of(relative: str, attrs: Mapping[str, Any], size: int, state: str = "com
     if missing:
         raise NoResult(f"not whole: it has no attribute {', '.join(missing)}")
     study, task, versions = (_object(attrs, name) for name in ("study", "task", "versions"))
+    kind = kind_of(attrs)
+    call = "measure" if kind in ("measurement", "estimates") else kind
     seeds = [part["seed"] for part in (study, task) if type(part.get("seed")) is int]
     revision = _text(attrs, "model_revision")
     return Entry(
         path=relative,
         model=_line(_text(attrs, "model")),
-        study=_line(_text(study, "type", "of the study")) or ("capture" if kind_of(attrs) == "capture" else "measure"),
+        study=_line(_text(study, "type", "of the study")) or call,
         task=in_short(task),
         size=size,
         date=_date(_text(attrs, "created")),

@@ -13,12 +13,13 @@ from typing import Any
 import xarray as xr
 
 from ...errors import ResultError, printable
+from ..inspection.findings import findings as sentences
 from ..measuring.effects import effect
 from ..output.phrases import count, listed
 from ..storage.attributes import LONGEST, json_in, with_plain_attrs
 from ..storage.netcdf import reading, why
 from ..storage.reading import Result, open_result
-from ..storage.record import KINDS, Record
+from ..storage.record import KINDS, LOOKS, Record
 from .description import model_of, nodes, task_in_words, what_of, when_of
 from .listing import html_table
 from .table import PREFIXES, SUFFIXES, has_effect, mean_of, rows_of
@@ -200,6 +201,8 @@ def _summary(given: Result) -> Summary:
     record = Record.from_attrs(attrs)
     if record.series:
         points, heading = over_training(result), "over training"
+    elif record.kind in LOOKS and isinstance(result, xr.Dataset):
+        points = sentences(result)
     elif not points and isinstance(result, xr.Dataset):
         points, heading = list(_strongest(result)), "strongest effects"
     of = f" of {record.model}" if record.model else ""

@@ -33,8 +33,8 @@ def add(commands: Any) -> None:
         help="the whole induction-head analysis of a GPT-2-like model",
         description=(
             "Find previous-token and induction heads, ablate them against random controls, patch q, k and v, measure "
-            "composition, and say how sure the answer is. Writes a NetCDF file and an HTML report beside it. Stopped "
-            "or killed, the same command again goes on where it was."
+            "composition and what heads write, and say how sure the answer is. Writes a NetCDF file and an HTML report "
+            "beside it. Stopped or killed, the same command again goes on where it was."
         ),
         examples=EXAMPLES,
     )

@@ -43,6 +43,7 @@ KEYS = {
     "share": "total / naive; null where nothing is changed",
     "forward": "those of a plain forward pass of one prompt, the mean over prompts",
     "memory": "bytes of tensors at most, beside the weights",
+    "advice": "sentences on how it should be measured otherwise",
     "seconds": "estimate of the time; null where the speed was not measured, as of a server",
 }
 """What ``--json`` prints."""
@@ -102,8 +103,8 @@ def run(options: argparse.Namespace) -> int:
 def _figures(plan: Plan) -> dict[str, Any]:
     """What a plan costs, by the names of `KEYS`."""
     cost = plan.cost()
-    counts = {"conditions": len(plan.conditions), "passes_run": plan.passes}
-    return {name: counts[name] if name in counts else getattr(cost, name) for name in KEYS}
+    known = {"conditions": len(plan.conditions), "passes_run": plan.passes, "advice": plan.advice}
+    return {name: known[name] if name in known else getattr(cost, name) for name in KEYS}
 
 
 def _keys() -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -78,11 +80,11 @@ def predict(
     'banana'
     """
     check_is_model(model)
-    top = check_top(model, top)
+    top, positions = check_top(model, top), as_positions(positions)
     task = as_task(prompts)
     asked = Asked(task, positions, run)
     batch = asked.draw(model)
-    metrics = [ranked(name, rank) for name in RANKED for rank in range(top)]
+    metrics = [ranked(name, rank, top) for name in RANKED for rank in range(top)]
     several = not isinstance(positions, int)
     found = measure(model, asked, what, metrics, base=run, runs=run, per_position=several, check=check, remote=remote)
     result = top_tokens(model, found, top).assign_coords(prompt=("example", prompts_as_text(model, task, batch, run)))
@@ -91,12 +93,33 @@ def predict(
         if not isinstance(positions, str):
             result = result.isel(position=asked.places(int(batch.lengths.min())))
     attrs = {name: value for name, value in found.attrs.items() if name not in ("metrics", "estimator", "base")}
-    return result.assign_attrs(attrs | {"task": task_json(task), "run": run})
+    return result.assign_attrs(
+        attrs | asked_for("predict", top=top, positions=positions) | {"task": task_json(task), "run": run}
+    )
+
+
+def asked_for(function: str, **options: Any) -> dict[str, str]:
+    """The options of a call as an attribute, called like the function, from which it is done again.
+
+    `headwise.studies.storage.record.LOOKS` names the options that are read back.
+    """
+    return {function: json.dumps(options, default=lambda one: np.asarray(one).tolist())}
 
 
 def as_task(prompts: Task | str | Sequence[Any]) -> Task:
     """A task as it is; text and token ids as `Prompts`."""
     return cast("Task", prompts) if hasattr(prompts, "draw") else Prompts(cast("Any", prompts))
+
+
+def as_positions(positions: Any) -> int | list[int] | str:
+    """A position, a list of them, or "all", as plain values; or an error that says what is possible."""
+    several = not isinstance(positions, str | bool | Integral) and isinstance(positions, Iterable)
+    given = list(positions) if several else [positions]
+    if isinstance(positions, str) and positions == "all":
+        return positions
+    if not given or any(isinstance(at, bool) or not isinstance(at, Integral) for at in given):
+        raise DeclarationError(f"positions={positions!r}: give a position, a list of them, or 'all'")
+    return [int(at) for at in given] if several else int(positions)
 
 
 def check_top(model: Model, top: int) -> int:
@@ -115,12 +138,16 @@ def top_tokens(model: Model, found: xr.Dataset, top: int) -> xr.Dataset:
         values = values.drop_vars(set(values.coords) - set(values.dims))
         if name == "token_id":
             values = values.fillna(-1).astype(np.int64)
-            result["token"] = values.dims, _text(model, values.values), {"long_name": "token, the most likely first"}
+            result["token"] = (
+                values.dims,
+                text_of_tokens(model, values.values),
+                {"long_name": "token, the most likely first"},
+            )
         result[name] = values.assign_attrs(long_name=card.long_name, units=card.units)
     return result
 
 
-def _text(model: Model, ids: Array) -> Array:
+def text_of_tokens(model: Model, ids: Array) -> Array:
     """The text of token ids, empty for -1."""
     known, places = np.unique(ids, return_inverse=True)
     words = ["" if one < 0 else text for one, text in zip(known, model.token_text(known.clip(0).tolist()), strict=True)]
@@ -194,9 +221,7 @@ class Asked:
 
     def places(self, shortest: int, size: int | None = None) -> list[int]:
         """The positions in a prompt of `size` tokens, counted from 0."""
-        given = [self.positions] if isinstance(self.positions, int) else self.positions
-        if isinstance(given, str) or not len(given) or not all(isinstance(at, int | np.integer) for at in given):
-            raise DeclarationError(f"positions={self.positions!r}: give a position, a list of them, or 'all'")
+        given: Any = [self.positions] if isinstance(self.positions, int) else self.positions
         for at in given:
             if not -shortest <= at < shortest:
                 raise DeclarationError(f"positions={self.positions!r}: the shortest prompt has {shortest} tokens")

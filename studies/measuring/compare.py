@@ -57,7 +57,7 @@ def compare_estimates(
     model : Model
     task : Task
     what : Intervention, mapping of names to interventions, sequence of interventions, or Grid
-        Ablations, `Patch`, `Add`, `Scale` and their compositions have estimates.
+        Ablations, `Patch`, `Add`, `Scale`, `ProjectOut` and their compositions have estimates.
     metric : Metric or str
         One that changes smoothly, such as ``"loss"`` or ``"logit_diff"``.
     estimators : sequence of str

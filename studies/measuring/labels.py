@@ -159,7 +159,8 @@ def _text_of(intervention: Intervention) -> str:
         if isinstance(edit, PathPatch):
             kind, where = "path", f"{edit.sender} to {choices(edit.receivers)}"
         elif isinstance(edit, Edit):
-            kind, where = type(edit).__name__.removesuffix("Ablate").lower(), str(edit.site)
+            kind = re.sub("(?<=[a-z])(?=[A-Z])", " ", type(edit).__name__.removesuffix("Ablate")).lower()
+            where = str(edit.site)
         else:  # of a class of one's own
             kind, where = type(edit).__name__, ""
         by_kind.setdefault(kind, []).append(re.sub(r"(H\d+) z\b|(N\d+) mlp_post\b", r"\1\2", where))

@@ -20,6 +20,8 @@ from ..storage import unfinished
 from ..storage.provenance import provenance
 from ..tasks.tasks import Task
 from . import context
+from .advice import warn
+from .capture import Sites, request_of
 from .context import check_executor, check_remote
 from .executors import run_on
 from .request import Metrics, Runs, What, check_estimable, set_up
@@ -28,6 +30,7 @@ from .sweep import CHECKED, SweepRun
 if TYPE_CHECKING:
     from ...interventions.begin import Call
     from ...interventions.models.model import Model
+    from ...interventions.run.outcome import Inputs
 
 
 def measure(
@@ -128,6 +131,12 @@ def measure(
     ServerError
         The server of a remote model cannot be reached, or refuses; the text says what to do.
 
+    Warns
+    -----
+    AdviceWarning
+        Patching is measured by `prob` without `logit_diff`; or zero ablation has `controls` beside it, and neither mean
+        nor resample ablation. The attribute ``advice`` of the result says it too, of zero ablation always.
+
     Examples
     --------
     The loss without each head, on each of four prompts:
@@ -168,6 +177,7 @@ def measure(
         check_executor(model, executor, estimator)
         sweep = SweepRun(model, task, what, setup, base, per_position, estimator, steps, check)
         sweep.check_request()
+        warn(sweep.advice, claimed=controls > 0, stacklevel=2)
         executor, quiet = executor or execution.executor_for(model), execution.quiet
 
         def spread(call: Call) -> Callable[..., None] | None:
@@ -206,8 +216,9 @@ def plan(
     controls: int = 0,
     seed: int = 0,
     timed: bool = True,
+    capture: Sites | None = None,
 ) -> Plan:
-    """What `measure` would do with the same arguments, without doing it: ``print(plan(...))`` explains the cost.
+    """What `measure`, or `capture`, would do, without doing it: ``print(plan(...))`` explains the cost.
 
     Parameters
     ----------
@@ -215,6 +226,8 @@ def plan(
         As for `measure`.
     timed : bool
         Run a few plain forward passes to estimate the time; not where the model is on a server.
+    capture : Site, Logits, str, or sequence of these, optional
+        The sites that `capture` would read in the run `base`; then no metrics are measured.
 
     Returns
     -------
@@ -235,23 +248,37 @@ def plan(
     runs            2  as they are: clean and corrupted
     passes          1  at most 64 rows of 15 positions together
     ...
+
+    How large what is captured is:
+
+    >>> hw.plan(model, task, heads, timed=False, capture=["L1H2.pattern", "logits at -1"]).cost().result
+    284928
     """
-    setup = set_up(
-        model,
-        task,
-        what,
-        metrics,
-        base=base,
-        runs=runs,
-        per_position=False,
-        batch_size=batch_size,
-        controls=controls,
-        seed=seed,
-    )
-    setup.readers()  # refuses metrics that the task cannot have, as `measure` does
+    inputs: Callable[[], Inputs]
+    if capture is not None:
+        if metrics != (loss,) or runs is not None or controls:
+            raise DeclarationError("capture=...: it reads sites, of one run: leave metrics, runs and controls out")
+        asked = request_of(model, task, capture, what, base, batch_size)
+        planned, inputs = asked.plan, asked.inputs
+    else:
+        setup = set_up(
+            model,
+            task,
+            what,
+            metrics,
+            base=base,
+            runs=runs,
+            per_position=False,
+            batch_size=batch_size,
+            controls=controls,
+            seed=seed,
+        )
+        setup.readers()  # refuses metrics that the task cannot have, as `measure` does
+        sweep = SweepRun(model, task, what, setup, base, per_position=False, estimator="exact", steps=0, check=False)
+        planned, inputs = replace(setup.plan, advice=tuple(sweep.advice)), partial(setup.inputs, task, model)
     if not timed or model.backend.module is None:  # the speed of a server is not known
-        return setup.plan
+        return planned
     from ...interventions.begin import turn
 
     with turn(model):
-        return replace(setup.plan, speed=model.backend.speed(setup.plan, setup.inputs(task, model)))
+        return replace(planned, speed=model.backend.speed(planned, inputs()))

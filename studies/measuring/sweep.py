@@ -20,6 +20,7 @@ from ..storage.registry import TASKS
 from ..tasks.batch import Batch
 from ..tasks.tasks import Task
 from . import context
+from .advice import advice
 from .controls import CONTROLS, WORSE, control_p
 from .labels import coordinates, dataset_of, with_axes
 from .request import Request, What
@@ -104,6 +105,11 @@ class SweepRun:
             | ({} if runs is None else {"runs": json.dumps(runs)})
             | ({} if drawn is None else {"controls": json.dumps({"draws": drawn.draws, "seed": drawn.seed})})
         )
+
+    @cached_property
+    def advice(self) -> list[str]:
+        """What is advised otherwise, see `advice.advice`."""
+        return advice(self.attrs)
 
     def check_request(self) -> None:
         """Refuse, before any forward pass, what the engine or the estimator cannot do."""
@@ -218,7 +224,8 @@ class SweepRun:
             base = dataset[f"baseline_{metric.name}"].sel(run=self.base, drop=True)
             own, random = dataset[metric.name], dataset[f"{metric.name}_control"]
             dataset[f"p_{metric.name}"] = control_p(own, random, base, WORSE[metric.card.better])
-        told = {"seconds": f"{time.monotonic() - started:.3f}", CHECKED: "passed" if self.check else "left out"}
+        told = {"advice": " ".join(self.advice)} if self.advice else {}
+        told |= {"seconds": f"{time.monotonic() - started:.3f}", CHECKED: "passed" if self.check else "left out"}
         dataset.attrs = provenance(model, call.identity) | attrs | told
         if deviation:
             dataset.attrs["float32_deviation"] = json.dumps(deviation)

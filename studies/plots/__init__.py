@@ -21,32 +21,41 @@ Examples
 from .ablation import ablation_grids, sets_against_null, zero_against_mean
 from .attention import attention, attention_row
 from .attention_viewer import attention_viewer
-from .auto import picture
+from .choice.auto import picture
 from .composition import causal_check, composition_matrix, composition_strip
 from .composition_graph import composition_graph
 from .curves import along, by_position, ranked_conditions
+from .direct import direct_and_copying
 from .estimates import estimate_against_exact
 from .export.notebook import show_in_notebooks as _show_in_notebooks
 from .export.save import save
 from .formation import change_points, formation
 from .grids import grid, layer_by_position
 from .heads import head_grid, head_grids, ranked_heads
+from .inspection.activations import activations
+from .inspection.attribution import attribution
+from .inspection.circuits import eigenvalue_plane, token_bars
+from .inspection.predictions import predictions, token_grid
 from .patching import path_grids, qkv_grids, qkv_of_set
 from .steps import head_grid_over_steps, over_steps
 from .word_lists import words_agreement, words_grid, words_table
 
 __all__ = [
     "ablation_grids",
+    "activations",
     "along",
     "attention",
     "attention_row",
     "attention_viewer",
+    "attribution",
     "by_position",
     "causal_check",
     "change_points",
     "composition_graph",
     "composition_matrix",
     "composition_strip",
+    "direct_and_copying",
+    "eigenvalue_plane",
     "estimate_against_exact",
     "formation",
     "grid",
@@ -57,12 +66,15 @@ __all__ = [
     "over_steps",
     "path_grids",
     "picture",
+    "predictions",
     "qkv_grids",
     "qkv_of_set",
     "ranked_conditions",
     "ranked_heads",
     "save",
     "sets_against_null",
+    "token_bars",
+    "token_grid",
     "words_agreement",
     "words_grid",
     "words_table",

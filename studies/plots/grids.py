@@ -88,10 +88,16 @@ def grid(
     shown = dimension("value", given)
     tokens = _tokens(given) if x == "position" and block == 1 else []
     table["token"] = (tokens or column_names) * len(rows)
+    if y == "position" and (read := _tokens(given)):
+        row_names = [f"{name} {token}" for name, token in zip(row_names, read, strict=True)]
+        table["y_label"] = np.repeat(np.asarray(row_names, dtype=object), len(columns))
     counted = drawn[y].dtype.kind in "iuf" if y in drawn.coords else True
     words = bool(tokens) and wide >= 11
     upright = max(map(len, column_names)) * 7 > wide or words
-    across: Any = ticks(columns, [short(name) for name in column_names], wide * (0.85 if upright else 0.7))
+    room = 0.85 if upright else 0.7
+    if column_names[-1].isdigit() and len(column_names[-1]) > 2:  # long numbers stand side by side
+        room *= 1.5 / len(column_names[-1])
+    across: Any = ticks(columns, [short(name) for name in column_names], wide * room)
     if words:
         across = [(int(at), short(one)) for at, one in zip(columns, tokens, strict=True)]
     elif block > 1:
@@ -109,7 +115,7 @@ def grid(
         xrotation=90 if words or (upright and block == 1 and not column_names[0].isdigit()) else 0,
         xlim=(float(columns[0]) - 0.5 * block, float(columns[-1]) + 0.5 * block),
         ylim=(float(rows[0]) - 0.5, float(rows[-1]) + 0.5),
-        invert_yaxis=not counted,
+        invert_yaxis=not counted or y == "position",
     ).opts(backend="bokeh", line_width=1 if min(wide, high) >= 8 else 0.3)
 
 

@@ -48,7 +48,7 @@ def _fill(page: Page, ds: xr.Dataset, tree: xr.DataTree, *, path: str) -> None:
     overview(page, tree[path].to_dataset() if path else tree.to_dataset())
 
 
-def overview(page: Page, ds: xr.Dataset) -> None:
+def overview(page: Page, ds: xr.Dataset, *, pictures: int = PICTURES) -> None:
     """What a dataset holds: a table of its variables, and for each that can be drawn a picture and its values."""
     page.add(_variables(ds))
     drawn = 0
@@ -56,7 +56,7 @@ def overview(page: Page, ds: xr.Dataset) -> None:
         values = ds[name]
         if values.dtype.kind not in "biuf" or not values.size:
             continue
-        drawn += drawn < PICTURES and draw(page, ds, name, f"{_label(values)[:1].upper()}{_label(values)[1:]}.")
+        drawn += drawn < pictures and draw(page, ds, name, f"{_label(values)[:1].upper()}{_label(values)[1:]}.")
         page.add(folded(f"Values: {_label(values)}", _values(values)))
 
 

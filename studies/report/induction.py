@@ -163,9 +163,10 @@ def _patching(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
 
 PATCHED = {
     "noising": "Noising: q, k or v of one head is taken from the corrupted run, the rest stays clean. 1 is no change, "
-    "0 the corrupted run's answer. Blue heads are needed.",
+    "0 the corrupted run's answer. Blue heads are necessary.",
     "denoising": "Denoising: q, k or v of one head is taken from the clean run, the rest stays corrupted. 0 is no "
-    "change, 1 the clean run's answer. Orange heads restore it; blue ones turn the answer to the distractor.",
+    "change, 1 the clean run's answer. Orange heads are sufficient: one alone restores it. Blue ones turn the answer "
+    "to the distractor.",
 }
 ANSWER, RESTORED, TURNED = 1.0, 0.5, 0.1
 """Logits from which a run has an answer; share of it from which a head restores it, and share below 0 from which one
@@ -223,8 +224,8 @@ def _composition(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
         page.figure(
             plots.path_grids(ds),
             "Change of the logit difference when the output of one head is taken from the corrupted run on its direct "
-            "paths into k, q or v of the induction heads alone. Blue heads are needed there. Drawn are the layers of "
-            "the previous-token heads.",
+            "paths into k, q or v of the induction heads alone. Blue heads are necessary there. Drawn are the layers "
+            "of the previous-token heads.",
         )
     if "strongest_logit_diff" in ds:
         page.add(_paths_table(ds))
@@ -267,6 +268,42 @@ def _paths_table(ds: xr.Dataset) -> str:
         "logit difference as much) / (1 + other heads of the layer)."
     )
     return folded("Every path, as a table", table(head, rows, caption=note))
+
+
+def _attribution(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
+    if "attribution" not in ds:
+        return
+    page.figure(
+        plots.head_grid(ds["attribution"], centre=0.0, title="added directly")
+        + plots.head_grid(ds["copying"], limits=(0, 1), title="copying"),
+        "What each head adds to the logit of the answer minus that of the distractor by itself, not by way of later "
+        "parts (orange: towards the answer); and how far its weights copy: the share of positive eigenvalues of its OV "
+        "circuit, about half where weights are random.",
+    )
+    page.figure(
+        plots.direct_and_copying(ds, title="what heads write, and copy"),
+        "Every head by both numbers. Induction heads are orange, the diamond is their mean; the small dots are means "
+        "of random sets of as many other heads, of the same layers (grey) and from all (blue).",
+    )
+    direct, parts = ds["attribution"].mean("example"), ds["other"].mean("example")
+    rows = [
+        [
+            head_name(int(layer), int(head)),
+            number(float(direct.sel(layer=layer, head=head)), "+.2f"),
+            number(float(ds["copying"].sel(layer=layer, head=head))),
+            number(float(ds["eigenvalue_score"].sel(layer=layer, head=head)), "+.2f"),
+        ]
+        for layer in ds["layer"].values
+        for head in ds["head"].values
+    ]
+    none = number(float("nan"))
+    rows += [[str(part), number(float(parts.sel(part=part)), "+.2f"), none, none] for part in ds["part"].values]
+    note = (
+        "Added directly, in logits, mean over prompts: all of it together is the logit difference. Copying: share of "
+        "positive eigenvalues of the OV circuit; eigenvalue score: their sum over the sum of their absolute values."
+    )
+    titles = ["from", "added directly", "copying", "eigenvalue score"]
+    page.add(folded("Every head and part, as a table", table(titles, rows, caption=note)))
 
 
 def _words(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
@@ -339,6 +376,7 @@ SECTIONS = (
         "patching", "Queries, keys and values", "Which of q, k, v carries the pattern, which the token?", _patching
     ),
     Section("composition", "Composition", "Do previous-token heads feed the induction heads?", _composition),
+    Section("attribution", "Direct effect", "Do the induction heads write the answer themselves?", _attribution),
     Section("words", "Words", "Do the same heads fire on words?", _words),
     Section("estimates", "Estimates", "Would gradients have told the same?", _estimates),
 )

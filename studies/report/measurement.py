@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ...interventions.declare.codec import edit_names
 from ...metrics.intervals import few_prompts
 from ..output.page import Number, Page, folded, number, table
 from ..output.phrases import count, listed
 from ..storage.attributes import json_in, number_in
+from ..storage.record import edits_in
 from .changes import NOISE, Changes, Values, baseline, changed, changes, heads_in, metrics_in
 from .figures import draw, draw_changes
 from .generic import figure, overview, unit_words
@@ -32,6 +32,7 @@ WORDS = {
     "Patch": "patching",
     "Add": "steering",
     "Scale": "scaling",
+    "ProjectOut": "projecting out",
     "Knockout": "attention knockout",
     "PathPatch": "path patching",
 }
@@ -59,23 +60,8 @@ def question(ds: xr.Dataset) -> str:
 
 def done(attrs: Mapping[Any, Any]) -> str:
     """The kinds of intervention, in words; nothing where there are none or they are not known."""
-    found: dict[str, None] = {}
-
-    def walk(one: Any) -> None:
-        """Note each kind of intervention in a declaration."""
-        if isinstance(one, dict):
-            kind = str(one.get("type"))
-            if kind != "Compose" and kind in {*WORDS, *edit_names()}:
-                found[WORDS.get(kind, kind)] = None
-                return
-            for part in one.values():
-                walk(part)
-        elif isinstance(one, list):
-            for part in one:
-                walk(part)
-
-    walk(json_in(attrs, "interventions", object))
-    return listed(found) if found else ""
+    kinds = (str(edit["type"]) for edit in edits_in(json_in(attrs, "interventions", object)))
+    return listed(dict.fromkeys(WORDS.get(kind, kind) for kind in kinds))
 
 
 def summary(ds: xr.Dataset) -> list[str]:
@@ -159,9 +145,7 @@ def limits(ds: xr.Dataset) -> list[str]:
         few = few_prompts(ds.sizes["example"])
         texts += [f"{few}."] if few else []
         number_of = count(ds.sizes["example"], "prompt")
-        texts.append(
-            f"One model and one draw of prompts ({number_of}): intervals are over prompts, not over trained models."
-        )
+        texts.append(f"Intervals are over {number_of} of one draw, not over trained models.")
     if any("position" in ds[f"baseline_{name}"].dims for name in metrics_in(ds)):
         texts.append(
             f"Values were kept at each of {count(ds.sizes['position'], 'position')}; sentences and tables are about "

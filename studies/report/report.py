@@ -16,6 +16,7 @@ import xarray as xr
 
 from ...errors import DeclarationError
 from ..analyses.estimate_verdicts import NAMES, VERDICTS, verdict
+from ..inspection.findings import findings
 from ..output.page import Page, bullets, number, paragraphs, table
 from ..output.phrases import count, listed
 from ..output.progress import Progress
@@ -24,8 +25,9 @@ from ..storage.attributes import json_in, json_or_text, number_in, with_plain_at
 from ..storage.files import check_writable, write_beside
 from ..storage.netcdf import reading
 from ..storage.reading import as_tree, open_result
-from ..storage.record import Record
-from . import formation, generic, measurement, series
+from ..storage.record import KINDS, LOOKS, Record
+from . import formation, generic, inside, measurement, series
+from .assumptions import Ran, assumed, untested
 from .changes import metrics_in
 from .induction import QUESTION, SECTIONS, Section, compared
 
@@ -104,6 +106,7 @@ def render(result: xr.DataTree | xr.Dataset, file: str = "result.nc") -> str:
             section.fill(page, tree[section.key].to_dataset() if section.key in tree.children else root, tree)
             page.add("</section>")
     _what_was_run(page, tree, file)
+    _assumptions(page, tree)
     page.add("</main><footer>Written by headwise. Everything in this file is in this file: it loads nothing.</footer>")
     return page.html()
 
@@ -153,6 +156,10 @@ def _contents(tree: xr.DataTree) -> Contents:
         asked = "Would gradients have told what was measured?"
         title = str(attrs.get("title", f"Estimates and exact effects of {record.model}"))
         return Contents(title, asked, lead, [section], {"summary": _trusted(root)})
+    if record.kind in LOOKS:
+        said = {"summary": [f"{one[:1].upper()}{one[1:]}." for one in findings(root)]}
+        title = str(attrs.get("title", f"{KINDS[record.kind].capitalize()} of {record.model}"))
+        return Contents(title, inside.QUESTIONS[record.kind], lead, inside.sections(record.kind), said)
     sections = generic.sections(tree)
     said = _findings(attrs) or {section.key: generic.says(tree, section) for section in sections}
     kind = "Activations" if record.kind == "capture" else "A result"
@@ -236,6 +243,7 @@ def _top(page: Page, told: Contents) -> None:
         ("answer", "The answer"),
         *((one.key, one.question) for one in told.sections),
         ("run", "What was run, and how to run it again"),
+        ("assumptions", ASSUMPTIONS),
     ]
     items = "".join(f'<li><a href="#{key}">{escape(name)}</a></li>' for key, name in links)
     page.add(f'<nav aria-label="Contents"><ol>{items}</ol></nav>')
@@ -263,6 +271,7 @@ def _by_topic(told: Contents) -> str:
     )
 
 
+ASSUMPTIONS = "Assumptions, and what was not tested"
 PROVENANCE = {
     "model": "model",
     "model_revision": "revision",
@@ -311,6 +320,17 @@ def _what_was_run(page: Page, tree: xr.DataTree, file: str) -> None:
         names = {key: str(group.attrs.get("long_name", key)) for key, group in tree.children.items()}
         stages = [(names.get(key, key), number(number_in(seconds, key) or 0.0, ".1f")) for key in seconds]
         page.add("<h3>Time by stage</h3>", table(("stage", "seconds"), stages))
+    page.add("</section>")
+
+
+def _assumptions(page: Page, tree: xr.DataTree) -> None:
+    """What the result takes for granted and what was not tested, as far as it says what was run."""
+    ran = Ran.of(tree)
+    page.add(f'<section id="assumptions"><h2>{ASSUMPTIONS}</h2>')
+    if not ran.says:
+        page.add("<p>The result does not say what was run, so nothing can be said of what that assumes.</p>")
+    for words, texts in (("Assumed", assumed(ran)), ("Not tested", untested(ran))):
+        page.add(f"<h3>{words}</h3>{bullets(texts)}" if texts else "")
     page.add("</section>")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import xarray as xr
 
 from ...errors import HeadwiseError
-from ..storage.record import Record
+from ..storage.record import LOOKS, Record
 from ..storage.registry import known_metric
 
 WRITTEN = 300
@@ -100,22 +100,35 @@ def _of_series(record: Record, root: xr.Dataset, file: str) -> Recipe:
 
 
 def _of_measurement(record: Record, root: xr.Dataset, file: str) -> Recipe:
-    """Of `measure`, `compare_estimates` and `capture`: the same lines but for the call."""
+    """Of what is one call of a function: the same lines but for the call."""
     task, metrics, options = record.declared_task(), record.declared_metrics(), record.options(root)
-    task_text, declared, lines = call(task), str(record.attrs[record.what]), [_load(record)]
+    task_text, declared, lines = call(task), str(record.attrs.get(record.what, "null")), [_load(record)]
     if max(len(task_text), len(declared)) > WRITTEN:
         lines.append(f"stored = hw.open_result({file!r}).attrs")
     lines.append(f"task = hw.{task_text}" if len(task_text) <= WRITTEN else 'task = hw.from_json(stored["task"])')
-    given = ["model", "task", "None"]
+    given = ["model", "task"]
     if record.declared_what() is not None:
-        given[2] = "what"
+        name = "sites" if record.kind == "capture" else "what"
+        given.append(f"{name}={name}" if record.kind in LOOKS else name)
         text = repr(declared) if len(declared) <= WRITTEN else f'stored["{record.what}"]'
-        lines.append(f"what = hw.from_json({text})")
+        lines.append(f"{name} = hw.from_json({text})")
+    elif record.kind not in LOOKS:
+        given.append("None")
     names = [f"hw.metrics.{(known_metric(metric.name) or (metric.name,))[0]}" for metric in metrics]
-    function = {"capture": "capture", "estimates": "compare_estimates"}.get(record.kind, "measure")
+    function = {"estimates": "compare_estimates", "measurement": "measure"}.get(record.kind, record.kind)
     given += names if function == "compare_estimates" else [f"[{', '.join(names)}]"] if names else []
     if options.get("estimator") != "integrated" and record.kind == "measurement":
         del options["steps"]
+    if record.kind in LOOKS and len(str(options)) > WRITTEN:  # such as a direction
+        lines += ["import json", f'options = json.loads(hw.open_result({file!r}).attrs["{record.kind}"])']
+        given, options = [*given, "**options"], {"run": options["run"]}
+    if options.pop("what", None) is not None:
+        text = str(record.attrs["interventions"])
+        if len(text) > WRITTEN and lines[1:2] != [f"stored = hw.open_result({file!r}).attrs"]:
+            lines.insert(1, f"stored = hw.open_result({file!r}).attrs")
+        given_text = repr(text) if len(text) <= WRITTEN else 'stored["interventions"]'
+        lines.append(f"what = hw.from_json({given_text})")
+        given.append("what=what")
     given += [f"{name}={value!r}" for name, value in options.items() if DEFAULTS.get(name) != value]
     lines += [f"ds = hw.{function}({', '.join(given)})", 'hw.write_netcdf(ds, "again.nc")']
     python = "\n".join(["import headwise as hw", "", *lines])

@@ -23,7 +23,7 @@ from ..measuring.controls import CONTROLS
 from ..measuring.request import conditions
 from ..storage.attributes import json_in
 from ..storage.provenance import SCHEMA, provenance, versions
-from ..storage.record import SERIES, Record
+from ..storage.record import KINDS, LOOKS, SERIES, Record
 from . import consent
 from .agreement import Agreement, compare
 
@@ -80,7 +80,8 @@ def rerun(
     Parameters
     ----------
     path : str or path
-        A file that `write_netcdf` wrote: of a study, or of `measure`, `capture` or `compare_estimates`.
+        A file that `write_netcdf` wrote: of a study, or of `measure`, `capture`, `compare_estimates`, `predict`,
+        `logit_lens` or `direct_logit_attribution`.
     device : str
         As for `headwise.load`.
     tolerance : float
@@ -241,7 +242,7 @@ def _how(record: Record, stored: xr.DataTree) -> Repeat:
     if record.kind == "study":
         return _study(record.attrs["study"], stored)
     if missing := record.missing():
-        of = "captured activations" if record.kind == "capture" else "a measurement"
+        of = "a measurement" if record.kind not in ("capture", *LOOKS) else KINDS[record.kind]
         raise ResultError(f"it holds no study, and no attribute {choices(missing)} of {of}")
     root = stored.to_dataset()
     task, what, metrics = record.declared_task(), record.declared_what(), record.declared_metrics()
@@ -256,31 +257,46 @@ def _how(record: Record, stored: xr.DataTree) -> Repeat:
     if record.kind == "capture":
         from ..measuring.capture import capture as again
 
-        given: tuple[Any, ...] = ()
-        passes = 1
+        given: tuple[Any, ...] = (what,)
+        passes = RUNS + len(conditions(options["what"])[1]) if "what" in options else 1
+    elif record.kind in LOOKS:
+        again, given = _look(record.kind), ()
+        options |= {} if what is None else {"what": what}
+        passes = RUNS + len(conditions(what)[1])
     elif record.kind == "estimates":
         from ..measuring.compare import compare_estimates as again
 
-        (_,) = given = tuple(metrics)
+        (metric,) = metrics
+        given = (what, metric)
         passes = RUNS + len(conditions(what)[1]) + 4 * steps
     else:
         from ..measuring.measure import measure as again
 
-        given = (metrics,)
+        given = (what, metrics)
         each = 1 + len(CONTROLS) * options.get("controls", 0)
         passes = RUNS + (len(conditions(what)[1]) * each if options["estimator"] == "exact" else 4 * steps)
-    if record.kind != "capture":
+    if record.kind not in ("capture", *LOOKS):
         check_estimator(options.get("estimator", "integrated"), steps)
     if record.kind != "estimates":
         consent.check_held(task, root)
 
     def repeated(model: Model, say: Say) -> xr.Dataset:
         say("measuring again")
-        result = again(model, task, what, *given, **options)
+        result = again(model, task, *given, **options)
         old = record.kind == "measurement" and metrics[0].name not in root
         return _as_before(result, metrics) if old else result
 
     return Repeat(repeated, task, lambda model: passes)
+
+
+def _look(kind: str) -> Callable[..., xr.Dataset]:
+    """The function that looks inside a model, of the name that is the kind of its result."""
+    from ..inspection.attribution import direct_logit_attribution
+    from ..inspection.lens import logit_lens
+    from ..inspection.predict import predict
+
+    functions: tuple[Callable[..., xr.Dataset], ...] = (direct_logit_attribution, logit_lens, predict)
+    return next(one for one in functions if one.__name__ == kind)
 
 
 def _as_before(result: xr.Dataset, metrics: Sequence[Metric]) -> xr.Dataset:

@@ -7,11 +7,14 @@ import secrets
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from math import prod
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import xarray as xr
 
-from ...errors import ResultError, check_text
+from ...errors import DeclarationError, ResultError, check_text
 from ...signals import undisturbed
 from .netcdf import why, write
 
@@ -42,15 +45,15 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def write_netcdf(result: xr.Dataset | xr.DataTree, path: str | os.PathLike[str]) -> Path:
+def write_netcdf(result: xr.Dataset | xr.DataTree | xr.DataArray, path: str | os.PathLike[str]) -> Path:
     """Write a result as NetCDF: beside its final name, then renamed, so that no file is ever half-written.
 
     Folders that are missing are made. Ctrl-C and SIGTERM wait until the file is written.
 
     Parameters
     ----------
-    result : Dataset or DataTree
-        Of headwise, or any other.
+    result : Dataset, DataTree or DataArray
+        Of headwise, or any other. A DataArray is written as the only variable of a Dataset, with its attributes.
     path : str or path
         The file; what is there is replaced once the new one is whole.
 
@@ -63,6 +66,8 @@ def write_netcdf(result: xr.Dataset | xr.DataTree, path: str | os.PathLike[str])
     ------
     ResultError
         It cannot be written.
+    DeclarationError
+        It is something else.
 
     Examples
     --------
@@ -71,6 +76,10 @@ def write_netcdf(result: xr.Dataset | xr.DataTree, path: str | os.PathLike[str])
     >>> hw.write_netcdf(ds, "results/loss.nc").name
     'loss.nc'
     """
+    if isinstance(result, xr.DataArray):
+        result = result.to_dataset(name=result.name or "value", promote_attrs=True)
+    if not isinstance(result, xr.Dataset | xr.DataTree):
+        raise DeclarationError(f"{type(result).__name__} is no result: write a Dataset, a DataArray or a DataTree")
     target = check_writable(path)
     return write_beside(target, lambda beside: write(result, beside))
 
@@ -141,6 +150,36 @@ def _no_room(folder: Path) -> str:
     except OSError as error:
         return why(error)
     return ""
+
+
+def array_on_disk(folder: Path, shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
+    """An array of zeros whose numbers are on the disk: in a file without a name in a folder, which goes with the array.
+
+    Parameters
+    ----------
+    folder : Path
+    shape : tuple of int
+    dtype : dtype
+
+    Returns
+    -------
+    array
+
+    Raises
+    ------
+    ResultError
+        There is not enough room.
+    """
+    size = prod(shape) * np.dtype(dtype).itemsize
+    if not size:
+        return np.zeros(shape, dtype)
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            if hasattr(os, "posix_fallocate"):  # a disk that is full ends the process that writes into such an array
+                os.posix_fallocate(file.fileno(), 0, size)
+            return np.memmap(file, dtype=dtype, mode="r+", shape=shape).view(np.ndarray)
+    except OSError as error:
+        raise ResultError(f"cannot write {size:,} bytes to {folder}: {why(error)}") from error
 
 
 def flush(path: Path) -> None:

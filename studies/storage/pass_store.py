@@ -13,6 +13,7 @@ import xarray as xr
 from ...interventions.base.hashing import array_bytes, code_hash, short_hash
 from ...interventions.declare.codec import encode, read_json
 from ...interventions.plan.plan import Plan
+from ...interventions.plan.reads import sizes_in
 from ...interventions.run.outcome import FinishedValues, Inputs
 from .provenance import exact_facts
 from .registry import TASKS
@@ -66,9 +67,11 @@ class PassStore:
             }
             for group in plan.groups
         ]
+        self.read = [sizes_in(plan.reads, plan.shape, group) for group in plan.groups]
         common = json.dumps([exact_facts(model, identity), plan.base] + ([] if whole else ["mean over positions"]))
+        read = [json.dumps(encode(list(plan.reads), TASKS))] if plan.reads else []
         self.groups = [
-            short_hash(common, *prompts(plan, inputs, at), *(_reader(reader, at) for reader in readers))
+            short_hash(common, *prompts(plan, inputs, at), *(_reader(reader, at) for reader in readers), *read)
             for at in range(len(plan.groups))
         ]
         self.conditions = [short_hash(json.dumps(encode(list(edits), TASKS))) for edits in plan.conditions]
@@ -119,7 +122,8 @@ class PassStore:
         if run and run not in self.plan.runs:
             raise ValueError(f"it holds the run {run}, which is not there")
         lead = (stop - start,) if run else (len(names), stop - start)
-        wanted = {name: (*lead, *trail) for name, trail in self.trails[group].items()}
+        trails = self.trails[group] | ({} if run else self.read[group])
+        wanted = {name: (*lead, *trail) for name, trail in trails.items()}
         found = {str(name): one.shape for name, one in part.variables.items()}
         if found != wanted or any(one.dims != _dims(name, run, one.ndim) for name, one in part.data_vars.items()):
             raise ValueError(f"it holds {found}, where {wanted} is asked for")

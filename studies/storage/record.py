@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,16 +23,34 @@ KINDS = {
     "capture": "captured activations",
     "estimates": "measurement",
     "measurement": "measurement",
+    "predict": "predictions",
+    "logit_lens": "logit lens",
+    "direct_logit_attribution": "direct logit attribution",
     "data": "data",
 }
 """Kinds of results, and what each is called."""
-MARKS = {"study": "study", "sites": "capture", "estimators": "estimates", "metrics": "measurement"}
+LOOKS = {
+    "predict": ("top", "positions"),
+    "logit_lens": ("top", "of", "positions", "metrics"),
+    "direct_logit_attribution": ("of", "parts", "per_position"),
+}
+"""Kinds of what looks inside a model, and the options that its attribute, called like the kind, holds as JSON."""
+MARKS = {
+    "study": "study",
+    **{kind: kind for kind in LOOKS},
+    "sites": "capture",
+    "estimators": "estimates",
+    "metrics": "measurement",
+}
 """Attributes that only results of a kind have, the first one first."""
 NEEDED = {
     "study": ("study",),
     "capture": ("task", "sites"),
     "estimates": ("task", "interventions", "metrics", "base"),
     "measurement": ("task", "interventions", "metrics", "base", "estimator"),
+    "predict": ("task", "interventions", "run"),
+    "logit_lens": ("task", "run"),
+    "direct_logit_attribution": ("task", "run"),
 }
 """Attributes without which a result of a kind does not say how it was made."""
 SERIES = "series"
@@ -138,10 +156,12 @@ class Record:
         """The sites or interventions that were declared."""
         from .registry import TASKS  # which imports torch
 
+        if self.kind in LOOKS and self.what not in self.attrs:
+            return None
         return codec.from_json(self.attrs[self.what], TASKS)
 
     def declared_metrics(self) -> list[Metric]:
-        """The metrics of a measurement.
+        """The metrics of a measurement; none of what looks inside a model, whose options name them.
 
         Raises
         ------
@@ -152,16 +172,18 @@ class Record:
 
         if self.kind == "capture":
             return []
-        found = {name: known_metric(str(name)) for name in read_json(self.attrs["metrics"])}
+        look = self.kind in LOOKS
+        names = self.options(xr.Dataset()).get("metrics") or [] if look else read_json(self.attrs["metrics"])
+        found = {name: known_metric(str(name)) for name in names}
         if unknown := [name for name, one in found.items() if one is None]:
             raise ResultError(
                 f"the metric {choices(unknown)} is one of your own, and no file can bring it back; with headwise come "
                 f"{choices(metric_names())}"
             )
-        return [one[1] for one in found.values() if one is not None]
+        return [] if look else [one[1] for one in found.values() if one is not None]
 
     def options(self, ds: xr.Dataset) -> dict[str, Any]:
-        """The options with which `capture`, `compare_estimates` or `measure` was called.
+        """The options with which what made the result was called.
 
         Parameters
         ----------
@@ -175,7 +197,13 @@ class Record:
         """
         attrs = self.attrs
         if self.kind == "capture":
-            return {"run": str(attrs.get("run", "clean"))}
+            from .registry import TASKS  # which imports torch
+
+            what = {"what": codec.from_json(attrs["interventions"], TASKS)} if "interventions" in attrs else {}
+            return {"run": str(attrs.get("run", "clean"))} | what
+        if self.kind in LOOKS:
+            asked = json_in(attrs, self.kind, dict)
+            return {name: asked[name] for name in LOOKS[self.kind] if name in asked} | {"run": str(attrs["run"])}
         options: dict[str, Any] = {"base": str(attrs["base"])}
         if self.kind == "estimates":
             options["estimators"] = read_json(attrs["estimators"])
@@ -196,6 +224,18 @@ class Record:
             "estimator": found[1] or found[2],
             "steps": NO_STEPS if found[1] else int(found[3]),
         }
+
+
+def edits_in(declared: Any) -> Iterator[dict[str, Any]]:
+    """The interventions at single sites in a declaration that was read from JSON, one after the other."""
+    if isinstance(declared, dict):
+        if (kind := declared.get("type")) != "Compose" and isinstance(kind, str) and kind in codec.edit_names():
+            yield declared
+            return
+        declared = [*declared.values()]
+    if isinstance(declared, list):
+        for part in declared:
+            yield from edits_in(part)
 
 
 def kind_of(attrs: Mapping[Any, Any]) -> str:

@@ -182,13 +182,7 @@ class UnfinishedResult(PartsFolder):
 
     def finished(self, inputs: str, identity: Identity) -> xr.DataTree | None:
         """The result, where it is whole already and was made from these inputs by a model that computes the same."""
-        if not (self.resume and self.target.is_file()):
-            return None
-        if (attrs := self._target_attrs()).get("inputs") != inputs:
-            return None
-        if unlike := _unlike(attrs.get("fingerprint"), identity):
-            text = f"{self.target} was made with another model than the one in hand: {unlike}: it is computed again"
-            warnings.warn(text, ResultWarning, stacklevel=2)
+        if not self.is_whole(inputs, identity):
             return None
         from .reading import as_tree, open_result
 
@@ -200,6 +194,18 @@ class UnfinishedResult(PartsFolder):
             return None
         self.clear()
         return tree
+
+    def is_whole(self, inputs: str, identity: Identity) -> bool:
+        """Whether the file of the result was made from these inputs by a model that computes the same."""
+        if not (self.resume and self.target.is_file()):
+            return False
+        if (attrs := self._target_attrs()).get("inputs") != inputs:
+            return False
+        if unlike := _unlike(attrs.get("fingerprint"), identity):
+            text = f"{self.target} was made with another model than the one in hand: {unlike}: it is computed again"
+            warnings.warn(text, ResultWarning, stacklevel=3)
+            return False
+        return True
 
     def _target_attrs(self) -> dict[str, Any]:
         """What the file in the place of the result says of itself; empty where it cannot be read."""

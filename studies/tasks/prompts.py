@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...errors import DeclarationError, check_text, choices
+from ...errors import DeclarationError, check_text, choices, whole
 from ...interventions.declare.codec import written_repr
 from ...interventions.declare.sites import LEFT_OUT, check_label
 from .batch import Batch
@@ -123,8 +123,8 @@ class Prompts:
                 if len(tokens) == 1:
                     raise DeclarationError(f"prompt {text!r} is one token: there is no next token to score")
             return _batch(ids, [0] * len(clean), [tokens[1:] for tokens in clean], labels=labels)
-        answers = [_tokens(model, text, "answer") for text in self.answers]
-        wrong = [_tokens(model, text, "distractor") for text in self.distractors or ()]
+        answers = [token_ids(model, text, "answer") for text in self.answers]
+        wrong = [token_ids(model, text, "distractor") for text in self.distractors or ()]
         lengths = None if all(len(one) == 1 for one in answers + wrong) else np.array(list(map(len, clean)))
 
         def followed(continuations: Sequence[list[int]]) -> Batch:
@@ -155,7 +155,7 @@ class Prompts:
         return _batch({"clean": rows}, [0] * len(rows), [[]] * len(rows))
 
     def _encode(self, model: Model, text: Text) -> list[int]:
-        tokens = [*([bos_of(model)] if self.bos else []), *_tokens(model, text, "prompt")]
+        tokens = [*([bos_of(model)] if self.bos else []), *token_ids(model, text, "prompt")]
         if len(tokens) > model.shape.context:
             shown = f"{text[:40]!r}..." if isinstance(text, str) else f"[{', '.join(map(str, text[:8]))}, ...]"
             raise DeclarationError(
@@ -181,8 +181,17 @@ def _batch(
     return Batch(runs, lengths, scored, targets, **more)
 
 
-def _tokens(model: Model, text: Text, what: str) -> list[int]:
-    """The token ids of a prompt or an answer."""
+def token_id(model: Model, given: str | int) -> int:
+    """The id of a token that is given as text or by its id, or an error that says why there is none."""
+    found = token_ids(model, given if isinstance(given, str) else (whole(given, "a token id"),), "token")
+    if len(found) != 1:
+        said = " ".join(map(repr, model.token_text(found)))
+        raise DeclarationError(f"token {given!r} is {len(found)} tokens of {model.name}: {said}")
+    return found[0]
+
+
+def token_ids(model: Model, text: Text, what: str) -> list[int]:
+    """The token ids of a prompt, an answer, or what `what` calls it."""
     if not isinstance(text, str):
         for token in text:
             if token >= model.shape.vocabulary:

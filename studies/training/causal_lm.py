@@ -47,7 +47,7 @@ class CausalLM(L.LightningModule):  # type: ignore[misc]
         What the learning rate does then, until the last step of training.
     during : Intervention, optional
         Held on the model throughout training and validation, gradients included; possible are `ZeroAblate`, `Add`,
-        `Scale` and `Knockout`. `StudyCallback` measures the model without it.
+        `Scale`, `ProjectOut` and `Knockout`. `StudyCallback` measures the model without it.
 
     Raises
     ------

@@ -1,8 +1,9 @@
 """Holds an intervention on a module throughout training, with plain hooks through which gradients flow.
 
 For controls: does the circuit form where a head is missing, or cannot attend to what it would attend to? Possible are
-interventions that need no other run: `ZeroAblate`, `Add`, `Scale` and `Knockout`, on ``resid_pre q k v z attn_out
-mlp_out resid_post`` and the embeddings. Sequences may have any length: positions that one does not have are left out.
+interventions that need no other run: `ZeroAblate`, `Add`, `Scale`, `ProjectOut` and `Knockout`, on ``resid_pre q k v z
+attn_out mlp_out resid_post`` and the embeddings. Sequences may have any length: positions that one does not have are
+left out.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from ...interventions.declare.edits import Edit, Intervention
 from ...interventions.declare.steering import Knockout
 from ...interventions.models.family import Family, family_of
 from ...interventions.plan.validate import check_edit
+from ...interventions.traced.rows import projected_out
 
 PLACES = ("embed", "pos_embed", "resid_pre", "q", "k", "v", "z", "attn_out", "mlp_out", "resid_post")
 """Components that a hook can change."""
@@ -54,10 +56,15 @@ class Held:
         columns[slice(None) if self.columns is None else list(self.columns)] = True
         how, what = self.edit.change()
         made = torch.zeros_like(value)
-        if how is How.ADD:
+        if isinstance(what, tuple):
             vector = torch.zeros(value.shape[-1], dtype=value.dtype)
             vector[columns] = torch.tensor(what, dtype=value.dtype)
-            made = value + vector.to(value.device)
+            vector = vector.to(value.device)
+            made = vector.expand_as(value)
+            if how is How.ADD:
+                made = value + vector
+            elif how is How.PROJECT:
+                made = projected_out(value, vector)
         elif isinstance(what, float):
             made = value * what
         return torch.where((rows[:, None] & columns).to(value.device), made, value)
@@ -177,10 +184,9 @@ def _is_held(hook: Callable[..., Any]) -> bool:
 
 
 def _check(edit: Edit, name: str, shape: Shape, model: PreTrainedModel) -> None:
-    how, value = edit.change()
-    if how not in (How.SET, How.ADD, How.SCALE, How.MASK) or not isinstance(value, tuple | float | None):
+    if not isinstance(edit.change().value, tuple | float | None):
         raise DeclarationError(
-            f"{edit!r} needs another run: held during training can be ZeroAblate, Add, Scale and Knockout"
+            f"{edit!r} needs another run: held during training can be ZeroAblate, Add, Scale, ProjectOut and Knockout"
         )
     keys = edit.key if isinstance(edit, Knockout) else ()
     if labels := [at for at in (*(edit.site.positions or ()), *(keys or ())) if isinstance(at, str)]:

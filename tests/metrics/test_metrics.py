@@ -15,6 +15,7 @@ from headwise.metrics import (
     Metric,
     PromptFacts,
     accuracy,
+    attention_entropy,
     chance,
     duplicate_token,
     duplicate_token_abs,
@@ -70,6 +71,7 @@ PLAIN = {
     first_token: lambda a, run: naive.first_token(a),
     self_attention: lambda a, run: naive.self_attention(a),
     prefix_matching: lambda a, run: naive.prefix_matching(a, run.tokens),
+    attention_entropy: lambda a, run: naive.entropy(a),
 }
 
 
@@ -130,11 +132,20 @@ def test_mul_divides_by_the_sum_of_what_is_there(scale):
         np.testing.assert_allclose(apply(metric, scale * pattern, run), apply(metric, pattern, run), rtol=1e-6)
 
 
-@pytest.mark.parametrize("metric", [*SCORES, *VARIANTS], ids=repr)
+@pytest.mark.parametrize("metric", [*SCORES, attention_entropy, *VARIANTS], ids=repr)
 def test_chance_is_the_score_of_uniform_attention(metric):
     run = repeated(3, metric is induction_bos, 5)
     uniform = np.tile(naive.uniform(run.tokens.shape[1]), (3, 1, 1, 1))
     np.testing.assert_allclose(chance(metric, run), apply(metric, uniform, run)[:, 0], atol=1e-6)
+
+
+def test_entropy_by_hand():
+    """One key; two alike; and the chance level, ln of the keys that each query has."""
+    run = PromptFacts(np.array([[1, 2, 3]]))
+    one, two = np.array([[1.0, 0, 0]] * 3), np.array([[1.0, 0, 0], [0.5, 0.5, 0], [0.5, 0, 0.5]])
+    found = apply(attention_entropy, np.stack([one, two])[None], run)
+    np.testing.assert_allclose(found, [[0, np.log(2)]], atol=1e-7)
+    np.testing.assert_allclose(chance(attention_entropy, run), (np.log(2) + np.log(3)) / 2, atol=1e-6)
 
 
 def test_chance_of_induction_by_hand():
@@ -236,8 +247,8 @@ def test_a_metric_reads_logits_or_patterns():
 
 
 def test_cards_are_complete_and_names_differ():
-    metrics = [*OUTPUTS, *SCORES, *VARIANTS]
-    assert len({metric.name for metric in metrics}) == len(metrics) == 20
+    metrics = [*OUTPUTS, *SCORES, attention_entropy, *VARIANTS]
+    assert len({metric.name for metric in metrics}) == len(metrics) == 21
     assert {metric.card.units for metric in metrics} == {"nat", "1", "logit"}
     assert all(metric.card.long_name and metric.card.bounds[0] < metric.card.bounds[1] for metric in metrics)
     assert (loss.card.better, accuracy.card.better, rank.card.better) == ("lower", "higher", "lower")

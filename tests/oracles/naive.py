@@ -8,6 +8,7 @@ stands in front of the repeated tokens, else 0. Everything is computed in float6
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -76,6 +77,16 @@ def first_token(attention: ArrayLike) -> Array:
 def self_attention(attention: ArrayLike) -> Array:
     """Mean of ``A[i, i]``, ``i = 0 .. S - 1``."""
     return _offset(attention, range(_size(attention)), 0)
+
+
+def entropy(attention: ArrayLike) -> Array:
+    """Mean, over the queries ``1 .. S - 1``, of the entropy of their attention, in nats."""
+    size = _size(attention)
+
+    def one(_: int, a: Array) -> float:
+        return sum(-w * math.log(w) for i in range(1, size) for w in a[i].tolist() if w > 0) / (size - 1)
+
+    return _per_head(attention, one)
 
 
 def prefix_matching(attention: ArrayLike, tokens: ArrayLike) -> Array:

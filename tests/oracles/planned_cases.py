@@ -23,6 +23,7 @@ from headwise.interventions import (
     Neuron,
     Patch,
     PathPatch,
+    ProjectOut,
     ResampleAblate,
     Scale,
     Site,
@@ -225,17 +226,18 @@ def path(random: Random, there: World, near: Site | None) -> PathPatch:
 
 def intervention(random: Random, there: World, near: Site | None = None) -> Intervention:
     """Of any kind on one site, or along a path; some change nothing."""
-    kinds = [ZeroAblate, Patch, Add, Scale, path] + [MeanAblate, ResampleAblate] * there.has_reference
+    kinds = [ZeroAblate, Patch, Add, ProjectOut, Scale, path] + [MeanAblate, ResampleAblate] * there.has_reference
     kinds += [knockout] * (min(there.lengths) > 1)
     kind = random.choice(kinds)
     if kind in (knockout, path):
         return kind(random, there, near)
-    components = [one for one in (*there.components, "pattern", "resid_post") if kind is not Add or one != "pattern"]
-    where = site(random, there, components, near, whole=kind is not Add)
+    never = {Add: ("pattern",), ProjectOut: ("pattern", "head_out")}.get(kind, ())
+    components = [one for one in (*there.components, "pattern", "resid_post") if one not in never]
+    where = site(random, there, components, near, whole=not never)
     if kind is Patch:
         return Patch(where, random.choice(there.runs))
-    if kind is Add:
-        return Add(where, [random.gauss(0, 1) for _ in range(width(where, there.shape))])
+    if never:
+        return kind(where, [random.gauss(0, 1) for _ in range(width(where, there.shape))])
     if kind is Scale:
         return Scale(where, random.choice([-1.5, 0.0, 0.5, 1.0, 2.0]))
     if kind is MeanAblate:

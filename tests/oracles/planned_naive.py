@@ -14,7 +14,7 @@ from functools import cache, cached_property
 import numpy as np
 import torch
 
-from headwise.interventions import Add, Knockout, Patch, PathPatch, ResampleAblate, Scale, ZeroAblate
+from headwise.interventions import Add, Knockout, Patch, PathPatch, ProjectOut, ResampleAblate, Scale, ZeroAblate
 from headwise.interventions.run.deferred import derangement
 from headwise.metrics import induction, kl, logit_diff
 from tests.oracles import naive, raw_families, raw_paths
@@ -58,6 +58,11 @@ class Naive:
             return lambda old: old * edit.factor
         if isinstance(edit, Add):
             return lambda old: old + torch.tensor(edit.vector, dtype=torch.float32)
+        if isinstance(edit, ProjectOut):
+            direction = torch.tensor(edit.vector)  # a neuron has no axis of its own
+            return lambda old: raw_paths.without_direction(old.reshape(-1, len(direction)), direction).reshape(
+                old.shape
+            )
         if isinstance(edit, Patch):
             new = self._read(edit.source, length, place)
         elif isinstance(edit, ResampleAblate):
@@ -116,8 +121,11 @@ class Naive:
         return table
 
     @torch.no_grad()
-    def run(self, edits, length, attend=False):
-        """Logits, and where asked for the patterns ``(example, layer, head, query, key)`` of attention."""
+    def run(self, edits, length, attend=False, looks=()):
+        """Logits, and where asked for the patterns ``(example, layer, head, query, key)`` of attention.
+
+        `looks` are changes of places, which are made after those of the edits there.
+        """
         tokens, table, seen = self.tokens(self.base, length), self.changes(edits, length), {}
 
         def weigh(layer, head, scores):
@@ -141,6 +149,11 @@ class Naive:
                 for place, change in table.get((layer, component), ()) if component != "pattern" else ():
                     for handle in self.raw._hooks(self.module, tokens, place, change):
                         stack.enter_context(handle)
+                for place, look in looks:
+                    for handle in (
+                        self.raw._hooks(self.module, tokens, place, look) if place[:2] == (layer, component) else ()
+                    ):
+                        stack.enter_context(handle)
                 for head in self.heads if component == "pattern" and (attend or (layer, component) in table) else ():
                     for handle in self.raw._attention_hooks(
                         self.module, layer, head, None, lambda s, layer=layer, head=head: weigh(layer, head, s)
@@ -149,6 +162,35 @@ class Naive:
             logits = self.module(tokens, use_cache=False).logits
         layers = range(self.last + 1) if attend else ()
         return logits, [torch.stack([seen[layer, head] for head in self.heads], 1) for layer in layers]
+
+    def captured(self, edits, length, places):
+        """What stands at places, at all positions, after the edits; of all heads, where one names none, in axis 2.
+
+        ``logits`` is a component too; patterns are ``(example, query, key)`` of a head, or ``(example, head, query,
+        key)``.
+        """
+        heads = [place for place in places if place.component == "head_out" and place.head is None]
+        single = [one for one in places if one.component not in ("logits", "pattern") and one not in heads]
+        single += [place._replace(head=head) for place in heads for head in self.heads]
+        seen, table = {}, self.changes(edits, length)
+        looks = [raw_paths._reader(seen, place._replace(positions=None)) for place in dict.fromkeys(single)]
+        logits, patterns = self.run(edits, length, True, looks)
+
+        def value(place):
+            layer, component, head, _ = place
+            if component == "logits":
+                return logits
+            if component == "pattern":
+                return patterns[layer] if head is None else patterns[layer][:, head]
+            if place in heads:
+                return torch.stack([value(place._replace(head=one)) for one in self.heads], 2)
+            found = seen[str(place)]
+            for at, change in table.get((layer, component), ()) if component == "head_out" else ():
+                if at.head == head:  # which the hooks add to what the layer writes, and not to what the head does
+                    found = raw_paths._changed(found, raw_paths._at(at.positions), change)
+            return found
+
+        return [value(place) for place in places]
 
     def measured(self, conditions, metrics, per_position):
         """Metric name to values of all conditions, as in `measure`."""

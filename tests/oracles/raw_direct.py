@@ -7,6 +7,7 @@ whole stream. What no source wrote is the bias.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -14,7 +15,61 @@ import torch
 from torch import Tensor
 
 from tests.oracles import raw_families, raw_paths
-from tests.oracles.raw_paths import Place
+from tests.oracles.raw_paths import Change, Place
+
+
+class Parts:
+    """A model with what it computes of some tokens: each part's vector, and the logits through the frozen norm."""
+
+    def __init__(self, model: Any, tokens: Tensor, changes: Sequence[tuple[Place, Change]] = ()) -> None:
+        self.model, self.tokens, self.changes = model, tokens, changes
+        self.gpt2 = model.config.model_type == "gpt2"
+        self.raw = raw_paths if self.gpt2 else raw_families
+        self.blocks = model.transformer.h if self.gpt2 else attrgetter(raw_families.anatomy(model).blocks)(model)
+        self.norm = model.transformer.ln_f if self.gpt2 else _last_norm(model)
+        bias = getattr(model.lm_head, "bias", None)
+        self.unembed = model.lm_head.weight.detach().double()
+        self.bias = torch.zeros(len(self.unembed)).double() if bias is None else bias.detach().double()
+        self.stream = self.read(len(self.blocks) - 1, "resid_post").double()
+        self.deviation = _deviation(self.norm, self.stream)
+
+    def read(self, layer: int, component: str, head: int | None = None) -> Tensor:
+        return self.several([Place(layer, component, head)])[0]
+
+    def several(self, places: Sequence[Place]) -> list[Tensor]:
+        """What is at places, of one forward pass."""
+        seen: dict[str, Tensor] = {}
+        self.raw.run(self.model, self.tokens, [*self.changes, *(self.raw._reader(seen, place) for place in places)])
+        return [seen[str(place)] for place in places]
+
+    def matrix(self, layer: int, last: str) -> Tensor:
+        """Of ``(input, output)``: ``"out"`` of attention or ``"down"`` of the MLP."""
+        own = None if self.gpt2 else raw_families.anatomy(self.model)
+        path = {"out": own.out, "down": own.matrices[1]} if own else {"out": "attn.c_proj", "down": "mlp.c_proj"}
+        weight = attrgetter(path[last])(self.blocks[layer]).weight.detach()
+        return weight if self.gpt2 else weight.T
+
+    def rows(self, layer: int, head: int) -> Tensor:
+        """``W_O`` of a head."""
+        matrix, heads = self.matrix(layer, "out"), self.model.config.num_attention_heads
+        return matrix.unflatten(0, (heads, -1))[head]
+
+    @torch.no_grad()
+    def logits(self, value: Tensor) -> Tensor:
+        """The logits of a stream, by the deviation of the whole one."""
+        return _frozen(self.norm, value, self.deviation) @ self.unembed.T + self.bias
+
+    def lost(self, vector: Tensor, plus: Tensor, minus: Tensor) -> Tensor:
+        """What ``logit[plus] - logit[minus]`` loses where a vector is taken out of the stream."""
+        logits = self.logits(self.stream) - self.logits(self.stream - vector.double())
+        return (logits.gather(-1, plus[..., None]) - logits.gather(-1, minus[..., None]))[..., 0]
+
+    def moved(self, layer: int, head: int) -> Tensor:
+        """What a head moves from each key to each query, ``(example, query, key, d_model)``; the bias of v with it."""
+        group = self.model.config.num_attention_heads // (1 if self.gpt2 else raw_families.heads_of(self.model)[1])
+        values = self.read(layer, "v", head if self.gpt2 else head // group)
+        written = values @ self.rows(layer, head)
+        return self.read(layer, "pattern", head)[..., None] * written[:, None]
 
 
 def shares(model: Any, tokens: Tensor, plus: Tensor, minus: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -22,41 +77,80 @@ def shares(model: Any, tokens: Tensor, plus: Tensor, minus: Tensor) -> tuple[dic
 
     `plus` and `minus` are token ids ``(example, position)``.
     """
-    gpt2 = model.config.model_type == "gpt2"
-    read = raw_paths.read if gpt2 else raw_families.read
-    blocks = model.transformer.h if gpt2 else attrgetter(raw_families.anatomy(model).blocks)(model)
-    norm = model.transformer.ln_f if gpt2 else _last_norm(model)
-    vectors: dict[str, Tensor] = {"embed": read(model, tokens, Place(0, "embed"))}
+    known = Parts(model, tokens)
+    vectors = _written(known)
+    found = {name: known.lost(vector, plus, minus) for name, vector in vectors.items()}
+    whole, logits = known.logits(known.stream), known.raw.run(model, tokens).double()
+    assert (whole - logits).abs().max() < 1e-3  # the norm that is written below is the model's
+    said = (logits.gather(-1, plus[..., None]) - logits.gather(-1, minus[..., None]))[..., 0]
+    summed = (whole.gather(-1, plus[..., None]) - whole.gather(-1, minus[..., None]))[..., 0]
+    return found | {"bias": summed - sum(found.values())}, said
+
+
+def shares_under(
+    model: Any,
+    tokens: Tensor,
+    plus: Tensor,
+    minus: Tensor,
+    changes: Sequence[tuple[Place, Change]],
+    added: dict[str, Tensor] | None = None,
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """`shares` with changes, the source ``intervention`` behind it; the whole; and the vector of that source.
+
+    `added` are vectors that are written into the stream in the name of a source, which no read shows.
+    """
+    clean, known = Parts(model, tokens), Parts(model, tokens, changes)
+    bias = clean.stream - sum(_written(clean).values())  # the same vector everywhere
+    vectors = _written(known)
+    for name, vector in (added or {}).items():
+        vectors[name] = vectors[name] + vector
+    rest = known.stream - sum(vectors.values()) - bias
+    found = {name: known.lost(vector, plus, minus) for name, vector in vectors.items()}
+    logits = known.logits(bias)  # with the biases of the norm and of the unembedding
+    found["bias"] = (logits.gather(-1, plus[..., None]) - logits.gather(-1, minus[..., None]))[..., 0]
+    logits = known.raw.run(model, tokens, changes).double()
+    said = (logits.gather(-1, plus[..., None]) - logits.gather(-1, minus[..., None]))[..., 0]
+    return found | {"intervention": known.lost(rest, plus, minus)}, said, rest
+
+
+def _written(known: Parts) -> dict[str, Tensor]:
+    """The vector that each source writes into the stream, ``(example, position, d_model)``."""
+    model = known.model
+    vectors: dict[str, Tensor] = {"embed": known.read(0, "embed")}
     if model.config.model_type == "gemma":
-        vectors["embed"] = read(model, tokens, Place(0, "resid_pre"))  # the embedding, scaled
-    if gpt2 or raw_families.anatomy(model).pos_embed:
-        vectors["pos_embed"] = read(model, tokens, Place(0, "pos_embed")).expand_as(vectors["embed"])
-    for layer, block in enumerate(blocks):
-        out = attrgetter("attn.c_proj" if gpt2 else raw_families.anatomy(model).out)(block)
-        matrix = out.weight if gpt2 else out.weight.T
-        heads = model.config.num_attention_heads
-        size = matrix.shape[0] // heads
-        for head in range(heads):
-            z = read(model, tokens, Place(layer, "z", head))
-            vectors[f"L{layer}H{head}"] = z @ matrix[head * size : (head + 1) * size]
-        vectors[f"L{layer}.mlp"] = read(model, tokens, Place(layer, "mlp_out"))
-    with torch.no_grad():
-        stream = read(model, tokens, Place(len(blocks) - 1, "resid_post")).double()
-        unembed, bias = model.lm_head.weight.double(), getattr(model.lm_head, "bias", None)
-        bias = torch.zeros(len(unembed)).double() if bias is None else bias.double()
-        deviation = _deviation(norm, stream)
+        vectors["embed"] = known.read(0, "resid_pre")  # the embedding, scaled
+    if known.gpt2 or raw_families.anatomy(model).pos_embed:
+        vectors["pos_embed"] = known.read(0, "pos_embed").expand_as(vectors["embed"])
+    heads, layers = range(model.config.num_attention_heads), range(len(known.blocks))
+    places = {f"L{layer}H{head}": Place(layer, "z", head) for layer in layers for head in heads}
+    outputs = {f"L{layer}.mlp": Place(layer, "mlp_out") for layer in layers}
+    seen = dict(zip((*places, *outputs), known.several([*places.values(), *outputs.values()]), strict=True))
+    for layer in layers:
+        vectors |= {f"L{layer}H{head}": seen[f"L{layer}H{head}"] @ known.rows(layer, head) for head in heads}
+        vectors[f"L{layer}.mlp"] = seen[f"L{layer}.mlp"]
+    return vectors
 
-        def difference(value: Tensor) -> Tensor:
-            normed = _frozen(norm, value, deviation)
-            logits = normed @ unembed.T + bias
-            return (logits.gather(-1, plus[..., None]) - logits.gather(-1, minus[..., None]))[..., 0]
 
-        whole = difference(stream)
-        found = {name: whole - difference(stream - vector.double()) for name, vector in vectors.items()}
-        logits = (raw_paths.run if gpt2 else raw_families.run)(model, tokens).double()
-        said = (logits.gather(-1, plus[..., None]) - logits.gather(-1, minus[..., None]))[..., 0]
-    assert (whole - said).abs().max() < 1e-3  # the norm that is written below is the model's
-    return found | {"bias": whole - sum(found.values())}, said
+def shares_inside(model: Any, tokens: Tensor, plus: Tensor, minus: Tensor, layer: int, head: int) -> dict[str, Tensor]:
+    """The same of each neuron of a layer, of the bias of its MLP, and of what a head moves from each key."""
+    known = Parts(model, tokens)
+    post, down = known.read(layer, "mlp_post"), known.matrix(layer, "down")
+    vectors = {f"L{layer}N{one}": post[..., one, None] * down[one] for one in range(len(down))}
+    vectors[f"L{layer}.mlp bias"] = known.read(layer, "mlp_out") - post @ down
+    moved = known.moved(layer, head)
+    vectors |= {f"L{layer}H{head} from {key}": moved[:, :, key] for key in range(tokens.shape[1])}
+    return {name: known.lost(vector, plus, minus) for name, vector in vectors.items()}
+
+
+def head_logits(model: Any, tokens: Tensor, changes: Sequence[tuple[Place, Change]] = ()) -> Tensor:
+    """The logits that each head alone adds, ``(layer, head, example, position, token)``; the unembedding's bias too."""
+    known, layers = Parts(model, tokens, changes), []
+    for layer in range(len(known.blocks)):
+        each = range(model.config.num_attention_heads)
+        written = [known.read(layer, "z", head) @ known.rows(layer, head) for head in each]
+        nothing = torch.zeros_like(known.stream)  # through the norm this is the norm's bias
+        layers.append(torch.stack([known.logits(one.double()) - known.logits(nothing) + known.bias for one in written]))
+    return torch.stack(layers)
 
 
 def _last_norm(model: Any) -> Any:

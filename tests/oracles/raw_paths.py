@@ -212,6 +212,18 @@ def scale(model: GPT2LMHeadModel, tokens: Tensor, place: Place, factor: Tensor |
     return run(model, tokens, [(place, lambda old: old * factor)])
 
 
+def without_direction(old: Tensor, vector: Tensor) -> Tensor:
+    """What is left of each vector of ``old`` once its part along ``vector`` is taken away; by a projection matrix."""
+    column = vector.double()[:, None]
+    away = torch.eye(len(vector), dtype=torch.float64) - column @ column.T / (column.T @ column)
+    return (old.double() @ away).to(old.dtype)
+
+
+def project_out(model: GPT2LMHeadModel, tokens: Tensor, place: Place, vector: Tensor) -> Tensor:
+    """Logits where what stands at a place has lost its part along ``vector``, which may have any norm."""
+    return run(model, tokens, [(place, lambda old: without_direction(old, vector))])
+
+
 @torch.no_grad()
 def knockout(
     model: GPT2LMHeadModel, tokens: Tensor, layer: int, heads: Sequence[int], cells: Sequence[tuple[int, int]]

@@ -47,6 +47,8 @@ FRONT_DOORS = {"", "interventions", "studies", "studies.plots", "metrics"}
 """Packages that hand names on; those of `metrics` and `studies.plots` are imported at once, the others at first use."""
 BY_NAME = {"interventions.base.contents", "lazy"}
 """Load modules by their names: those that a user's function names, to hash what it depends on; names of packages."""
+UPWARDS = {"interventions.models.model": ["predict"]}
+"""Names that a module asks the outermost front door for, which may be of a higher room: calling a model predicts."""
 MOST = 14
 """Modules in a room."""
 CONTEXTS = {"studies.measuring.context": 1}
@@ -201,6 +203,22 @@ def test_what_steers_a_call_from_afar_is_in_one_place():
         for name, (source, _) in sources().items()
     }
     assert {name: len(calls) for name, calls in made.items() if calls} == CONTEXTS
+
+
+def asked_of_the_front_door(source):
+    """What a module asks `front_door` for, as it is written."""
+    found = []
+    for node in ast.walk(parsed(source)):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == "front_door":
+            found += [one.value if isinstance(one, ast.Constant) else ast.unparse(one) for one in node.args]
+    return found
+
+
+def test_names_of_higher_rooms_are_asked_for_in_one_place():
+    made = {name: asked_of_the_front_door(source) for name, (source, _) in sources().items()}
+    assert {name: asked for name, asked in made.items() if asked} == UPWARDS
+    seen = [name for name, (source, _) in sources().items() if "front_door" in source]
+    assert sorted(seen) == sorted(["lazy", *UPWARDS])
 
 
 def test_each_package_says_what_it_is():

@@ -25,11 +25,11 @@ ROOT = Path(hw.__file__).parent
 ROOMS = ("interventions", "metrics", "studies")
 LISTED = """
 load shipped checkpoint_steps Model register Family
-Head Neuron Layer Site Component
-ZeroAblate MeanAblate ResampleAblate Patch PathPatch Add Scale Knockout Compose Grid Intervention
+Head Neuron Layer Site Component Logits
+ZeroAblate MeanAblate ResampleAblate Patch PathPatch Add ProjectOut Scale Knockout Compose Grid Intervention
 RepeatedTokens Prompts Batch
 measure plan capture compare_estimates composition_scores describe_heads InductionStudy
-predict direct_logit_attribution logit_lens
+predict direct_logit_attribution logit_lens difference weighted_value_norms circuit_scores head_circuits neuron_tokens
 CausalLM RepeatedTokensData TextData MixedData
 Sweep StudyCallback TrainerStudyCallback log_spaced over_checkpoints FabricExecutor FormationStudy
 effect normalized table summary

@@ -98,6 +98,43 @@ def test_the_readme_measures_what_is_ones_own():
     assert (without > space["ds"]["loss"].sel(condition="as it is")).any()
 
 
+def test_the_readme_looks_inside():
+    space = {"hw": hw}
+    exec(compile(blocks()[3], "README.md", "exec"), space)
+    dla, inside, found = (space[name] for name in ("dla", "inside", "found"))
+    np.testing.assert_allclose(dla["attribution"].sum("source"), dla["whole"], atol=1e-4)
+    np.testing.assert_allclose(inside["attribution"].sum("source"), dla["attribution"].sel(source="L1.mlp"), atol=1e-4)
+    near = found["L1H2_pattern"].isel(query=23, key=12).mean("example")
+    assert near.sel(condition="clean") > 0.9 > 0.2 > near.sel(condition="without L0H3")
+    assert found["logits_at_m1"].dims[:2] == ("condition", "example")
+    assert space["top"]["token"].sel(condition="clean", rank=0).values.tolist() == ["banana"]
+    assert float(space["ov"]["copying"]) == 1.0
+    assert float(space["qk"]["prefix_matching"]) < 0.2 < 0.99 < float(space["k"]["prefix_matching"])
+
+
+def test_the_script_that_looks_inside_runs_as_written():
+    from headwise import Head, Neuron, ZeroAblate
+
+    model, task = hw.load("words-2l"), hw.RepeatedTokens(n=8, length=12)
+    top = hw.predict(model, ["apple banana cherry apple"], top=5)
+    what = {"clean": None, "without L0H3": ZeroAblate(Head(0, 3))}
+    without = hw.capture(model, task, [Head(1, 2).pattern], what=what)
+    dla = hw.direct_logit_attribution(model, task)
+    lens = hw.logit_lens(model, task, top=3)
+    ov, qk = hw.head_circuits(model, Head(1, 2))
+    one = hw.measure(model, task, ZeroAblate(Neuron(0, 17)), "loss")
+    assert top["prob"].dims == top["token"].dims == top["logit"].dims == ("example", "rank")
+    assert without["L1H2_pattern"].dims == ("condition", "example", "query", "key")
+    assert dla["attribution"].dims == ("source", "example")
+    heads = [f"L{layer}{part}" for layer in (0, 1) for part in (*(f"H{head}" for head in range(8)), ".mlp")]
+    assert dla["source"].values.tolist() == ["embed", "pos_embed", *heads, "bias"]
+    assert lens["token"].dims == ("layer", "example", "position", "rank")
+    assert {"source_token", "output_token", "eigenvalue_real", "copying"} <= {*ov}
+    assert "prefix_matching" in qk
+    changed = one["loss"] - one["baseline_loss"].sel(run="clean")
+    assert 0 < float(abs(changed).mean()) < 1  # a neuron does something, and little
+
+
 def test_the_readme_explains_a_plan_as_it_is(monkeypatch, capsys):
     from headwise.interventions.run import memory
 
@@ -117,13 +154,13 @@ def test_the_readme_explains_a_plan_as_it_is(monkeypatch, capsys):
 def test_the_readme_reads_a_study_back(tmp_path, monkeypatch, words_study):
     monkeypatch.chdir(tmp_path)
     hw.write_netcdf(words_study, "results/induction-words-2l.nc")
-    block = blocks()[3]
+    block = blocks()[4]
     space = {}
     exec(compile(block, "README.md", "exec"), space)
     assert space["tree"]["heads"]["induction"].dims == ("layer", "head", "example")
     groups = re.search(r"# groups: ([a-z ]+)", block).group(1).split()
     assert set(groups) <= set(space["tree"].children)
-    exec(compile(blocks()[4], "README.md", "exec"), space)
+    exec(compile(blocks()[5], "README.md", "exec"), space)
     (entry,) = space["results"]
     assert (entry.model, entry.study) == ("words-2l", "InductionStudy")
     table = space["results"].table("ablation/loss", where="effect > 0.5 and layer >= 1", sort="-effect", top=10)
@@ -136,7 +173,7 @@ def test_the_readme_reads_a_study_back(tmp_path, monkeypatch, words_study):
 def test_the_readme_measures_while_a_model_is_trained(tmp_path, monkeypatch, steps):
     monkeypatch.chdir(tmp_path)
     space = {"hw": hw}
-    exec(compile(blocks()[6].replace("400", str(steps)), "README.md", "exec"), space)
+    exec(compile(blocks()[7].replace("400", str(steps)), "README.md", "exec"), space)
     formation, shipped = space["formation"], space["shipped"]
     assert formation["induction"].dims == ("step", "layer", "head", "example")
     assert formation["step"].values.tolist() == list(hw.log_spaced(steps, 12))
@@ -149,10 +186,10 @@ def test_the_readme_writes_what_can_be_gone_on_with(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     space = {}
     exec(compile(blocks()[0], "README.md", "exec"), space)
-    exec(compile(blocks()[5], "README.md", "exec"), space)
+    exec(compile(blocks()[6], "README.md", "exec"), space)
     wanted = space["ds"]["loss"]
     xr.testing.assert_equal(xr.load_dataset("results/heads.nc")["loss"], wanted)
-    exec(compile(blocks()[7], "README.md", "exec"), space)
+    exec(compile(blocks()[8], "README.md", "exec"), space)
     xr.testing.assert_allclose(xr.load_dataset("results/many.nc")["loss"], wanted, atol=1e-6)
 
 

@@ -177,6 +177,10 @@ window.axisOf = name => {
     : Object.values(axis.major_label_overrides));
 };
 window.titleOf = name => { const one = inside(name).model.title; return one ? one.text : ""; };
+window.likely = () => figures().filter(view => rootOf(view) == "prompt" && sourceOf(view, "rank")).map(view => {
+  const data = sourceOf(view, "rank").data, title = view.model.title;
+  return [title ? title.text : "", Object.fromEntries(Array.from(data.token, (one, at) => [one, data.value[at]]))];
+});
 window.cellAt = (name, layer, head) => {
   const view = inside(name), box = view.canvas_view.el.getBoundingClientRect();
   view.el.scrollIntoView({block: "center"});
@@ -248,8 +252,16 @@ class Page:
 
     def prompt(self, text):
         """Type a prompt in place of the one that is there, and press Enter."""
-        self.tab.evaluate("box('Prompt').focus(); box('Prompt').select()")
-        self.tab.type(text)
+        self.fill("Prompt", text)
+
+    def fill(self, label, text):
+        """Type into a field in place of what is there, and press Enter."""
+        self.tab.wait(f"!!box({json.dumps(label)})")
+        self.tab.evaluate(f"box({json.dumps(label)}).focus(); box({json.dumps(label)}).select()")
+        if text:
+            self.tab.type(text)
+        else:
+            self.tab.press("Backspace")
         self.tab.press("Enter")
 
     def says(self, text):

@@ -22,6 +22,7 @@ MAKERS = {
     "pattern": "capture(model, task, [Head(0, 0).pattern])",
     "composition": "composition_scores(model)",
     "exact": "compare_estimates(model, task, what, metric)",
+    "attribution": "the part attribution of an InductionStudy's result",
     "prompt": "the part words of an InductionStudy's result",
     "set_induction": "the part patching of an InductionStudy's result",
     "ablated_induction": "the part composition of an InductionStudy's result",
@@ -197,6 +198,12 @@ def need(ds: Any, what: str, *names: str) -> xr.Dataset:
         has = f": it has {listed(ds.data_vars)}" if ds.data_vars else ""
         raise UnknownNameError(f"{what} needs {choices(names)}: this dataset has no {choices(missing)}{has}{made}")
     return ds
+
+
+def where_read(ds: xr.Dataset) -> xr.Dataset:
+    """`ds` with ``read_layer`` and ``read_head`` as ``layer`` and ``head``, where no axis of a grid has these names."""
+    names = {old: new for old, new in READ.items() if {old} & {*ds.dims, *ds.coords} and new not in ds.dims}
+    return ds.drop_vars([new for new in names.values() if new in ds.coords]).rename(names)
 
 
 def need_dims(ds: xr.Dataset, what: str, wanted: Mapping[str, Sequence[str]]) -> None:

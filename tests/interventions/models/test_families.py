@@ -18,6 +18,7 @@ from headwise.interventions import (
     Neuron,
     Patch,
     PathPatch,
+    ProjectOut,
     ResampleAblate,
     Scale,
     ZeroAblate,
@@ -92,10 +93,13 @@ def test_patches_equal_raw_hooks(name, base, source):
 
 
 @pytest.mark.parametrize("name", FEW)
-def test_additions_equal_raw_hooks(name):
+def test_additions_and_projections_equal_raw_hooks(name):
     there, random = world(name), np.random.RandomState(0)
     places = [one for one in sites(there, whole=False, turn=2) if one.component != "pattern"]
-    check_all(there, [Add(one, random.standard_normal(cases.width(one, there.shape))) for one in places])
+    several = [Add(one, random.standard_normal(cases.width(one, there.shape))) for one in places]
+    places = [one for one in sites(there, whole=False, turn=0) if one.component not in ("pattern", "head_out")]
+    several += [ProjectOut(one, random.standard_normal(cases.width(one, there.shape))) for one in places]
+    check_all(there, several)
 
 
 @pytest.mark.parametrize("name", FEW)

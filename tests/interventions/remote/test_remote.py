@@ -23,6 +23,7 @@ from headwise.interventions import (
     MeanAblate,
     Patch,
     PathPatch,
+    ProjectOut,
     ResampleAblate,
     Scale,
     ZeroAblate,
@@ -39,6 +40,7 @@ TASK = RepeatedTokens(n=4, length=8)
 WHAT = {
     "steer": Add(Layer(1).resid_pre.at(-1), [0.1] * 64),
     "half": Scale(Head(1, 2), 0.5),
+    "away": ProjectOut(Layer(1).resid_pre, range(64)) + ProjectOut(Head(1, 2).q.at(9), range(8)),
     "blind": sum(Knockout(Head(1, 2), query, query - 7) for query in range(8, 16)),
     "pattern": Patch(Head(1, 2).pattern),
     "mean pattern": MeanAblate(Head(1, 2).pattern),
@@ -158,7 +160,7 @@ def test_it_says_where_it_runs(there, server):
     assert next(there.module.parameters()).is_meta
     assert there.weight_hash.startswith("sample:")
     assert there.dtype == "float32"
-    with pytest.raises(hw.errors.ModelError, match="composition_scores is computed there"):
+    with pytest.raises(hw.errors.ModelError, match="head_circuits and neuron_tokens are computed there"):
         there.head_weights(0)
 
 
@@ -367,7 +369,7 @@ def test_weights_that_are_read_by_calls(apart, words_model):
 def test_the_study_without_gradients(apart, words_model):
     study = InductionStudy(n=4, length=6, draws=2)
     found, wanted = study.run(apart), study.run(words_model)
-    assert set(wanted.children) - set(found.children) == {"estimates"}
+    assert set(wanted.children) - set(found.children) == {"attribution", "estimates"}
     assert found.attrs["heads"] == wanted.attrs["heads"]
 
 
@@ -385,3 +387,16 @@ def test_a_stored_result_is_repeated_there(there, server, tmp_path):
     begun = len(server.executed("passes"))
     assert rerun(tmp_path / "there.nc", yes=True).agrees
     assert len(server.executed("passes")) == begun + 1
+
+
+def test_captured_under_interventions(there, words_model, server, tmp_path):
+    sites = [Head(1, 2).pattern, Head(0, 1).head_out.at(-1), Layer(1).q, "logits at -1", hw.Logits([3, 5])]
+    what = {"clean": None, "zero": ZeroAblate(Head(0, 3)), "k": Patch(Head(1, 2).k, source="corrupted")}
+    same(capture(there, TASK, sites, what=what), capture(words_model, TASK, sites, what=what))
+    there.identity  # noqa: B018
+    before = len(server.lines("sent"))
+    found = capture(there, TASK, sites[0], what=what, out=tmp_path / "there.nc")
+    numbers = found["L1H2_pattern"].nbytes
+    assert sum(line["bytes"] for line in server.lines("sent")[before:]) < numbers + 6_000
+    same(found, capture(words_model, TASK, sites[0], what=what))
+    assert hw.rerun(tmp_path / "there.nc", model=there, yes=True).agrees

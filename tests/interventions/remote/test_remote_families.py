@@ -64,9 +64,21 @@ def test_a_family_there_is_the_family_here(family_server, server, folders, name,
             for model in (there, here)
         ],
         [composition_scores(model) for model in (there, here)],
+        [hw.circuit_scores(model) for model in (there, here)],
+        *zip(*(of_weights(model, last) for model in (there, here)), strict=True),
     ):
         for variable in made[1].data_vars:
             np.testing.assert_allclose(made[0][variable], made[1][variable], rtol=1e-4, atol=1e-5)
+
+
+def of_weights(model, last):
+    """The numbers of a head's circuits and of a layer's neurons."""
+    through = {"k": "L0H1"} if last else None
+    found = [
+        *hw.head_circuits(model, Head(last, 0), through=through, tokens=[3], top=3, distance=2),
+        hw.neuron_tokens(model, Layer(0), top=3),
+    ]
+    return [one[[name for name in one if one[name].dtype != object and "imag" not in name]] for one in found]
 
 
 @pytest.mark.parametrize("family_server", ["trusted", pytest.param("apart", marks=pytest.mark.heavy)], indirect=True)
@@ -78,16 +90,22 @@ def test_what_parts_write_and_a_model_says_is_the_same_there(family_server, serv
     ]
     np.testing.assert_array_equal(said[0]["token_id"], said[1]["token_id"])
     np.testing.assert_allclose(said[0]["logit"], said[1]["logit"], rtol=1e-6, atol=1e-5)
-    lenses = [hw.logit_lens(model, TASK, top=2, metrics="loss") for model in (there, here)]
-    np.testing.assert_array_equal(lenses[0]["token_id"], lenses[1]["token_id"])
-    np.testing.assert_allclose(lenses[0]["loss"], lenses[1]["loss"], rtol=1e-6, atol=1e-5)
+    for of in ("stream", "heads"):
+        lenses = [hw.logit_lens(model, TASK, of=of, top=2, metrics="loss") for model in (there, here)]
+        np.testing.assert_array_equal(lenses[0]["token_id"], lenses[1]["token_id"])
+        np.testing.assert_allclose(lenses[0]["loss"], lenses[1]["loss"], rtol=1e-6, atol=1e-5)
+    moved = [hw.weighted_value_norms(model, TASK)["norm"] for model in (there, here)]
+    np.testing.assert_allclose(*moved, rtol=1e-5, atol=1e-5)
+    away = [hw.difference(model, TASK, ["L0.head_out", "L1.head_out"]) for model in (there, here)]
+    np.testing.assert_allclose(*away, rtol=1e-5, atol=1e-5)
     if "apart" in request.node.name:
         with pytest.raises(ServerError, match="apart from the weights"):
             hw.direct_logit_attribution(there, TASK)
         return
-    shares = [hw.direct_logit_attribution(model, TASK, per_position=True) for model in (there, here)]
-    for name in ("attribution", "whole"):
-        np.testing.assert_allclose(shares[0][name], shares[1][name], rtol=1e-5, atol=1e-5)
+    for parts in (None, [Layer(1), Head(0, 1)]):
+        shares = [hw.direct_logit_attribution(model, TASK, parts=parts, per_position=True) for model in (there, here)]
+        for name in ("attribution", "whole"):
+            np.testing.assert_allclose(shares[0][name], shares[1][name], rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture(scope="module", params=["float16", pytest.param("bfloat16", marks=pytest.mark.heavy)])

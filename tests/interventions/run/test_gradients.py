@@ -228,7 +228,11 @@ def test_estimates_do_not_depend_on_the_batch_size_and_baselines_are_exact(small
             {},
             "write to one place one after the other, which has no gradient estimate",
         ),
-        (PathPatch(Head(0, 1), "logits"), {}, "has no gradient estimate: possible are ablations, Patch, Add and Scale"),
+        (
+            PathPatch(Head(0, 1), "logits"),
+            {},
+            "has no gradient estimate: possible are ablations, Patch, Add, Scale",
+        ),
     ],
 )
 def test_what_cannot_be_estimated_is_refused(small_model, what, options, message):

@@ -115,6 +115,36 @@ def test_a_neuron_takes_less_than_its_mlp_and_that_less_than_its_layer():
     assert len({*cost}) == len(cost)
 
 
+@pytest.mark.parametrize("layer", [0, 1])
+def test_every_neuron_of_a_layer_is_what_plain_passes_say(words_model, layer):
+    """Planned together, against one forward pass with one hook for each."""
+    task = hw.RepeatedTokens(n=2, length=6)
+    grid = Grid(lambda neuron: ZeroAblate(Neuron(layer, neuron)), neuron=words_model.neurons)
+    assert plan(words_model, task, grid, loss, timed=False).cost().share < 0.8
+    found = measure(words_model, task, grid, loss)["loss"]
+    assert found.sizes == {"neuron": 128, "example": 2}
+    batch = task.draw(words_model)
+    (group,) = batch.groups()
+    tokens, scored = torch.as_tensor(batch.runs["clean"]), list(group.scored)
+    targets = tokens[:, [at + 1 for at in scored]]
+    after = words_model.module.transformer.h[layer].mlp.c_proj
+    for neuron in words_model.neurons:
+
+        def without(module, given, neuron=neuron):
+            changed = given[0].clone()
+            changed[..., neuron] = 0
+            return (changed,)
+
+        hook = after.register_forward_pre_hook(without)
+        try:
+            with torch.no_grad():
+                logits = words_model.module(tokens, use_cache=False).logits[:, scored]
+        finally:
+            hook.remove()
+        wanted = -logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0].mean(-1)
+        np.testing.assert_allclose(found.sel(neuron=neuron), wanted, atol=1e-5, err_msg=f"L{layer}N{neuron}")
+
+
 def test_many_neurons_have_one_dim_and_labels(tmp_path):
     """A sweep is stored, found and measured again; its numbers are those of each neuron alone."""
     model = hw.load("words-2l")

@@ -273,8 +273,8 @@ def test_several_source_runs_meet_in_one_pass(small_model):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Add(Head(0, 1).pattern, [1.0]), "L0H1 pattern: a vector cannot be added to a pattern"),
-        (lambda: Add(Layer(0).q, [1.0]), "L0 q: a vector is added to one head"),
+        (lambda: Add(Head(0, 1).pattern, [1.0]), "L0H1 pattern: Add takes no pattern; Patch, Scale and Knockout do"),
+        (lambda: Add(Layer(0).q, [1.0]), "L0 q: Add takes one head; compose several for several"),
         (lambda: Add(Head(0, 1), [1.0, float("nan")]), "all are finite"),
         (lambda: Add(Head(0, 1), "ab"), "a vector is a flat sequence of numbers, got 'ab'"),
         (lambda: Scale(Head(0, 1), "big"), "L0H1 z: a factor is a finite number, got 'big'"),

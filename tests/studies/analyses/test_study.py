@@ -83,6 +83,21 @@ def test_causal_check(tree):
     np.testing.assert_allclose(ds["p_induction"], 1 / 10)
 
 
+def test_what_the_planted_heads_write(tree, planted):
+    ds, direct = tree["attribution"].to_dataset(), hw.direct_logit_attribution(planted, STUDY.task)
+    for layer, head in np.ndindex(*ds["attribution"].shape[:2]):
+        here = direct["attribution"].sel(source=f"L{layer}H{head}")
+        np.testing.assert_array_equal(ds["attribution"].sel(layer=layer, head=head), here)
+    parts = ds["attribution"].sum(("layer", "head")) + ds["other"].sum("part")
+    np.testing.assert_allclose(parts, ds["whole"], rtol=1e-4)
+    mean = ds["attribution"].mean("example").values
+    assert np.unravel_index(int(mean.argmax()), mean.shape) == INDUCTION
+    assert float(ds["set_attribution"]) == pytest.approx(float(mean[INDUCTION]))
+    assert ds["p_attribution"].values == pytest.approx([1 / 10, 1 / 20])
+    assert float(ds["copying"][INDUCTION]) == float(ds["set_copying"]) == 1.0
+    assert np.isnan(ds["p_copying"]).all()  # other heads have no weights, so that none copies more or less
+
+
 def test_estimates_stand_beside_what_was_measured(tree):
     ablation, patching = (tree[f"estimates/{name}"].to_dataset() for name in ("ablation", "patching"))
     assert ablation["ablation"].values.tolist() == ["zero", "mean"]
@@ -139,12 +154,31 @@ def test_conclusions_need_what_they_say(tree):
         t["ablation"]["loss_effect_q"].loc[{"layer": 0, "head": 0, "ablation": "zero"}] = 1e-6
         t["ablation"]["constant_share"].loc[{"layer": 0, "head": 0}] = 0.97
 
+    def another_head_writes_more(t):
+        t["attribution"]["control_attribution"][:] = 1e6
+
+    def nothing_is_written(t):
+        t["attribution"]["set_attribution_low"][()] = -0.1
+
+    def others_copy_too(t):
+        t["attribution"]["control_copying"][:] = 1.0
+
+    def nothing_copies(t):
+        t["attribution"]["set_copying"][()] = 0.5
+
+    assert "So they write the answer themselves." in says(lambda t: None)
+    assert "not shown that they write the answer more than other heads do" in says(another_head_writes_more)
+    assert "the interval does not lie above 0" in says(nothing_is_written)
+    assert "So they copy, and that does not set them apart" in says(others_copy_too)
+    assert "their weights alone do not show that they copy" in says(nothing_copies)
     assert "Not shown to be causal" in says(controls_fall_as_much)
     assert "the weights alone do not show that they feed the keys" in says(other_pairs_are_stronger)
     assert "cannot be judged (no clear answer before)" in says(no_clear_answer)
     assert "No head costs anything beyond noise under any ablation (none adds 0.01 nats)" in says(nothing_costs)
     changed = says(zero_hurts_and_mean_does_not)
-    assert "What L0H0 does depends on the ablation: needed under zero (+2.00 nats), not needed under mean" in changed
+    assert (
+        "What L0H0 does depends on the ablation: necessary under zero (+2.00 nats), not necessary under mean" in changed
+    )
     assert "97% of its output is the same for every prompt: zeroing takes that constant away" in changed
 
 

@@ -126,6 +126,32 @@ def test_a_typed_prompt_fires_the_heads(page, words_model):
 
 
 @needs_browser
+def test_the_next_tokens_with_the_picked_head_and_without_it(page, words_model):
+    text = "apple banana cherry apple"
+    page.open("?head=L0H3").prompt(text)
+
+    def says(place, condition, what):
+        said = hw.predict(words_model, text, what, top=8).isel(example=0)
+        wanted = dict(zip(said["token"].values.tolist(), said["prob"].values.tolist(), strict=True))
+        page.tab.wait(f"likely().length > {place} && near(likely()[{place}][1], {json.dumps(wanted)})", str(wanted))
+        assert page.tab.evaluate(f"likely()[{place}][0]") == condition
+
+    page.tab.wait("!!inside('fires')")
+    says(0, "as it is", None)
+    says(1, "without L0H3", hw.ZeroAblate("L0H3"))
+    page.click("fires", 1, 2)
+    says(1, "without L1H2", hw.ZeroAblate("L1H2"))
+    page.fill("Next token, without", "L0H3, L1.mlp_out")
+    says(1, "without L0H3, L1.mlp_out", hw.ZeroAblate("L0H3") + hw.ZeroAblate("L1.mlp_out"))
+    page.tab.wait("location.search.includes('without=L0H3')")
+    page.fill("Next token, without", "L7H1")
+    page.says("L7H1")
+    page.tab.wait("likely().length == 0")
+    page.fill("Next token, without", "")
+    says(1, "without L1H2", hw.ZeroAblate("L1H2"))
+
+
+@needs_browser
 def test_prompts_that_cannot_be_run_are_answered_in_words(page):
     page.open().prompt("apple xyzzy apple")
     page.says("'xyzzy' is not in the vocabulary of words-2l")

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from headwise.errors import DeclarationError, ModelError
-from headwise.interventions import Head, Layer
+from headwise.errors import DeclarationError, ModelError, UnknownNameError
+from headwise.interventions import Head, Layer, ZeroAblate
 from headwise.metrics import prefix_matching, previous_token
-from headwise.studies import Prompts, RepeatedTokens, capture, measure
+from headwise.studies import Prompts, RepeatedTokens, capture, measure, predict
 from headwise.studies.app import firing
 from headwise.studies.storage.record import Record
 
@@ -33,6 +33,26 @@ def test_a_prompt_fires_as_capture_and_the_metrics_say(words_model):
     assert np.isnan(fired.score("token", 4)).all()
     assert fired.tokens == [text.split()]
     assert fired.differs == ""
+
+
+def test_the_likeliest_tokens_with_and_without_parts(words_model):
+    text = "apple banana cherry apple"
+    found = firing.likely(words_model, text, " L0H3, L1.mlp_out;L0H3")
+    assert found["condition"].values.tolist() == ["as it is", "without L0H3, L1.mlp_out"]
+    for at, what in enumerate((None, ZeroAblate("L0H3") + ZeroAblate("L1.mlp_out"))):
+        wanted = predict(words_model, text, what, top=8)
+        np.testing.assert_allclose(found["prob"][at], wanted["prob"], atol=1e-6)
+        np.testing.assert_array_equal(found["token"][at], wanted["token"])
+    assert firing.likely(words_model, text, "")["condition"].values.tolist() == ["as it is"]
+
+
+@pytest.mark.parametrize(
+    ("without", "says"),
+    [("L9H0", "L9H0"), ("nonsense", "nonsense"), ("L0H1 " * 21, "21 parts are to be left out: 20 at most")],
+)
+def test_parts_that_are_not_there_are_refused(words_model, without, says):
+    with pytest.raises((DeclarationError, UnknownNameError), match=says):
+        firing.likely(words_model, "apple banana apple", without)
 
 
 def test_nothing_matches_where_no_token_comes_back(words_model):

@@ -13,7 +13,7 @@ from headwise.studies.app.selection import Selection
 
 def test_a_selection_comes_back_from_its_address():
     one = Selection(
-        "a b.nc", "ablation/loss", "change", "L1H2", "short", "apple & pear? é", "token", "3", {"run": "x=y"}
+        "a b.nc", "ablation/loss", "change", "L1H2", "short", "apple & pear? é", "token", "3", "L0H3", {"run": "x=y"}
     )
     assert Selection.from_query(one.to_query()) == one
     assert Selection().to_query() == ""

@@ -16,7 +16,8 @@ def test_induction_says_what_it_would_take(tmp_path, monkeypatch, capsys):
     assert main([*SMALL, "--plan"]) == 0
     said = capsys.readouterr().out
     stages = [line.split()[0] for line in said.splitlines() if line[:1].isalpha()]
-    assert [*("behaviour", "heads", "patterns", "ablation", "sets", "patching", "composition", "words")] == stages[3:11]
+    assert stages[3:10] == ["behaviour", "heads", "patterns", "ablation", "sets", "patching", "composition"]
+    assert stages[10:13] == ["attribution", "words", "estimates"]
     assert "not run: integrated estimates of ablation (costs " in said
     assert list(tmp_path.iterdir()) == []
 
@@ -33,7 +34,7 @@ def test_induction_writes_result_and_report(tmp_path, capsys):
         if finding["group"] == "summary":
             assert " ".join(finding["text"].split()) in " ".join(printed.out.replace("\n", " ").split())
     assert "induction" in printed.out
-    assert printed.err.index("if heads with a role are found") < printed.err.index("1/9 loss and accuracy by position")
+    assert printed.err.index("if heads with a role are found") < printed.err.index("1/10 loss and accuracy by position")
     assert "Traceback" not in printed.out + printed.err
     assert report.startswith("<!DOCTYPE html>")
 
@@ -51,7 +52,7 @@ def test_induction_writes_result_and_report(tmp_path, capsys):
         (["induction", "--seed", "8589934592"], "headwise: a seed must be at most 4294967295, got 8589934592"),
         (["induction", "--out", "x.html"], "headwise: --out x.html: end it in .nc; the report beside it gets"),
         (["plan", "--what", "all"], "headwise: --what all: possible are heads, qkv and resid, and a JSON file with"),
-        (["plan", "--metric", "los"], "headwise: there is no metric 'los': possible are accuracy, duplicate_token"),
+        (["plan", "--metric", "los"], "headwise: there is no metric 'los': possible are accuracy, attention_entropy"),
         (["plan", "--batch-size", "big"], "headwise: batch_size='big': possible are"),
         (["induction", "--device", "tpu"], "headwise: device 'tpu' cannot be used here"),
         (

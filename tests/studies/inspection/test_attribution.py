@@ -7,7 +7,7 @@ import torch
 import headwise as hw
 from headwise.errors import DeclarationError
 from tests.oracles import raw_families
-from tests.oracles.raw_direct import shares
+from tests.oracles.raw_direct import shares, shares_inside
 from tests.oracles.raw_hooks import random_gpt2
 
 TASK = hw.RepeatedTokens(n=3, length=5, seed=2)
@@ -39,15 +39,42 @@ def check(module, task=TASK, of="logit_diff"):
     np.testing.assert_allclose(ds["whole"], np.where(batch.scored, whole.numpy(), np.nan), atol=2e-4)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(one, marks=() if one in QUICK else pytest.mark.heavy) for one in raw_families.MODELS]
-)
+def check_inside(module, task=TASK):
+    """The neurons of the last layer and the keys of its last head; they sum to the shares of the MLP and the head."""
+    model = hw.load(module)
+    batch, layer, head = task.draw(model), model.layers[-1], model.heads[-1]
+    tokens, plus, minus = (torch.tensor(one) for one in (batch.runs["clean"], batch.targets, batch.distractors))
+    wanted = shares_inside(module, tokens, plus, minus, layer, head)
+    ds = hw.direct_logit_attribution(model, task, parts=[hw.Layer(layer), hw.Head(layer, head)], per_position=True)
+    assert ds["source"].values.tolist() == list(wanted)
+    expected = np.stack([np.where(batch.scored, value.numpy(), np.nan) for value in wanted.values()])
+    np.testing.assert_allclose(ds["attribution"], expected, atol=2e-4)
+    assert np.nanmax(np.abs(expected[: model.shape.d_mlp])) > 1e-2
+    assert np.nanmax(np.abs(expected[model.shape.d_mlp + 1 :])) > 1e-2
+    whole = hw.direct_logit_attribution(model, task, per_position=True)
+    np.testing.assert_array_equal(ds["whole"], whole["whole"])
+    of_mlp = ds["layer"].notnull() & ds["kind"].isin(["neuron", "bias"])
+    for some, name in ((of_mlp, f"L{layer}.mlp"), (ds["kind"] == "key", f"L{layer}H{head}")):
+        summed = ds["attribution"].where(some, drop=True).sum("source", skipna=False)
+        np.testing.assert_allclose(summed, whole["attribution"].sel(source=name), atol=1e-4)
+
+
+FAMILIES = [pytest.param(one, marks=() if one in QUICK else pytest.mark.heavy) for one in raw_families.MODELS]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_the_parts_of_every_family(name):
     check(raw_families.random_model(name))
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_neurons_and_keys_of_every_family(name):
+    check_inside(raw_families.random_model(name))
+
+
 def test_the_parts_of_gpt2():
     check(random_gpt2(3, 4, 8, 40, 30))
+    check_inside(random_gpt2(3, 4, 8, 40, 30))
 
 
 def test_the_mean_over_positions_is_the_logit_difference_that_is_measured(words_model):
@@ -84,6 +111,42 @@ def test_prompts_of_several_lengths(words_model):
     ds = hw.direct_logit_attribution(words_model, task)
     np.testing.assert_allclose(ds["whole"], hw.measure(words_model, task, None, "logit_diff")["logit_diff"], atol=1e-4)
     np.testing.assert_allclose(ds["attribution"].sum("source"), ds["whole"], atol=1e-4)
+
+
+def test_some_neurons_and_keys_of_prompts_of_several_lengths(words_model):
+    task = hw.Prompts(
+        ["apple banana cherry apple", "dog cat dog"], answers=["banana", "cat"], distractors=["cherry", "dog"]
+    )
+    neurons = [hw.Neuron(1, 5), hw.Neuron(0, 17), "L1N2"]
+    ds = hw.direct_logit_attribution(words_model, task, parts=[*neurons, "L1H2"])
+    names = ["L1N5", "L1N2", "L0N17", *(f"L1H2 from {key}" for key in range(4))]
+    assert ds["source"].values.tolist() == names
+    assert ds["neuron"].values.tolist() == [5, 2, 17, -1, -1, -1, -1]
+    assert ds["key"].values.tolist() == [-1, -1, -1, 0, 1, 2, 3]
+    every = hw.direct_logit_attribution(words_model, task, parts=[hw.Layer(0), hw.Layer(1)])["attribution"]
+    np.testing.assert_allclose(ds["attribution"][:3], every.sel(source=names[:3]), atol=1e-6)
+    keys = ds["attribution"][3:]
+    assert keys.isnull().values.tolist() == [[False, False]] * 3 + [[False, True]]
+    whole = hw.direct_logit_attribution(words_model, task)["attribution"].sel(source="L1H2")
+    np.testing.assert_allclose(keys.sum("source"), whole, atol=1e-4)
+    assert keys.idxmax("source").values.tolist() == ["L1H2 from 1", "L1H2 from 1"]  # after the earlier copy
+
+
+@pytest.mark.parametrize(
+    ("parts", "says"),
+    [
+        ("L5", "words-2l has layers 0 to 1"),
+        (hw.Neuron(0, 999), "words-2l has neurons 0 to 127"),
+        ([hw.Layer(0), hw.Neuron(0, 3)], "Neuron(0, 3) is named twice, by its layer too"),
+        (["L0H1", hw.Head(0, 1)], "Head(0, 1) is named twice"),
+        ("L0H1.k", "Head(0, 1).k cannot be looked into: possible are layers such as Layer(0)"),
+        ([], "parts: name at least one"),
+    ],
+)
+def test_parts_that_cannot_be_are_refused(words_model, parts, says):
+    with pytest.raises(DeclarationError) as caught:
+        hw.direct_logit_attribution(words_model, TASK, parts=parts)
+    assert says in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 import headwise as hw
 from headwise.errors import DeclarationError, UnknownNameError
@@ -119,3 +120,23 @@ def test_it_is_kept_and_read_back(words_model, tmp_path):
 def test_what_cannot_be_is_refused(words_model, given, says):
     with pytest.raises((DeclarationError, UnknownNameError), match=says):
         hw.predict(words_model, PROMPTS, **given)
+
+
+def test_a_model_that_is_called_says_the_same(words_model):
+    what = {"clean": None, "without L0H3": hw.ZeroAblate("L0H3")}
+    said = words_model(PROMPTS, what, top=3, positions=[0])
+    xr.testing.assert_equal(said, hw.predict(words_model, PROMPTS, what, top=3, positions=[0]))
+    assert words_model("apple banana cherry apple", top=1)["token"].item() == "banana"
+    with pytest.raises(DeclarationError, match="top"):
+        words_model(PROMPTS, top=0)
+
+
+@pytest.mark.parametrize("positions", [1.5, None, True, [0, 1.5], [], {"a"}, "none"])
+def test_positions_that_are_none_are_refused(words_model, positions):
+    with pytest.raises(DeclarationError, match="give a position, a list of them, or 'all'"):
+        hw.predict(words_model, "dog cat dog", positions=positions)
+
+
+def test_a_whole_number_of_numpy_is_a_position(words_model):
+    said = hw.predict(words_model, "dog cat dog", positions=np.int64(-1))
+    assert said["prob"].dims == ("example", "rank")

@@ -215,7 +215,10 @@ def test_saturated_attention_hides_from_the_gradient(planted):
             "a grid axis cannot be called 'place' here: a dim of the result is",
         ),
         ({"steps": 0}, "steps, of the integrated estimate, must be 1 or more, got 0"),
-        ({"what": Knockout(Head(0, 1), 5, 2)}, "has no gradient estimate: possible are ablations, Patch, Add and"),
+        (
+            {"what": Knockout(Head(0, 1), 5, 2)},
+            "has no gradient estimate: possible are ablations, Patch, Add, Scale",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_refused(small_model, options, message):

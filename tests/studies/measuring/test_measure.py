@@ -249,7 +249,7 @@ def test_a_measurement_is_plain_xarray_and_survives_netcdf(small_model, tmp_path
         (
             lambda m: measure(m, TASK, None, "los"),
             UnknownNameError,
-            "there is no metric 'los': possible are accuracy, duplicate_token, duplicate_token_abs",
+            "there is no metric 'los': possible are accuracy, attention_entropy, duplicate_token",
         ),
         (lambda m: capture(m, TASK, Head(0, 0), run="dirt"), UnknownNameError, "run='dirt': the task has the runs"),
         (

@@ -244,3 +244,38 @@ def test_names_beside_points_hide_no_other_name():
     assert "far" not in found
     places = [(option(part, "text_align", "style"), option(part, "text_baseline", "style")) for part in parts]
     assert len(set(places)) == len(places) > 1
+
+
+def test_direct_and_copying_sets_heads_beside_random_sets():
+    direct = np.zeros((LAYERS, HEADS, 2))
+    direct[1, 2], direct[1, 1] = [3.0, 5.0], [1.0, 3.0]
+    copying = np.linspace(0, 1, LAYERS * HEADS).reshape(LAYERS, HEADS)
+    random = np.array([[0.25, np.nan], [-0.5, 0.125]])
+    ds = xr.Dataset(
+        {
+            "attribution": (("layer", "head", "example"), direct, {"units": "logit"}),
+            "copying": (("layer", "head"), copying),
+            "heads": ((), "L1H2 L1H1"),
+            "set_attribution": ((), 3.0),
+            "set_copying": ((), 0.75),
+            "control_attribution": (("control", "draw"), random),
+            "control_copying": (("control", "draw"), random + 0.5),
+            "control_heads": (("control", "draw"), [["L1H0 L1H3", ""], ["L0H0 L0H1", "L0H2 L1H0"]]),
+        },
+        coords={"control": ["same layers", "all layers"], "layer": range(LAYERS), "head": range(HEADS)},
+    )
+    drawn = plots.direct_and_copying(ds)
+    own, others = labelled(drawn, "induction heads"), labelled(drawn, "other heads")
+    assert dict(zip(own["name"], own["attribution"], strict=True)) == {"L1H1": 2.0, "L1H2": 4.0}
+    assert dict(zip(own["name"], own["copying"], strict=True)) == {"L1H1": copying[1, 1], "L1H2": copying[1, 2]}
+    assert len(others) == LAYERS * HEADS - 2
+    mean = labelled(drawn, "their mean")
+    assert (mean["attribution"].tolist(), mean["copying"].tolist()) == ([3.0], [0.75])
+    same, every = (labelled(drawn, f"random sets, {control}") for control in ("same layers", "all layers"))
+    assert (same["attribution"].tolist(), same["heads"].tolist()) == ([0.25], ["L1H0 L1H3"])
+    assert every["copying"].tolist() == [0.0, 0.625]
+    named = {name for part in of_type(drawn, hv.Labels) for one in part["name"] for name in one.split(", ")}
+    assert named == {"L1H1", "L1H2"}
+    low, high = option(drawn, "ylim")
+    assert low < -0.5 < 4.0 < high
+    hv.render(drawn, backend="bokeh")

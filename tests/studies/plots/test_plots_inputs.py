@@ -87,6 +87,9 @@ BARE = {
             sender=["L0H1", "L2H0"]
         )
     ),
+    "direct_and_copying": lambda: plots.direct_and_copying(
+        xr.Dataset({"attribution": array(layer=2, head=3, example=2), "copying": array(layer=2, head=3)})
+    ),
     "causal_check": lambda: plots.causal_check(
         xr.Dataset(
             {
@@ -157,6 +160,7 @@ def test_dims_are_enough_and_elements_combine(name):
             ),
             "cannot read '0' as a head: write L5H1",
         ),
+        (lambda: plots.direct_and_copying(xr.Dataset()), "attribution of an InductionStudy's result gives it"),
         (lambda: plots.path_grids(xr.Dataset({"path_baseline": array(run=2)})), "composition of an InductionStudy's"),
         (lambda: plots.zero_against_mean(measured().isel(ablation=[0]), "loss"), "needs the ablations zero and mean"),
         (lambda: plots.ablation_grids(measured().drop_vars("baseline_loss"), "loss"), "no baseline_loss: it has"),

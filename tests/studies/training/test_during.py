@@ -24,6 +24,7 @@ def held_of(model):
         "v somewhere": hw.Scale(hw.Head(0, 0).v.at([2, -3]), 3.0),
         "q": hw.Add(hw.Head(0, 1).q, [20 * one for one in narrow]),
         "stream": hw.Add(hw.Layer(0).resid_pre.at(-3), width),
+        "direction": hw.ProjectOut(hw.Head(0, 1).q.at([3, 5]), narrow) + hw.ProjectOut(hw.Layer(0).mlp_out, width),
         "attention": hw.Scale(hw.Layer(0).attn_out, 4.0),
         "mlp": hw.ZeroAblate(hw.Layer(0).mlp_out),
         "after": hw.Add(hw.Layer(0).resid_post, width),

@@ -8,21 +8,25 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ...errors import DeclarationError, UnknownNameError, choices
-from .ablation import sets_against_null
-from .attention import attention
-from .attention_viewer import MOST, attention_viewer
-from .composition import composition_matrix
-from .curves import along, ranked_conditions
-from .estimates import estimate_against_exact
-from .grids import grid, layer_by_position
-from .heads import head_grid, head_grids
-from .parts.inputs import READ, alone, changed, listed, names_of, possible
-from .parts.pairs import PAIR
-from .parts.patterns import read_pattern
-from .parts.style import styled
-from .patching import UNTOUCHED, path_grids, qkv_grids
-from .steps import over_steps
+from ....errors import DeclarationError, UnknownNameError, choices
+from ..ablation import sets_against_null
+from ..attention import attention
+from ..attention_viewer import MOST, attention_viewer
+from ..composition import composition_matrix
+from ..curves import along, ranked_conditions
+from ..estimates import estimate_against_exact
+from ..grids import grid, layer_by_position
+from ..heads import head_grid, head_grids
+from ..inspection.activations import activations, captured
+from ..inspection.attribution import attributed, attribution
+from ..inspection.circuits import EIGENVALUES, eigenvalue_plane, token_bars, words_of
+from ..inspection.predictions import predictions, says, token_grid
+from ..parts.inputs import READ, alone, changed, listed, names_of, possible, where_read
+from ..parts.pairs import PAIR
+from ..parts.patterns import read_pattern
+from ..parts.style import styled
+from ..patching import UNTOUCHED, path_grids, qkv_grids
+from ..steps import over_steps
 
 ALL = "all"
 """Selecting it draws one head grid for each value."""
@@ -48,20 +52,27 @@ def picture(ds: Any, variable: str | None = None, **select: Any) -> Any:
     random sets of `measure`      `sets_against_null`
     path, sender                  `path_grids`
     estimate, with exact beside   `estimate_against_exact`
+    rank, of `predict`            `predictions`
+    layer, position, rank         `token_grid`; of `predict` at several positions too
+    source                        `attribution`
+    side, rank                    `token_bars`, of the weights of heads and neurons
+    index, of eigenvalues         `eigenvalue_plane`
+    position, neuron or vector    `activations`
     step                          `over_steps`; with layer and head, a curve for each head
     position, example, ...        a curve with its interval, for each run
     condition, any other text     `ranked_conditions`
     any other two                 `grid`
     ============================  =======================================================
 
-    Examples are averaged, and give the intervals; of a pattern the first is drawn. A metric that was measured with its
-    baseline is drawn as the change from the run without intervention.
+    Examples are averaged, and give the intervals; of patterns, activations and tokens the first is drawn. A metric that
+    was measured with its baseline is drawn as the change from the run without intervention.
 
     Parameters
     ----------
     ds : Dataset, DataArray or DataTree
     variable : str, optional
-        Of a tree with its group, such as ``"ablation/loss"``. Needed where there are several.
+        Of a tree with its group, such as ``"ablation/loss"``. Needed where there are several, but for results of
+        `predict`, `logit_lens` and `direct_logit_attribution`.
     **select
         Value of a dim, as it is or as text: ``ablation="zero"``, ``layer="1"``; ``"all"`` draws a head grid for each.
 
@@ -100,11 +111,18 @@ def _found(ds: Any, variable: str | None) -> tuple[xr.Dataset, str]:
         return _in_tree(ds, variable)
     if not isinstance(ds, xr.Dataset):
         raise DeclarationError(f"picture draws a Dataset, DataArray or DataTree, got {type(ds).__name__}")
-    names, variable = [str(name) for name in ds.data_vars], variable or alone(ds)
+    names, variable = [str(name) for name in ds.data_vars], variable or alone(ds) or _usual(ds)
     if variable not in names:
         asked = f"there is no variable {variable!r}" if variable else "name a variable"
         raise UnknownNameError(f"{asked}: there are {listed(names) or 'none'}")
     return ds, variable
+
+
+def _usual(ds: xr.Dataset) -> str | None:
+    """The variable that is drawn of what looks inside a model: the likeliest tokens, or what parts write."""
+    if "weight" in ds and words_of(ds, "weight"):
+        return "weight"
+    return says(ds) or ("attribution" if "attribution" in ds and attributed(ds, "attribution") else None)
 
 
 def _in_tree(tree: xr.DataTree, variable: str | None) -> tuple[xr.Dataset, str]:
@@ -172,6 +190,37 @@ def _special(ds: xr.Dataset, variable: str, title: str) -> Any:
             _ask(ds, variable, dim)
         renamed = ds.rename({variable: "composition"}) if variable != "composition" else ds
         return styled(composition_matrix(renamed), title=title)
+    return _inside(ds, variable, title)
+
+
+def _inside(ds: xr.Dataset, variable: str, title: str) -> Any:
+    """Pictures of what looks inside a model."""
+    if variable in EIGENVALUES and {*EIGENVALUES} <= {*ds}:
+        return eigenvalue_plane(ds, title=title)
+    if words_of(ds, variable):
+        others = [str(dim) for dim in ds[variable].dims if dim not in ("side", "rank")]
+        for dim in others:
+            if ds.sizes[dim] > 1:
+                _ask(ds, variable, dim)
+        return token_bars(ds.squeeze(others), variable, title=title)
+    if variable == "attribution" or says(ds):
+        ds = where_read(ds)
+    values, likely = ds[variable], says(ds)
+    kinds = {str(dim) for dim in values.dims} - {"example"}
+    if likely and variable in (likely, "token", "token_id", "logit"):
+        shown = likely if variable.startswith("token") else variable
+        if len(kinds) > 1 and kinds <= {"layer", "position", "rank"}:
+            return token_grid(ds, shown, title=title)
+        if "rank" in kinds:
+            return predictions(ds, shown, title=title)
+    if variable == "attribution" and kinds == {"source"} and attributed(ds, variable):
+        return attribution(ds, title=title)
+    if "site" in values.attrs and (width := captured(values)):
+        others = [dim for dim in kinds if dim != width and not dim.endswith("position")]
+        for dim in others:
+            if values.sizes[dim] > 1:
+                _ask(ds, variable, dim)
+        return activations(values.squeeze(others), title=title)
     return None
 
 

@@ -1,0 +1,162 @@
+"""What is looked for inside a model under interventions: planned passes make it, and give nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...errors import DeclarationError
+from ...interventions.declare.codec import encode
+from ...interventions.declare.sites import Site
+from ...interventions.plan.plan import Plan, make_plan
+from ...interventions.plan.reads import Inside
+from ...metrics.card import Metric
+from ..measuring import context
+from ..measuring.request import Axes, Request, What, conditions, logits_wanted, warn_of_nothing
+from ..output.progress import Progress
+from ..storage.registry import TASKS
+
+if TYPE_CHECKING:
+    from ...interventions.begin import Call
+    from ...interventions.models.model import Model
+    from ..tasks.batch import Batch
+    from ..tasks.tasks import Task
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Under:
+    """Conditions under which something is looked for inside a model, checked and planned.
+
+    Attributes
+    ----------
+    model : Model
+    task : Task
+    what : Intervention, mapping, sequence or Grid
+    axes : list of (name, labels)
+        The dims of `what`.
+    request : Request
+        The prompts, the metrics and the plan.
+    """
+
+    model: Model
+    task: Task
+    what: What
+    axes: Axes
+    request: Request
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """The names of the dims of the conditions."""
+        return tuple(name for name, _ in self.axes)
+
+    @property
+    def coords(self) -> dict[str, list[Any]]:
+        """The labels of the conditions."""
+        return {name: [*values] for name, values in self.axes}
+
+    @property
+    def attrs(self) -> dict[str, str]:
+        """The conditions as a NetCDF attribute."""
+        return {"interventions": json.dumps(encode(self.what, TASKS))}
+
+    def named(self, dim: str) -> str:
+        """What a dim or coordinate of the result is called: ``read_layer`` where ``layer`` is an axis of the grid."""
+        return f"read_{dim}" if dim in self.dims else dim
+
+    def check_model(self, call: Call) -> None:
+        """Check the parts inside a layer that are written, unless this very model has passed that."""
+        from ...interventions import selfcheck
+
+        writes = {write.point for group in self.request.plan.writes for edits in group for write in edits}
+        inner = not writes.isdisjoint(selfcheck.INNER)
+        selfcheck.check_model(self.model, call.identity, int(self.request.batch.lengths.max()), inner)
+
+    def values(self) -> dict[str, Array]:
+        """Run the passes.
+
+        Returns
+        -------
+        dict
+            Each value, in the sizes of `axes`, then its own, then ``(example, position)``; NaN where none is scored.
+        """
+        request, plan, execution = self.request, self.request.plan, context.current()
+        with Progress(execution.label, None, kept=None, total=plan.steps, stage=execution.stage) as bar:
+            outcome = self.model.backend.run_plan(
+                plan, request.readers(), request.inputs(self.task, self.model), bar.update, say=bar.say
+            )
+        assert plan.inside is not None
+        found, axes = {}, [len(labels) for _, labels in self.axes]
+        for name, sizes in plan.inside.sizes.items():
+            size = (len(plan.conditions), *sizes, *request.batch.scored.shape)
+            whole: Array = np.full(size, np.nan, dtype=outcome.values[name, 0].dtype)
+            for at, group in enumerate(plan.groups):
+                value = np.moveaxis(outcome.values[name, at], 1, -2)
+                whole[np.ix_(*map(range, whole.shape[:-2]), group.examples, group.scored)] = value
+            found[name] = whole.reshape(*axes, *whole.shape[1:])
+        return found
+
+
+def under(
+    model: Model,
+    task: Task,
+    what: What,
+    batch: Batch,
+    run: str,
+    reads: Sequence[Site],
+    inside: Inside,
+    own: Collection[str],
+    metrics: Sequence[Metric] = (),
+) -> Under:
+    """Check conditions, and plan the passes that look inside a model under each of them.
+
+    Parameters
+    ----------
+    model : Model
+    task : Task
+    what : Intervention, mapping, sequence or Grid
+    batch : Batch
+        What the task drew.
+    run : str
+    reads : sequence of Site
+    inside : Inside
+        What is made of these.
+    own : collection of str
+        Names that the result has, but for ``layer`` and ``head``, and no axis of a grid can have.
+    metrics : sequence of Metric
+        Of the lens.
+
+    Returns
+    -------
+    Under
+
+    Raises
+    ------
+    DeclarationError, UnknownNameError
+        A condition cannot be; the text says what is possible.
+    """
+    axes, interventions = conditions(what)
+    warn_of_nothing(interventions, run)
+    for name, _ in axes:
+        if name in {*own, "read_layer", "read_head"}:
+            raise DeclarationError(f"a grid axis cannot be called {name!r} here, as a variable or dim of the result is")
+    plan: Plan = make_plan(
+        [one.edits() for one in interventions],
+        model=model.name,
+        shape=model.shape,
+        groups=batch.groups(),
+        runs=list(batch.runs),
+        base=run,
+        measured=[],
+        columns=logits_wanted(metrics) if metrics else 0,
+        budget=model.backend.budget,
+        overhead=model.backend.overhead,
+        reads=reads,
+        inside=inside,
+    )
+    return Under(model, task, what, axes, Request([*metrics], axes, "", None, batch, plan, None))

@@ -1,0 +1,1 @@
+"""The picture that suits a variable of any dataset: stands above all pictures."""
