@@ -129,7 +129,6 @@ def _formation(options: argparse.Namespace) -> FormationStudy | None:
 def _run_formation(study: FormationStudy, options: argparse.Namespace, started: float) -> int:
     """Train and measure, write the report, print the findings."""
     from ..catalogue.summary import summary
-    from ..dynamics.formation import shipped
     from ..report.report import write_report
     from ..storage.files import check_writable, write_netcdf
 
@@ -142,7 +141,7 @@ def _run_formation(study: FormationStudy, options: argparse.Namespace, started: 
         raise DeclarationError(f"--out {out}: end it in .nc; the report beside it gets the same name in .html")
     out = check_writable(out)
     check_writable(out.with_suffix(".html"))
-    tree = None if options.fresh else shipped(study)
+    tree = None if options.fresh else study.shipped()
     if tree is not None:
         say("headwise ships the result of this study; --fresh trains again")
         write_netcdf(tree, out)

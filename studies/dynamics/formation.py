@@ -8,7 +8,8 @@ import platform
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -57,7 +58,7 @@ class FormationStudy:
     """When induction forms in training, in which order its parts appear, and without what it does not.
 
     GPT-2 models with the default initialisation of transformers are trained from several seeds with AdamW, on
-    sequences of an artificial language (Zipf's law with bigrams): in most a part of random length repeats to the end,
+    sequences of an artificial language: in most a part of random length, from a random position on, repeats to the end,
     where induction helps, and in the others nothing repeats, where it does not. Measured at steps that are spaced by
     their logarithm, each model as it is trained (a control with its knockout): induction, previous-token,
     duplicate-token and prefix-matching score of every head; loss and accuracy at each position of repeated random
@@ -73,10 +74,13 @@ class FormationStudy:
         Token ids, and tokens of a sequence.
     period : (int, int)
         Shortest and longest part that repeats, in tokens.
+    lead : int
+        Tokens that stand before that part, at most.
     repeats : float
         Share of sequences in which a part repeats.
-    exponent, bigrams : float
-        Of Zipf's law, and the share of tokens that follow from the one before.
+    exponent, bigrams, skip_bigrams : float
+        Of Zipf's law, and the shares of tokens that follow from the one before and from the one two before. For the
+        latter a head that attends to the previous position is of use by itself.
     batch : int
         Sequences of a training step.
     learning_rate : float
@@ -101,7 +105,7 @@ class FormationStudy:
 
     Examples
     --------
-    >>> tiny = dict(heads=2, width=8, vocabulary=16, context=16, period=(3, 6), batch=2, n=2, length=4)
+    >>> tiny = dict(heads=2, width=8, vocabulary=16, context=16, period=(3, 6), lead=2, batch=2, n=2, length=4)
     >>> study = hw.FormationStudy(**tiny, steps=8, measured=6, seeds=2, trainings=("main",))
     >>> tree = study.run(progress=False)
     >>> tree["heads"]["induction"].sizes["seed"], hw.FormationStudy.from_json(tree.attrs["study"]) == study
@@ -118,9 +122,11 @@ class FormationStudy:
     vocabulary: int = 32
     context: int = 32
     period: tuple[int, int] = (5, 12)
+    lead: int = 0
     repeats: float = 0.9
     exponent: float = 0.0
-    bigrams: float = 0.1
+    bigrams: float = 0.0
+    skip_bigrams: float = 0.0
     batch: int = 32
     learning_rate: float = 5e-3
     warmup: int = 50
@@ -136,6 +142,7 @@ class FormationStudy:
             *((name, 1, None) for name in ("layers", "heads", "width", "vocabulary", "batch")),
             ("context", 4, None),
             ("warmup", 0, None),
+            ("lead", 0, None),
             ("steps", 4, MOST_STEPS),
             ("measured", 6, None),
             ("seeds", 1, LARGEST_SEED),
@@ -158,10 +165,11 @@ class FormationStudy:
                 f"length={self.length}: twice as many tokens must fit the context of {self.context} and differ, of "
                 f"{self.vocabulary}: length can be 2 to {min(self.context, self.vocabulary) // 2}"
             )
-        if not (len(self.period) == 2 and 3 <= self.period[0] <= self.period[1] <= 3 * self.context // 4):
+        most = 3 * self.context // 4 - self.lead
+        if not (len(self.period) == 2 and 3 <= self.period[0] <= self.period[1] <= most):
             raise DeclarationError(
-                f"period={self.period}: give two lengths from 3 up to {3 * self.context // 4}, three quarters of the "
-                f"context of {self.context}, so that the last quarter of its tokens always repeats"
+                f"period={self.period}: give two lengths from 3 up to {most}, three quarters of the context of "
+                f"{self.context} less lead={self.lead}, so that the last quarter of its tokens always repeats"
             )
         if self.width % self.heads:
             raise DeclarationError(f"width={self.width} is no multiple of heads={self.heads}")
@@ -200,6 +208,8 @@ class FormationStudy:
             "vocabulary": self.vocabulary,
             "exponent": self.exponent,
             "bigrams": self.bigrams,
+            "skip_bigrams": self.skip_bigrams,
+            "lead": self.lead,
             "seed": seed,
         }
         size = self.steps * self.batch
@@ -219,6 +229,13 @@ class FormationStudy:
         layers = {"knockout in layer 0": range(1), "knockout in all layers": range(self.layers)}.get(training, range(0))
         each = [Knockout(Layer(layer), query=at, key=at - 1) for layer in layers for at in range(1, length)]
         return sum(each[1:], each[0]) if each else None
+
+    def shipped(self) -> xr.DataTree | None:
+        """The result that comes with headwise: that of the study as it is by default; None for any other."""
+        if not SHIPPED.is_file():
+            return None
+        tree = as_tree(open_result(SHIPPED, load=True))
+        return tree if FormationStudy.from_json(tree.attrs["study"]) == self else None
 
     def run(
         self,
@@ -253,7 +270,7 @@ class FormationStudy:
 
         Notes
         -----
-        On one machine the same study gives the same numbers as long as torch has the same number of threads.
+        Trainings use one thread of torch, so that on one machine the same study gives the same numbers.
         """
         begun = time.monotonic()
         with Progress("training", progress, unit="measured steps", total=self._looks) as bar:
@@ -312,7 +329,7 @@ class FormationStudy:
             file = Path(folder) / "training.nc"
             watch = StudyCallback(Look(self, training, tell), steps=self.at, out=file, log=False)
             off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-            with _quiet():
+            with _quiet(), _one_thread():
                 trainer = L.Trainer(
                     max_steps=self.steps,
                     accelerator="cpu",
@@ -386,14 +403,6 @@ class FormationStudy:
         return study
 
 
-def shipped(study: FormationStudy) -> xr.DataTree | None:
-    """The result of a study that comes with headwise; None where that of this one does not."""
-    if not SHIPPED.is_file():
-        return None
-    tree = as_tree(open_result(SHIPPED, load=True))
-    return tree if FormationStudy.from_json(tree.attrs["study"]) == study else None
-
-
 WORDS = {
     "induction": ("induction score", "1"),
     "previous_token": ("previous-token score", "1"),
@@ -424,6 +433,19 @@ def _small(ds: xr.Dataset) -> xr.Dataset:
         if values.ndim > 2 and values.dtype.kind == "f":
             ds[name].encoding = {"zlib": True, "complevel": 5}
     return ds
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Torch uses one thread meanwhile: sums are then the same for every number of cores."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _quiet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import numpy as np
@@ -36,7 +37,7 @@ def conclude(tree: xr.DataTree) -> list[Finding]:
     said = [("summary", text) for text in [*_appears(changes), *_order(changes), *_falls(changes), *_controls(changes)]]
     said += [("changes", text) for text in _each(changes)]
     said += [("heads", text) for text in _heads(curves)]
-    said += [("limits", text) for text in _limits(changes)]
+    said += [("limits", text) for text in _limits(changes, json.loads(tree.attrs["study"])["skip_bigrams"])]
     return [Finding(group, text) for group, text in said]
 
 
@@ -162,7 +163,7 @@ def _heads(curves: xr.Dataset) -> Iterator[str]:
         yield f"{str(training).capitalize()}: {which} are {listed(each)}."
 
 
-def _limits(changes: xr.Dataset) -> Iterator[str]:
+def _limits(changes: xr.Dataset, skip_bigrams: float) -> Iterator[str]:
     """What was not shown."""
     seeds = changes.sizes["seed"]
     if seeds < 5:
@@ -171,5 +172,11 @@ def _limits(changes: xr.Dataset) -> Iterator[str]:
         f"A curve has a change point where a logistic step explains {100 * FITS:.0f}% of its variance; what changes in "
         "two steps, or slowly, is told badly by one."
     )
+    if skip_bigrams:
+        yield (
+            f"{100 * skip_bigrams:.0f}% of the tokens follow from the one two before, so that a head that attends to "
+            "the previous position is of use without induction and may come first for that; skip_bigrams=0 takes that "
+            "away."
+        )
     yield "The order of change points is no proof of cause: that is what the controls are for."
     yield "The language is artificial and the models are small: what is found need not hold in large models."

@@ -8,21 +8,22 @@ from typing import Any
 import numpy as np
 
 from ...errors import DeclarationError, whole
-from .data import VALIDATION, SequenceData
+from .data import SequenceData
 
 SUCCESSORS = 2
 """Tokens that like to follow a token."""
 LANGUAGE = 20_220_924
-"""Seed of the table of successors, the same in all trainings."""
+"""Seed of the tables of successors, the same in all trainings."""
 
 
 class ZipfData(SequenceData):
-    """Tokens by Zipf's law with bigrams; a sequence is new throughout, or its first tokens repeat to its end.
+    """Tokens by Zipf's law with bigrams and skip-bigrams; a sequence is new throughout, or a part repeats to its end.
 
     Token number ``r`` (from 0) has a probability in proportion to ``(r + 1) ** -exponent``. With probability `bigrams`
-    a token is instead one of the two that like to follow the one before. The table of successors is the same for
-    every seed. Where a part repeats, its length is drawn anew for each sequence, so that no fixed distance leads back
-    to the earlier copy.
+    a token is instead one of the two that like to follow the one before, and with probability `skip_bigrams` one of the
+    two that the token two before asks for. The tables of successors are the same for every seed.
+    Where a part repeats, its length, and how many tokens stand before it, are drawn anew for each sequence, so that
+    neither a fixed distance nor a fixed position leads back to the earlier copy.
 
     Parameters
     ----------
@@ -32,10 +33,12 @@ class ZipfData(SequenceData):
         Token ids are drawn below it.
     period : (int, int), optional
         Shortest and longest part that repeats, in tokens. Left out, nothing repeats.
+    lead : int
+        Tokens that stand before the part that repeats, at most.
     exponent : float
         Of Zipf's law; 0 makes all tokens as likely.
-    bigrams : float
-        Share of tokens that follow from the one before.
+    bigrams, skip_bigrams : float
+        Share of tokens that follow from the one before, and from the one two before.
     batch_size, size, validation, seed, num_workers, pin_memory
         See `SequenceData`.
 
@@ -58,8 +61,10 @@ class ZipfData(SequenceData):
         *,
         vocabulary: int,
         period: tuple[int, int] | None = None,
+        lead: int = 0,
         exponent: float = 1.0,
         bigrams: float = 0.3,
+        skip_bigrams: float = 0.0,
         batch_size: int = 32,
         size: int = 65_536,
         validation: int = 0,
@@ -69,11 +74,16 @@ class ZipfData(SequenceData):
     ) -> None:
         super().__init__(batch_size, size, validation, seed, num_workers, pin_memory)
         self.length, self.vocabulary = whole(length, "length", low=2), whole(vocabulary, "vocabulary", low=2)
-        if not 0 <= bigrams <= 1 or not exponent >= 0:
-            raise DeclarationError(f"bigrams={bigrams}, exponent={exponent}: give a share from 0 to 1, and 0 or more")
-        self.exponent, self.bigrams, self.period = exponent, bigrams, period
-        if period is not None and not 1 <= period[0] <= period[1] < length:
-            raise DeclarationError(f"period={period}: give two lengths from 1 up to, not including, length={length}")
+        self.exponent, self.bigrams, self.skip_bigrams = exponent, bigrams, skip_bigrams
+        self.period, self.lead = period, whole(lead, "lead", low=0)
+        if not (bigrams >= 0 and skip_bigrams >= 0 and bigrams + skip_bigrams <= 1) or not exponent >= 0:
+            raise DeclarationError(
+                f"bigrams={bigrams}, skip_bigrams={skip_bigrams}, exponent={exponent}: give two shares of together at "
+                "most 1, and 0 or more"
+            )
+        if period is not None and not 1 <= period[0] <= period[1] < length - lead:
+            most = f"length={length}" + f" less lead={lead}" * (lead > 0)
+            raise DeclarationError(f"period={period}: give two lengths from 1 up to, not including, {most}")
 
     @property
     def positions(self) -> int:
@@ -88,11 +98,10 @@ class ZipfData(SequenceData):
         return found
 
     @cached_property
-    def successors(self) -> list[list[int]]:
-        """Tokens that like to follow each token."""
+    def successors(self) -> list[list[list[int]]]:
+        """Tokens that like to follow each token: the next one, and the one after."""
         random = np.random.default_rng((LANGUAGE, self.vocabulary))
-        drawn = self._tokens(random.random((self.vocabulary, SUCCESSORS)))
-        found: list[list[int]] = drawn.tolist()
+        found: list[list[list[int]]] = self._tokens(random.random((2, self.vocabulary, SUCCESSORS))).tolist()
         return found
 
     def _tokens(self, shares: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -102,13 +111,16 @@ class ZipfData(SequenceData):
 
     def sequence(self, number: int, validates: bool) -> np.ndarray[Any, Any]:
         """Sequence `number` of those that train, or of those that validate."""
-        random = np.random.default_rng((self.seed, VALIDATION * validates, number))
-        fresh = self.length
+        random = np.random.default_rng((LANGUAGE, self.seed, validates, number))  # not the draws that mix data
+        lead, fresh = 0, self.length
         if self.period is not None:
-            fresh = int(random.integers(self.period[0], self.period[1] + 1))
+            lead = int(random.integers(self.lead + 1))
+            fresh = lead + int(random.integers(self.period[0], self.period[1] + 1))
         tokens = self._tokens(random.random(fresh)).tolist()
-        follows, which = (random.random(fresh) < self.bigrams).tolist(), random.integers(SUCCESSORS, size=fresh)
+        drawn, which = random.random(fresh).tolist(), random.integers(SUCCESSORS, size=fresh).tolist()
         for at in range(1, fresh):
-            if follows[at]:
-                tokens[at] = self.successors[tokens[at - 1]][which[at]]
-        return np.resize(np.asarray(tokens), self.length)
+            if drawn[at] < self.bigrams:
+                tokens[at] = self.successors[0][tokens[at - 1]][which[at]]
+            elif at > 1 and drawn[at] < self.bigrams + self.skip_bigrams:
+                tokens[at] = self.successors[1][tokens[at - 2]][which[at]]
+        return np.asarray(tokens[:lead] + np.resize(tokens[lead:], self.length - lead).tolist())

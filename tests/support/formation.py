@@ -7,7 +7,17 @@ import headwise as hw
 from headwise.studies.dynamics.formation_look import SCORES
 
 STUDY = hw.FormationStudy(
-    heads=2, width=8, vocabulary=40, context=32, period=(8, 12), n=4, length=12, steps=1000, measured=40, seeds=3
+    heads=2,
+    width=8,
+    vocabulary=40,
+    context=32,
+    period=(8, 12),
+    skip_bigrams=0.5,
+    n=4,
+    length=12,
+    steps=1000,
+    measured=40,
+    seeds=3,
 )
 CHANGES = {"previous_token": 150.0, "induction": 300.0}
 """Change points of the main training, at seed 0; at seed k they are 1.1 ** k times as late."""

@@ -183,7 +183,8 @@ def test_without_extras_the_names_are_there():
 
 
 def test_dynamics_of_the_formation_study_trains_and_then_takes_what_is_there(tmp_path, capsys):
-    tiny = {"heads": 2, "width": 8, "vocabulary": 16, "context": 16, "period": (3, 6), "batch": 2, "n": 2, "length": 4}
+    tiny = {"heads": 2, "width": 8, "vocabulary": 16, "context": 16, "lead": 2, "batch": 2, "n": 2, "length": 4}
+    tiny |= {"period": (3, 6)}
     study = hw.FormationStudy(**tiny, steps=4, measured=6, seeds=1, trainings=("main",))
     (tmp_path / "tiny.json").write_text(study.to_json())
     given = ["dynamics", "--study", tmp_path / "tiny.json", "--out", tmp_path / "a.nc"]

@@ -5,16 +5,19 @@ import json
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 import headwise as hw
-from headwise.errors import DeclarationError, UnknownNameError
+from headwise.errors import DeclarationError, ResultError, UnknownNameError
 from headwise.studies.dynamics.formation_look import Look
+from headwise.studies.reproduce.recipe import recipe
 from headwise.studies.training.during import hold
 from headwise.studies.training.repeats import ZipfData
 from tests.support import formation
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of Lightning are not ours
-TINY = {"heads": 2, "width": 8, "vocabulary": 16, "context": 16, "period": (3, 6), "batch": 2, "n": 2, "length": 4}
+TINY = {"heads": 2, "width": 8, "vocabulary": 16, "context": 16, "lead": 2, "batch": 2, "n": 2, "length": 4}
+TINY |= {"period": (3, 6)}
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +77,7 @@ def test_its_sentences_are_written_from_the_numbers(simulated):
     assert "With one layer, induction appears in none of 3 trainings" in text
     assert "knocked out throughout training in every head of layer 0, induction appears in none of 3" in text
     assert "Intervals over 3 seeds say little" in said["limits"][0]
+    assert any(text.startswith("50% of the tokens follow from the one two before") for text in said["limits"])
     assert any(
         text.startswith("In-context-learning score where nothing repeats: no change point") for text in said["changes"]
     )
@@ -130,7 +134,11 @@ def test_the_language_has_its_frequencies_bigrams_and_repeats():
     np.testing.assert_allclose(np.bincount(tokens, minlength=10) / len(tokens), weights / weights.sum(), atol=0.02)
     data = ZipfData(200, vocabulary=50, exponent=0.0, bigrams=0.6, seed=3)
     rows = [data.sequence(number, False) for number in range(60)]
-    follow = np.mean([row[at + 1] in data.successors[row[at]] for row in rows for at in range(199)])
+    follow = np.mean([row[at + 1] in data.successors[0][row[at]] for row in rows for at in range(199)])
+    assert follow == pytest.approx(0.6 + 0.4 * 2 / 50, abs=0.02)
+    data = ZipfData(200, vocabulary=50, exponent=0.0, bigrams=0.0, skip_bigrams=0.6, seed=3)
+    rows = [data.sequence(number, False) for number in range(60)]
+    follow = np.mean([row[at + 2] in data.successors[1][row[at]] for row in rows for at in range(198)])
     assert follow == pytest.approx(0.6 + 0.4 * 2 / 50, abs=0.02)
     data = ZipfData(40, vocabulary=50, exponent=0.0, bigrams=0.0, period=(5, 9), seed=3)
     periods = []
@@ -139,6 +147,24 @@ def test_the_language_has_its_frequencies_bigrams_and_repeats():
         periods.append(next(one for one in range(5, 10) if (row[one:] == row[:-one]).all()))
     assert {*periods} == {5, 6, 7, 8, 9}
     assert not np.array_equal(data.sequence(0, False), data.sequence(0, True))
+    data = ZipfData(40, vocabulary=10_000, exponent=0.0, bigrams=0.0, period=(5, 9), lead=3, seed=3)
+    begins = set()
+    for number in range(100):
+        row = data.sequence(number, False).tolist()
+        period = next(one for one in range(5, 10) if row[-one:] == row[-2 * one : -one])
+        begins.add((next(at for at in range(40) if row.count(row[at]) > 1), period))
+    assert begins == {(lead, period) for lead in range(4) for period in range(5, 10)}
+
+
+def test_lengths_do_not_depend_on_the_kind_that_is_drawn():
+    study = hw.FormationStudy(repeats=0.5, period=(4, 12), lead=8, vocabulary=5000, steps=20)
+    data, periods = study.data(0), []
+    for number in range(300):
+        row = data.sequence(number, False).tolist()
+        if len({*row}) < 25:  # a part repeats
+            periods.append(len({*row[-20:]}))
+    assert 120 < len(periods) < 180
+    assert {*periods} == {*range(4, 13)}
 
 
 @pytest.mark.parametrize(
@@ -148,9 +174,10 @@ def test_the_language_has_its_frequencies_bigrams_and_repeats():
         ({"trainings": ()}, "name one at least"),
         ({"layers": 1}, "of one layer there is the training 'one layer'"),
         ({"length": 30}, "length can be 2 to 16"),
-        ({"period": (8, 40)}, "from 3 up to 24"),
+        ({"period": (8, 40), "lead": 8}, "from 3 up to 16, three quarters of the context of 32 less lead=8"),
         ({"repeats": 1.5}, "share of sequences in which a part repeats"),
-        ({"bigrams": -0.1}, "give a share from 0 to 1"),
+        ({"bigrams": -0.1}, "give two shares"),
+        ({"bigrams": 0.6, "skip_bigrams": 0.5}, "of together at most 1"),
         ({"steps": 0}, "steps"),
         ({"width": 31}, "multiple"),
         ({"learning_rate": 0}, "learning_rate"),
@@ -166,3 +193,39 @@ def test_it_is_text_and_back():
     assert hw.FormationStudy.from_json(study.to_json()) == study
     with pytest.raises(UnknownNameError, match="unknown type 'Sweep'"):
         hw.FormationStudy.from_json('{"type": "Sweep"}')
+
+
+def test_a_file_is_run_again_and_says_how(tmp_path):
+    study = hw.FormationStudy(**TINY, steps=4, measured=6, seeds=1, trainings=("one layer",))
+    tree = study.run(progress=False, out=tmp_path / "a.nc")
+    found = hw.rerun(tmp_path / "a.nc")
+    assert (found.agrees, found.largest, found.notes) == (True, 0.0, ())
+    told = recipe(tree.attrs, tree.to_dataset(), "a.nc")
+    assert told.command == "headwise rerun a.nc"
+    line = next(line for line in told.python.splitlines() if line.startswith("tree"))
+    assert line.endswith('.run(out="again.nc")')
+    assert eval(line.removeprefix("tree = ").removesuffix('.run(out="again.nc")'), {"hw": hw}) == study
+    with pytest.raises(DeclarationError, match="trains its own models: it takes no model"):
+        hw.rerun(tmp_path / "a.nc", model="words-2l")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            {"steps": 10_000, "seeds": 11},
+            "asks for 11 trainings, 10000 steps each, up to .* floating-point operations: that is done",
+        ),
+        ({"width": 2_000_000}, "asks for 1 trainings, 4 steps each, up to"),
+        ({"heads": 3}, "cannot be repeated: width=8 is no multiple of heads=3"),
+        ({"batch": None}, "cannot be repeated: "),
+    ],
+)
+def test_a_file_that_asks_for_much_work_or_nonsense_is_not_run_again(tmp_path, monkeypatch, more, message):
+    study = hw.FormationStudy(**TINY, steps=4, measured=6, seeds=1, trainings=("one layer",))
+    monkeypatch.setattr(hw.FormationStudy, "run", None)
+    text = json.dumps(json.loads(study.to_json()) | more)
+    tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs={"schema_version": "1", "study": text})})
+    hw.write_netcdf(tree, tmp_path / "a.nc")
+    with pytest.raises(ResultError, match=message):
+        hw.rerun(tmp_path / "a.nc")
