@@ -5,7 +5,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup induction dynamics dynamics-full test test-heavy ndif latest lint format bench bridge soak gallery model wheel wheel-test clean
+.PHONY: help setup induction dynamics dynamics-full test test-heavy ndif latest lint format bench bridge soak gallery model model-code wheel wheel-test clean
 
 help:
 	@echo "make induction  the whole induction-head analysis of the shipped model, into results/"
@@ -20,6 +20,7 @@ help:
 	@echo "make bench      time headwise side by side with plain forward passes and other tools"
 	@echo "make gallery    draw every picture of docs/gallery.md again (needs Chromium, Chrome, Edge or Brave)"
 	@echo "make model      train the shipped model again (some minutes)"
+	@echo "make model-code train code-4l again (an hour or two; started again, it goes on)"
 	@echo "make wheel-test build the wheel and run the tests of servers and workers with it, away from the clone"
 
 # The stamp is newer than what it was made from, so setting up happens once and again when a requirement changes.
@@ -106,6 +107,9 @@ gallery: setup
 
 model: setup
 	$(RUN) -m headwise.studies.training.words_2l
+
+model-code: setup
+	$(RUN) -m headwise.studies.training.code_4l
 
 # What an earlier build left in build/lib would go into the wheel.
 wheel: setup

@@ -60,6 +60,13 @@ AT_ONCE = 24
 """Probes that go through the model together, or some more."""
 
 
+def check_planned(model: Model, identity: Identity, plan: Plan) -> None:
+    """Check a model for what a plan runs and writes, unless this very model has passed that; see `check_model`."""
+    writes = {write.point for group in plan.writes for edits in group for write in edits}
+    longest = max((group.length for group in plan.groups), default=0)
+    check_model(model, identity, longest, not writes.isdisjoint(INNER))
+
+
 def check_model(model: Model, identity: Identity, length: int = 0, inner: bool = False) -> None:
     """Check a model, unless this very model has passed already.
 

@@ -120,15 +120,6 @@ class NdifBackend(Backend):
         (found,) = model.ask("sums", server_jobs.sums, program, read, room(wanted))
         return [found[str(number)].numpy() for number in range(len(sites))]
 
-    def norms(self, layers: Sequence[int], tokens: Sequence[Array]) -> list[Array]:
-        """In one job; one number comes back for each pair of positions of each head and prompt."""
-        model, heads = self.model, self.model.shape.heads
-        wanted = [{"norms": (len(layers), heads, len(one), one.shape[1], one.shape[1])} for one in tokens]
-        program = {"layers": [*layers], "tokens": [as_tensor(model, one) for one in tokens]}
-        read = partial(deserialize_values, wanted=wanted)
-        found = model.ask("norms", server_jobs.norms, program, read, room(wanted))
-        return [values["norms"].numpy() for values in found]
-
     def attribute(self, groups: Sequence[DirectSpec]) -> list[Array]:
         """In one job; one number comes back for each source, prompt and scored position."""
         model, shape = self.model, self.model.shape

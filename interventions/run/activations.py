@@ -16,7 +16,7 @@ from ..models.model import Model
 from ..plan.reads import Read, name_of, planned_point, positions_read
 from ..plan.reads import own_point as own_point_of
 from ..plan.writes import BY_QUERY
-from ..traced import activations, server_jobs, traces
+from ..traced import activations, inside, traces
 from ..traced.specs import CapturedSite, ModelDescription, ModelParts, PatternColumns, PlannedSite, Points, ReadSite
 
 Array = np.ndarray[Any, Any]
@@ -67,11 +67,11 @@ def handles(model: Model) -> ModelParts:
 def read_points(model: Model, tokens: Array, sites: Iterable[Site]) -> Points:
     """The tensors at the points of `sites`, ``(example, position, width)``, from passes without intervention."""
     wanted = {point_of(site) for site in sites}
-    return server_jobs.read_in_batches(model.traced, handles(model), as_tensor(model, tokens), wanted)
+    return inside.read_in_batches(model.traced, handles(model), as_tensor(model, tokens), wanted)
 
 
 def described_site(model: Model, site: Site) -> CapturedSite:
-    """A site as `server_jobs.capture` takes it."""
+    """A site as `inside.capture` takes it."""
     shape, component = model.shape, site.component
     return {
         "kind": _kind(site),

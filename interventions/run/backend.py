@@ -17,7 +17,7 @@ from ..models.identity import Identity
 from ..models.model import Model
 from ..plan.cost import forward_flops
 from ..plan.plan import Plan
-from ..traced import server_jobs, traces
+from ..traced import head_weights, inside, server_jobs, traces
 from ..traced.specs import DirectSpec, ReadSite, RowChange, WeightsRead
 from . import engine, gradients, memory
 from .activations import as_tensor, described_site, handles
@@ -187,9 +187,6 @@ class Backend(Protocol):
     def weighted_sums(self, sites: Sequence[Site], tokens: Sequence[Array], weights: Sequence[Array]) -> list[Array]:
         """The values of sites, times ``(example, position)`` weights, summed over groups, examples and positions."""
 
-    def norms(self, layers: Sequence[int], tokens: Sequence[Array]) -> list[Array]:
-        """How long the vectors are that heads move, ``(layer, head, example, query, key)``, for each group."""
-
     def attribute(self, groups: Sequence[DirectSpec]) -> list[Array]:
         """What each part adds to a linear function of the logits, for each group of prompts.
 
@@ -311,33 +308,26 @@ class LocalBackend(Backend):
         """Group by group."""
         model, asked = self.model, [described_site(self.model, site) for site in sites]
         parts = handles(model)
-        out_of = server_jobs.output_weights(model.traced, parts, asked)
+        out_of = head_weights.output_weights(model.traced, parts, asked)
         found = []
         for group in tokens:
             wanted = [site["site"] for site in asked]
-            points = server_jobs.read_in_batches(model.traced, parts, as_tensor(model, group), wanted)
-            found.append([as_array(server_jobs.value_at(points, site, out_of)) for site in asked])  # one at a time
+            points = inside.read_in_batches(model.traced, parts, as_tensor(model, group), wanted)
+            found.append([as_array(inside.value_at(points, site, out_of)) for site in asked])  # one at a time
         return found
 
     def weighted_sums(self, sites: Sequence[Site], tokens: Sequence[Array], weights: Sequence[Array]) -> list[Array]:
         """Batch by batch."""
         model, asked = self.model, [described_site(self.model, site) for site in sites]
         ids, by_position = ([as_tensor(model, one) for one in several] for several in (tokens, weights))
-        found = server_jobs.weighted_sums(model.traced, handles(model), ids, by_position, asked)
+        found = inside.weighted_sums(model.traced, handles(model), ids, by_position, asked)
         return [as_array(found[str(number)].float()) for number in range(len(sites))]
-
-    def norms(self, layers: Sequence[int], tokens: Sequence[Array]) -> list[Array]:
-        """Group by group."""
-        model, parts = self.model, handles(self.model)
-        return [
-            as_array(server_jobs.norms_of(model.traced, parts, as_tensor(model, group), [*layers])) for group in tokens
-        ]
 
     def attribute(self, groups: Sequence[DirectSpec]) -> list[Array]:
         """Group by group."""
         model, parts = self.model, handles(self.model)
         given = [cast(DirectSpec, server_jobs.moved(dict(group), model.device)) for group in groups]
-        return [as_array(server_jobs.direct_of(model.traced, parts, group)) for group in given]
+        return [as_array(inside.direct_of(model.traced, parts, group)) for group in given]
 
     def lens(
         self, plan: Plan, readers: Sequence[CompiledMetric], inputs: Inputs, heads: bool = False
@@ -351,7 +341,7 @@ class LocalBackend(Backend):
     def score_weights(self, score: Score, shape: tuple[int, ...]) -> Array:
         """From the weights as they stand."""
         model, parts = self.model, handles(self.model)
-        table: Array = server_jobs.score_weights(model.traced, parts, model.shape.vocabulary, score)
+        table: Array = head_weights.score_weights(model.traced, parts, model.shape.vocabulary, score)
         return table
 
     def identify(self, anew: bool) -> tuple[Identity, bool]:

@@ -1,6 +1,6 @@
 """From a pass of a plan to the `PassSpec` that a trace takes. Owns where in a tensor each write goes.
 
-What depends on activations is deferred: `values.resolve_values` makes it where they are.
+What depends on activations is deferred: `planned_pass.resolve_values` makes it where they are.
 """
 
 from __future__ import annotations

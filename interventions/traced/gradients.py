@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .planned_pass import resolve, resolve_values
 from .rows import projected_out
 from .traces import slopes
-from .values import resolve, resolve_values
 
 if TYPE_CHECKING:
     from .specs import Change, EstimateSpec, ModelParts, ResolvedPass, RunCache, StreamStart, TensorWrite, WriteSite

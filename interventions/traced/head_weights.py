@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .projections import side_by_side, sides, split_sides
-from .rows import call_module
+from .rows import call_module, no_tokens
 from .structure import is_bare, is_linear
 
 if TYPE_CHECKING:
-    from .specs import BlockLayout, ModelFacts
+    from .specs import BlockLayout, CapturedSite, ModelFacts, ModelParts, ReadSite, WeightsRead
 
 FAR = 1e4
 """How far apart the numbers are that a norm is called with, so that what it adds to their variance does not count."""
@@ -269,3 +269,87 @@ def by_head(parts: BlockLayout, qkv: list[torch.Tensor], out: torch.Tensor) -> l
     """Matrices with a head as their first axis."""
     d_head = parts["d_head"]
     return [*(one.reshape(len(one), -1, d_head).transpose(0, 1) for one in qkv), out.reshape(-1, d_head, out.shape[1])]
+
+
+def output_weights(root: Any, parts: ModelParts, sites: list[CapturedSite]) -> dict[ReadSite, Any]:
+    """``W_O``, ``(head, d_head, d_model)``, of the layer of each site that is what heads write."""
+    wanted = sorted({site["site"] for site in sites if site["kind"] == "head_out"})
+    return {(layer, point): weights_of(root, parts, layer)[3] for layer, point in wanted}
+
+
+def score_weights(root: Any, parts: ModelParts, vocabulary: int, score: Any) -> Any:
+    """What ``score(read)`` gives. Nothing is read that it does not ask for.
+
+    Parameters
+    ----------
+    root, parts
+        As for `server_jobs.run_unmodified`.
+    vocabulary : int
+        Tokens.
+    score : callable
+        Takes a `WeightsRead`.
+
+    Returns
+    -------
+    array
+        Float64.
+    """
+    read: WeightsRead = {
+        "ends": lambda: ends_of(root, parts, vocabulary),
+        "heads": lambda layer: weights_of(root, parts, layer),
+        "neurons": lambda layer: neurons_of(root, parts, layer),
+        "angles": lambda distance: angles_of(root, parts, distance),
+    }
+    return score(read)
+
+
+def weights_of(root: Any, parts: ModelParts, layer: int) -> list[torch.Tensor | None]:
+    """The fields of `HeadWeights` of a layer, read; or what its modules make of unit vectors, where they cannot be."""
+    block = parts["blocks"][layer]
+    if not parts["apart"]:
+        return weights_read(parts, block._module)
+    like = parts["like"]
+    with torch.no_grad(), root.trace(no_tokens(like.device), use_cache=False):
+        made = weights_made(parts, block, like)
+    return made
+
+
+def ends_of(root: Any, parts: ModelParts, vocabulary: int) -> list[torch.Tensor]:
+    """Embedding and unembedding ``(token, d_model)``, and the gain of the last norm; read, or found by calls."""
+    paths = [path for name, path in parts["embeddings"] if name == "embed"]
+    if not parts["apart"]:
+        return ends_read(parts, paths, root._module, vocabulary)
+    like = parts["like"]
+    with torch.no_grad(), root.trace(no_tokens(like.device), use_cache=False):
+        made = ends_made(parts, paths, root, vocabulary, like)
+    return made
+
+
+def neurons_of(root: Any, parts: ModelParts, layer: int) -> list[torch.Tensor | None]:
+    """What the neurons of a layer read and write, as `neurons_read` gives it; or found by calls."""
+    block = parts["blocks"][layer]
+    if not parts["apart"]:
+        return neurons_read(parts, block._module)
+    like = parts["like"]
+    with torch.no_grad(), root.trace(no_tokens(like.device), use_cache=False):
+        made = neurons_made(parts, block, like)
+    return made
+
+
+def angles_of(root: Any, parts: ModelParts, distance: int) -> Any:
+    """Cosines and sines by which a position turns against one `distance` before it; None without rotation."""
+    if parts["rotary"] is None:
+        return None
+    if not parts["apart"]:
+        with torch.no_grad():
+            return angles_made(parts["rotary"]._module, vector_of(parts, root._module), distance)
+    like = parts["like"]
+    with torch.no_grad(), root.trace(no_tokens(like.device), use_cache=False):
+        made = angles_made(parts["rotary"], like, distance)
+    return made
+
+
+def angles_made(rotary: Any, like: torch.Tensor, distance: int) -> list[torch.Tensor]:
+    """The same from a rotary embedding; some kinds stretch all vectors alike, which is left out."""
+    cos, sin = rotary(like, torch.arange(distance + 1, device=like.device)[None])
+    return [cos[0, distance] / cos[0, 0], sin[0, distance] / cos[0, 0]]

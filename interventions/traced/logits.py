@@ -11,7 +11,7 @@ from .activations import pattern_between, split_heads
 from .projections import combine, is_readable
 
 if TYPE_CHECKING:
-    from .specs import DirectPart, DirectSpec, FrozenNorm, Kernel, LogitsSpec, ModelParts, Points
+    from .specs import DirectPart, DirectSpec, FrozenNorm, Kernel, LogitsSpec, ModelParts, Points, ReadSite
 
 
 def logits_kernels(
@@ -219,8 +219,7 @@ def shares_of_rows(
     """
     last = points[(parts["layers"] - 1, "resid_post")].to(device)
     wide, times = torch.promote_types(last.dtype, torch.float32), len(last) // len(before[(0, "z")])
-    answers, others = (None if one is None else one.repeat(times, 1) for one in (spec["answers"], spec["others"]))
-    direction, said, bias = _along(parts, last, {**spec, "answers": answers, "others": others}, device)
+    direction, said, bias = _along(parts, last, _of_rows(spec, times), device)
     found = [
         (points[(0, name)].to(device, wide) * direction).sum(-1)
         for name in ("embed", "pos_embed")
@@ -239,6 +238,68 @@ def shares_of_rows(
         found += [*heads.unbind(-1), (points[(layer, "mlp_out")].to(device, wide) * direction).sum(-1)]
     parted = torch.stack([*found, bias.expand_as(found[0])], 1)
     return torch.cat([parted, (said - parted.sum(1))[:, None], said[:, None]], 1)
+
+
+def shares_in_rows(
+    parts: ModelParts,
+    places: dict[tuple[ReadSite, int | None], torch.Tensor],
+    added: dict[int, torch.Tensor],
+    out_of: dict[int, Any],
+    spec: DirectSpec,
+    times: int,
+    device: Any,
+) -> torch.Tensor:
+    """`direct_shares` of the parts that are looked into, in the rows of a pass, with what interventions write.
+
+    Parameters
+    ----------
+    parts : ModelParts
+    places : dict
+        Site and head to what is there after what is written: of the stream after the last block, ``z``, ``mlp_post``
+        and ``mlp_out``, ``(row, scored, width)``; of patterns ``(row, head, scored, key)``, of values ``(row, key,
+        d_head)``.
+    added, out_of, spec, device
+        As for `shares_of_rows`.
+    times : int
+        Conditions: the rows are the examples once for each.
+
+    Returns
+    -------
+    tensor (row, source + 1, scored)
+        The sources as of `direct_shares`, 0 for keys that the prompts do not have; behind the parts of a head, and of a
+        layer as a whole, what is written to its output instead; and last the function itself.
+    """
+    last = places[(parts["layers"] - 1, "resid_post"), None].to(device)
+    wide = torch.promote_types(last.dtype, torch.float32)
+    direction, said, _ = _along(parts, last, _of_rows(spec, times), device)
+    found: list[torch.Tensor] = []
+    for part in spec["parts"] or []:
+        layer, head = part["layer"], part["head"]
+        if head is None:
+            shares = by_neuron(parts, part, places[(layer, "mlp_post"), None].to(device, wide), direction)
+            whole = None if part["neurons"] is not None else places[(layer, "mlp_out"), None].to(device, wide)
+            whole = None if whole is None else (whole * direction).sum(-1)
+        else:
+            in_head = direction @ out_of[layer][head].to(device, wide).T
+            weights = places[(layer, "rotated"), head][:, 0].to(device, wide)
+            values = places[(layer, "qkv"), part["key_head"]].to(device, wide)
+            shares = weights * torch.einsum("esd,ekd->esk", in_head, values)
+            whole = (
+                split_heads(places[(layer, "z"), None].to(device, wide), parts["heads"])[:, :, head] * in_head
+            ).sum(-1)
+            if layer in added:
+                whole = whole + (added[layer][:, :, head].to(device, wide) * direction).sum(-1)
+        found += shares.unbind(-1)
+        if head is not None:
+            found += [torch.zeros_like(said)] * (spec["keys"] - shares.shape[-1])
+        found += [] if whole is None else [whole - shares.sum(-1)]
+    return torch.stack([*found, said], 1)
+
+
+def _of_rows(spec: DirectSpec, times: int) -> DirectSpec:
+    """What is asked of the examples, asked of the rows of a pass, which are the examples so many times."""
+    answers, others = (None if one is None else one.repeat(times, 1) for one in (spec["answers"], spec["others"]))
+    return {**spec, "answers": answers, "others": others}
 
 
 def _along(

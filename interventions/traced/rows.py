@@ -105,3 +105,8 @@ def call_module(block: Any, path: str, value: torch.Tensor) -> torch.Tensor:
     """What a module of a block makes of `value`."""
     made: torch.Tensor = operator.attrgetter(path)(block)(value)
     return made
+
+
+def no_tokens(device: Any) -> torch.Tensor:
+    """Tokens for a trace that never goes through the model itself."""
+    return torch.zeros((1, 1), dtype=torch.long, device=device)

@@ -371,6 +371,7 @@ class DirectPart(TypedDict):
     layer: int
     neurons: list[int] | None  # None for all, and the bias that the MLP adds to them; not used of a head
     head: int | None
+    key_head: int | None  # that the head reads values of
     pattern: PatternColumns | None  # of a head
     value: slice  # columns of q, k and v side by side that hold its values
 
@@ -384,6 +385,7 @@ class DirectSpec(TypedDict):
     answers: torch.Tensor | None  # (example, scored), token ids; None with a direction
     others: torch.Tensor | None  # (example, scored), whose logits are taken away
     direction: torch.Tensor | None  # (d_model,), in the normed stream
+    keys: int  # of the longest prompt of all groups, under interventions
 
 
 class InsideSpec(TypedDict):
@@ -439,13 +441,6 @@ class SumsProgram(CaptureProgram):
     """For `server_jobs.sums`."""
 
     weights: list[torch.Tensor]  # (example, position), by group
-
-
-class NormsProgram(Program):
-    """For `server_jobs.norms`."""
-
-    layers: list[int]
-    tokens: list[torch.Tensor]  # (example, position), by group
 
 
 class DirectProgram(Program):

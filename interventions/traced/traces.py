@@ -17,7 +17,7 @@ from .attention import at_least_float32
 from .head_weights import GAINS, gains_made, gains_read, weights_read
 from .logits import frozen_norm, heads_alone, logits_kernels, with_base_logits
 from .projections import combine, is_readable, linear, project, sides
-from .rows import call_module
+from .rows import call_module, no_tokens
 
 if TYPE_CHECKING:
     from .specs import (
@@ -59,11 +59,6 @@ def end(parts: ModelParts, tracer: Any) -> None:
     """
     if not parts["apart"]:
         tracer.stop()
-
-
-def no_tokens(device: Any) -> torch.Tensor:
-    """Tokens for a trace that never goes through the model itself."""
-    return torch.zeros((1, 1), dtype=torch.long, device=device)
 
 
 def read(root: Any, parts: ModelParts, tokens: torch.Tensor, wanted: set[ReadSite]) -> Points:

@@ -55,16 +55,20 @@ def what_of(result: Result, record: Record) -> str:
 def looked_for(ds: xr.Dataset, record: Record) -> str:
     """What was looked for inside a model, on which run, and under what."""
     run = f"in the {record.attrs.get('run', '')} run"
+    own = [f"read_{dim}" if f"read_{dim}" in ds.sizes else dim for dim in ("layer", "head")]
     if record.kind == "direct_logit_attribution":
         whole = str(ds["whole"].attrs.get("long_name", "")) if "whole" in ds else ""
         words = f"what each of {count(ds.sizes.get('source', 0), 'part')} adds to the {whole} {run}"
+    elif record.kind == "weighted_value_norms":
+        number = math.prod(ds.sizes.get(dim, 0) for dim in own)
+        words = f"how much each of {count(number, 'head')} moves {run}"
     else:
         heads = ("read_head" if "read_layer" in ds.sizes else "head") in ds.sizes
         top, by = ds.sizes.get("rank", 0), f", by {'what each head writes' if heads else 'the stream of each layer'}"
         which = "the likeliest token" if top == 1 else f"the {top} likeliest tokens"
         words = f"{which} {run}{by if record.kind == 'logit_lens' else ''}"
-    own = [f"read_{dim}" if f"read_{dim}" in ds.sizes else dim for dim in ("layer", "head")]
-    inner = ("example", "position", "rank", *(own if record.kind == "logit_lens" else ()), "source")
+    by_head = record.kind in ("logit_lens", "weighted_value_norms")
+    inner = ("example", "position", "rank", *(own if by_head else ()), "source", "query", "key", "run")
     axes = [ds.sizes[dim] for dim in ds.dims if dim not in inner]
     return f"{words}, under {count(math.prod(axes), 'condition')}" if axes else words
 

@@ -20,7 +20,7 @@ from ..measuring.labels import check_is_model, coordinates, task_json
 from ..measuring.request import What
 from ..storage.provenance import provenance
 from .predict import asked_for
-from .under import Under, under
+from .under import Under, check_room, under
 
 if TYPE_CHECKING:
     from ...interventions.base.shape import Group
@@ -62,8 +62,7 @@ def direct_logit_attribution(
     what : Intervention, mapping of names to interventions, sequence of interventions, Grid, or None
         As for `capture`: the shares under each intervention, by the final norm as it divides then. What is written to
         an embedding, to a head (``z``, ``head_out``) or to ``mlp_out`` counts for that part; what is written to the
-        stream, to ``attn_out`` of a whole layer or to the logits by a path belongs to no part. Not together with
-        `parts`.
+        stream, to ``attn_out`` of a whole layer or to the logits by a path belongs to no part.
     parts : Layer, Neuron, Head, str, or sequence of these, optional
         What is looked into, instead of the whole model: all neurons of a layer, with the bias that its MLP adds to
         them; some neurons; a head by the key positions that it moves values from.
@@ -84,8 +83,9 @@ def direct_logit_attribution(
         none. With `parts`: ``L0N0`` ... ``L0.mlp bias``, which sum to the share of ``L0.mlp``; ``L1H2 from 0`` ...,
         which sum to that of ``L1H2`` (NaN for keys beyond the end of a shorter prompt); kinds ``neuron`` and ``key``,
         and coordinates ``neuron`` and ``key`` too. With `what` its dims come first (none, ``condition``, or the axes of
-        the grid), and the source ``intervention``, of that kind, is what no part wrote; the coordinates are
-        ``read_layer`` and ``read_head`` where ``layer`` or ``head`` is an axis of the grid.
+        the grid), and the source ``intervention``, of that kind, is what no part wrote (with `parts` ``L0.mlp
+        intervention`` and ``L1H2 intervention``: what is written to these instead of what neurons and keys give); the
+        coordinates are ``read_layer`` and ``read_head`` where ``layer`` or ``head`` is an axis of the grid.
 
     Raises
     ------
@@ -130,13 +130,15 @@ def direct_logit_attribution(
     named = None if parts is None else _named(parts)
     inside = None if named is None else _inside(model, named, batch)
     asked = [_asked(model, batch, run, group, of, inside) for group in groups]
-    sources = _sources(model, what is not None) if inside is None else _sources_inside(model, inside, batch)
+    sources = (
+        _sources(model, what is not None) if inside is None else _sources_inside(model, inside, batch, what is not None)
+    )
     keys = np.asarray([*sources["key"][1], -1]) if "key" in sources else np.full(1 + len(sources["source"]), -1)
     changed = None
     if what is not None:
-        if named is not None:
-            raise DeclarationError(f"parts={parts!r}: not looked into under interventions: leave parts or what out")
         changed = _under(model, task, what, batch, run, asked, len(keys), per_position)
+    else:
+        check_room([(len(keys),)], 1, batch)
     with begin(model, check=check, length=int(batch.lengths.max())) as call:
         if changed is not None:
             if check:
@@ -207,14 +209,29 @@ def _under(
     -------
     Under
     """
+    inside = Inside("shares", {"shares": (sources,)}, tuple(asked))
+    own = {"attribution", "whole", "source", "kind", "example", "prompt", *(("position",) if per_position else ())}
+    if asked[0]["parts"] is not None:
+        reads = _read_of(asked[0]["parts"], model)
+        return under(model, task, what, batch, run, reads, inside, own | {"neuron", "key"})
     names = (Component.embed, *((Component.pos_embed,) if "pos_embed" in model.family.embeddings else ()))
     reads = [Site(name, 0) for name in names]
     for layer in map(Layer, model.layers):
         reads += [layer.z, layer.attn_out, layer.mlp_out]
     reads.append(Layer(model.layers[-1]).resid_post)
-    inside = Inside("shares", {"shares": (sources,)}, tuple(asked))
-    own = {"attribution", "whole", "source", "kind", "example", "prompt", *(("position",) if per_position else ())}
     return under(model, task, what, batch, run, reads, inside, own)
+
+
+def _read_of(parts: Sequence[DirectPart], model: Model) -> list[Site]:
+    """What passes read to look into parts."""
+    reads = [Layer(model.layers[-1]).resid_post]
+    for part in parts:
+        layer, head = Layer(part["layer"]), part["head"]
+        if head is None:
+            reads += [layer.mlp_post, *([layer.mlp_out] if part["neurons"] is None else [])]
+        else:
+            reads += [Head(layer.layer, head).pattern, Site(Component.v, layer.layer, part["key_head"]), layer.z]
+    return list(dict.fromkeys(reads))
 
 
 def _named(parts: Part | Sequence[Part]) -> list[Any]:
@@ -249,6 +266,7 @@ def _inside(model: Model, named: Sequence[Any], batch: Batch) -> list[DirectPart
                 "layer": part.layer,
                 "neurons": [part.neuron] if isinstance(part, Neuron) else None,
                 "head": head,
+                "key_head": None if head is None else model.shape.key_head(head),
                 "pattern": None if head is None else pattern_columns(model, part.layer, head),
                 "value": columns_of(model, "v", None if head is None else model.shape.key_head(head)),
             }
@@ -288,6 +306,7 @@ def _asked(model: Model, batch: Batch, run: str, group: Group, of: Any, inside: 
         "answers": answers,
         "others": others,
         "direction": direction,
+        "keys": int(batch.lengths.max()),
     }
 
 
@@ -309,7 +328,7 @@ def _sources(model: Model, changed: bool) -> dict[str, Any]:
     }
 
 
-def _sources_inside(model: Model, inside: list[DirectPart], batch: Batch) -> dict[str, Any]:
+def _sources_inside(model: Model, inside: list[DirectPart], batch: Batch, changed: bool) -> dict[str, Any]:
     """The coordinates of the sources in parts that are looked into, as many keys as the longest prompt has."""
     rows: list[tuple[str, str, int, int, int, int]] = []
     for part in inside:
@@ -317,10 +336,12 @@ def _sources_inside(model: Model, inside: list[DirectPart], batch: Batch) -> dic
         if head is not None:
             length = int(batch.lengths.max())
             rows += [(f"L{layer}H{head} from {key}", "key", layer, head, -1, key) for key in range(length)]
+            rows += [(f"L{layer}H{head} intervention", "intervention", layer, head, -1, -1)] if changed else []
             continue
         every = range(model.shape.d_mlp) if some is None else some
         rows += [(f"L{layer}N{neuron}", "neuron", layer, -1, neuron, -1) for neuron in every]
         rows += [(f"L{layer}.mlp bias", "bias", layer, -1, -1, -1)] if some is None else []
+        rows += [(f"L{layer}.mlp intervention", "intervention", layer, -1, -1, -1)] if some is None and changed else []
     names, kinds, *numbers = zip(*rows, strict=True)
     told = {"source": np.asarray(names, dtype=object), "kind": ("source", np.asarray(kinds, dtype=object))}
     columns = zip(("layer", "head", "neuron", "key"), numbers, strict=True)

@@ -16,14 +16,26 @@ LETTERS = 40
 
 
 def findings(ds: xr.Dataset) -> list[str]:
-    """Sentences on what `predict`, `logit_lens` or `direct_logit_attribution` gave; none on anything else."""
+    """Sentences on what `predict`, `logit_lens`, `direct_logit_attribution` or `weighted_value_norms` gave."""
     if {"token", "prob_of_token", "token_id"} <= {*ds} and {"layer", "rank"} <= {*ds["token_id"].dims}:
         return _lens(ds)
     if {"token", "prob"} <= {*ds} and {"example", "rank"} <= {*ds["prob"].dims}:
         return _predictions(ds)
     if {"attribution", "whole"} <= {*ds} and "source" in ds["attribution"].dims:
         return _parts(ds)
+    if "norm" in ds and {"query", "key"} <= {*ds["norm"].dims}:
+        return [f"to a position, most is moved by {listed(f'{name} {size:.3g}' for name, size in movers(ds))}"]
     return []
+
+
+def movers(ds: xr.Dataset) -> list[tuple[str, float]]:
+    """The heads that move most: the norms to a query, summed over its keys, on average."""
+    layer, head = (f"read_{dim}" if f"read_{dim}" in ds["norm"].dims else dim for dim in ("layer", "head"))
+    summed = ds["norm"].sum("key", min_count=1)
+    means = summed.mean([dim for dim in summed.dims if dim not in (layer, head)]).transpose(layer, head)
+    order = np.argsort(-means.values, axis=None, kind="stable")[:PARTS]
+    at = [np.unravel_index(one, means.shape) for one in order]
+    return [(f"L{means[layer].values[i]}H{means[head].values[j]}", float(means.values[i, j])) for i, j in at]
 
 
 def _predictions(ds: xr.Dataset) -> list[str]:

@@ -19,7 +19,7 @@ from ..measuring.request import Metrics, What, chosen_metrics, set_up
 from ..storage.provenance import card_attrs, provenance
 from ..tasks.tasks import Task
 from .predict import Asked, as_positions, as_task, asked_for, check_top, prompts_as_text, top_tokens
-from .under import Under, under
+from .under import Under, check_room, under
 
 if TYPE_CHECKING:
     from ...interventions.models.model import Model
@@ -124,6 +124,7 @@ def logit_lens(
     batch, plan = request.batch, request.plan
     rows = (model.shape.layers, model.shape.heads) if of == "heads" else (model.shape.layers + 1,)
     changed = None if what is None else _under(model, task, what, batch, run, of, rows, asked, positions)
+    check_room([rows] * len(asked), 1, batch)
     with begin(model, check=check, length=int(batch.lengths.max())) as call:
         if changed is not None:
             if check:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...errors import DeclarationError
+from ...interventions.base.memory import shortage
 from ...interventions.declare.codec import encode
 from ...interventions.declare.sites import Site
 from ...interventions.plan.plan import Plan, make_plan
 from ...interventions.plan.reads import Inside
 from ...metrics.card import Metric
 from ..measuring import context
+from ..measuring.capture import SHARE
+from ..measuring.labels import check_axes
 from ..measuring.request import Axes, Request, What, conditions, logits_wanted, warn_of_nothing
 from ..output.progress import Progress
 from ..storage.registry import TASKS
@@ -71,11 +74,9 @@ class Under:
 
     def check_model(self, call: Call) -> None:
         """Check the parts inside a layer that are written, unless this very model has passed that."""
-        from ...interventions import selfcheck
+        from ...interventions.selfcheck import check_planned
 
-        writes = {write.point for group in self.request.plan.writes for edits in group for write in edits}
-        inner = not writes.isdisjoint(selfcheck.INNER)
-        selfcheck.check_model(self.model, call.identity, int(self.request.batch.lengths.max()), inner)
+        check_planned(self.model, call.identity, self.request.plan)
 
     def values(self) -> dict[str, Array]:
         """Run the passes.
@@ -138,13 +139,11 @@ def under(
     Raises
     ------
     DeclarationError, UnknownNameError
-        A condition cannot be; the text says what is possible.
+        A condition cannot be, or memory does not hold what is asked for; the text says what is possible.
     """
     axes, interventions = conditions(what)
     warn_of_nothing(interventions, run)
-    for name, _ in axes:
-        if name in {*own, "read_layer", "read_head"}:
-            raise DeclarationError(f"a grid axis cannot be called {name!r} here, as a variable or dim of the result is")
+    check_axes(axes, {*own, "read_layer", "read_head"})
     plan: Plan = make_plan(
         [one.edits() for one in interventions],
         model=model.name,
@@ -159,4 +158,12 @@ def under(
         reads=reads,
         inside=inside,
     )
+    check_room(inside.sizes.values(), len(plan.conditions), batch)
     return Under(model, task, what, axes, Request([*metrics], axes, "", None, batch, plan, None))
+
+
+def check_room(sizes: Iterable[tuple[int, ...]], conditions: int, batch: Batch) -> None:
+    """Refuse values of some sizes, at every position, that the free memory does not hold."""
+    numbers = conditions * batch.scored.size * sum(int(np.prod(size)) for size in sizes)
+    if short := shortage(8 * numbers, SHARE):
+        raise DeclarationError(f"what is asked for {short}: name fewer parts, conditions or prompts")

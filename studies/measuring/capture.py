@@ -27,11 +27,11 @@ from ..storage.provenance import provenance
 from ..storage.registry import TASKS
 from ..tasks.batch import Batch
 from ..tasks.prompts import token_id
-from ..tasks.tasks import Task, reference_tokens
+from ..tasks.tasks import Task
 from . import context
 from .context import check_remote
-from .labels import check_is_model, coordinates, number_dims, task_json, with_axes
-from .request import Axes, What, conditions, warn_of_nothing
+from .labels import check_axes, check_is_model, coordinates, number_dims, task_json, with_axes
+from .request import Axes, What, conditions, inputs_of, warn_of_nothing
 
 if TYPE_CHECKING:
     from ...interventions.begin import Call
@@ -205,22 +205,14 @@ class CaptureRequest:
 
     def check_model(self, call: Call, check: bool) -> None:
         """Run the self-check where it is wanted, unless this very model has passed it."""
-        from ...interventions import selfcheck
+        from ...interventions.selfcheck import check_planned
 
-        writes = {write.point for group in self.plan.writes for edits in group for write in edits}
-        inner = not writes.isdisjoint(selfcheck.INNER)
         if check:
-            selfcheck.check_model(self.model, call.identity, int(self.batch.lengths.max()), inner)
+            check_planned(self.model, call.identity, self.plan)
 
     def inputs(self) -> Inputs:
         """The prompts as the engine sees them."""
-        from ...interventions.run.outcome import Inputs
-
-        plan = self.plan
-        return Inputs(
-            {run: tuple(self.batch.tokens(run, group) for group in plan.groups) for run in plan.runs},
-            *(reference_tokens(self.task, self.model, plan) if plan.uses_reference else ()),
-        )
+        return inputs_of(self.task, self.model, self.batch, self.plan)
 
     def read(self, call: Call, progress: Any) -> xr.Dataset:
         """The result, in memory."""
@@ -395,9 +387,7 @@ def _check_names(asked: CaptureRequest) -> None:
             "this name in the result; tokens of logits at the same positions go into one, Logits([...]).at(...)"
         )
     dims = {dim for site in asked.sites for dim in dims_of(site, asked.model.shape)} | {"position", "token"}
-    for name, _ in asked.axes:
-        if name in {*names, *dims} - {"head", "kv_head"}:
-            raise DeclarationError(f"a grid axis cannot be called {name!r} here, as a variable or dim of the result is")
+    check_axes(asked.axes, {*names, *dims} - {"head", "kv_head"})
 
 
 def _filled(

@@ -15,6 +15,7 @@ from ...metrics.card import Metric
 from ...metrics.statistics import benjamini_hochberg, rank_correlation, strongest_shared, t_test
 from ..tasks.tasks import Task
 from .effects import condition_names, effect
+from .labels import check_axes
 from .measure import measure
 from .request import What, check_estimable, chosen_metrics, conditions
 
@@ -122,9 +123,7 @@ def compare_estimates(
         raise DeclarationError(
             "nothing to compare: give an intervention, a list of them, a mapping of names to them, or a Grid"
         )
-    for axis, _ in axes:
-        if axis in DIMS:
-            raise DeclarationError(f"a grid axis cannot be called {axis!r} here: a dim of the result is")
+    check_axes(axes, DIMS)
     measured = {name: measure(model, task, what, metric, base=base, estimator=name, steps=steps) for name in names}
     like = next(iter(measured.values()))
     judge = measure(model, task, what, metric, base=base) if exact is None else same(exact, like, metric.name)

@@ -202,8 +202,13 @@ def check_names(
         if metric.name in OWN or metric.name in baselines:
             taken = choices(sorted({*OWN} | baselines))
             raise DeclarationError(f"a metric cannot be called {metric.name!r}: results use {taken} themselves")
+    check_axes(axes, {*names} | baselines | ({"position"} if per_position else set()))
+
+
+def check_axes(axes: Sequence[tuple[str, tuple[Any, ...]]], taken: Container[str]) -> None:
+    """Refuse grid axes with the name of a variable or dim of the result."""
     for name, _ in axes:
-        if name in {*names} | baselines or (name == "position" and per_position):
+        if name in taken:
             raise DeclarationError(f"a grid axis cannot be called {name!r} here: a variable or dim of the result is")
 
 

@@ -77,13 +77,30 @@ class Request:
 
     def inputs(self, task: Task, model: Model) -> Inputs:
         """The prompts as the engine sees them."""
-        from ...interventions.run.outcome import Inputs
+        return inputs_of(task, model, self.batch, self.plan)
 
-        batch, plan = self.batch, self.plan
-        return Inputs(
-            {run: tuple(batch.tokens(run, group) for group in plan.groups) for run in plan.runs},
-            *(reference_tokens(task, model, plan) if plan.uses_reference else ()),
-        )
+
+def inputs_of(task: Task, model: Model, batch: Batch, plan: Plan) -> Inputs:
+    """The prompts that a task drew, and its reference prompts where a plan takes values from them.
+
+    Parameters
+    ----------
+    task : Task
+    model : Model
+    batch : Batch
+        What the task drew.
+    plan : Plan
+
+    Returns
+    -------
+    Inputs
+    """
+    from ...interventions.run.outcome import Inputs
+
+    return Inputs(
+        {run: tuple(batch.tokens(run, group) for group in plan.groups) for run in plan.runs},
+        *(reference_tokens(task, model, plan) if plan.uses_reference else ()),
+    )
 
 
 def set_up(

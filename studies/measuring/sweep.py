@@ -121,11 +121,9 @@ class SweepRun:
 
     def check_model(self, call: Call) -> None:
         """Run the self-check, unless this very model has passed it."""
-        from ...interventions import selfcheck
+        from ...interventions.selfcheck import check_planned
 
-        writes = (write for group in self.setup.plan.writes for edits in group for write in edits)
-        inner = any(write.point in selfcheck.INNER for write in writes)
-        selfcheck.check_model(self.model, call.identity, int(self.setup.batch.lengths.max()), inner)
+        check_planned(self.model, call.identity, self.setup.plan)
 
     @property
     def _steps(self) -> int | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import xarray as xr
 
+from ..inspection.findings import movers
 from ..output.page import Page
 from . import generic
 from .figures import draw
@@ -17,9 +18,17 @@ QUESTIONS = {
     "predict": "What does the model say next?",
     "logit_lens": "What would the stream of each layer say?",
     "direct_logit_attribution": "Which parts write the answer?",
+    "weighted_value_norms": "How much does each head move, from where to where?",
 }
-SHOWN = {"predict": "prob", "logit_lens": "prob_of_token", "direct_logit_attribution": "attribution"}
+SHOWN = {
+    "predict": "prob",
+    "logit_lens": "prob_of_token",
+    "direct_logit_attribution": "attribution",
+    "weighted_value_norms": "norm",
+}
 """The variable that is drawn."""
+HEADS = 3
+"""Of norms: heads that move most, of which each has a figure."""
 FIGURES = 6
 """At most: of the first prompts, and of the first conditions at several positions."""
 
@@ -36,6 +45,13 @@ def _fill(page: Page, ds: xr.Dataset, tree: xr.DataTree, *, kind: str) -> None:
         draw(page, whole, name, "What each part writes towards the answer, mean over prompts.")
         if whole is not ds:
             draw(page, ds, name, "What each part writes, at each scored position.")
+    elif name in ds and kind == "weighted_value_norms":
+        dims = [f"read_{dim}" if f"read_{dim}" in ds[name].dims else dim for dim in ("layer", "head")]
+        first = {dim: 0 for dim in ds[name].dims if dim not in (*dims, "query", "key")}
+        some = ds.isel(first)
+        for text, _ in movers(ds)[:HEADS]:
+            head = dict(zip(dims, map(int, text[1:].split("H")), strict=True))
+            draw(page, some, name, f"How much {text} moves from each key to each query of the first prompt.", **head)
     elif name in ds:
         for select, words in _prompts(ds, name):
             draw(page, ds, name, f"The likeliest next tokens{words}.", **select)

@@ -122,6 +122,10 @@ def rerun(
     >>> found.agrees, found.largest
     (True, 0.0)
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ResultError(
+            f"rerun takes the path of a file, and was given a {type(path).__name__}: write_netcdf makes one"
+        )
     source = Path(path).expanduser()
     if not tolerance >= 0:
         raise ResultError(f"tolerance={tolerance}: give a number that is 0 or more, such as 1e-6")
@@ -322,9 +326,15 @@ def _look(kind: str) -> Callable[..., xr.Dataset]:
     """The function that looks inside a model, of the name that is the kind of its result."""
     from ..inspection.attribution import direct_logit_attribution
     from ..inspection.lens import logit_lens
+    from ..inspection.norms import weighted_value_norms
     from ..inspection.predict import predict
 
-    functions: tuple[Callable[..., xr.Dataset], ...] = (direct_logit_attribution, logit_lens, predict)
+    functions: tuple[Callable[..., xr.Dataset], ...] = (
+        direct_logit_attribution,
+        logit_lens,
+        predict,
+        weighted_value_norms,
+    )
     return next(one for one in functions if one.__name__ == kind)
 
 

@@ -26,6 +26,7 @@ KINDS = {
     "predict": "predictions",
     "logit_lens": "logit lens",
     "direct_logit_attribution": "direct logit attribution",
+    "weighted_value_norms": "norms of weighted values",
     "data": "data",
 }
 """Kinds of results, and what each is called."""
@@ -33,6 +34,7 @@ LOOKS = {
     "predict": ("top", "positions"),
     "logit_lens": ("top", "of", "positions", "metrics"),
     "direct_logit_attribution": ("of", "parts", "per_position"),
+    "weighted_value_norms": ("layers",),
 }
 """Kinds of what looks inside a model, and the options that its attribute, called like the kind, holds as JSON."""
 MARKS = {
@@ -51,6 +53,7 @@ NEEDED = {
     "predict": ("task", "interventions", "run"),
     "logit_lens": ("task", "run"),
     "direct_logit_attribution": ("task", "run"),
+    "weighted_value_norms": ("task", "run"),
 }
 """Attributes without which a result of a kind does not say how it was made."""
 SERIES = "series"

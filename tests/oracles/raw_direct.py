@@ -69,7 +69,12 @@ class Parts:
         group = self.model.config.num_attention_heads // (1 if self.gpt2 else raw_families.heads_of(self.model)[1])
         values = self.read(layer, "v", head if self.gpt2 else head // group)
         written = values @ self.rows(layer, head)
-        return self.read(layer, "pattern", head)[..., None] * written[:, None]
+        pattern = self.read(layer, "pattern", head).clone()  # as q and k make it: no read sees a change of the same one
+        for place, change in self.changes:
+            if place[:3] == (layer, "pattern", head):
+                at = slice(None) if place.positions is None else [*place.positions]
+                pattern[:, at] = change(pattern[:, at])
+        return pattern[..., None] * written[:, None]
 
 
 def shares(model: Any, tokens: Tensor, plus: Tensor, minus: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -131,14 +136,31 @@ def _written(known: Parts) -> dict[str, Tensor]:
     return vectors
 
 
-def shares_inside(model: Any, tokens: Tensor, plus: Tensor, minus: Tensor, layer: int, head: int) -> dict[str, Tensor]:
-    """The same of each neuron of a layer, of the bias of its MLP, and of what a head moves from each key."""
-    known = Parts(model, tokens)
+def shares_inside(
+    model: Any,
+    tokens: Tensor,
+    plus: Tensor,
+    minus: Tensor,
+    layer: int,
+    head: int,
+    changes: Sequence[tuple[Place, Change]] | None = None,
+    added: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """The same of each neuron of a layer, of the bias of its MLP, and of what a head moves from each key.
+
+    With `changes` also of what these do not write of the MLP's output and of the head's, to which `added` is written.
+    """
+    known, clean = Parts(model, tokens, changes or ()), Parts(model, tokens)
     post, down = known.read(layer, "mlp_post"), known.matrix(layer, "down")
     vectors = {f"L{layer}N{one}": post[..., one, None] * down[one] for one in range(len(down))}
-    vectors[f"L{layer}.mlp bias"] = known.read(layer, "mlp_out") - post @ down
+    vectors[f"L{layer}.mlp bias"] = bias = clean.read(layer, "mlp_out") - clean.read(layer, "mlp_post") @ down
+    if changes is not None:
+        vectors[f"L{layer}.mlp intervention"] = known.read(layer, "mlp_out") - post @ down - bias
     moved = known.moved(layer, head)
     vectors |= {f"L{layer}H{head} from {key}": moved[:, :, key] for key in range(tokens.shape[1])}
+    if changes is not None:
+        written = known.read(layer, "z", head) @ known.rows(layer, head) + (0 if added is None else added)
+        vectors[f"L{layer}H{head} intervention"] = written - moved.sum(2)
     return {name: known.lost(vector, plus, minus) for name, vector in vectors.items()}
 
 

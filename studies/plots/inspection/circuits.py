@@ -9,10 +9,10 @@ import numpy as np
 import xarray as xr
 
 from ....errors import DeclarationError
-from ..parts.dots import dots, row_chart, rows_of, shift, span_of
+from ..parts.dots import dots, row_chart, rows_of, span_of, value_bars
 from ..parts.inputs import need, need_dims, possible
 from ..parts.patterns import short, visible
-from ..parts.style import BLUE, GREY, INK, ORANGE, dimension, hover, overlay, styled
+from ..parts.style import BLUE, GREY, ORANGE, dimension, hover, overlay, styled
 
 EIGENVALUES = ("eigenvalue_real", "eigenvalue_imag")
 PAIRS = (("source_token", "output_token"), ("query_token", "key_token"))
@@ -97,23 +97,8 @@ def token_bars(ds: xr.Dataset, variable: str = "weight", *, title: str = "") -> 
     tokens = [" → ".join(visible(str(one)) for one in several) for several in zip(*words, strict=True)]
     ticks = [" → ".join(short(visible(str(one))) for one in several) for several in zip(*words, strict=True)]
     rows, shown, half = rows_of(tokens), dimension("value", ds[variable]), flat.sizes["rank"]
-    table = {
-        "left": np.minimum(numbers, 0),
-        "bottom": rows - 0.36,
-        "right": np.maximum(numbers, 0),
-        "top": rows + 0.36,
-        "value": numbers,
-        "token": tokens,
-        "colour": [BLUE] * half + [ORANGE] * half,
-    }
-    boxes = hv.Rectangles(table, ["left", "bottom", "right", "top"], [shown, "token", "colour"])
-    text = [f"{one:.3f}" if abs(one) < 10 else f"{one:.1f}" for one in numbers]
-    labels = hv.Labels((np.maximum(numbers, 0), rows, text), ["x", "y"], "text")
-    look = {"text_align": "left", "text_baseline": "middle", "text_font_size": "11px", "text_color": INK}
-    parts = [
-        styled(boxes, color="colour", line_color=None, **hover(shown, "@value{0.0000}", ("tokens", "@token"))),
-        styled(labels, **look, hooks=[shift(4, 0)]),
-    ]
+    beside = {"token": tokens, "colour": [BLUE] * half + [ORANGE] * half}
+    parts = value_bars(numbers, rows, shown, beside, [("tokens", "@token")])
     low, high = span_of([numbers])
     shape: dict[str, Any] = {"width": 440, "height": 96 + 22 * len(rows), "xlim": (low, high + 0.2 * (high - low))}
     return row_chart(parts, shown, ticks, title=title, show_legend=False, **shape)

@@ -10,12 +10,11 @@ import numpy as np
 import xarray as xr
 
 from ....errors import DeclarationError, choices
-from ..parts.dots import row_chart, rows_of, shift, span_of
+from ..parts.dots import row_chart, rows_of, span_of, value_bars
 from ..parts.inputs import Array, names_of, need, need_dims, places_of, possible, where_read
 from ..parts.patterns import short, visible
 from ..parts.style import (
     BLUE,
-    INK,
     ORANGE,
     WEIGHTS,
     ColourScale,
@@ -235,29 +234,12 @@ def _bars(ds: xr.Dataset, values: str, ends: tuple[float, float], first: str, wh
     rows: Array = rows_of(tokens)
     shown = dimension("value", ds[values])
     names = [short(visible(one)) for one in tokens]
-    table = {
-        "left": np.minimum(numbers, 0),
-        "bottom": rows - 0.36,
-        "right": np.maximum(numbers, 0),
-        "top": rows + 0.36,
-        "value": numbers,
+    beside = {
         "token": [visible(one) for one in tokens],
         "rank": names_of(ds, "rank")[: known[-1] + 1] if known.size == ds.sizes["rank"] else known,
         "colour": [ORANGE if first and one == first else BLUE for one in tokens],
     }
-    boxes = hv.Rectangles(table, ["left", "bottom", "right", "top"], [shown, "token", "rank", "colour"])
-    text = [f"{one:.3f}" if abs(one) < 10 else f"{one:.1f}" for one in numbers]
-    labels = hv.Labels((np.maximum(numbers, 0), rows, text), ["x", "y"], "text")
-    look = {"text_align": "left", "text_baseline": "middle", "text_font_size": "11px", "text_color": INK}
-    parts = [
-        styled(
-            boxes,
-            color="colour",
-            line_color=None,
-            **hover(shown, "@value{0.0000}", ("token", "@token"), ("rank", "@rank")),
-        ),
-        styled(labels, **look, hooks=[shift(4, 0)]),
-    ]
+    parts = value_bars(numbers, rows, shown, beside, [("token", "@token"), ("rank", "@rank")])
     reach = ends[1] + 0.18 * (ends[1] - ends[0])  # room for the number beside the longest bar
     high, low = 96 + 24 * len(rows), ends[0] if ends[0] < -0.1 else 0.0
     label = _after(where, max(round(high / 7.5) - 12, 8))  # what has room beside the bars

@@ -9,7 +9,7 @@ import holoviews as hv
 import numpy as np
 
 from .inputs import Array
-from .style import GREY, INK, overlay, styled
+from .style import GREY, INK, hover, overlay, styled
 
 PLAIN = "%.3g"
 """How numbers along an axis are written: short, and never ``1.000e-3``."""
@@ -100,6 +100,37 @@ def equal_line(ends: tuple[float, float], axes: Sequence[Any]) -> Any:
 def rows_of(names: Sequence[str]) -> Array:
     """Places of rows along the vertical axis, the first at the top."""
     return -np.arange(len(names), dtype=float)
+
+
+def value_bars(
+    numbers: Array, rows: Array, shown: Any, beside: Mapping[str, Any], tips: Sequence[tuple[str, str]]
+) -> list[Any]:
+    """A bar from 0 to each number, with the number written behind it: rectangles and labels.
+
+    Parameters
+    ----------
+    numbers, rows : array (bar,)
+    shown : holoviews.Dimension
+        What the numbers are.
+    beside : mapping of name to column
+        For hover; ``colour`` is that of the bars.
+    tips : sequence of (name, Bokeh field)
+        What hover shows beside the number.
+
+    Returns
+    -------
+    list of Rectangles and Labels
+        For `row_chart`.
+    """
+    ends = {"left": np.minimum(numbers, 0), "bottom": rows - 0.36, "right": np.maximum(numbers, 0), "top": rows + 0.36}
+    boxes = hv.Rectangles({**ends, "value": numbers, **beside}, [*ends], [shown, *beside])
+    text = [f"{one:.3f}" if abs(one) < 10 else f"{one:.1f}" for one in numbers]
+    labels = hv.Labels((ends["right"], rows, text), ["x", "y"], "text")
+    look = {"text_align": "left", "text_baseline": "middle", "text_font_size": "11px", "text_color": INK}
+    return [
+        styled(boxes, color="colour", line_color=None, **hover(shown, "@value{0.0000}", *tips)),
+        styled(labels, **look, hooks=[shift(4, 0)]),
+    ]
 
 
 def row_chart(parts: Sequence[Any], shown: Any, names: Sequence[str], *, middle: float = 0.0, **options: Any) -> Any:

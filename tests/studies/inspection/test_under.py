@@ -8,7 +8,7 @@ import headwise as hw
 from headwise import Add, Head, Knockout, Layer, MeanAblate, Neuron, Patch, PathPatch, ProjectOut, Scale, ZeroAblate
 from headwise.errors import DeclarationError
 from tests.oracles import raw_families, raw_paths
-from tests.oracles.raw_direct import Parts, _last_norm, head_logits, shares_under
+from tests.oracles.raw_direct import Parts, _last_norm, head_logits, shares_inside, shares_under
 from tests.oracles.raw_hooks import random_gpt2
 from tests.oracles.raw_paths import Place
 
@@ -129,6 +129,76 @@ def test_shares_in_every_family(name):
     assert rests["head"].abs().max() < 1e-4
 
 
+def inside_compared(module, task, what, changes_of, layer, head):
+    """Neurons and keys under conditions, against those of plain hooks one by one; they sum to the MLP and the head."""
+    model = hw.load(module)
+    batch = task.draw(model)
+    tokens, plus, minus = (torch.tensor(one) for one in (batch.runs["clean"], batch.targets, batch.distractors))
+    parts = [Layer(layer), Head(layer, head)]
+    ds = hw.direct_logit_attribution(model, task, what=what, parts=parts, per_position=True)
+    whole = hw.direct_logit_attribution(model, task, what=what, per_position=True)
+    np.testing.assert_allclose(ds["whole"], whole["whole"], atol=1e-4)
+    for name, (changes, added) in changes_of.items():
+        own = None if added is None else added.get(f"L{layer}H{head}")
+        wanted = shares_inside(module, tokens, plus, minus, layer, head, changes, own)
+        assert ds["source"].values.tolist() == list(wanted)
+        expected = np.stack([np.where(batch.scored, value.numpy(), np.nan) for value in wanted.values()])
+        np.testing.assert_allclose(ds["attribution"].sel(condition=name), expected, atol=3e-4, err_msg=name)
+        for source in (f"L{layer}.mlp", f"L{layer}H{head}"):
+            some = ds.sel(condition=name)["attribution"]
+            of = (some["head"] == head) if "H" in source else (some["head"] == -1)
+            summed = some.where(of, drop=True).sum("source", skipna=False)
+            there = whole["attribution"].sel(condition=name, source=source)
+            np.testing.assert_allclose(summed, there, atol=1e-4, err_msg=f"{name} {source}")
+    return ds
+
+
+@pytest.mark.parametrize(("layer", "head"), [(1, 2), (2, 1), (1, 0)])
+def test_neurons_and_keys_under_every_kind_of_intervention(layer, head):
+    module = random_gpt2(3, 4, 8, 40, 30)
+    model = hw.load(module)
+    batch = TASK.draw(model)
+    runs = (torch.tensor(one) for one in (batch.runs["clean"], batch.runs["corrupted"]))
+    cases = of_gpt2(module, *runs, torch.tensor(TASK.reference(model).runs["clean"]))
+    cases["Scale values"] = (
+        Scale(Head(layer, head).v, 2.0), [(Place(layer, "v", head), lambda old: 2 * old)], None,
+    )  # fmt: skip
+    cases["Scale MLP"] = (
+        Scale(Layer(layer).mlp_out, 0.5), [(Place(layer, "mlp_out"), lambda old: 0.5 * old)], None,
+    )  # fmt: skip
+    what = {name: edit for name, (edit, _, _) in cases.items()}
+    ds = inside_compared(module, TASK, what, {name: case[1:] for name, case in cases.items()}, layer, head)
+    rest = abs(ds["attribution"].sel(source=[f"L{layer}.mlp intervention", f"L{layer}H{head} intervention"]))
+    assert float(rest.sel(condition="None").max()) < 1e-4
+    assert float(rest.sel(condition="Scale MLP")[0].max()) > 1e-3
+    clean = hw.direct_logit_attribution(model, TASK, parts=[Layer(layer), Head(layer, head)], per_position=True)
+    kept = ds["attribution"].sel(condition="None", source=clean["source"].values)
+    np.testing.assert_allclose(kept, clean["attribution"], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_neurons_and_keys_in_every_family(name):
+    module = raw_families.random_model(name)
+    changes = {
+        "head": [(Place(0, "z", 1), nothing)],
+        "neuron": [(Place(1, "mlp_post", 3), nothing)],
+        "mlp": [(Place(0, "mlp_out"), lambda old: old * 0.5)],
+    }
+    what = {"head": ZeroAblate(Head(0, 1)), "neuron": ZeroAblate(Neuron(1, 3)), "mlp": Scale(Layer(0).mlp_out, 0.5)}
+    inside_compared(module, TASK, what, {one: (each, None) for one, each in changes.items()}, 1, 1)
+
+
+def test_neurons_and_keys_of_prompts_of_several_lengths(words_model):
+    task = hw.Prompts(["apple banana cherry apple", "dog cat dog"], ["banana", "cat"], ["dog", "apple"])
+    what = {"clean": None, "without": ZeroAblate("L0H3")}
+    ds = hw.direct_logit_attribution(words_model, task, what=what, parts=["L1H2", "L0N5"])
+    clean = hw.direct_logit_attribution(words_model, task, parts=["L1H2", "L0N5"])
+    kept = ds["attribution"].sel(condition="clean", source=clean["source"].values)
+    np.testing.assert_allclose(kept, clean["attribution"], atol=1e-5)
+    assert ds["attribution"].sel(source="L1H2 from 3").isnull().values.tolist() == [[False, True]] * 2
+    assert "L0.mlp intervention" not in ds["source"]
+
+
 @torch.no_grad()
 def streams(module, tokens, changes):
     known = Parts(module, tokens, changes)
@@ -196,9 +266,19 @@ def test_a_grid_of_heads_keeps_its_axes(words_model):
         ({"what": ZeroAblate("L5H2")}, "L5H2 z: words-2l has layers 0 to 1"),
         ({"what": {}}, "the mapping of conditions is empty"),
         ({"what": hw.Grid(lambda source: ZeroAblate(Head(0, source)), source=[0])}, "cannot be called 'source' here"),
-        ({"what": ZeroAblate("L1H2"), "parts": "L0"}, "not looked into under interventions: leave parts or what out"),
+        ({"what": ZeroAblate("L1H2"), "parts": "L5"}, "words-2l has layers 0 to 1"),
     ],
 )
 def test_what_cannot_be_is_refused(words_model, given, says):
     with pytest.raises(DeclarationError, match=says):
         hw.direct_logit_attribution(words_model, TASK, **given)
+
+
+def test_what_memory_does_not_hold_is_refused_before_any_pass(words_model, monkeypatch):
+    monkeypatch.setattr("headwise.interventions.base.memory.free_memory", lambda: 20_000)
+    monkeypatch.setattr("headwise.interventions.begin.begin", None)
+    says = "what is asked for takes 0.1 MiB, and there is room for 0.0 MiB at once: name fewer parts"
+    with pytest.raises(DeclarationError, match=says):
+        hw.direct_logit_attribution(words_model, TASK, parts=["L0", "L1"])
+    with pytest.raises(DeclarationError, match="what is asked for takes"):
+        hw.logit_lens(words_model, TASK, of="heads", top=20)

@@ -212,7 +212,7 @@ def test_saturated_attention_hides_from_the_gradient(planted):
         ({"metric": "los"}, "there is no metric 'los': possible are accuracy"),
         (
             {"what": Grid(lambda place: ZeroAblate(Head(0, place)), place=[0, 1])},
-            "a grid axis cannot be called 'place' here: a dim of the result is",
+            "a grid axis cannot be called 'place' here: a variable or dim of the result is",
         ),
         ({"steps": 0}, "steps, of the integrated estimate, must be 1 or more, got 0"),
         (

@@ -212,6 +212,8 @@ def test_other_files_are_refused(tmp_path):
     xr.Dataset({"a": ("x", [1.0])}).to_netcdf(tmp_path / "foreign.nc")
     with pytest.raises(ResultError, match="has no attribute schema_version"):
         rerun(tmp_path / "foreign.nc")
+    with pytest.raises(ResultError, match="takes the path of a file, and was given a Dataset: write_netcdf makes one"):
+        hw.rerun(xr.Dataset())
     with pytest.raises(ResultError, match="tolerance=nan"):
         rerun(tmp_path / "foreign.nc", tolerance=float("nan"))
 
