@@ -179,13 +179,14 @@ def test_neurons_and_keys_under_every_kind_of_intervention(layer, head):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_neurons_and_keys_in_every_family(name):
     module = raw_families.random_model(name)
+    last = module.config.num_hidden_layers - 1
     changes = {
         "head": [(Place(0, "z", 1), nothing)],
-        "neuron": [(Place(1, "mlp_post", 3), nothing)],
+        "neuron": [(Place(last, "mlp_post", 3), nothing)],
         "mlp": [(Place(0, "mlp_out"), lambda old: old * 0.5)],
     }
-    what = {"head": ZeroAblate(Head(0, 1)), "neuron": ZeroAblate(Neuron(1, 3)), "mlp": Scale(Layer(0).mlp_out, 0.5)}
-    inside_compared(module, TASK, what, {one: (each, None) for one, each in changes.items()}, 1, 1)
+    what = {"head": ZeroAblate(Head(0, 1)), "neuron": ZeroAblate(Neuron(last, 3)), "mlp": Scale(Layer(0).mlp_out, 0.5)}
+    inside_compared(module, TASK, what, {one: (each, None) for one, each in changes.items()}, last, 1)
 
 
 def test_neurons_and_keys_of_prompts_of_several_lengths(words_model):
@@ -277,7 +278,7 @@ def test_what_cannot_be_is_refused(words_model, given, says):
 def test_what_memory_does_not_hold_is_refused_before_any_pass(words_model, monkeypatch):
     monkeypatch.setattr("headwise.interventions.base.memory.free_memory", lambda: 20_000)
     monkeypatch.setattr("headwise.interventions.begin.begin", None)
-    says = "what is asked for takes 0.1 MiB, and there is room for 0.0 MiB at once: name fewer parts"
+    says = "what is asked for takes 0.0 MiB, and there is room for 0.0 MiB at once: name fewer parts"
     with pytest.raises(DeclarationError, match=says):
         hw.direct_logit_attribution(words_model, TASK, parts=["L0", "L1"])
     with pytest.raises(DeclarationError, match="what is asked for takes"):
