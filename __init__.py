@@ -10,7 +10,8 @@
 - numbers: ``measure``, ``plan`` (the cost, beforehand), ``capture``, ``predict``, ``direct_logit_attribution``,
   ``logit_lens``, ``difference`` (a vector to steer with), ``weighted_value_norms``, ``compare_estimates``,
   ``composition_scores``, ``circuit_scores``, ``head_circuits``, ``neuron_tokens``, ``describe_heads``,
-  ``InductionStudy``; changes: ``effect``, ``normalized``
+  ``InductionStudy``, ``TextInduction`` (on text that a model has not read), ``text_heads`` (what heads do there);
+  changes: ``effect``, ``normalized``
 - training: ``CausalLM``, ``RepeatedTokensData``, ``TextData``, ``MixedData``; a measurement as a value, ``Sweep``; any
   study while a model is trained, ``StudyCallback`` (``TrainerStudyCallback`` for transformers), at ``log_spaced``
   steps, or ``over_checkpoints``; how induction forms, with controls, ``FormationStudy``; on several devices,
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from .studies import StudyCallback as StudyCallback
     from .studies import Sweep as Sweep
     from .studies import TextData as TextData
+    from .studies import TextInduction as TextInduction
     from .studies import TrainerStudyCallback as TrainerStudyCallback
     from .studies import capture as capture
     from .studies import circuit_scores as circuit_scores
@@ -88,6 +90,7 @@ if TYPE_CHECKING:
     from .studies import rerun as rerun
     from .studies import summary as summary
     from .studies import table as table
+    from .studies import text_heads as text_heads
     from .studies import to_json as to_json
     from .studies import weighted_value_norms as weighted_value_norms
     from .studies import write_netcdf as write_netcdf
@@ -105,11 +108,11 @@ else:
             ".interventions.models.locate": "shipped",
             ".interventions.models.model": "Model",
             ".studies": "Batch CausalLM FabricExecutor FormationStudy InductionStudy MixedData Prompts RepeatedTokens "
-            "RepeatedTokensData Results StudyCallback Sweep TextData TrainerStudyCallback "
+            "RepeatedTokensData Results StudyCallback Sweep TextData TextInduction TrainerStudyCallback "
             "capture circuit_scores compare_estimates composition_scores describe_heads effect from_json "
             "difference direct_logit_attribution head_circuits neuron_tokens predict weighted_value_norms "
             "log_spaced logit_lens measure normalized open_result over_checkpoints plan plots rerun "
-            "summary table to_json write_netcdf write_report",
+            "summary table text_heads to_json write_netcdf write_report",
             ".version": "__version__",
         },
     )

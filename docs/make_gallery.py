@@ -7,6 +7,7 @@ Chromium, Chrome, Edge or Brave. The result of the study is read from ``results/
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 import textwrap
 import time
@@ -43,6 +44,23 @@ def attention_viewer() -> Any:
     prompt = hw.Prompts(["apple banana cherry dog apple banana cherry"])
     patterns = hw.capture(model, prompt, [hw.Head(1, 2).pattern])
     return hw.plots.attention_viewer(patterns, "L1H2")
+
+
+def attention_in_text() -> Any:
+    """The same in the text itself: its lines and spaces, and where two tokens of it look."""
+    prompt = hw.Prompts(["apple banana cherry dog\napple banana cherry"])
+    patterns = hw.capture(model, prompt, [hw.Head(1, 2).pattern])
+    last = hw.plots.attention_in_text(patterns, query=-1)
+    return (hw.plots.attention_in_text(patterns, query=-2) + last).cols(1)
+
+
+def heads_on_text() -> Any:
+    """What each head is called, by what it does on text: of words here, so there are no brackets and no lines."""
+    tokens = hw.RepeatedTokens(n=64).draw(model).runs["clean"]
+    with open("results/words.txt", "w") as file:
+        file.write(" ".join(model.token_text(tokens.ravel().tolist())))
+    named = hw.text_heads(model, "results/words.txt", n=32)
+    return hw.plots.heads_on_text(named, title="heads of words-2l on words")
 
 
 def attention_row() -> Any:
@@ -191,6 +209,22 @@ def over_steps() -> Any:
     return hw.plots.over_steps(formation, scores, top=3)
 
 
+def gains_by_bin() -> Any:
+    """What second occurrences of pairs of words gain, by distance, in a text in which blocks of words come twice."""
+    from pathlib import Path
+
+    import numpy as np
+
+    random, words = np.random.default_rng(0), [word for word in model.tokenizer.get_vocab() if word.isalpha()]
+    text: list[str] = []
+    for between in random.integers(2, 40, 120):
+        block = [*random.choice(words, 4)]
+        text += [*block, *random.choice(words, between), *block]
+    Path("words.txt").write_text(" ".join(text))
+    found = hw.TextInduction("words.txt", context=64, n=16, pairs=64).run(model)
+    return hw.plots.gains_by_bin(found["distance"])
+
+
 def chosen() -> Any:
     """No name to remember: `picture` chooses by the dims of a variable, of any dataset."""
     return hw.plots.picture(tree, "ablation/loss", ablation="mean")
@@ -200,6 +234,8 @@ PICTURES: tuple[Callable[[], Any], ...] = (
     head_grid,
     ranked_heads,
     attention_viewer,
+    attention_in_text,
+    heads_on_text,
     attention_row,
     by_position,
     ablation_grids,
@@ -225,6 +261,7 @@ PICTURES: tuple[Callable[[], Any], ...] = (
     token_bars,
     eigenvalue_plane,
     over_steps,
+    gains_by_bin,
     chosen,
 )
 INTRODUCTION = """# Gallery
@@ -250,7 +287,7 @@ tree = hw.open_result("results/induction-words-2l.nc")
 def lines(function: Callable[[], Any]) -> str:
     """The body of a function as it would stand in a script."""
     source = textwrap.dedent(inspect.getsource(function)).split('"""', 2)[2].strip("\n")
-    return textwrap.dedent(source).replace("return hw.plots.", "hw.plots.")
+    return re.sub("^return ", "", textwrap.dedent(source), flags=re.MULTILINE)
 
 
 def page() -> str:

@@ -105,6 +105,22 @@ def _attention(
     return Metric(Card(name, long_name, units, bounds, "", reference), "pattern", kernel, prepare)
 
 
+def attention_over(card: Card, weights: Array) -> Metric:
+    """The attention of each head times `weights`, summed over queries and keys.
+
+    Parameters
+    ----------
+    card : Card
+    weights : array (example, query, key)
+        For prompts of one length.
+
+    Returns
+    -------
+    Metric
+    """
+    return Metric(card, "pattern", _sum, lambda run: {"weights": weights})
+
+
 def _from(first: int) -> Callable[[PromptFacts], range]:
     return lambda run: range(first, run.tokens.shape[1])
 

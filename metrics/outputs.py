@@ -228,6 +228,27 @@ def in_context(early: int = 50, late: int = 500) -> Metric:
     return Metric(card, "logits", _late_less_early, partial(_signs, early, late), over="sum")
 
 
+def loss_over(card: Card, shares: Array) -> Metric:
+    """The loss at some positions of each prompt: the sum over scored positions of the loss times `shares`.
+
+    Parameters
+    ----------
+    card : Card
+    shares : array (example, scored)
+        For prompts of one length; 1 over the number of positions at those that count and 0 elsewhere gives their mean,
+        and NaN a missing value.
+
+    Returns
+    -------
+    Metric
+    """
+
+    def prepare(run: PromptFacts) -> Mapping[str, Array]:
+        return {"targets": need(run.targets, card.name, "targets: give the task answers"), "signs": shares}
+
+    return Metric(card, "logits", _late_less_early, prepare, over="sum")
+
+
 def _token_at(logits: torch.Tensor, ranks: torch.Tensor, top: torch.Tensor) -> torch.Tensor:
     wide = torch.promote_types(logits.dtype, torch.float32)  # whole numbers are exact up to 2**24
     return logits.topk(int(top.max()), -1).indices.gather(-1, ranks.unsqueeze(-1)).squeeze(-1).to(wide)

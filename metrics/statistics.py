@@ -70,6 +70,43 @@ def t_test(values: Array) -> Array:
     return result
 
 
+def sign_flip(values: Array, draws: int = 20_000, seed: int = 0) -> Array:
+    """One-sided p that the mean over the last axis (examples) is above 0, by flipping the signs of whole examples.
+
+    Exact where there are no more than `draws` ways to flip them, and otherwise
+    ``(1 + #{mean of a flipped sample >= mean}) / (1 + draws)``: no smaller than ``2 ** -n`` and ``1 / (1 + draws)``.
+    The test assumes that a difference of no effect is as likely to be above 0 as below it. NaN where a value is missing
+    or there are fewer than two examples.
+
+    Parameters
+    ----------
+    values : array (..., example)
+    draws : int
+    seed : int
+
+    Returns
+    -------
+    array (...)
+    """
+    values = np.asarray(values, dtype=np.float64)
+    examples = values.shape[-1]
+    if examples < 2:
+        return np.full(values.shape[:-1], np.nan)
+    exact = examples < 63 and 2**examples <= draws
+    count = 2**examples if exact else draws
+    random = np.random.default_rng(seed)
+    rows = values.reshape(-1, examples)
+    sums, slack = rows.sum(axis=-1), 1e-12 * np.abs(rows).sum(axis=-1)
+    above = np.zeros(len(rows))
+    for start in range(0, count, 1000):
+        some = np.arange(start, min(start + 1000, count))
+        flipped = some[:, None] >> np.arange(examples) & 1 if exact else random.integers(0, 2, (len(some), examples))
+        above += ((1.0 - 2.0 * flipped) @ rows.T >= sums - slack).sum(axis=0)
+    p = above / count if exact else (1 + above) / (1 + count)
+    result: Array = np.where(np.isnan(sums), np.nan, p).reshape(values.shape[:-1])
+    return result
+
+
 def over_looks(p: Array, count: int) -> Array:
     """p-values of a test that is looked at `count` times, whichever look is the last: times `count`, at most 1.
 

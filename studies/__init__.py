@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from .tasks.batch import Batch as Batch
     from .tasks.prompts import Prompts as Prompts
     from .tasks.tasks import RepeatedTokens as RepeatedTokens
+    from .text.heads import text_heads as text_heads
+    from .text.study import TextInduction as TextInduction
     from .training.causal_lm import CausalLM as CausalLM
     from .training.data import MixedData as MixedData
     from .training.data import RepeatedTokensData as RepeatedTokensData
@@ -87,10 +89,12 @@ else:
             ".dynamics.schedule": "log_spaced",
             ".measuring.declared": "Sweep",
             ".measuring.fabric": "FabricExecutor",
+            ".text.study": "TextInduction",
             ".training.causal_lm": "CausalLM",
             ".training.data": "MixedData RepeatedTokensData TextData",
             ".tasks.batch": "Batch",
             ".tasks.prompts": "Prompts",
             ".tasks.tasks": "RepeatedTokens",
+            ".text.heads": "text_heads",
         },
     )

@@ -24,7 +24,7 @@ def shipped() -> list[str]:
     Examples
     --------
     >>> hw.shipped()
-    ['words-2l']
+    ['code-4l', 'words-2l']
     """
     return sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
 

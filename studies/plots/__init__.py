@@ -24,7 +24,7 @@ from .attention_viewer import attention_viewer
 from .choice.auto import picture
 from .composition import causal_check, composition_matrix, composition_strip
 from .composition_graph import composition_graph
-from .curves import along, by_position, ranked_conditions
+from .curves import along, by_position, gains_by_bin, ranked_conditions
 from .direct import direct_and_copying
 from .estimates import estimate_against_exact
 from .export.notebook import show_in_notebooks as _show_in_notebooks
@@ -38,6 +38,8 @@ from .inspection.circuits import eigenvalue_plane, token_bars
 from .inspection.predictions import predictions, token_grid
 from .patching import path_grids, qkv_grids, qkv_of_set
 from .steps import head_grid_over_steps, over_steps
+from .text.heads import heads_on_text
+from .text.pattern import attention_in_text
 from .word_lists import words_agreement, words_grid, words_table
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "activations",
     "along",
     "attention",
+    "attention_in_text",
     "attention_row",
     "attention_viewer",
     "attribution",
@@ -58,10 +61,12 @@ __all__ = [
     "eigenvalue_plane",
     "estimate_against_exact",
     "formation",
+    "gains_by_bin",
     "grid",
     "head_grid",
     "head_grid_over_steps",
     "head_grids",
+    "heads_on_text",
     "layer_by_position",
     "over_steps",
     "path_grids",

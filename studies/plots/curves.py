@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import holoviews as hv
@@ -16,7 +17,7 @@ from ..storage.attributes import json_in, number_in
 from ..storage.registry import bounds_of
 from .parts.dots import dots, intervals, reference, row_chart, rows_of, span_of
 from .parts.few import marks_few
-from .parts.inputs import array_of, dataset_of, listed, names_of, numbers_of
+from .parts.inputs import array_of, dataset_of, listed, names_of, need, numbers_of
 from .parts.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, dimension, hover, overlay, styled
 
 RUNS = {"clean": (BLUE, "solid"), "corrupted": (ORANGE, "dashed")}
@@ -24,6 +25,8 @@ OTHERS = ((BLUE, "solid"), (ORANGE, "dashed"), (GREEN, "dotdash"), (PURPLE, "dot
 """Colour and dash of curves: colour is never the only sign."""
 TOP, LETTERS = 24, 44
 """How many conditions are drawn; letters of a name that are written, hover shows all."""
+BINNED = ((BLUE, "circle"), (ORANGE, "diamond"), (GREEN, "square"), (PURPLE, "triangle"))
+"""Colour and marker of values by bins."""
 
 
 def by_position(ds: xr.Dataset | xr.DataArray, metric: str | None = None, *, title: str = "") -> Any:
@@ -231,3 +234,51 @@ def ranked_conditions(
     letters = max(map(len, names))
     look = {"width": 380 + 7 * letters, "height": 90 + 24 * len(names), "show_legend": False}
     return row_chart(parts, shown, names, xlim=span_of([flat[order], low[order], high[order]]), title=title, **look)
+
+
+def gains_by_bin(ds: xr.Dataset, names: Sequence[str] = ("gain", "net_gain"), *, title: str = "") -> Any:
+    """Gains in bins of a distance, a number of candidates or a position, with intervals; hover tells the counts.
+
+    Parameters
+    ----------
+    ds : Dataset
+        ``<name>(bin)``, ``<name>_low``, ``<name>_high`` and ``count_<name>``, as in the parts ``distance``,
+        ``candidates`` and ``position`` of a `TextInduction`'s result.
+    names : sequence of str
+        Which gains: ``gain``, ``causal_gain``, ``elsewhere``, ``net_gain``.
+    title : str
+
+    Returns
+    -------
+    holoviews.Overlay
+        For each gain a ``Curve``, ``Segments`` for the intervals and ``Points`` (``bin``, ``value``; count).
+    """
+    wanted = [f"{name}{end}" for name in names for end in ("", "_low", "_high")]
+    ds = need(ds, "gains_by_bin", *wanted, *(f"count_{name}" for name in names))
+    labels = [str(one) for one in ds["bin"].values]
+    across = hv.Dimension("at", label=str(ds["bin"].attrs.get("long_name", "bin")))
+    places, parts, spans = np.arange(len(labels), dtype=float), [], []
+    for number, name in enumerate(names):
+        shown = dimension("value", ds[name], "gain")
+        value, low, high = (np.asarray(ds[f"{name}{end}"].values, dtype=float) for end in ("", "_low", "_high"))
+        ends = [np.where(np.isfinite(end), end, value) for end in (low, high)]
+        known, look = np.isfinite(value), BINNED[number % len(BINNED)]
+        at = places + 0.12 * (number - (len(names) - 1) / 2)
+        table = {"at": at, "value": value, "low": low, "high": high, "bin": labels, "count": ds[f"count_{name}"].values}
+        table = {key: np.asarray(column)[known] for key, column in table.items()}
+        text = "@value{+0.000} (95%: @low{+0.000} to @high{+0.000})"
+        tips = hover(shown, text, (across.label, "@bin"), ("occurrences", "@count"))
+        segments = hv.Segments((at[known], ends[0][known], at[known], ends[1][known]), ["at", "low", "at_high", "high"])
+        parts += [
+            styled(hv.Curve((at[known], value[known]), across, shown), color=look[0], alpha=0.4, line_width=1),
+            styled(segments, color=look[0], line_width=2),
+            dots(table, [across, shown], name.replace("_", " "), look, 9, **tips),
+        ]
+        reach = np.abs(value[known]).max(initial=0.0)  # an interval of few values may be many times as long
+        spans += [value[known], *(np.clip(end[known], -reach, 2 * reach) for end in ends)]
+    limits = span_of([*spans, np.zeros(1)])
+    marks = {"xticks": list(zip(places.tolist(), labels, strict=True)), "xrotation": 45 if len(labels) > 6 else 0}
+    shape = {"width": 460, "height": 360, "xlim": (-0.5, len(labels) - 0.5), "ylim": limits}
+    zero = styled(hv.HLine(0.0), color=GREY, line_width=1)
+    names_of_axes = {"xlabel": across.label, "ylabel": shown.pprint_label}
+    return overlay([zero, *parts], title=title, legend_cols=2, **shape, **marks, **names_of_axes)

@@ -71,15 +71,19 @@ def words_grid(ds: xr.Dataset, *, title: str = "") -> Any:
     return row_chart(parts, shown, names, title=title, **shape)
 
 
-def words_agreement(ds: xr.Dataset, heads_ds: xr.Dataset, *, title: str = "") -> Any:
-    """Each head's prefix-matching on words against its induction score on repeated random tokens.
+def words_agreement(
+    ds: xr.Dataset, heads_ds: xr.Dataset, *, name: str = "prefix_matching", where: str = "words", title: str = ""
+) -> Any:
+    """Each head's prefix-matching on words, or another score, against its induction score on repeated random tokens.
 
     Parameters
     ----------
     ds : Dataset
-        ``prefix_matching(layer, head, example)``; ``chance_prefix_matching(example)`` where it is there.
+        ``<name>(layer, head[, example])``; ``chance_<name>`` where it is there.
     heads_ds : Dataset
         ``induction(layer, head[, example])``; ``role(layer, head)`` and ``chance_induction`` where they are there.
+    name, where : str
+        The score, and what it was measured on.
     title : str
 
     Returns
@@ -87,22 +91,22 @@ def words_agreement(ds: xr.Dataset, heads_ds: xr.Dataset, *, title: str = "") ->
     holoviews.Overlay
         ``Points`` for each role, lines at chance, ``Labels`` of heads that stand out.
     """
-    ds = need(ds, "words_agreement", "prefix_matching")
+    ds = need(ds, "words_agreement", name)
     heads_ds = need(heads_ds, "words_agreement", "induction")
-    sides = [per_head(one, "words_agreement") for one in (heads_ds["induction"], ds["prefix_matching"])]
+    sides = [per_head(one, "words_agreement") for one in (heads_ds["induction"], ds[name])]
     names = names_of_heads(sides[0])
     x, y = (np.asarray(one.values, dtype=float).ravel() for one in sides)
     roles = ["other"] * x.size
     if "role" in heads_ds:
         roles = [str(role) for role in heads_ds["role"].transpose("layer", "head").values.ravel()]
     axes = [
-        dimension(name, side, f"{side.attrs.get('long_name', name)}, {where}")
-        for name, side, where in zip(("random", "words"), sides, ("random tokens", "words"), strict=True)
+        dimension(axis, side, f"{side.attrs.get('long_name', axis)}, {place}")
+        for axis, side, place in zip(("random", "words"), sides, ("random tokens", where), strict=True)
     ]
     parts = [
-        styled(line(float(source[name].mean())), color=GREY, line_dash="dashed", line_width=1)
-        for line, source, name in ((hv.VLine, heads_ds, "chance_induction"), (hv.HLine, ds, "chance_prefix_matching"))
-        if name in source
+        styled(line(float(source[chance].mean())), color=GREY, line_dash="dashed", line_width=1)
+        for line, source, chance in ((hv.VLine, heads_ds, "chance_induction"), (hv.HLine, ds, f"chance_{name}"))
+        if chance in source
     ]
     also = (("head", "@name"), ("role", "@role"), (axes[0].label, "@random{0.000}"))
     tips = hover(axes[1], "@words{0.000}", *also)

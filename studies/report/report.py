@@ -26,7 +26,7 @@ from ..storage.files import check_writable, write_beside
 from ..storage.netcdf import reading
 from ..storage.reading import as_tree, open_result
 from ..storage.record import KINDS, LOOKS, Record
-from . import formation, generic, inside, measurement, series
+from . import formation, generic, inside, measurement, series, text, text_heads
 from .assumptions import Ran, assumed, untested
 from .changes import metrics_in
 from .induction import QUESTION, SECTIONS, Section, compared
@@ -146,7 +146,14 @@ def _contents(tree: xr.DataTree) -> Contents:
     if record.study.get("type") == "FormationStudy":
         sections = [section for section in formation.SECTIONS if section.key in tree.children]
         return Contents(str(attrs["title"]), formation.QUESTION, _trained(record), sections, _findings(attrs))
+    if record.study.get("type") == "TextInduction":
+        title = str(attrs.get("title", "Induction on text"))
+        sections = [section for section in text.SECTIONS if section.key in tree.children]
+        return Contents(title, text.QUESTION, f"{lead} {text.lead(tree)}".strip(), sections, _findings(attrs))
     root = tree.to_dataset()
+    if record.kind == "text_heads":
+        title, said = str(attrs.get("title", "Heads on text")), text_heads.sentences(root)
+        return Contents(title, text_heads.QUESTION, f"{lead} {text_heads.lead(attrs)}", [text_heads.SECTION], said)
     if not tree.children and metrics_in(root):
         said = measurement.sentences(root) | {"summary": measurement.summary(root), "limits": measurement.limits(root)}
         title = str(attrs.get("title", measurement.title(root)))
@@ -312,7 +319,8 @@ def _what_was_run(page: Page, tree: xr.DataTree, file: str) -> None:
         page.add("<p>The result does not say what was run: it carries none of the attributes that headwise writes.</p>")
     if again := recipe(attrs, tree.to_dataset(), file):
         page.add("<h3>How to run it again</h3>")
-        for words, text in (("On the command line:", again.command), ("In Python:", again.python)):
+        both = (("On the command line:", again.command), ("In Python:", again.python))
+        for words, text in (one for one in both if one[1]):
             page.add(f'<p>{words}</p><pre tabindex="0"><code>{escape(text)}</code></pre>')
         page.add(paragraphs(again.notes))
     seconds = json_in(attrs, "seconds_by_stage", dict)

@@ -10,6 +10,7 @@ from typing import Any
 import xarray as xr
 
 from ...errors import HeadwiseError
+from ..storage.attributes import json_in
 from ..storage.record import LOOKS, Record
 from ..storage.registry import known_metric
 
@@ -58,6 +59,10 @@ def recipe(attrs: Mapping[Any, Any], root: xr.Dataset, file: str) -> Recipe | No
             return _of_series(record, root, file)
         if record.study.get("type") == "FormationStudy":
             return _of_trainings(record, file)
+        if record.study.get("type") == "TextInduction":
+            return _of_text(record)
+        if record.kind == "text_heads":
+            return _of_text_heads(record, file)
         return _of_study(record) if record.kind == "study" else _of_measurement(record, root, file)
     except (HeadwiseError, LookupError, ValueError, TypeError, AttributeError):
         return None  # declarations of someone's own, which no line can bring back
@@ -96,6 +101,39 @@ def _of_trainings(record: Record, file: str) -> Recipe:
     lines = ["import headwise as hw", "", f'tree = hw.{call(study)}.run(out="again.nc")', "hw.write_report(tree)"]
     note = "It trains every model again. Another machine or another version of torch rounds differently, which adds up."
     return Recipe(f"headwise rerun {shlex.quote(file)}", "\n".join(lines), (note,))
+
+
+def _of_text(record: Record) -> Recipe:
+    from ..text.study import TextInduction
+
+    study = TextInduction.from_json(record.attrs["study"])
+    default, names = TextInduction(), ("text", "prompts", "n", "context", "pairs", "controls", "ablation", "seed")
+    given = {f"--{name}": getattr(study, name) for name in names if getattr(study, name) != getattr(default, name)}
+    opening = {f"--{name}": value for name, value in record.opening.items()}
+    options = {"--model": record.model, **opening, **given}
+    command = "headwise text " + " ".join(f"{name} {shlex.quote(str(value))}" for name, value in options.items())
+    command += " --remote" if record.server else ""
+    lines = [
+        "import headwise as hw",
+        "",
+        _load(record),
+        f"tree = hw.{call(study)}.run(model)",
+        'hw.write_netcdf(tree, "text.nc")',
+        'hw.write_report(tree, "text.html")',
+    ]
+    differ = [name for name in ("threshold", "untrained") if getattr(study, name) != getattr(default, name)]
+    notes = [f"The command does not set {', '.join(differ)}; the Python lines do."] if differ else []
+    return Recipe(command, "\n".join(lines), (*notes, *_notes(record)))
+
+
+def _of_text_heads(record: Record, file: str) -> Recipe:
+    given = "" if record.attrs["text"] == "held_out" else f"{record.attrs['text']!r}, "
+    asked = json_in(record.attrs, "text_heads", dict)
+    options = ", ".join(f"{name}={value!r}" for name, value in asked.items())
+    python = f"import headwise as hw\n\n{_load(record)}\nds = hw.text_heads(model, {given}{options})\n"
+    notes = () if not given else ("The text is not in the file, which holds its hash.",)
+    command = "" if given else f"headwise rerun {shlex.quote(file)}"
+    return Recipe(command, f'{python}hw.write_netcdf(ds, "again.nc")', (*notes, *_notes(record)))
 
 
 def _of_series(record: Record, root: xr.Dataset, file: str) -> Recipe:

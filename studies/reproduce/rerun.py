@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from ...errors import DeclarationError, HeadwiseError, ModelError, ResultError, choices
+from ...errors import DeclarationError, HeadwiseError, ModelError, ResultError, choices, whole
 from ...interventions.models.identity import Identity
 from ...interventions.plan.estimators import check_estimator
 from ..measuring.controls import CONTROLS
@@ -24,6 +24,8 @@ from ..measuring.request import conditions
 from ..storage.attributes import json_in
 from ..storage.provenance import SCHEMA, provenance, versions
 from ..storage.record import KINDS, LOOKS, SERIES, Record
+from ..tasks.prompts import Prompts
+from ..text.windows import HELD_OUT
 from . import consent
 from .agreement import Agreement, compare
 
@@ -272,11 +274,15 @@ def _check_readable(source: Path, attrs: Mapping[str, Any], needed: Sequence[str
 
 def _how(record: Record, stored: xr.DataTree) -> Repeat:
     """What repeats a result; everything that the file declares is read before a model is opened."""
+    if record.study.get("type") == "TextInduction":
+        return _text(record.attrs["study"], stored)
     if record.kind == "study":
         return _study(record.attrs["study"], stored)
     if missing := record.missing():
         of = "a measurement" if record.kind not in ("capture", *LOOKS) else KINDS[record.kind]
         raise ResultError(f"it holds no study, and no attribute {choices(missing)} of {of}")
+    if record.kind == "text_heads":
+        return _text_heads(record)
     root = stored.to_dataset()
     task, what, metrics = record.declared_task(), record.declared_what(), record.declared_metrics()
     lacking = [f"baseline_{metric.name}" for metric in metrics if f"baseline_{metric.name}" not in root]
@@ -357,6 +363,51 @@ def _study(text: str, stored: xr.DataTree) -> Repeat:
     return Repeat(
         lambda model, say: study.run(model, lambda stage: say(str(STAGES.get(stage, stage)))), study.task, forward
     )
+
+
+def _text(text: str, stored: xr.DataTree) -> Repeat:
+    """Of a study of text, on the windows that the file holds."""
+    from ..text.study import STAGES, TextInduction
+
+    study = TextInduction.from_json(text)
+    tokens = stored["windows"].to_dataset()["tokens"].values
+    if tokens.shape[0] > study.n:
+        raise ResultError(f"it asks for {study.n} windows and holds {tokens.shape[0]}: it contradicts itself")
+
+    def forward(model: Model) -> int:
+        changed = -(-4 * min(study.pairs, tokens.size) // len(tokens))
+        return RUNS + changed + model.shape.layers * model.shape.heads + 2 * study.controls + study.untrained
+
+    task = Prompts(tuple(tuple(map(int, row)) for row in tokens))
+    return Repeat(lambda model, say: study.again(model, stored, lambda stage: say(STAGES[stage])), task, forward)
+
+
+def _text_heads(record: Record) -> Repeat:
+    """Of what heads do on text, on the text that a model holds itself: no file of someone's says what is read here."""
+    from ..text.heads import OPTIONS, text_heads
+
+    if record.attrs["text"] != HELD_OUT:
+        raise ResultError(
+            "its text lies outside the model, and no file says here what is read: run "
+            f"hw.text_heads(model, text=...) with the text whose hash is {record.attrs['text_sha256']}"
+        )
+    asked = json_in(record.attrs, "text_heads", dict)
+    if not {"n", "context"} <= {*asked} <= {*OPTIONS}:
+        raise ResultError(f"its attribute text_heads is {asked}: it has other options than text_heads")
+    windows, size = whole(asked["n"], "n"), whole(asked["context"], "context", low=1, high=2**20)
+
+    def repeated(model: Model, say: Say) -> xr.Dataset:
+        say("measuring again")
+        again = text_heads(model, **asked)
+        if again.attrs["text_sha256"] != record.attrs["text_sha256"]:
+            raise ResultError(f"the text of {model.name} is not the one that the result was made on")
+        return again
+
+    def forward(model: Model) -> int:
+        sets = 1 + 2 * whole(asked.get("controls", 0), "controls")
+        return windows * (1 + model.shape.layers * model.shape.heads * (sets if sets > 1 else 0))
+
+    return Repeat(repeated, Prompts(((0,) * size,)), forward)
 
 
 def _open(

@@ -26,6 +26,7 @@ KINDS = {
     "predict": "predictions",
     "logit_lens": "logit lens",
     "direct_logit_attribution": "direct logit attribution",
+    "text_heads": "heads on text",
     "weighted_value_norms": "norms of weighted values",
     "data": "data",
 }
@@ -40,6 +41,7 @@ LOOKS = {
 MARKS = {
     "study": "study",
     **{kind: kind for kind in LOOKS},
+    "text_heads": "text_heads",
     "sites": "capture",
     "estimators": "estimates",
     "metrics": "measurement",
@@ -53,6 +55,7 @@ NEEDED = {
     "predict": ("task", "interventions", "run"),
     "logit_lens": ("task", "run"),
     "direct_logit_attribution": ("task", "run"),
+    "text_heads": ("text", "text_sha256"),
     "weighted_value_norms": ("task", "run"),
 }
 """Attributes without which a result of a kind does not say how it was made."""

@@ -1,5 +1,6 @@
 """Intervals that cover, p-values that are calibrated, controls that are what they say."""
 
+import itertools
 import math
 
 import numpy as np
@@ -11,7 +12,7 @@ from scipy import stats
 from headwise.errors import DeclarationError
 from headwise.metrics import benjamini_hochberg, bootstrap_interval, control_sets, normalized, null_p_value
 from headwise.metrics.intervals import few_prompts, interval_attrs, ratio_interval
-from headwise.metrics.statistics import possible_control_sets, rank_correlation, strongest_shared, t_test
+from headwise.metrics.statistics import possible_control_sets, rank_correlation, sign_flip, strongest_shared, t_test
 from tests.oracles import naive
 
 DRAWN = {
@@ -285,3 +286,20 @@ def test_strongest_shared_by_hand():
     assert strongest_shared(one, np.zeros((2, 2)), 3) == 0.0
     assert math.isnan(strongest_shared(np.zeros((2, 2)), one, 3))
     assert math.isnan(strongest_shared(one, one * np.nan, 3))
+
+
+def test_sign_flip_counts_every_way_to_flip_the_signs():
+    values = np.array([[0.5, 1.0, -0.25, 0.75], [0.0, 0.0, 0.0, 0.0], [-1.0, -1.0, -1.0, -1.0]])
+    ways = [np.array(signs) for signs in itertools.product((1, -1), repeat=4)]
+    expected = [np.mean([(row * way).sum() >= row.sum() for way in ways]) for row in values]
+    assert sign_flip(values).tolist() == expected == [2 / 16, 1.0, 1.0]
+
+
+def test_sign_flip_of_many_is_a_sample_that_cannot_be_zero():
+    values = np.random.default_rng(0).normal(0.4, 1.0, 30)
+    ways = np.random.default_rng(1).choice([1.0, -1.0], (200_000, 30))
+    share = (ways @ values >= values.sum()).mean()
+    np.testing.assert_allclose(sign_flip(values), share, atol=0.004)
+    assert sign_flip(np.ones(30)) == 1 / 20_001
+    assert np.isnan(sign_flip(np.array([[1.0], [2.0]]))).all()
+    assert np.isnan(sign_flip(np.array([1.0, np.nan, 2.0])))

@@ -16,7 +16,7 @@ LAYERS = [
     "studies.app",
     "studies.report",
     "studies.plots studies.catalogue studies.reproduce",
-    "studies.dynamics",
+    "studies.dynamics studies.text",
     "studies.analyses",
     "studies.inspection",
     "studies.measuring",

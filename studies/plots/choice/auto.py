@@ -27,6 +27,7 @@ from ..parts.patterns import read_pattern
 from ..parts.style import styled
 from ..patching import UNTOUCHED, path_grids, qkv_grids
 from ..steps import over_steps
+from ..text.heads import NAMED, heads_on_text
 
 ALL = "all"
 """Selecting it draws one head grid for each value."""
@@ -60,6 +61,7 @@ def picture(ds: Any, variable: str | None = None, **select: Any) -> Any:
     position, neuron or vector    `activations`
     step                          `over_steps`; with layer and head, a curve for each head
     position, example, ...        a curve with its interval, for each run
+    called, of `text_heads`       `heads_on_text`
     condition, any other text     `ranked_conditions`
     any other two                 `grid`
     ============================  =======================================================
@@ -72,7 +74,7 @@ def picture(ds: Any, variable: str | None = None, **select: Any) -> Any:
     ds : Dataset, DataArray or DataTree
     variable : str, optional
         Of a tree with its group, such as ``"ablation/loss"``. Needed where there are several, but for results of
-        `predict`, `logit_lens` and `direct_logit_attribution`.
+        `predict`, `logit_lens`, `direct_logit_attribution` and `text_heads`.
     **select
         Value of a dim, as it is or as text: ``ablation="zero"``, ``layer="1"``; ``"all"`` draws a head grid for each.
 
@@ -122,6 +124,8 @@ def _usual(ds: xr.Dataset) -> str | None:
     """The variable that is drawn of what looks inside a model: the likeliest tokens, or what parts write."""
     if "weight" in ds and words_of(ds, "weight"):
         return "weight"
+    if {*NAMED} <= {*ds}:
+        return "called"
     return says(ds) or ("attribution" if "attribution" in ds and attributed(ds, "attribution") else None)
 
 
@@ -183,6 +187,8 @@ def _special(ds: xr.Dataset, variable: str, title: str) -> Any:
     direction = variable.removesuffix("_normalized")
     if variable != direction and direction in UNTOUCHED and dims == {"component", "layer", "head"}:
         return qkv_grids(ds, direction)
+    if variable == "called" and {*NAMED} <= {*ds}:
+        return heads_on_text(ds, title=title)
     if variable == "path_logit_diff" and {"path", "sender"} <= dims:
         return path_grids(ds)
     if set(PAIR) <= dims:

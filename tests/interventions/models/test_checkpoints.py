@@ -166,7 +166,7 @@ def test_steps_of_pythia_are_revisions(cache):
 def test_names_that_are_none(name):
     """Those that cannot be ids of the Hub are refused without asking it."""
     asked = "cannot get word-2l from the Hugging Face Hub"
-    message = asked if name == "word-2l" else f"no model is called {name!r}: shipped are words-2l"
+    message = asked if name == "word-2l" else f"no model is called {name!r}: shipped are code-4l and words-2l"
     with pytest.raises(HeadwiseError, match=re.escape(message)) as caught:
         hw.load(name)
     assert "words-2l" in str(caught.value)

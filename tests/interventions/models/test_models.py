@@ -200,7 +200,7 @@ def test_an_unknown_family_lists_the_known_ones(tmp_path):
 def test_a_python_without_docstrings_is_refused_at_once(tmp_path):
     code = "import headwise as hw\nprint(hw.shipped())\nhw.load('words-2l')"
     done = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True, timeout=120, check=False)
-    assert done.stdout == "['words-2l']\n"
+    assert done.stdout == "['code-4l', 'words-2l']\n"
     assert "ModelError: transformers reads docstrings to make a model, and python -OO (PYTHONOPTIMIZE=2)" in done.stderr
     listed = [sys.executable, "-OO", "-m", "headwise", "results", "ls", str(tmp_path)]
     done = subprocess.run(listed, capture_output=True, text=True, timeout=120, check=True)

@@ -338,10 +338,7 @@ def test_the_command_does_not_overwrite_the_shipped_model_with_a_smoke_run(capsy
 
 @pytest.fixture(scope="module")
 def shipped():
-    folder = SHIPPED / "code-4l"
-    if not folder.is_dir():
-        pytest.skip("code-4l is not shipped yet")
-    return folder
+    return SHIPPED / "code-4l"
 
 
 def test_what_is_shipped_is_small_and_whole(shipped):
