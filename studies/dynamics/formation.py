@@ -32,7 +32,7 @@ from ..storage.reading import as_tree, open_result
 from ..tasks.tasks import RepeatedTokens
 from .formation_changes import changes_of, curves_of
 from .formation_findings import conclude
-from .formation_look import SCORES, Look
+from .formation_look import PLACES, SCORES, Look
 from .schedule import log_spaced
 from .series import NOBODY
 
@@ -57,14 +57,16 @@ SHIPPED = Path(__file__).with_name("formation.nc")
 class FormationStudy:
     """When induction forms in training, in which order its parts appear, and without what it does not.
 
-    GPT-2 models with the default initialisation of transformers are trained from several seeds with AdamW, on
-    sequences of an artificial language: in most a part of random length, from a random position on, repeats to the end,
-    where induction helps, and in the others nothing repeats, where it does not. Measured at steps that are spaced by
-    their logarithm, each model as it is trained (a control with its knockout): induction, previous-token,
-    duplicate-token and prefix-matching score of every head; loss and accuracy at each position of repeated random
-    tokens; the loss on sequences held out, and from it the in-context-learning score (Olsson et al. 2022): the mean
-    loss of the last quarter of the tokens less that of the tokens before which nothing can repeat; composition between
-    the heads of layers 0 and 1. From each curve: its change point.
+    GPT-2 models with the default initialisation of transformers are trained from several seeds, on sequences of an
+    artificial language: in most a part of random length, from a random position on, repeats to the end, where induction
+    helps, and in the others nothing repeats, where it does not. Of the tokens that cannot be known only some enter the
+    loss, since their noise hides the others. Measured at steps that are spaced by their logarithm, each model as it is
+    trained (a control with its knockout): induction, previous-token, duplicate-token and prefix-matching score of every
+    head; its attention to the tokens 1 to 4 places behind the earlier copy of a token, and 1 to 4 back; loss and
+    accuracy at each position of repeated random tokens; the loss on sequences held out, and from it the
+    in-context-learning score (Olsson et al. 2022): the mean loss of the last quarter of the tokens less that of the
+    tokens before which nothing can repeat; composition between the heads of layers 0 and 1. From each curve: its change
+    point.
 
     Parameters
     ----------
@@ -81,10 +83,15 @@ class FormationStudy:
     exponent, bigrams, skip_bigrams : float
         Of Zipf's law, and the shares of tokens that follow from the one before and from the one two before. For the
         latter a head that attends to the previous position is of use by itself.
+    scored : float
+        Share of the tokens that cannot be known which enter the loss in training.
     batch : int
         Sequences of a training step.
     learning_rate : float
-        Rises from 0 over `warmup` steps, then stays.
+        Of AdamW. Rises from 0 over `warmup` steps, then stays.
+    muon_rate : float, optional
+        Learning rate of Muon, for the matrices in blocks; None leaves all to AdamW, with which induction comes later
+        and not from every seed.
     warmup, steps : int
         Training steps.
     measured : int
@@ -119,18 +126,20 @@ class FormationStudy:
     layers: int = 2
     heads: int = 2
     width: int = 64
-    vocabulary: int = 32
+    vocabulary: int = 64
     context: int = 32
-    period: tuple[int, int] = (5, 12)
-    lead: int = 0
-    repeats: float = 0.9
+    period: tuple[int, int] = (2, 12)
+    lead: int = 8
+    repeats: float = 0.6
     exponent: float = 0.0
     bigrams: float = 0.0
-    skip_bigrams: float = 0.0
+    skip_bigrams: float = 0.5
+    scored: float = 0.1
     batch: int = 32
-    learning_rate: float = 5e-3
+    learning_rate: float = 4e-3
+    muon_rate: float | None = 0.02
     warmup: int = 50
-    steps: int = 2000
+    steps: int = 1200
     measured: int = 30
     seeds: int = 3
     n: int = 16
@@ -166,15 +175,17 @@ class FormationStudy:
                 f"{self.vocabulary}: length can be 2 to {min(self.context, self.vocabulary) // 2}"
             )
         most = 3 * self.context // 4 - self.lead
-        if not (len(self.period) == 2 and 3 <= self.period[0] <= self.period[1] <= most):
+        if not (len(self.period) == 2 and 2 <= self.period[0] <= self.period[1] <= most):
             raise DeclarationError(
-                f"period={self.period}: give two lengths from 3 up to {most}, three quarters of the context of "
+                f"period={self.period}: give two lengths from 2 up to {most}, three quarters of the context of "
                 f"{self.context} less lead={self.lead}, so that the last quarter of its tokens always repeats"
             )
         if self.width % self.heads:
             raise DeclarationError(f"width={self.width} is no multiple of heads={self.heads}")
         if not self.learning_rate > 0:
             raise DeclarationError(f"learning_rate={self.learning_rate}: give a number above 0")
+        if self.muon_rate is not None and not self.muon_rate > 0:
+            raise DeclarationError(f"muon_rate={self.muon_rate}: give a number above 0, or None for AdamW alone")
         _ = self.task, self.data(0)  # which refuse what they cannot make
 
     @property
@@ -210,6 +221,7 @@ class FormationStudy:
             "bigrams": self.bigrams,
             "skip_bigrams": self.skip_bigrams,
             "lead": self.lead,
+            "scored": self.scored,
             "seed": seed,
         }
         size = self.steps * self.batch
@@ -321,6 +333,7 @@ class FormationStudy:
             context=self.context,
             seed=seed,
             learning_rate=self.learning_rate,
+            muon_rate=self.muon_rate,
             warmup_steps=self.warmup,
             during=self.held(training, self.context),
         )
@@ -349,7 +362,7 @@ class FormationStudy:
     def _finished(self, measured: xr.Dataset, begun: float) -> xr.DataTree:
         """The tree: what was measured, by topic, and what follows from it."""
         measured = _described(measured)
-        heads = measured[[*SCORES]].mean("example", keep_attrs=True)
+        heads = measured[[*SCORES, *PLACES]].mean("example", keep_attrs=True)
         groups = {"heads": heads.assign_attrs(long_name="scores of every head")}
         starts = {"long_name": "loss and accuracy by position", "repeat_starts": self.length}
         behaviour = measured[["loss", "accuracy"]].mean("example", keep_attrs=True)
@@ -408,6 +421,9 @@ WORDS = {
     "previous_token": ("previous-token score", "1"),
     "duplicate_token": ("duplicate-token score", "1"),
     "prefix_matching": ("prefix-matching score", "1"),
+    "behind": ("attention to a token behind the earlier copy", "1"),
+    "back": ("attention to a token before", "1"),
+    "distance": ("places behind the earlier copy, or back", "1"),
     "loss": ("next-token cross-entropy", "nat"),
     "accuracy": ("accuracy", "1"),
     "held_out_loss": ("next-token cross-entropy", "nat"),

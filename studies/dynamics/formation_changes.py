@@ -37,23 +37,38 @@ class Curve(NamedTuple):
 
 CURVES = {
     "previous_token": Curve("previous-token score of the best head of layer 0", "1", True, 0.2),
-    "k_composition": Curve("K-composition of the previous-token head into the induction head", "1", True, 0.1),
+    "further_back": Curve("attention of the best head of layer 0 to a token 2 to 4 back", "1", True, 0.2),
     "duplicate_token": Curve("duplicate-token score of the best head of layer 0", "1", True, 0.2),
-    "q_composition": Curve("Q-composition of the duplicate-token head into the induction head", "1", True, 0.1),
-    "prefix_matching": Curve("prefix-matching score of the best head", "1", True, 0.2),
+    "k_of_previous": Curve("K-composition of the previous-token head with the induction head", "1", True, 0.1),
+    "q_of_previous": Curve("Q-composition of the previous-token head with the induction head", "1", True, 0.1),
+    "v_of_previous": Curve("V-composition of the previous-token head with the induction head", "1", True, 0.1),
+    "k_of_further": Curve("K-composition of the head that looks 2 to 4 back with the induction head", "1", True, 0.1),
+    "q_of_duplicate": Curve("Q-composition of the duplicate-token head with the induction head", "1", True, 0.1),
+    "behind": Curve("attention of the best head behind the earlier copy", "1", True, 0.2),
     "induction": Curve("induction score of the best head", "1", True, 0.2),
+    "prefix_matching": Curve("prefix-matching score of the best head", "1", True, 0.2),
     "repeat_accuracy": Curve("accuracy on repeated random tokens", "1", True, 0.2),
     "repeat_loss": Curve("loss on repeated random tokens", "nat", False, 0.5),
     "in_context": Curve("in-context-learning score where a part repeats", "nat", False, 0.2),
     "in_context_new": Curve("in-context-learning score where nothing repeats", "nat", False, 0.2),
 }
-"""Of two ways to induction. One is by keys: a previous-token head writes which token stands before each key. The other
-is by queries, with learned position embeddings: a duplicate-token head writes where the query's token stood before,
-and the induction head looks one further (pointer arithmetic). The last curve is a control."""
-SENDERS = {"k": "previous_token", "q": "duplicate_token"}
-"""What head of layer 0 composes with the induction head, by the kind of composition."""
-REFERENCE = "induction"
-"""The curve that others are compared with."""
+"""What may be part of induction. The head that does it may look at the token behind the earlier copy (the induction
+score), or further behind, where other heads have put what that token is: ``behind`` takes the distance, 1 to 4, at
+which a head attends most. It finds the place by keys (a head that looks back writes which token stands before), or by
+queries, with learned position embeddings: a duplicate-token head writes where the query's token stood before (pointer
+arithmetic). The last curve is a control."""
+SENDERS = ("previous_token", "further_back", "duplicate_token")
+"""Heads of layer 0 that may be part of it."""
+COMPOSED = {
+    "k_of_previous": ("k", "previous_token"),
+    "q_of_previous": ("q", "previous_token"),
+    "v_of_previous": ("v", "previous_token"),
+    "k_of_further": ("k", "further_back"),
+    "q_of_duplicate": ("q", "duplicate_token"),
+}
+"""Kind of composition, and which head of layer 0."""
+REFERENCE = "behind"
+"""The curve that tells when induction appears, with which others are compared."""
 
 
 def curves_of(measured: xr.Dataset, study: Any) -> xr.Dataset:
@@ -69,25 +84,33 @@ def curves_of(measured: xr.Dataset, study: Any) -> xr.Dataset:
     -------
     Dataset
         ``<curve>(training, seed, step[, example])``; ``best_<score>(training, seed)``, the head with the largest mean
-        score over the last steps, whose curve it is.
+        score over the last steps, whose curve it is, and where that has distances, ``distance_<score>``.
     """
     found: dict[str, xr.DataArray] = {}
     best: dict[str, xr.DataArray] = {}
-    for name in ("previous_token", "duplicate_token", "prefix_matching", "induction"):
-        values = measured[name].sel(layer=[0]) if name in SENDERS.values() else measured[name]
-        flat = values.stack(one=("layer", "head"))
-        late = flat.isel(step=slice(-ENDS, None)).mean(["step", "example"]).fillna(-1.0)
-        at = late.argmax("one")
-        found[name] = flat.isel(one=at)
-        labels = [f"L{layer}H{head}" for layer, head in flat["one"].values]
-        best[f"best_{name}"] = xr.DataArray(np.asarray(labels, dtype=object)[at.values], at.coords, at.dims)
-        best[name] = at
+    at: dict[str, xr.DataArray] = {}
+    kinds = {name: measured[name] for name in ("previous_token", "duplicate_token", "prefix_matching", "induction")}
+    kinds |= {"further_back": measured["back"].sel(distance=slice(2, None)), "behind": measured["behind"]}
+    for name, each in kinds.items():
+        each = each.sel(layer=[0]) if name in SENDERS else each
+        each = each if "distance" in each.dims else each.expand_dims(distance=[1])
+        flat = each.stack(one=("layer", "head", "distance"))
+        at[name] = _late(flat).argmax("one")
+        found[name] = flat.isel(one=at[name])
+        one = flat["one"].isel(one=at[name])
+        labels = [f"L{layer}H{head}" for layer, head, _ in np.ravel(one.values)]
+        best[f"best_{name}"] = one.copy(data=np.reshape(np.asarray(labels, dtype=object), one.shape))
+        if "distance" in kinds[name].dims:
+            best[f"distance_{name}"] = one.copy(
+                data=np.reshape([int(d) for _, _, d in np.ravel(one.values)], one.shape)
+            )
     if "composition" in measured:
-        inside = measured["induction"].isel(layer=min(1, measured.sizes["layer"] - 1), drop=True)
-        late = inside.isel(step=slice(-ENDS, None)).mean(["step", "example"]).fillna(-1.0)
-        for kind, sender in SENDERS.items():
+        inside = measured["behind"].isel(layer=min(1, measured.sizes["layer"] - 1), drop=True)
+        receiver = _late(inside).max("distance").argmax("head")
+        heads = {name: best[f"best_{name}"].copy(data=_numbers(best[f"best_{name}"])) for name in SENDERS}
+        for name, (kind, sender) in COMPOSED.items():
             table = measured["composition"].sel(kind=kind, drop=True)
-            found[f"{kind}_composition"] = table.isel(sender_head=best[sender], receiver_head=late.argmax("head"))
+            found[name] = table.isel(sender_head=heads[sender], receiver_head=receiver)
     repeated = {"position": slice(study.length, 2 * study.length - 1)}
     found["repeat_accuracy"] = measured["accuracy"].isel(repeated).mean("position")
     found["repeat_loss"] = measured["loss"].isel(repeated).mean("position")
@@ -99,8 +122,18 @@ def curves_of(measured: xr.Dataset, study: Any) -> xr.Dataset:
     made = {name: found[name].reset_coords(drop=True) for name in CURVES if name in found}
     for name, values in made.items():
         values.attrs = {"long_name": CURVES[name].words, "units": CURVES[name].unit}
-    named = {name: one for name, one in best.items() if name.startswith("best_")}
+    named = {name: one.reset_coords(drop=True) for name, one in best.items()}
     return xr.Dataset(made | named)
+
+
+def _late(values: xr.DataArray) -> xr.DataArray:
+    """The mean over the last steps and prompts; -1 where there is no such head."""
+    return values.isel(step=slice(-ENDS, None)).mean(["step", "example"]).fillna(-1.0)
+
+
+def _numbers(labels: xr.DataArray) -> Array:
+    """Numbers of heads that labels such as ``L0H1`` name."""
+    return np.reshape([int(label.partition("H")[2]) for label in np.ravel(labels.values)], labels.shape)
 
 
 def changes_of(curves: xr.Dataset) -> xr.Dataset:
@@ -123,7 +156,7 @@ def changes_of(curves: xr.Dataset) -> xr.Dataset:
         ``change_step``, ``change_low``, ``change_high`` ``(training, seed, curve)``, ``first`` and ``last`` (means of
         the first and last steps), ``begin_step`` and ``end_step`` (10% and 90% of the change); ``mean_step``,
         ``mean_low``, ``mean_high`` and ``appeared`` ``(training, curve)``, the last a number of seeds; ``ratio``,
-        ``ratio_low`` and ``ratio_high``: the change point over that of the induction score of the same training;
+        ``ratio_low`` and ``ratio_high``: the change point over that of `REFERENCE` in the same training;
         ``share_of_change``: how much of a curve's change falls between begin and end of that of induction.
     """
     names = [name for name in CURVES if name in curves]

@@ -10,17 +10,9 @@ import xarray as xr
 
 from ..analyses.conclusion import Finding
 from ..output.phrases import count, listed
-from .formation_changes import CURVES, FITS, REFERENCE, SENDERS
+from .formation_changes import COMPOSED, CURVES, FITS, REFERENCE, SENDERS
 
-CIRCUIT = (
-    "previous_token",
-    "k_composition",
-    "duplicate_token",
-    "q_composition",
-    "induction",
-    "repeat_loss",
-    "in_context",
-)
+CIRCUIT = (*SENDERS, *COMPOSED, REFERENCE, "repeat_loss", "in_context")
 """Curves whose order is told."""
 KNOCKED_OUT = "With attention to the previous position knocked out throughout training in "
 WITHOUT = {
@@ -34,7 +26,8 @@ WITHOUT = {
 def conclude(tree: xr.DataTree) -> list[Finding]:
     """What the result of a `FormationStudy` says. Every sentence is written from numbers; none stands without one."""
     changes, curves = tree["changes"].to_dataset(), tree["curves"].to_dataset()
-    said = [("summary", text) for text in [*_appears(changes), *_order(changes), *_falls(changes), *_controls(changes)]]
+    said = [("summary", text) for text in [*_appears(changes), *_where(changes, curves), *_order(changes)]]
+    said += [("summary", text) for text in [*_falls(changes), *_controls(changes)]]
     said += [("changes", text) for text in _each(changes)]
     said += [("heads", text) for text in _heads(curves)]
     said += [("limits", text) for text in _limits(changes, json.loads(tree.attrs["study"])["skip_bigrams"])]
@@ -56,9 +49,40 @@ def _appears(changes: xr.Dataset) -> Iterator[str]:
         yield f"Induction appears in none of {count(seeds, 'training')}: the best head ends at a score of {last:.2f}."
         return
     yield (
-        f"Induction appears in {int(here['appeared'])} of {count(seeds, 'training')}, at step {_step(here)}: the score "
-        f"of the best head goes from {float(here['first'].mean()):.2f} to {float(here['last'].mean()):.2f}."
+        f"Induction appears in {int(here['appeared'])} of {count(seeds, 'training')}, at step {_step(here)}: the "
+        f"{CURVES[REFERENCE].words} goes from {float(here['first'].mean()):.2f} to {float(here['last'].mean()):.2f}, "
+        f"accuracy on repeated random tokens from {_ends(main, 'repeat_accuracy')}."
     )
+
+
+def _ends(main: xr.Dataset, name: str) -> str:
+    here = main.sel(curve=name)
+    return f"{float(here['first'].mean()):.2f} to {float(here['last'].mean()):.2f}"
+
+
+def _where(changes: xr.Dataset, curves: xr.Dataset) -> Iterator[str]:
+    """How far behind the earlier copy the heads look, and how far back those of layer 0."""
+    main = _main(changes)
+    if main is None or not int(main["appeared"].sel(curve=REFERENCE)):
+        return
+    there = np.isfinite(main["change_step"].sel(curve=REFERENCE).values)
+    here = curves.sel(training="main").isel(seed=there)
+    distances, how_often = np.unique(here[f"distance_{REFERENCE}"].values, return_counts=True)
+    each = [f"{distance} (in {often})" for distance, often in zip(distances, how_often, strict=True)]
+    text = f"How many places behind the earlier copy that head looks, by training: {listed(each)}."
+    if (distances > 1).any():
+        text += (
+            " At 1 stands the token that followed, and attention to it is the induction score, which goes from "
+            f"{_ends(main, 'induction')}. A head that looks further behind needs others in layer 0 that carry tokens."
+        )
+    yield text
+    back = main.sel(curve="further_back")
+    if int(back["appeared"]):
+        found = here["distance_further_back"].values
+        yield (
+            f"Beside the previous-token head a head of layer 0 comes to look {listed(sorted({str(d) for d in found}))} "
+            f"back: attention from {_ends(main, 'further_back')}."
+        )
 
 
 def _step(here: xr.Dataset) -> str:
@@ -72,7 +96,7 @@ def _order(changes: xr.Dataset) -> Iterator[str]:
     main = _main(changes)
     if main is None:
         return
-    for name in SENDERS.values():
+    for name in SENDERS:
         yield _against(main, name)
     steps = {name: float(main["mean_step"].sel(curve=name)) for name in CIRCUIT if name in main["curve"]}
     known = sorted((step, name) for name, step in steps.items() if np.isfinite(step))
@@ -82,7 +106,8 @@ def _order(changes: xr.Dataset) -> Iterator[str]:
 
 def _against(main: xr.Dataset, name: str) -> str:
     """Whether heads of layer 0 take their role before there are induction heads."""
-    here, words = main.sel(curve=name), name.replace("_", "-")
+    here = main.sel(curve=name)
+    words = "further-back (2 to 4 tokens)" if name == "further_back" else name.replace("_", "-")
     steps, others = here["change_step"].values, main["change_step"].sel(curve=REFERENCE).values
     both = np.isfinite(steps) & np.isfinite(others)
     if not both.any():
@@ -135,7 +160,7 @@ def _controls(changes: xr.Dataset) -> Iterator[str]:
         found = int(own["appeared"])
         what = f"appears in {found or 'none'} of {count(seeds, 'training')}"
         at = f", at step {_step(own)}" if found else ""
-        ends = f"the best score ends at {score:.2f}, the loss on repeated tokens at {loss:.2f} nat"
+        ends = f"attention behind the earlier copy ends at {score:.2f}, the loss on repeated tokens at {loss:.2f} nat"
         yield f"{WITHOUT[str(training)]}, induction {what}{at}: {ends}."
 
 
@@ -157,9 +182,9 @@ def _heads(curves: xr.Dataset) -> Iterator[str]:
     """Which heads they are."""
     for training in curves["training"].values:
         here = curves.sel(training=training)
-        pairs = zip(here["best_previous_token"].values, here["best_induction"].values, strict=True)
+        pairs = zip(here["best_previous_token"].values, here[f"best_{REFERENCE}"].values, strict=True)
         each = [f"{one} and {other} (seed {seed})" for seed, (one, other) in enumerate(pairs)]
-        which = "best previous-token head of layer 0 and best induction head"
+        which = "best previous-token head of layer 0 and the head that attends most behind the earlier copy"
         yield f"{str(training).capitalize()}: {which} are {listed(each)}."
 
 

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
 import xarray as xr
 
+from ...metrics.card import Card, Metric, PromptFacts
 from ..analyses.composition import composition_scores
 from ..measuring.measure import measure
 from ..tasks.prompts import Prompts
@@ -17,8 +19,35 @@ if TYPE_CHECKING:
     from ...interventions.models.model import Model
 
 SCORES = ("induction", "previous_token", "duplicate_token", "prefix_matching")
+DISTANCES = (1, 2, 3, 4)
+PLACES = {"behind": "behind the earlier copy of the query", "back": "before the query"}
+"""Where the keys are to which attention is measured, at each of `DISTANCES`: ``behind`` at distance 1 is the induction
+score, ``back`` at distance 1 the previous-token score."""
 PARTS = ("repeats", "new")
 """Sequences that are held out: those in which a part repeats, and those in which nothing does."""
+
+
+def _attention(place: str, distance: int) -> Metric:
+    """The metric of mean attention to the key at a distance, over the queries that have it."""
+
+    def prepare(facts: PromptFacts) -> dict[str, np.ndarray[Any, Any]]:
+        half, (examples, size) = facts.period or 0, facts.tokens.shape
+        queries = np.arange(facts.start + half, facts.start + 2 * half) if place == "behind" else np.arange(size)
+        keys = queries - half + distance if place == "behind" else queries - distance
+        there = (keys >= 0) & (keys <= queries)
+        weights = np.full((examples, size, size), 0.0 if there.any() else np.nan, dtype=np.float32)
+        weights[:, queries[there], keys[there]] = 1 / max(int(there.sum()), 1)
+        return {"weights": weights}
+
+    words = f"attention to the token {distance} {PLACES[place]}"
+    return Metric(Card(f"{place}_{distance}", words, "1", (0.0, 1.0)), "pattern", _summed, prepare)
+
+
+def _summed(pattern: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    return torch.einsum("rhqk,rqk->rh", pattern, weights.to(pattern.dtype))
+
+
+ATTENTION = {place: [_attention(place, distance) for distance in DISTANCES] for place in PLACES}
 
 
 class Look(NamedTuple):
@@ -40,11 +69,17 @@ class Look(NamedTuple):
         """Scores of heads, loss and accuracy by position, the loss on sequences held out, composition."""
         study = self.study
         held, task = study.held(self.training, 2 * study.length), study.task
-        found = _as_held(
-            measure(
-                model, task, held, [*SCORES, "loss", "accuracy"], runs="clean", per_position=True, progress=progress
-            )
-        )
+        metrics: list[Metric | str] = [
+            *SCORES,
+            *(metric for place in ATTENTION.values() for metric in place),
+            "loss",
+            "accuracy",
+        ]
+        found = _as_held(measure(model, task, held, metrics, runs="clean", per_position=True, progress=progress))
+        for place, each in ATTENTION.items():
+            distance = xr.DataArray(list(DISTANCES), dims="distance", name="distance")
+            joined = xr.concat([found[metric.name] for metric in each], distance)
+            found = found.drop_vars([metric.name for metric in each]).assign({place: joined})
         whole = [self._held_out(model, number) for number in range(len(PARTS))]
         found = found.assign(
             held_out_loss=xr.concat(whole, xr.DataArray(np.asarray(PARTS, dtype=object), dims="part", name="part"))
@@ -59,7 +94,7 @@ class Look(NamedTuple):
         """The loss at each position of one kind of sequences that no training sees, ``(example, position)``."""
         study = self.study
         part = study.data(0).parts[number]
-        tokens = [tuple(part.sequence(at, validates=True).tolist()) for at in range(study.n)]
+        tokens = [tuple(part.labelled(at, validates=True)[0].tolist()) for at in range(study.n)]
         held = study.held(self.training, study.context)
         values = _as_held(
             measure(model, Prompts(tuple(tokens)), held, "loss", runs="clean", per_position=True, progress=False)

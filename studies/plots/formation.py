@@ -9,18 +9,19 @@ import numpy as np
 import xarray as xr
 
 from ...errors import DeclarationError, choices
+from ..dynamics.formation_changes import COMPOSED, REFERENCE, SENDERS
 from .parts.dots import dots, row_chart, rows_of
 from .parts.inputs import Array
 from .parts.style import BLUE, GREY, INK, ORANGE, hover, overlay, styled
 from .steps import axis_of, over_steps
 
 PANELS = {
-    "Scores of the best heads": ("previous_token", "duplicate_token", "induction"),
-    "Composition into the induction head": ("k_composition", "q_composition"),
+    "Scores of the best heads": (*SENDERS, "behind", "induction"),
+    "Composition with the induction head": (*COMPOSED,),
 }
 """Curves of the main training that share a panel."""
 COMPARED = {
-    "induction": "Induction score",
+    "behind": "Attention behind the earlier copy",
     "in_context": "In-context-learning score",
     "repeat_loss": "Loss on repeated tokens",
     "repeat_accuracy": "Accuracy on repeated tokens",
@@ -36,14 +37,14 @@ def formation(result: xr.DataTree, panel: str | None = None) -> Any:
     result : DataTree
         Of a `FormationStudy`.
     panel : str, optional
-        One panel alone: ``scores``, ``composition``, ``induction``, ``in_context``, ``repeat_loss`` or
+        One panel alone: ``scores``, ``composition``, ``behind``, ``in_context``, ``repeat_loss`` or
         ``repeat_accuracy``.
 
     Returns
     -------
     holoviews.Layout, or an Overlay for one panel
         Means over seeds with 95% intervals over seeds against the step. Shaded: from 10% to
-        90% of the change of the induction score in the main training; its change point is dashed.
+        90% of the change of attention behind the earlier copy in the main training; its change point is dashed.
 
     Raises
     ------
@@ -139,10 +140,10 @@ def _over_seeds(values: xr.DataArray) -> xr.DataArray:
 
 
 def _band(changes: xr.Dataset) -> tuple[float, float, float] | None:
-    """10%, 50% and 90% of the change of induction in the main training: steps, geometric means over seeds."""
+    """10%, 50% and 90% of the change of `REFERENCE` in the main training: steps, geometric means over seeds."""
     if "main" not in changes["training"]:
         return None
-    here = changes.sel(training="main", curve="induction")
+    here = changes.sel(training="main", curve=REFERENCE)
     if not float(here["appeared"]):
         return None
     begin, middle, end = (

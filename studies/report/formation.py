@@ -7,6 +7,7 @@ import xarray as xr
 
 from ...errors import DeclarationError
 from .. import plots
+from ..dynamics.formation_changes import REFERENCE
 from ..output.page import Page, folded, number, table
 from ..plots.formation import of_seeds
 from .induction import Section
@@ -22,9 +23,12 @@ def _curves(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
     page.figure(
         plots.formation(tree),
         "Means over seeds with 95% intervals over seeds, against the step of training, after Olsson et al. (2022). "
-        "Shaded: while the induction score of the main training goes from 10% to 90% of its change; dashed: its change "
-        "point. The in-context-learning score is the mean loss of the last quarter of the tokens less that of the "
-        "tokens before which nothing can repeat, on sequences held out in which a part repeats.",
+        "Shaded: while attention of the main training behind the earlier copy goes from 10% to 90% of its change; "
+        "dashed: its change point. An induction head attends behind the earlier copy of a token: 1 behind stands the "
+        "token that followed, and attention to it is the induction score; “behind” takes the distance, 1 to 4, at "
+        "which a head attends most. “Further back” is a head of layer 0 that attends to one of the tokens 2 to 4 back. "
+        "The in-context-learning score is the mean loss of the last quarter of the tokens less that of the tokens before "
+        "which nothing can repeat, on sequences held out in which a part repeats.",
     )
 
 
@@ -77,8 +81,9 @@ def _table(ds: xr.Dataset) -> str:
 def _heads(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
     training = "main" if "main" in ds["training"] else ds["training"].values[0]
     steps = np.unique(np.linspace(0, ds.sizes["step"] - 1, SLIDES).round().astype(int))
-    for name in ("induction", "previous_token"):
-        values = ds[name].sel(training=training, drop=True).isel(seed=0, step=steps, drop=True)
+    whole = ds.assign(behind=ds["behind"].max("distance", keep_attrs=True))
+    for name in ("behind", "previous_token"):
+        values = whole[name].sel(training=training, drop=True).isel(seed=0, step=steps, drop=True)
         words = str(values.attrs.get("long_name", name))
         page.figure(
             plots.head_grid_over_steps(values, title=words),
@@ -103,7 +108,7 @@ def _positions(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
     training = "main" if "main" in ds["training"] else ds["training"].values[0]
     steps = ds["step"].values
     at = [0, len(steps) - 1]
-    changes = tree["changes"].to_dataset().sel(training=training, curve="induction")
+    changes = tree["changes"].to_dataset().sel(training=training, curve=REFERENCE)
     for name in ("begin_step", "change_step", "end_step"):
         if np.isfinite(changes[name]).any():
             middle = float(np.exp(np.nanmean(np.log(changes[name]))))
@@ -114,8 +119,8 @@ def _positions(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
     page.figure(
         of_seeds(plots.along(scored, "loss", "position", curves="step", title="loss"))
         + of_seeds(plots.along(scored, "accuracy", "position", curves="step", title="accuracy")),
-        "Loss and accuracy at each position of repeated random tokens: before, while and after the induction score "
-        f"changes, training “{training}”, mean over seeds with 95% intervals.",
+        "Loss and accuracy at each position of repeated random tokens: before, while and after induction "
+        f"appears, training “{training}”, mean over seeds with 95% intervals.",
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import DeclarationError, whole
+from .causal_lm import IGNORED
 from .data import SequenceData
 
 SUCCESSORS = 2
@@ -22,8 +23,10 @@ class ZipfData(SequenceData):
     Token number ``r`` (from 0) has a probability in proportion to ``(r + 1) ** -exponent``. With probability `bigrams`
     a token is instead one of the two that like to follow the one before, and with probability `skip_bigrams` one of the
     two that the token two before asks for. The tables of successors are the same for every seed.
-    Where a part repeats, its length, and how many tokens stand before it, are drawn anew for each sequence, so that
-    neither a fixed distance nor a fixed position leads back to the earlier copy.
+    Where a part repeats, its length (evenly by its logarithm), and how many tokens stand before it, are drawn anew for
+    each sequence, so that neither a fixed distance nor a fixed position leads back to the earlier copy.
+    A token can be known where it follows from the one or two before, and, where a part repeats, where the token before
+    it has an earlier copy.
 
     Parameters
     ----------
@@ -39,6 +42,9 @@ class ZipfData(SequenceData):
         Of Zipf's law; 0 makes all tokens as likely.
     bigrams, skip_bigrams : float
         Share of tokens that follow from the one before, and from the one two before.
+    scored : float
+        Share of the tokens that cannot be known which enter the loss. Below 1 a sequence has two rows,
+        ``(2, position)``: tokens, and labels, in which those that do not enter are -100.
     batch_size, size, validation, seed, num_workers, pin_memory
         See `SequenceData`.
 
@@ -65,6 +71,7 @@ class ZipfData(SequenceData):
         exponent: float = 1.0,
         bigrams: float = 0.3,
         skip_bigrams: float = 0.0,
+        scored: float = 1.0,
         batch_size: int = 32,
         size: int = 65_536,
         validation: int = 0,
@@ -75,12 +82,15 @@ class ZipfData(SequenceData):
         super().__init__(batch_size, size, validation, seed, num_workers, pin_memory)
         self.length, self.vocabulary = whole(length, "length", low=2), whole(vocabulary, "vocabulary", low=2)
         self.exponent, self.bigrams, self.skip_bigrams = exponent, bigrams, skip_bigrams
+        self.scored = scored
         self.period, self.lead = period, whole(lead, "lead", low=0)
         if not (bigrams >= 0 and skip_bigrams >= 0 and bigrams + skip_bigrams <= 1) or not exponent >= 0:
             raise DeclarationError(
                 f"bigrams={bigrams}, skip_bigrams={skip_bigrams}, exponent={exponent}: give two shares of together at "
                 "most 1, and 0 or more"
             )
+        if not 0 <= scored <= 1:
+            raise DeclarationError(f"scored={scored}: give the share of unknowable tokens that enter the loss")
         if period is not None and not 1 <= period[0] <= period[1] < length - lead:
             most = f"length={length}" + f" less lead={lead}" * (lead > 0)
             raise DeclarationError(f"period={period}: give two lengths from 1 up to, not including, {most}")
@@ -110,17 +120,28 @@ class ZipfData(SequenceData):
         return kept
 
     def sequence(self, number: int, validates: bool) -> np.ndarray[Any, Any]:
-        """Sequence `number` of those that train, or of those that validate."""
+        """Sequence `number` of those that train, or of those that validate: tokens, with labels where `scored` < 1."""
+        tokens, labels = self.labelled(number, validates)
+        return tokens if self.scored == 1 else np.stack([tokens, labels])
+
+    def labelled(self, number: int, validates: bool) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Tokens and labels of a sequence, each ``(position,)``."""
         random = np.random.default_rng((LANGUAGE, self.seed, validates, number))  # not the draws that mix data
         lead, fresh = 0, self.length
         if self.period is not None:
             lead = int(random.integers(self.lead + 1))
-            fresh = lead + int(random.integers(self.period[0], self.period[1] + 1))
+            fresh = lead + int(np.exp(random.uniform(np.log(self.period[0]), np.log(self.period[1] + 1))))
         tokens = self._tokens(random.random(fresh)).tolist()
         drawn, which = random.random(fresh).tolist(), random.integers(SUCCESSORS, size=fresh).tolist()
-        for at in range(1, fresh):
-            if drawn[at] < self.bigrams:
-                tokens[at] = self.successors[0][tokens[at - 1]][which[at]]
-            elif at > 1 and drawn[at] < self.bigrams + self.skip_bigrams:
-                tokens[at] = self.successors[1][tokens[at - 2]][which[at]]
-        return np.asarray(tokens[:lead] + np.resize(tokens[lead:], self.length - lead).tolist())
+        known = [False] * fresh
+        for step in range(1, fresh):
+            if drawn[step] < self.bigrams:
+                tokens[step], known[step] = self.successors[0][tokens[step - 1]][which[step]], True
+            elif step > 1 and drawn[step] < self.bigrams + self.skip_bigrams:
+                tokens[step], known[step] = self.successors[1][tokens[step - 2]][which[step]], True
+        at = np.arange(self.length)
+        places = np.where(at < fresh, at, lead + (at - lead) % (fresh - lead))
+        found = np.asarray(tokens)[places]
+        enter = np.asarray(known)[places] | (at > fresh)
+        enter |= random.random(self.length) < self.scored
+        return found, np.where(enter, found, IGNORED)

@@ -19,8 +19,11 @@ STUDY = hw.FormationStudy(
     measured=40,
     seeds=3,
 )
-CHANGES = {"previous_token": 150.0, "induction": 300.0}
+CHANGES = {"previous_token": 150.0, "behind": 300.0}
 """Change points of the main training, at seed 0; at seed k they are 1.1 ** k times as late."""
+
+DISTANCE = 2
+"""How far behind the earlier copy the induction head looks."""
 
 
 def logistic(steps, change, width=0.15):
@@ -48,11 +51,12 @@ def one(study, training, factor, random):
     noise = {name: random.normal(0, 0.01, sizes) for name in SCORES}
     found = {name: 0.05 + values for name, values in noise.items()}
     found["previous_token"][:, :, 0, 1] += 0.8 * previous[:, None]
-    for name in ("induction", "prefix_matching"):
-        found[name][:, :, -1, 0] += 0.7 * induction[:, None]
+    found["behind"], found["back"] = (0.05 + random.normal(0, 0.01, (*sizes, 4)) for _ in range(2))
+    found["behind"][:, :, -1, 0, DISTANCE - 1] += 0.7 * induction[:, None]
+    found["behind"][..., 0], found["back"][..., 0] = found["induction"], found["previous_token"]
     ds = xr.Dataset(
-        {name: (dims, values) for name, values in found.items()},
-        {"step": steps, "layer": range(layers), "head": range(study.heads)},
+        {name: (dims + ("distance",) * (values.ndim - 4), values) for name, values in found.items()},
+        {"step": steps, "layer": range(layers), "head": range(study.heads), "distance": range(1, 5)},
     )
     repeat = np.arange(2 * study.length) >= study.length
     share = induction[:, None, None] * repeat

@@ -46,7 +46,9 @@ def test_change_points_order_and_fall_are_those_that_were_put_in(simulated):
     assert loss["share_of_change"].values == pytest.approx(0.8, abs=0.06)
     assert float(changes["appeared"].sel(curve="in_context_new")) == 0
     assert simulated["curves"]["best_previous_token"].sel(training="main").values.tolist() == ["L0H1"] * 3
-    assert simulated["curves"]["best_induction"].sel(training="main").values.tolist() == ["L1H0"] * 3
+    assert simulated["curves"]["best_behind"].sel(training="main").values.tolist() == ["L1H0"] * 3
+    assert simulated["curves"]["distance_behind"].sel(training="main").values.tolist() == [formation.DISTANCE] * 3
+    assert float(changes["appeared"].sel(curve="induction")) == 0
 
 
 def test_curves_are_what_their_words_say(simulated):
@@ -61,17 +63,18 @@ def test_curves_are_what_their_words_say(simulated):
         assert float(made["in_context"][example]) == pytest.approx(late - early, abs=1e-5)
         loss = np.mean([float(here["loss"][query]) for query in range(12, 23)])
         assert float(made["repeat_loss"][example]) == pytest.approx(loss, abs=1e-5)
-        assert float(made["induction"][example]) == pytest.approx(float(here["induction"][1, 0]), abs=1e-6)
-        assert float(made["k_composition"]) == pytest.approx(float(here["composition"][1, 1, 0]), abs=1e-6)
+        assert float(made["behind"][example]) == pytest.approx(float(here["behind"][1, 0, 1]), abs=1e-6)
+        assert float(made["k_of_previous"]) == pytest.approx(float(here["composition"][1, 1, 0]), abs=1e-6)
 
 
 def test_its_sentences_are_written_from_the_numbers(simulated):
     said = {}
     for one in json.loads(simulated.attrs["conclusion"]):
         said.setdefault(one["group"], []).append(one["text"])
-    step = float(simulated["changes"]["mean_step"].sel(training="main", curve="induction"))
+    step = float(simulated["changes"]["mean_step"].sel(training="main", curve="behind"))
     text = " ".join(said["summary"])
     assert f"Induction appears in 3 of 3 trainings, at step {step:.0f} (95% over seeds:" in text
+    assert "How many places behind the earlier copy that head looks, by training: 2 (in 3). At 1 stands" in text
     assert "The previous-token head of layer 0 comes before induction: in 3 of 3 trainings with both it" in text
     assert "No duplicate-token head appears in layer 0, in the same training" in text
     assert "With one layer, induction appears in none of 3 trainings" in text
@@ -103,6 +106,15 @@ def test_a_training_is_measured_as_it_is_trained(tmp_path):
         loss = torch.nn.functional.cross_entropy(
             out.logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
         )
+        for place, first, last in (("behind", 4, 8), ("back", 0, 8)):
+            for distance in range(1, 5):
+                each = []
+                for query in range(first, last):
+                    key = query - 4 + distance if place == "behind" else query - distance
+                    if 0 <= key <= query:
+                        each.append(out.attentions[1][:, :, query, key].mean(0))
+                found = tree["heads"][place].sel(at | {"layer": 1, "distance": distance}).values
+                np.testing.assert_allclose(found, torch.stack(each).mean(0), atol=1e-5)
         np.testing.assert_allclose(tree["behaviour"]["loss"].sel(at).values[:-1], loss.view(2, -1).mean(0), atol=1e-5)
     blind = tree["heads"]["previous_token"].sel(training="knockout in layer 0", layer=0)
     assert float(np.abs(blind).max()) == 0
@@ -120,7 +132,7 @@ def test_the_look_of_held_out_sequences_is_the_loss_of_each_part():
     found = Look(study, "one layer", print).run(model, False)["held_out_loss"]
     for part, data in zip(("repeats", "new"), study.data(0).parts, strict=True):
         for example in range(2):
-            tokens = torch.as_tensor(data.sequence(example, validates=True))[None]
+            tokens = torch.as_tensor(data.labelled(example, validates=True)[0])[None]
             with torch.no_grad():
                 logits = model.module(tokens).logits[0, :-1]
             loss = torch.nn.functional.cross_entropy(logits, tokens[0, 1:], reduction="none")
@@ -149,18 +161,33 @@ def test_the_language_has_its_frequencies_bigrams_and_repeats():
     assert not np.array_equal(data.sequence(0, False), data.sequence(0, True))
     data = ZipfData(40, vocabulary=10_000, exponent=0.0, bigrams=0.0, period=(5, 9), lead=3, seed=3)
     begins = set()
-    for number in range(100):
+    for number in range(300):
         row = data.sequence(number, False).tolist()
         period = next(one for one in range(5, 10) if row[-one:] == row[-2 * one : -one])
         begins.add((next(at for at in range(40) if row.count(row[at]) > 1), period))
     assert begins == {(lead, period) for lead in range(4) for period in range(5, 10)}
 
 
+def test_labels_are_those_of_tokens_that_can_be_known():
+    data = ZipfData(30, vocabulary=10_000, exponent=0.0, bigrams=0.0, skip_bigrams=0.5, scored=0.0, seed=3)
+    for number in range(20):
+        tokens, labels = data.sequence(number, False)
+        for at in range(30):
+            known = at > 1 and tokens[at] in data.successors[1][tokens[at - 2]]
+            assert labels[at] == (tokens[at] if known else -100)
+    data = ZipfData(30, vocabulary=10_000, exponent=0.0, bigrams=0.0, period=(3, 9), lead=4, scored=0.0, seed=3)
+    for number in range(20):
+        tokens, labels = (row.tolist() for row in data.sequence(number, False))
+        assert [label != -100 for label in labels] == [tokens[max(at - 1, 0)] in tokens[: at - 1] for at in range(30)]
+    some = ZipfData(3000, vocabulary=50, bigrams=0.0, scored=0.3).sequence(0, False)[1]
+    assert (some != -100).mean() == pytest.approx(0.3, abs=0.03)
+
+
 def test_lengths_do_not_depend_on_the_kind_that_is_drawn():
     study = hw.FormationStudy(repeats=0.5, period=(4, 12), lead=8, vocabulary=5000, steps=20)
     data, periods = study.data(0), []
     for number in range(300):
-        row = data.sequence(number, False).tolist()
+        row = data.sequence(number, False)[0].tolist()
         if len({*row}) < 25:  # a part repeats
             periods.append(len({*row[-20:]}))
     assert 120 < len(periods) < 180
@@ -174,13 +201,15 @@ def test_lengths_do_not_depend_on_the_kind_that_is_drawn():
         ({"trainings": ()}, "name one at least"),
         ({"layers": 1}, "of one layer there is the training 'one layer'"),
         ({"length": 30}, "length can be 2 to 16"),
-        ({"period": (8, 40), "lead": 8}, "from 3 up to 16, three quarters of the context of 32 less lead=8"),
+        ({"period": (8, 40), "lead": 8}, "from 2 up to 16, three quarters of the context of 32 less lead=8"),
         ({"repeats": 1.5}, "share of sequences in which a part repeats"),
         ({"bigrams": -0.1}, "give two shares"),
         ({"bigrams": 0.6, "skip_bigrams": 0.5}, "of together at most 1"),
         ({"steps": 0}, "steps"),
         ({"width": 31}, "multiple"),
         ({"learning_rate": 0}, "learning_rate"),
+        ({"muon_rate": 0}, "muon_rate=0: give a number above 0, or None"),
+        ({"scored": 2}, "scored=2: give the share of unknowable tokens"),
     ],
 )
 def test_what_is_not_possible_is_refused_before_training(given, message):
@@ -229,3 +258,44 @@ def test_a_file_that_asks_for_much_work_or_nonsense_is_not_run_again(tmp_path, m
     hw.write_netcdf(tree, tmp_path / "a.nc")
     with pytest.raises(ResultError, match=message):
         hw.rerun(tmp_path / "a.nc")
+
+
+def test_the_shipped_result_opens_reports_and_holds_what_training_again_gives(tmp_path):
+    study = hw.FormationStudy()
+    tree = study.shipped()
+    assert tree is not None
+    assert hw.FormationStudy(seeds=2).shipped() is None
+    assert tree["heads"]["induction"].sizes["seed"] == study.seeds >= 3
+    assert [*tree["changes"]["training"].values] == [*study.trainings]
+    page = hw.write_report(tree, tmp_path / "a.html").read_text()
+    assert json.loads(tree.attrs["conclusion"])[0]["text"] in page
+    module = hw.CausalLM.tiny(
+        study.layers, study.heads, study.width, vocabulary=study.vocabulary, context=study.context, seed=1
+    ).model
+    matrices = [one for block in module.transformer.h for one in block.parameters() if one.ndim == 2]
+    body = module.transformer
+    vectors = [one for one in module.parameters() if one.ndim == 1]
+    groups = [{"params": [body.wte.weight, body.wpe.weight], "weight_decay": 0.01}]
+    groups += [{"params": vectors, "weight_decay": 0.0}]
+    adam = torch.optim.AdamW(groups, betas=(0.9, 0.98))
+    muon = torch.optim.Muon(matrices, weight_decay=0.01)
+    tokens = torch.as_tensor(study.task.draw(hw.load(module)).runs["clean"])
+    last = [step for step in study.at if step <= 12][-1]
+    batches = iter(study.data(1).train_dataloader())
+    for step in range(last + 1):
+        if step in study.at:
+            with torch.no_grad():
+                out = module.eval()(tokens).logits[:, :-1]
+            loss = torch.nn.functional.cross_entropy(out.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+            found = tree["behaviour"]["loss"].sel(training="main", seed=1, step=step).values[:-1]
+            np.testing.assert_allclose(found, loss.view(len(tokens), -1).mean(0), atol=2e-3)
+        batch, labels = next(batches).unbind(1)
+        for one, rate in ((adam, study.learning_rate), (muon, study.muon_rate)):
+            for group in one.param_groups:
+                group["lr"] = rate * min(1, step / study.warmup)
+        out = module.train()(batch).logits[:, :-1]
+        module.zero_grad()
+        torch.nn.functional.cross_entropy(out.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100).backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        adam.step()
+        muon.step()

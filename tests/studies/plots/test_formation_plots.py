@@ -20,7 +20,7 @@ def test_a_panel_shows_means_over_seeds_and_the_phase_change(simulated):
     assert [*curves] == [*formation.STUDY.trainings]
     wanted = simulated["curves"]["repeat_loss"].sel(training="main").mean(["seed", "example"])
     np.testing.assert_allclose(curves["main"].dimension_values("mean"), wanted, rtol=1e-5)
-    changes = simulated["changes"].to_dataset().sel(training="main", curve="induction")
+    changes = simulated["changes"].to_dataset().sel(training="main", curve="behind")
     (line,) = [one for one in drawn if isinstance(one, hv.VLine)]
     assert line.data == pytest.approx(float(changes["mean_step"]), rel=1e-6)  # the axis is that of steps here
     (span,) = [one for one in drawn if isinstance(one, hv.VSpan)]
@@ -35,7 +35,7 @@ def test_the_whole_figure_has_every_panel(simulated):
     titles = [hv.Store.lookup_options("bokeh", one, "plot").kwargs["title"] for one in drawn]
     assert [title.partition("\n")[0] for title in titles[:2]] == [
         "Scores of the best heads",
-        "Composition into the induction head",
+        "Composition with the induction head",
     ]
     assert len(titles) == 6
 
