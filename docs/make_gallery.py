@@ -47,20 +47,19 @@ def attention_viewer() -> Any:
 
 
 def attention_in_text() -> Any:
-    """The same in the text itself: its lines and spaces, and where two tokens of it look."""
-    prompt = hw.Prompts(["apple banana cherry dog\napple banana cherry"])
-    patterns = hw.capture(model, prompt, [hw.Head(1, 2).pattern])
-    last = hw.plots.attention_in_text(patterns, query=-1)
-    return (hw.plots.attention_in_text(patterns, query=-2) + last).cols(1)
+    """An induction head on Python code that its model has not read: where two tokens of it look."""
+    source = "    def startPrefixMapping(self, prefix, uri):\n"
+    source += "        self._cont_handler.startPrefixMapping(prefix, uri)\n\n"
+    source += "    def endPrefixMapping(self, prefix):\n        self._cont_handler.endPrefixMapping(prefix)\n"
+    patterns = hw.capture(hw.load("code-4l"), hw.Prompts([source]), "L1H6.pattern")
+    first = hw.plots.attention_in_text(patterns, query=51)
+    return (first + hw.plots.attention_in_text(patterns, query=66)).cols(1)
 
 
 def heads_on_text() -> Any:
-    """What each head is called, by what it does on text: of words here, so there are no brackets and no lines."""
-    tokens = hw.RepeatedTokens(n=64).draw(model).runs["clean"]
-    with open("results/words.txt", "w") as file:
-        file.write(" ".join(model.token_text(tokens.ravel().tolist())))
-    named = hw.text_heads(model, "results/words.txt", n=32)
-    return hw.plots.heads_on_text(named, title="heads of words-2l on words")
+    """What each head is called, by what it does on Python code that the model has not read."""
+    named = hw.text_heads(hw.load("code-4l"), n=96)
+    return hw.plots.heads_on_text(named, title="heads of code-4l on held-out code")
 
 
 def attention_row() -> Any:
@@ -210,18 +209,8 @@ def over_steps() -> Any:
 
 
 def gains_by_bin() -> Any:
-    """What second occurrences of pairs of words gain, by distance, in a text in which blocks of words come twice."""
-    from pathlib import Path
-
-    import numpy as np
-
-    random, words = np.random.default_rng(0), [word for word in model.tokenizer.get_vocab() if word.isalpha()]
-    text: list[str] = []
-    for between in random.integers(2, 40, 120):
-        block = [*random.choice(words, 4)]
-        text += [*block, *random.choice(words, between), *block]
-    Path("words.txt").write_text(" ".join(text))
-    found = hw.TextInduction("words.txt", context=64, n=16, pairs=64).run(model)
+    """What second occurrences of token pairs in Python code gain, by distance, with 95% intervals."""
+    found = hw.TextInduction(n=16, pairs=96).run(hw.load("code-4l"))
     return hw.plots.gains_by_bin(found["distance"])
 
 

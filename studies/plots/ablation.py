@@ -192,6 +192,8 @@ def _set_panel(ds: xr.Dataset, metric: str, limits: tuple[float, float]) -> Any:
     parts = [styled(hv.VLine(0.0), color=GREY, line_width=1)]
     for column, kind in enumerate(kinds):
         drawn = _control_dots(ds, control.sel(control=kind), kind, methods, 0.2 * (column + 1))
+        if not drawn["row"]:
+            continue
         tips = hover(shown, "@change{+0.000}", ("random heads", "@heads"), ("ablation", "@method"))
         look = CONTROLS.get(kind, (BLUE, "triangle"))
         parts.append(

@@ -27,8 +27,8 @@ def _curves(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
         "dashed: its change point. An induction head attends behind the earlier copy of a token: 1 behind stands the "
         "token that followed, and attention to it is the induction score; “behind” takes the distance, 1 to 4, at "
         "which a head attends most. “Further back” is a head of layer 0 that attends to one of the tokens 2 to 4 back. "
-        "The in-context-learning score is the mean loss of the last quarter of the tokens less that of the tokens before "
-        "which nothing can repeat, on sequences held out in which a part repeats.",
+        "The in-context-learning score is the mean loss of the last quarter of the tokens less that of the tokens "
+        "before which nothing can repeat, on sequences held out in which a part repeats.",
     )
 
 

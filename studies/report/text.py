@@ -107,7 +107,7 @@ def _ablation(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
         page.add("<p>No head is an induction head on random tokens, so there is no set to ablate.</p>")
     page.figure(
         plots.head_grid(ds["alone_gain"], title="gain, one head ablated")
-        + plots.head_grid(ds["alone_loss_first"], title="loss at first occurrences, one head ablated"),
+        + plots.head_grid(ds["alone_loss_first"], title="loss at first occurrences"),
         "Change in nats when one head is ablated alone. Negative on the left: the gain is smaller without the head. "
         "Positive on the right: the head matters where nothing has recurred, too.",
     )

@@ -106,7 +106,8 @@ def structure(text: str) -> Structure | None:
         elif kind == tokenize.OP and depth == 0 and token.string in CLOSING:
             brackets.append((open_at.pop(), int(line_at[row - 1]) + column))
         if begins and kind not in NO_LINE:
-            lines.append((int(line_at[row - 1]) + column, column))
+            blank = token.line[:column]  # a form feed sets the column back to 0
+            lines.append((int(line_at[row - 1]) + column, len(blank) - 1 - blank.rfind("\f")))
         begins = kind == tokenize.NEWLINE or (begins and kind in NO_LINE)
     return Structure(_pairs(brackets), _pairs(lines))
 

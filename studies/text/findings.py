@@ -12,6 +12,7 @@ from ...interventions.declare.sites import Head
 from ..analyses.ablation import REAL
 from ..analyses.conclusion import Finding
 from ..output.phrases import count, listed
+from ..tasks.tasks import REFERENCE_EXAMPLES
 from .measured import SET
 
 WORDS = {"distance": "distance", "candidates": "number of candidates", "position": "position"}
@@ -123,13 +124,14 @@ def _set(ds: xr.Dataset, strongest: Head) -> Iterator[str]:
         low, high = (float(ds[f"{name}_effect_{end}"]) for end in ("low", "high"))
         p = float(ds[f"p_{name}"].sel(control="all layers"))
         told[name] = f"{_ends(change, low, high)} nats"
-        real[name] = p <= REAL
+        real[name] = p <= REAL and (low > 0 or name == "gain")
         told[f"p_{name}"] = f"p = {p:.3f}"
     every, same = (int(ds["draws"].sel(control=control)) for control in ("all layers", "same layers"))
     beat = (ds["control_gain"].sel(control="all layers") <= ds["gain"]).values
     sets = [str(one).split() for one in ds["control_heads"].sel(control="all layers").values[beat]]
     holding = sum(str(strongest) in one for one in sets)
     other = f", {holding} of them with {strongest}" if holding and str(strongest) not in ds["heads"].item() else ""
+    floor = 1 / (1 + every)
     rests = real["gain"] and float(ds["gain_effect_high"]) < 0
     yield (
         f"Without {listed(ds['heads'].item().split())} ({ds['ablation'].item()} ablation) the gain changes by "
@@ -165,12 +167,11 @@ def _where(tree: xr.DataTree) -> Iterator[str]:
     for name, words in WORDS.items():
         ds = tree[name].to_dataset()
         many = ds.isel(bin=np.flatnonzero(ds["count_net_gain"].values >= FEWEST))
-        if many.sizes["bin"] < 2:
-            continue
-        ends = (f"{float(many['net_gain'][at]):+.2f} at {many['bin'].values[at]}" for at in (0, -1))
-        parts.append(f"by {words} {' and '.join(ends)}")
         if open_bins := [str(one) for one in many["bin"].values[~(many["net_gain_low"].values > 0)]]:
             unsure.append(f"{words} {listed(open_bins)}")
+        if many.sizes["bin"] > 1:
+            ends = (f"{float(many['net_gain'][at]):+.2f} at {many['bin'].values[at]}" for at in (0, -1))
+            parts.append(f"by {words} {' and '.join(ends)}")
     if parts:
         yield f"The net gain in nats: {'; '.join(parts)}. " + (
             f"It is not shown to be above 0 at {'; '.join(unsure)}."
@@ -197,7 +198,7 @@ def _prompts(tree: xr.DataTree) -> Iterator[str]:
 
 
 def _limits(tree: xr.DataTree) -> Iterator[str]:
-    gains, study = tree["gains"].to_dataset(), json.loads(tree.attrs["study"])
+    gains, windows, study = tree["gains"].to_dataset(), tree["windows"].to_dataset(), json.loads(tree.attrs["study"])
     yield (
         "The gain alone shows no induction: pairs that recur are frequent ones, and later tokens have more context. "
         "What the first occurrence does, the net gain says."
@@ -208,8 +209,8 @@ def _limits(tree: xr.DataTree) -> Iterator[str]:
     )
     yield "Attention to the first successor does not say that its token is copied; ablation says what rests on a head."
     yield (
-        f"Heads below the score of {float(study['threshold']):.2f} on random tokens may do induction on text: they "
-        "were ablated alone only, without a test."
+        f"Heads that are no induction heads on random tokens (a score below {float(study['threshold']):.2f}, or not "
+        "above untrained models) may do induction on text: they were ablated alone only, without a test."
     )
     if study["text"] is not None:
         yield f"That the model has not read the text in {study['text']} is taken for granted: nothing here can tell."
@@ -221,6 +222,12 @@ def _limits(tree: xr.DataTree) -> Iterator[str]:
             else "."
         )
     )
+    beside = int(windows.attrs["possible"]) - windows.sizes["window"]
+    if beside < REFERENCE_EXAMPLES:
+        yield (
+            f"The text has {count(beside, 'window')} beside those that were drawn: what is put in their place comes "
+            "from these too, and may be a window's own."
+        )
     few = [words for name, words in WORDS.items() if (tree[name]["count_net_gain"] < FEWEST).any()]
     if few:
         yield f"Some parts by {listed(few)} hold fewer than {FEWEST} occurrences: see the counts."

@@ -102,7 +102,8 @@ def text_heads(
         head)``, 95% intervals of score less control; ``p(claim, layer, head)``, one-sided by flipping the signs of
         units, the larger one of both controls; ``q``, the same after Benjamini-Hochberg over all claims and heads;
         ``fits(claim, layer, head)``, 0 or 1; ``called(layer, head)``, text; ``queries(claim, unit)``. The coordinates
-        ``looks_from``, ``looks_at``, ``compared_with`` and ``helps_with`` say what a claim is. With `controls`:
+        ``looks_from``, ``looks_at``, ``compared_with`` and ``helps_with`` say what a claim is. With `controls`, where a claim
+        fits a head:
         ``loss_without(ablated, window, place)``, where ``ablated`` are claims, all heads that each fits mean-ablated,
         and ``place`` the next tokens of which it is the loss; ``loss_whole(window, place)`` of the whole model;
         ``loss_without_random(ablated, random, draw, window, place)``; and ``p_without(ablated, random, place)``, how

@@ -291,6 +291,7 @@ def heads(model: Model, text: Text, *, threshold: float, untrained: int, seed: i
         rows = np.full((3, *shape), np.nan)
         for at in np.ndindex(shape):
             rows[(slice(None), *at)] = _of_sums(values[at], counts, units)
+        rows = np.clip(rows, -1.0 if name == "above_control" else 0.0, 1.0)  # ends of intervals know no bounds
         for number, end in enumerate(ENDS):
             ds[f"{name}{end}"] = (("layer", "head"), rows[number], {"long_name": words, "units": "1"})
     chance = float((1 / single.second).mean())

@@ -86,7 +86,8 @@ def windows(
     context : int, optional
         Tokens of a window; as many as the model reads when left out.
     n : int
-        Windows that are drawn, without replacement; all where the text has fewer.
+        Windows that are drawn, without replacement; all where the text has fewer. Where fewer than 32 are left, the
+        drawn ones are among the others too, from which means and resampled values are taken.
     seed : int
         The same seed draws the same windows.
 
@@ -166,7 +167,7 @@ def read_text(model: Model, text: str | os.PathLike[str] | None) -> tuple[str, d
     read = {}
     for name, one in files.items():
         try:
-            read[name] = one.read_bytes().decode("utf-8")
+            read[name] = one.read_bytes().decode("utf-8-sig")
         except UnicodeDecodeError:
             raise DeclarationError(
                 f"{one} is no text in UTF-8: give a file of text, or a folder of such files"

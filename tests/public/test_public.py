@@ -112,6 +112,15 @@ def test_the_readme_looks_inside():
     assert float(space["qk"]["prefix_matching"]) < 0.2 < 0.99 < float(space["k"]["prefix_matching"])
 
 
+def test_the_readme_studies_real_text():
+    space = {"hw": hw}
+    block = blocks()[4].replace("n=32", "n=6, pairs=24").replace("n=256", "n=12")
+    exec(compile(block, "README.md", "exec"), space)
+    gains = space["found"]["gains"].to_dataset()
+    assert float(gains["mean_low"].sel(gain="net_gain")) > 0.3
+    assert str(space["named"]["called"].sel(layer=1, head=6).item()) == "induction"
+
+
 def test_the_script_that_looks_inside_runs_as_written():
     from headwise import Head, Neuron, ZeroAblate
 
@@ -154,13 +163,13 @@ def test_the_readme_explains_a_plan_as_it_is(monkeypatch, capsys):
 def test_the_readme_reads_a_study_back(tmp_path, monkeypatch, words_study):
     monkeypatch.chdir(tmp_path)
     hw.write_netcdf(words_study, "results/induction-words-2l.nc")
-    block = blocks()[4]
+    block = blocks()[5]
     space = {}
     exec(compile(block, "README.md", "exec"), space)
     assert space["tree"]["heads"]["induction"].dims == ("layer", "head", "example")
     groups = re.search(r"# groups: ([a-z ]+)", block).group(1).split()
     assert set(groups) <= set(space["tree"].children)
-    exec(compile(blocks()[5], "README.md", "exec"), space)
+    exec(compile(blocks()[6], "README.md", "exec"), space)
     (entry,) = space["results"]
     assert (entry.model, entry.study) == ("words-2l", "InductionStudy")
     table = space["results"].table("ablation/loss", where="effect > 0.5 and layer >= 1", sort="-effect", top=10)
@@ -173,7 +182,7 @@ def test_the_readme_reads_a_study_back(tmp_path, monkeypatch, words_study):
 def test_the_readme_measures_while_a_model_is_trained(tmp_path, monkeypatch, steps):
     monkeypatch.chdir(tmp_path)
     space = {"hw": hw}
-    exec(compile(blocks()[7].replace("400", str(steps)), "README.md", "exec"), space)
+    exec(compile(blocks()[8].replace("400", str(steps)), "README.md", "exec"), space)
     formation, shipped = space["formation"], space["shipped"]
     assert formation["induction"].dims == ("step", "layer", "head", "example")
     assert formation["step"].values.tolist() == list(hw.log_spaced(steps, 12))
@@ -186,10 +195,10 @@ def test_the_readme_writes_what_can_be_gone_on_with(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     space = {}
     exec(compile(blocks()[0], "README.md", "exec"), space)
-    exec(compile(blocks()[6], "README.md", "exec"), space)
+    exec(compile(blocks()[7], "README.md", "exec"), space)
     wanted = space["ds"]["loss"]
     xr.testing.assert_equal(xr.load_dataset("results/heads.nc")["loss"], wanted)
-    exec(compile(blocks()[8], "README.md", "exec"), space)
+    exec(compile(blocks()[9], "README.md", "exec"), space)
     xr.testing.assert_allclose(xr.load_dataset("results/many.nc")["loss"], wanted, atol=1e-6)
 
 
@@ -211,5 +220,5 @@ def test_the_wheel_holds_exactly_the_package_and_its_data(tmp_path):
             *(p for d in ("interventions", "metrics", "studies") for p in (ROOT / d).rglob("*.py")),
         ]
     }
-    data = {f"headwise/{path.relative_to(ROOT)}" for path in (ROOT / "models" / "words-2l").iterdir() if path.is_file()}
-    assert names == sources | data | {"headwise/py.typed"}
+    data = {f"headwise/{path.relative_to(ROOT)}" for path in (ROOT / "models").rglob("*") if path.is_file()}
+    assert names == sources | data | {"headwise/py.typed", "headwise/studies/training/code_card.md"}

@@ -42,7 +42,10 @@ def test_induction_writes_result_and_report(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["induction", "--model", "no such"], "headwise: no model is called 'no such': shipped are code-4l and words-2l"),
+        (
+            ["induction", "--model", "no such"],
+            "headwise: no model is called 'no such': shipped are code-4l and words-2l",
+        ),
         (["induction", "--n", "0"], "headwise: n, the number of prompts, must be 2 or more, got 0"),
         (
             ["induction", "--length", "999"],

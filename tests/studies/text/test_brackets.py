@@ -169,3 +169,8 @@ def test_a_source_with_nothing_in_it():
     assert found.brackets.shape == found.lines.shape == (0, 2)
     empty = relations(found, np.array([0, 1]), np.array([1, 2]))
     assert [len(part) for part in empty] == [0] * 9
+
+
+def test_a_form_feed_sets_the_column_back():
+    text = "x = 1\n\x0cdef g():\n  y = (1)\n"
+    assert structure(text).lines.tolist() == [[0, 0], [7, 0], [18, 2]]

@@ -9,11 +9,13 @@ import holoviews as hv
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 import headwise as hw
 from headwise.errors import DeclarationError
 from headwise.metrics.statistics import rank_correlation
 from headwise.studies.cli.main import main
+from headwise.studies.text import findings
 from headwise.studies.text import windows as windows_module
 from headwise.studies.text.findings import conclude
 from headwise.studies.text.occurrences import draw_replaced, find, mean_by_unit
@@ -248,7 +250,7 @@ def test_bins_are_drawn_with_their_intervals(tree):
 
 def test_the_command_prints_and_writes(study, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    given = ["text", "--text", str(study.text), "--context", "40", "--n", "4", "--pairs", "2"]
+    given = ["text", "--model", "words-2l", "--text", str(study.text), "--context", "40", "--n", "4", "--pairs", "2"]
     assert main([*given, "--plan"]) == 0
     said = capsys.readouterr().out
     assert "induction on text, words-2l: 4 windows of 40 tokens" in said
@@ -274,7 +276,7 @@ def test_the_command_prints_and_writes(study, tmp_path, capsys, monkeypatch):
         assert html.escape(words, quote=False) in report, words
     assert main(["text", "--text", "nowhere"]) == 1
     assert "headwise: text='nowhere': there is no such file or folder" in capsys.readouterr().err
-    assert main(["text"]) == 1
+    assert main(["text", "--model", "words-2l"]) == 1
     assert "headwise: words-2l has no folder held_out with text that it has not read" in capsys.readouterr().err
 
 
@@ -300,3 +302,21 @@ def test_text_in_which_nothing_recurs_is_refused(words_model, tmp_path):
     (tmp_path / "once.txt").write_text(" ".join(words[:200]))
     with pytest.raises(DeclarationError, match="0 token pairs recur once in the 5 windows of 40 tokens"):
         hw.TextInduction(tmp_path / "once.txt", context=40).plan(words_model)
+
+
+def test_what_is_said_of_where_it_fails_looks_at_every_part():
+    def part(values, counts):
+        lows = [value - 0.5 for value in values]
+        names = [str(at) for at in range(len(values))]
+        columns = {"net_gain": values, "net_gain_low": lows, "count_net_gain": counts}
+        return xr.Dataset({name: ("bin", one) for name, one in columns.items()}, coords={"bin": names})
+
+    parts = {"distance": part([-0.5], [200]), "candidates": part([2.0, 1.5], [50, 30]), "position": part([1.0], [5])}
+    (said,) = findings._where(xr.DataTree.from_dict(parts))
+    assert said == (
+        "The net gain in nats: by number of candidates +2.00 at 0 and +1.50 at 1. It is not shown to be above 0 at "
+        "distance 0."
+    )
+    parts["distance"] = part([0.6], [200])
+    (said,) = findings._where(xr.DataTree.from_dict(parts))
+    assert said.endswith("It is above 0 in every part with 20 occurrences or more.")
