@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -30,7 +31,7 @@ def conclude(tree: xr.DataTree) -> list[Finding]:
     said += [("summary", text) for text in [*_falls(changes), *_controls(changes)]]
     said += [("changes", text) for text in _each(changes)]
     said += [("heads", text) for text in _heads(curves)]
-    said += [("limits", text) for text in _limits(changes, json.loads(tree.attrs["study"])["skip_bigrams"])]
+    said += [("limits", text) for text in _limits(changes, json.loads(tree.attrs["study"]))]
     return [Finding(group, text) for group, text in said]
 
 
@@ -188,7 +189,7 @@ def _heads(curves: xr.Dataset) -> Iterator[str]:
         yield f"{str(training).capitalize()}: {which} are {listed(each)}."
 
 
-def _limits(changes: xr.Dataset, skip_bigrams: float) -> Iterator[str]:
+def _limits(changes: xr.Dataset, study: dict[str, Any]) -> Iterator[str]:
     """What was not shown."""
     seeds = changes.sizes["seed"]
     if seeds < 5:
@@ -197,11 +198,17 @@ def _limits(changes: xr.Dataset, skip_bigrams: float) -> Iterator[str]:
         f"A curve has a change point where a logistic step explains {100 * FITS:.0f}% of its variance; what changes in "
         "two steps, or slowly, is told badly by one."
     )
+    skip_bigrams, scored = study["skip_bigrams"], study["scored"]
     if skip_bigrams:
         yield (
             f"{100 * skip_bigrams:.0f}% of the tokens follow from the one two before, so that a head that attends to "
             "the previous position is of use without induction and may come first for that; skip_bigrams=0 takes that "
             "away."
+        )
+    if scored < 1:
+        yield (
+            f"Of the tokens that cannot be known {100 * scored:.0f}% entered the loss: what models say of others was "
+            "hardly trained, and the in-context-learning score, which compares with it, says less than elsewhere."
         )
     yield "The order of change points is no proof of cause: that is what the controls are for."
     yield "The language is artificial and the models are small: what is found need not hold in large models."

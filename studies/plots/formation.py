@@ -9,24 +9,24 @@ import numpy as np
 import xarray as xr
 
 from ...errors import DeclarationError, choices
-from ..dynamics.formation_changes import COMPOSED, REFERENCE, SENDERS
+from ..dynamics.formation_changes import COMPOSED, REFERENCE
 from .parts.dots import dots, row_chart, rows_of
 from .parts.inputs import Array
 from .parts.style import BLUE, GREY, INK, ORANGE, hover, overlay, styled
 from .steps import axis_of, over_steps
 
 PANELS = {
-    "Scores of the best heads": (*SENDERS, "behind", "induction"),
-    "Composition with the induction head": (*COMPOSED,),
+    "Scores of the best heads": ("previous_token", "further_back", REFERENCE, "induction"),
+    "Composition with the induction head": [*COMPOSED][:4],
 }
 """Curves of the main training that share a panel."""
 COMPARED = {
-    "behind": "Attention behind the earlier copy",
-    "in_context": "In-context-learning score",
-    "repeat_loss": "Loss on repeated tokens",
-    "repeat_accuracy": "Accuracy on repeated tokens",
+    "behind": ("Attention behind the earlier copy", "attention"),
+    "in_context": ("In-context-learning score", "difference of losses"),
+    "repeat_loss": ("Loss on repeated tokens", "loss"),
+    "repeat_accuracy": ("Accuracy on repeated tokens", "accuracy"),
 }
-"""Curves that are drawn for every training."""
+"""Curves that are drawn for every training: title, and words of the axis."""
 
 
 def formation(result: xr.DataTree, panel: str | None = None) -> Any:
@@ -68,8 +68,9 @@ def formation(result: xr.DataTree, panel: str | None = None) -> Any:
                 values = xr.concat(each, xr.DataArray(labels, dims="curve", name="curve"), combine_attrs="drop")
                 words = "score" if key == "scores" else "composition score"
                 made[key] = (title, values.assign_attrs(long_name=words, units="1"))
-    for name, title in COMPARED.items():
-        made[name] = (title, _over_seeds(curves[name]))
+    for name, (title, words) in COMPARED.items():
+        values = _over_seeds(curves[name])
+        made[name] = (title, values.assign_attrs(values.attrs | {"long_name": words}))
     if panel is not None and panel not in made:
         raise DeclarationError(f"there is no panel {panel!r}: possible are {choices(made)}")
     band = _band(changes)

@@ -86,7 +86,7 @@ def _heads(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
         values = whole[name].sel(training=training, drop=True).isel(seed=0, step=steps, drop=True)
         words = str(values.attrs.get("long_name", name))
         page.figure(
-            plots.head_grid_over_steps(values, title=words),
+            plots.head_grid_over_steps(values, title=name.partition("_")[0]),
             f"{words[:1].upper()}{words[1:]} of every head, training “{training}”, seed 0: the slider sets the step.",
         )
 
