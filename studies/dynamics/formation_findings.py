@@ -27,7 +27,7 @@ WITHOUT = {
 def conclude(tree: xr.DataTree) -> list[Finding]:
     """What the result of a `FormationStudy` says. Every sentence is written from numbers; none stands without one."""
     changes, curves = tree["changes"].to_dataset(), tree["curves"].to_dataset()
-    said = [("summary", text) for text in [*_appears(changes), *_where(changes, curves), *_order(changes)]]
+    said = [("summary", text) for text in [*_appears(changes), *_where(changes, curves), *_order(changes, curves)]]
     said += [("summary", text) for text in [*_falls(changes), *_controls(changes)]]
     said += [("changes", text) for text in _each(changes)]
     said += [("heads", text) for text in _heads(curves)]
@@ -92,20 +92,20 @@ def _step(here: xr.Dataset) -> str:
     return f"{mean:.0f}" + (f" (95% over seeds: {low:.0f} to {high:.0f})" if np.isfinite(low) else "")
 
 
-def _order(changes: xr.Dataset) -> Iterator[str]:
+def _order(changes: xr.Dataset, curves: xr.Dataset) -> Iterator[str]:
     """In which order the parts appear."""
     main = _main(changes)
     if main is None:
         return
     for name in SENDERS:
-        yield _against(main, name)
+        yield _against(main, name, curves["step"].values)
     steps = {name: float(main["mean_step"].sel(curve=name)) for name in CIRCUIT if name in main["curve"]}
     known = sorted((step, name) for name, step in steps.items() if np.isfinite(step))
     if len(known) > 2:
         yield f"In order of their steps: {listed(f'{CURVES[name].words} ({step:.0f})' for step, name in known)}."
 
 
-def _against(main: xr.Dataset, name: str) -> str:
+def _against(main: xr.Dataset, name: str, measured: np.ndarray[Any, Any]) -> str:
     """Whether heads of layer 0 take their role before there are induction heads."""
     here = main.sel(curve=name)
     words = "further-back (2 to 4 tokens)" if name == "further_back" else name.replace("_", "-")
@@ -120,6 +120,13 @@ def _against(main: xr.Dataset, name: str) -> str:
         )
     earlier = int((steps < others)[both].sum())
     ratio, low, high = (float(here[key]) for key in ("ratio", "ratio_low", "ratio_high"))
+    own = float(main["mean_step"].sel(curve=REFERENCE))
+    near = np.searchsorted(measured, own).clip(1, len(measured) - 1)
+    if abs(ratio - 1) * own < measured[near] - measured[near - 1]:
+        return (
+            f"The {words} head of layer 0 comes with induction: at {ratio:.2f} times the step, less than one measurement "
+            "apart."
+        )
     word = "before" if ratio < 1 else "after"
     open_ = "" if np.isfinite(low) and (high < 1 or low > 1) else " on average, which these seeds leave open"
     within = f" (95% over seeds: {low:.2f} to {high:.2f})" if np.isfinite(low) else ""
