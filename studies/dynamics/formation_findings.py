@@ -124,8 +124,8 @@ def _against(main: xr.Dataset, name: str, measured: np.ndarray[Any, Any]) -> str
     near = np.searchsorted(measured, own).clip(1, len(measured) - 1)
     if abs(ratio - 1) * own < measured[near] - measured[near - 1]:
         return (
-            f"The {words} head of layer 0 comes with induction: at {ratio:.2f} times the step, less than one measurement "
-            "apart."
+            f"The {words} head of layer 0 comes with induction: at {ratio:.2f} times the step, less than one "
+            "measurement apart."
         )
     word = "before" if ratio < 1 else "after"
     open_ = "" if np.isfinite(low) and (high < 1 or low > 1) else " on average, which these seeds leave open"
