@@ -175,7 +175,7 @@ def test_labels_are_those_of_tokens_that_can_be_known():
         for at in range(30):
             known = at > 1 and tokens[at] in data.successors[1][tokens[at - 2]]
             assert labels[at] == (tokens[at] if known else -100)
-    data = ZipfData(30, vocabulary=10_000, exponent=0.0, bigrams=0.0, period=(3, 9), lead=4, scored=0.0, seed=3)
+    data = ZipfData(30, vocabulary=1_000_000, exponent=0.0, bigrams=0.0, period=(3, 9), lead=4, scored=0.0, seed=3)
     for number in range(20):
         tokens, labels = (row.tolist() for row in data.sequence(number, False))
         known = [at > 0 and tokens[at - 1] in tokens[: at - 1] for at in range(30)]
