@@ -5,10 +5,11 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup induction test test-heavy ndif latest lint format bench bridge soak gallery model model-code wheel wheel-test clean
+.PHONY: help setup induction dynamics dynamics-full test test-heavy ndif latest lint format bench bridge soak gallery model model-code wheel wheel-test clean
 
 help:
 	@echo "make induction  the whole induction-head analysis of the shipped model, into results/"
+	@echo "make dynamics   how induction forms in training, with controls and seeds (make dynamics-full trains again)"
 	@echo "make test       set up and run the tests, a process a core (WORKERS=1: one after another)"
 	@echo "make test-heavy the tests marked heavy: soak, many kills, browsers at many widths, hundreds of cases"
 	@echo "make ndif       start the real NDIF server here, run the remote tests against it, end it (Linux, needs redis-server)"
@@ -33,6 +34,13 @@ setup: $(VENV)/.ready
 
 induction: setup
 	$(RUN) -m headwise induction --model words-2l --out results/induction-words-2l.nc
+
+# Where the package holds the result of this study, that is taken; else the models are trained, which takes long.
+dynamics: setup
+	$(RUN) -m headwise dynamics --study formation --out results/dynamics-formation.nc
+
+dynamics-full: setup
+	$(RUN) -m headwise dynamics --study formation --out results/dynamics-formation.nc --fresh
 
 # As many processes as cores. One that is done takes tests from the end of another's list, so that most modules stay whole.
 WORKERS ?= logical

@@ -14,7 +14,8 @@
   changes: ``effect``, ``normalized``
 - training: ``CausalLM``, ``RepeatedTokensData``, ``TextData``, ``MixedData``; a measurement as a value, ``Sweep``; any
   study while a model is trained, ``StudyCallback`` (``TrainerStudyCallback`` for transformers), at ``log_spaced``
-  steps, or ``over_checkpoints``; on several devices, ``FabricExecutor``
+  steps, or ``over_checkpoints``; how induction forms, with controls, ``FormationStudy``; on several devices,
+  ``FabricExecutor``
 - results: ``summary``, ``table``, ``write_netcdf``, ``open_result``, ``Results`` (a folder), ``rerun``,
   ``write_report``; declarations as text: ``to_json``, ``from_json``
 - modules: ``metrics``, ``plots``, ``errors``
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from .studies import Batch as Batch
     from .studies import CausalLM as CausalLM
     from .studies import FabricExecutor as FabricExecutor
+    from .studies import FormationStudy as FormationStudy
     from .studies import InductionStudy as InductionStudy
     from .studies import MixedData as MixedData
     from .studies import Prompts as Prompts
@@ -105,7 +107,7 @@ else:
             ".interventions.models.checkpoints": "checkpoint_steps",
             ".interventions.models.locate": "shipped",
             ".interventions.models.model": "Model",
-            ".studies": "Batch CausalLM FabricExecutor InductionStudy MixedData Prompts RepeatedTokens "
+            ".studies": "Batch CausalLM FabricExecutor FormationStudy InductionStudy MixedData Prompts RepeatedTokens "
             "RepeatedTokensData Results StudyCallback Sweep TextData TextInduction TrainerStudyCallback "
             "capture circuit_scores compare_estimates composition_scores describe_heads effect from_json "
             "difference direct_logit_attribution head_circuits neuron_tokens predict weighted_value_norms "

@@ -208,6 +208,18 @@ def over_steps() -> Any:
     return hw.plots.over_steps(formation, scores, top=3)
 
 
+def formation() -> Any:
+    """The phase change: induction appears in models that are trained from three seeds, and in no control."""
+    formation = hw.FormationStudy().shipped()
+    return hw.plots.formation(formation)
+
+
+def change_points() -> Any:
+    """When each part of the circuit appears, in each of three trainings and on average."""
+    formation = hw.FormationStudy().shipped()
+    return hw.plots.change_points(formation)
+
+
 def gains_by_bin() -> Any:
     """What second occurrences of token pairs in Python code gain, by distance, with 95% intervals."""
     found = hw.TextInduction(n=16, pairs=96).run(hw.load("code-4l"))
@@ -250,6 +262,8 @@ PICTURES: tuple[Callable[[], Any], ...] = (
     token_bars,
     eigenvalue_plane,
     over_steps,
+    formation,
+    change_points,
     gains_by_bin,
     chosen,
 )

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .catalogue.table import table as table
     from .dynamics.callback import StudyCallback as StudyCallback
     from .dynamics.checkpoints import over_checkpoints as over_checkpoints
+    from .dynamics.formation import FormationStudy as FormationStudy
     from .dynamics.hf_trainer import TrainerStudyCallback as TrainerStudyCallback
     from .dynamics.schedule import log_spaced as log_spaced
     from .inspection.attribution import direct_logit_attribution as direct_logit_attribution
@@ -83,6 +84,7 @@ else:
             ".storage.registry": "from_json to_json",
             ".dynamics.callback": "StudyCallback",
             ".dynamics.checkpoints": "over_checkpoints",
+            ".dynamics.formation": "FormationStudy",
             ".dynamics.hf_trainer": "TrainerStudyCallback",
             ".dynamics.schedule": "log_spaced",
             ".measuring.declared": "Sweep",

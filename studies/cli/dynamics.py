@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import DeclarationError, ResultError
-from .shared import add_command, add_json, print_json, print_table, put, quiet_libraries, say, shown
+from .shared import add_command, add_json, fill, print_json, print_table, put, quiet_libraries, say, shown
 
 if TYPE_CHECKING:
+    from ..dynamics.formation import FormationStudy
     from ..dynamics.study import Study
 
 METRICS = "induction,previous_token,loss"
@@ -18,6 +19,7 @@ EXAMPLES = """  headwise dynamics                                  all of words-
   headwise dynamics --steps 0,512,2000 --json
   headwise dynamics --metrics induction,loss --length 40
   headwise dynamics --study mine.json --out results/mine.nc
+  headwise dynamics --study formation                how induction forms
   headwise dynamics --model ./runs/checkpoints       .ckpt, checkpoint-100/
   headwise dynamics --model EleutherAI/pythia-70m --steps 1,512 --plan
 """
@@ -40,7 +42,8 @@ def add(commands: Any) -> None:
         description=(
             "Run a study on each checkpoint of a training: by default, attention scores of heads and the loss. "
             "Writes one NetCDF file with a dim step and an HTML report beside it. Stopped or killed, the same command "
-            "again goes on where it was. While a model is trained, hw.StudyCallback does it."
+            "again goes on where it was. While a model is trained, hw.StudyCallback does it. The study formation "
+            "trains small models, with controls and from several seeds, and says when induction appears."
         ),
         examples=f"{EXAMPLES}\n{STUDY}",
     )
@@ -51,7 +54,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--steps", default="all", help="such as 0,512,2000 (default: %(default)s)")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--study", metavar="FILE", help="JSON file with a Sweep or an InductionStudy, see below")
+    what.add_argument("--study", metavar="FILE", help="JSON file with a study, see below; or formation")
     what.add_argument("--metrics", metavar="NAMES", help=f"of repeated random tokens, with commas (default: {METRICS})")
     parser.add_argument("--n", type=int, default=32, help="prompts (default: %(default)s)")
     parser.add_argument("--length", type=int, default=25, help="tokens in the half that repeats (default: %(default)s)")
@@ -69,6 +72,8 @@ def run(options: argparse.Namespace) -> int:
     from ..storage.files import check_writable
 
     quiet_libraries()
+    if (formation := _formation(options)) is not None:
+        return _run_formation(formation, options, started)
     study, steps = _study(options), _steps(options.steps)
     found = checkpoints_of(options.model, steps)
     if options.plan:
@@ -99,6 +104,58 @@ def run(options: argparse.Namespace) -> int:
         print_json({"file": str(out), "report": str(report), "steps": table})
         return 0
     _print(rows, [name.removeprefix(PREFIX) for name in names], names)
+    put(f"\n{shown(out)}  results ({out.stat().st_size / 1e6:.1f} MB)")
+    put(f"{shown(report)}  report ({report.stat().st_size / 1e6:.1f} MB)")
+    put(f"{time.monotonic() - started:.0f} s in all")
+    return 0
+
+
+def _formation(options: argparse.Namespace) -> FormationStudy | None:
+    """The formation study, where ``--study`` names it or a file that holds one."""
+    from ...interventions.declare.codec import read_json
+    from ..dynamics.formation import FormationStudy
+
+    if options.study == "formation":
+        return FormationStudy()
+    try:
+        text = Path(options.study or "").expanduser().read_text()
+        found = read_json(text)
+    except (OSError, ValueError):
+        return None  # which is told where a study is read
+    is_one = isinstance(found, dict) and found.get("type") == "FormationStudy"
+    return FormationStudy.from_json(text) if is_one else None
+
+
+def _run_formation(study: FormationStudy, options: argparse.Namespace, started: float) -> int:
+    """Train and measure, write the report, print the findings."""
+    from ..catalogue.summary import summary
+    from ..report.report import write_report
+    from ..storage.files import check_writable, write_netcdf
+
+    trained = f"{len(study.trainings)} trainings from {study.seeds} seeds, {study.steps} steps each"
+    if options.plan:
+        put(f"{trained}, measured at {len(study.at)} of them")
+        return 0
+    out = Path(options.out or "results/dynamics-formation.nc")
+    if out.suffix != ".nc":
+        raise DeclarationError(f"--out {out}: end it in .nc; the report beside it gets the same name in .html")
+    out = check_writable(out)
+    check_writable(out.with_suffix(".html"))
+    tree = None if options.fresh else study.shipped()
+    if tree is not None:
+        say("headwise ships the result of this study; --fresh trains again")
+        write_netcdf(tree, out)
+    else:
+        say(trained)
+        tree = study.run(out=out, resume=not options.fresh)
+    say("writing the report")
+    report = write_report(tree, out.with_suffix(".html"))
+    said = summary(tree)
+    if options.json:
+        print_json({"file": str(out), "report": str(report), "findings": list(said.points)})
+        return 0
+    for text in said.points:
+        put(fill(f"- {text}", "  "))
     put(f"\n{shown(out)}  results ({out.stat().st_size / 1e6:.1f} MB)")
     put(f"{shown(report)}  report ({report.stat().st_size / 1e6:.1f} MB)")
     put(f"{time.monotonic() - started:.0f} s in all")

@@ -29,6 +29,7 @@ from .direct import direct_and_copying
 from .estimates import estimate_against_exact
 from .export.notebook import show_in_notebooks as _show_in_notebooks
 from .export.save import save
+from .formation import change_points, formation
 from .grids import grid, layer_by_position
 from .heads import head_grid, head_grids, ranked_heads
 from .inspection.activations import activations
@@ -52,12 +53,14 @@ __all__ = [
     "attribution",
     "by_position",
     "causal_check",
+    "change_points",
     "composition_graph",
     "composition_matrix",
     "composition_strip",
     "direct_and_copying",
     "eigenvalue_plane",
     "estimate_against_exact",
+    "formation",
     "gains_by_bin",
     "grid",
     "head_grid",

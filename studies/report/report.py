@@ -18,7 +18,7 @@ from ...errors import DeclarationError
 from ..analyses.estimate_verdicts import NAMES, VERDICTS, verdict
 from ..inspection.findings import findings
 from ..output.page import Page, bullets, number, paragraphs, table
-from ..output.phrases import count
+from ..output.phrases import count, listed
 from ..output.progress import Progress
 from ..reproduce.recipe import recipe
 from ..storage.attributes import json_in, json_or_text, number_in, with_plain_attrs
@@ -26,7 +26,7 @@ from ..storage.files import check_writable, write_beside
 from ..storage.netcdf import reading
 from ..storage.reading import as_tree, open_result
 from ..storage.record import KINDS, LOOKS, Record
-from . import generic, inside, measurement, series, text, text_heads
+from . import formation, generic, inside, measurement, series, text, text_heads
 from .assumptions import Ran, assumed, untested
 from .changes import metrics_in
 from .induction import QUESTION, SECTIONS, Section, compared
@@ -143,6 +143,9 @@ def _contents(tree: xr.DataTree) -> Contents:
         other = generic.sections(tree, tuple(section.key for section in known))
         title = str(attrs.get("title", "Induction heads"))
         return Contents(title, QUESTION, lead, known + other, _findings(attrs))
+    if record.study.get("type") == "FormationStudy":
+        sections = [section for section in formation.SECTIONS if section.key in tree.children]
+        return Contents(str(attrs["title"]), formation.QUESTION, _trained(record), sections, _findings(attrs))
     if record.study.get("type") == "TextInduction":
         title = str(attrs.get("title", "Induction on text"))
         sections = [section for section in text.SECTIONS if section.key in tree.children]
@@ -188,6 +191,19 @@ def _trusted(ds: xr.Dataset) -> list[str]:
     found = {str(name): verdict(ds.sel(estimator=name)) for name in ds["estimator"].values}
     each = [f"{NAMES.get(name, name)} {VERDICTS[told]}" for name, told in found.items()]
     return [f"On {count(ds['exact'].size, 'condition')}, {'; '.join(each)}."]
+
+
+def _trained(record: Record) -> str:
+    """What was trained, in a sentence; nothing where the result does not say."""
+    names = ("layers", "heads", "width", "vocabulary", "steps", "seeds", "trainings")
+    if not {*names} <= {*record.study}:
+        return ""
+    layers, heads, width, vocabulary, steps, seeds, trainings = (record.study[name] for name in names)
+    return (
+        f"A GPT-2 of {count(layers, 'layer')} with {count(heads, 'head')} each and {width} dimensions, default "
+        f"initialisation, {vocabulary} tokens, trained for {steps} steps from {count(seeds, 'seed')}: "
+        f"{listed(trainings)}."
+    )
 
 
 def _findings(attrs: Mapping[Any, Any]) -> dict[str, list[str]]:

@@ -23,6 +23,7 @@ from ..tasks.tasks import RepeatedTokens
 if TYPE_CHECKING:
     from ...interventions.models.model import Model
     from ..analyses.induction import InductionStudy
+    from ..dynamics.formation import FormationStudy
     from ..tasks.tasks import Task
 
 Agree = bool | Callable[[str], bool]
@@ -149,6 +150,23 @@ def size_of(task: Task) -> tuple[int, int]:
         for texts in (prompts, answers)
     ]
     return len(task.prompts), 1 + sum(longest)
+
+
+def check_training(source: Path, study: FormationStudy, yes: Agree) -> None:
+    """Ask the user about trainings beyond `MOST_WORK` operations or `MOST_CONDITIONS` steps.
+
+    Raises
+    ------
+    ResultError
+        The user did not agree.
+    """
+    trainings = len(study.trainings) * study.seeds
+    weights = 12 * study.layers * study.width**2 + (study.vocabulary + study.context) * study.width
+    tokens = study.steps * study.batch * study.context + study.measured * study.n * 2 * (study.length + study.context)
+    work = 6.0 * trainings * weights * tokens
+    if work > MOST_WORK or trainings * study.steps > MOST_CONDITIONS:
+        steps = f"{study.steps} steps each"
+        agree(source, f"for {trainings} trainings, {steps}, up to {work:.1e} floating-point operations", yes)
 
 
 def check_work(source: Path, model: Model, task: Task, forward: int, yes: Agree) -> None:

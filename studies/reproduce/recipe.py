@@ -57,6 +57,8 @@ def recipe(attrs: Mapping[Any, Any], root: xr.Dataset, file: str) -> Recipe | No
     try:
         if record.series:
             return _of_series(record, root, file)
+        if record.study.get("type") == "FormationStudy":
+            return _of_trainings(record, file)
         if record.study.get("type") == "TextInduction":
             return _of_text(record)
         if record.kind == "text_heads":
@@ -89,6 +91,16 @@ def _of_study(record: Record) -> Recipe:
     ]
     notes = [f"The command does not set {', '.join(differ)}; the Python lines do."] if differ else []
     return Recipe(command, "\n".join(lines), (*notes, *_notes(record)))
+
+
+def _of_trainings(record: Record, file: str) -> Recipe:
+    """Of a study that trains its models itself."""
+    from ..dynamics.formation import FormationStudy
+
+    study = FormationStudy.from_json(record.attrs["study"])
+    lines = ["import headwise as hw", "", f'tree = hw.{call(study)}.run(out="again.nc")', "hw.write_report(tree)"]
+    note = "It trains every model again. Another machine or another version of torch rounds differently, which adds up."
+    return Recipe(f"headwise rerun {shlex.quote(file)}", "\n".join(lines), (note,))
 
 
 def _of_text(record: Record) -> Recipe:

@@ -41,6 +41,8 @@ NEEDED = ("schema_version", "model", "model_revision", "weight_hash", "tokenizer
 """Attributes without which no result can be repeated."""
 RUNS, STEPS_OF_STUDY = 3, 4
 """Runs of a task at most, as they are; steps of the integrated estimates of a study."""
+TRAINS = "FormationStudy"
+"""The study that trains its models itself."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,8 @@ def rerun(
     attrs = {str(name): value for name, value in held.attrs.items()}
     if SERIES in attrs:
         return _each_step(source, device, tolerance, say, model, options, yes)
+    if json_in(attrs, "study", dict).get("type") == TRAINS:
+        return _trained(source, attrs, tolerance, say, model, yes)
     _check_readable(source, attrs)
     repeat = _declared(source, attrs, as_tree(held))
     stored = as_tree(open_result(source, load=True))
@@ -232,14 +236,39 @@ def _each_step(
     return compare(before, after, str(source), tolerance, tuple(notes))
 
 
-def _check_readable(source: Path, attrs: Mapping[str, Any]) -> None:
+def _trained(
+    source: Path, attrs: Mapping[str, Any], tolerance: float, say: Say, model: Any, yes: consent.Agree
+) -> Agreement:
+    """Repeat a study that trains its models itself."""
+    from ..dynamics.formation import FormationStudy
+    from ..storage.reading import as_tree, open_result
+
+    if model is not None:
+        raise DeclarationError(f"{source} holds a study that trains its own models: it takes no model")
+    _check_readable(source, attrs, ())
+    try:
+        study = FormationStudy.from_json(attrs["study"])
+    except (HeadwiseError, TypeError, ValueError, LookupError, AttributeError) as error:
+        raise ResultError(f"{source} cannot be repeated: {error}") from error
+    consent.check_training(source, study, yes)
+    stored = as_tree(open_result(source, load=True))
+    say(f"training {len(study.trainings) * study.seeds} models, {study.steps} steps each")
+    again = study.run()
+    before, after = (json_in(one.attrs, "versions", dict) for one in (stored, again))
+    notes = [f"{name}: {old} then, {after.get(name)} now" for name, old in before.items() if old != after.get(name)]
+    if stored.attrs.get("platform") != again.attrs["platform"]:
+        notes.append("another machine: a training adds up its rounding, so that later steps differ")
+    return compare(stored, again, str(source), tolerance, notes)
+
+
+def _check_readable(source: Path, attrs: Mapping[str, Any], needed: Sequence[str] = NEEDED) -> None:
     version = str(attrs.get("schema_version", ""))
     if re.fullmatch("[0-9]+", version) and (len(version) > len(SCHEMA) or int(version) > int(SCHEMA)):
         raise ResultError(
             f"{source} was written by a newer headwise (schema {version[:20]}; this one reads up to {SCHEMA}): "
             "install that one to repeat it"
         )
-    if missing := [name for name in NEEDED if name not in attrs]:
+    if missing := [name for name in needed if name not in attrs]:
         raise ResultError(f"{source} cannot be repeated: it has no attribute {choices(missing)}")
 
 

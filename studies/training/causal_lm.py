@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, get_
 from ...errors import DeclarationError, choices, whole
 from ...interventions.models.opening import options_of
 from ...interventions.models.turns import making
+from .muon import MuonAdam
 
 if TYPE_CHECKING:
     from ...interventions.declare.edits import Intervention
@@ -27,8 +28,9 @@ class CausalLM(L.LightningModule):  # type: ignore[misc]
     """Next-token training of a Hugging Face causal language model, with AdamW.
 
     A batch is a tensor of token ids ``(example, position)``, or a mapping with ``input_ids`` and, where some tokens
-    shall not enter the loss, ``labels`` (those tokens are -100 there). The loss is the mean cross-entropy in nats of
-    the tokens from the second one on; it is logged as ``train/loss`` and ``val/loss``.
+    shall not enter the loss, ``labels`` (those tokens are -100 there), or both as one tensor
+    ``(example, 2, position)``. The loss is the mean cross-entropy in nats of the tokens from the second one on; it is
+    logged as ``train/loss`` and ``val/loss``.
 
     Parameters
     ----------
@@ -41,6 +43,9 @@ class CausalLM(L.LightningModule):  # type: ignore[misc]
         Of matrices; vectors (biases, norms) have none.
     betas : (float, float)
         Of AdamW.
+    muon_rate : float, optional
+        The largest learning rate of Muon (Jordan et al. 2024), for all matrices but embeddings and those that write
+        logits. By default AdamW takes these too.
     warmup_steps : int
         Optimiser steps over which the learning rate rises from 0.
     schedule : {"constant", "linear", "cosine"}
@@ -68,6 +73,7 @@ class CausalLM(L.LightningModule):  # type: ignore[misc]
         learning_rate: float = 1e-3,
         weight_decay: float = 0.01,
         betas: tuple[float, float] = (0.9, 0.98),
+        muon_rate: float | None = None,
         warmup_steps: int = 0,
         schedule: str = "constant",
         during: Intervention | None = None,
@@ -75,12 +81,15 @@ class CausalLM(L.LightningModule):  # type: ignore[misc]
         super().__init__()
         if not learning_rate > 0:
             raise DeclarationError(f"learning_rate={learning_rate}: give a number above 0")
+        if muon_rate is not None and not muon_rate > 0:
+            raise DeclarationError(f"muon_rate={muon_rate}: give a number above 0, or None for AdamW alone")
         if schedule not in SCHEDULES:
             raise DeclarationError(f"schedule={schedule!r}: possible are {choices(SCHEDULES)}")
         self.warmup_steps = whole(warmup_steps, "warmup_steps")
         self.learning_rate, self.weight_decay, self.betas, self.schedule = learning_rate, weight_decay, betas, schedule
+        self.muon_rate = muon_rate
         self.model = _made(model)
-        given = {"learning_rate": learning_rate, "weight_decay": weight_decay, "betas": betas}
+        given = {"learning_rate": learning_rate, "weight_decay": weight_decay, "betas": betas, "muon_rate": muon_rate}
         given |= {"warmup_steps": warmup_steps, "schedule": schedule, "model": self.model.config.to_dict()}
         self.save_hyperparameters(_plain(given))
         self.during = during
@@ -163,14 +172,18 @@ class CausalLM(L.LightningModule):  # type: ignore[misc]
 
     def loss(self, batch: Tensor | Mapping[str, Tensor]) -> Tensor:
         """The mean cross-entropy of a batch, in nats."""
+        if isinstance(batch, Tensor) and batch.ndim == 3:
+            batch = dict(zip(("input_ids", "labels"), batch.unbind(1), strict=True))
         tokens = batch if isinstance(batch, Tensor) else batch["input_ids"]
         labels = tokens if isinstance(batch, Tensor) else batch.get("labels", tokens)
         logits = self(tokens)[:, :-1].float()
         return nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
 
     def configure_optimizers(self) -> Any:
-        """AdamW, and the schedule of its learning rate by optimiser steps."""
-        parameters = [one for one in self.parameters() if one.requires_grad]
+        """AdamW, with Muon where it is asked for, and the schedule of the learning rates by optimiser steps."""
+        inner = [] if self.muon_rate is None else self._inner()
+        taken = {*map(id, inner)}
+        parameters = [one for one in self.parameters() if one.requires_grad and id(one) not in taken]
         groups = [
             {"params": [one for one in parameters if one.ndim > 1], "weight_decay": self.weight_decay},
             {"params": [one for one in parameters if one.ndim <= 1], "weight_decay": 0.0},
@@ -178,13 +191,23 @@ class CausalLM(L.LightningModule):  # type: ignore[misc]
         adam = torch.optim.AdamW(
             [group for group in groups if group["params"]], self.learning_rate, (self.betas[0], self.betas[1])
         )
+        optimiser: torch.optim.Optimizer = adam
+        if self.muon_rate is not None and inner:
+            optimiser = MuonAdam(adam, torch.optim.Muon(inner, self.muon_rate, self.weight_decay))
         name = "constant_with_warmup" if self.schedule == "constant" else self.schedule
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf") and self.schedule != "constant":
             raise DeclarationError(f"schedule={self.schedule!r} needs an end: give the trainer max_steps or max_epochs")
         steps = None if steps == float("inf") else int(steps)
-        schedule = get_scheduler(name, adam, self.warmup_steps, steps)
-        return {"optimizer": adam, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        schedule = get_scheduler(name, optimiser, self.warmup_steps, steps)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _inner(self) -> list[nn.Parameter]:
+        """Matrices that are neither embeddings nor write logits."""
+        outer = [one for one in self.model.modules() if isinstance(one, nn.Embedding)]
+        outer += [self.model.get_output_embeddings()]
+        ends = {id(weight) for one in outer for weight in one.parameters()}
+        return [one for one in self.model.parameters() if one.requires_grad and one.ndim == 2 and id(one) not in ends]
 
 
 def _made(model: PreTrainedModel | Mapping[str, Any] | str) -> PreTrainedModel:

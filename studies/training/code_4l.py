@@ -34,6 +34,7 @@ from .causal_lm import CausalLM
 from .code_files import Made, write_files, write_json
 from .code_text import FOLDER, SMOKE, CodeData, Recipe, build_tokenizer, corpus, licence_of
 from .data import TextData
+from .muon import MuonAdam
 from .ngrams import KneserNey
 
 
@@ -144,35 +145,6 @@ class Curve(L.Callback):  # type: ignore[misc]
             f"  induction {best['induction']:.2f}  previous token {best['previous_token']:.2f}",
             flush=True,
         )
-
-
-class MuonAdam(torch.optim.Optimizer):
-    """AdamW for some parameters and Muon for others, as one optimiser: Lightning counts the steps of each.
-
-    Jordan et al. 2024, Muon: an optimizer for hidden layers in neural networks.
-    """
-
-    def __init__(self, adam: torch.optim.AdamW, muon: torch.optim.Muon) -> None:
-        self.parts = (adam, muon)
-        super().__init__([*adam.param_groups, *muon.param_groups], {})
-
-    def step(self, closure: Any = None) -> Any:
-        """A step of both, after the gradients that `closure` makes."""
-        with torch.enable_grad():
-            loss = None if closure is None else closure()
-        for part in self.parts:
-            part.step()
-        return loss
-
-    def state_dict(self) -> dict[str, Any]:
-        """The states of both."""
-        return {"parts": [part.state_dict() for part in self.parts]}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the states of both."""
-        for part, state in zip(self.parts, state_dict["parts"], strict=True):
-            part.load_state_dict(state)
-        self.param_groups = [group for part in self.parts for group in part.param_groups]
 
 
 class CodeLM(CausalLM):

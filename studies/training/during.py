@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
@@ -81,36 +82,43 @@ class Held:
 
 @dataclass(frozen=True)
 class Masked:
-    """A hook that keeps queries from attending to keys, in the mask that the attention module is given.
+    """A hook that keeps queries of a layer from attending to keys, in the mask that the attention module is given.
 
     Attributes
     ----------
-    edit : Knockout
+    edits : tuple of Knockout
+        All of one layer.
     shape : Shape
     """
 
-    edit: Knockout
+    edits: tuple[Knockout, ...]
     shape: Shape
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Add the forbidden pairs to the mask."""
         hidden = args[0] if args else kwargs["hidden_states"]
-        length, heads, site = hidden.shape[1], self.shape.heads, self.edit.site
-        lowest, place = torch.finfo(hidden.dtype).min, hidden.device
-        back = torch.arange(length, device=place)[:, None] - torch.arange(length, device=place)
-        seen = (back >= 0) & (back < (self.shape.window(site.layer) or length))  # (query, key)
-        given = kwargs.get("attention_mask")
+        seen, forbidden = (one.to(hidden.device) for one in _pairs(self.edits, self.shape, hidden.shape[1]))
+        lowest, given = torch.finfo(hidden.dtype).min, kwargs.get("attention_mask")
         given = seen[None, None] if given is None else given
         if given.dtype is torch.bool:
             given = torch.zeros_like(given, dtype=hidden.dtype).masked_fill(~given, lowest)
-        out, queries = torch.zeros(2, length, dtype=torch.bool, device=place)
-        out[_within(self.edit.key, length)] = True
-        queries[_within(site.positions, length)] = True
-        queries &= (seen & ~out).any(-1)  # a query without any key attends as it did
-        forbidden = torch.zeros(heads, length, length, dtype=torch.bool, device=place)
-        forbidden[slice(None) if site.head is None else site.head] = queries[:, None] & out
-        mask = given.expand(-1, heads, -1, -1).masked_fill(forbidden, lowest)
+        mask = given.expand(-1, self.shape.heads, -1, -1).masked_fill(forbidden, lowest)
         return args, kwargs | {"attention_mask": mask}
+
+
+@lru_cache(maxsize=64)
+def _pairs(edits: tuple[Knockout, ...], shape: Shape, length: int) -> tuple[Tensor, Tensor]:
+    """Keys that a query of the layer sees, ``(query, key)``, and those that are forbidden, ``(head, query, key)``."""
+    back = torch.arange(length)[:, None] - torch.arange(length)
+    seen = (back >= 0) & (back < (shape.window(edits[0].site.layer) or length))
+    forbidden = torch.zeros(shape.heads, length, length, dtype=torch.bool)
+    for edit in edits:
+        out, queries = torch.zeros(2, length, dtype=torch.bool)
+        out[_within(edit.key, length)] = True
+        queries[_within(edit.site.positions, length)] = True
+        queries &= (seen & ~out).any(-1)  # a query without any key attends as it did
+        forbidden[slice(None) if edit.site.head is None else edit.site.head] |= queries[:, None] & out
+    return seen, forbidden
 
 
 def hold(model: PreTrainedModel, intervention: Intervention) -> list[Any]:
@@ -139,7 +147,19 @@ def hold(model: PreTrainedModel, intervention: Intervention) -> list[Any]:
     shape = family.shape(model.config)
     for edit in intervention.edits():
         _check(edit, name, shape, model)
-    return [_hooked(model, family, shape, edit) for edit in intervention.edits()]
+    masked: dict[int, list[Knockout]] = {}  # those of a layer become one mask
+    for edit in intervention.edits():
+        if isinstance(edit, Knockout):
+            masked.setdefault(edit.site.layer, []).append(edit)
+    blocks = attrgetter(family.blocks)(model)
+    hooks = [
+        attrgetter(family.modules["attention"])(blocks[layer]).register_forward_pre_hook(
+            Masked(tuple(edits), shape).before, with_kwargs=True
+        )
+        for layer, edits in masked.items()
+    ]
+    others = [edit for edit in intervention.edits() if not isinstance(edit, Knockout)]
+    return hooks + [_hooked(model, family, shape, edit) for edit in others]
 
 
 @contextmanager
@@ -189,9 +209,6 @@ def _hooked(model: PreTrainedModel, family: Family, shape: Shape, edit: Edit) ->
     if site.component.embedding:
         return attrgetter(family.embeddings[component])(model).register_forward_hook(Held(edit, None, shape).after)
     block = attrgetter(family.blocks)(model)[site.layer]
-    if isinstance(edit, Knockout):
-        hook = Masked(edit, shape).before
-        return attrgetter(paths["attention"])(block).register_forward_pre_hook(hook, with_kwargs=True)
     if component in ("resid_pre", "z"):
         module = block if component == "resid_pre" else attrgetter(paths["out"])(block)
         columns = None if component == "resid_pre" else _columns(site.head, shape.heads, shape.d_head)

@@ -32,7 +32,7 @@ measure plan capture compare_estimates composition_scores describe_heads Inducti
 predict direct_logit_attribution logit_lens difference weighted_value_norms circuit_scores head_circuits neuron_tokens
 text_heads
 CausalLM RepeatedTokensData TextData MixedData
-Sweep StudyCallback TrainerStudyCallback log_spaced over_checkpoints FabricExecutor
+Sweep StudyCallback TrainerStudyCallback log_spaced over_checkpoints FabricExecutor FormationStudy
 effect normalized table summary
 write_netcdf open_result Results rerun write_report to_json from_json
 metrics plots errors

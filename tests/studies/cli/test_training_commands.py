@@ -180,3 +180,22 @@ def test_without_extras_the_names_are_there():
     assert done.returncode == 0, done.stderr[-1000:]
     wanted = "StudyCallback TrainerStudyCallback CausalLM FabricExecutor RepeatedTokensData"
     assert done.stdout.strip() == wanted
+
+
+def test_dynamics_of_the_formation_study_trains_and_then_takes_what_is_there(tmp_path, capsys):
+    tiny = {"heads": 2, "width": 8, "vocabulary": 16, "context": 16, "lead": 2, "batch": 2, "n": 2, "length": 4}
+    tiny |= {"period": (3, 6)}
+    study = hw.FormationStudy(**tiny, steps=4, measured=6, seeds=1, trainings=("main",))
+    (tmp_path / "tiny.json").write_text(study.to_json())
+    given = ["dynamics", "--study", tmp_path / "tiny.json", "--out", tmp_path / "a.nc"]
+    assert printed(capsys, *given, "--plan").out == "1 trainings from 1 seeds, 4 steps each, measured at 5 of them\n"
+    said = printed(capsys, *given).out
+    tree = hw.open_result(tmp_path / "a.nc")
+    last = float(tree["changes"]["last"].sel(training="main", curve="induction", seed=0))
+    assert f"the best head ends at a score of {last:.2f}." in " ".join(said.split())
+    page = (tmp_path / "a.html").read_text()
+    assert "<h1>How induction forms in a GPT-2 of 2 layers</h1>" in page
+    assert "No curve of the training “main” has a change point." in page
+    again = json.loads(printed(capsys, *given, "--json").out)
+    assert again["findings"][0] in " ".join(said.split())
+    assert hw.open_result(tmp_path / "a.nc").attrs["created"] == tree.attrs["created"]
