@@ -6,7 +6,7 @@
 - where: ``Head``, ``Neuron``, ``Layer``, ``Site``, ``Component``, ``Logits``
 - what: ``ZeroAblate``, ``MeanAblate``, ``ResampleAblate``, ``Patch``, ``PathPatch``, ``Add``, ``ProjectOut``,
   ``Scale``, ``Knockout``, ``Compose``, ``Intervention``; a labelled family of them: ``Grid``
-- prompts: ``RepeatedTokens``, ``Prompts``; what they draw: ``Batch``
+- prompts: ``RepeatedTokens``, ``Prompts``, ``Chat``; what they draw: ``Batch``
 - numbers: ``measure``, ``plan`` (the cost, beforehand), ``capture``, ``predict``, ``direct_logit_attribution``,
   ``logit_lens``, ``difference`` (a vector to steer with), ``weighted_value_norms``, ``compare_estimates``,
   ``composition_scores``, ``circuit_scores``, ``head_circuits``, ``neuron_tokens``, ``describe_heads``,
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from .interventions.models.model import Model as Model
     from .studies import Batch as Batch
     from .studies import CausalLM as CausalLM
+    from .studies import Chat as Chat
     from .studies import FabricExecutor as FabricExecutor
     from .studies import FormationStudy as FormationStudy
     from .studies import InductionStudy as InductionStudy
@@ -107,8 +108,8 @@ else:
             ".interventions.models.checkpoints": "checkpoint_steps",
             ".interventions.models.locate": "shipped",
             ".interventions.models.model": "Model",
-            ".studies": "Batch CausalLM FabricExecutor FormationStudy InductionStudy MixedData Prompts RepeatedTokens "
-            "RepeatedTokensData Results StudyCallback Sweep TextData TextInduction TrainerStudyCallback "
+            ".studies": "Batch CausalLM Chat FabricExecutor FormationStudy InductionStudy MixedData Prompts "
+            "RepeatedTokens RepeatedTokensData Results StudyCallback Sweep TextData TextInduction TrainerStudyCallback "
             "capture circuit_scores compare_estimates composition_scores describe_heads effect from_json "
             "difference direct_logit_attribution head_circuits neuron_tokens predict weighted_value_norms "
             "log_spaced logit_lens measure normalized open_result over_checkpoints plan plots rerun "

@@ -85,7 +85,8 @@ class Batch:
         prompts = self.lengths if self.prompt_lengths is None else self.prompt_lengths
         for example, (length, prompt) in enumerate(zip(self.lengths.tolist(), prompts.tolist(), strict=True)):
             scored = tuple(np.flatnonzero(self.scored[example]).tolist())
-            labels = tuple((label, tuple(places[example])) for label, places in self.labels.items())
+            known = ((label, tuple(places[example])) for label, places in self.labels.items())
+            labels = tuple((label, places) for label, places in known if places)
             together.setdefault((length, scored, prompt, labels), []).append(example)
         return [Group(tuple(examples), *key) for key, examples in sorted(together.items())]
 
