@@ -44,7 +44,7 @@ class Batch:
         Given where an answer is several tokens: how many tokens of each example are its prompt. The rest are those of
         the answer but the last, each of which is followed by the next one, and what is scored is the answer as a whole.
     labels : mapping of str to sequence of tuple of int
-        Named positions: for each label, those of each example, counted from 0.
+        Named positions: for each label, those of each example, counted from 0; none where an example lacks the label.
     rivals : Batch, optional
         Where an answer or a distractor is several tokens: the same prompts, each with its distractor for an answer.
     pairs : int

@@ -202,18 +202,23 @@ def _render(model: Model, messages: Pairs) -> str:
 
 
 def _parts(model: Model, messages: Pairs, text: str) -> Pairs:
-    """The text with labels: found by what the template makes of marks in place of the contents."""
+    """The text with labels: by what the template makes of marks in place of contents, which it may trim."""
     try:
         marked = _render(model, tuple((role, MARK.format(at)) for at, (role, _) in enumerate(messages)))
     except DeclarationError:  # the template looks into messages
         marked = ""
     before, after = MARK.split("{}")
     pieces = re.split(f"{before}([0-9]+){after}", marked)
-    for trimmed in (False, True):
-        parts = [(TEMPLATE, piece) for piece in pieces]
-        for at in range(1, len(pieces), 2):
-            role, content = messages[int(pieces[at])]
-            parts[at] = (role, content.strip() if trimmed else content)
-        if "".join(part for _, part in parts) == text:
-            return tuple((label, part) for label, part in parts if part)
-    return (("", text),)
+    roles, pattern = [TEMPLATE] * len(pieces), ""
+    for at, piece in enumerate(pieces):
+        possible = [piece]
+        if at % 2:
+            roles[at], content = messages[int(piece)]
+            possible = [content, content.strip()]
+        pattern += f"({'|'.join(map(re.escape, possible))})"
+    found = re.fullmatch(pattern, text)
+    return (
+        tuple((role, part) for role, part in zip(roles, found.groups(), strict=True) if part)
+        if found
+        else (("", text),)
+    )

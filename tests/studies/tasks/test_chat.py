@@ -1,8 +1,8 @@
 """Conversations as prompts: the tokenizer's own template and tokens, labels, refusals, and what results hold."""
 
-import copy
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from tokenizers.processors import TemplateProcessing
 
 import headwise as hw
 from headwise.errors import DeclarationError, UnknownNameError
+from headwise.studies.reproduce.recipe import recipe
 from headwise.studies.tasks import chat
 
 CHATML = (
@@ -117,6 +118,22 @@ def test_a_token_of_both_counts_to_the_message():
     assert "".join(words[at] for at in user).strip() == "name."
     (rest,) = batch.labels["template"]
     assert sorted([*user, *rest]) == list(range(len(words)))
+
+
+def test_a_message_is_found_where_the_template_trims_it(model):
+    """The first is trimmed, and the line after it the template's; the second is a word of it; one is empty."""
+    told = [("user", "  name\n"), ("assistant", "user"), ("user", ""), ("assistant", "|>")]
+    rendered = hw.Chat(told).rendered(model)
+    text = "<|user|>\nname\n<|assistant|>\nuser\n<|user|>\n\n<|assistant|>\n|>"
+    assert rendered.text == text
+    assert [part for part in rendered.parts if part[0] != "template"] == [
+        ("user", "name"),
+        ("assistant", "user"),
+        ("assistant", "|>"),
+    ]
+    raw = talking("{% for m in messages %}{{ m.content | trim if m.role == 'user' else m.content }};{% endfor %}")
+    assert hw.Chat([("system", " a "), ("user", " b ")]).rendered(raw).parts == (
+        ("system", " a "), ("template", ";"), ("user", "b"), ("template", ";"))  # fmt: skip
 
 
 def test_labels_are_left_out_where_they_cannot_be_known(model, monkeypatch):
@@ -238,6 +255,11 @@ def test_a_result_holds_the_text_and_is_repeated_with_it(model, tmp_path, monkey
         again = hw.rerun(tmp_path / "talk.nc", model=other)
         assert (again.agrees, again.largest) == (True, 0.0)
         assert "another chat template than that of the file: the prompts are as the file holds them" in again.notes
+    short = hw.predict(model, hw.Chat("self"), top=1)
+    lines = recipe(short.attrs, short, "short.nc").python.splitlines()
+    space = {"hw": hw, "model": model}
+    exec("\n".join(line for line in lines if line.startswith(("task", "ds"))), space)
+    assert space["ds"]["token"].equals(short["token"])
     looked = hw.predict(model, TALK, top=2)
     hw.write_netcdf(looked, tmp_path / "next.nc")
     assert hw.rerun(tmp_path / "next.nc", model=talking(None)).agrees
@@ -263,7 +285,10 @@ def test_the_template_is_asked_once_where_it_tells_the_time():
     assert "".join(part for _, part in kept["parts"]) == "".join(ds["token"].values[0])
 
 
-def test_a_copy_of_the_model_is_not_touched(model):
-    before = copy.copy(model.tokenizer.chat_template)
-    model(TALK)
-    assert model.tokenizer.chat_template == before
+def test_workers_get_the_text_and_ask_no_template(model, tmp_path):
+    """A worker opens the model by its name, whose tokenizer has no template."""
+    task = hw.Prompts([TALK, TALK[1:2]], answers=[" x", " y"])
+    what = hw.Grid(lambda head: hw.ZeroAblate(hw.Head(1, head).z.at("user")), head=model.heads)
+    with ThreadPoolExecutor(1) as pool:
+        there = hw.measure(model, task, what, "loss", executor=pool)
+    np.testing.assert_array_equal(there["loss"], hw.measure(model, task, what, "loss")["loss"])
