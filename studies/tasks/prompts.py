@@ -118,10 +118,13 @@ class Prompts:
             return self
         runs = tuple((name, texts(given)) for name, given in self.runs)
         fields = {name: texts(getattr(self, name)) for name in ("prompts", "corrupted", "others")}
-        return replace(self, runs=runs, **fields)  # type: ignore[arg-type]
+        made = replace(self, runs=runs, **fields)  # type: ignore[arg-type]
+        return self if made == self else made
 
     def draw(self, model: Model) -> Batch:
         """The prompts as tokens, and those of an answer but its last after them."""
+        if (own := self.rendered(model)) is not self:  # a template is asked once: it may tell the time
+            return own.draw(model)
         texts = {"clean": self.prompts} | ({"corrupted": self.corrupted} if self.corrupted is not None else {})
         ids = {run: [self._encode(model, text) for text in given] for run, given in (texts | dict(self.runs)).items()}
         clean = ids["clean"]
@@ -172,7 +175,7 @@ class Prompts:
         """What each token of a conversation is part of: label to positions in each prompt."""
         front = int(self.bos)
         each = [
-            one.rendered(model).labels(model, tokens[front:]) if isinstance(one, Chat) else {}
+            one.labels(model, tokens[front:]) if isinstance(one, Chat) else {}
             for one, tokens in zip(self.prompts, prompts, strict=True)
         ]
         found: dict[str, list[tuple[int, ...]]] = {}
