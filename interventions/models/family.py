@@ -339,6 +339,8 @@ def why_called(config: Any) -> str:
 
 def check_fits(family: Family, model: Any, name: str) -> None:
     """Refuse a model that lacks a module its family names."""
+    if family.why_called:
+        return
     of_model = {"blocks": family.blocks, **family.embeddings}
     of_model |= {part: path for part, path in family.modules.items() if part in ("norm", "unembed", "rotary")}
     for part, path in of_model.items():

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...errors import ModelError, first_line
@@ -52,8 +53,8 @@ def find_parts(module: Any, name: str, reason: str) -> CalledFamily:
     try:
         with torch.no_grad(), recorded(module, paths) as record, Watch(record):
             logits = module(tokens, use_cache=False).logits
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            module(tokens, use_cache=False)
+        with torch.no_grad(), Watch(Record()), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            module(tokens, use_cache=False)  # by products that are counted on every device
     except Exception as error:
         raise ModelError(f"{name} cannot be run on {LENGTH} tokens to find its parts: {first_line(error)}") from error
     own = {call.path: call for call in record.calls}

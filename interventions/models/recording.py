@@ -23,6 +23,7 @@ TIMES = {"mul", "__mul__", "__rmul__", "__imul__", "mul_"}
 OVER = {"div", "__truediv__", "__itruediv__", "div_", "true_divide"}
 SAME = {"dropout", "to", "float", "type_as", "contiguous", "clone", "view", "reshape", "__getitem__", "type", "half"}
 ATTENTION = {"scaled_dot_product_attention", "softmax"}
+GROUPED = {"grouped_mm", "_grouped_mm"}
 Expression = dict[str, float]
 
 
@@ -100,6 +101,10 @@ class Watch(TorchFunctionMode):
         kwargs = kwargs or {}
         name, record = getattr(func, "__name__", ""), self.record
         before = [dict(record.of(one)) if isinstance(one, torch.Tensor) and name in WATCHED else None for one in args]
+        if name == "__bool__" and args[0].is_meta:  # asked of prompts: whether they are one text, all of it seen
+            return True
+        if name in GROUPED and args[0].is_meta:  # which torch has for one number format only, where nothing is computed
+            return args[0].new_empty(len(args[0]), args[1].shape[-1])
         given = func(*args, **kwargs)
         if not isinstance(given, torch.Tensor) or name not in WATCHED or not args:
             return given
