@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging
 
 from ..errors import DeclarationError, ModelError, choices, whole
-from .models import architectures  # noqa: F401  registers the families
+from . import selfcheck
+from .models import architectures
 from .models.checkpoints import check_step, step_of_revision, weights_at
 from .models.family import Family, check_fits, family_of, why_called
 from .models.finding import find_parts
@@ -174,7 +176,22 @@ def _handle(
     with turn_of(module, mode=False):  # nnsight puts itself in front of modules that a call may be using
         traced = TransformersModel(module, task="text-generation", tokenizer=tokenizer)
     shape = family.shape(module.config, module)
-    return Model(name, revision, family, shape, tokenizer, traced, source, trusted, step, backend_type=LocalBackend)
+    made = Model(name, revision, family, shape, tokenizer, traced, source, trusted, step, backend_type=LocalBackend)
+    return _as_it_computes(made) if family in architectures.TABLES else made
+
+
+def _as_it_computes(model: Model) -> Model:
+    """The model; where what its table says gives other logits than its own, and its parts are found, with these."""
+    with turn_of(model.module):
+        if selfcheck.off_by(model) <= 1:
+            return model
+        reason = f"the table of {model.family.name} gives other logits than the model"
+        try:
+            family = find_parts(model.module, model.name, reason)
+            called = replace(model, family=family, shape=family.counts)
+            return model if selfcheck.failures(called) else called
+        except Exception:  # whatever a strange model raises; the check of its table says what is wrong, before a number
+            return model
 
 
 def _in_memory(module: PreTrainedModel, device: str, dtype: str | None, tokenizer: Any) -> Model:

@@ -195,6 +195,19 @@ def _sums(model: Model, tokens: Array) -> list[str]:
     return off
 
 
+def off_by(model: Model) -> float:
+    """How far a planned pass that changes nothing is off on one short prompt, in shares of what counts as rounding.
+
+    0 where that cannot be told; then the whole check says why, before the first number.
+    """
+    tokens = np.random.RandomState(0).randint(0, model.shape.vocabulary, (1, min(LENGTH, model.shape.context)))
+    try:
+        planned, own, scale, _ = _planned_and_own(model, tokens, 0, [], [], [])
+    except Exception:  # whatever a strange model raises
+        return 0.0
+    return _most(planned[0] - own[0]) / (TOLERANCE.get(model.dtype, TOLERANCE["float32"]) * scale)
+
+
 def inner_failures(model: Model) -> list[str]:
     """What goes wrong with writes to parts of `INNER`, in words."""
     shape, paths = model.shape, model.family.modules
