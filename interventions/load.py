@@ -19,7 +19,7 @@ from ..errors import DeclarationError, ModelError, choices, whole
 from . import selfcheck
 from .models import architectures
 from .models.checkpoints import check_step, step_of_revision, weights_at
-from .models.family import Family, check_fits, family_of, why_called
+from .models.family import Family, check_fits, check_rows_apart, family_of, why_called
 from .models.finding import find_parts
 from .models.locate import locate, shipped, why
 from .models.model import Model
@@ -134,6 +134,7 @@ def load(
 
 def _family(module: Any, name: str) -> Family:
     """The family of a model, or what is found in it where no table describes it."""
+    check_rows_apart(module.config, name)
     reason = why_called(module.config)
     if not reason:
         family = family_of(module.config, name)
@@ -226,10 +227,12 @@ def _plain_module(source: Any) -> PreTrainedModel:
     if isinstance(source, Envoy):
         raise DeclarationError(f"{kind} is a model of nnsight: give what it wraps, load(model._module)")
     if hasattr(source, "get_base_model"):
-        raise DeclarationError(
-            f"{kind} is a model of peft: where its adapter sits in modules, as LoRA does, give load(model"
-            ".get_base_model()); what is put in front of prompts is not in it"
-        )
+        if any(one.is_prompt_learning for one in source.peft_config.values()):
+            raise DeclarationError(
+                f"{kind} is a model of peft that puts something in front of prompts: headwise runs adapters that sit in "
+                "modules, as LoRA does"
+            )
+        source = source.get_base_model()  # which has the adapter's modules in it
     if not isinstance(source, PreTrainedModel):
         raise DeclarationError(
             f"cannot load {kind}: give a shipped name ({choices(shipped())}), a Hub id, a folder, or a causal language "

@@ -329,10 +329,30 @@ def unlike_tables(config: Any) -> str:
     return ""
 
 
+def quantisation(config: Any) -> dict[str, Any]:
+    """How the weights of a model are quantised; empty where they are not."""
+    found = getattr(config, "quantization_config", None) or {}
+    facts = dict(found if isinstance(found, dict) else found.to_dict())
+    return {key: getattr(value, "value", value) for key, value in facts.items()}
+
+
+def check_rows_apart(config: Any, name: str) -> None:
+    """Refuse quantised weights by which what a prompt gives depends on the others of its batch."""
+    facts = quantisation(config)
+    if facts.get("load_in_8bit") and (threshold := facts.get("llm_int8_threshold")):
+        raise ModelError(
+            f"{name} picks columns by the largest activation in a batch (llm_int8_threshold={threshold:g} of "
+            "bitsandbytes), so that each prompt depends on the others: load it with BitsAndBytesConfig("
+            "load_in_8bit=True, llm_int8_threshold=0.0)"
+        )
+
+
 def why_called(config: Any) -> str:
     """Why the blocks of a model are called, in a few words; empty where a table describes it."""
     if why := unlike_tables(config):
         return f"it {why.partition(', which')[0].partition(': ')[0]}"
+    if quantised := quantisation(config):
+        return f"its weights are quantised ({quantised['quant_method']})"
     known = any(config.model_type in family.model_types for family in FAMILIES.values())
     return "" if known else f"no table describes {config.model_type} models"
 
