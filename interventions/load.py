@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -129,11 +129,15 @@ def load(
     beside = None if place == "main" else step
     module, tokenizer = _read(name, where, revision, beside, DTYPES[dtype or "float32"], tokenizer, trusted)
     module = module.to(_device(device))
-    return _handle(module, name, revision or place, step, _family(module, name), tokenizer, opened, trusted)
+    family = _family(module, name, eager=True)
+    return _handle(module, name, revision or place, step, family, tokenizer, opened, trusted)
 
 
-def _family(module: Any, name: str) -> Family:
-    """The family of a model, or what is found in it where no table describes it."""
+def _family(module: Any, name: str, eager: bool = False) -> Family:
+    """The family of a model, or what is found in it where no table describes it; its attention may be made `eager` then.
+
+    Such attention gives its weights.
+    """
     reason = why_called(module.config)
     if not reason:
         family = family_of(module.config, name)
@@ -141,6 +145,9 @@ def _family(module: Any, name: str) -> Family:
         return family
     try:
         with turn_of(module):
+            if eager:
+                with suppress(Exception):  # whatever a model raises that has no such attention
+                    module.set_attn_implementation("eager")
             return find_parts(module, name, reason)
     except ModelError as found:
         try:

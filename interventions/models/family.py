@@ -333,8 +333,13 @@ def why_called(config: Any) -> str:
     """Why the blocks of a model are called, in a few words; empty where a table describes it."""
     if why := unlike_tables(config):
         return f"it {why.partition(', which')[0].partition(': ')[0]}"
-    known = any(config.model_type in family.model_types for family in FAMILIES.values())
-    return "" if known else f"no table describes {config.model_type} models"
+    found = next((family for family in FAMILIES.values() if config.model_type in family.model_types), None)
+    if found is None:
+        return f"no table describes {config.model_type} models"
+    for flag in ("clip_qkv", "qk_layernorm"):
+        if getattr(config, flag, None) and "q_norm" not in found.modules:
+            return f"it changes q and k behind their projections ({flag}={getattr(config, flag)})"
+    return ""
 
 
 def check_fits(family: Family, model: Any, name: str) -> None:

@@ -211,7 +211,11 @@ def _attention(found: Block, calls: list[Call], spots: list[Spot], start: str, c
         found.modules["norm_1"] = found.modules["attention"]
     else:
         found.lacks["attn_in"] = "attention does not take the stream first"
-    found.lacks |= dict.fromkeys(("q_rot", "k_rot", "pattern", "head_out"), "its blocks are called, not laid open")
+    found.lacks |= dict.fromkeys(("q_rot", "k_rot", "head_out"), "its blocks are called, not laid open")
+    if getattr(outer.weights, "shape", None) == (1, heads, LENGTH, LENGTH):
+        found.places["rotated"] = (outer.ended, ((found.modules["attention"], "weights"),))
+    else:
+        found.lacks["pattern"] = "attention does not give its weights; with attn_implementation='eager' most do"
     _projections(found, [call for call in linear if call.ended < spot.when], start)
     return out
 
@@ -504,4 +508,5 @@ def _shape(
         neurons="mlp_post" in names,
         called=True,
         lacks=tuple(sorted(lacks.items())),
+        read_only=(("pattern", "its blocks are called, not laid open"),) if "rotated" in names else (),
     )

@@ -95,7 +95,22 @@ def test_every_head_of_a_called_gpt2_small_takes_little_more_than_half_of_plain_
 def test_what_called_blocks_do_not_have_is_refused_before_any_pass():
     model = hw.load(build("gemma2", 0))
     assert [str(one) for one in model.sites] == (
-        "embed resid_pre attn_in q k v z attn_out resid_mid mlp_in mlp_pre mlp_post mlp_out resid_post".split()
+        [
+            "embed",
+            "resid_pre",
+            "attn_in",
+            "q",
+            "k",
+            "v",
+            "z",
+            "attn_out",
+            "resid_mid",
+            "mlp_in",
+            "mlp_pre",
+            "mlp_post",
+            "mlp_out",
+            "resid_post",
+        ]
     )
     pattern = "has no pattern: its blocks are called, not laid open"
     for what, metrics, text in (
@@ -107,7 +122,9 @@ def test_what_called_blocks_do_not_have_is_refused_before_any_pass():
         with pytest.raises(DeclarationError, match=text):
             measure(model, TASK, what, metrics)
     for work in (hw.circuit_scores, hw.composition_scores, lambda one: hw.direct_logit_attribution(one, TASK)):
-        with pytest.raises(ModelError, match=r"needs blocks that are laid open, and those of .* are called: it caps its"):
+        with pytest.raises(
+            ModelError, match=r"needs blocks that are laid open, and those of .* are called: it caps its"
+        ):
             work(model)
 
 
