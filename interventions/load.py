@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from nnsight.intervention.envoy import Envoy
 from nnsight.modeling.transformers import TransformersModel
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from ..errors import DeclarationError, ModelError, choices, whole
 from .models import architectures  # noqa: F401  registers the families
 from .models.checkpoints import check_step, step_of_revision, weights_at
-from .models.family import Family, check_fits, family_of
+from .models.family import Family, check_fits, family_of, why_called
+from .models.finding import find_parts
 from .models.locate import locate, shipped, why
 from .models.model import Model
 from .models.opening import check_python, options_of
@@ -124,9 +125,27 @@ def load(
     step = step_of_revision(revision) if place == "main" else step
     trusted = bool(trust_remote_code)
     beside = None if place == "main" else step
-    family, module, tokenizer = _read(name, where, revision, beside, DTYPES[dtype or "float32"], tokenizer, trusted)
-    check_fits(family, module, name)
-    return _handle(module.to(_device(device)), name, revision or place, step, family, tokenizer, opened, trusted)
+    module, tokenizer = _read(name, where, revision, beside, DTYPES[dtype or "float32"], tokenizer, trusted)
+    module = module.to(_device(device))
+    return _handle(module, name, revision or place, step, _family(module, name), tokenizer, opened, trusted)
+
+
+def _family(module: Any, name: str) -> Family:
+    """The family of a model, or what is found in it where no table describes it."""
+    reason = why_called(module.config)
+    if not reason:
+        family = family_of(module.config, name)
+        check_fits(family, module, name)
+        return family
+    try:
+        with turn_of(module):
+            return find_parts(module, name, reason)
+    except ModelError as found:
+        try:
+            family_of(module.config, name)
+        except ModelError as error:
+            raise ModelError(f"{error}. Nor are its parts found without a table: {found}") from None
+        raise
 
 
 def _located(source: str, revision: str | None, step: int | None) -> tuple[str, str, str, str | None]:
@@ -161,8 +180,6 @@ def _handle(
 def _in_memory(module: PreTrainedModel, device: str, dtype: str | None, tokenizer: Any) -> Model:
     """The handle of a module in memory, or of a copy of it in another number format or on another device."""
     name = module.config.name_or_path or type(module).__name__
-    family = family_of(module.config, name)
-    check_fits(family, module, name)
     spread = sorted({str(one) for one in (getattr(module, "hf_device_map", None) or {}).values()})
     if len(spread) > 1:
         raise ModelError(
@@ -178,7 +195,7 @@ def _in_memory(module: PreTrainedModel, device: str, dtype: str | None, tokenize
             module = copy.deepcopy(module)
         module = module.to(device=target, dtype=None if dtype is None else DTYPES[dtype])
     tokenizer = tokenizer if tokenizer is not None else _id_tokenizer(module.config.vocab_size)
-    return _handle(module, name, "memory", None, family, tokenizer, None)
+    return _handle(module, name, "memory", None, _family(module, name), tokenizer, None)
 
 
 def _plain_module(source: Any) -> PreTrainedModel:
@@ -211,14 +228,13 @@ def _plain_module(source: Any) -> PreTrainedModel:
 
 def _read(
     name: str, where: str, revision: str | None, step: int | None, dtype: torch.dtype, tokenizer: Any, trusted: bool
-) -> tuple[Family, PreTrainedModel, Any]:
-    """Family, module and tokenizer of a folder or Hub id, or one line that says why not.
+) -> tuple[PreTrainedModel, Any]:
+    """Module and tokenizer of a folder or Hub id, or one line that says why not.
 
     With a `step`, weights are those of the checkpoint beside the others.
     """
     options = options_of(name, where, revision, trusted, tokenizer=tokenizer is None, dtype=dtype)
     try:
-        family = family_of(AutoConfig.from_pretrained(where, **options), name)
         tokenizer = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(where, **options)
         adapters = {"local_files_only": options.get("local_files_only", False)}
         with making(), _quiet():
@@ -241,7 +257,7 @@ def _read(
     if len(tokenizer) < 2:
         raise ModelError(f"{name} has no tokenizer: save one beside the weights, or give tokenizer=")
     module.config.pad_token_id = None  # prompts are never padded, so no token stands for padding
-    return family, module, tokenizer
+    return module, tokenizer
 
 
 @contextmanager

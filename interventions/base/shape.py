@@ -28,6 +28,12 @@ class Shape:
         Whether it is known where the neurons of an MLP are: ``mlp_pre`` and ``mlp_post``.
     windows : tuple of int or None
         For each layer, how many keys back a query sees, itself among them; None for all. Empty where no layer has one.
+    called : bool
+        Whether its own blocks run, read and written where modules take and give; else they are laid open.
+    lacks : tuple of (str, str)
+        Components that are not found in called blocks, and why.
+    work : int
+        Operations of a called block for each position, the products of attention aside.
     """
 
     layers: int
@@ -44,9 +50,27 @@ class Shape:
     pos_embed: bool = True
     neurons: bool = True
     windows: tuple[int | None, ...] = ()
+    called: bool = False
+    lacks: tuple[tuple[str, str], ...] = ()
+    work: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)
+
+    def missing(self, component: str) -> str:
+        """Why a model of this shape lacks a component; empty where it has it."""
+        if why := dict(self.lacks).get(component):
+            return why
+        if component == "resid_mid" and self.parallel:
+            return "attention and MLP of a layer both read resid_pre"
+        if component in ("mlp_pre", "mlp_post") and not self.neurons:
+            parts = "pre, up, act and down" if self.gated else "pre, act and down"
+            return f"the table of its family does not say where the {parts} of its MLPs are"
+        if component == "pos_embed" and not self.pos_embed:
+            return "positions enter where q and k are rotated (q_rot, k_rot)"
+        if component in ("q_rot", "k_rot") and not self.rotary:
+            return f"it has no rotary embedding, and scores are made from {component[0]}"
+        return ""
 
     @property
     def width(self) -> int:

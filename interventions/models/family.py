@@ -15,8 +15,8 @@ import torch
 from ...errors import DeclarationError, ModelError, choices
 from ..base.shape import Shape
 from ..traced.head_weights import weights_read
-from ..traced.specs import BlockLayout
-from .windows import check_kinds
+from ..traced.specs import BlockLayout, CallFacts
+from .windows import unlike_kinds
 
 ENDS = ("", "input"), ("", "output")
 MODULES = ("norm_1", "out", "attention", "norm_2", "mlp", "norm", "unembed")
@@ -219,6 +219,15 @@ class Family:
         ]
         return found
 
+    @property
+    def why_called(self) -> str:
+        """Why the blocks of a model are called; empty where they are laid open."""
+        return ""
+
+    def calls(self) -> CallFacts:
+        """What a trace has to know of blocks that are called."""
+        return {"called": False, "gives": 0, "factors": {}, "tail": None}
+
     def layout_of(self, shape: Shape) -> BlockLayout:
         """What `head_weights` and `projections` have to know of a block, in plain words."""
         return {
@@ -287,27 +296,45 @@ def family_of(config: Any, name: str) -> Family:
     ModelError
         Its attention is none that headwise computes, or its family is not known; the text says how to add it.
     """
-    for flag in ("attn_logit_softcapping", "final_logit_softcapping"):
-        if getattr(config, flag, None):
-            what = "attention scores" if flag.startswith("attn") else "logits"
-            raise ModelError(f"{name} caps its {what} ({flag}={getattr(config, flag)}), which headwise does not do")
-    if getattr(config, "use_bidirectional_attention", None):
-        raise ModelError(f"{name} attends to later tokens too: headwise computes causal attention")
-    check_kinds(config, name)
-    rotary = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rotary not in STATIC:
-        raise ModelError(
-            f"{name} turns q and k by angles that depend on the length of the prompt (rope_type={rotary!r}): possible "
-            f"are {choices(STATIC)}"
-        )
-    for family in FAMILIES.values():
-        if config.model_type in family.model_types:
-            return family
+    found = next((family for family in FAMILIES.values() if config.model_type in family.model_types), None)
+    if why := unlike_tables(config):
+        raise ModelError(f"{name} {why}")
+    if found is not None:
+        return found
     known = choices(model_type for family in FAMILIES.values() for model_type in family.model_types)
     raise ModelError(
         f"{name} is a {config.model_type} model: headwise knows {known}; another family is a table of its parts, "
         f"and print(hw.Family.template({config.model_type!r})) shows one to start from"
     )
+
+
+def unlike_tables(config: Any) -> str:
+    """What of a configuration headwise does not compute, so that no table of a family is right; empty where nothing."""
+    for flag in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if getattr(config, flag, None):
+            what = "attention scores" if flag.startswith("attn") else "logits"
+            return f"caps its {what} ({flag}={getattr(config, flag)}), which headwise does not do"
+    if getattr(config, "use_bidirectional_attention", None):
+        return "attends to later tokens too: headwise computes causal attention"
+    if why := unlike_kinds(config):
+        return why
+    rotary = getattr(config, "rope_parameters", None) or {}
+    kinds = [rotary, *(one for one in rotary.values() if isinstance(one, dict))]
+    for one in kinds:
+        if one.get("rope_type", "default") not in STATIC:
+            return (
+                f"turns q and k by angles that depend on the length of the prompt (rope_type={one['rope_type']!r}): "
+                f"possible are {choices(STATIC)}"
+            )
+    return ""
+
+
+def why_called(config: Any) -> str:
+    """Why the blocks of a model are called, in a few words; empty where a table describes it."""
+    if why := unlike_tables(config):
+        return f"it {why.partition(', which')[0].partition(': ')[0]}"
+    known = any(config.model_type in family.model_types for family in FAMILIES.values())
+    return "" if known else f"no table describes {config.model_type} models"
 
 
 def check_fits(family: Family, model: Any, name: str) -> None:

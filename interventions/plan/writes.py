@@ -155,9 +155,9 @@ def queries_in(edit: Knockout, group: Group, window: int | None = None) -> list[
     return [query for query in range(group.length) if not keys.issuperset(keys_seen(query, window))]
 
 
-def last_position(group: Group, reads_patterns: bool) -> int:
-    """One past the last position that any number depends on."""
-    return group.length if reads_patterns or not group.scored else max(group.scored) + 1
+def last_position(group: Group, every: bool) -> int:
+    """One past the last position that any number depends on; the end where `every` one is computed."""
+    return group.length if every or not group.scored else max(group.scored) + 1
 
 
 def writes_of(edits: Sequence[Edit], shape: Shape, group: Group, reads_patterns: bool = False) -> tuple[Write, ...]:
@@ -250,6 +250,6 @@ def _where_read(write: Write, shape: Shape, group: Group, reads_patterns: bool) 
         return write if write.positions is None or write.positions else None
     at_end = write.layer == shape.layers or (write.layer == shape.layers - 1 and write.point in BY_QUERY)
     scored = {*group.scored}
-    stop = last_position(group, False)
+    stop = last_position(group, shape.called)
     kept = tuple(at for at in write.positions if (at in scored if at_end else at < stop))
     return replace(write, positions=kept) if kept else None

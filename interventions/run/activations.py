@@ -53,9 +53,10 @@ def described(model: Model) -> ModelDescription:
         "layers": shape.layers,
         "parallel": shape.parallel,
         "gated": shape.gated,
-        "scalings": [model.scaling(layer) for layer in model.layers],
+        "scalings": [] if shape.called else [model.scaling(layer) for layer in model.layers],
         "windows": [shape.window(layer) for layer in model.layers],
         "apart": False,
+        **family.calls(),
     }
 
 
@@ -106,6 +107,7 @@ def described_read(model: Model, read: Read, number: int, group: Group, inside: 
     if inside and isinstance(read, Site) and read.component is Component.z:
         point = (read.layer, str(Component.head_out))
     by_query = point is not None and point[0] == shape.layers - 1 and point[1] in (*BY_QUERY, "head_out")
+    by_query = by_query and not shape.called
     planned: PlannedSite = {
         "name": name_of(number),
         "at": point,

@@ -142,7 +142,7 @@ def pattern_between(
 
 
 def read_point(
-    model: ModelParts, block: Any, point: str, parts: list[tuple[str, str]], changes: list[RowChange]
+    model: ModelParts, block: Any, point: str, parts: list[tuple[str, str]], changes: list[RowChange], rows: int = 0
 ) -> torch.Tensor:
     """What is at a point of a block, q, k and v side by side; with changes, if any, added to some rows there.
 
@@ -154,11 +154,15 @@ def read_point(
     parts : list of (path, side)
         Where the point is found.
     changes : list of RowChange
+    rows : int
+        Of the pass, where positions of all rows may lie one after the other.
 
     Returns
     -------
     tensor (row, position, width)
     """
+    if model["called"]:
+        return read_called(model, block, point, parts, changes, rows)
     by_head = point == "qkv" and model["layout"] == "by head"
     found, first = [], 0
     for path, side in parts:
@@ -171,6 +175,67 @@ def read_point(
             first = last
         found.append(value)
     return found[0] if len(found) == 1 else torch.cat(found, -1)
+
+
+def read_called(
+    model: ModelParts, block: Any, point: str, parts: list[tuple[str, str]], changes: list[RowChange], rows: int
+) -> torch.Tensor:
+    """`read_point` of a block that is called."""
+    found, first = [], 0
+    for path, side in parts:
+        value = value_at_side(model, block, point, path, side, rows)
+        if changes:
+            last = first + value.shape[-1]
+            value = add_to_rows(value, [{**one, "change": one["change"][..., first:last]} for one in changes])
+            put_at_side(model, block, point, path, side, value)
+            first = last
+        found.append(value)
+    return found[0] if len(found) == 1 else torch.cat(found, -1)
+
+
+def value_at_side(model: ModelParts, block: Any, point: str, path: str, side: str, rows: int) -> torch.Tensor:
+    """What is at a side of a module of a block that is called, as it stands in for a point.
+
+    Parameters
+    ----------
+    model : ModelParts
+    block : nnsight handle
+    point : str
+    path, side : str
+    rows : int
+        Of the pass, as positions of all rows may lie one after the other there.
+
+    Returns
+    -------
+    tensor (row, position, width)
+        q, k and v that one module gives are side by side; what the stream gets has the factor that it gets there.
+    """
+    value = read_side(block, path, side)
+    value = value.reshape(rows, -1, value.shape[-1]) if value.dim() == 2 else value
+    value = side_by_side(value, model["heads"], model["kv_heads"]) if is_by_head(model, point) else value
+    return value * model["factors"][point] if point in model["factors"] else value
+
+
+def put_at_side(model: ModelParts, block: Any, point: str, path: str, side: str, value: torch.Tensor) -> None:
+    """Replace what is at a side of a module of a block that is called, and was read just before.
+
+    Parameters
+    ----------
+    model : ModelParts
+    block : nnsight handle
+    point : str
+    path, side : str
+    value : tensor (row, position, width)
+        As `value_at_side` gives it.
+    """
+    value = value / model["factors"][point] if point in model["factors"] else value
+    value = head_by_head(value, model["heads"], model["kv_heads"]) if is_by_head(model, point) else value
+    replace_side(block, path, side, value.reshape(read_side(block, path, side).shape))
+
+
+def is_by_head(model: ModelParts, point: str) -> bool:
+    """Whether one module gives q, k and v there, head after head."""
+    return point == "qkv" and model["layout"] == "by head"
 
 
 def read_activations(
@@ -209,15 +274,16 @@ def read_activations(
     for name, path in model["embeddings"]:
         if (0, name) in reads:
             taken[(0, name)] = read_side(root, path, "output")
+    rows = len(model["blocks"][0].input) if model["called"] and layers else 0
     for layer in range(layers):
         for point, parts in model["points"]:
             site = (layer, point)
             rotates = point == "qkv" and (kernels or (layer, "rotated") in reads)
             if not (site in writes or site in reads or rotates):
                 continue
-            value = read_point(model, model["blocks"][layer], point, parts, writes.get(site, []))
+            value = read_point(model, model["blocks"][layer], point, parts, writes.get(site, []), rows)
             if site in reads:
-                taken[site] = value
+                taken[site] = value.clone() if model["called"] else value  # its own blocks may add to it in place
             if rotates:
                 angles = rotary_angles(model, value, value.shape[1]) if angles is None else angles
                 rotated = rotated_sides(model, angles, model["blocks"][layer], value)

@@ -13,6 +13,7 @@ import torch
 
 from .activations import pattern_between
 from .attention import attention, recomputed_z
+from .called import run as run_called
 from .logits import logits_kernels
 from .projections import combine, project, rotary_angles
 from .rows import append_joining_rows, append_rows, apply_writes, call_module, normed, write_into
@@ -57,6 +58,8 @@ def run(model: ModelParts, base: Points, spec: ResolvedPass, keep: dict[WriteSit
     dict
         Kernel name to values, ``(row, scored)`` of logits or ``(row, layer, head)`` of patterns.
     """
+    if model["called"]:
+        return run_called(model, base, spec, keep)
     spec = {**spec, "angles": rotary_angles(model, next(iter(base.values())), spec["stop"])}
     if spec["senders"]:
         spec = with_path_values(spec, path_values(model, base, spec))
@@ -403,6 +406,7 @@ def resolve_values(spec: PassSpec, cache: RunCache) -> ResolvedPass:
         "base_attended": {name: value.repeat(spec["conditions"], 1, 1) for name, value in attended.items()},
         "logits": without_first(cache["logits"], spec["skip"]),
         "angles": None,
+        "tokens": cache["tokens"],
     }
 
 

@@ -110,14 +110,22 @@ def combine(model: ModelParts, block: Any, z: torch.Tensor, columns: slice) -> t
     return written
 
 
-def side_by_side(by_head: torch.Tensor, heads: int) -> torch.Tensor:
-    """q, k and v side by side, from one head after the other."""
-    return split_last_axis(by_head, heads, 3, -1).transpose(-2, -3).flatten(-3)
+def side_by_side(by_head: torch.Tensor, heads: int, kv_heads: int = 0) -> torch.Tensor:
+    """q, k and v side by side, from one key-value head after the other: q of those that read it, its k and its v."""
+    if kv_heads in (0, heads):
+        return split_last_axis(by_head, heads, 3, -1).transpose(-2, -3).flatten(-3)
+    every = split_last_axis(by_head, kv_heads, heads // kv_heads + 2, -1)
+    return torch.cat([every[..., :-2, :].flatten(-3), every[..., -2, :].flatten(-2), every[..., -1, :].flatten(-2)], -1)
 
 
-def head_by_head(sides: torch.Tensor, heads: int) -> torch.Tensor:
-    """One head after the other, from q, k and v side by side."""
-    return split_last_axis(sides, 3, heads, -1).transpose(-2, -3).flatten(-3)
+def head_by_head(sides: torch.Tensor, heads: int, kv_heads: int = 0) -> torch.Tensor:
+    """One key-value head after the other, from q, k and v side by side."""
+    if kv_heads in (0, heads):
+        return split_last_axis(sides, 3, heads, -1).transpose(-2, -3).flatten(-3)
+    size = sides.shape[-1] // (heads + 2 * kv_heads)
+    ends = [0, heads * size, (heads + kv_heads) * size, sides.shape[-1]]
+    every = [split_last_axis(sides[..., ends[at] : ends[at + 1]], kv_heads, -1, size) for at in range(3)]
+    return torch.cat(every, -2).flatten(-3)
 
 
 def rotary_angles(model: ModelParts, like: torch.Tensor, length: int) -> Angles:

@@ -26,6 +26,10 @@ Index: TypeAlias = "slice | list[int] | torch.Tensor"
 """Some of the places along an axis."""
 
 
+Tail: TypeAlias = "tuple[float, bool, float] | None"
+"""What becomes of logits: times the first, a hyperbolic tangent or not, times the last; None where nothing does."""
+
+
 class BlockLayout(TypedDict):
     """Where the weights of heads are in a block."""
 
@@ -40,7 +44,16 @@ class BlockLayout(TypedDict):
     d_model: int
 
 
-class ModelFacts(BlockLayout):
+class CallFacts(TypedDict):
+    """What there is to know of blocks that are called."""
+
+    called: bool  # whether they are, instead of being laid open
+    gives: int  # how many things a block gives in a tuple; 0 where it gives the stream alone
+    factors: dict[str, float]  # what a block multiplies what is at a point by before it adds it, if not 1
+    tail: Tail
+
+
+class ModelFacts(BlockLayout, CallFacts):
     """What there is to know of a model, beside its outer modules."""
 
     embeddings: list[tuple[str, str]]  # name and path; read as if in layer 0, before it
@@ -57,7 +70,7 @@ class ModelDescription(ModelFacts):
     """A model in plain data, with the paths of its outer modules."""
 
     blocks: str
-    norm: str
+    norm: str  # and, behind spaces, what else stands before the unembedding
     unembed: str
     rotary: str | None  # None without rotary embedding
 
@@ -67,6 +80,7 @@ class ModelParts(ModelFacts):
 
     blocks: Any
     norm: Any
+    normed: Any  # the module that gives what the unembedding reads
     unembed: Any
     rotary: Any  # None without rotary embedding
     like: Any  # on a server an activation, which has the number format and the device; else None
@@ -89,6 +103,7 @@ class LogitsSpec(TypedDict):
     rows: int  # that are scored at a time,
     rows_of_all: int  # or where all logits are computed
     apart: bool
+    tail: Tail
 
 
 class ReferenceRead(TypedDict):
@@ -101,6 +116,7 @@ class ReferenceRead(TypedDict):
 class RunCache(TypedDict):
     """What was read of the runs before the passes of some examples, and the kernels with their arguments."""
 
+    tokens: torch.Tensor  # (example, position), of the base run
     base: Points
     sources: dict[str, Points]  # by run
     reference: ReferenceRead
@@ -264,6 +280,7 @@ class ResolvedPass(PassSpec):
     base_attended: dict[str, torch.Tensor]  # (row, layer, head)
     logits: LogitsSpec
     angles: Angles  # put in where the pass runs
+    tokens: torch.Tensor  # (example, position), of the base run
 
 
 Angles: TypeAlias = "tuple[torch.Tensor, torch.Tensor] | None"

@@ -109,6 +109,7 @@ def circuit_scores(model: Model, *, folded: bool = True, check: bool = True) -> 
     from ...interventions.begin import begin
 
     check_is_model(model)
+    model.check_laid_open("circuit_scores")
     shape = model.shape
     score = partial(_scores, layers=shape.layers, heads=shape.heads, folded=bool(folded), centred=model.family.centred)
     with begin(model, check=check) as call:
@@ -214,6 +215,7 @@ def head_circuits(
     from ...interventions.begin import begin
 
     check_is_model(model)
+    model.check_laid_open("head_circuits")
     check_remote(model, remote)
     own, top = _head(model, head), check_top(model, top)
     earlier = _through(model, own, through)
