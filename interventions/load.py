@@ -50,6 +50,11 @@ def load(
 ) -> Model:
     """Open a causal language model.
 
+    Its blocks are *laid open*, where a table describes its family and gives the model's own logits on a short prompt:
+    headwise computes them part by part. Else they are *called*: the model's own blocks run, and are read and written
+    where its modules take and give; these are found by themselves. ``print(model)`` says which and why, and
+    ``model.sites`` lists what can be read and written.
+
     Parameters
     ----------
     source : str, Path or PreTrainedModel
@@ -87,7 +92,7 @@ def load(
     DeclarationError
         `source` is nothing that can be traced, such as a compiled module, or an option does not go with it.
     ModelError
-        The model cannot be found or read whole, or its family is not known.
+        The model cannot be found or read whole, or neither is its family known nor are its parts found.
     UnknownNameError
         There is no checkpoint of `step`; the text lists those that exist.
 
@@ -134,9 +139,9 @@ def load(
 
 
 def _family(module: Any, name: str, eager: bool = False) -> Family:
-    """The family of a model, or what is found in it where no table describes it; its attention may be made `eager` then.
+    """The family of a model, or what is found in it where no table describes it.
 
-    Such attention gives its weights.
+    Where `eager`, the model's attention is then made one that gives its weights, if it has one.
     """
     reason = why_called(module.config)
     if not reason:

@@ -12,6 +12,9 @@ One to ``resid_mid`` or to an embedding is compared with the same write to ``att
 as the model's own pass has no place for it; ``q_rot``, ``k_rot`` and ``pattern`` are no module's output, and are seen
 by *identity* and by writes to ``q``, ``k`` and ``v``. Writes to what attention and MLPs read, and to neurons,
 are *seen* before the first sweep that has such: a model is not refused for what is not asked of it.
+
+Of blocks that are called nothing is computed here. Then *parts* are sums: what attention and MLP add makes of the
+stream that enters a block the one that leaves it, and the embeddings make the first.
 """
 
 from __future__ import annotations
