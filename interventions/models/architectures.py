@@ -11,7 +11,6 @@ Another family becomes known with `register`; `Family.template` writes a table t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -191,87 +190,6 @@ QWEN3 = register(
     )
 )
 GEMMA = register(replace(LLAMA, name="gemma", model_types=("gemma",), gain_offset=1.0))
-
-
-def _without(modules: Mapping[str, str], *names: str) -> dict[str, str]:
-    return {name: path for name, path in modules.items() if name not in names}
-
-
-def _experts_sizes(config: Any) -> dict[str, Any]:
-    """Of MLPs of experts, which count as one MLP as wide as those that a token goes through; no neuron is found."""
-    width = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
-    return _mistral_sizes(config) | {"d_mlp": width * config.num_experts_per_tok}
-
-
-def _qwen_experts_sizes(config: Any) -> dict[str, Any]:
-    return _experts_sizes(config) | {"windows": windows_by_layer(config)}
-
-
-def _starcoder2_sizes(config: Any) -> dict[str, Any]:
-    return _mistral_sizes(config) | {"gated": False}
-
-
-def _phi_sizes(config: Any) -> dict[str, Any]:
-    return standard_sizes(config) | {"gated": False, "parallel": True}
-
-
-MINISTRAL = register(replace(QWEN2, name="ministral", model_types=("ministral",)))
-MIXTRAL = register(
-    replace(
-        MISTRAL,
-        name="mixtral",
-        model_types=("mixtral",),
-        modules=_without(LLAMA.modules, "pre", "up", "act", "down"),
-        sizes=_experts_sizes,
-    )
-)
-QWEN3_MOE = register(
-    replace(
-        QWEN3,
-        name="qwen3_moe",
-        model_types=("qwen3_moe",),
-        modules=_without(QWEN3.modules, "pre", "up", "act", "down"),
-        sizes=_qwen_experts_sizes,
-    )
-)
-STARCODER2 = register(
-    replace(
-        LLAMA,
-        name="starcoder2",
-        model_types=("starcoder2",),
-        modules={**_without(LLAMA.modules, "up"), "pre": "mlp.c_fc", "act": "mlp.act", "down": "mlp.c_proj"},
-        centred=True,
-        sizes=_starcoder2_sizes,
-    )
-)
-OLMO = register(replace(LLAMA, name="olmo", model_types=("olmo",), centred=True))
-PHI = register(
-    replace(
-        LLAMA,
-        name="phi",
-        model_types=("phi",),
-        modules={
-            **_without(LLAMA.modules, "up"),
-            "out": "self_attn.dense",
-            "norm_2": "input_layernorm",
-            "pre": "mlp.fc1",
-            "act": "mlp.activation_fn",
-            "down": "mlp.fc2",
-            "norm": "model.final_layernorm",
-        },
-        centred=True,
-        sizes=_phi_sizes,
-    )
-)
-PHI3 = register(
-    replace(
-        MISTRAL,
-        name="phi3",
-        model_types=("phi3",),
-        modules={**_without(LLAMA.modules, "q", "k", "v", "pre", "up", "act", "down"), "qkv": "self_attn.qkv_proj"},
-        layout="side by side",
-    )
-)
 
 TABLES = tuple(FAMILIES.values())
 """Those of the package. A model of theirs that computes something else is called; another table has to fit."""
