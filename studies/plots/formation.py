@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import fill
 from typing import Any
 
 import holoviews as hv
@@ -115,15 +116,15 @@ def change_points(result: xr.DataTree, training: str = "main") -> Any:
     parts += _dots(
         here, ("mean_step", "mean_low", "mean_high"), rows + 0.12, names, shown, "mean over seeds", ORANGE, 10
     )
-    words = [str(curves[name].attrs.get("long_name", name)) for name in names]
+    words = [fill(str(curves[name].attrs.get("long_name", name)), 28) for name in names]
     last = float(curves["step"].max())
     known = np.concatenate(
         [np.ravel(here[name].values) for name in ("change_low", "change_step", "mean_low", "mean_step")]
     )
     first = float(np.nanmin(known[known > 0]))
     ends = (np.log10(max(first / 1.6, 1.0)), np.log10(last * 1.05))
-    ticks = [(np.log10(at), f"{at:g}") for at in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000)]
-    look: dict[str, Any] = {"width": 860, "height": 110 + 46 * len(names), "legend_cols": 2, "show_legend": True}
+    ticks = [(np.log10(at), f"{at:g}") for at in (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000)]
+    look: dict[str, Any] = {"width": 860, "height": 110 + 46 * len(names), "legend_cols": 1, "show_legend": True}
     look |= {"xlim": ends, "xticks": [tick for tick in ticks if ends[0] <= tick[0] <= ends[1]]}
     return row_chart(parts, shown, words, **look)
 
@@ -156,7 +157,8 @@ def _band(changes: xr.Dataset) -> tuple[float, float, float] | None:
 def of_seeds(drawn: Any) -> Any:
     """A figure of values whose examples are seeds, which says so where there are few."""
     look = hv.Store.lookup_options("bokeh", drawn, "plot").kwargs
-    return overlay(list(drawn), **look | {"title": look["title"].replace(" prompts ", " seeds ")})
+    title = look["title"].replace(" prompts ", " seeds ")
+    return overlay(list(drawn), **look | {"title": title, "legend_cols": 2})
 
 
 def _marked(values: xr.DataArray, title: str, band: tuple[float, float, float] | None) -> Any:

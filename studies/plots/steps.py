@@ -18,7 +18,7 @@ from .parts.style import GREY, dimension, head_name, hover, overlay, scale_for, 
 
 TOP = 4
 """Curves with a colour and a name; more are grey."""
-NEAREST = 0.045
+NEAREST = 0.06
 """Share of the axis that a written step takes."""
 
 

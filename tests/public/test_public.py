@@ -221,4 +221,5 @@ def test_the_wheel_holds_exactly_the_package_and_its_data(tmp_path):
         ]
     }
     data = {f"headwise/{path.relative_to(ROOT)}" for path in (ROOT / "models").rglob("*") if path.is_file()}
-    assert names == sources | data | {"headwise/py.typed", "headwise/studies/training/code_card.md"}
+    shipped = {"studies/training/code_card.md", "studies/dynamics/formation.nc", "py.typed"}
+    assert names == sources | data | {f"headwise/{name}" for name in shipped}
