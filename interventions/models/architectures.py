@@ -190,3 +190,106 @@ QWEN3 = register(
     )
 )
 GEMMA = register(replace(LLAMA, name="gemma", model_types=("gemma",), gain_offset=1.0))
+
+
+def _without(family: Family, *parts: str) -> dict[str, str]:
+    """The modules of a family, some left out."""
+    return {part: path for part, path in family.modules.items() if part not in parts}
+
+
+NO_NEURONS = ("pre", "up", "act", "down")
+"""What an MLP of experts, or one whose gate and input are one matrix, has not as modules of its own."""
+
+
+def _experts(config: Any, width: str = "intermediate_size") -> int:
+    """The width that an MLP of experts works with for one token."""
+    return int(
+        config.num_experts_per_tok * getattr(config, width) + getattr(config, "shared_expert_intermediate_size", 0)
+    )
+
+
+def _mixtral_sizes(config: Any) -> dict[str, Any]:
+    return _mistral_sizes(config) | {"d_mlp": _experts(config)}
+
+
+def _qwen_moe_sizes(config: Any) -> dict[str, Any]:
+    return _qwen_sizes(config) | {"d_mlp": _experts(config, "moe_intermediate_size")}
+
+
+MINISTRAL = register(replace(QWEN2, name="ministral", model_types=("ministral",)))
+MIXTRAL = register(
+    replace(
+        LLAMA,
+        name="mixtral",
+        model_types=("mixtral",),
+        modules=_without(LLAMA, *NO_NEURONS),
+        sizes=_mixtral_sizes,
+    )
+)
+QWEN2_MOE = register(replace(MIXTRAL, name="qwen2_moe", model_types=("qwen2_moe",), sizes=_qwen_moe_sizes))
+QWEN3_MOE = register(
+    replace(
+        QWEN3,
+        name="qwen3_moe",
+        model_types=("qwen3_moe",),
+        modules=_without(QWEN3, *NO_NEURONS),
+        sizes=_qwen_moe_sizes,
+    )
+)
+PHI3 = register(
+    replace(
+        MISTRAL,
+        name="phi3",
+        model_types=("phi3",),
+        modules=_without(LLAMA, "q", "k", "v", *NO_NEURONS) | {"qkv": "self_attn.qkv_proj"},
+        layout="side by side",
+    )
+)
+
+
+def _ungated_sizes(config: Any) -> dict[str, Any]:
+    return standard_sizes(config) | {"gated": False}
+
+
+NEMOTRON = register(
+    replace(
+        LLAMA,
+        name="nemotron",
+        model_types=("nemotron",),
+        modules=_without(LLAMA, "up") | {"pre": "mlp.up_proj"},
+        centred=True,
+        gain_offset=1.0,
+        sizes=_ungated_sizes,
+    )
+)
+STARCODER2 = register(
+    replace(
+        LLAMA,
+        name="starcoder2",
+        model_types=("starcoder2",),
+        modules=_without(LLAMA, "up") | {"pre": "mlp.c_fc", "act": "mlp.act", "down": "mlp.c_proj"},
+        centred=True,
+        sizes=lambda config: _mistral_sizes(config) | {"gated": False},
+    )
+)
+STABLELM = register(
+    replace(
+        LLAMA,
+        name="stablelm",
+        model_types=("stablelm",),
+        centred=True,
+        sizes=lambda config: standard_sizes(config) | {"parallel": bool(config.use_parallel_residual)},
+    )
+)
+PHI = register(
+    replace(
+        LLAMA,
+        name="phi",
+        model_types=("phi",),
+        modules=_without(LLAMA, "up")
+        | {"out": "self_attn.dense", "norm_2": "input_layernorm", "norm": "model.final_layernorm"}
+        | {"pre": "mlp.fc1", "act": "mlp.activation_fn", "down": "mlp.fc2"},
+        centred=True,
+        sizes=lambda config: standard_sizes(config) | {"gated": False, "parallel": True},
+    )
+)
