@@ -293,3 +293,69 @@ PHI = register(
         sizes=lambda config: standard_sizes(config) | {"gated": False, "parallel": True},
     )
 )
+
+
+def _scaled_by_field(config: Any, layer: int) -> float:
+    """One over the root of what the configuration says, which need not be the width of a head."""
+    return float(config.query_pre_attn_scalar**-0.5)
+
+
+def _gemma2_sizes(config: Any) -> dict[str, Any]:
+    last = config.final_logit_softcapping
+    tail = None if last is None else (1 / last, True, float(last))
+    return _qwen_sizes(config) | {"cap": config.attn_logit_softcapping, "tail": tail}
+
+
+NORMS_AFTER = {"attn_norm": "post_attention_layernorm", "mlp_norm": "post_feedforward_layernorm"}
+GEMMA2 = register(
+    replace(
+        GEMMA,
+        name="gemma2",
+        model_types=("gemma2",),
+        modules={**LLAMA.modules, **NORMS_AFTER, "norm_2": "pre_feedforward_layernorm"},
+        sizes=_gemma2_sizes,
+        scaling=_scaled_by_field,
+    )
+)
+GEMMA3 = register(
+    replace(
+        GEMMA2,
+        name="gemma3",
+        model_types=("gemma3_text",),
+        modules={**GEMMA2.modules, "q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"},
+        sizes=lambda config: _gemma2_sizes(config) | {"cap": None, "kinds": tuple(config.layer_types)},
+    )
+)
+OLMO2 = register(
+    replace(
+        LLAMA,
+        name="olmo2",
+        model_types=("olmo2",),
+        modules=_without(QWEN3, "norm_1", "norm_2") | NORMS_AFTER,
+        sizes=lambda config: standard_sizes(config) | {"joint_norms": True},
+    )
+)
+GPT_OSS = register(
+    replace(
+        MIXTRAL,
+        name="gpt_oss",
+        model_types=("gpt_oss",),
+        modules={**MIXTRAL.modules, "sinks": "self_attn.sinks"},
+        sizes=lambda config: _qwen_sizes(config) | {"d_mlp": _experts(config), "paired": True},
+    )
+)
+GPT_J = register(
+    replace(
+        GPT2,
+        name="gptj",
+        model_types=("gptj",),
+        embeddings={"embed": "transformer.wte"},
+        modules=_without(GPT2, "qkv")
+        | {"q": "attn.q_proj", "k": "attn.k_proj", "v": "attn.v_proj", "out": "attn.out_proj", "norm_2": "ln_1"}
+        | {"pre": "mlp.fc_in", "down": "mlp.fc_out", "rotary": "transformer.h.0.attn.embed_positions"},
+        layout="apart",
+        transposed=False,
+        sizes=lambda config: _gpt2_sizes(config) | {"parallel": True, "neighbours": True, "paired": True},
+        scaling=lambda config, layer: float((config.n_embd // config.n_head) ** -0.5),
+    )
+)
