@@ -146,8 +146,14 @@ def _family(module: Any, name: str, eager: bool = False) -> Family:
     reason = why_called(module.config)
     if not reason:
         family = family_of(module.config, name)
-        check_fits(family, module, name)
-        return family
+        try:
+            check_fits(family, module, name)
+        except ModelError:
+            if family not in architectures.TABLES:
+                raise
+            reason = f"the table of {family.name} does not fit its modules"
+        else:
+            return family
     try:
         with turn_of(module):
             if eager:

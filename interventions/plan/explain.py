@@ -15,7 +15,7 @@ from .reads import read_bytes, sizes_of_logits
 from .schedule import Schedule
 from .writes import JOIN_STAGES, Join
 
-UNNAMED = ("scores", "q_rot", "k_rot")
+UNNAMED = ("scores", "q_rot", "k_rot", "heads")
 POINTS_AT = {
     stage: " ".join(point for point, number in JOIN_STAGES.items() if number == stage and point not in UNNAMED)
     for stage in sorted(set(JOIN_STAGES.values()))
