@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from ..errors import DeclarationError, ModelError, choices, whole
 from . import selfcheck
 from .models import architectures
 from .models.checkpoints import check_step, step_of_revision, weights_at
-from .models.family import Family, check_fits, check_rows_apart, family_of, why_called
+from .models.family import Family, check_fits, check_quantised, family_of, why_called
 from .models.finding import find_parts
 from .models.locate import locate, shipped, why
 from .models.model import Model
@@ -49,6 +49,11 @@ def load(
     trust_remote_code: bool = False,
 ) -> Model:
     """Open a causal language model.
+
+    Its blocks are *laid open*, where a table describes its family and gives the model's own logits on a short prompt:
+    headwise computes them part by part. Else they are *called*: the model's own blocks run, and are read and written
+    where its modules take and give; these are found by themselves. ``print(model)`` says which and why, and
+    ``model.sites`` lists what can be read and written.
 
     Parameters
     ----------
@@ -87,7 +92,7 @@ def load(
     DeclarationError
         `source` is nothing that can be traced, such as a compiled module, or an option does not go with it.
     ModelError
-        The model cannot be found or read whole, or its family is not known.
+        The model cannot be found or read whole, or neither is its family known nor are its parts found.
     UnknownNameError
         There is no checkpoint of `step`; the text lists those that exist.
 
@@ -129,19 +134,33 @@ def load(
     beside = None if place == "main" else step
     module, tokenizer = _read(name, where, revision, beside, DTYPES[dtype or "float32"], tokenizer, trusted)
     module = module.to(_device(device))
-    return _handle(module, name, revision or place, step, _family(module, name), tokenizer, opened, trusted)
+    family = _family(module, name, eager=True)
+    return _handle(module, name, revision or place, step, family, tokenizer, opened, trusted)
 
 
-def _family(module: Any, name: str) -> Family:
-    """The family of a model, or what is found in it where no table describes it."""
-    check_rows_apart(module.config, name)
+def _family(module: Any, name: str, eager: bool = False) -> Family:
+    """The family of a model, or what is found in it where no table describes it.
+
+    Where `eager`, which is for modules that headwise itself has read, the model's attention is then made one that gives
+    its weights, if it has one.
+    """
+    check_quantised(module, name, own=eager)
     reason = why_called(module.config)
     if not reason:
         family = family_of(module.config, name)
-        check_fits(family, module, name)
-        return family
+        try:
+            check_fits(family, module, name)
+        except ModelError:
+            if family not in architectures.TABLES:
+                raise
+            reason = f"the table of {family.name} does not fit its modules"
+        else:
+            return family
     try:
         with turn_of(module):
+            if eager:
+                with suppress(Exception):  # whatever a model raises that has no such attention
+                    module.set_attn_implementation("eager")
             return find_parts(module, name, reason)
     except ModelError as found:
         try:
@@ -229,8 +248,8 @@ def _plain_module(source: Any) -> PreTrainedModel:
     if hasattr(source, "get_base_model"):
         if any(one.is_prompt_learning for one in source.peft_config.values()):
             raise DeclarationError(
-                f"{kind} is a model of peft that puts something in front of prompts: headwise runs adapters that sit in "
-                "modules, as LoRA does"
+                f"{kind} is a model of peft that puts something in front of prompts: headwise runs adapters that sit "
+                "in modules, as LoRA does"
             )
         source = source.get_base_model()  # which has the adapter's modules in it
     if not isinstance(source, PreTrainedModel):

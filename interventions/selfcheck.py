@@ -12,6 +12,9 @@ One to ``resid_mid`` or to an embedding is compared with the same write to ``att
 as the model's own pass has no place for it; ``q_rot``, ``k_rot`` and ``pattern`` are no module's output, and are seen
 by *identity* and by writes to ``q``, ``k`` and ``v``. Writes to what attention and MLPs read, and to neurons,
 are *seen* before the first sweep that has such: a model is not refused for what is not asked of it.
+
+Of blocks that are called nothing is computed here. Then *parts* are sums: what attention and MLP add makes of the
+stream that enters a block the one that leaves it, and the embeddings make the first.
 """
 
 from __future__ import annotations
@@ -214,7 +217,8 @@ def inner_failures(model: Model) -> list[str]:
     random = np.random.RandomState(2)
     tokens = random.randint(0, shape.vocabulary, (1, min(LENGTH, shape.context)))
     names = [name for name in INNER if (shape.neurons or not Component(name).per_neuron) and not lacks(model, name)]
-    if not shape.called and paths["norm_1"] == paths["norm_2"]:  # whose output the model's own pass has only one of
+    shared = "norm_1" in paths and paths["norm_1"] == paths.get("norm_2")
+    if shared and not shape.called:  # whose output the model's own pass has only one of
         names.remove("attn_in")
     probes = list(_probes(model, names, random))
     batches = [probes[start : start + AT_ONCE] for start in range(0, len(probes), AT_ONCE)]

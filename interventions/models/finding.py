@@ -75,7 +75,7 @@ def find_parts(module: Any, name: str, reason: str) -> CalledFamily:
     made = _shape(config, found, points, lacks, width, known, "pos_embed" in embeddings)
     seen = counter.get_total_flops() - 2 * LENGTH * width * vocabulary
     seen -= len(blocks) * 4 * made.heads * LENGTH * LENGTH * made.d_head
-    made = replace(made, work=max(1, seen // (len(blocks) * LENGTH)))
+    made = replace(made, work=max(1, seen // (len(blocks) * LENGTH)), tail=tail)
     first = found[0]
     return CalledFamily(
         name=f"{config.model_type}, called",
@@ -88,7 +88,6 @@ def find_parts(module: Any, name: str, reason: str) -> CalledFamily:
         places=points,
         factors=first.factors,
         gives=ends[0].several,
-        tail=tail,
         counts=made,
     )
 
@@ -211,7 +210,11 @@ def _attention(found: Block, calls: list[Call], spots: list[Spot], start: str, c
         found.modules["norm_1"] = found.modules["attention"]
     else:
         found.lacks["attn_in"] = "attention does not take the stream first"
-    found.lacks |= dict.fromkeys(("q_rot", "k_rot", "pattern", "head_out"), "its blocks are called, not laid open")
+    found.lacks |= dict.fromkeys(("q_rot", "k_rot", "head_out"), "its blocks are called, not laid open")
+    if getattr(outer.weights, "shape", None) == (1, heads, LENGTH, LENGTH):
+        found.places["rotated"] = (outer.ended, ((found.modules["attention"], "weights"),))
+    else:
+        found.lacks["pattern"] = "attention does not give its weights; with attn_implementation='eager' most do"
     _projections(found, [call for call in linear if call.ended < spot.when], start)
     return out
 
@@ -504,4 +507,5 @@ def _shape(
         neurons="mlp_post" in names,
         called=True,
         lacks=tuple(sorted(lacks.items())),
+        read_only=(("pattern", "its blocks are called, not laid open"),) if "rotated" in names else (),
     )

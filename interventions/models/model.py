@@ -223,7 +223,7 @@ class Model:
         >>> [str(component) for component in hw.load("words-2l").sites][:6]
         ['embed', 'pos_embed', 'resid_pre', 'attn_in', 'q', 'k']
         """
-        return tuple(one for one in Component if not self.shape.missing(one))
+        return tuple(one for one in Component if not self.shape.missing(one) and one not in dict(self.shape.read_only))
 
     def check_laid_open(self, what: str) -> None:
         """Refuse what needs blocks that are laid open.
@@ -236,6 +236,26 @@ class Model:
         if self.shape.called:
             raise ModelError(
                 f"{what} needs blocks that are laid open, and those of {self.name} are called: {self.family.why_called}"
+            )
+
+    def check_sums(self, what: str) -> None:
+        """Refuse what takes the logits, or what attention and MLPs add to the stream, for a sum over heads and neurons.
+
+        Raises
+        ------
+        ModelError
+            Blocks are called, or a norm, a cap or a factor stands between.
+        """
+        self.check_laid_open(what)
+        if self.shape.normed_after:
+            raise ModelError(
+                f"{what} needs what heads and neurons write to be added to the stream as it is, and in {self.name} a "
+                "norm stands between: ablate or patch head_out, attn_out and mlp_out instead"
+            )
+        if self.shape.tail is not None:
+            raise ModelError(
+                f"{what} needs logits that are linear in the normed stream, and {self.name} caps or scales what the "
+                "unembedding gives: ablate or patch head_out, attn_out and mlp_out instead"
             )
 
     def head_weights(self, layer: int) -> HeadWeights:
@@ -256,7 +276,8 @@ class Model:
         HeadWeights
             ``W_Q (head, d_model, d_head)``, ``W_K`` and ``W_V (key-value head, d_model, d_head)``, ``W_O (head, d_head,
             d_model)``; ``gain (d_model,)`` of the norm before them, with the 1 that Gemma adds; ``q_gain`` and ``k_gain
-            (d_head,)``, None but in families that norm q and k.
+            (d_head,)``, None but in families that norm q and k; ``out_gain (d_model,)``, None but where a norm stands
+            between attention and the stream.
 
         Raises
         ------

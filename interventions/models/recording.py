@@ -37,6 +37,7 @@ class Call(NamedTuple):
     taken: Any  # the first tensor that it took
     given: Any  # the first that it gave
     parts: Expression  # what that was then
+    weights: Any  # the second that it gave in a tuple
     several: int  # how many things it gave in a tuple; 0 where it gave no tuple
 
 
@@ -187,9 +188,10 @@ def recorded(module: torch.nn.Module, blocks: dict[str, Any]) -> Iterator[Record
                     if not (len(known) == 1 and next(iter(known)).startswith("tanh")):
                         record.name(out, path)
             several = len(given) if isinstance(given, tuple) else 0
+            second = given[1] if several > 1 else None
             made = out if isinstance(out, torch.Tensor) else None
             said = {} if made is None else dict(record.of(made))
-            record.calls.append(Call(path, one, began, record.tick(), taken, made, said, several))
+            record.calls.append(Call(path, one, began, record.tick(), taken, made, said, second, several))
 
         return note
 

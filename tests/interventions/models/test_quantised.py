@@ -51,13 +51,17 @@ def plain():
     return LlamaForCausalLM(LlamaConfig(**sizes, **heads, initializer_range=0.2)).eval()
 
 
-def quantised(folder, kind):
+def quantised(folder, kind, packs="never"):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return AutoModelForCausalLM.from_pretrained(folder, quantization_config=KINDS[kind](), dtype=torch.float32)
+        made = AutoModelForCausalLM.from_pretrained(folder, quantization_config=KINDS[kind](), dtype=torch.float32)
+    for one in made.modules():
+        if packs and hasattr(one, "support_avx512bf16_for_cpu"):
+            one.support_avx512bf16_for_cpu = packs == "always"
+    return made
 
 
-def check(model, module, without=("embed", "head_out")):
+def check(model, module, without=("embed", "head_out", "pattern", "q_rot", "k_rot")):
     """Reads, and writes of three kinds at every component of both layers, against hooks on the module."""
     tokens = torch.randperm(80, generator=torch.Generator().manual_seed(1))[:24].reshape(3, 8)
     corrupted = tokens.roll(1, 0).flip(1)
@@ -66,7 +70,7 @@ def check(model, module, without=("embed", "head_out")):
     for component, layer in [(one, layer) for one in model.sites for layer in (0, 1)]:
         if str(component) not in raw.components(module) or component in without:
             continue
-        head = (KV_HEADS if component in ("k", "v") else HEADS) - 1 if component in raw.PER_HEAD else None
+        head = (KV_HEADS if str(component)[0] in "kv" else HEADS) - 1 if component in raw.PER_HEAD else None
         site = (Layer(layer) if head is None else Head(layer, head)).site(component)
         place, name = Place(layer, str(component), head, POSITIONS), f"{component} {layer}"
         there = raw.read(module, corrupted, place)[0]
@@ -95,7 +99,7 @@ def test_quantised_weights_open_from_a_folder_and_blocks_are_called(kind, folder
     model = hw.load(tmp_path, device="cpu")
     assert {"resid_pre", "q", "k", "v", "z", "attn_out", "mlp_out", "mlp_post"} <= {*map(str, model.sites)}
     assert "blocks are called: its weights are quantised" in repr(model)
-    check(model, module, ("embed", "mlp_pre"))  # packed weights do not tell the oracle how wide what they write is
+    check(model, module, ("embed", "mlp_pre", "pattern"))  # the oracle does not see the width of packed weights
     with pytest.raises(ModelError, match=r"head_weights needs blocks that are laid open, .* quantised"):
         model.head_weights(0)
     same, other = hw.load(module), hw.load(plain())
@@ -124,7 +128,20 @@ def test_a_result_with_quantised_weights_runs_again(folder, tmp_path):
     ds = hw.measure(model, task, ZeroAblate("L1H2"), ["loss"])
     assert "bnb_4bit_quant_type" in ds.attrs["configuration"]
     hw.write_netcdf(ds, tmp_path / "a.nc")
-    assert hw.rerun(tmp_path / "a.nc").agrees
+    assert hw.rerun(tmp_path / "a.nc", yes=True).agrees
+
+
+def test_4_bits_that_the_first_pass_packs_are_refused_in_memory_and_read_from_a_folder(folder, tmp_path):
+    module = quantised(folder, "4 bits", packs="always")
+    with pytest.raises(ModelError, match=r"packs its 4-bit weights in its first pass .* save it to a folder before"):
+        hw.load(module)
+    module.save_pretrained(tmp_path)
+    _id_tokenizer(90).save_pretrained(tmp_path)
+    model, task = hw.load(tmp_path, device="cpu"), hw.RepeatedTokens(n=3, length=6, seed=0)
+    before = model.weight_hash
+    first = hw.measure(model, task, None, ["loss"])["loss"].values
+    assert model.weight_hash == before
+    np.testing.assert_array_equal(hw.measure(model, task, None, ["loss"])["loss"].values, first)
 
 
 def test_8_bits_by_which_prompts_depend_on_each_other_are_refused(folder):

@@ -69,7 +69,7 @@ def test_estimates_of_called_blocks_are_those_of_laid_open_ones(both, estimator)
     np.testing.assert_allclose(two["loss"], one["loss"], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["gemma2", "bloom", "mixtral"])
+@pytest.mark.parametrize("name", ["glm4", "bloom", "cohere2"])
 def test_the_plan_counts_what_runs_in_called_blocks(name):
     model = hw.load(build(name, 1))
     alone = counted(lambda: measure(model, TASK, None, loss, runs="all", check=False))
@@ -77,7 +77,9 @@ def test_the_plan_counts_what_runs_in_called_blocks(name):
         Grid(lambda layer, head: ZeroAblate(Head(layer, head)), layer=model.layers, head=model.heads),
         Grid(lambda layer: Patch(Layer(layer).resid_post), layer=model.layers),
     ):
-        made = plan(model, TASK, grid, loss, timed=False).cost()
+        planned = plan(model, TASK, grid, loss, timed=False)
+        assert "blocks             called: whole ones run, from the first layer that a condition" in repr(planned)
+        made = planned.cost()
         found = counted(lambda grid=grid: measure(model, TASK, grid, loss, check=False)) - alone
         assert found == pytest.approx(made.passes, rel=0.05)
 
@@ -93,7 +95,7 @@ def test_every_head_of_a_called_gpt2_small_takes_little_more_than_half_of_plain_
 
 
 def test_what_called_blocks_do_not_have_is_refused_before_any_pass():
-    model = hw.load(build("gemma2", 0))
+    model = hw.load(build("glm4", 0))
     assert [str(one) for one in model.sites] == (
         [
             "embed",
@@ -112,7 +114,7 @@ def test_what_called_blocks_do_not_have_is_refused_before_any_pass():
             "resid_post",
         ]
     )
-    pattern = "has no pattern: its blocks are called, not laid open"
+    pattern = "has no pattern: attention does not give its weights; with attn_implementation='eager' most do"
     for what, metrics, text in (
         (Knockout(Head(0, 1), 5, 2), loss, pattern),
         (None, induction, pattern),
@@ -122,10 +124,35 @@ def test_what_called_blocks_do_not_have_is_refused_before_any_pass():
         with pytest.raises(DeclarationError, match=text):
             measure(model, TASK, what, metrics)
     for work in (hw.circuit_scores, hw.composition_scores, lambda one: hw.direct_logit_attribution(one, TASK)):
-        with pytest.raises(
-            ModelError, match=r"needs blocks that are laid open, and those of .* are called: it caps its"
-        ):
+        with pytest.raises(ModelError, match=r"needs blocks that are laid open, and those of .* are called: no table"):
             work(model)
+
+
+def test_patterns_of_called_blocks_are_those_that_eager_attention_gives():
+    module = build("smollm3", 0)
+    module.set_attn_implementation("eager")
+    model, tokens = hw.load(module), torch.as_tensor(TASK.draw(hw.load(build("smollm3", 0))).runs["clean"])
+    with torch.no_grad():
+        wanted = module(tokens, output_attentions=True, use_cache=False).attentions
+    found = capture(model, TASK, [Layer(0).pattern, Head(1, 2).pattern])
+    np.testing.assert_allclose(found["L0_pattern"], wanted[0], atol=1e-6)
+    np.testing.assert_allclose(found["L1H2_pattern"], wanted[1][:, 2], atol=1e-6)
+    kept = []
+    out = module.model.layers[0].self_attn.o_proj
+    hook = out.register_forward_pre_hook(lambda _, given: kept.append(given[0]) or torch.zeros_like(given[0]))
+    with torch.no_grad():
+        ablated = module(tokens, output_attentions=True, use_cache=False).attentions[1]
+    hook.remove()
+    under = capture(model, TASK, Layer(1).pattern, what=ZeroAblate(Layer(0).z))
+    np.testing.assert_allclose(under["L1_pattern"], ablated, atol=1e-6)
+    for what in (Knockout(Head(0, 1), 5, 2), Patch(Head(0, 1).pattern)):
+        with pytest.raises(DeclarationError, match=r"pattern of .* can be read, and not written: its blocks are"):
+            measure(model, TASK, what, loss)
+    queries = TASK.draw(model).runs["clean"].shape[1] // 2
+    half = wanted[1][:, :, queries:].numpy()
+    score = np.stack([half[:, :, at, at + 1] for at in range(queries)]).mean(0)
+    found = measure(model, TASK, None, induction)["baseline_induction"].sel(run="clean", layer=1)
+    np.testing.assert_allclose(found.transpose("example", ...).values, score, atol=1e-6)
 
 
 def test_blocks_without_attention_have_a_stream_and_no_heads():
