@@ -15,7 +15,7 @@ from .reads import read_bytes, sizes_of_logits
 from .schedule import Schedule
 from .writes import JOIN_STAGES, Join
 
-UNNAMED = ("scores", "q_rot", "k_rot")
+UNNAMED = ("scores", "q_rot", "k_rot", "heads")
 POINTS_AT = {
     stage: " ".join(point for point, number in JOIN_STAGES.items() if number == stage and point not in UNNAMED)
     for stage in sorted(set(JOIN_STAGES.values()))
@@ -137,6 +137,8 @@ def explain(plan: Schedule) -> str:
             lines.append(_row("", _bytes(BYTES * prod(sizes)), f"{read}: {' x '.join(map(str, sizes))} numbers"))
     else:
         lines.append(_row("logits", "", reads + (", and every attention pattern" if plan.patterns else "")))
+    if plan.shape.called and plan.conditions:
+        lines.append(_row("blocks", "", "called: whole ones run, from the first layer that a condition changes"))
     if plan.conditions:
         lines += [
             _row(

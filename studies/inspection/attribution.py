@@ -120,6 +120,7 @@ def direct_logit_attribution(
     from ...interventions.begin import begin
 
     check_is_model(model)
+    model.check_sums("direct_logit_attribution")
     check_remote(model, remote)
     task_json(task := rendered(task, model))  # refuses what is no task
     batch = task.draw(model)

@@ -1,0 +1,221 @@
+"""Decoders of many architectures against raw hooks: what is offered of each is read and written, at its first and last
+layer, planned together; and the table of architectures in the docs, which `make architectures` writes."""
+
+import itertools
+import os
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import headwise as hw
+from headwise.errors import HeadwiseError
+from headwise.interventions import Add, Component, Head, Layer, Neuron, Patch, ZeroAblate
+from headwise.interventions.load import _id_tokenizer
+from headwise.metrics import logit_diff, loss
+from headwise.studies import Prompts, capture, measure, plan
+from tests.oracles import raw_architectures as raw
+from tests.oracles.architecture_parts import heads_of
+from tests.oracles.raw_architectures import PER_HEAD, PER_NEURON, Place
+from tests.support.architectures import SHAPES, build, prompts
+
+TABLE = Path(__file__).parents[3] / "docs" / "architectures.md"
+LEAST = {"resid_pre", "resid_post", "attn_out", "mlp_out", "z"}
+"""What can be read and written of every decoder with attention that opens."""
+NOT_OPENED: set[str] = set()
+"""Architectures that `headwise.load` refuses; one that opens must not stand here."""
+OPENED = [(name, shape) for name in SHAPES if name not in NOT_OPENED for shape in (0, 1)]
+POSITIONS, KINDS = (2, 7), ("add", "zero", "patch")
+
+
+class Case:
+    """A random model, opened by headwise and as it is, and prompts."""
+
+    def __init__(self, name, shape):
+        self.raw = build(name, shape).requires_grad_(False)
+        self.tokens = prompts(name, shape)
+        self.corrupted = self.tokens.roll(1, 0).flip(1)
+        self.model = opened(name, shape)
+        self.task = Prompts(self.tokens.tolist(), corrupted=self.corrupted.tolist())
+        self.last = self.model.shape.layers - 1
+        self.known = raw.components(self.raw)
+        with torch.no_grad():
+            self.clean = self.raw(self.tokens, use_cache=False).logits
+        self.scale = float(self.clean.abs().max())
+
+    def conditions(self, layers, kinds):
+        """`(intervention, changes of the oracle)` for each component, layer and kind of write."""
+        heads, kv_heads = heads_of(self.raw)
+        generator = torch.Generator().manual_seed(3)
+        for layer, component, kind in itertools.product(layers, self.known, kinds):
+            if "embed" in component and (layer or (component, kind) == ("pos_embed", "patch")):  # equal in all runs
+                continue
+            if (component, kind) == ("pattern", "add"):  # which is refused
+                continue
+            part, site = None, Layer(layer).site(component)
+            if component in PER_HEAD:
+                part = (kv_heads if component in ("k", "v", "k_rot") else heads) - 1
+                site = Head(layer, part).site(component)
+            elif component in PER_NEURON and kind != "add":
+                part = 5
+                site = Neuron(layer, part).site(component)
+            place = Place(layer, component, part, None if kind == "zero" else POSITIONS)
+            there = raw.read(self.raw, self.corrupted, place)[0]
+            if kind == "add":
+                vector = 0.3 * torch.randn(there.shape[-1], generator=generator)
+                yield Add(site.at(POSITIONS), vector.tolist()), (place, lambda old, vector=vector: old + vector)
+            elif kind == "zero":
+                yield ZeroAblate(site), (place, torch.zeros_like)
+            else:
+                yield Patch(site.at(POSITIONS), "corrupted"), (place, lambda old, new=there: new)
+
+
+def close(found, wanted, scale, message=""):
+    np.testing.assert_allclose(found, wanted.numpy(), rtol=0, atol=1e-5 * max(scale, 1.0), err_msg=message)
+
+
+def opened(name, shape):
+    """The first shape from a folder with a tokenizer, the second from memory."""
+    if shape:
+        return hw.load(build(name, shape))
+    module = build(name, shape)
+    with tempfile.TemporaryDirectory() as folder:
+        module.save_pretrained(folder)
+        _id_tokenizer(module.config.vocab_size).save_pretrained(folder)
+        return hw.load(folder, device="cpu")
+
+
+case = cache(Case)
+
+
+def is_refused(model, task, *args, **options):
+    try:
+        plan(model, task, *args, timed=False, **options)
+    except HeadwiseError:
+        return True
+    return False
+
+
+@cache
+def offered(name, shape):
+    """`(components that can be read, that can be written)`, as plans accept them."""
+    there = case(name, shape)
+    read, written = [], []
+    for component in Component:
+        site = Layer(there.last * ("embed" not in component)).site(component)
+        if not is_refused(there.model, there.task, capture=site):
+            read.append(str(component))
+        if not is_refused(there.model, there.task, ZeroAblate(site)):
+            written.append(str(component))
+    return tuple(read), tuple(written)
+
+
+@pytest.mark.parametrize("name", sorted(NOT_OPENED))
+def test_what_is_not_opened_is_refused(name):
+    for shape in (0, 1):
+        with pytest.raises(HeadwiseError, match=type(build(name, shape)).__name__):
+            hw.load(build(name, shape))
+
+
+@pytest.mark.parametrize(("name", "shape"), OPENED)
+def test_what_is_offered_holds_what_each_decoder_has(name, shape):
+    read, written = offered(name, shape)
+    known = set(raw.components(case(name, shape).raw))
+    assert known & LEAST <= {*read} & {*written}
+    assert {*read, *written} <= known | {"pattern"}  # that of gpt_neo: see test_families
+
+
+@pytest.mark.parametrize(("name", "shape"), OPENED)
+def test_what_is_read_equals_raw_hooks(name, shape):
+    there = case(name, shape)
+    components = [one for one in there.known if one in offered(name, shape)[0]]
+    places = [
+        Place(layer, one)
+        for layer, one in itertools.product(range(there.last + 1), components)
+        if not ("embed" in one and layer)
+    ]
+    sites = {place: Layer(place.layer).site(place.component) for place in places}
+    found = capture(there.model, there.task, [*sites.values(), "logits"])
+    close(found["logits"].values, there.clean, there.scale)
+    heads = range(heads_of(there.raw)[0])
+    for place, site in sites.items():
+        single, axis = place.component in ("head_out", "pattern"), 1 if place.component == "pattern" else 2
+        several = [place._replace(head=head) for head in heads] if single else [place]
+        wanted = torch.stack(raw.read(there.raw, there.tokens, *several), axis)
+        wanted = wanted if single else wanted.squeeze(2)
+        values = found[str(site).replace(" ", "_")].values
+        close(values, wanted, float(wanted.abs().max()), str(place))
+
+
+def check_writes(name, shape, layers, kinds, turn=None):
+    there = case(name, shape)
+    every = [one for one in there.conditions(layers, kinds) if one[1][0].component in offered(name, shape)[1]]
+    every = every if turn is None else [one for number, one in enumerate(every) if turn(number)]
+    what = {str(number): edit for number, (edit, _) in enumerate(every)}
+    what["two"] = every[0][0] + every[-1][0]
+    found = capture(there.model, there.task, ["logits"], what=what)["logits"]
+    for number, (edit, change) in enumerate(every):
+        wanted = raw.run(there.raw, there.tokens, [change])
+        assert (wanted - there.clean).abs().max() > 1e-4 * there.scale, edit
+        close(found.sel(condition=str(number)).values, wanted, there.scale, str(edit))
+    both = raw.run(there.raw, there.tokens, [every[0][1], every[-1][1]])
+    close(found.sel(condition="two").values, both, there.scale, "two")
+
+
+@pytest.mark.parametrize(("name", "shape"), OPENED)
+def test_a_write_to_each_component_equals_raw_hooks(name, shape):
+    """Two of six writes to each component of the first and of the last layer; all of them in the heavy test."""
+    first = (len(name) + shape) % 3
+    check_writes(name, shape, (0, case(name, shape).last), KINDS, lambda number: (number + first) % 3 == 0)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(("name", "shape"), OPENED)
+def test_every_write_equals_raw_hooks(name, shape):
+    check_writes(name, shape, range(case(name, shape).last + 1), KINDS)
+
+
+@pytest.mark.parametrize(("name", "shape"), OPENED)
+def test_metrics_are_of_the_models_own_logits(name, shape):
+    """Caps, scales and projections after the last block, where a metric needs a few logits only."""
+    there = case(name, shape)
+    answers, others = there.tokens[:, 3].tolist(), there.tokens[:, 4].tolist()
+    task = Prompts(there.tokens.tolist(), answers=answers, distractors=others)
+    place, rows = Place(there.last, "resid_post", None, (10,)), torch.arange(3)
+    vector = torch.linspace(-1, 1, there.model.shape.d_model)
+    what = {"more": Add(Layer(there.last).resid_post.at(10), vector.tolist()), "none": None}
+    moved = raw.add(there.raw, there.tokens, place, vector)
+    found = measure(there.model, task, what, [logit_diff, loss])
+    for condition, logits in (("more", moved), ("none", there.clean)):
+        final, row = logits[:, -1], found.sel(condition=condition)
+        close(row["logit_diff"].values, final[rows, answers] - final[rows, others], there.scale)
+        close(row["loss"].values, -final.log_softmax(-1)[rows, answers], there.scale)
+
+
+def table():
+    """The table of the docs, from what opens here."""
+    lines = ["| architecture | opened | read | written |", "| --- | --- | --- | --- |"]
+    for name in SHAPES:
+        if name in NOT_OPENED:
+            lines.append(f"| `{name}` | no | | |")
+            continue
+        each = [(way(case(name, shape).model), *map(" ".join, offered(name, shape))) for shape in (0, 1)]
+        for number, row in enumerate(dict.fromkeys(each)):
+            first, read, written = row
+            label = f"`{name}`" + (", second shape" if number else "")
+            lines.append(f"| {label} | {first} | {read} | {'the same' if written == read else written} |")
+    return "\n".join(lines) + "\n"
+
+
+def way(model):
+    return "called" if getattr(model.shape, "called", False) else "laid open"
+
+
+def test_the_table_in_the_docs_is_current():
+    head, _, _ = TABLE.read_text().partition("| architecture")
+    if os.environ.get("HEADWISE_ARCHITECTURES"):
+        TABLE.write_text(head + table())
+    assert TABLE.read_text() == head + table(), "make architectures writes it anew"
