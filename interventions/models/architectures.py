@@ -190,3 +190,6 @@ QWEN3 = register(
     )
 )
 GEMMA = register(replace(LLAMA, name="gemma", model_types=("gemma",), gain_offset=1.0))
+
+TABLES = tuple(FAMILIES.values())
+"""Those of the package. A model of theirs that computes something else is called; another table has to fit."""

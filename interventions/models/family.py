@@ -333,12 +333,19 @@ def why_called(config: Any) -> str:
     """Why the blocks of a model are called, in a few words; empty where a table describes it."""
     if why := unlike_tables(config):
         return f"it {why.partition(', which')[0].partition(': ')[0]}"
-    known = any(config.model_type in family.model_types for family in FAMILIES.values())
-    return "" if known else f"no table describes {config.model_type} models"
+    found = next((family for family in FAMILIES.values() if config.model_type in family.model_types), None)
+    if found is None:
+        return f"no table describes {config.model_type} models"
+    for flag in ("clip_qkv", "qk_layernorm"):
+        if getattr(config, flag, None) and "q_norm" not in found.modules:
+            return f"it changes q and k behind their projections ({flag}={getattr(config, flag)})"
+    return ""
 
 
 def check_fits(family: Family, model: Any, name: str) -> None:
     """Refuse a model that lacks a module its family names."""
+    if family.why_called:
+        return
     of_model = {"blocks": family.blocks, **family.embeddings}
     of_model |= {part: path for part, path in family.modules.items() if part in ("norm", "unembed", "rotary")}
     for part, path in of_model.items():

@@ -105,7 +105,9 @@ def is_refused(model, task, **options):
 
 
 def offered(name, shape):
-    return [str(one) for one in case(name, shape).model.sites]
+    """`(components that can be read, that can be written)`."""
+    model = case(name, shape).model
+    return [str(one) for one in Component if not model.shape.missing(one)], [str(one) for one in model.sites]
 
 
 @pytest.mark.parametrize("name", sorted(NOT_OPENED))
@@ -118,21 +120,21 @@ def test_what_is_not_opened_is_refused(name):
 
 @pytest.mark.parametrize(("name", "shape"), OPENED)
 def test_what_is_offered_is_what_plans_take_and_what_each_decoder_has(name, shape):
-    there, sites = case(name, shape), offered(name, shape)
+    there, (readable, writable) = case(name, shape), offered(name, shape)
     for component in Component:
         site = Layer(there.last * ("embed" not in component)).site(component)
-        for what in ({"capture": site}, {"what": ZeroAblate(site)}):
-            assert is_refused(there.model, there.task, **what) == (component not in sites), what
+        assert is_refused(there.model, there.task, capture=site) == (component not in readable), component
+        assert is_refused(there.model, there.task, what=ZeroAblate(site)) == (component not in writable), component
     least = LEAST & set(there.known) if parts(there.raw).sums else {"resid_pre", "resid_post"}
-    assert (least <= {*sites}) == (name not in LESS)
-    assert {*sites} <= {*there.known, "pattern"}  # that of gpt_neo: see test_families
+    assert (least <= {*writable}) == (name not in LESS)
+    assert {*writable} <= {*readable} <= {*there.known, "pattern"}  # some attention has no stand-in
     assert row(name, shape) in TABLE.read_text(), "make architectures writes it anew"
 
 
 @pytest.mark.parametrize(("name", "shape"), OPENED)
 def test_what_is_read_equals_raw_hooks(name, shape):
     there = case(name, shape)
-    components = [one for one in there.known if one in offered(name, shape)]
+    components = [one for one in there.known if one in offered(name, shape)[0]]
     places = [
         Place(layer, one)
         for layer, one in itertools.product(range(there.last + 1), components)
@@ -153,7 +155,7 @@ def test_what_is_read_equals_raw_hooks(name, shape):
 
 def check_writes(name, shape, layers, kinds, turn=None):
     there = case(name, shape)
-    every = [one for one in there.conditions(layers, kinds) if one[1][0].component in offered(name, shape)]
+    every = [one for one in there.conditions(layers, kinds) if one[1][0].component in offered(name, shape)[1]]
     every = every if turn is None else [one for number, one in enumerate(every) if turn(number)]
     what = {str(number): edit for number, (edit, _) in enumerate(every)}
     what["two"] = every[0][0] + every[-1][0]
@@ -199,19 +201,21 @@ def test_metrics_are_of_the_models_own_logits(name, shape):
 def rows(name):
     """The rows of an architecture in the table of the docs."""
     if name in NOT_OPENED:
-        return [f"| `{name}` | not opened | |"]
+        return [f"| `{name}` | not opened | | |"]
     each = dict.fromkeys(row(name, shape) for shape in range(len(SHAPES[name])))
     return [f"| `{name}`{', second shape' if number else ''}{one}" for number, one in enumerate(each)]
 
 
 def row(name, shape):
     way = "called" if case(name, shape).model.shape.called else "laid open"
-    return f" | {way} | {' '.join(offered(name, shape))} |"
+    readable, writable = offered(name, shape)
+    alone = " ".join(one for one in readable if one not in writable)
+    return f" | {way} | {' '.join(writable)} | {alone} |"
 
 
 @pytest.mark.heavy
 def test_the_table_in_the_docs_is_current():
-    top = "| architecture | blocks | read and written |\n| --- | --- | --- |\n"
+    top = "| architecture | blocks | read and written | read only |\n| --- | --- | --- | --- |\n"
     head, _, _ = TABLE.read_text().partition(top)
     text = head + top + "".join(f"{one}\n" for name in SHAPES for one in rows(name))
     if os.environ.get("HEADWISE_ARCHITECTURES"):
