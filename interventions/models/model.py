@@ -248,9 +248,7 @@ class Model:
         """
         self.check_laid_open(what)
         if why := self.why_no_sums:
-            raise ModelError(
-                f"{what} of {self.name}: {why}; ablations and patches of head_out, attn_out and mlp_out say what they do"
-            )
+            raise ModelError(f"{what} of {self.name}: {why}; ablate or patch head_out, attn_out and mlp_out instead")
 
     @property
     def why_no_sums(self) -> str:

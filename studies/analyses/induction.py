@@ -369,7 +369,7 @@ def _check(model: Model) -> None:
     if model.shape.called:
         can = ", ".join(map(str, model.sites))
         raise ModelError(
-            f"the induction study needs attention patterns and weights of heads, and blocks of {model.name} are called, "
-            f"not laid open: {model.family.why_called}. Possible are ablations, patches and captures, hw.measure and "
+            f"the induction study needs attention patterns and weights of heads, and blocks of {model.name} are "
+            f"called, not laid open: {model.family.why_called}. Possible are ablations, patches and captures, hw.measure and "
             f"hw.capture, of {can}"
         )

@@ -76,8 +76,8 @@ def test_a_variant_there_is_the_variant_here(variant_server, server, folders, na
 
 
 def circuits(model, last):
-    """The numbers of the circuits of a head."""
-    made = hw.head_circuits(model, Head(last, 0), through={"k": "L0H1"}, tokens=[3], top=3, distance=2)
+    """The numbers of the QK circuit of a head."""
+    made = hw.head_circuits(model, Head(last, 0), through={"k": "L0H1"}, tokens=[3], top=3, distance=2)[1]
     return made[[name for name in made if made[name].dtype != object and "imag" not in name]]
 
 
