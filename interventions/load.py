@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging
 
 from ..errors import DeclarationError, ModelError, choices, whole
-from .models import architectures  # noqa: F401  registers the families
+from . import selfcheck
+from .models import architectures
 from .models.checkpoints import check_step, step_of_revision, weights_at
 from .models.family import Family, check_fits, family_of, why_called
 from .models.finding import find_parts
@@ -47,6 +49,11 @@ def load(
     trust_remote_code: bool = False,
 ) -> Model:
     """Open a causal language model.
+
+    Its blocks are *laid open*, where a table describes its family and gives the model's own logits on a short prompt:
+    headwise computes them part by part. Else they are *called*: the model's own blocks run, and are read and written
+    where its modules take and give; these are found by themselves. ``print(model)`` says which and why, and
+    ``model.sites`` lists what can be read and written.
 
     Parameters
     ----------
@@ -85,7 +92,7 @@ def load(
     DeclarationError
         `source` is nothing that can be traced, such as a compiled module, or an option does not go with it.
     ModelError
-        The model cannot be found or read whole, or its family is not known.
+        The model cannot be found or read whole, or neither is its family known nor are its parts found.
     UnknownNameError
         There is no checkpoint of `step`; the text lists those that exist.
 
@@ -127,11 +134,15 @@ def load(
     beside = None if place == "main" else step
     module, tokenizer = _read(name, where, revision, beside, DTYPES[dtype or "float32"], tokenizer, trusted)
     module = module.to(_device(device))
-    return _handle(module, name, revision or place, step, _family(module, name), tokenizer, opened, trusted)
+    family = _family(module, name, eager=True)
+    return _handle(module, name, revision or place, step, family, tokenizer, opened, trusted)
 
 
-def _family(module: Any, name: str) -> Family:
-    """The family of a model, or what is found in it where no table describes it."""
+def _family(module: Any, name: str, eager: bool = False) -> Family:
+    """The family of a model, or what is found in it where no table describes it.
+
+    Where `eager`, the model's attention is then made one that gives its weights, if it has one.
+    """
     reason = why_called(module.config)
     if not reason:
         family = family_of(module.config, name)
@@ -139,6 +150,9 @@ def _family(module: Any, name: str) -> Family:
         return family
     try:
         with turn_of(module):
+            if eager:
+                with suppress(Exception):  # whatever a model raises that has no such attention
+                    module.set_attn_implementation("eager")
             return find_parts(module, name, reason)
     except ModelError as found:
         try:
@@ -174,7 +188,22 @@ def _handle(
     with turn_of(module, mode=False):  # nnsight puts itself in front of modules that a call may be using
         traced = TransformersModel(module, task="text-generation", tokenizer=tokenizer)
     shape = family.shape(module.config, module)
-    return Model(name, revision, family, shape, tokenizer, traced, source, trusted, step, backend_type=LocalBackend)
+    made = Model(name, revision, family, shape, tokenizer, traced, source, trusted, step, backend_type=LocalBackend)
+    return _as_it_computes(made) if family in architectures.TABLES else made
+
+
+def _as_it_computes(model: Model) -> Model:
+    """The model; where what its table says gives other logits than its own, and its parts are found, with these."""
+    with turn_of(model.module):
+        if selfcheck.off_by(model) <= 1:
+            return model
+        reason = f"the table of {model.family.name} gives other logits than the model"
+        try:
+            family = find_parts(model.module, model.name, reason)
+            called = replace(model, family=family, shape=family.counts)
+            return model if selfcheck.failures(called) else called
+        except Exception:  # whatever a strange model raises; the check of its table says what is wrong, before a number
+            return model
 
 
 def _in_memory(module: PreTrainedModel, device: str, dtype: str | None, tokenizer: Any) -> Model:

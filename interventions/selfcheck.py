@@ -12,6 +12,9 @@ One to ``resid_mid`` or to an embedding is compared with the same write to ``att
 as the model's own pass has no place for it; ``q_rot``, ``k_rot`` and ``pattern`` are no module's output, and are seen
 by *identity* and by writes to ``q``, ``k`` and ``v``. Writes to what attention and MLPs read, and to neurons,
 are *seen* before the first sweep that has such: a model is not refused for what is not asked of it.
+
+Of blocks that are called nothing is computed here. Then *parts* are sums: what attention and MLP add makes of the
+stream that enters a block the one that leaves it, and the embeddings make the first.
 """
 
 from __future__ import annotations
@@ -193,6 +196,19 @@ def _sums(model: Model, tokens: Array) -> list[str]:
             "the sum of the embeddings", [found[(0, name)] for name in model.family.embeddings], found[(0, "resid_pre")]
         )
     return off
+
+
+def off_by(model: Model) -> float:
+    """How far a planned pass that changes nothing is off on one short prompt, in shares of what counts as rounding.
+
+    0 where that cannot be told; then the whole check says why, before the first number.
+    """
+    tokens = np.random.RandomState(0).randint(0, model.shape.vocabulary, (1, min(LENGTH, model.shape.context)))
+    try:
+        planned, own, scale, _ = _planned_and_own(model, tokens, 0, [], [], [])
+    except Exception:  # whatever a strange model raises
+        return 0.0
+    return _most(planned[0] - own[0]) / (TOLERANCE.get(model.dtype, TOLERANCE["float32"]) * scale)
 
 
 def inner_failures(model: Model) -> list[str]:

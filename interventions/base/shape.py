@@ -53,6 +53,8 @@ class Shape:
         Whether its own blocks run, read and written where modules take and give; else they are laid open.
     lacks : tuple of (str, str)
         Components that are not found in called blocks, and why.
+    read_only : tuple of (str, str)
+        Components that can be read in called blocks and not written, and why.
     work : int
         Operations of a called block for each position, the products of attention aside.
     """
@@ -81,6 +83,7 @@ class Shape:
     tail: Tail | None = None
     called: bool = False
     lacks: tuple[tuple[str, str], ...] = ()
+    read_only: tuple[tuple[str, str], ...] = ()
     work: int = 0
 
     def __post_init__(self) -> None:

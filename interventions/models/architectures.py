@@ -359,3 +359,5 @@ GPT_J = register(
         scaling=lambda config, layer: float((config.n_embd // config.n_head) ** -0.5),
     )
 )
+TABLES = tuple(FAMILIES.values())
+"""Those of the package. A model of theirs that computes something else is called; another table has to fit."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,11 @@ from .family import Family
 
 Places = tuple[tuple[str, str], ...]
 """Where a point is found: paths of modules within a block, and a side of each (``"input"`` or ``"output"``)."""
+
+
+def unscaled(config: Any, layer: int) -> float:
+    """No factor: attention weights are read as the model gives them."""
+    return 1.0
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class CalledFamily(Family):
     places: tuple[tuple[str, Places], ...] = ()
     factors: Mapping[str, float] = field(default_factory=dict)
     gives: int = 0
+    scaling: Callable[[Any, int], float] = unscaled
     counts: Shape = field(kw_only=True)
 
     def __post_init__(self) -> None:

@@ -352,11 +352,18 @@ def why_called(config: Any) -> str:
     found = next((family for family in FAMILIES.values() if config.model_type in family.model_types), None)
     if why := unlike_tables(config, found):
         return f"it {why.partition(', which')[0].partition(': ')[0]}"
-    return "" if found is not None else f"no table describes {config.model_type} models"
+    if found is None:
+        return f"no table describes {config.model_type} models"
+    for flag in ("clip_qkv", "qk_layernorm"):
+        if getattr(config, flag, None) and "q_norm" not in found.modules:
+            return f"it changes q and k behind their projections ({flag}={getattr(config, flag)})"
+    return ""
 
 
 def check_fits(family: Family, model: Any, name: str) -> None:
     """Refuse a model that lacks a module its family names."""
+    if family.why_called:
+        return
     of_model = {"blocks": family.blocks, **family.embeddings}
     of_model |= {part: path for part, path in family.modules.items() if part in ("norm", "unembed", "rotary")}
     for part, path in of_model.items():

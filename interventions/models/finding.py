@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...errors import ModelError, first_line
@@ -52,8 +53,8 @@ def find_parts(module: Any, name: str, reason: str) -> CalledFamily:
     try:
         with torch.no_grad(), recorded(module, paths) as record, Watch(record):
             logits = module(tokens, use_cache=False).logits
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            module(tokens, use_cache=False)
+        with torch.no_grad(), Watch(Record()), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            module(tokens, use_cache=False)  # by products that are counted on every device
     except Exception as error:
         raise ModelError(f"{name} cannot be run on {LENGTH} tokens to find its parts: {first_line(error)}") from error
     own = {call.path: call for call in record.calls}
@@ -209,7 +210,11 @@ def _attention(found: Block, calls: list[Call], spots: list[Spot], start: str, c
         found.modules["norm_1"] = found.modules["attention"]
     else:
         found.lacks["attn_in"] = "attention does not take the stream first"
-    found.lacks |= dict.fromkeys(("q_rot", "k_rot", "pattern", "head_out"), "its blocks are called, not laid open")
+    found.lacks |= dict.fromkeys(("q_rot", "k_rot", "head_out"), "its blocks are called, not laid open")
+    if getattr(outer.weights, "shape", None) == (1, heads, LENGTH, LENGTH):
+        found.places["rotated"] = (outer.ended, ((found.modules["attention"], "weights"),))
+    else:
+        found.lacks["pattern"] = "attention does not give its weights; with attn_implementation='eager' most do"
     _projections(found, [call for call in linear if call.ended < spot.when], start)
     return out
 
@@ -502,4 +507,5 @@ def _shape(
         neurons="mlp_post" in names,
         called=True,
         lacks=tuple(sorted(lacks.items())),
+        read_only=(("pattern", "its blocks are called, not laid open"),) if "rotated" in names else (),
     )

@@ -223,7 +223,7 @@ class Model:
         >>> [str(component) for component in hw.load("words-2l").sites][:6]
         ['embed', 'pos_embed', 'resid_pre', 'attn_in', 'q', 'k']
         """
-        return tuple(one for one in Component if not self.shape.missing(one))
+        return tuple(one for one in Component if not self.shape.missing(one) and one not in dict(self.shape.read_only))
 
     def check_laid_open(self, what: str) -> None:
         """Refuse what needs blocks that are laid open.

@@ -23,6 +23,7 @@ TIMES = {"mul", "__mul__", "__rmul__", "__imul__", "mul_"}
 OVER = {"div", "__truediv__", "__itruediv__", "div_", "true_divide"}
 SAME = {"dropout", "to", "float", "type_as", "contiguous", "clone", "view", "reshape", "__getitem__", "type", "half"}
 ATTENTION = {"scaled_dot_product_attention", "softmax"}
+GROUPED = {"grouped_mm", "_grouped_mm"}
 Expression = dict[str, float]
 
 
@@ -36,6 +37,7 @@ class Call(NamedTuple):
     taken: Any  # the first tensor that it took
     given: Any  # the first that it gave
     parts: Expression  # what that was then
+    weights: Any  # the second that it gave in a tuple
     several: int  # how many things it gave in a tuple; 0 where it gave no tuple
 
 
@@ -100,6 +102,10 @@ class Watch(TorchFunctionMode):
         kwargs = kwargs or {}
         name, record = getattr(func, "__name__", ""), self.record
         before = [dict(record.of(one)) if isinstance(one, torch.Tensor) and name in WATCHED else None for one in args]
+        if name == "__bool__" and args[0].is_meta:  # asked of prompts: whether they are one text, all of it seen
+            return True
+        if name in GROUPED and args[0].is_meta:  # which torch has for one number format only, where nothing is computed
+            return args[0].new_empty(len(args[0]), args[1].shape[-1])
         given = func(*args, **kwargs)
         if not isinstance(given, torch.Tensor) or name not in WATCHED or not args:
             return given
@@ -182,9 +188,10 @@ def recorded(module: torch.nn.Module, blocks: dict[str, Any]) -> Iterator[Record
                     if not (len(known) == 1 and next(iter(known)).startswith("tanh")):
                         record.name(out, path)
             several = len(given) if isinstance(given, tuple) else 0
+            second = given[1] if several > 1 else None
             made = out if isinstance(out, torch.Tensor) else None
             said = {} if made is None else dict(record.of(made))
-            record.calls.append(Call(path, one, began, record.tick(), taken, made, said, several))
+            record.calls.append(Call(path, one, began, record.tick(), taken, made, said, second, several))
 
         return note
 

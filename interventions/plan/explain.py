@@ -139,6 +139,8 @@ def explain(plan: Schedule) -> str:
             lines.append(_row("", _bytes(BYTES * prod(sizes)), f"{read}: {' x '.join(map(str, sizes))} numbers"))
     else:
         lines.append(_row("logits", "", reads + (", and every attention pattern" if plan.patterns else "")))
+    if plan.shape.called and plan.conditions:
+        lines.append(_row("blocks", "", "called: whole ones run, from the first layer that a condition changes"))
     if plan.conditions:
         lines += [
             _row(

@@ -112,6 +112,8 @@ def check_edit(edit: Edit, model: str, shape: Shape, groups: Sequence[Group], ru
     """
     if not (isinstance(edit, PathPatch) and edit.site.layer == AFTER):
         check_site(edit.site, model, shape, groups)
+        if why := dict(shape.read_only).get(str(edit.site.component)):
+            raise DeclarationError(f"{edit!r}: {edit.site.component} of {model} can be read, and not written: {why}")
     if edit.run is not None and edit.run not in runs:
         raise UnknownNameError(f"{edit!r}: the task has the runs {choices(runs)}")
     if isinstance(edit, PathPatch):

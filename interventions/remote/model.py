@@ -238,7 +238,7 @@ class RemoteModel(Model):
         what = revision_and_step(self.revision, self.step)
         return (
             f"<Model {self.name} ({what}): {self.family.name}, {self.shape.layers} layers of "
-            f"{self.shape.heads} heads, runs on {where}, {self.queue.host}>"
+            f"{self.shape.heads} heads, runs on {where}, {self.queue.host}{self._way}>"
         )
 
 

@@ -53,7 +53,7 @@ def described(model: Model) -> ModelDescription:
         "layers": shape.layers,
         "parallel": shape.parallel,
         "gated": shape.gated,
-        "scalings": [] if shape.called else [model.scaling(layer) for layer in model.layers],
+        "scalings": [model.scaling(layer) for layer in model.layers],
         "windows": [shape.window(layer) for layer in model.layers],
         "cap": shape.cap,
         "kinds": [shape.kind(layer) for layer in model.layers],

@@ -99,6 +99,9 @@ def pattern_at(model: ModelParts, layer: int, rotated: torch.Tensor) -> torch.Te
 def read_side(root: Any, path: str, side: str) -> torch.Tensor:
     """The value at a side of a module (the first, where a module returns several)."""
     module = operator.attrgetter(path)(root) if path else root
+    if side == "weights":
+        weights: torch.Tensor = module.output[1]
+        return weights
     value: Any = module.input if side == "input" else module.output
     first: torch.Tensor = value[0] if isinstance(value, tuple) else value
     return first
@@ -146,7 +149,8 @@ def pattern_between(
     Parameters
     ----------
     rotated : tensor (example, position, width)
-        Rotated q and k of all heads side by side, and sinks, where there are any.
+        Rotated q and k of all heads side by side, and sinks, where there are any; of blocks that are called the weights
+        of all heads themselves.
     q, k : slice
         Columns of the heads.
     d_head : int
@@ -163,6 +167,9 @@ def pattern_between(
     -------
     tensor (example, head, query, key)
     """
+    if rotated.dim() == 4:
+        wide = torch.promote_types(rotated.dtype, torch.float32)
+        return rotated[:, q.start // d_head : q.stop // d_head].to(wide)
     queries, keys = (split_heads(rotated[..., at], rotated[..., at].shape[-1] // d_head) for at in (q, k))
     beside = None if sinks is None else rotated[..., sinks]
     return attention_pattern(queries, keys, scaling, window, cap, beside)
@@ -305,19 +312,19 @@ def read_activations(
     for layer in range(layers):
         for point, parts in model["points"]:
             site = (layer, point)
-            rotates = point == "qkv" and (kernels or (layer, "rotated") in reads)
+            rotates = point == ("rotated" if model["called"] else "qkv") and (kernels or (layer, "rotated") in reads)
             if not (site in writes or site in reads or rotates):
                 continue
             value = read_point(model, model["blocks"][layer], point, parts, writes.get(site, []), rows)
             if site in reads:
                 taken[site] = value.clone() if model["called"] else value  # its own blocks may add to it in place
-            if rotates:
+            if rotates and not model["called"]:
                 angles = rotary_angles(model, value, value.shape[1]) if angles is None else angles
                 rotated = rotated_sides(model, angles[layer], model["blocks"][layer], value)
                 if (layer, "rotated") in reads:
                     taken[(layer, "rotated")] = rotated
             if rotates and kernels:
-                pattern = pattern_at(model, layer, rotated)
+                pattern = value if model["called"] else pattern_at(model, layer, rotated)
                 for kernel in kernels:
                     attended[kernel["name"]].append(kernel["function"](pattern, **kernel["arguments"]))
     return taken, {name: torch.stack(values, dim=1) for name, values in attended.items()}

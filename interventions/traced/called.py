@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .activations import put_at_side, value_at_side
+from .activations import put_at_side, read_side, value_at_side
 from .logits import logits_kernels
 from .projections import split_sides
 from .rows import apply_writes
@@ -37,12 +37,13 @@ def run(model: ModelParts, base: Points, spec: ResolvedPass, keep: dict[WriteSit
     Returns
     -------
     dict
-        Kernel name to values, ``(row, scored)``.
+        Kernel name to values, ``(row, scored)`` of logits or ``(row, layer, head)`` of patterns.
     """
     first, end, layers = spec["first"], spec["blocks"], spec["layers"]
     at = spec["out"] if first == layers else slice(0, spec["stop"])
     hidden = base[(first, "stream")][:, at].repeat(spec["conditions"], 1, 1)
     hidden = apply_writes(hidden, (first, "stream"), spec, keep)
+    values = {name: value.clone() for name, value in spec["base_attended"].items()}
     for layer in range(end if first < layers else 0):
         block = model["blocks"][layer]
         if layer < first:
@@ -54,18 +55,23 @@ def run(model: ModelParts, base: Points, spec: ResolvedPass, keep: dict[WriteSit
             block.input = hidden
         elif layer == first == 0:
             block.input = hidden
-        through_block(model, spec, layer, hidden, keep)
+        through_block(model, spec, layer, hidden, keep, values)
         hidden = block.output[0] if model["gives"] else block.output
     if first < end and ((end, "stream") in keep or end == layers):
         hidden = hidden[:, spec["out"]] if end == layers else hidden
         hidden = apply_writes(hidden.clone(), (end, "stream"), spec, keep)
-    if not spec["logits"]["kernels"]:
-        return {}
-    return logits_kernels(model["norm"](hidden), model["unembed"], spec["logits"], spec["examples"])
+    if spec["logits"]["kernels"]:
+        values.update(logits_kernels(model["norm"](hidden), model["unembed"], spec["logits"], spec["examples"]))
+    return values
 
 
 def through_block(
-    model: ModelParts, spec: ResolvedPass, layer: int, hidden: torch.Tensor, keep: dict[WriteSite, Any]
+    model: ModelParts,
+    spec: ResolvedPass,
+    layer: int,
+    hidden: torch.Tensor,
+    keep: dict[WriteSite, Any],
+    attended: dict[str, torch.Tensor],
 ) -> None:
     """Read and write in a block on its way, in forward order.
 
@@ -78,9 +84,20 @@ def through_block(
         The stream that enters the block.
     keep : dict
         Gets what is at the sites that are its keys.
+    attended : dict
+        Kernel name to values ``(row, layer, head)``, which are put in.
     """
     block = model["blocks"][layer]
     for point, places in model["points"]:
+        if point == "rotated" and (spec["pattern_kernels"] or (layer, "pattern") in keep):
+            pattern = read_side(block, *places[0])
+            if (layer, "pattern") in keep:
+                keep[(layer, "pattern")] = pattern
+            rows = torch.arange(len(pattern), device=pattern.device) % spec["examples"]
+            for kernel in spec["pattern_kernels"]:
+                given = {name: value[rows] for name, value in kernel["arguments"].items()}
+                attended[kernel["name"]][:, layer] = kernel["function"](pattern, **given)
+            continue
         sites = [(layer, name) for name in WRITTEN_AT.get(point, (point,))]
         if not any([site in keep or spec["writes"].get(site) for site in sites]):
             continue

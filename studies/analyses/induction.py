@@ -365,11 +365,10 @@ class InductionStudy:
 
 
 def _check(model: Model) -> None:
-    """Refuse a model whose attention patterns and weights of heads cannot be had."""
+    """Refuse a model of which weights of heads cannot be had."""
     if model.shape.called:
-        can = ", ".join(map(str, model.sites))
         raise ModelError(
-            f"the induction study needs attention patterns and weights of heads, and blocks of {model.name} are "
-            f"called, not laid open: {model.family.why_called}. Possible are ablations, patches and captures, hw.measure and "
-            f"hw.capture, of {can}"
+            f"the induction study needs weights of heads, and blocks of {model.name} are called, not laid open: "
+            f"{model.family.why_called}. Possible are measurements and captures, hw.measure and hw.capture, of "
+            f"{', '.join(map(str, model.sites))}"
         )

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from tests.oracles import raw_architectures as raw
-from tests.oracles.raw_architectures import PER_HEAD, PER_NEURON, Place, add, components, heads_of, parts, read, write
+from tests.oracles.architecture_parts import PARTS, QKV, TWO_NORMS, heads_of, is_parallel, parts
+from tests.oracles.raw_architectures import PER_HEAD, PER_NEURON, Place, add, components, read, write
 from tests.support.architectures import SHAPES, build, prompts
 
 CASES = list(itertools.product(SHAPES, (0, 1)))
@@ -39,7 +40,7 @@ def through(module, value):
 def added(model, layer, side, value):
     """What is added to the stream for what a projection wrote."""
     own, block = parts(model), raw.block_of(model, layer)
-    if own in (raw.TWO_NORMS, raw.PARTS["glm4"]):
+    if own in (TWO_NORMS, PARTS["glm4"]):
         value = attrgetter(getattr(own, side))(block)(value)
     return value * (getattr(model.config, own.multiplier) if own.multiplier else 1.0)
 
@@ -56,7 +57,7 @@ def test_what_is_added_leads_from_block_to_block(case):
             continue
         attention, mlp = read(model, tokens, (layer, "attn_out"), (layer, "mlp_out"))
         close(pre + attention + mlp, post)
-        if not raw.is_parallel(model):
+        if not is_parallel(model):
             close(read(model, tokens, (layer, "resid_mid"))[0] + mlp, post)
 
 
@@ -93,7 +94,7 @@ def test_the_columns_of_a_projection_belong_to_the_heads_that_the_table_says(cas
     heads, kv_heads = heads_of(model)
     normed_together = model.config.model_type in ("olmo2", "olmo3")  # q and k of all heads in one norm
     layer = len(layers(model)) - 1
-    for part in set(raw.QKV) & set(components(model)):
+    for part in set(QKV) & set(components(model)):
         (z,) = read(model, tokens, (layer, "z"))
         for head in range(heads if part == "q" else kv_heads):
             (old,) = read(model, tokens, (layer, part, head))
@@ -109,6 +110,22 @@ def test_the_columns_of_a_projection_belong_to_the_heads_that_the_table_says(cas
             assert (normed_together and part != "v") or not moved[~mine].any()
             if part == "v":
                 assert after[:, :, mine].abs().max() < 1e-6
+
+
+def test_the_stand_in_for_attention_is_the_models_own(case):
+    """Its weights are those that the model returns under eager attention."""
+    model, tokens = case
+    if "pattern" not in components(model):
+        return
+    usual = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        own = model(tokens, use_cache=False, output_attentions=True).attentions
+    model.set_attn_implementation(usual)
+    heads, _ = heads_of(model)
+    for layer in layers(model):
+        found = read(model, tokens, *((layer, "pattern", head) for head in range(heads)))
+        close(torch.stack(found, 1), own[layer], 1e-6)
 
 
 def test_a_write_is_seen_from_its_position_on_and_nothing_changes_nothing(case):

@@ -1,6 +1,6 @@
 """Owns the second opinion on decoders of any architecture: plain torch hooks at the borders of modules.
 
-Imports torch and what `raw_paths` says of places; its table of paths is read off the modelling files of transformers.
+Imports torch, the table of `architecture_parts`, and what `raw_paths` says of places.
 A place is ``(layer, component, head, positions)``; a value is (example, position, ...), as in `raw_paths`.
 
 =====================  ==========================================================================================
@@ -9,6 +9,8 @@ A place is ``(layer, component, head, positions)``; a value is (example, positio
 ``attn_in``            what enters the attention module; ``mlp_in`` the MLP
 ``q k v``              what the projections write, before any norm, clipping, scale or rotary embedding; heads of
                        ``k v`` are key-value heads; with latent attention q and v only
+``q_rot k_rot``        what scores are made from, where the architecture has rotary embeddings
+``pattern``            attention weights after caps and softmax, without sinks; the positions are queries
 ``z``                  what enters the output projection of attention, split into heads
 ``head_out``           z of a head times its rows of that projection, without bias, norm or multiplier
 ``attn_out mlp_out``   what is added to the stream: after a norm that follows, times a multiplier of the block
@@ -16,160 +18,29 @@ A place is ``(layer, component, head, positions)``; a value is (example, positio
 ``mlp_pre mlp_post``   what the first matrix of the MLP writes (where it is gated: the gate), what enters its last;
                        nothing of experts; with a head, the number of a neuron
 =====================  ==========================================================================================
+
+What lies inside attention is read and changed in a stand-in for the function that the architecture calls under eager
+attention; where its attention module holds that itself, there is no ``q_rot k_rot pattern``.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 
+from tests.oracles.architecture_parts import QKV, columns, heads_of, is_parallel, parts
 from tests.oracles.raw_paths import Change, Place, _at, _changed, _fixed, _reader
 
-QKV = ("q", "k", "v")
-PER_HEAD = (*QKV, "z", "head_out")
+INSIDE = ("q_rot", "k_rot", "pattern")
+PER_HEAD = (*QKV, *INSIDE, "z", "head_out")
 PER_NEURON = ("mlp_pre", "mlp_post")
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Where an architecture keeps its parts: paths in the model and in a block. None: it has no such part."""
-
-    blocks: str = "model.layers"
-    embed: str = "model.embed_tokens"
-    pos_embed: str | None = None
-    attention: str | None = "self_attn"
-    out: str | None = "self_attn.o_proj"
-    qkv: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-    layout: str = "apart"
-    """How the columns of one projection belong to q, k, v and heads: see `_columns`."""
-    attn_out: str = "self_attn"
-    """The module whose output is added to the stream."""
-    mlp: str = "mlp"
-    mlp_out: str = "mlp"
-    neurons: tuple[str, str] | None = ("mlp.gate_proj", "mlp.down_proj")
-    multiplier: str | None = None
-    """The field of the configuration that what is added to the stream is multiplied by."""
-    parallel: bool | str = False
-    """Whether attention and MLP both read the block's input, or the field that says so."""
-
-
-LLAMA = Parts()
-TWO_NORMS = replace(LLAMA, attn_out="post_attention_layernorm", mlp_out="post_feedforward_layernorm")
-EXPERTS = replace(LLAMA, neurons=None)
-PHI_3 = replace(LLAMA, qkv=("self_attn.qkv_proj",), layout="in turn")
-GPT_2 = Parts(
-    "transformer.h", "transformer.wte", "transformer.wpe", "attn", "attn.c_proj", ("attn.c_attn",), "in turn", "attn",
-    neurons=("mlp.c_fc", "mlp.c_proj"),
-)  # fmt: skip
-NEO_X = Parts(
-    "gpt_neox.layers", "gpt_neox.embed_in", None, "attention", "attention.dense", ("attention.query_key_value",),
-    "by group", "attention", neurons=("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"), parallel="use_parallel_residual",
-)  # fmt: skip
-GPT_J = Parts(
-    "transformer.h", "transformer.wte", None, "attn", "attn.out_proj", ("attn.q_proj", "attn.k_proj", "attn.v_proj"),
-    "apart", "attn", neurons=("mlp.fc_in", "mlp.fc_out"), parallel=True,
-)  # fmt: skip
-BLOOM = Parts(
-    "transformer.h", "transformer.word_embeddings", None, "self_attention", "self_attention.dense",
-    ("self_attention.query_key_value",), "by group", "self_attention.dense",
-    "mlp", "mlp.dense_4h_to_h", ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
-)  # fmt: skip
-NEO_PARTS = ("attn.attention.q_proj", "attn.attention.k_proj", "attn.attention.v_proj")
-OPT_QKV = LLAMA.qkv
-
-PARTS = {
-    "gpt2": GPT_2,
-    "gpt_neo": replace(GPT_2, attention="attn.attention", out="attn.attention.out_proj", qkv=NEO_PARTS, layout="apart"),
-    "gpt_neox": NEO_X,
-    "gptj": GPT_J,
-    "opt": Parts(
-        "model.decoder.layers", "model.decoder.embed_tokens", "model.decoder.embed_positions", "self_attn",
-        "self_attn.out_proj", OPT_QKV, mlp="fc1", mlp_out="fc2", neurons=("fc1", "fc2"),
-    ),
-    "bloom": BLOOM,
-    "phi": replace(LLAMA, out="self_attn.dense", neurons=("mlp.fc1", "mlp.fc2"), parallel=True),
-    "phi3": replace(PHI_3, neurons=("mlp.gate_up_proj", "mlp.down_proj")),
-    "falcon": replace(BLOOM, parallel="parallel_attn"),
-    "stablelm": replace(LLAMA, parallel="use_parallel_residual"),
-    "starcoder2": replace(LLAMA, neurons=("mlp.c_fc", "mlp.c_proj")),
-    "granite": replace(LLAMA, multiplier="residual_multiplier"),
-    "deepseek_v3": replace(EXPERTS, qkv=("self_attn.q_b_proj", "self_attn.kv_b_proj"), layout="latent"),
-    "glm": replace(LLAMA, neurons=("mlp.gate_up_proj", "mlp.down_proj")),
-    "glm4": replace(
-        LLAMA, attn_out="post_self_attn_layernorm", mlp_out="post_mlp_layernorm",
-        neurons=("mlp.gate_up_proj", "mlp.down_proj"),
-    ),
-    "nemotron": replace(LLAMA, neurons=("mlp.up_proj", "mlp.down_proj")),
-    "mpt": Parts(
-        "transformer.blocks", "transformer.wte", None, "attn", "attn.out_proj", ("attn.Wqkv",), "in turn", "attn",
-        "ffn", "ffn.down_proj", ("ffn.up_proj", "ffn.down_proj"),
-    ),
-    "codegen": replace(GPT_J, qkv=("attn.qkv_proj",), layout="in fours"),
-    "gpt_bigcode": GPT_2,
-    "persimmon": replace(
-        LLAMA, out="self_attn.dense", qkv=("self_attn.query_key_value",), layout="by group",
-        neurons=("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
-    ),
-    "mamba": Parts("backbone.layers", "backbone.embeddings", attention=None, out=None, qkv=(), mlp="", neurons=None),
-    **dict.fromkeys(("gemma2", "gemma3_text", "olmo2", "olmo3"), TWO_NORMS),
-    **dict.fromkeys(("cohere", "cohere2"), replace(LLAMA, parallel=True)),
-    **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss"), EXPERTS),
-    **dict.fromkeys(
-        ("llama", "mistral", "ministral", "qwen2", "qwen3", "gemma", "olmo", "smollm3", "helium"), LLAMA
-    ),
-}  # fmt: skip
-
-
-def parts(model: Any) -> Parts:
-    own = PARTS[model.config.model_type]
-    if model.config.model_type == "gpt_bigcode" and not model.config.multi_query:
-        return replace(own, layout="by group")
-    if own.layout == "latent" and model.config.q_lora_rank is None:
-        return replace(own, qkv=("self_attn.q_proj", "self_attn.kv_b_proj"))
-    return own
-
-
-def is_parallel(model: Any) -> bool:
-    own, config = parts(model).parallel, model.config
-    if own == "parallel_attn":
-        return config.new_decoder_architecture or config.parallel_attn
-    return own if isinstance(own, bool) else getattr(config, own)
-
-
-def heads_of(model: Any) -> tuple[int, int]:
-    """Query heads and key-value heads."""
-    config = model.config
-    if parts(model).attention is None:
-        return 0, 0
-    heads = getattr(config, "n_heads", None) or config.num_attention_heads
-    if config.model_type == "falcon":
-        alone = config.multi_query and not config.new_decoder_architecture
-        return heads, 1 if alone else config.num_kv_heads
-    if config.model_type == "gpt_bigcode":
-        return heads, 1 if config.multi_query else heads
-    return heads, getattr(config, "num_key_value_heads", None) or heads
-
-
-def _columns(model: Any, component: str, width: int) -> Tensor:
-    """Which columns of the output of a projection are a component: (head, d), or (key-value head, d)."""
-    (heads, kv_heads), layout, columns = heads_of(model), parts(model).layout, torch.arange(width)
-    part = QKV.index(component)
-    if layout == "apart" or (layout == "latent" and component == "q"):
-        return columns.view(kv_heads if part else heads, -1)
-    if layout == "in turn":  # q of all heads, k of all, v of all
-        return columns.view(heads + 2 * kv_heads, -1).split((heads, kv_heads, kv_heads))[part]
-    if layout == "by group":  # the query heads that share keys, then their k, then their v
-        grouped = columns.view(kv_heads, heads // kv_heads + 2, -1)
-        return (grouped[:, :-2], grouped[:, -2], grouped[:, -1])[part].reshape((heads, kv_heads, kv_heads)[part], -1)
-    if layout == "in fours":  # four shards, in each q, then v, then k of its heads
-        return columns.view(4, 3, heads // 4, -1)[:, (0, 2, 1)[part]].flatten(0, 1)
-    return columns.view(heads, -1)[:, model.config.qk_nope_head_dim :]  # latent: keys without rotary part, and v
 
 
 def components(model: Any) -> tuple[str, ...]:
@@ -182,7 +53,73 @@ def components(model: Any) -> tuple[str, ...]:
     mid = () if is_parallel(model) else ("resid_mid",)
     neurons = PER_NEURON if own.neurons else ()
     rest = ("z", "head_out", "attn_out", *mid, "mlp_in", *neurons, "mlp_out", "resid_post")
-    return ("embed", *position, "resid_pre", "attn_in", *qkv, *rest)
+    return ("embed", *position, "resid_pre", "attn_in", *qkv, *_inside(model), *rest)
+
+
+def _inside(model: Any) -> tuple[str, ...]:
+    """What can be had inside attention."""
+    if not hasattr(sys.modules[type(model).__module__], "eager_attention_forward"):
+        return ()
+    return INSIDE if getattr(model.config, "rope_parameters", None) else ("pattern",)
+
+
+ACTS: list[tuple[Any, str, Change]] = []
+"""What is done inside attention at the moment: ``(attention module, component, act)``."""
+
+
+def _act(module: Any, component: str, value: Tensor) -> Tensor:
+    """``(example, head, position, d)`` after all acts on a component, which get ``(example, position, head, d)``."""
+    for where, name, act in ACTS:
+        if where is module and name == component:
+            value = act(value.transpose(1, 2)).transpose(1, 2)
+    return value
+
+
+def _eager(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    """In place of ``eager_attention_forward``."""
+    shared = query.shape[1] // key.shape[1]
+    query, key = _act(module, "q_rot", query), _act(module, "k_rot", key)
+    scores = query @ key.repeat_interleave(shared, 1).transpose(2, 3) * scaling
+    if softcap is not None:
+        scores = softcap * (scores / softcap).tanh()
+    scores = scores.masked_fill(attention_mask < -1, -torch.inf)
+    if hasattr(module, "sinks"):  # a score of each head that stands beside those of the keys
+        beside = module.sinks[None, :, None, None].expand(*scores.shape[:3], 1)
+        weights = torch.cat([scores, beside], -1).softmax(-1)[..., :-1]
+    else:
+        weights = scores.softmax(-1)
+    weights = _act(module, "pattern", weights)
+    return (weights @ value.repeat_interleave(shared, 1)).transpose(1, 2).contiguous(), weights
+
+
+class Inside:
+    """A handle, as of a hook, on one component inside the attention of a layer."""
+
+    def __init__(self, model: Any, layer: int, component: str, act: Change) -> None:
+        self.act = (attrgetter(parts(model).attention)(block_of(model, layer)), component, act)
+        self.stack, usual = ExitStack(), model.config._attn_implementation
+        if usual != "eager":
+            model.set_attn_implementation("eager")
+            self.stack.callback(model.set_attn_implementation, usual)
+        code = sys.modules[type(model).__module__]
+        self.stack.enter_context(mock.patch.object(code, "eager_attention_forward", _eager))
+        ACTS.append(self.act)
+
+    def __enter__(self) -> Inside:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        ACTS.remove(self.act)
+        self.stack.close()
 
 
 def block_of(model: Any, layer: int) -> Any:
@@ -244,14 +181,16 @@ def _hooks(model: Any, tokens: Tensor, place: Place, change: Change) -> list[Any
         path = own.qkv[min(QKV.index(component), len(own.qkv) - 1)]
 
         def projected(value: Tensor) -> Tensor:
-            columns = _columns(model, component, value.shape[-1])
-            flat = columns.flatten()
-            made = whole(value[..., flat].unflatten(-1, columns.shape))
+            there = columns(model, component, value.shape[-1])
+            flat = there.flatten()
+            made = whole(value[..., flat].unflatten(-1, there.shape))
             changed = value.clone()
             changed[..., flat] = made.flatten(2)
             return changed
 
         return [_of_output(projected, at(path), rows)]
+    if component in INSIDE:
+        return [Inside(model, layer, component, whole)]
     if component == "z":
         return [_of_input(lambda value: whole(value.unflatten(-1, (heads, -1))).flatten(2), at(own.out), rows)]
     if component == "head_out":

@@ -21,6 +21,7 @@ from headwise.errors import HeadwiseError
 from headwise.interventions import Add, Head, Layer, Patch, ZeroAblate
 from headwise.studies import Prompts, capture
 from tests.oracles import raw_architectures as raw
+from tests.oracles.architecture_parts import parts
 from tests.oracles.raw_architectures import Place
 from tests.support.architectures import build, prompts
 
@@ -52,7 +53,7 @@ def louder_late(module, query, *args, **options):
 
 
 def blocks(module, layers=slice(None)):
-    return attrgetter(raw.parts(module).blocks)(module)[layers]
+    return attrgetter(parts(module).blocks)(module)[layers]
 
 
 def in_blocks(path, make, layers=slice(None)):

@@ -136,20 +136,26 @@ def test_a_knockout_that_leaves_a_window_empty_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "reason"),
     [
-        ({"attn_logit_softcapping": 50.0}, r"caps its attention scores \(attn_logit_softcapping=50.0\)"),
-        ({"final_logit_softcapping": 30.0}, r"caps its logits \(final_logit_softcapping=30.0\)"),
-        ({"use_bidirectional_attention": True}, "attends to later tokens too"),
-        ({"rope_parameters": {"rope_type": "dynamic"}}, r"depend on the length of the prompt \(rope_type='dynamic'\)"),
+        ({"attn_logit_softcapping": 50.0}, "it caps its attention scores (attn_logit_softcapping=50.0)"),
+        ({"final_logit_softcapping": 30.0}, "it caps its logits (final_logit_softcapping=30.0)"),
+        ({"use_bidirectional_attention": True}, "it attends to later tokens too"),
+        (
+            {"rope_parameters": {"rope_type": "dynamic"}},
+            "it turns q and k by angles that depend on the length of the prompt (rope_type='dynamic')",
+        ),
     ],
 )
-def test_attention_that_headwise_does_not_compute_is_refused(change, message):
+def test_attention_that_headwise_does_not_compute_is_called(change, reason):
     module = raw_families.random_model("gemma")
     for key, value in change.items():
         setattr(module.config, key, value)
-    with pytest.raises(ModelError, match=message):
-        hw.load(module)
+    model = hw.load(module)
+    assert model.shape.called
+    assert repr(model).endswith(f"; blocks are called: {reason}>")
+    with pytest.raises(ModelError, match="head_weights needs blocks that are laid open, and those of GemmaForCausalLM"):
+        model.head_weights(0)
 
 
 def test_a_saved_model_loads_from_its_folder(model, tmp_path):

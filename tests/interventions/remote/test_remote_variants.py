@@ -124,6 +124,6 @@ def test_a_model_whose_blocks_are_called_is_refused_before_any_pass(tmp_path, ca
     load._id_tokenizer(module.config.vocab_size).save_pretrained(tmp_path / "falcon")
     assert main(["induction", "--model", str(tmp_path / "falcon"), "--out", str(tmp_path / "falcon.nc")]) == 1
     said = " ".join(capsys.readouterr().err.split())
-    assert "the induction study needs attention patterns and weights of heads" in said
-    assert "no table describes falcon models. Possible are ablations, patches and captures" in said
+    assert "the induction study needs weights of heads, and blocks of" in said
+    assert "no table describes falcon models. Possible are measurements and captures" in said
     assert not (tmp_path / "falcon.nc").exists()
