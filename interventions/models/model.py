@@ -239,7 +239,7 @@ class Model:
             )
 
     def check_sums(self, what: str) -> None:
-        """Refuse what takes the logits, or what attention and MLPs add to the stream, for a sum over heads and neurons.
+        """Refuse what takes the logits for a sum over heads and neurons, where they are none (`why_no_sums`).
 
         Raises
         ------
@@ -247,16 +247,17 @@ class Model:
             Blocks are called, or a norm, a cap or a factor stands between.
         """
         self.check_laid_open(what)
+        if why := self.why_no_sums:
+            raise ModelError(f"{what} of {self.name}: {why}; ablate or patch head_out, attn_out and mlp_out instead")
+
+    @property
+    def why_no_sums(self) -> str:
+        """Why logits are no sum over heads and neurons, the last norm taken as it is; empty where they are."""
         if self.shape.normed_after:
-            raise ModelError(
-                f"{what} needs what heads and neurons write to be added to the stream as it is, and in {self.name} a "
-                "norm stands between: ablate or patch head_out, attn_out and mlp_out instead"
-            )
+            return "what heads and neurons write goes through a norm before it is added to the stream"
         if self.shape.tail is not None:
-            raise ModelError(
-                f"{what} needs logits that are linear in the normed stream, and {self.name} caps or scales what the "
-                "unembedding gives: ablate or patch head_out, attn_out and mlp_out instead"
-            )
+            return "the model caps or scales the logits that the unembedding gives"
+        return ""
 
     def head_weights(self, layer: int) -> HeadWeights:
         """Weights of the heads of a layer, for row vectors: ``q = normed @ W_Q[head]``.

@@ -163,7 +163,9 @@ class Packer:
         # where patterns are read, those of all heads of the layer are, not only of those that change
         every = (self.patterns and stage == QKV) or joins_whole(self.reads, self.shape, layer, stage)
         # norms of q and k over all heads change each head where one is written to
-        every = every or (self.shape.joint_norms and stage == QKV)
+        every = every or (
+            self.shape.joint_norms and any(one.join == (layer, QKV) and one.point in "qk" for one in writes)
+        )
         # beside attention, the MLP of rows that join in attention is that of the base run, unless it is written to
         every = every or self.shape.called
         within = any(write.layer == layer and MLP_IN <= write.join.stage <= MLP_POST for write in writes)

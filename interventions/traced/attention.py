@@ -139,6 +139,8 @@ def recomputed_z(model: ModelParts, base: Points, spec: ResolvedPass, layer: int
     device = q.device
     queries = torch.arange(spec["start"], stop, device=device) if isinstance(at, slice) else at
     writes = spec["pair_writes"]
+    if model["joint_norms"]:  # writes to q and k join before
+        q, k = (rotated(model, angles, block, side, part, slice(0, stop)) for side, part in (("q", q), ("k", k)))
     q, k, v = (
         select_heads(q[:, queries], changed_heads, d_head),
         select_heads(k, owners, d_head),
@@ -146,8 +148,11 @@ def recomputed_z(model: ModelParts, base: Points, spec: ResolvedPass, layer: int
     )
     for part, name in ((q, "q"), (k, "k"), (v, "v")):
         write_into(part, writes.get((layer, name), []))
-    q = write_into(rotated(model, angles, block, "q", q, queries), writes.get((layer, "q_rot"), []))
-    k = write_into(rotated(model, angles, block, "k", k, slice(0, stop)), writes.get((layer, "k_rot"), []))
+    if not model["joint_norms"]:
+        q = rotated(model, angles, block, "q", q, queries)
+        k = rotated(model, angles, block, "k", k, slice(0, stop))
+    q = write_into(q, writes.get((layer, "q_rot"), []))
+    k = write_into(k, writes.get((layer, "k_rot"), []))
     z, _ = attend(
         q.unsqueeze(1),
         k.unsqueeze(1),

@@ -191,7 +191,7 @@ def rotated(
     if angles is not None:
         cos, sin = (part[at].unsqueeze(1) for part in angles)
         each = turned(each, cos, sin, model["neighbours"])
-    return each.flatten(-2)
+    return each.flatten(-2).to(value.dtype)  # angles may be wider
 
 
 def turned(each: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, neighbours: bool) -> torch.Tensor:
