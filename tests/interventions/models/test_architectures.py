@@ -27,6 +27,19 @@ LEAST = {"resid_pre", "resid_post", "attn_out", "mlp_out", "z"}
 """What can be read and written of every decoder with attention that opens."""
 NOT_OPENED: set[str] = set()
 """Architectures that `headwise.load` refuses; one that opens must not stand here."""
+LAID_OPEN = (
+    "gemma2",
+    "gemma3_text",
+    "olmo2",
+    "gpt_oss",
+    "gptj",
+    "mixtral",
+    "qwen3_moe",
+    "phi3",
+    "nemotron",
+    "ministral",
+)
+"""Of those that a table describes, the ones with parts that Llama has not."""
 OPENED = [(name, shape) for name in SHAPES if name not in NOT_OPENED for shape in (0, 1)]
 POSITIONS, KINDS = (2, 7), ("add", "zero", "patch")
 
@@ -118,6 +131,11 @@ def test_what_is_not_opened_is_refused(name):
     for shape in (0, 1):
         with pytest.raises(HeadwiseError, match=type(build(name, shape)).__name__):
             hw.load(build(name, shape))
+
+
+@pytest.mark.parametrize("name", LAID_OPEN)
+def test_what_a_table_describes_is_laid_open(name):
+    assert [way(case(name, shape).model) for shape in (0, 1)] == ["laid open"] * 2
 
 
 @pytest.mark.parametrize(("name", "shape"), OPENED)
