@@ -359,5 +359,7 @@ GPT_J = register(
         scaling=lambda config, layer: float((config.n_embd // config.n_head) ** -0.5),
     )
 )
+OLMO = register(replace(LLAMA, name="olmo", model_types=("olmo",), centred=True))
+
 TABLES = tuple(FAMILIES.values())
 """Those of the package. A model of theirs that computes something else is called; another table has to fit."""

@@ -109,7 +109,7 @@ def through_block(
                 value = apply_writes(value, sites[0], spec, keep)
             if point == "attn_out" and (sites[1] in keep or spec["writes"].get(sites[1])):
                 value = apply_writes(hidden + value, sites[1], spec, keep) - hidden
-            put_at_side(model, block, point, path, side, value)
+            put_at_side(model, block, point, path, side, value.clone())  # some blocks add to it in place
 
 
 def written_qkv(

@@ -3,27 +3,30 @@
 Nothing of headwise is used here.
 """
 
-import itertools
 from operator import attrgetter
 
 import pytest
 import torch
 
 from tests.oracles import raw_architectures as raw
-from tests.oracles.architecture_parts import PARTS, QKV, TWO_NORMS, heads_of, is_parallel, parts
+from tests.oracles.architecture_parts import QKV, heads_of, is_parallel, parts
 from tests.oracles.raw_architectures import PER_HEAD, PER_NEURON, Place, add, components, read, write
-from tests.support.architectures import SHAPES, build, prompts
+from tests.support.architectures import CASES, SHAPES, build, prompts
 
-CASES = list(itertools.product(SHAPES, (0, 1)))
+MORE = [pytest.param(case, marks=pytest.mark.heavy) if len(SHAPES[case[0]]) == 1 else case for case in CASES]
 
 
-@pytest.fixture(params=CASES, ids=lambda case: f"{case[0]} {case[1]}", scope="module")
+@pytest.fixture(params=MORE, ids=[" ".join(map(str, case)) for case in CASES], scope="module")
 def case(request):
     return build(*request.param).requires_grad_(False), prompts(*request.param)
 
 
 def close(found, wanted, atol=1e-5):
     torch.testing.assert_close(found, wanted, rtol=0, atol=atol * max(1.0, float(wanted.abs().max())))
+
+
+def kind(model):
+    return model.config.model_type
 
 
 def layers(model):
@@ -40,8 +43,9 @@ def through(module, value):
 def added(model, layer, side, value):
     """What is added to the stream for what a projection wrote."""
     own, block = parts(model), raw.block_of(model, layer)
-    if own in (TWO_NORMS, PARTS["glm4"]):
-        value = attrgetter(getattr(own, side))(block)(value)
+    path = getattr(own, side)
+    if path not in (own.attention, own.out, own.mlp) and path != (own.neurons or [""])[-1]:
+        value = attrgetter(path)(block)(value)  # a norm
     return value * (getattr(model.config, own.multiplier) if own.multiplier else 1.0)
 
 
@@ -53,7 +57,7 @@ def test_what_is_added_leads_from_block_to_block(case):
         if before is not None:
             close(pre, before, 0)
         before = post
-        if "attn_out" not in components(model):
+        if "attn_out" not in components(model) or not parts(model).sums:
             continue
         attention, mlp = read(model, tokens, (layer, "attn_out"), (layer, "mlp_out"))
         close(pre + attention + mlp, post)
@@ -84,15 +88,18 @@ def test_neurons_through_the_last_matrix_are_what_the_mlp_adds(case):
         raw.run(model, tokens, [*with_change, raw._reader(seen, Place(layer, "mlp_post"))])
         (after,) = seen.values()
         assert neurons[..., 3].abs().max() > 1e-3
-        assert after[..., 3].abs().max() < 1e-30  # each activation gives 0 there, and a gate alone decides that
-        close(after[..., 4:], neurons[..., 4:], 0)
+        if kind(model) not in ("bitnet", "apertus"):  # which norms its neurons; whose activation is not 0 there
+            assert after[..., 3].abs().max() < 1e-30  # each activation gives 0 there, and a gate alone decides that
+            close(after[..., 4:], neurons[..., 4:], 0)
 
 
 def test_the_columns_of_a_projection_belong_to_the_heads_that_the_table_says(case):
     """A changed q moves z of its head alone, a changed k or v those of the heads that share it; v = 0 gives z = 0."""
     model, tokens = case
     heads, kv_heads = heads_of(model)
-    normed_together = model.config.model_type in ("olmo2", "olmo3")  # q and k of all heads in one norm
+    if kind(model) in ("bitnet", "diffllama"):  # which norm z of all heads together; pairs heads
+        return
+    normed_together = kind(model) in ("olmo2", "olmo3", "olmoe")  # q and k of all heads in one norm
     layer = len(layers(model)) - 1
     for part in set(QKV) & set(components(model)):
         (z,) = read(model, tokens, (layer, "z"))
@@ -144,7 +151,7 @@ def test_a_write_is_seen_from_its_position_on_and_nothing_changes_nothing(case):
 
 
 def test_models_are_the_same_each_time_and_their_shapes_differ():
-    for name in SHAPES:
+    for name, _ in [case for case in CASES if case[1]]:
         first, again, second = build(name, 0), build(name, 0), build(name, 1)
         assert all(torch.equal(one, two) for one, two in zip(first.parameters(), again.parameters(), strict=True))
         assert len(layers(first)) != len(layers(second))

@@ -1,4 +1,4 @@
-"""Owns the table of where forty architectures of transformers keep their parts, read off their modelling files.
+"""Owns the table of where architectures of transformers keep their parts, read off their modelling files.
 
 Imports torch only. `raw_architectures` reads and writes there.
 """
@@ -35,6 +35,10 @@ class Parts:
     """The field of the configuration that what is added to the stream is multiplied by."""
     parallel: bool | str = False
     """Whether attention and MLP both read the block's input, or the field that says so."""
+    sums: bool = True
+    """Whether a block adds what attention and MLP give to the stream, and does nothing else to it."""
+    normed: str | None = None
+    """The module that gives what attention reads, where attention takes that several times."""
 
 
 LLAMA = Parts()
@@ -58,19 +62,26 @@ BLOOM = Parts(
     ("self_attention.query_key_value",), "by group", "self_attention.dense",
     "mlp", "mlp.dense_4h_to_h", ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
 )  # fmt: skip
+BLOCKS = Parts(attention=None, out=None, qkv=(), mlp="", neurons=None)
 NEO_PARTS = ("attn.attention.q_proj", "attn.attention.k_proj", "attn.attention.v_proj")
-OPT_QKV = LLAMA.qkv
+OPT_LIKE = replace(
+    LLAMA, pos_embed="model.embed_positions", out="self_attn.out_proj", mlp="fc1", mlp_out="fc2", neurons=("fc1", "fc2")
+)
 
 PARTS = {
     "gpt2": GPT_2,
     "gpt_neo": replace(GPT_2, attention="attn.attention", out="attn.attention.out_proj", qkv=NEO_PARTS, layout="apart"),
     "gpt_neox": NEO_X,
     "gptj": GPT_J,
-    "opt": Parts(
-        "model.decoder.layers", "model.decoder.embed_tokens", "model.decoder.embed_positions", "self_attn",
-        "self_attn.out_proj", OPT_QKV, mlp="fc1", mlp_out="fc2", neurons=("fc1", "fc2"),
+    "opt": replace(
+        OPT_LIKE, blocks="model.decoder.layers", embed="model.decoder.embed_tokens",
+        pos_embed="model.decoder.embed_positions",
     ),
     "bloom": BLOOM,
+    "xglm": OPT_LIKE,
+    "biogpt": replace(
+        OPT_LIKE, blocks="biogpt.layers", embed="biogpt.embed_tokens", pos_embed="biogpt.embed_positions",
+    ),
     "phi": replace(LLAMA, out="self_attn.dense", neurons=("mlp.fc1", "mlp.fc2"), parallel=True),
     "phi3": replace(PHI_3, neurons=("mlp.gate_up_proj", "mlp.down_proj")),
     "falcon": replace(BLOOM, parallel="parallel_attn"),
@@ -94,18 +105,47 @@ PARTS = {
         LLAMA, out="self_attn.dense", qkv=("self_attn.query_key_value",), layout="by group",
         neurons=("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
     ),
-    "mamba": Parts("backbone.layers", "backbone.embeddings", attention=None, out=None, qkv=(), mlp="", neurons=None),
-    **dict.fromkeys(("gemma2", "gemma3_text", "olmo2", "olmo3"), TWO_NORMS),
+    "granitemoe": replace(
+        EXPERTS, mlp="block_sparse_moe", mlp_out="block_sparse_moe", multiplier="residual_multiplier"
+    ),
+    "deepseek_v2": replace(EXPERTS, qkv=("self_attn.q_b_proj", "self_attn.kv_b_proj"), layout="latent"),
+    "hyperclovax": replace(LLAMA, attn_out="post_norm1", mlp_out="post_norm2", multiplier="residual_multiplier"),
+    "afmoe": replace(EXPERTS, attn_out="post_attention_layernorm", mlp_out="post_mlp_layernorm"),
+    "nanochat": replace(LLAMA, neurons=("mlp.fc1", "mlp.fc2")),
+    "openai-gpt": replace(GPT_2, embed="transformer.tokens_embed", pos_embed="transformer.positions_embed", sums=False),
+    "ctrl": Parts(
+        "transformer.h", "transformer.w", None, "multi_head_attention", "multi_head_attention.dense",
+        ("multi_head_attention.Wq", "multi_head_attention.Wk", "multi_head_attention.Wv"), "apart",
+        "multi_head_attention", "ffn", "ffn", ("ffn.0", "ffn.2"), normed="layernorm1",
+    ),
+    "llama4_text": replace(EXPERTS, mlp="feed_forward", mlp_out="feed_forward"),
+    "minimax": replace(EXPERTS, sums=False),
+    "falcon_h1": replace(
+        LLAMA, mlp="feed_forward", mlp_out="feed_forward", sums=False,
+        neurons=("feed_forward.gate_proj", "feed_forward.down_proj"),
+    ),
+    **dict.fromkeys(("mamba", "mamba2"), replace(BLOCKS, blocks="backbone.layers", embed="backbone.embeddings")),
+    **dict.fromkeys(("qwen3_next", "lfm2", "jamba", "bamba", "recurrent_gemma"), BLOCKS),
+    **dict.fromkeys(("arcee", "apertus"), replace(LLAMA, neurons=("mlp.up_proj", "mlp.down_proj"))),
+    **dict.fromkeys(("gemma2", "gemma3_text", "olmo2", "olmo3", "exaone4"), TWO_NORMS),
     **dict.fromkeys(("cohere", "cohere2"), replace(LLAMA, parallel=True)),
-    **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss"), EXPERTS),
+    **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss", "olmoe", "phimoe", "glm4_moe", "dots1"), EXPERTS),
     **dict.fromkeys(
-        ("llama", "mistral", "ministral", "qwen2", "qwen3", "gemma", "olmo", "smollm3", "helium"), LLAMA
+        (
+            *("llama", "mistral", "ministral", "qwen2", "qwen3", "gemma", "olmo", "smollm3", "helium", "seed_oss"),
+            *("ernie4_5", "cwm", "hunyuan_v1_dense", "ministral3", "vaultgemma", "bitnet", "diffllama"),
+        ),
+        LLAMA,
     ),
 }  # fmt: skip
 
 
 def parts(model: Any) -> Parts:
-    own = PARTS[model.config.model_type]
+    own, config = PARTS[model.config.model_type], model.config
+    if not getattr(config, "do_layer_norm_before", True) or getattr(
+        config, "apply_residual_connection_post_layernorm", False
+    ):
+        return replace(own, sums=False)
     if model.config.model_type == "gpt_bigcode" and not model.config.multi_query:
         return replace(own, layout="by group")
     if own.layout == "latent" and model.config.q_lora_rank is None:

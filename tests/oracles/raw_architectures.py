@@ -50,7 +50,7 @@ def components(model: Any) -> tuple[str, ...]:
     if own.attention is None:
         return ("embed", *position, "resid_pre", "resid_post")
     qkv = ("q", "v") if own.layout == "latent" else QKV
-    mid = () if is_parallel(model) else ("resid_mid",)
+    mid = () if is_parallel(model) or not own.sums else ("resid_mid",)
     neurons = PER_NEURON if own.neurons else ()
     rest = ("z", "head_out", "attn_out", *mid, "mlp_in", *neurons, "mlp_out", "resid_post")
     return ("embed", *position, "resid_pre", "attn_in", *qkv, *_inside(model), *rest)
@@ -141,8 +141,8 @@ def _of_output(act: Change, module: Any, rows: int) -> Any:
     """A hook on what leaves a module: all of it, or the first of several."""
 
     def hook(_module: Any, _args: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (_apart(output[0], act, rows), *output[1:])
+        if isinstance(output, tuple | list):
+            return type(output)((_apart(output[0], act, rows), *output[1:]))
         return _apart(output, act, rows)
 
     return module.register_forward_hook(hook)

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from tests.support.more_architectures import MORE
+
 PROMPT = 11
 """Tokens of a prompt; every sliding window is shorter."""
 
@@ -64,7 +66,7 @@ LATENT = {
 }
 MAMBA = {"state_size": 6, "conv_kernel": 3, "expand": 2, "time_step_rank": 4}
 
-SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+SHAPES: dict[str, tuple[dict[str, Any], ...]] = {
     "gpt2": (N_WIDE, {**N_DEEP, "n_inner": 50, "tie_word_embeddings": False}),
     "gpt_neo": (
         {**WIDE, "num_layers": 2, "attention_types": [[["local", "global"], 1]], "window_size": 4},
@@ -200,14 +202,16 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 61, **MAMBA},
         {"hidden_size": 24, "num_hidden_layers": 3, "vocab_size": 53, **MAMBA},
     ),
+    **{name: (one,) for name, one in MORE.items()},
 }
-"""What `AutoConfig.for_model` is given for an architecture, in two shapes."""
+"""What `AutoConfig.for_model` is given for an architecture, in two shapes, or one of a variant (after the comma)."""
+CASES = [(name, shape) for name, shapes in SHAPES.items() for shape in range(len(shapes))]
 
 
 def config(name: str, shape: int) -> Any:
     """The configuration of a shape of an architecture."""
     ends = {"bos_token_id": 0, "eos_token_id": 0}
-    return AutoConfig.for_model(name, **{**ends, **SHAPES[name][shape]})
+    return AutoConfig.for_model(name.partition(",")[0], **{**ends, **SHAPES[name][shape]})
 
 
 def build(name: str, shape: int, **other: Any) -> PreTrainedModel:
