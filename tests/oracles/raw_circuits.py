@@ -76,7 +76,7 @@ def head_matrices(model: Any, layer: int, head: int, folded: bool) -> HeadMatric
             *(norm(block.ln_1, folded) @ one for one in (q, k, v)), dense(block.attn.c_proj.weight)[here]
         )
     own = raw_families.anatomy(model)
-    first = block.ln_1 if model.config.model_type == "gpt_neo" else block.input_layernorm
+    first = block.ln_1 if hasattr(block, "ln_1") else getattr(block, "input_layernorm", None)
     out = dense(attrgetter(own.out)(block).weight).T
     size = out.shape[0] // heads
     if own.fused:
@@ -88,9 +88,16 @@ def head_matrices(model: Any, layer: int, head: int, folded: bool) -> HeadMatric
         picked = {"q_proj": head, "k_proj": shared, "v_proj": shared}
         q, k, v = (dense(getattr(attention, name).weight)[at * size : (at + 1) * size].T for name, at in picked.items())
         if folded and hasattr(attention, "q_norm"):
-            q, k = q * dense(attention.q_norm.weight), k * dense(attention.k_norm.weight)
-    reads = norm(first, folded)
-    return HeadMatrices(reads @ q, reads @ k, reads @ v, out[head * size : (head + 1) * size])
+            q, k = q @ of_head(attention.q_norm, head, size), k @ of_head(attention.k_norm, shared, size)
+    reads = np.eye(len(q)) if first is None else norm(first, folded)
+    writes = norm(getattr(block, own.attn_out), folded) if own.attn_out not in (None, "attn") else np.eye(len(q))
+    return HeadMatrices(reads @ q, reads @ k, reads @ v, out[head * size : (head + 1) * size] @ writes)
+
+
+def of_head(module: Any, head: int, size: int) -> Array:
+    """A norm of q or k as a matrix: that of each head, or a head's part of one over all heads at once."""
+    gain = np.diag(norm(module, True))
+    return np.diag(gain if len(gain) == size else gain[head * size : (head + 1) * size])
 
 
 def ov(model: Any, layer: int, head: int, folded: bool, through: tuple[int, int] | None = None) -> Array:

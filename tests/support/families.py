@@ -11,3 +11,5 @@ NAMES = [*raw_families.MODELS, *VARIANTS]
 OFTEN = ("pythia", "llama", "gpt-neo", "qwen3", "gemma", "gemma2", "gpt-oss")
 FEW = [pytest.param(name, marks=() if name in OFTEN else pytest.mark.heavy) for name in NAMES]
 """One model of each kind of block in `make test`; the others, which differ in sizes and windows, are heavy."""
+PLAIN = [pytest.param(name, marks=() if name in OFTEN else pytest.mark.heavy) for name in raw_families.MODELS]
+"""Those whose neurons are found and write to the stream through no norm."""

@@ -33,6 +33,19 @@ ALL = [one for one in CASES if one[0] not in NOT_OPENED]
 OFTEN = [one for at, one in enumerate(ALL) if len(SHAPES[one[0]]) == 2 and at % 4 in (0, 3)]
 OPENED = [pytest.param(*one, marks=() if one in OFTEN else pytest.mark.heavy) for one in ALL]
 """In `make test` one shape of each architecture, in turn; the other, and variants, in `make test-heavy`."""
+LAID_OPEN = (
+    "gemma2",
+    "gemma3_text",
+    "olmo2",
+    "gpt_oss",
+    "gptj",
+    "mixtral",
+    "qwen3_moe",
+    "phi3",
+    "nemotron",
+    "ministral",
+)
+"""Of those that a table describes, the ones with parts that Llama has not."""
 POSITIONS, KINDS = (2, 7), ("add", "zero", "patch")
 
 
@@ -116,6 +129,11 @@ def test_what_is_not_opened_is_refused(name):
         module = build(name, shape)
         with pytest.raises(HeadwiseError, match=type(module).__name__):
             capture(hw.load(module), Prompts(prompts(name, shape).tolist()), "logits")
+
+
+@pytest.mark.parametrize("name", LAID_OPEN)
+def test_what_a_table_describes_is_laid_open(name):
+    assert [way(case(name, shape).model) for shape in (0, 1)] == ["laid open"] * 2
 
 
 @pytest.mark.parametrize(("name", "shape"), OPENED)

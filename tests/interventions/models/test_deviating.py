@@ -147,6 +147,14 @@ VARIANTS = {
     "a hook on attention": ("gpt2", hooked("transformer.h.0.attn.c_proj", 1.2)),
     "a hook on embeddings": ("llama", hooked("model.embed_tokens", 2)),
     "a weight that is computed": ("llama", weight_computed),
+    "another soft cap": ("gemma2", in_blocks("self_attn.attn_logit_softcapping", lambda old: old / 3)),
+    "another soft cap of logits": ("gemma2", logits_capped),
+    "attention without sinks": ("gpt_oss", with_attention(capped)),
+    "a norm after attention that does nothing": (
+        "olmo2",
+        in_blocks("post_attention_layernorm", lambda _: nn.Identity()),
+    ),
+    "other angles in one layer": ("gptj", in_blocks("attn.embed_positions", lambda old: old.flip(0), LAST)),
     "windows set later": ("mistral", lambda module: setattr(module.config, "sliding_window", 2)),
 }
 

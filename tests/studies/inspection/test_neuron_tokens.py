@@ -9,7 +9,7 @@ import headwise as hw
 from headwise.errors import DeclarationError
 from tests.oracles import raw_circuits, raw_families
 from tests.oracles.raw_hooks import random_gpt2
-from tests.support.families import FEW
+from tests.support.families import PLAIN
 
 
 def matrices(module, layer, folded):
@@ -29,7 +29,7 @@ def matrices(module, layer, folded):
 
 
 @pytest.mark.parametrize("folded", [True, False])
-@pytest.mark.parametrize("name", ["gpt2", *FEW])
+@pytest.mark.parametrize("name", ["gpt2", *PLAIN])
 def test_tokens_of_every_neuron_of_a_layer(name, folded):
     module = random_gpt2(3, 4, 8, 40, 30) if name == "gpt2" else raw_families.random_model(name)
     model = hw.load(module)
