@@ -143,23 +143,28 @@ def _family(module: Any, name: str, eager: bool = False) -> Family:
 
     Where `eager`, the model's attention is then made one that gives its weights, if it has one.
     """
-    reason = why_called(module.config)
+    reason, unfit = why_called(module.config), None
     if not reason:
         family = family_of(module.config, name)
-        check_fits(family, module, name)
-        return family
+        try:
+            check_fits(family, module, name)
+            return family
+        except ModelError as error:
+            if family not in architectures.TABLES:
+                raise
+            reason, unfit = f"the table of {family.name} does not fit its modules", error
     try:
         with turn_of(module):
             if eager:
                 with suppress(Exception):  # whatever a model raises that has no such attention
                     module.set_attn_implementation("eager")
             return find_parts(module, name, reason)
-    except ModelError as found:
-        try:
-            family_of(module.config, name)
-        except ModelError as error:
-            raise ModelError(f"{error}. Nor are its parts found without a table: {found}") from None
-        raise
+    except ModelError as error:
+        found = str(error).removeprefix(f"{name}: ")
+        raise unfit or ModelError(
+            f"{name}: {reason}, and its parts are not found without one: {found}. A family is a table of parts, and "
+            f"print(hw.Family.template({module.config.model_type!r})) shows one to start from"
+        ) from None
 
 
 def _located(source: str, revision: str | None, step: int | None) -> tuple[str, str, str, str | None]:

@@ -217,7 +217,8 @@ def inner_failures(model: Model) -> list[str]:
     random = np.random.RandomState(2)
     tokens = random.randint(0, shape.vocabulary, (1, min(LENGTH, shape.context)))
     names = [name for name in INNER if (shape.neurons or not Component(name).per_neuron) and not lacks(model, name)]
-    if not shape.called and paths["norm_1"] == paths["norm_2"]:  # whose output the model's own pass has only one of
+    shared = "norm_1" in paths and paths["norm_1"] == paths.get("norm_2")
+    if shared and not shape.called:  # whose output the model's own pass has only one of
         names.remove("attn_in")
     probes = list(_probes(model, names, random))
     batches = [probes[start : start + AT_ONCE] for start in range(0, len(probes), AT_ONCE)]

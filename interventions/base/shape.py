@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+Tail = tuple[float, bool, float]
+"""What becomes of logits: times the first, through a hyperbolic tangent or not, times the last."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -28,6 +31,24 @@ class Shape:
         Whether it is known where the neurons of an MLP are: ``mlp_pre`` and ``mlp_post``.
     windows : tuple of int or None
         For each layer, how many keys back a query sees, itself among them; None for all. Empty where no layer has one.
+    cap : float, optional
+        What attention scores are soft-capped at, ``cap * tanh(score / cap)``.
+    sinks : bool
+        Whether a number of each head stands beside the scores of every query, so that weights sum to less than 1.
+    normed_after : bool
+        Whether a norm stands between what attention or the MLP makes and the stream.
+    joint_norms : bool
+        Whether norms of q and k run over all heads at once.
+    kinds : tuple of str or None
+        For each layer, what the rotary embedding is called with, besides positions: a kind of layer, or nothing (an
+        empty text); None where it turns nothing. Empty where all layers turn alike.
+    neighbours : bool
+        Whether the rotary embedding turns neighbouring dimensions of a head, and not those of its halves.
+    paired : bool
+        Whether it gives an angle for each pair of dimensions, and not for each dimension.
+    tail : tuple of float, bool and float, optional
+        What becomes of the logits of the unembedding: times the first, through a hyperbolic tangent or not, times the
+        last.
     called : bool
         Whether its own blocks run, read and written where modules take and give; else they are laid open.
     lacks : tuple of (str, str)
@@ -52,6 +73,14 @@ class Shape:
     pos_embed: bool = True
     neurons: bool = True
     windows: tuple[int | None, ...] = ()
+    cap: float | None = None
+    sinks: bool = False
+    normed_after: bool = False
+    joint_norms: bool = False
+    kinds: tuple[str | None, ...] = ()
+    neighbours: bool = False
+    paired: bool = False
+    tail: Tail | None = None
     called: bool = False
     lacks: tuple[tuple[str, str], ...] = ()
     read_only: tuple[tuple[str, str], ...] = ()
@@ -102,6 +131,10 @@ class Shape:
     def window(self, layer: int) -> int | None:
         """How many keys back a query of a layer sees, itself among them; None for all."""
         return self.windows[layer] if layer < len(self.windows) else None
+
+    def kind(self, layer: int) -> str | None:
+        """What the rotary embedding is called with in a layer; None where it turns nothing."""
+        return self.kinds[layer] if layer < len(self.kinds) else ""
 
 
 @dataclass(frozen=True)

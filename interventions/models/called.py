@@ -35,9 +35,6 @@ class CalledFamily(Family):
         What the model multiplies ``attn_out`` and ``mlp_out`` by before it adds them, where that is not 1.
     gives : int
         How many things a block gives in a tuple; 0 where it gives the stream alone.
-    tail : tuple of float, bool and float, optional
-        What becomes of the logits of the unembedding: times the first, through a hyperbolic tangent or not, times the
-        last.
     counts : Shape
     """
 
@@ -45,7 +42,6 @@ class CalledFamily(Family):
     places: tuple[tuple[str, Places], ...] = ()
     factors: Mapping[str, float] = field(default_factory=dict)
     gives: int = 0
-    tail: tuple[float, bool, float] | None = None
     scaling: Callable[[Any, int], float] = unscaled
     counts: Shape = field(kw_only=True)
 
@@ -63,7 +59,7 @@ class CalledFamily(Family):
 
     def calls(self) -> CallFacts:
         """What was found."""
-        return {"called": True, "gives": self.gives, "factors": dict(self.factors), "tail": self.tail}
+        return {"called": True, "gives": self.gives, "factors": dict(self.factors)}
 
     def points(self, shape: Shape) -> list[tuple[str, list[tuple[str, str]]]]:
         """Where what a block makes is found, in forward order."""

@@ -75,7 +75,7 @@ def find_parts(module: Any, name: str, reason: str) -> CalledFamily:
     made = _shape(config, found, points, lacks, width, known, "pos_embed" in embeddings)
     seen = counter.get_total_flops() - 2 * LENGTH * width * vocabulary
     seen -= len(blocks) * 4 * made.heads * LENGTH * LENGTH * made.d_head
-    made = replace(made, work=max(1, seen // (len(blocks) * LENGTH)))
+    made = replace(made, work=max(1, seen // (len(blocks) * LENGTH)), tail=tail)
     first = found[0]
     return CalledFamily(
         name=f"{config.model_type}, called",
@@ -88,7 +88,6 @@ def find_parts(module: Any, name: str, reason: str) -> CalledFamily:
         places=points,
         factors=first.factors,
         gives=ends[0].several,
-        tail=tail,
         counts=made,
     )
 

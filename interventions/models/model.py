@@ -238,6 +238,27 @@ class Model:
                 f"{what} needs blocks that are laid open, and those of {self.name} are called: {self.family.why_called}"
             )
 
+    def check_sums(self, what: str) -> None:
+        """Refuse what takes the logits for a sum over heads and neurons, where they are none (`why_no_sums`).
+
+        Raises
+        ------
+        ModelError
+            Blocks are called, or a norm, a cap or a factor stands between.
+        """
+        self.check_laid_open(what)
+        if why := self.why_no_sums:
+            raise ModelError(f"{what} of {self.name}: {why}; ablate or patch head_out, attn_out and mlp_out instead")
+
+    @property
+    def why_no_sums(self) -> str:
+        """Why logits are no sum over heads and neurons, the last norm taken as it is; empty where they are."""
+        if self.shape.normed_after:
+            return "what heads and neurons write goes through a norm before it is added to the stream"
+        if self.shape.tail is not None:
+            return "the model caps or scales the logits that the unembedding gives"
+        return ""
+
     def head_weights(self, layer: int) -> HeadWeights:
         """Weights of the heads of a layer, for row vectors: ``q = normed @ W_Q[head]``.
 
@@ -256,7 +277,8 @@ class Model:
         HeadWeights
             ``W_Q (head, d_model, d_head)``, ``W_K`` and ``W_V (key-value head, d_model, d_head)``, ``W_O (head, d_head,
             d_model)``; ``gain (d_model,)`` of the norm before them, with the 1 that Gemma adds; ``q_gain`` and ``k_gain
-            (d_head,)``, None but in families that norm q and k.
+            (d_head,)``, None but in families that norm q and k; ``out_gain (d_model,)``, None but where a norm stands
+            between attention and the stream.
 
         Raises
         ------

@@ -75,7 +75,7 @@ def unlike(module: Any, blocks: str, attention: str, windows: Sequence[int | Non
     list of str
         A text for each layer that differs; empty where none does.
     """
-    stated = getattr(module.config, "sliding_window", None)
+    stated = getattr(module.config, "sliding_window", None) or None  # 0: Qwen2-MoE without windows
     makes = any(hasattr(sys.modules.get(kind.__module__), MAKES) for kind in type(module).__mro__)
     found = []
     for layer, block in enumerate(attrgetter(blocks)(module)):

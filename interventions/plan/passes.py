@@ -137,7 +137,8 @@ class Packer:
 
     def rows(self, group: Group, start: int = 0) -> int:
         """Rows of a pass whose tensors fit in a quarter of the budget; at least one."""
-        row = row_bytes(self.shape, self.extent(group, 1, start), self.explicit or self.shape.called)
+        explicit = self.shape.cap is not None or self.shape.sinks
+        row = row_bytes(self.shape, self.extent(group, 1, start), self.explicit or self.shape.called or explicit)
         return max(1, self.budget // 4 // (row + read_bytes(self.reads, self.shape, group)))
 
     def chunks(self, number: int, group: Group, conditions: Sequence[Sequence[Write]]) -> list[ExampleChunk]:
@@ -161,6 +162,10 @@ class Packer:
         layer, stage = min(write.join for write in writes)
         # where patterns are read, those of all heads of the layer are, not only of those that change
         every = (self.patterns and stage == QKV) or joins_whole(self.reads, self.shape, layer, stage)
+        # norms of q and k over all heads change each head where one is written to
+        every = every or (
+            self.shape.joint_norms and any(one.join == (layer, QKV) and one.point in "qk" for one in writes)
+        )
         # beside attention, the MLP of rows that join in attention is that of the base run, unless it is written to
         every = every or self.shape.called
         within = any(write.layer == layer and MLP_IN <= write.join.stage <= MLP_POST for write in writes)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .attention import hidden_keys
+from .attention import hidden_keys, soft_capped, weights_of_scores
 from .projections import head_by_head, rotary_angles, rotated_sides, side_by_side
 
 if TYPE_CHECKING:
@@ -49,7 +49,14 @@ def split_heads(value: torch.Tensor, heads: int) -> torch.Tensor:
     return value.reshape(*value.shape[:-1], heads, -1)
 
 
-def attention_pattern(q: torch.Tensor, k: torch.Tensor, scaling: float, window: int | None = None) -> torch.Tensor:
+def attention_pattern(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    scaling: float,
+    window: int | None = None,
+    cap: float | None = None,
+    sinks: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Causal attention weights, whatever implementation of attention the model itself uses.
 
     Parameters
@@ -61,24 +68,32 @@ def attention_pattern(q: torch.Tensor, k: torch.Tensor, scaling: float, window: 
         What scores are multiplied by.
     window : int, optional
         How many keys back a query sees, itself among them.
+    cap : float, optional
+        What scores are soft-capped at.
+    sinks : tensor (example, position, head), optional
+        What stands beside the scores of each query.
 
     Returns
     -------
     tensor (example, head, query, key)
-        At least float32.
+        At least float32. Weights of a query sum to 1, with sinks to less.
     """
     k = k if k.shape[2] == q.shape[2] else k.repeat_interleave(q.shape[2] // k.shape[2], 2)
     wide = torch.promote_types(q.dtype, torch.float32)
     scores = torch.einsum("eqhd,ekhd->ehqk", q.to(wide), k.to(wide)) * scaling
     hidden = hidden_keys(torch.arange(q.shape[1], device=q.device), k.shape[1], window)
-    return scores.masked_fill_(hidden, float("-inf")).softmax(-1)
+    beside = None if sinks is None else sinks.transpose(1, 2).unsqueeze(-1)
+    return weights_of_scores(soft_capped(scores, cap).masked_fill_(hidden, float("-inf")), beside)
 
 
 def pattern_at(model: ModelParts, layer: int, rotated: torch.Tensor) -> torch.Tensor:
     """Attention weights of all heads of a layer from rotated q and k side by side."""
+    sinks, size = None, (model["heads"] + model["kv_heads"]) * model["d_head"]
+    if "sinks" in model["paths"]:
+        rotated, sinks = rotated[..., :size], rotated[..., size:]
     both = split_heads(rotated, model["heads"] + model["kv_heads"])
     q, k = both[:, :, : model["heads"]], both[:, :, model["heads"] :]
-    return attention_pattern(q, k, model["scalings"][layer], model["windows"][layer])
+    return attention_pattern(q, k, model["scalings"][layer], model["windows"][layer], model["cap"], sinks)
 
 
 def read_side(root: Any, path: str, side: str) -> torch.Tensor:
@@ -120,14 +135,22 @@ def add_to_rows(value: torch.Tensor, changes: list[RowChange]) -> torch.Tensor:
 
 
 def pattern_between(
-    rotated: torch.Tensor, q: slice, k: slice, d_head: int, scaling: float, window: int | None
+    rotated: torch.Tensor,
+    q: slice,
+    k: slice,
+    d_head: int,
+    scaling: float,
+    window: int | None,
+    cap: float | None,
+    sinks: slice | None,
 ) -> torch.Tensor:
     """Attention weights of some heads.
 
     Parameters
     ----------
     rotated : tensor (example, position, width)
-        Rotated q and k of all heads side by side; of blocks that are called the weights of all heads themselves.
+        Rotated q and k of all heads side by side, and sinks, where there are any; of blocks that are called the weights
+        of all heads themselves.
     q, k : slice
         Columns of the heads.
     d_head : int
@@ -135,6 +158,10 @@ def pattern_between(
         What scores are multiplied by.
     window : int, optional
         How many keys back a query sees, itself among them.
+    cap : float, optional
+        What scores are soft-capped at.
+    sinks : slice, optional
+        Columns of the sinks of the heads.
 
     Returns
     -------
@@ -144,7 +171,8 @@ def pattern_between(
         wide = torch.promote_types(rotated.dtype, torch.float32)
         return rotated[:, q.start // d_head : q.stop // d_head].to(wide)
     queries, keys = (split_heads(rotated[..., at], rotated[..., at].shape[-1] // d_head) for at in (q, k))
-    return attention_pattern(queries, keys, scaling, window)
+    beside = None if sinks is None else rotated[..., sinks]
+    return attention_pattern(queries, keys, scaling, window, cap, beside)
 
 
 def read_point(
@@ -292,7 +320,7 @@ def read_activations(
                 taken[site] = value.clone() if model["called"] else value  # its own blocks may add to it in place
             if rotates and not model["called"]:
                 angles = rotary_angles(model, value, value.shape[1]) if angles is None else angles
-                rotated = rotated_sides(model, angles, model["blocks"][layer], value)
+                rotated = rotated_sides(model, angles[layer], model["blocks"][layer], value)
                 if (layer, "rotated") in reads:
                     taken[(layer, "rotated")] = rotated
             if rotates and kernels:

@@ -42,6 +42,7 @@ class BlockLayout(TypedDict):
     kv_heads: int
     d_head: int
     d_model: int
+    joint_norms: bool  # whether norms of q and k run over all heads at once
 
 
 class CallFacts(TypedDict):
@@ -50,7 +51,6 @@ class CallFacts(TypedDict):
     called: bool  # whether they are, instead of being laid open
     gives: int  # how many things a block gives in a tuple; 0 where it gives the stream alone
     factors: dict[str, float]  # what a block multiplies what is at a point by before it adds it, if not 1
-    tail: Tail
 
 
 class ModelFacts(BlockLayout, CallFacts):
@@ -63,6 +63,11 @@ class ModelFacts(BlockLayout, CallFacts):
     gated: bool  # whether the MLP has a gate
     scalings: list[float]  # by layer
     windows: list[int | None]  # by layer
+    cap: float | None  # of attention scores
+    kinds: list[str | None]  # by layer: what the rotary embedding is called with, "" for nothing; None: no turning
+    neighbours: bool  # whether it turns neighbouring dimensions, not halves
+    paired: bool  # whether it gives an angle for each pair of dimensions
+    tail: Tail
     apart: bool  # whether the weights are on another machine than the job
 
 
@@ -72,7 +77,7 @@ class ModelDescription(ModelFacts):
     blocks: str
     norm: str  # and, behind spaces, what else stands before the unembedding
     unembed: str
-    rotary: str | None  # None without rotary embedding
+    rotary: str | None  # a module, or a table of sines and cosines; None without rotary embedding
 
 
 class ModelParts(ModelFacts):
@@ -151,6 +156,8 @@ class PatternColumns(TypedDict):
     d_head: int
     scaling: float
     window: int | None
+    cap: float | None
+    sinks: slice | None  # columns that hold the numbers beside the scores; None without sinks
 
 
 class FromRun(TypedDict):
@@ -279,12 +286,12 @@ class ResolvedPass(PassSpec):
     pattern_kernels: list[Kernel]
     base_attended: dict[str, torch.Tensor]  # (row, layer, head)
     logits: LogitsSpec
-    angles: Angles  # put in where the pass runs
+    angles: list[Angles]  # by layer; put in where the pass runs
     tokens: torch.Tensor  # (example, position), of the base run
 
 
 Angles: TypeAlias = "tuple[torch.Tensor, torch.Tensor] | None"
-"""Cosines and sines ``(position, rotated dimension)``; None without rotary embedding."""
+"""Cosines and sines ``(position, rotated dimension)`` of a layer; None where it turns nothing."""
 
 
 class Change(TypedDict):
@@ -479,7 +486,7 @@ class WeightsRead(TypedDict):
     ends: Callable[[], list[torch.Tensor]]  # embedding, unembedding (token, d_model); gain of the last norm (d_model,)
     heads: Callable[[int], list[Any]]  # of a layer, the fields of `HeadWeights`
     neurons: Callable[[int], list[Any]]  # of a layer, as `head_weights.neurons_read` gives them
-    angles: Callable[[int], Any]  # of a distance: cosine and sine of each turned dimension; None without rotation
+    turned: Callable[[int, int, Any], Any]  # of a layer: queries (row, d_head) as so many positions turn them
 
 
 class WeightsProgram(Program):

@@ -18,7 +18,7 @@ from .attention import at_least_float32
 from .head_weights import GAINS, gains_made, gains_read, weights_read
 from .logits import after_unembedding, frozen_norm, heads_alone, logits_kernels, with_base_logits
 from .projections import combine, is_readable, linear, project, sides
-from .rows import call_module, no_tokens
+from .rows import call_module, no_tokens, normed
 
 if TYPE_CHECKING:
     from .specs import (
@@ -446,16 +446,16 @@ def by_itself(
     for layer in layers:
         block, z = parts["blocks"][layer], points[(layer, "z")]
         with torch.no_grad(), root.trace(no_tokens(device), use_cache=False) as tracer:
-            normed = call_module(block, parts["paths"]["norm_1"], points[(layer, "resid_pre")])
-            whole = torch.cat(sides(parts, block, normed), -1)
-            bias = torch.cat(sides(parts, block, torch.zeros_like(normed)), -1)
+            entering = normed(block, parts["paths"].get("norm_1"), points[(layer, "resid_pre")])
+            whole = torch.cat(sides(parts, block, entering), -1)
+            bias = torch.cat(sides(parts, block, torch.zeros_like(entering)), -1)
             thirds = range(0, size, size // 3 + 1)  # do not end where heads do
-            some = [project(parts, block, normed, slice(start, start + size // 3 + 1)) for start in thirds]
+            some = [project(parts, block, entering, slice(start, start + size // 3 + 1)) for start in thirds]
             written = combine(parts, block, z, slice(0, z.shape[-1]))
             full = call_module(block, out, z)
             given = full - call_module(block, out, torch.zeros_like(z))
-            gains = [] if parts["apart"] else gains_made(parts, block, normed)
-            found = nnsight.save([whole, torch.cat(some, -1), written, given, normed, bias, full, *gains])
+            gains = [] if parts["apart"] else gains_made(parts, block, entering)
+            found = nnsight.save([whole, torch.cat(some, -1), written, given, entering, bias, full, *gains])
             end(parts, tracer)
         qkv = points[(layer, "qkv")]
         pairs = [("sides", found[0], qkv), ("project", found[1], qkv), ("combine", found[2], found[3])]
@@ -482,7 +482,7 @@ def by_itself(
         )
         of_table = [] if parts["apart"] else gains_read(parts, block._module)
         for name, made, gain in zip(GAINS, found[7:], of_table, strict=False):
-            if gain is not None:
+            if gain is not None and name in parts["paths"]:
                 mean = float(gain.float().pow(2).mean().sqrt())
                 norm = operator.attrgetter(parts["paths"][name])(block._module)
                 added = getattr(norm, "bias", None)
@@ -516,7 +516,7 @@ def columns(root: Any, parts: ModelParts, stream: torch.Tensor, device: Any) -> 
     """
     with torch.no_grad(), root.trace(no_tokens(device), use_cache=False) as tracer:
         normed = parts["norm"](stream)
-        logits = parts["unembed"](normed)
+        logits = after_unembedding(parts["unembed"](normed), parts["tail"])
         size = logits.shape[-1]
         tokens = torch.arange(0, size, max(1, size // TOKENS), device=logits.device).expand(*logits.shape[:2], -1)
         kernel = {"name": "columns", "function": as_they_are, "arguments": {}}

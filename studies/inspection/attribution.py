@@ -119,7 +119,7 @@ def direct_logit_attribution(
     from ...interventions.begin import begin
 
     check_is_model(model)
-    model.check_laid_open("direct_logit_attribution")
+    model.check_sums("direct_logit_attribution")
     check_remote(model, remote)
     task_json(task)  # refuses what is no task
     batch = task.draw(model)

@@ -107,7 +107,7 @@ def logit_lens(
     if of not in ("stream", "heads"):
         raise DeclarationError(f"of={of!r}: possible are 'stream' and 'heads'")
     if of == "heads":
-        model.check_laid_open("logit_lens(of='heads')")
+        model.check_sums("logit_lens(of='heads')")
     top, positions = check_top(model, top), None if positions is None else as_positions(positions)
     given = as_task(prompts)
     wanted = [] if metrics is None else chosen_metrics(metrics)

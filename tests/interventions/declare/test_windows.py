@@ -75,7 +75,7 @@ def test_a_window_that_the_model_ignores_changes_no_number():
 def test_layers_that_neither_headwise_nor_the_model_computes_are_refused(kind):
     module = random(kind)
     module.config.layer_types = [FULL, "chunked_attention"]
-    with pytest.raises(ModelError, match=r"ForCausalLM has 'chunked_attention' in layer 1 \(layer_types\): headwise"):
+    with pytest.raises(ModelError, match=r"ForCausalLM: it has 'chunked_attention' in layer 1 \(layer_types\), and"):
         hw.load(module)
 
 

@@ -13,7 +13,7 @@ from tests.support.architectures import build
 from tests.support.loopback import Loopback
 
 TASK = RepeatedTokens(n=3, length=5)
-NAMES = {"trusted": "gpt_oss", "apart": "gemma2"}
+NAMES = {"trusted": "granite", "apart": "glm4"}
 
 
 @pytest.mark.parametrize("kind", NAMES)
@@ -26,9 +26,9 @@ def test_a_called_model_there_is_the_called_model_here(kind, server, tmp_path, m
     try:
         monkeypatch.setattr(CONFIG.API, "HOST", other.host)
         there, here = hw.load(folder, remote=True), hw.load(folder)
-        assert there.shape == here.shape
+        assert there.shape.work == here.shape.work
         assert there.sites == here.sites
-        assert "blocks are called: no table describes" in repr(there) or "caps its" in repr(there)
+        assert "blocks are called: no table describes" in repr(there)
         what = {
             "z": ZeroAblate(Head(0, 1)),
             "q": Patch(Head(1, 0).q, "corrupted"),
@@ -41,7 +41,7 @@ def test_a_called_model_there_is_the_called_model_here(kind, server, tmp_path, m
         read, own = (capture(model, TASK, sites) for model in (there, here))
         for variable in own.data_vars:
             np.testing.assert_allclose(read[variable], own[variable], rtol=1e-6, atol=1e-5)
-        with pytest.raises(DeclarationError, match="has no pattern: its blocks are called"):
+        with pytest.raises(DeclarationError, match="has no pattern: attention does not give its weights"):
             measure(there, TASK, Knockout(Head(0, 1), 5, 2), [loss])
     finally:
         other.stop()

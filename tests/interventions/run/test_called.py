@@ -69,7 +69,7 @@ def test_estimates_of_called_blocks_are_those_of_laid_open_ones(both, estimator)
     np.testing.assert_allclose(two["loss"], one["loss"], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["gemma2", "bloom", "qwen2_moe"])
+@pytest.mark.parametrize("name", ["glm4", "bloom", "cohere2"])
 def test_the_plan_counts_what_runs_in_called_blocks(name):
     model = hw.load(build(name, 1))
     alone = counted(lambda: measure(model, TASK, None, loss, runs="all", check=False))
@@ -95,7 +95,7 @@ def test_every_head_of_a_called_gpt2_small_takes_little_more_than_half_of_plain_
 
 
 def test_what_called_blocks_do_not_have_is_refused_before_any_pass():
-    model = hw.load(build("olmo2", 0))
+    model = hw.load(build("glm4", 0))
     assert [str(one) for one in model.sites] == (
         [
             "embed",
@@ -129,9 +129,9 @@ def test_what_called_blocks_do_not_have_is_refused_before_any_pass():
 
 
 def test_patterns_of_called_blocks_are_those_that_eager_attention_gives():
-    module = build("gemma2", 0)
+    module = build("smollm3", 0)
     module.set_attn_implementation("eager")
-    model, tokens = hw.load(module), torch.as_tensor(TASK.draw(hw.load(build("gemma2", 0))).runs["clean"])
+    model, tokens = hw.load(module), torch.as_tensor(TASK.draw(hw.load(build("smollm3", 0))).runs["clean"])
     with torch.no_grad():
         wanted = module(tokens, output_attentions=True, use_cache=False).attentions
     found = capture(model, TASK, [Layer(0).pattern, Head(1, 2).pattern])
