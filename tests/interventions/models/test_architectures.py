@@ -270,10 +270,13 @@ def rows(name):
 
 
 def row(name, shape):
-    way = "called" if case(name, shape).model.shape.called else "laid open"
     readable, writable = offered(name, shape)
     alone = " ".join(one for one in readable if one not in writable)
-    return f" | {way} | {' '.join(writable)} | {alone} |"
+    return f" | {way(case(name, shape).model)} | {' '.join(writable)} | {alone} |"
+
+
+def way(model):
+    return "called" if model.shape.called else "laid open"
 
 
 @pytest.mark.heavy
