@@ -6,6 +6,7 @@
 - where: ``Head``, ``Neuron``, ``Layer``, ``Site``, ``Component``, ``Logits``
 - what: ``ZeroAblate``, ``MeanAblate``, ``ResampleAblate``, ``Patch``, ``PathPatch``, ``Add``, ``ProjectOut``,
   ``Scale``, ``Knockout``, ``Compose``, ``Intervention``; a labelled family of them: ``Grid``
+- edges: ``Graph`` (those of a model), ``Circuit`` (a set of them)
 - prompts: ``RepeatedTokens``, ``Prompts``; what they draw: ``Batch``
 - numbers: ``measure``, ``plan`` (the cost, beforehand), ``capture``, ``predict``, ``direct_logit_attribution``,
   ``logit_lens``, ``difference`` (a vector to steer with), ``weighted_value_norms``, ``compare_estimates``,
@@ -29,9 +30,11 @@ if TYPE_CHECKING:
     from . import errors as errors
     from . import metrics as metrics
     from .interventions import Add as Add
+    from .interventions import Circuit as Circuit
     from .interventions import Component as Component
     from .interventions import Compose as Compose
     from .interventions import Family as Family
+    from .interventions import Graph as Graph
     from .interventions import Grid as Grid
     from .interventions import Head as Head
     from .interventions import Intervention as Intervention
@@ -101,8 +104,8 @@ else:
         __name__,
         {
             ".": "errors metrics",
-            ".interventions": "Add Component Compose Family Grid Head Intervention Knockout Layer Logits MeanAblate "
-            "Neuron Patch PathPatch ProjectOut ResampleAblate Scale Site ZeroAblate register",
+            ".interventions": "Add Circuit Component Compose Family Graph Grid Head Intervention Knockout Layer "
+            "Logits MeanAblate Neuron Patch PathPatch ProjectOut ResampleAblate Scale Site ZeroAblate register",
             ".interventions.load": "load",
             ".interventions.models.checkpoints": "checkpoint_steps",
             ".interventions.models.locate": "shipped",
