@@ -120,8 +120,10 @@ class Circuit:
         count = whole(n, "n, the number of edges,")
         if count > len(edges):
             raise DeclarationError(f"n={count}: these are scores of {len(edges)} edges, so n can be 0 to {len(edges)}")
-        order = ranking(edges, values, by, str(array.attrs.get("better", "")))
-        return cls(edges[at] for at in order[:count])
+        sign = -1 if array.attrs.get("better") == "lower" else 1
+        first = -np.abs(values) if by == ABS else sign * values
+        ranked = sorted(zip(first, map(edge_order, edges), edges, strict=True))
+        return cls(edge for *_, edge in ranked[:count])
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -207,13 +209,6 @@ def place_of(name: str) -> Any:
 def node_of(name: str) -> str:
     """The part that a receiver belongs to: the head of a ``q``, ``k`` or ``v``, and else the part itself."""
     return name[:-3] if name.endswith(">") else name
-
-
-def ranking(edges: tuple[Edge, ...], values: Any, by: str, better: str) -> list[int]:
-    """Places of edges in the order in which `Circuit.top` takes them."""
-    first = -np.abs(values) if by == ABS else -values if better == "lower" else values
-    names = [edge_order(edge) for edge in edges]
-    return sorted(range(len(edges)), key=lambda at: (first[at], names[at]))
 
 
 def _is_head(name: str) -> bool:

@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from ...errors import DeclarationError, UnknownNameError, choices, whole
+from ..base.shape import Shape
 from .circuits import INPUT, LOGITS, Circuit, Edge, as_edge, place_of
 
-if TYPE_CHECKING:
-    from ..models.model import Model
+
+class HasShape(Protocol):
+    """A model."""
+
+    @property
+    def shape(self) -> Shape:
+        """Its counts."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ class Graph:
             raise DeclarationError(f"kv_heads={self.kv_heads} does not divide heads={self.heads}")
 
     @classmethod
-    def of(cls, model: Model) -> Graph:
+    def of(cls, model: HasShape) -> Graph:
         """The graph of a model."""
         shape = model.shape
         return cls(shape.layers, shape.heads, shape.kv_heads, shape.parallel)

@@ -75,8 +75,15 @@ class Parts:
             norm, module, at = block.input_layernorm, getattr(block.self_attn, f"{which}_proj"), head * size
             weight = module.weight[at : at + size]
         bias = 0 if module.bias is None else module.bias[at : at + size]
-        found = norm(stream) @ weight.T + bias
+        found = self.normed(norm, stream) @ weight.T + bias
         return found if self.gpt2 or which == "v" else self.rotated(found)
+
+    def normed(self, norm: Any, stream: Tensor) -> Tensor:
+        """The layer norm; that of Llama by its formula, since transformers rounds it to float32."""
+        if self.gpt2 or self.neox:
+            return norm(stream)
+        size = (stream.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon).sqrt()
+        return norm.weight * stream / size
 
     def rotated(self, vectors: Tensor) -> Tensor:
         """By transformers' own cosines and sines; the first part only where rotary embedding is partial."""
@@ -95,11 +102,11 @@ class Parts:
     def mlp(self, layer: int, stream: Tensor) -> Tensor:
         block = self.blocks[layer]
         norm = block.ln_2 if self.gpt2 else block.post_attention_layernorm
-        return block.mlp(norm(stream))
+        return block.mlp(self.normed(norm, stream))
 
     def logits(self, stream: Tensor) -> Tensor:
         norm = self.body.ln_f if self.gpt2 else self.body.final_layer_norm if self.neox else self.body.norm
-        return self.unembed(norm(stream))
+        return self.unembed(self.normed(norm, stream))
 
 
 def senders_before(parts: Parts, receiver: str) -> list[str]:
