@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 import headwise as hw
@@ -100,6 +101,46 @@ def test_over_numbers_of_edges_the_share_is_that_of_all():
 def test_curves_refuse(change, says):
     with pytest.raises(DeclarationError, match=says):
         hw.circuit_curve(*change(*measured()))
+
+
+@pytest.mark.parametrize("kind", ["gpt-2", "grouped", "parallel"])
+def test_scores_circuits_and_areas_are_those_of_a_direct_computation(kind):
+    """From scores of edges to CPR and CMD, with `raw_edges` in the place of the model that runs circuits."""
+    made = {
+        "gpt-2": lambda: random_gpt2(layers=2, heads=2, d_head=4, vocab=20, context=12),
+        "grouped": lambda: random_model("llama", num_hidden_layers=2),
+        "parallel": lambda: random_model("pythia", num_hidden_layers=2),
+    }
+    module = made[kind]().double()
+    graph, random = hw.Graph.of(hw.load(module)), np.random.default_rng(0)
+    clean, corrupted = (torch.tensor(random.integers(0, 20, (4, 6))) for _ in range(2))
+
+    def score(logits):
+        return logits[:, 3:, 1].mean(1) - logits[:, 3:, 2].mean(1)
+
+    exact = raw_edges.exact_scores(module, clean, corrupted, score)
+    names = {side: ("edge", [getattr(edge, side) for edge in graph.edges]) for side in ("sender", "receiver")}
+    values = np.stack([exact[edge].numpy() for edge in graph.edges])
+    scores = xr.DataArray(values, coords=names, dims=("edge", "example")).mean("example")
+    with torch.no_grad():
+        other = raw_edges.forward(module, corrupted).sent
+
+    def run(circuit):
+        return raw_edges.measured(module, clean, score, circuit.edges, other).numpy()
+
+    sizes = hw.circuit_sizes(graph)
+    curves = [[run(graph.prune(hw.Circuit.top(scores, n, by))) for n in sizes.values] for by in ("signed", "abs")]
+    coords = {**sizes.coords, "selection": ["signed", "abs"]}
+    measured = xr.DataArray(curves, coords=coords, dims=("selection", "share", "example"))
+    empty, model = (xr.DataArray(run(one), dims="example") for one in (hw.Circuit(), hw.Circuit(graph.edges)))
+    ds = hw.circuit_curve(measured, empty, model)
+    mean = {edge: float(value.mean()) for edge, value in exact.items()}
+    for at, absolute in enumerate((False, True)):
+        wanted = raw_edges.faithfulness(module, clean, corrupted, score, mean, absolute)
+        assert ds["faithfulness"].values[at] == pytest.approx(wanted, abs=1e-9)
+        found = float(ds["cmd"] if absolute else ds["cpr"])
+        assert found == pytest.approx(raw_edges.areas(raw_edges.SHARES, wanted)[at], abs=1e-9)
+    assert (ds["faithfulness"].values[:, 5:9] != 0).any()
 
 
 def test_sizes_are_by_share_or_by_number():
