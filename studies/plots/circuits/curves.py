@@ -146,7 +146,12 @@ def edge_inclusion(ds: xr.Dataset, *, top: int = TOP, title: str = "") -> Any:
                 dots(table, [shown, "row"], label, marks, 9, **hover(shown, "@value{0.000}", ("edge", "@edge")))
             )
     letters = max(map(len, names))
-    look = {"width": 380 + 7 * letters, "height": 110 + 22 * len(names), "xlim": (-0.03, 1.05), "title": title}
+    look: dict[str, Any] = {
+        "width": 380 + 7 * letters,
+        "height": 110 + 22 * len(names),
+        "xlim": (-0.03, 1.05),
+        "title": title,
+    }
     return row_chart(parts, shown, names, **look)
 
 
