@@ -70,7 +70,7 @@ def t_test(values: Array) -> Array:
     return result
 
 
-def sign_flip(values: Array, draws: int = 20_000, seed: int = 0) -> Array:
+def sign_flip(values: Array, draws: int = 20_000, seed: int = 0, *, largest: bool = False) -> Array:
     """One-sided p that the mean over the last axis (examples) is above 0, by flipping the signs of whole examples.
 
     Exact where there are no more than `draws` ways to flip them, and otherwise
@@ -83,6 +83,9 @@ def sign_flip(values: Array, draws: int = 20_000, seed: int = 0) -> Array:
     values : array (..., example)
     draws : int
     seed : int
+    largest : bool
+        Compare each mean with the largest one of a flipped sample, which corrects p for the choice of a row among all
+        (Westfall and Young 1993).
 
     Returns
     -------
@@ -101,7 +104,8 @@ def sign_flip(values: Array, draws: int = 20_000, seed: int = 0) -> Array:
     for start in range(0, count, 1000):
         some = np.arange(start, min(start + 1000, count))
         flipped = some[:, None] >> np.arange(examples) & 1 if exact else random.integers(0, 2, (len(some), examples))
-        above += ((1.0 - 2.0 * flipped) @ rows.T >= sums - slack).sum(axis=0)
+        drawn = (1.0 - 2.0 * flipped) @ rows.T
+        above += ((drawn.max(axis=-1, keepdims=True) if largest else drawn) >= sums - slack).sum(axis=0)
     p = above / count if exact else (1 + above) / (1 + count)
     result: Array = np.where(np.isnan(sums), np.nan, p).reshape(values.shape[:-1])
     return result

@@ -10,7 +10,7 @@ import xarray as xr
 
 from ...metrics.intervals import few_prompts
 from ..measuring.looks import looks_of
-from ..output.phrases import count, listed, no_or_count, percent, went
+from ..output.phrases import count, listed, no_or_count, percent, rounded, went
 from .findings import WRITERS, strongest_path
 from .patching import verdicts
 
@@ -65,8 +65,8 @@ def _summary(tree: xr.DataTree) -> Iterator[str]:
     if None in held.values():
         answer = float(tree["patching"]["clean_logit_diff"].mean())
         yield (
-            f"Patching gives no verdict on q, k and v: the logit difference of the clean run, {answer:+.2f}, is no "
-            "clear answer to begin with."
+            "Patching gives no verdict on q, k and v: the logit difference of the clean run, "
+            f"{rounded(answer, '+.2f')}, is no clear answer to begin with."
         )
     elif failed:
         yield f"Patching disagrees with the circuit in {len(failed)} of q, k and v: {listed(failed)}."
@@ -78,8 +78,8 @@ def _summary(tree: xr.DataTree) -> Iterator[str]:
         after = float(weights["ablated_induction"].sel(ablation="zero").mean())
         yield (
             "From previous-token to induction heads, K-composition is "
-            f"{float(weights['pair_z'].sel(kind='k')):+.0f} deviations from random weights; with the previous-token "
-            f"heads zeroed, the induction score {went(f'{before:.2f}', f'{after:.2f}')}."
+            f"{rounded(weights['pair_z'].sel(kind='k'), '+.0f')} deviations from random weights; with the "
+            f"previous-token heads zeroed, the induction score {went(f'{before:.2f}', f'{after:.2f}')}."
         )
     if "path_logit_diff" in weights:
         yield strongest_path(weights)
@@ -101,9 +101,9 @@ def _directly(ds: xr.Dataset) -> str:
     beside = f" (of as many random heads of the same layers, {percent(random)})" if random == random else ""
     return (
         f"Directly, {who} {count(own, 'induction head')} {'write' if own > 1 else 'writes'} "
-        f"{own * float(ds['set_attribution']):+.1f} of the {whole:+.1f} logits by which the answer stands above the "
-        f"distractor; {percent(ds['set_copying'])} of the eigenvalues of {circuits} are positive, as copying asks for"
-        f"{beside}."
+        f"{rounded(own * float(ds['set_attribution']), '+.1f')} of the {rounded(whole, '+.1f')} logits by which "
+        f"the answer stands above the distractor; {percent(ds['set_copying'])} of the eigenvalues of "
+        f"{circuits} are positive, as copying asks for{beside}."
     )
 
 

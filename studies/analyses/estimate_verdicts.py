@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from ..measuring.compare import NOISE
-from ..output.phrases import listed, percent
+from ..output.phrases import listed, percent, rounded
 
 SMALL_MISS = 1 / 3
 """Largest miss, as a share of the largest effect, up to which estimates are said to tell the large effects. At 1 they
@@ -83,7 +83,8 @@ def _about(here: xr.Dataset, name: str) -> str:
     estimate, exact = here["estimate"].values, here["exact"].values
     at = np.unravel_index(int(np.argmax(np.abs(estimate - exact))), exact.shape)
     facts.append(
-        f"{_condition(here, at)} missed most: {estimate[at]:+.2f} {_unit(here)} where {exact[at]:+.2f} is exact"
+        f"{_condition(here, at)} missed most: {rounded(estimate[at], '+.2f')} {_unit(here)} where "
+        f"{rounded(exact[at], '+.2f')} is exact"
     )
     return f"{NAMES.get(name, name)} {VERDICTS[verdict(here)]} ({', '.join(facts)})"
 

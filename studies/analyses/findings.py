@@ -9,7 +9,7 @@ import xarray as xr
 
 from ...interventions.declare.sites import Head
 from ...metrics.intervals import bootstrap_interval
-from ..output.phrases import article, count, listed, percent, points, went
+from ..output.phrases import article, count, listed, percent, points, rounded, went
 from .ablation import CLEAR, REAL
 from .estimate_verdicts import on_estimates
 from .heads import ROLES
@@ -93,7 +93,7 @@ def _ablation(ds: xr.Dataset) -> list[str]:
     changed = np.argwhere((of_zero != of_mean) & (np.abs(zero - mean) > CLEAR_NATS))
     sentences += [
         f"What L{at[0]}H{at[1]} does depends on the ablation: {VERDICT[of_zero[at]]} under zero "
-        f"({zero[at]:+.2f} nats), {VERDICT[of_mean[at]]} under mean ({mean[at]:+.2f}). "
+        f"({_signed(zero[at])} nats), {VERDICT[of_mean[at]]} under mean ({_signed(mean[at])}). "
         f"{_why(zero[at], mean[at], share[at])}"
         for at in sorted(map(tuple, changed), key=lambda at: -abs(zero[at] - mean[at]))
     ]
@@ -211,8 +211,8 @@ def _patching(ds: xr.Dataset) -> list[str]:
         beyond = ": below 0, so the answer turns to the distractor" if ratio[at] < -0.1 else ""
         sentences.append(
             f"By {SHOWS[direction]}, the single patch that changes most is {ds['component'].values[at[0]]} of "
-            f"L{at[1]}H{at[2]}: the normalized logit difference goes from {start:.0f} to {ratio[at]:.2f}"
-            f"{f' ({scale})' if direction == 'noising' else ''}{beyond}."
+            f"L{at[1]}H{at[2]}: the normalized logit difference goes from {rounded(start, '.0f')} to "
+            f"{rounded(ratio[at])}{f' ({scale})' if direction == 'noising' else ''}{beyond}."
         )
     if "set_induction" not in ds:
         return sentences
@@ -226,7 +226,7 @@ def _patching(ds: xr.Dataset) -> list[str]:
         sentences.append(
             f"Taking {component} of all induction heads from the corrupted run {words[held]}. Their induction score "
             f"{went(f'{clean_score:.2f}', f'{change.score:.2f}')}; the logit difference "
-            f"{went(f'{clean_answer:+.1f}', f'{change.answer:+.1f}')}."
+            f"{went(*(rounded(one, '+.1f') for one in (clean_answer, change.answer)))}."
         )
     return sentences
 
@@ -256,8 +256,8 @@ def _composition(ds: xr.Dataset) -> list[str]:
     for kind, row in pair.iterrows():
         beside = f"; other pairs {row['other_mean']:.2f}" if others else ""
         each.append(
-            f"{str(kind).upper()} {row['pair_mean']:.2f} ({row['pair_z']:+.0f} deviations from the random floor of "
-            f"{row['floor_mean']:.2f}{beside})"
+            f"{str(kind).upper()} {row['pair_mean']:.2f} ({rounded(row['pair_z'], '+.0f')} deviations from the "
+            f"random floor of {row['floor_mean']:.2f}{beside})"
         )
     above = pair["pair_above"]["k"]
     feeds = strongest == "k" and pair["pair_z"]["k"] > 3 and (above > 0.9 or not others)
@@ -311,7 +311,7 @@ def _clear_change(ds: xr.Dataset) -> float:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.2f}" if round(value, 2) else "0.00"
+    return rounded(value, "+.2f")
 
 
 def _path_words(ds: xr.Dataset) -> list[str]:
@@ -325,12 +325,12 @@ def _path_words(ds: xr.Dataset) -> list[str]:
     each = []
     for name in senders["sender"].values[:SENDERS]:
         low, high = (_signed(float(ds[f"path_effect_{end}"].sel(path="k", sender=name))) for end in ("low", "high"))
-        ends = {path: f"{before + float(senders.sel(path=path, sender=name)):+.1f}" for path in ("k", "q", "v")}
+        ends = {path: rounded(before + float(senders.sel(path=path, sender=name)), "+.1f") for path in ("k", "q", "v")}
         each.append(
             f"With {name} taken from the corrupted run on its direct paths into them alone, the logit difference "
-            f"{went(f'{before:+.1f}', ends['k'])} through k (95% interval of the "
-            f"change {low} to {high}), {went(f'{before:+.1f}', ends['q'])} through q and "
-            f"{went(f'{before:+.1f}', ends['v'])} through v"
+            f"{went(rounded(before, '+.1f'), ends['k'])} through k (95% interval of the "
+            f"change {low} to {high}), {went(rounded(before, '+.1f'), ends['q'])} through q and "
+            f"{went(rounded(before, '+.1f'), ends['v'])} through v"
         )
     text = f"Path patching isolates what the induction heads read. {'. '.join(each)}."
     if len(senders["sender"]) > SENDERS:
@@ -357,7 +357,7 @@ def strongest_path(ds: xr.Dataset) -> str:
     before = float(ds["path_baseline"].sel(run="clean").mean())
     return (
         f"With {least['sender'].item()} taken from the corrupted run on its direct paths into their keys alone, the "
-        f"logit difference {went(f'{before:+.1f}', f'{float(least):+.1f}')}."
+        f"logit difference {went(*(rounded(one, '+.1f') for one in (before, least)))}."
     )
 
 
@@ -391,7 +391,7 @@ def _attribution(ds: xr.Dataset) -> list[str]:
         for (layer, head), value in ds["attribution"].mean("example").to_series().sort_values(ascending=False).items()
     }
     whole, rest = float(ds["whole"].mean()), float(ds["other"].mean("example").sum())
-    of = f"Of the {whole:+.1f} logits by which the answer stands above the distractor"
+    of = f"Of the {rounded(whole, '+.1f')} logits by which the answer stands above the distractor"
     own = str(ds["heads"].values).split() if "heads" in ds else []
     others = {name: value for name, value in each.items() if name not in own}
     most = f"{next(iter(others))} most, {_signed(next(iter(others.values())))}" if others else ""

@@ -8,6 +8,7 @@ from html import escape as html_escape
 
 from ...errors import printable
 from ...metrics.intervals import few_prompts
+from ..output.phrases import rounded
 from .folder import Listed
 from .head_facts import Effect, Partner, Score
 from .variables import short
@@ -33,7 +34,7 @@ def escape(text: str) -> str:
 
 def partner(one: Partner) -> str:
     """A partner on its button."""
-    above = f" ({one.deviations:+.1f})" if math.isfinite(one.deviations) else ""
+    above = f" ({rounded(one.deviations, '+.1f')})" if math.isfinite(one.deviations) else ""
     return f"{one.head}  {one.score:.2f}{above}"
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import DeclarationError
+from ..output.phrases import rounded
 from .shared import PLAIN_WIDTH, add_command, add_model, fill, open_model, print_table, put, quiet_libraries, say, shown
 
 if TYPE_CHECKING:
@@ -129,8 +130,8 @@ def _print_summary(tree: xr.DataTree) -> None:
     by_role = sorted(named, key=lambda row: (order.index(row[0]), -max(row[2])))
     shown = by_role[:24] or sorted(rows, key=lambda row: -max(row[2]))[:5]
     for role, name, values, effects in shown:
-        effects = [round(value, 2) + 0.0 for value in effects]  # no -0.00
-        table.add_row(name, cell(role), *(f"{value:.2f}" for value in values), *(f"{value:+.2f}" for value in effects))
+        changes = [rounded(value, "+.2f") for value in effects]
+        table.add_row(name, cell(role), *map(rounded, values), *changes)
     print_table(lambda wide: table, PLAIN_WIDTH)
     if len(shown) < len(rows):
         put(f"{len(rows) - len(shown)} further heads are in the report.")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
+from .phrases import rounded
 from .style import POLICY, SCRIPT, STYLE, THEME
 
 
@@ -168,8 +169,7 @@ class Number(str):
 
 def number(value: float, pattern: str = ".2f") -> Number:
     """`value` as `pattern`, a dash where it is missing; what rounds to 0 has no sign."""
-    text = "–" if value != value else format(value, pattern)
-    return Number(text if text.strip("+-0.") else text.lstrip("+-"))
+    return Number("–" if value != value else rounded(value, pattern))
 
 
 def paragraphs(texts: Sequence[str]) -> str:

@@ -6,6 +6,12 @@ from collections.abc import Iterable
 from typing import Any
 
 
+def rounded(value: Any, pattern: str = ".2f") -> str:
+    """`value` as `pattern`; what rounds to 0 has no sign."""
+    text = format(float(value), pattern)
+    return text if text.strip("+-0.") else text.lstrip("+-")
+
+
 def percent(value: Any) -> str:
     """``0.873`` as ``87%``."""
     return f"{100 * float(value):.0f}%"
@@ -13,7 +19,7 @@ def percent(value: Any) -> str:
 
 def points(value: Any) -> str:
     """``0.5`` as ``50 points`` (of a percentage)."""
-    number = f"{round(100 * float(value), 0) + 0.0:.0f}"  # and no -0
+    number = rounded(100 * float(value), ".0f")
     return f"{number} point{'' if number in ('1', '-1') else 's'}"
 
 

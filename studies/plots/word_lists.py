@@ -9,11 +9,13 @@ import numpy as np
 import xarray as xr
 
 from .heads import names_of_heads
-from .parts.dots import dots, names_at, row_chart, rows_of, stand_out
+from .parts.dots import dots, names_beside, row_chart, rows_of
 from .parts.inputs import need, per_head
 from .parts.style import BLUE, GREEN, GREY, INK, ORANGE, by_role, dimension, hover, overlay, styled
 
 LOOKS = {"zero": (ORANGE, "diamond"), "mean": (GREEN, "triangle")}
+NAMED, AWAY = 12, 0.12
+"""Heads that are named at most, and how far from where most heads are."""
 TEXTS = ("prompt", "answer", "guess")
 
 
@@ -113,7 +115,9 @@ def words_agreement(
     for role, look, here in by_role(roles):
         table = {"random": x[here], "words": y[here], "name": [names[at] for at in here], "role": [role] * len(here)}
         parts.append(dots(table, axes, role, look, 9, alpha=0.85, **tips))
-    parts += names_at(x, y, names, stand_out(x, y, names, least=1.0))
-    ends = {"xlim": (-0.03, 1.08), "ylim": (-0.03, max(1.0, float(np.nanmax(y))) * 1.08)}
+    ends = (-0.03, max(1.0, float(np.nanmax(y))) * 1.08)
+    far = np.hypot(x - np.nanmedian(x), y - np.nanmedian(y))
+    named = [int(at) for at in np.argsort(-np.nan_to_num(far), kind="stable")[:NAMED] if far[at] > AWAY]
+    parts += names_beside(x, y, names, named, ends)
     labels = {"xlabel": axes[0].pprint_label, "ylabel": axes[1].pprint_label}
-    return overlay(parts, width=470, height=460, title=title, legend_cols=3, **ends, **labels)
+    return overlay(parts, width=470, height=460, title=title, legend_cols=2, xlim=ends, ylim=ends, **labels)

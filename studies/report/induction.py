@@ -138,7 +138,8 @@ def _sets_table(ds: xr.Dataset) -> str:
                 for control in ds["control"].values
             ]
             value = number(float(change.sel(set=name, ablation=method)), "+.3f")
-            rows.append([name, here["heads"].item(), method, value, f"{ends[0]:+.3f} to {ends[1]:+.3f}", *p])
+            between = " to ".join(number(end, "+.3f") for end in ends)
+            rows.append([name, here["heads"].item(), method, value, between, *p])
     note = "p: (1 + random sets that cost at least as much) / (1 + random sets); how many were drawn is in brackets."
     return folded("Every set under every ablation, as a table", table(head, rows, caption=note, long=(1,)))
 

@@ -10,7 +10,7 @@ import xarray as xr
 
 from .. import plots
 from ..output.page import Page, folded, number, table
-from ..output.phrases import count, listed
+from ..output.phrases import count, listed, rounded
 from ..storage.attributes import json_in
 from .induction import Section
 
@@ -67,8 +67,8 @@ def _ablated(ds: xr.Dataset) -> list[str]:
         random = (one["loss_without_random"] - one["loss_whole"]).mean("window").sel(random="all layers")
         found.append(
             f"Without {one['ablated_heads'].values!s} ({name}), the loss of {one['place'].values!s} changes by "
-            f"{rise:+.3f} nats; without as many random heads by {float(random.mean()):+.3f} on average, "
-            f"p = {float(one['p_without'].sel(random='all layers')):.2g}."
+            f"{rounded(rise, '+.3f')} nats; without as many random heads by {rounded(random.mean(), '+.3f')} on "
+            f"average, p = {float(one['p_without'].sel(random='all layers')):.2g}."
         )
     return found
 

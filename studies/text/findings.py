@@ -11,7 +11,8 @@ import xarray as xr
 from ...interventions.declare.sites import Head
 from ..analyses.ablation import REAL
 from ..analyses.conclusion import Finding
-from ..output.phrases import count, listed
+from ..analyses.induction import ALPHA
+from ..output.phrases import count, listed, rounded
 from ..tasks.tasks import REFERENCE_EXAMPLES
 from .measured import SET
 
@@ -42,7 +43,8 @@ def _interval(ds: xr.Dataset, name: str, form: str = "+.2f") -> str:
 
 def _ends(value: float, low: float, high: float, form: str = "+.2f") -> str:
     known = np.isfinite([low, high]).all()
-    return f"{value:{form}} (95%: {low:{form}} to {high:{form}})" if known else f"{value:{form}}"
+    value_said, low_said, high_said = (rounded(one, form) for one in (value, low, high))
+    return f"{value_said} (95%: {low_said} to {high_said})" if known else value_said
 
 
 def _gains(tree: xr.DataTree) -> Iterator[str]:
@@ -88,7 +90,7 @@ def _heads(tree: xr.DataTree) -> Iterator[str]:
     among = f" {round(top * shared)} of the {top} highest on random tokens are among the {top} highest on text."
     yield (
         f"Over all {ds['successor'].size} heads, scores on random tokens and on text have a rank correlation of "
-        f"{float(ds.attrs['rank_correlation']):.2f}.{among if shared == shared else ''}"
+        f"{rounded(ds.attrs['rank_correlation'])}.{among if shared == shared else ''}"
     )
     for head in map(Head.parse, names):
         here = ds.sel(layer=head.layer, head=head.head)
@@ -110,10 +112,13 @@ def _ablation(tree: xr.DataTree) -> Iterator[str]:
     strongest = _head_at(alone, int(alone.values.argmin()))
     if "set" in ds.dims:
         yield from _set(ds.sel(set=SET, run="clean").isel(ablation=0), strongest)
+    change, p = rounded(alone.min(), "+.2f"), float(ds["p_alone_gain"].sel(layer=strongest.layer, head=strongest.head))
+    known = f" (p = {p:.2g}, corrected for all heads)" if np.isfinite(p) else ""
     yield (
-        f"Of single heads, {strongest} matters most: without it the gain changes by "
-        f"{float(alone.min()):+.2f} nats; without the median head, by {float(alone.median()):+.2f}."
-    )
+        f"Of single heads, {strongest} matters most: without it"
+        if p <= ALPHA and change.startswith("-")
+        else f"No single head is shown to matter more than others: without {strongest}"
+    ) + f" the gain changes by {change} nats, without the median head by {rounded(alone.median(), '+.2f')}{known}."
 
 
 def _set(ds: xr.Dataset, strongest: Head) -> Iterator[str]:
@@ -135,7 +140,7 @@ def _set(ds: xr.Dataset, strongest: Head) -> Iterator[str]:
     rests = real["gain"] and float(ds["gain_effect_high"]) < 0
     yield (
         f"Without {listed(ds['heads'].item().split())} ({ds['ablation'].item()} ablation) the gain changes by "
-        f"{told['gain']}, from {float(ds['baseline_gain']):.2f} to {float(ds['gain']):.2f}. Of {every} random sets of "
+        f"{told['gain']}, from {rounded(ds['baseline_gain'])} to {rounded(ds['gain'])}. Of {every} random sets of "
         f"as many heads over all layers, {len(sets)} do as much{other} ({told['p_gain']}): "
         + (
             "it rests on these heads more than on others."
@@ -170,7 +175,7 @@ def _where(tree: xr.DataTree) -> Iterator[str]:
         if open_bins := [str(one) for one in many["bin"].values[~(many["net_gain_low"].values > 0)]]:
             unsure.append(f"{words} {listed(open_bins)}")
         if many.sizes["bin"] > 1:
-            ends = (f"{float(many['net_gain'][at]):+.2f} at {many['bin'].values[at]}" for at in (0, -1))
+            ends = (f"{rounded(many['net_gain'][at], '+.2f')} at {many['bin'].values[at]}" for at in (0, -1))
             parts.append(f"by {words} {' and '.join(ends)}")
     if parts:
         yield f"The net gain in nats: {'; '.join(parts)}. " + (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,8 @@ HELD = 128 * 2**20
 """Bytes of weights that are held at once."""
 ABLATED = 16
 """Windows at most on which heads are ablated."""
+TIMED = 4
+"""Windows that are scored to see how long it takes."""
 OPTIONS = ("n", "context", "threshold", "alpha", "controls", "seed")
 """What the attribute ``text_heads`` of a result holds."""
 FAMILY = ("layer", "head")
@@ -157,6 +160,41 @@ def text_heads(
             }
         )
     )
+
+
+def claims_on(
+    model: Model, text: str | os.PathLike[str] | None, found: Windows, timed: bool
+) -> tuple[int, float | None]:
+    """How many claims there are on windows, fewer where none is Python, and the seconds that scoring them takes.
+
+    Parameters
+    ----------
+    model : Model
+    text : str or path, optional
+    found : Windows
+        Of that text.
+    timed : bool
+        Score a few windows: most of the time goes into sums over patterns, not into passes.
+
+    Returns
+    -------
+    claims : int
+    seconds : float or None
+    """
+    from ...interventions.begin import begin
+
+    related, _ = _relations(model, text, found)
+    at = next((at for at, one in enumerate(related) if one is not None), 0)
+    claims = len(weights(found.tokens[at], related[at]))
+    if not timed:
+        return claims, None
+    seconds = 0.0
+    with begin(model, check=False):
+        for count in (1, TIMED):  # the first call is slower
+            started = time.monotonic()
+            _scores(model, replace(found, tokens=found.tokens[:count]), related[:count], False)
+            seconds = time.monotonic() - started
+    return claims, seconds * len(found.tokens) / min(TIMED, len(found.tokens))
 
 
 def _relations(model: Model, text: str | os.PathLike[str] | None, found: Windows) -> tuple[list[Relations | None], int]:

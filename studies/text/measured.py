@@ -17,7 +17,7 @@ from ...interventions.declare.sites import Head
 from ...metrics.attention import prefix_matching
 from ...metrics.card import Card, Metric
 from ...metrics.outputs import loss
-from ...metrics.statistics import null_p_value, rank_correlation, strongest_shared
+from ...metrics.statistics import null_p_value, rank_correlation, sign_flip, strongest_shared
 from ..analyses.ablation import ablate, draw_sets
 from ..analyses.heads import describe_heads, heads_with
 from ..measuring.measure import measure
@@ -350,8 +350,8 @@ def ablation(
         For the gain and the losses at first and second occurrences with one candidate (see `SIDES`): ``<name>(set,
         ablation)``, ``baseline_<name>(run)``, ``<name>_effect_low`` and ``_high``, ``control_<name>(set, control, draw,
         ablation)``, ``p_<name>(set, control, ablation)``, one-sided: how often random heads do at least as much damage;
-        ``control_heads(set, control, draw)``, ``draws(set, control)``; and ``alone_<name>(layer, head)``, the change
-        when a head is ablated alone.
+        ``control_heads(set, control, draw)``, ``draws(set, control)``; ``alone_<name>(layer, head)``, the change
+        when a head is ablated alone; and ``p_alone_gain(layer, head)``, see `stands_out`.
     """
     single = text.found.candidates == 1
     own = text.found.where(single)
@@ -372,12 +372,35 @@ def ablation(
         ds[f"baseline_{name}"] = ("run", [before[name].mean()], attrs)
         change = (alone[name] - before[name]).mean(-1)
         ds[f"alone_{name}"] = (("layer", "head"), change, attrs | {"long_name": f"change in {words}, one head ablated"})
+    p = {"long_name": "p: the gain falls by more than without the median head, corrected for all heads", "units": "1"}
+    ds["p_alone_gain"] = (("layer", "head"), stands_out(before["gain"] - alone["gain"], units), p)
     ds.attrs |= {"base": "clean", "method": method, "occurrences": int(single.sum()), "metrics": json.dumps(["loss"])}
     ds.attrs["interventions"] = json.dumps(codec.encode(grid, TASKS))
     if not found:
         return ds
     wanted, drawn = draw_sets(model, {SET: found}, draws, seed)
     return _with_sets(ds, wanted[SET], {control: some for (_, control), some in drawn.items()}, under, before, units)
+
+
+def stands_out(fall: Array, units: Array) -> Array:
+    """P that the gain falls by more without a head than without the median head, corrected for the choice among heads.
+
+    Parameters
+    ----------
+    fall : array (layer, head, occurrence)
+        How much the gain of an occurrence falls without the head alone.
+    units : array (occurrence,)
+        Files or windows.
+
+    Returns
+    -------
+    array (layer, head)
+        How often the largest sum of all heads is as large as that of the head where the signs of units are flipped, of
+        sums less their median over heads: as in `sign_flip`, no smaller than ``2 ** -n``. NaN for fewer than two units.
+    """
+    _, number = np.unique(units, return_inverse=True)
+    sums = fall @ (number[:, None] == np.arange(number.max() + 1)).astype(float)
+    return sign_flip(sums - np.median(sums, axis=(0, 1)), largest=True)
 
 
 def _with_sets(

@@ -15,13 +15,16 @@ from ...errors import DeclarationError
 from ...metrics.intervals import bootstrap_interval, interval_attrs
 from ...metrics.outputs import accuracy, loss
 from ..measuring.measure import measure
+from ..output.phrases import count, listed
 from ..tasks.prompts import Prompts, token_ids
 
 if TYPE_CHECKING:
     from ...interventions.models.model import Model
 
 Array = np.ndarray[Any, Any]
-FORMAT = "one prompt in a line, whose last word stands in it before, such as: Harry Potter went home. Then Harry"
+FORMAT = "one prompt in a line, whose last word stands in it once before, such as: Harry Potter went home. Then Harry"
+FAULTS = 3
+"""Lines of a file that an error names."""
 GAINS = {
     "gain": "loss of the answer where it first follows the word, less its loss at the end",
     "causal_gain": "loss of the answer with the first word and answer replaced, less that of the prompt as it is",
@@ -48,16 +51,46 @@ class Line:
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[str]:
-    """The prompts of a file; empty lines are left out."""
+    """The prompts of a file; empty lines are left out.
+
+    Raises
+    ------
+    DeclarationError
+        It cannot be read or holds no prompt; or the last word of a line does not stand in it before, directly before,
+        or more than once, so that no one token followed it.
+    """
     try:
         text = Path(path).expanduser().read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
         raise DeclarationError(f"cannot read prompts={str(path)!r}: {reason}; it holds {FORMAT}") from error
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = {number: line.strip() for number, line in enumerate(text.splitlines(), 1) if line.strip()}
     if not lines:
         raise DeclarationError(f"prompts={str(path)!r} holds no prompt: it holds {FORMAT}")
-    return lines
+    faults = [f"line {number}: {fault}" for number, line in lines.items() if (fault := _fault(line))]
+    if faults:
+        more = f"; and {count(len(faults) - FAULTS, 'line')} more" if len(faults) > FAULTS else ""
+        raise DeclarationError(f"prompts={str(path)!r}, {'; '.join(faults[:FAULTS])}{more}; give {FORMAT}")
+    return [*lines.values()]
+
+
+def _fault(text: str) -> str:
+    """Why no one token followed the last word of a prompt before; nothing where one did."""
+    word, found = _before(text)
+    if not found:
+        return f"its last word, {word!r}, does not stand in it before"
+    if len(found) > 1:
+        after = dict.fromkeys((text[one.end() :].split() or [""])[0] for one in found)
+        return (
+            f"its last word, {word!r}, stands in it {len(found)} times before, in front of {listed(map(repr, after))}"
+        )
+    return "" if text[found[0].end() : -len(word)].strip() else f"its last word, {word!r}, stands twice in a row"
+
+
+def _before(text: str) -> tuple[str, list[re.Match[str]]]:
+    """The last word of a prompt, and where it stands before."""
+    word = text.split()[-1]
+    return word, [*re.finditer(rf"(?<!\w){re.escape(word)}(?!\w)", text[: -len(word)])]
 
 
 def parse(model: Model, text: str) -> Line:
@@ -68,12 +101,11 @@ def parse(model: Model, text: str) -> Line:
     DeclarationError
         Its last word does not stand in it before, its tokens do not end where that word ends, or there are too many.
     """
-    word = text.split()[-1]
-    match = re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text[: -len(word)])
-    if match is None:
+    word, found = _before(text)
+    if not found:
         raise DeclarationError(f"prompt {text!r}: its last word, {word!r}, does not stand in it before; give {FORMAT}")
     ids = token_ids(model, text, "prompt")
-    before, until = (model.encode(text[:end].rstrip()) if end else [] for end in match.span())
+    before, until = (model.encode(text[:end].rstrip()) if end else [] for end in found[0].span())
     answer = len(until)
     if ids[: len(before)] != before or ids[:answer] != until or answer >= len(ids) or len(before) == answer:
         raise DeclarationError(f"prompt {text!r}: no token of {model.name} ends where its first {word!r} ends")

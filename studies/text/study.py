@@ -87,8 +87,8 @@ class TextInduction:
     untrained : int
         Models with random weights that scores on random tokens are compared with, 20 at least.
     prompts : str, optional
-        A text file with one prompt in a line, whose last word stands in it before: ``Harry Potter went home. Then
-        Harry``. Measured is the first token of what followed that word.
+        A text file with one prompt in a line, whose last word stands in it once before: ``Harry Potter went home.
+        Then Harry``. Measured is the first token of what followed that word.
 
     Raises
     ------
@@ -203,8 +203,9 @@ class TextInduction:
         Returns
         -------
         DataTree
-            The groups ``windows``, ``occurrences``, ``gains``, ``distance``, ``candidates``, ``position``, ``heads``,
-            ``ablation`` and, where there are any, ``prompts``; what was found as JSON in the attribute ``conclusion``.
+            The groups ``windows``, ``occurrences``, ``replaced``, ``gains``, ``distance``, ``candidates``,
+            ``position``, ``heads``, ``ablation`` and, where there are any, ``prompts``; what was found as JSON in the
+            attribute ``conclusion``.
 
         Raises
         ------

@@ -72,6 +72,21 @@ def test_every_public_name_resolves():
         assert getattr(studies, name) is not None
 
 
+def test_the_examples_of_cards_run(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    cards = [ROOT / "studies" / "training" / "code_card.md", *(ROOT / "models").glob("*/README.md")]
+    for card in cards:
+        (block,) = re.findall(r"```python\n(.*?)```", card.read_text(), re.DOTALL)
+        space = {}
+        exec(compile(block, str(card), "exec"), space)
+        if "words-2l" in block:
+            assert capsys.readouterr().out == "banana\n"
+        else:
+            said = eval(block.strip().splitlines()[-1], space)
+            assert said["token"].values.ravel()[0] == " name"
+    assert len(cards) == 3
+
+
 def blocks():
     """The Python blocks of README."""
     return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

@@ -90,7 +90,7 @@ def heads_on_text(ds: xr.Dataset, *, title: str = "") -> Any:
         xlabel="head",
         ylabel="layer",
         title=title,
-        legend_cols=3,
+        legend_cols=2,  # three do not fit into 390 pixels
     )
 
 

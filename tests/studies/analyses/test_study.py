@@ -110,7 +110,7 @@ def test_estimates_stand_beside_what_was_measured(tree):
     assert ablation["worst"].sel(estimator="gradient", place=1) == needed  # all attention is saturated: no slope
     assert float(np.abs(ablation["estimate"].sel(estimator="gradient")).max()) < 1e-3
     texts = [finding.text for finding in conclude(tree) if finding.group == "estimates"]
-    assert any(f"{name(PREVIOUS)} under mean ablation missed most: -0.00 nats" in text for text in texts)
+    assert any(f"{name(PREVIOUS)} under mean ablation missed most: 0.00 nats" in text for text in texts)
 
 
 def test_every_sentence_holds_a_number_and_changes_with_it(tree):

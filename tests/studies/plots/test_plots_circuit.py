@@ -178,6 +178,16 @@ def test_words_agreement_pairs_the_two_scores_of_a_head(values):
     points = labelled(drawn, "other")
     assert list(points["random"]) == list(points["words"])
     assert points.kdims[1].label == "induction score, words"
+    assert option(drawn, "legend_cols") == 2  # three do not fit into 390 pixels
+
+
+def test_words_agreement_names_each_head_that_is_far_from_most():
+    scores = np.full((LAYERS, HEADS), 0.02)
+    scores[0, 1], scores[1, 2], scores[1, 3] = 0.80, 0.90, 0.91
+    values = xr.DataArray(scores, dims=("layer", "head"), coords={"layer": range(LAYERS), "head": range(HEADS)})
+    drawn = plots.words_agreement(xr.Dataset({"prefix_matching": values}), xr.Dataset({"induction": values}))
+    labels = [name for part in of_type(drawn, hv.Labels) for name in part["name"]]
+    assert sorted("\n".join(labels).split("\n")) == ["L0H1", "L1H2", "L1H3"]
 
 
 def compared(**changes):

@@ -381,3 +381,8 @@ def test_what_is_no_measurement_is_still_reported(stored, tmp_path):
 @pytest.mark.parametrize(("value", "words"), [(-0.004, "0 points"), (0.5, "50 points"), (-0.01, "-1 point")])
 def test_points_of_a_percentage(value, words):
     assert phrases.points(value) == words
+
+
+def test_what_rounds_to_0_has_no_sign():
+    given = ((-0.004, "+.2f"), (0.004, "+.2f"), (-0.006, "+.2f"), (-0.04, ".1f"), (1, "+.0f"))
+    assert [phrases.rounded(*one) for one in given] == ["0.00", "0.00", "-0.01", "0.0", "+1"]

@@ -1,6 +1,7 @@
 """What heads do on text as pictures, as a report, and again."""
 
 import argparse
+import dataclasses
 
 import holoviews as hv
 import numpy as np
@@ -13,6 +14,8 @@ from headwise.studies import plots
 from headwise.studies.cli import text
 from headwise.studies.plots.text.heads import SIGNS
 from headwise.studies.text.claims import CLAIMS, NONE
+from headwise.studies.text.price import price_heads
+from headwise.studies.text.windows import windows
 
 from .test_heads import code, random_model
 
@@ -118,8 +121,34 @@ def test_the_command_writes_and_says_what_heads_do(saved, tmp_path, monkeypatch,
     path, _, _ = saved
     monkeypatch.setattr(text, "HEAD_CONTROLS", 0)
     options = argparse.Namespace(text=None, context=32, n=32, seed=0)
-    text._heads(hw.load(path), options, tmp_path / "text-heads.nc")
+    said = text._heads(hw.load(path), options, tmp_path / "text.nc")
+    assert capsys.readouterr().out == ""
     ds = hw.open_result(tmp_path / "text-heads.nc", load=True)
     named = int((ds["called"] != NONE).sum())
-    assert f"{named} of 8 heads have a name" in " ".join(capsys.readouterr().out.split())
+    assert said["findings"][0].startswith(f"{named} of 8 heads have a name")
+    assert [*said["called"].values()] == ds["called"].values.ravel().tolist()
+    assert [said["file"], said["report"]] == [str(tmp_path / f"text-heads.{end}") for end in ("nc", "html")]
     assert (tmp_path / "text-heads.html").stat().st_size > 10_000
+
+
+def test_it_is_priced_by_what_it_runs(saved):
+    path, _, _ = saved
+    model, text = hw.load(path), str(path / "held_out")
+    asked = {"context": 32, "n": 20, "seed": 0}
+    study = hw.TextInduction(text, context=32, n=4, pairs=2)
+    plan = price_heads(study.plan(model, timed=False), model, text, **asked, controls=3, timed=False)
+    assert [*plan.heads] == ["claims", "claims ablated"]
+    cut = windows(model, text, 32, 20, 0)
+    plain = hw.plan(model, cut, None, ["loss"]).cost().forward
+    assert plan.heads["claims"].forwards == hw.plan(model, cut, None, ["first_token"]).cost().total / plain
+    sets = plan.heads["claims ablated"].forwards / len(CLAIMS)
+    pair = hw.MeanAblate("L1H0") + hw.MeanAblate("L1H1")
+    block = dataclasses.replace(cut, tokens=cut.tokens[:16])
+    one, two = (hw.plan(model, block, [pair] * n, ["loss"]).cost().total / plain for n in (1, 2))
+    # the pair, the only other pair of layer 1, and three over all layers, which may begin in layer 0
+    assert one + 4 * (two - one) <= sets
+    assert sets <= 16 * (1 + 1 + 3) + 16 + 32  # no more than plain passes: sets, the run, the reference
+    assert "every head does in 20 windows; ablated: two heads for each of 11 claims" in str(plan)
+    bare = price_heads(study.plan(model, timed=False), model, text, **asked, controls=0, timed=False)
+    assert [*bare.heads] == ["claims"]
+    assert "plain forward passes" in plan.line

@@ -75,3 +75,23 @@ def test_files_of_prompts(tmp_path):
         read_lines(tmp_path / "none.txt")
     with pytest.raises(DeclarationError, match="No such file or directory; it holds one prompt in a line"):
         read_lines(tmp_path / "missing.txt")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "one two one\n\nPotter saw. Potter ran. Potter",
+            "line 3: its last word, 'Potter', stands in it 2 times before, in front of 'saw.' and 'ran.'; give",
+        ),
+        ("a b c a b c a", "line 1: its last word, 'a', stands in it 2 times before, in front of 'b'; give"),
+        ("one two one\ntwo two", "line 2: its last word, 'two', stands twice in a row; give"),
+        ("one two\nb c b", "line 1: its last word, 'two', does not stand in it before; give"),
+        ("a a\n" * 5, "line 1: its last word, 'a', stands twice in a row; line 2: its last word"),
+        ("a a\n" * 5, "line 3: its last word, 'a', stands twice in a row; and 2 lines more; give"),
+    ],
+)
+def test_lines_after_whose_word_no_one_token_followed_are_refused(text, message, tmp_path):
+    (tmp_path / "some.txt").write_text(text)
+    with pytest.raises(DeclarationError, match=re.escape(message)):
+        read_lines(tmp_path / "some.txt")

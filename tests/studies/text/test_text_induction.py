@@ -4,6 +4,7 @@ import copy
 import html
 import json
 import re
+from itertools import product
 
 import holoviews as hv
 import numpy as np
@@ -18,6 +19,7 @@ from headwise.studies.cli.main import main
 from headwise.studies.text import findings
 from headwise.studies.text import windows as windows_module
 from headwise.studies.text.findings import conclude
+from headwise.studies.text.measured import stands_out
 from headwise.studies.text.occurrences import draw_replaced, find, mean_by_unit
 from tests.support.elements import labelled, of_type
 
@@ -194,6 +196,37 @@ def test_ablation_is_that_of_plain_passes(tree, plain):
     assert int(ds["draws"].sel(control="all layers")) == 100
 
 
+def test_what_stands_out_by_hand():
+    """Sums of three units less their median over heads; all eight ways to flip signs, the largest of all heads each."""
+    random = np.random.default_rng(0)
+    units = np.array(["a", "b", "b", "c", "c", "c"])
+    fall = random.normal(0, 0.1, (2, 2, 6))
+    fall[1, 0] += 1.0
+    sums = {at: [sum(fall[at][units == one]) for one in "abc"] for at in np.ndindex(2, 2)}
+    middle = [np.median([own[unit] for own in sums.values()]) for unit in range(3)]
+    beyond = {at: np.subtract(own, middle) for at, own in sums.items()}
+    largest = [max(sum(one * signs) for one in beyond.values()) for signs in product((1, -1), repeat=3)]
+    found = stands_out(fall, units)
+    for at, own in beyond.items():
+        assert found[at] == np.mean([value >= sum(own) - 1e-12 for value in largest])
+    assert found[1, 0] == 1 / 8
+    assert np.isnan(stands_out(fall[..., :1], units[:1])).all()
+
+
+def test_a_single_head_is_named_where_it_stands_out(tree):
+    said = [one["text"] for one in json.loads(tree.attrs["conclusion"]) if one["group"] == "ablation"][-1]
+    change, p = (float(tree["ablation"][name].sel(layer=0, head=3)) for name in ("alone_gain", "p_alone_gain"))
+    assert p == 1 / 32  # five files
+    assert f"Of single heads, L0H3 matters most: without it the gain changes by {change:+.2f} nats" in said
+    for name, value in (("p_alone_gain", 0.2), ("alone_gain", -0.004), ("p_alone_gain", np.nan)):
+        weaker = tree.copy(deep=True)
+        weaker["ablation"][name][:] = value
+        said = [one.text for one in conclude(weaker) if one.group == "ablation"][-1]
+        assert "No single head is shown to matter more than others: without L" in said
+        assert "-0.00" not in said
+        assert ("p = " in said) == (value == value)
+
+
 def test_findings_say_the_numbers(tree):
     told = {one["group"]: [] for one in json.loads(tree.attrs["conclusion"])}
     for one in json.loads(tree.attrs["conclusion"]):
@@ -255,6 +288,14 @@ def test_the_command_prints_and_writes(study, tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert "induction on text, words-2l: 4 windows of 40 tokens" in said
     assert [line.split()[0] for line in said.splitlines()[4:]] == ["occurrences", "replaced", "heads", "ablation", "in"]
+    assert main([*given, "--plan", "--heads"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[5:]]
+    assert [row[0] for row in rows] == ["occurrences", "replaced", "heads", "ablation", "claims", "claims", "in"]
+    assert sum(int(row[1]) for row in rows[:4]) + int(rows[4][1]) + int(rows[5][2]) == int(rows[6][2])
+    assert main([*given, "--plan", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["windows"] == 4
+    assert [*figures["stages"]["ablation"]] == ["passes", "forwards", "seconds"]
     potter = tmp_path / "prompts.txt"
     potter.write_text("apple banana cherry apple\ndog cat house tree dog")
     assert main([*given, "--prompts", str(potter)]) == 0
@@ -274,6 +315,12 @@ def test_the_command_prints_and_writes(study, tmp_path, capsys, monkeypatch):
         "Mean ablation takes a mean over other prompts",
     ):
         assert html.escape(words, quote=False) in report, words
+    assert main([*given, "--prompts", str(potter), "--json"]) == 0
+    figures, kept = json.loads(capsys.readouterr().out), hw.open_result(tmp_path / "results" / "text-words-2l.nc")
+    assert figures["file"] == str(tmp_path / "results" / "text-words-2l.nc")
+    assert figures["gains"]["net_gain"]["mean"] == kept["gains"]["mean"].sel(gain="net_gain").item()
+    assert figures["heads"]["L0H3"]["alone_gain"] == kept["ablation"]["alone_gain"].sel(layer=0, head=3).item()
+    assert figures["findings"] == json.loads(kept.attrs["conclusion"])
     assert main(["text", "--text", "nowhere"]) == 1
     assert "headwise: text='nowhere': there is no such file or folder" in capsys.readouterr().err
     assert main(["text", "--model", "words-2l"]) == 1
