@@ -73,7 +73,9 @@ class Graph:
     @classmethod
     def of(cls, model: HasShape) -> Graph:
         """The graph of a model."""
-        shape = model.shape
+        shape = getattr(model, "shape", None)
+        if not isinstance(shape, Shape):
+            raise DeclarationError(f"Graph.of takes a model, such as load('words-2l'), got {type(model).__name__}")
         return cls(shape.layers, shape.heads, shape.kv_heads, shape.parallel)
 
     @cached_property

@@ -44,7 +44,7 @@ def circuit_sizes(graph: Graph, by: str = "share") -> xr.DataArray:
     Raises
     ------
     DeclarationError
-        `by` is neither.
+        `by` is neither, or this is no graph.
 
     Examples
     --------
@@ -54,6 +54,8 @@ def circuit_sizes(graph: Graph, by: str = "share") -> xr.DataArray:
     >>> hw.circuit_sizes(graph, by="edges").values.tolist()
     [1, 2, 5, 10, 20, 50, 100, 200, 310]
     """
+    if not isinstance(graph, Graph):
+        raise DeclarationError(f"circuit_sizes takes a Graph, such as Graph.of(model), got {type(graph).__name__}")
     if by not in SIZES:
         raise DeclarationError(f"by={by!r}: possible are {choices(map(repr, SIZES))}")
     numbers = np.array(mib_sizes(len(graph)) if by == "share" else even_sizes(len(graph)))
@@ -153,6 +155,9 @@ def _ends(
 
 def _checked(measured: xr.DataArray, empty: xr.DataArray, model: xr.DataArray) -> str:
     """The dim along which circuits grow."""
+    for name, one in (("measured", measured), ("empty", empty), ("model", model)):
+        if not isinstance(one, xr.DataArray):
+            raise DeclarationError(f"circuit_curve takes {name} as a DataArray, got {type(one).__name__}")
     along = [dim for dim in SIZES if dim in measured.dims]
     if len(along) != 1 or "example" not in measured.dims or not {*SIZES} <= {*measured.coords}:
         raise DeclarationError(

@@ -8,7 +8,7 @@ import holoviews as hv
 import numpy as np
 import xarray as xr
 
-from ....errors import DeclarationError
+from ....errors import DeclarationError, whole
 from ....interventions.declare.circuits import INPUT, LOGITS, Circuit, Edge, as_edge, node_of, place_of
 from ..parts.dots import dots, shift
 from ..parts.inputs import array_of
@@ -53,13 +53,14 @@ def circuit_graph(
     Raises
     ------
     DeclarationError
-        There is no edge to draw, or the scores have other dims.
+        There is no edge to draw, the scores have other dims, or `most` is not 1 or more.
     """
     if not isinstance(circuit, Circuit):
         raise DeclarationError(f"circuit_graph draws a Circuit, got {type(circuit).__name__}")
     if not circuit:
         raise DeclarationError("circuit_graph draws edges: this circuit has none")
     values, shown = _scores(scores)
+    most = whole(most, "most, the number of edges that are drawn,", low=1)
     size = {edge: abs(values.get(edge, 0.0)) for edge in circuit}
     drawn = sorted(circuit, key=lambda edge: -size[edge])[:most]
     if len(drawn) < len(circuit):

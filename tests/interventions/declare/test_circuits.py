@@ -214,6 +214,7 @@ def test_a_graph_refuses_what_it_has_not():
         (lambda: graph.senders_of("a2.h0<q>"), "no receiver 'a2.h0<q>'"),
         (lambda: graph.between(["a0.h7"]), "no node a0.h7: possible are a0.h0 to a1.h3"),
         (lambda: graph.check(["input->m0"]), "is no Circuit"),
+        (lambda: hw.Graph.of("words-2l"), "takes a model, such as load"),
         (lambda: hw.Graph(0, 2), "layers must be 1 or more"),
         (lambda: hw.Graph(1, 4, kv_heads=3), "kv_heads=3 does not divide heads=4"),
     ):

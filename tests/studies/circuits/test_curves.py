@@ -93,6 +93,8 @@ def test_over_numbers_of_edges_the_share_is_that_of_all():
         (lambda m, e, w: (m.mean("example"), e, w), "takes what was measured with the dims"),
         (lambda m, e, w: (m, e[:3], w), "takes empty of the same 8 prompts, with the dim example: it has example 3"),
         (lambda m, e, w: (m, e, w.mean()), "takes model of the same 8 prompts"),
+        (lambda m, e, w: (m.to_dataset(), e, w), "takes measured as a DataArray, got Dataset"),
+        (lambda m, e, w: (m, 0.0, w), "takes empty as a DataArray, got float"),
         (lambda m, e, w: (m[::-1], e, w), "shares that rise"),
         (lambda m, e, w: (m[:-1], e, w), "shares that rise from above 0 to 1"),
         (lambda m, e, w: (m.expand_dims(selection=["abs"]), e, w), "takes the selections 'signed' and 'abs'"),
@@ -146,6 +148,8 @@ def test_scores_circuits_and_areas_are_those_of_a_direct_computation(kind):
 def test_sizes_are_by_share_or_by_number():
     with pytest.raises(DeclarationError, match="possible are 'share' and 'edges'"):
         hw.circuit_sizes(GRAPH, by="size")
+    with pytest.raises(DeclarationError, match="takes a Graph, such as"):
+        hw.circuit_sizes(310)
 
 
 # --- inclusion -------------------------------------------------------------------------------------------------------

@@ -83,6 +83,7 @@ def test_of_many_edges_the_strongest_are_drawn_and_the_title_says_so():
     ("draw", "says"),
     [
         (lambda: plots.circuit_graph(hw.Circuit()), "this circuit has none"),
+        (lambda: plots.circuit_graph(hw.Circuit(SCORES), most=0), "most, the number of edges that are drawn"),
         (lambda: plots.circuit_graph(["input->m0"]), "draws a Circuit, got list"),
         (lambda: plots.circuit_graph(hw.Circuit(SCORES), xr.DataArray([1.0], dims="edge")), "with the coordinates"),
         (lambda: plots.circuit_curve(curve().expand_dims(draw=2)), "select one of the others first"),
@@ -156,3 +157,19 @@ def test_inclusion_names_the_edges_that_are_ever_chosen():
 )
 def test_pictures_of_circuits_render(draw):
     assert hv.render(draw(), backend="bokeh").renderers
+
+
+def test_the_picture_of_edges_and_of_faithfulness_is_chosen():
+    random = np.random.default_rng(0)
+    values = {str(edge): float(value) for edge, value in zip(GRAPH.edges, random.normal(size=len(GRAPH)), strict=True)}
+    each = scores_of(values).expand_dims(example=2)
+    assert {*segments(plots.picture(each))} == {*sorted(values, key=lambda edge: -abs(values[edge]))[:100]}
+    assert {*segments(plots.picture(scores_of(SCORES)))} == {*SCORES}
+    often = plots.picture(included(), "inclusion")
+    assert list(labelled(often, "not in it")["edge"]) == ["m0->a1.h2<k>", "m0->a1.h2<q>"]
+    ds = curve(selection=["signed", "abs"])
+    assert labelled(plots.picture(ds, "faithfulness"), "signed selection")["value"] == pytest.approx(
+        ds["faithfulness"].sel(selection="signed").values
+    )
+    alone = plots.picture(ds, "faithfulness", selection="abs")
+    assert [len(part) for part in of_type(alone, hv.Points)] == [10]
