@@ -125,12 +125,6 @@ class Circuit:
         ranked = sorted(zip(first, map(edge_order, edges), edges, strict=True))
         return cls(edge for *_, edge in ranked[:count])
 
-    @property
-    def nodes(self) -> tuple[str, ...]:
-        """The parts that its edges join, in forward order: ``input``, heads, MLPs, ``logits``."""
-        found = {node_of(name) for edge in self.edges for name in edge}
-        return tuple(sorted(found, key=place_of))
-
     def __contains__(self, edge: object) -> bool:
         return as_edge(edge) in self._set  # type: ignore[attr-defined]
 
@@ -207,7 +201,7 @@ def place_of(name: str) -> Any:
 
 
 def node_of(name: str) -> str:
-    """The part that a receiver belongs to: the head of a ``q``, ``k`` or ``v``, and else the part itself."""
+    """The part that a receiver belongs to, where no heads share keys and values: of ``a1.h0<q>`` the head."""
     return name[:-3] if name.endswith(">") else name
 
 

@@ -123,6 +123,12 @@ class Graph:
         group = self.heads // self.kv_heads if which else 1
         return self._heads(layer)[head * group : (head + 1) * group]
 
+    def nodes(self, circuit: Circuit) -> tuple[str, ...]:
+        """The parts that the edges of a circuit join, in forward order: ``input``, heads, MLPs, ``logits``."""
+        self.check(circuit)
+        found = {edge.sender for edge in circuit}.union(*(self.nodes_of(edge.receiver) for edge in circuit))
+        return tuple(name for name in (*self.senders, LOGITS) if name in found)
+
     def prune(self, circuit: Circuit) -> Circuit:
         """The circuit without edges that nothing flows through: of nodes without inputs or without outputs.
 

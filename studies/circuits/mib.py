@@ -134,7 +134,7 @@ def write_mib(path: str | Path, model: Model, circuit: Circuit, scores: xr.DataA
         values = {Edge(*pair): float(value) for *pair, value in zip(*ends, scores.values, strict=True)}
         if missing := [edge for edge in graph.edges if edge not in values]:
             raise DeclarationError(f"no score of {len(missing)} edges, such as {missing[0]}")
-    alive = {name for edge in graph.prune(circuit) for name in (edge.sender, *graph.nodes_of(edge.receiver))}
+    alive = {*graph.nodes(graph.prune(circuit))}
     cfg = {"n_layers": graph.layers, "n_heads": graph.heads, "parallel_attn_mlp": graph.parallel}
     data: dict[str, Any] = {
         "cfg": cfg | {"d_model": model.shape.d_model},

@@ -10,6 +10,7 @@ import xarray as xr
 
 from ....errors import DeclarationError, whole
 from ....interventions.declare.circuits import INPUT, LOGITS, Circuit, Edge, as_edge, node_of, place_of
+from ....interventions.declare.graph import Graph
 from ..parts.dots import dots, shift
 from ..parts.inputs import array_of
 from ..parts.style import BLUE, GREEN, GREY, INK, ORANGE, dimension, hover, overlay, styled
@@ -22,12 +23,19 @@ RAISING = "dashed: score above 0"
 OTHERS = ("read by an MLP or the logits", GREY)
 PORTS = {"q": -0.01, "k": 0.0, "v": 0.01}
 """Where on a head an edge into its q, k or v ends, as a share of the width."""
-WIDTH, ROW, AT_ONCE = 700, 62, 12
+Nodes = dict[str, tuple[float, int, str]]
+"""Place of each node, across (0 to 1) and up, and the label of its row."""
+WIDTH, ROW, AT_ONCE = 620, 62, 12
 """Pixels: width of the figure, height of a row; and nodes of a row whose names stand side by side."""
 
 
 def circuit_graph(
-    circuit: Circuit, scores: xr.DataArray | xr.Dataset | None = None, *, most: int = MOST, title: str = ""
+    circuit: Circuit,
+    scores: xr.DataArray | xr.Dataset | None = None,
+    *,
+    graph: Graph | None = None,
+    most: int = MOST,
+    title: str = "",
 ) -> Any:
     """The edges of a circuit between its heads and MLPs, from the input at the bottom to the logits at the top.
 
@@ -41,6 +49,9 @@ def circuit_graph(
         Pruned, as `Graph.prune` does, to see what is connected.
     scores : DataArray (edge[, example]), or Dataset with one such variable, optional
         With the coordinates ``sender`` and ``receiver``; edges without a score are the thinnest.
+    graph : Graph, optional
+        Of the model. Needed where heads share keys and values: an edge into k or v then ends at each head that shares
+        it, and else at the head of that number.
     most : int
     title : str
 
@@ -65,8 +76,11 @@ def circuit_graph(
     drawn = sorted(circuit, key=lambda edge: -size[edge])[:most]
     if len(drawn) < len(circuit):
         title = f"{title}{': ' if title else ''}the {len(drawn)} of {len(circuit)} edges with the largest scores"
-    nodes = _nodes(drawn)
-    parts = [*_edges(drawn, values, nodes, shown), *_boxes(nodes, circuit), *_names(nodes)]
+    if graph is not None:
+        graph.check(circuit)
+    ends = {edge: (node_of(edge.receiver),) if graph is None else graph.nodes_of(edge.receiver) for edge in circuit}
+    nodes = _nodes({name for edge in drawn for name in (edge.sender, *ends[edge])})
+    parts = [*_edges(drawn, values, nodes, ends, shown), *_boxes(nodes, ends), *_names(nodes)]
     rows = {row: label for _, row, label in nodes.values()}
     return overlay(
         parts,
@@ -98,11 +112,10 @@ def _scores(scores: Any) -> tuple[dict[Edge, float], Any]:
     return dict(zip(edges, map(float, mean.values), strict=True)), dimension("value", array, None)
 
 
-def _nodes(drawn: list[Edge]) -> dict[str, tuple[float, int, str]]:
+def _nodes(names: set[str]) -> Nodes:
     """Place of each node, across (0 to 1) and up, and the label of its row."""
-    places = {node_of(name): place_of(name)[:2] for edge in drawn for name in edge}
-    places |= {name: place_of(name)[:2] for name in (INPUT, LOGITS)}
-    nodes: dict[str, tuple[float, int, str]] = {}
+    places = {name: place_of(name)[:2] for name in (*names, INPUT, LOGITS)}
+    nodes: Nodes = {}
     for row, place in enumerate(sorted(set(places.values()))):
         here = sorted((name for name in places if places[name] == place), key=place_of)
         ends = place[0] in (place_of(INPUT)[0], place_of(LOGITS)[0])
@@ -113,30 +126,33 @@ def _nodes(drawn: list[Edge]) -> dict[str, tuple[float, int, str]]:
     return nodes
 
 
-def _edges(drawn: list[Edge], values: dict[Edge, float], nodes: dict[str, tuple[float, int, str]], shown: Any) -> Any:
-    """For each kind of reader and each sign its edges, weakest first."""
+def _edges(
+    drawn: list[Edge], values: dict[Edge, float], nodes: Nodes, readers: dict[Edge, tuple[str, ...]], shown: Any
+) -> list[Any]:
+    """For each kind of reader and each sign its edges, weakest first; one into several heads as often."""
     largest = max((abs(values.get(edge, 0.0)) for edge in drawn), default=0.0) or 1.0
     parts = []
     for kind in (*PARTS, ""):
         name, colour = PARTS.get(kind, OTHERS)
         for positive in (False, True):
             here = [
-                edge
+                (edge, reader)
                 for edge in reversed(drawn)
+                for reader in readers[edge]
                 if (edge.receiver[-2] if edge.receiver.endswith(">") else "") == kind
                 and (values.get(edge, 0.0) > 0) == positive
             ]
             if not here:
                 continue
-            ends = [(nodes[edge.sender], nodes[node_of(edge.receiver)]) for edge in here]
-            score = [values.get(edge, float("nan")) for edge in here]
+            ends = [(nodes[edge.sender], nodes[reader]) for edge, reader in here]
+            score = [values.get(edge, float("nan")) for edge, _ in here]
             table: dict[str, Any] = {
                 "x0": [start[0] for start, _ in ends],
                 "y0": [float(start[1]) for start, _ in ends],
                 "x1": [end[0] + PORTS.get(kind, 0.0) for _, end in ends],
                 "y1": [end[1] - 0.07 for _, end in ends],
                 "value": score,
-                "edge": [str(edge) for edge in here],
+                "edge": [str(edge) for edge, _ in here],
                 "width": THINNEST + (THICKEST - THINNEST) * np.nan_to_num(np.abs(score)) / largest,
             }
             label = RAISING if positive else name
@@ -147,11 +163,11 @@ def _edges(drawn: list[Edge], values: dict[Edge, float], nodes: dict[str, tuple[
     return parts
 
 
-def _boxes(nodes: dict[str, tuple[float, int, str]], circuit: Circuit) -> list[Any]:
+def _boxes(nodes: Nodes, readers: dict[Edge, tuple[str, ...]]) -> list[Any]:
     """The nodes; hover tells how many edges of the circuit each reads and sends."""
     reads, sends = ({name: 0 for name in nodes} for _ in range(2))
-    for edge in circuit:
-        for count, name in ((sends, edge.sender), (reads, node_of(edge.receiver))):
+    for edge, ends in readers.items():
+        for count, name in ((sends, edge.sender), *((reads, end) for end in ends)):
             if name in count:
                 count[name] += 1
     parts = []
@@ -168,7 +184,7 @@ def _boxes(nodes: dict[str, tuple[float, int, str]], circuit: Circuit) -> list[A
     return parts
 
 
-def _names(nodes: dict[str, tuple[float, int, str]]) -> list[Any]:
+def _names(nodes: Nodes) -> list[Any]:
     """The name of each node beside it; where a row is full, every second one below."""
     rows: dict[int, int] = {}
     sides: dict[bool, list[str]] = {False: [], True: []}

@@ -71,7 +71,8 @@ def test_circuits_are_sets_in_forward_order():
     assert (one - other).edges == one.edges[:2]
     assert "m1->logits" in one
     assert ("m0", "logits") not in one
-    assert one.nodes == ("input", "a0.h3", "a1.h1", "m1", "logits")
+    assert hw.Graph(2, 4).nodes(one) == ("input", "a0.h3", "a1.h1", "m1", "logits")
+    assert hw.Graph(2, 4, kv_heads=2).nodes(hw.Circuit(["m0->a1.h1<k>"])) == ("m0", "a1.h2", "a1.h3")
     assert len(hw.Circuit()) == 0
     assert not hw.Circuit()
     with pytest.raises(TypeError):

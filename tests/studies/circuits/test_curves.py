@@ -224,7 +224,7 @@ def test_a_file_of_mib_is_read_and_written(tmp_path, small):
     for edge, value in zip(graph.edges, scores.values, strict=True):
         assert data["edges"][str(edge)] == {"score": value, "in_graph": edge in circuit}
     assert {*data["nodes"]} == {*graph.senders, "logits"}
-    alive = {*graph.prune(circuit).nodes, "logits"}
+    alive = {*graph.nodes(graph.prune(circuit)), "logits"}
     assert {name for name, node in data["nodes"].items() if node["in_graph"]} == alive
     again = hw.read_mib(path)
     assert (again.graph, again.circuit) == (graph, circuit)

@@ -70,6 +70,19 @@ def test_nodes_stand_in_forward_order_from_the_bottom():
     assert counts == {"a0.h1": (1, 1), "a1.h2": (3, 1)}
 
 
+def test_an_edge_into_a_shared_key_ends_at_each_head_that_shares_it():
+    grouped, circuit = hw.Graph(2, 4, kv_heads=2), hw.Circuit(["m0->a1.h1<k>", "m0->a1.h1<q>"])
+    drawn = plots.circuit_graph(circuit, graph=grouped)
+    heads = labelled(drawn, "head")
+    assert list(heads["name"]) == ["a1.h1", "a1.h2", "a1.h3"]
+    assert list(heads["reads"]) == [1, 1, 1]
+    assert len(segments(drawn)["m0->a1.h1<k>"]) == 2
+    alone = plots.circuit_graph(circuit)
+    assert list(labelled(alone, "head")["reads"]) == [2]
+    with pytest.raises(DeclarationError, match=r"no edge m0->a1[.]h1<k>"):
+        plots.circuit_graph(circuit, graph=hw.Graph(2, 4, kv_heads=1))
+
+
 def test_of_many_edges_the_strongest_are_drawn_and_the_title_says_so():
     random = np.random.default_rng(0)
     values = {str(edge): float(value) for edge, value in zip(GRAPH.edges, random.normal(size=len(GRAPH)), strict=True)}
