@@ -5,7 +5,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup induction dynamics dynamics-full test test-heavy ndif latest lint format bench bridge soak gallery model model-code wheel wheel-test clean
+.PHONY: help setup induction dynamics dynamics-full test test-heavy ndif latest lint format bench bridge soak gallery architectures model model-code wheel wheel-test clean
 
 help:
 	@echo "make induction  the whole induction-head analysis of the shipped model, into results/"
@@ -19,6 +19,7 @@ help:
 	@echo "make soak       random calls, kills, faults and hostile files for two hours, or MINUTES=10 SEED=3 (Linux, macOS)"
 	@echo "make bench      time headwise side by side with plain forward passes and other tools"
 	@echo "make gallery    draw every picture of docs/gallery.md again (needs Chromium, Chrome, Edge or Brave)"
+	@echo "make architectures  write the table of docs/architectures.md: what opens, and what can be read and written there"
 	@echo "make model      train the shipped model again (some minutes)"
 	@echo "make model-code train code-4l again (an hour or two; started again, it goes on)"
 	@echo "make wheel-test build the wheel and run the tests of servers and workers with it, away from the clone"
@@ -104,6 +105,9 @@ soak: setup
 
 gallery: setup
 	$(RUN) docs/make_gallery.py
+
+architectures: setup
+	HEADWISE_ARCHITECTURES=1 $(RUN) -m pytest tests/interventions/models/test_architectures.py -k table
 
 model: setup
 	$(RUN) -m headwise.studies.training.words_2l

@@ -8,7 +8,7 @@
   ``Scale``, ``Knockout``, ``Compose``, ``Intervention``; a labelled family of them: ``Grid``
 - edges: ``Graph`` (those of a model), ``Circuit`` (a set of them), ``circuit_sizes``, ``circuit_curve`` (how much
   circuits keep), ``edge_inclusion`` (how sure they are), ``read_mib``, ``write_mib`` (files)
-- prompts: ``RepeatedTokens``, ``Prompts``; what they draw: ``Batch``
+- prompts: ``RepeatedTokens``, ``Prompts``, ``Chat``; what they draw: ``Batch``
 - numbers: ``measure``, ``plan`` (the cost, beforehand), ``capture``, ``predict``, ``direct_logit_attribution``,
   ``logit_lens``, ``difference`` (a vector to steer with), ``weighted_value_norms``, ``compare_estimates``,
   ``composition_scores``, ``circuit_scores``, ``head_circuits``, ``neuron_tokens``, ``describe_heads``,
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from .interventions.models.model import Model as Model
     from .studies import Batch as Batch
     from .studies import CausalLM as CausalLM
+    from .studies import Chat as Chat
     from .studies import FabricExecutor as FabricExecutor
     from .studies import FormationStudy as FormationStudy
     from .studies import InductionStudy as InductionStudy
@@ -116,8 +117,8 @@ else:
             ".interventions.models.checkpoints": "checkpoint_steps",
             ".interventions.models.locate": "shipped",
             ".interventions.models.model": "Model",
-            ".studies": "Batch CausalLM FabricExecutor FormationStudy InductionStudy MixedData Prompts RepeatedTokens "
-            "RepeatedTokensData Results StudyCallback Sweep TextData TextInduction TrainerStudyCallback "
+            ".studies": "Batch CausalLM Chat FabricExecutor FormationStudy InductionStudy MixedData Prompts "
+            "RepeatedTokens RepeatedTokensData Results StudyCallback Sweep TextData TextInduction TrainerStudyCallback "
             "capture circuit_curve circuit_scores circuit_sizes compare_estimates composition_scores describe_heads "
             "edge_inclusion effect from_json read_mib write_mib "
             "difference direct_logit_attribution head_circuits neuron_tokens predict weighted_value_norms "

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from nnsight.intervention.envoy import Envoy
 from nnsight.modeling.transformers import TransformersModel
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from ..errors import DeclarationError, ModelError, choices, whole
-from .models import architectures  # noqa: F401  registers the families
+from . import selfcheck
+from .models import architectures
 from .models.checkpoints import check_step, step_of_revision, weights_at
-from .models.family import Family, check_fits, family_of
+from .models.family import Family, check_fits, check_quantised, family_of, why_called
+from .models.finding import find_parts
 from .models.locate import locate, shipped, why
 from .models.model import Model
 from .models.opening import check_python, options_of
@@ -46,6 +49,11 @@ def load(
     trust_remote_code: bool = False,
 ) -> Model:
     """Open a causal language model.
+
+    Its blocks are *laid open*, where a table describes its family and gives the model's own logits on a short prompt:
+    headwise computes them part by part. Else they are *called*: the model's own blocks run, and are read and written
+    where its modules take and give; these are found by themselves. ``print(model)`` says which and why, and
+    ``model.sites`` lists what can be read and written.
 
     Parameters
     ----------
@@ -84,7 +92,7 @@ def load(
     DeclarationError
         `source` is nothing that can be traced, such as a compiled module, or an option does not go with it.
     ModelError
-        The model cannot be found or read whole, or its family is not known.
+        The model cannot be found or read whole, or neither is its family known nor are its parts found.
     UnknownNameError
         There is no checkpoint of `step`; the text lists those that exist.
 
@@ -124,9 +132,41 @@ def load(
     step = step_of_revision(revision) if place == "main" else step
     trusted = bool(trust_remote_code)
     beside = None if place == "main" else step
-    family, module, tokenizer = _read(name, where, revision, beside, DTYPES[dtype or "float32"], tokenizer, trusted)
-    check_fits(family, module, name)
-    return _handle(module.to(_device(device)), name, revision or place, step, family, tokenizer, opened, trusted)
+    module, tokenizer = _read(name, where, revision, beside, DTYPES[dtype or "float32"], tokenizer, trusted)
+    module = module.to(_device(device))
+    family = _family(module, name, eager=True)
+    return _handle(module, name, revision or place, step, family, tokenizer, opened, trusted)
+
+
+def _family(module: Any, name: str, eager: bool = False) -> Family:
+    """The family of a model, or what is found in it where no table describes it.
+
+    Where `eager`, which is for modules that headwise itself has read, the model's attention is then made one that gives
+    its weights, if it has one.
+    """
+    check_quantised(module, name, own=eager)
+    reason, unfit = why_called(module.config), None
+    if not reason:
+        family = family_of(module.config, name)
+        try:
+            check_fits(family, module, name)
+            return family
+        except ModelError as error:
+            if family not in architectures.TABLES:
+                raise
+            reason, unfit = f"the table of {family.name} does not fit its modules", error
+    try:
+        with turn_of(module):
+            if eager:
+                with suppress(Exception):  # whatever a model raises that has no such attention
+                    module.set_attn_implementation("eager")
+            return find_parts(module, name, reason)
+    except ModelError as error:
+        found = str(error).removeprefix(f"{name}: ")
+        raise unfit or ModelError(
+            f"{name}: {reason}, and its parts are not found without one: {found}. A family is a table of parts, and "
+            f"print(hw.Family.template({module.config.model_type!r})) shows one to start from"
+        ) from None
 
 
 def _located(source: str, revision: str | None, step: int | None) -> tuple[str, str, str, str | None]:
@@ -155,14 +195,27 @@ def _handle(
     with turn_of(module, mode=False):  # nnsight puts itself in front of modules that a call may be using
         traced = TransformersModel(module, task="text-generation", tokenizer=tokenizer)
     shape = family.shape(module.config, module)
-    return Model(name, revision, family, shape, tokenizer, traced, source, trusted, step, backend_type=LocalBackend)
+    made = Model(name, revision, family, shape, tokenizer, traced, source, trusted, step, backend_type=LocalBackend)
+    return _as_it_computes(made) if family in architectures.TABLES else made
+
+
+def _as_it_computes(model: Model) -> Model:
+    """The model; where what its table says gives other logits than its own, and its parts are found, with these."""
+    with turn_of(model.module):
+        if selfcheck.off_by(model) <= 1:
+            return model
+        reason = f"the table of {model.family.name} gives other logits than the model"
+        try:
+            family = find_parts(model.module, model.name, reason)
+            called = replace(model, family=family, shape=family.counts)
+            return model if selfcheck.failures(called) else called
+        except Exception:  # whatever a strange model raises; the check of its table says what is wrong, before a number
+            return model
 
 
 def _in_memory(module: PreTrainedModel, device: str, dtype: str | None, tokenizer: Any) -> Model:
     """The handle of a module in memory, or of a copy of it in another number format or on another device."""
     name = module.config.name_or_path or type(module).__name__
-    family = family_of(module.config, name)
-    check_fits(family, module, name)
     spread = sorted({str(one) for one in (getattr(module, "hf_device_map", None) or {}).values()})
     if len(spread) > 1:
         raise ModelError(
@@ -178,7 +231,7 @@ def _in_memory(module: PreTrainedModel, device: str, dtype: str | None, tokenize
             module = copy.deepcopy(module)
         module = module.to(device=target, dtype=None if dtype is None else DTYPES[dtype])
     tokenizer = tokenizer if tokenizer is not None else _id_tokenizer(module.config.vocab_size)
-    return _handle(module, name, "memory", None, family, tokenizer, None)
+    return _handle(module, name, "memory", None, _family(module, name), tokenizer, None)
 
 
 def _plain_module(source: Any) -> PreTrainedModel:
@@ -192,10 +245,12 @@ def _plain_module(source: Any) -> PreTrainedModel:
     if isinstance(source, Envoy):
         raise DeclarationError(f"{kind} is a model of nnsight: give what it wraps, load(model._module)")
     if hasattr(source, "get_base_model"):
-        raise DeclarationError(
-            f"{kind} is a model of peft: where its adapter sits in modules, as LoRA does, give load(model"
-            ".get_base_model()); what is put in front of prompts is not in it"
-        )
+        if any(one.is_prompt_learning for one in source.peft_config.values()):
+            raise DeclarationError(
+                f"{kind} is a model of peft that puts something in front of prompts: headwise runs adapters that sit "
+                "in modules, as LoRA does"
+            )
+        source = source.get_base_model()  # which has the adapter's modules in it
     if not isinstance(source, PreTrainedModel):
         raise DeclarationError(
             f"cannot load {kind}: give a shipped name ({choices(shipped())}), a Hub id, a folder, or a causal language "
@@ -211,14 +266,13 @@ def _plain_module(source: Any) -> PreTrainedModel:
 
 def _read(
     name: str, where: str, revision: str | None, step: int | None, dtype: torch.dtype, tokenizer: Any, trusted: bool
-) -> tuple[Family, PreTrainedModel, Any]:
-    """Family, module and tokenizer of a folder or Hub id, or one line that says why not.
+) -> tuple[PreTrainedModel, Any]:
+    """Module and tokenizer of a folder or Hub id, or one line that says why not.
 
     With a `step`, weights are those of the checkpoint beside the others.
     """
     options = options_of(name, where, revision, trusted, tokenizer=tokenizer is None, dtype=dtype)
     try:
-        family = family_of(AutoConfig.from_pretrained(where, **options), name)
         tokenizer = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(where, **options)
         adapters = {"local_files_only": options.get("local_files_only", False)}
         with making(), _quiet():
@@ -241,7 +295,7 @@ def _read(
     if len(tokenizer) < 2:
         raise ModelError(f"{name} has no tokenizer: save one beside the weights, or give tokenizer=")
     module.config.pad_token_id = None  # prompts are never padded, so no token stands for padding
-    return family, module, tokenizer
+    return module, tokenizer
 
 
 @contextmanager

@@ -12,6 +12,9 @@ One to ``resid_mid`` or to an embedding is compared with the same write to ``att
 as the model's own pass has no place for it; ``q_rot``, ``k_rot`` and ``pattern`` are no module's output, and are seen
 by *identity* and by writes to ``q``, ``k`` and ``v``. Writes to what attention and MLPs read, and to neurons,
 are *seen* before the first sweep that has such: a model is not refused for what is not asked of it.
+
+Of blocks that are called nothing is computed here. Then *parts* are sums: what attention and MLP add makes of the
+stream that enters a block the one that leaves it, and the embeddings make the first.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ from .models.identity import Identity
 from .models.model import Model
 from .models.windows import unlike
 from .plan.plan import Plan, make_plan
-from .run.activations import as_tensor, handles, point_of
+from .run.activations import as_tensor, handles, point_of, read_points
 from .run.backend import Backend, CheckRequest
 from .run.cache import CompiledMetric
 from .run.memory import is_out_of_memory
@@ -141,7 +144,7 @@ def failures(model: Model) -> list[str]:
     length = min(LENGTH, model.shape.context)
     random = np.random.RandomState(0)
     tokens = random.randint(0, model.shape.vocabulary, (1, length))
-    names = [name for name in WRITES if not (length == 1 and name in ("q", "k"))]
+    names = [name for name in WRITES if not (length == 1 and name in ("q", "k")) and not lacks(model, name)]
     last = model.shape.layers - 1
     failed, moves = [], dict.fromkeys(ADDED, 0.0)
     layers: list[int] = []
@@ -153,8 +156,59 @@ def failures(model: Model) -> list[str]:
             failed += _failures_of(model, tokens, layers, probes, moves)
             layers, probes = [], []
     failed += _windows(model, random) + _around(model, tokens)
-    failed += [f"moved (no write to {name} moves the logits)" for name in ADDED if not moves[name] > 1]
+    failed += _sums(model, tokens) if model.shape.called else []
+    failed += [
+        f"moved (no write to {name} moves the logits)" for name in ADDED if name in names and not moves[name] > 1
+    ]
     return list(dict.fromkeys(failed))
+
+
+def lacks(model: Model, name: str) -> bool:
+    """Whether a model has no such component."""
+    return name in dict(model.shape.lacks)
+
+
+def _sums(model: Model, tokens: Array) -> list[str]:
+    """Whether parts of blocks that are called add up to the stream, and embeddings to what enters the first."""
+    shape, off = model.shape, []
+    parts = [Component(name) for name in ADDED if not lacks(model, name)]
+    sites = [Site(part, layer) for layer in model.layers for part in parts]
+    sites += [Site(Component(name), 0) for name in model.family.embeddings]
+    found = read_points(model, tokens, sites)
+    allowed = TOLERANCE.get(model.dtype, TOLERANCE["float32"])
+
+    def compare(what: str, made: list[torch.Tensor], wanted: torch.Tensor) -> None:
+        by = traces.far_off(torch.stack([one.float().expand_as(wanted) for one in made]).sum(0), wanted)
+        if not by <= allowed * (float(wanted.float().std()) or 1.0):
+            off.append(f"parts ({what} is off by {by:.2g})")
+
+    for layer in model.layers if len(parts) == len(ADDED) else ():
+        made = [found[(layer, name)] for name in ("resid_pre", "attn_out", "mlp_out")]
+        compare(f"the sum of what is added to the stream in layer {layer}", made, found[(layer, "resid_post")])
+    for layer in range(shape.layers - 1):
+        compare(
+            f"the stream between layers {layer} and {layer + 1}",
+            [found[(layer, "resid_post")]],
+            found[(layer + 1, "resid_pre")],
+        )
+    if model.family.embeddings:
+        compare(
+            "the sum of the embeddings", [found[(0, name)] for name in model.family.embeddings], found[(0, "resid_pre")]
+        )
+    return off
+
+
+def off_by(model: Model) -> float:
+    """How far a planned pass that changes nothing is off on one short prompt, in shares of what counts as rounding.
+
+    0 where that cannot be told; then the whole check says why, before the first number.
+    """
+    tokens = np.random.RandomState(0).randint(0, model.shape.vocabulary, (1, min(LENGTH, model.shape.context)))
+    try:
+        planned, own, scale, _ = _planned_and_own(model, tokens, 0, [], [], [])
+    except Exception:  # whatever a strange model raises
+        return 0.0
+    return _most(planned[0] - own[0]) / (TOLERANCE.get(model.dtype, TOLERANCE["float32"]) * scale)
 
 
 def inner_failures(model: Model) -> list[str]:
@@ -162,8 +216,9 @@ def inner_failures(model: Model) -> list[str]:
     shape, paths = model.shape, model.family.modules
     random = np.random.RandomState(2)
     tokens = random.randint(0, shape.vocabulary, (1, min(LENGTH, shape.context)))
-    names = [name for name in INNER if shape.neurons or not Component(name).per_neuron]
-    if paths["norm_1"] == paths["norm_2"]:  # whose output the model's own pass has only one of
+    names = [name for name in INNER if (shape.neurons or not Component(name).per_neuron) and not lacks(model, name)]
+    shared = "norm_1" in paths and paths["norm_1"] == paths.get("norm_2")
+    if shared and not shape.called:  # whose output the model's own pass has only one of
         names.remove("attn_in")
     probes = list(_probes(model, names, random))
     batches = [probes[start : start + AT_ONCE] for start in range(0, len(probes), AT_ONCE)]
@@ -189,7 +244,7 @@ def _failures_of(
     allowed = TOLERANCE.get(model.dtype, TOLERANCE["float32"]) * scale
     failed = [
         f"parts ({what} of layer {layer} is off by {by:.2g})"
-        for layer, found in zip(layers, off, strict=True)
+        for layer, found in zip(layers, off, strict=not model.shape.called)
         for what, by, deviation, rounding in found
         if not by <= TOLERANCE.get(model.dtype, TOLERANCE["float32"]) * max(1e-6, deviation) + rounding
     ]
@@ -215,6 +270,7 @@ def _planned_and_own(
     plan, readers, inputs = _plan(model, tokens, at, [*probes, *(two for _, two in twins)])
     rows, writes = _rows(model, tokens, at, probes)
     scored = _scored(tokens.shape[1])
+    layers = [] if model.shape.called else layers  # nothing of them is computed here: see `_sums`
     sites = [Site(part, layer) for layer in layers for part in (RESID, Z, Component.q)]
     sites += [Site(Component.resid_post, model.shape.layers - 1)] if layers else []
     sites += [Site(Component(name), 0) for name in model.family.embeddings] if layers else []
@@ -232,6 +288,8 @@ def _windows(model: Model, random: np.random.RandomState) -> list[str]:
     A window that is too long for a pass is compared with what the modules say of themselves.
     """
     family, shape = model.family, model.shape
+    if shape.called:
+        return []
     said = unlike(model.module, family.blocks, family.modules["attention"], shape.windows, shape.context)
     if said:
         return [f"windows ({said[0]})"]
@@ -292,7 +350,9 @@ def _change(model: Model, name: str, random: np.random.RandomState) -> Array:
 
 def _twins(model: Model, probes: list[Probe]) -> list[tuple[int, Probe]]:
     """The number of a probe, and a probe of another part of its layer that comes to the same."""
-    others: dict[tuple[str, ...], list[str]] = {("attn_out",): [] if model.shape.parallel else ["resid_mid"]}
+    others: dict[tuple[str, ...], list[str]] = {
+        ("attn_out",): [] if model.shape.parallel or lacks(model, "resid_mid") else ["resid_mid"]
+    }
     first: dict[tuple[str, ...], list[str]] = {("resid_pre",): list(model.family.embeddings)}
     return [
         (number, one._replace(names=(name,)))

@@ -38,7 +38,7 @@ def pair_table(layers: list[list[Array | None]], folded: bool, centred: bool) ->
     Parameters
     ----------
     layers : list of lists of arrays
-        ``W_Q W_K W_V W_O gain q_gain k_gain`` of each layer, as for `factors`.
+        ``W_Q W_K W_V W_O gain q_gain k_gain out_gain`` of each layer, as for `factors`.
     folded : bool
         Whether norms are folded in.
     centred : bool
@@ -46,7 +46,7 @@ def pair_table(layers: list[list[Array | None]], folded: bool, centred: bool) ->
     """
     made: list[Any] = []
     for q, k, v, o, *gains in layers:
-        made.append(folded_factors(q, k, v, o, centred, *(gains if folded else (None, None, None))))
+        made.append(folded_factors(q, k, v, o, centred, *(gains if folded else [None] * len(gains))))
     count, heads = len(made), len(made[0][0])
     table: Array = np.full((3, count, heads, count, heads), np.nan)
     for later in range(count):
@@ -66,6 +66,7 @@ def factors(
     centred: bool = True,
     q_gain: Array | None = None,
     k_gain: Array | None = None,
+    out_gain: Array | None = None,
 ) -> Factors:
     """Factors ready for composition; with `gain`, the norm around them is folded in.
 
@@ -84,14 +85,16 @@ def factors(
         defaults of TransformerLens do the same.)
     q_gain, k_gain : array (d_head,), optional
         Of norms of q and k themselves, multiplied into what they read; how these norms scale a whole vector cannot be
-        folded in.
+        folded in. Of norms over all heads at once, ``(head, d_head)``.
+    out_gain : array (d_model,), optional
+        Of a norm between attention and the stream, multiplied into what heads write.
 
     Returns
     -------
     Factors
         Arrays of the same shapes in float64, keys and values repeated for each head that reads them.
     """
-    return Factors(*folded_factors(W_Q, W_K, W_V, W_O, centred, gain, q_gain, k_gain))
+    return Factors(*folded_factors(W_Q, W_K, W_V, W_O, centred, gain, q_gain, k_gain, out_gain))
 
 
 def folded_factors(
@@ -103,12 +106,13 @@ def folded_factors(
     gain: Array | None,
     q_gain: Array | None,
     k_gain: Array | None,
+    out_gain: Array | None = None,
 ) -> tuple[Array, ...]:
     """As `factors`, whose parameters these are, but plain arrays: for a server that has no `Factors`.
 
     Parameters
     ----------
-    W_Q, W_K, W_V, W_O, centred, gain, q_gain, k_gain
+    W_Q, W_K, W_V, W_O, centred, gain, q_gain, k_gain, out_gain
         As for `factors`.
 
     Returns
@@ -118,14 +122,20 @@ def folded_factors(
     """
     q, k, v, o = (np.asarray(weight, dtype=np.float64) for weight in (W_Q, W_K, W_V, W_O))
     k, v = (np.repeat(weight, len(q) // len(weight), axis=0) for weight in (k, v))
+    o = o if out_gain is None else o * np.asarray(out_gain, dtype=np.float64)
     if gain is not None:
         q, k, v = (weight * np.asarray(gain, dtype=np.float64)[:, None] for weight in (q, k, v))
         if centred:
             q, k, v = (weight - weight.mean(axis=1, keepdims=True) for weight in (q, k, v))
             o = o - o.mean(axis=2, keepdims=True)
-    q = q if q_gain is None else q * np.asarray(q_gain, dtype=np.float64)
-    k = k if k_gain is None else k * np.asarray(k_gain, dtype=np.float64)
+    q, k = (side if one is None else side * _by_head(one, len(q)) for side, one in ((q, q_gain), (k, k_gain)))
     return q, k, v, o
+
+
+def _by_head(gain: Any, heads: int) -> Array:
+    """A gain of all heads, or of each ``(head, d_head)``, as it is multiplied into what they read."""
+    whole = np.asarray(gain, dtype=np.float64)
+    return whole if whole.ndim == 1 else np.repeat(whole, heads // len(whole), axis=0)[:, None]
 
 
 def composition(kind: str, first: Factors, second: Factors) -> Array:

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from .storage.registry import from_json as from_json
     from .storage.registry import to_json as to_json
     from .tasks.batch import Batch as Batch
+    from .tasks.chat import Chat as Chat
     from .tasks.prompts import Prompts as Prompts
     from .tasks.tasks import RepeatedTokens as RepeatedTokens
     from .text.heads import text_heads as text_heads
@@ -101,6 +102,7 @@ else:
             ".training.causal_lm": "CausalLM",
             ".training.data": "MixedData RepeatedTokensData TextData",
             ".tasks.batch": "Batch",
+            ".tasks.chat": "Chat",
             ".tasks.prompts": "Prompts",
             ".tasks.tasks": "RepeatedTokens",
             ".text.heads": "text_heads",

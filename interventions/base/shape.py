@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+Tail = tuple[float, bool, float]
+"""What becomes of logits: times the first, through a hyperbolic tangent or not, times the last."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -28,6 +31,32 @@ class Shape:
         Whether it is known where the neurons of an MLP are: ``mlp_pre`` and ``mlp_post``.
     windows : tuple of int or None
         For each layer, how many keys back a query sees, itself among them; None for all. Empty where no layer has one.
+    cap : float, optional
+        What attention scores are soft-capped at, ``cap * tanh(score / cap)``.
+    sinks : bool
+        Whether a number of each head stands beside the scores of every query, so that weights sum to less than 1.
+    normed_after : bool
+        Whether a norm stands between what attention or the MLP makes and the stream.
+    joint_norms : bool
+        Whether norms of q and k run over all heads at once.
+    kinds : tuple of str or None
+        For each layer, what the rotary embedding is called with, besides positions: a kind of layer, or nothing (an
+        empty text); None where it turns nothing. Empty where all layers turn alike.
+    neighbours : bool
+        Whether the rotary embedding turns neighbouring dimensions of a head, and not those of its halves.
+    paired : bool
+        Whether it gives an angle for each pair of dimensions, and not for each dimension.
+    tail : tuple of float, bool and float, optional
+        What becomes of the logits of the unembedding: times the first, through a hyperbolic tangent or not, times the
+        last.
+    called : bool
+        Whether its own blocks run, read and written where modules take and give; else they are laid open.
+    lacks : tuple of (str, str)
+        Components that are not found in called blocks, and why.
+    read_only : tuple of (str, str)
+        Components that can be read in called blocks and not written, and why.
+    work : int
+        Operations of a called block for each position, the products of attention aside.
     """
 
     layers: int
@@ -44,9 +73,36 @@ class Shape:
     pos_embed: bool = True
     neurons: bool = True
     windows: tuple[int | None, ...] = ()
+    cap: float | None = None
+    sinks: bool = False
+    normed_after: bool = False
+    joint_norms: bool = False
+    kinds: tuple[str | None, ...] = ()
+    neighbours: bool = False
+    paired: bool = False
+    tail: Tail | None = None
+    called: bool = False
+    lacks: tuple[tuple[str, str], ...] = ()
+    read_only: tuple[tuple[str, str], ...] = ()
+    work: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)
+
+    def missing(self, component: str) -> str:
+        """Why a model of this shape lacks a component; empty where it has it."""
+        if why := dict(self.lacks).get(component):
+            return why
+        if component == "resid_mid" and self.parallel:
+            return "attention and MLP of a layer both read resid_pre"
+        if component in ("mlp_pre", "mlp_post") and not self.neurons:
+            parts = "pre, up, act and down" if self.gated else "pre, act and down"
+            return f"the table of its family does not say where the {parts} of its MLPs are"
+        if component == "pos_embed" and not self.pos_embed:
+            return "positions enter where q and k are rotated (q_rot, k_rot)"
+        if component in ("q_rot", "k_rot") and not self.rotary:
+            return f"it has no rotary embedding, and scores are made from {component[0]}"
+        return ""
 
     @property
     def width(self) -> int:
@@ -75,6 +131,10 @@ class Shape:
     def window(self, layer: int) -> int | None:
         """How many keys back a query of a layer sees, itself among them; None for all."""
         return self.windows[layer] if layer < len(self.windows) else None
+
+    def kind(self, layer: int) -> str | None:
+        """What the rotary embedding is called with in a layer; None where it turns nothing."""
+        return self.kinds[layer] if layer < len(self.kinds) else ""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,9 @@ from ...errors import DeclarationError, UnknownNameError, choices, whole
 from ..base.shape import Shape
 from .circuits import INPUT, LOGITS, Circuit, Edge, as_edge, place_of
 
+WRITTEN, READ = ("embed", "z", "mlp_out"), ("q", "k", "v")
+"""Components that senders write, and receivers of heads."""
+
 
 class HasShape(Protocol):
     """A model."""
@@ -72,10 +75,23 @@ class Graph:
 
     @classmethod
     def of(cls, model: HasShape) -> Graph:
-        """The graph of a model."""
+        """The graph of a model.
+
+        Raises
+        ------
+        DeclarationError
+            This is no model, or its stream is no sum of what heads and MLPs write: a norm stands between, or where they
+            write is not known.
+        """
         shape = getattr(model, "shape", None)
         if not isinstance(shape, Shape):
             raise DeclarationError(f"Graph.of takes a model, such as load('words-2l'), got {type(model).__name__}")
+        lacking = dict(shape.lacks)
+        why = [f"has no {part}: {lacking[part]}" for part in (*WRITTEN, *READ) if part in lacking]
+        if shape.normed_after:
+            why.append("has a norm between what heads write and the stream, so no head sends by itself")
+        if why:
+            raise DeclarationError(f"edges are not defined for a model that {why[0]}")
         return cls(shape.layers, shape.heads, shape.kv_heads, shape.parallel)
 
     @cached_property

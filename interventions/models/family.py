@@ -15,11 +15,11 @@ import torch
 from ...errors import DeclarationError, ModelError, choices
 from ..base.shape import Shape
 from ..traced.head_weights import weights_read
-from ..traced.specs import BlockLayout
-from .windows import check_kinds
+from ..traced.specs import BlockLayout, CallFacts
+from .windows import unlike_kinds
 
 ENDS = ("", "input"), ("", "output")
-MODULES = ("norm_1", "out", "attention", "norm_2", "mlp", "norm", "unembed")
+MODULES = ("out", "attention", "mlp", "norm", "unembed")
 """Modules that every family names, beside those of q, k and v."""
 OF_NEURONS = ("pre", "up", "act", "down")
 """Modules in an MLP, without which its neurons are not found; ``up`` where it is gated."""
@@ -32,7 +32,8 @@ CALLED = {
         [
             "counts by their usual names in the configuration (num_hidden_layers, num_attention_heads, hidden_size);",
             "gated=False for an MLP of two matrices, parallel=True where attention and MLP read the same stream, and",
-            "windows= (windows_everywhere or windows_by_layer, imported likewise) where a query sees some keys only",
+            "windows= (windows_everywhere or windows_by_layer, imported likewise) where a query sees some keys only;",
+            "what else a few models have is in the docstring of hw.Family",
         ],
         'lambda config: standard_sizes(config) | {"gated": True, "parallel": False, "windows": ()}',
     ),
@@ -52,7 +53,9 @@ class HeadWeights(NamedTuple):
     gain : tensor (d_model,)
         Of the norm which the layer reads through. Gains are float32 at least.
     q_gain, k_gain : tensor (d_head,), optional
-        Of norms of q and k, where there are any.
+        Of norms of q and k, where there are any; ``(head, d_head)`` where they run over all heads at once.
+    out_gain : tensor (d_model,), optional
+        Of a norm between attention and the stream.
     """
 
     W_Q: torch.Tensor
@@ -62,6 +65,7 @@ class HeadWeights(NamedTuple):
     gain: torch.Tensor
     q_gain: torch.Tensor | None = None
     k_gain: torch.Tensor | None = None
+    out_gain: torch.Tensor | None = None
 
 
 def standard_sizes(config: Any) -> dict[str, Any]:
@@ -103,13 +107,14 @@ class Family:
     embeddings : mapping
         ``embed`` and, where the model adds one, ``pos_embed``.
     modules : mapping
-        Of a block: ``norm_1`` (read by attention), ``q k v`` or one ``qkv`` (what projects), ``out`` (reads all heads
-        side by side), ``attention`` (its output is added to the stream), ``norm_2`` (read by the MLP), ``mlp``, and
-        where there are such norms ``q_norm k_norm`` (of each head, before rotation). Of an MLP
-        ``down(act(pre(x)))``, or with a gate ``down(act(pre(x)) * up(x))``, these too; without them its neurons are not
-        found. Of the model: ``norm`` (the last),
-        ``unembed``, and where q and k are rotated ``rotary``, which gives cosines and sines of positions; its first
-        half of dimensions turns with its second half.
+        Of a block: ``q k v`` or one ``qkv`` (what projects), ``out`` (reads all heads side by side), ``attention`` (its
+        output is added to the stream), ``mlp``, and where there are such norms ``norm_1`` (read by attention),
+        ``norm_2`` (read by the MLP), ``attn_norm`` and ``mlp_norm`` (between what attention or the MLP gives and the
+        stream), ``q_norm k_norm`` (of each head, before rotation); where a number of each head stands beside its
+        scores, ``sinks`` (a parameter). Of an MLP ``down(act(pre(x)))``, or with a gate ``down(act(pre(x)) * up(x))``,
+        these too; without them its neurons are not found. Of the model: ``norm`` (the last), ``unembed``, and where q
+        and k are rotated ``rotary``, which gives cosines and sines of positions, or is a table of sines and cosines
+        beside each other; the first half of what turns goes with the second half, if `sizes` does not say otherwise.
     layout : {"apart", "side by side", "by head"}
         Whether q, k and v have modules of their own; or one that writes q of all heads, then k, then v; or one that
         writes q, k and v of one head after the other.
@@ -120,7 +125,11 @@ class Family:
     gain_offset : float
         What norms add to their weight before they multiply by it.
     sizes : callable
-        ``config -> dict`` with what `Shape` takes; what the paths say by themselves is left out.
+        ``config -> dict`` with what `Shape` takes; what the paths say by themselves is left out. What few models have,
+        and is nothing where it is left out: ``cap`` (scores become ``cap * tanh(scores / cap)``), ``tail`` (logits
+        times a number, through a hyperbolic tangent or not, times a number), ``joint_norms`` (q_norm and k_norm run
+        over all heads at once), ``kinds`` (by layer, what ``rotary`` is called with besides positions; None where it
+        turns nothing), ``neighbours`` (neighbouring dimensions turn together), ``paired`` (one angle for each pair).
     scaling : callable
         ``(config, layer) -> float``, the factor of the attention scores.
 
@@ -199,25 +208,42 @@ class Family:
         named = [self.modules.get(name) for name in OF_NEURONS if name != "up" or sizes.get("gated")]
         block = None if module is None else attrgetter(self.blocks)(module)[0]
         neurons = all(path is not None and (block is None or _has(block, path)) for path in named)
-        return Shape(**sizes, rotary=rotary, pos_embed=pos_embed, neurons=neurons)
+        normed = "attn_norm" in self.modules or "mlp_norm" in self.modules
+        sizes |= {"rotary": rotary, "pos_embed": pos_embed, "neurons": neurons}
+        return Shape(**sizes, normed_after=normed, sinks="sinks" in self.modules)
 
     def points(self, shape: Shape) -> list[tuple[str, list[tuple[str, str]]]]:
         """Where what a block makes is found, in forward order: name, and modules with a side of each."""
         projections = [self.modules[name] for name in (("q", "k", "v") if self.layout == "apart" else ("qkv",))]
         neurons = [("mlp_pre", "pre", "output"), ("mlp_up", "up", "output"), ("mlp_post", "down", "input")]
+        attention, mlp = self.modules["attention"], self.modules["mlp"]
+
+        def read_by(norm: str, part: str) -> tuple[str, str]:
+            """Where the stream enters, which a part reads through a norm, or itself."""
+            return self.modules.get(norm, part), "input"
+
         found = [
             ("resid_pre", [ENDS[0]]),
-            ("attn_in", [(self.modules["norm_1"], "output")]),
+            ("attn_in", [(self.modules["norm_1"], "output") if "norm_1" in self.modules else (attention, "input")]),
             ("qkv", [(path, "output") for path in projections]),
             ("z", [(self.modules["out"], "input")]),
-            ("attn_out", [(self.modules["attention"], "output")]),
-            *([] if shape.parallel else [("resid_mid", [(self.modules["norm_2"], "input")])]),
-            ("mlp_in", [(self.modules["mlp"], "input")]),
+            ("attn_out", [(self.modules.get("attn_norm", attention), "output")]),
+            *([] if shape.parallel else [("resid_mid", [read_by("norm_2", mlp)])]),
+            ("mlp_in", [(mlp, "input")]),
             *((name, [(self.modules[part], side)]) for name, part, side in neurons if _has_part(shape, part)),
-            ("mlp_out", [(self.modules["mlp"], "output")]),
+            ("mlp_out", [(self.modules.get("mlp_norm", mlp), "output")]),
             ("resid_post", [ENDS[1]]),
         ]
         return found
+
+    @property
+    def why_called(self) -> str:
+        """Why the blocks of a model are called; empty where they are laid open."""
+        return ""
+
+    def calls(self) -> CallFacts:
+        """What a trace has to know of blocks that are called."""
+        return {"called": False, "gives": 0, "factors": {}}
 
     def layout_of(self, shape: Shape) -> BlockLayout:
         """What `head_weights` and `projections` have to know of a block, in plain words."""
@@ -231,6 +257,7 @@ class Family:
             "kv_heads": shape.kv_heads,
             "d_head": shape.d_head,
             "d_model": shape.d_model,
+            "joint_norms": shape.joint_norms,
         }
 
     def head_weights(self, model: Any, layer: int, shape: Shape) -> HeadWeights:
@@ -287,22 +314,11 @@ def family_of(config: Any, name: str) -> Family:
     ModelError
         Its attention is none that headwise computes, or its family is not known; the text says how to add it.
     """
-    for flag in ("attn_logit_softcapping", "final_logit_softcapping"):
-        if getattr(config, flag, None):
-            what = "attention scores" if flag.startswith("attn") else "logits"
-            raise ModelError(f"{name} caps its {what} ({flag}={getattr(config, flag)}), which headwise does not do")
-    if getattr(config, "use_bidirectional_attention", None):
-        raise ModelError(f"{name} attends to later tokens too: headwise computes causal attention")
-    check_kinds(config, name)
-    rotary = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rotary not in STATIC:
-        raise ModelError(
-            f"{name} turns q and k by angles that depend on the length of the prompt (rope_type={rotary!r}): possible "
-            f"are {choices(STATIC)}"
-        )
-    for family in FAMILIES.values():
-        if config.model_type in family.model_types:
-            return family
+    found = next((family for family in FAMILIES.values() if config.model_type in family.model_types), None)
+    if why := unlike_tables(config, found):
+        raise ModelError(f"{name} {why}")
+    if found is not None:
+        return found
     known = choices(model_type for family in FAMILIES.values() for model_type in family.model_types)
     raise ModelError(
         f"{name} is a {config.model_type} model: headwise knows {known}; another family is a table of its parts, "
@@ -310,8 +326,87 @@ def family_of(config: Any, name: str) -> Family:
     )
 
 
+def unlike_tables(config: Any, family: Family | None) -> str:
+    """What of a configuration the table of its family does not state, so that it is not right; empty where nothing."""
+    for flag, fact in (("attn_logit_softcapping", "cap"), ("final_logit_softcapping", "tail")):
+        if getattr(config, flag, None) and not (family and family.sizes(config).get(fact)):
+            what = "attention scores" if flag.startswith("attn") else "logits"
+            return f"caps its {what} ({flag}={getattr(config, flag)}), which headwise does not do"
+    if getattr(config, "use_bidirectional_attention", None):
+        return "attends to later tokens too: headwise computes causal attention"
+    if why := unlike_kinds(config):
+        return why
+    rotary = getattr(config, "rope_parameters", None) or {}
+    kinds = [rotary, *(one for one in rotary.values() if isinstance(one, dict))]
+    for one in kinds:
+        if one.get("rope_type", "default") not in STATIC:
+            return (
+                f"turns q and k by angles that depend on the length of the prompt (rope_type={one['rope_type']!r}): "
+                f"possible are {choices(STATIC)}"
+            )
+    return ""
+
+
+def quantisation(config: Any) -> dict[str, Any]:
+    """How the weights of a model are quantised; empty where they are not."""
+    found = getattr(config, "quantization_config", None) or {}
+    facts = dict(found if isinstance(found, dict) else found.to_dict())
+    return {key: getattr(value, "value", value) for key, value in facts.items()}
+
+
+def check_quantised(module: Any, name: str, own: bool) -> None:
+    """Refuse quantised weights that headwise cannot measure on without a change of them, or of what they give.
+
+    Parameters
+    ----------
+    module : PreTrainedModel
+    name : str
+    own : bool
+        Whether headwise itself has read it from a file, and may tell its modules how to compute.
+
+    Raises
+    ------
+    ModelError
+        What a prompt gives depends on the others of its batch; or the first pass packs weights in another way, which
+        is undone, with other numbers, when they are read (bitsandbytes 0.50 on processors with AVX512-BF16).
+    """
+    facts = quantisation(module.config)
+    if facts.get("load_in_8bit") and (threshold := facts.get("llm_int8_threshold")):
+        raise ModelError(
+            f"{name} picks columns by the largest activation in a batch (llm_int8_threshold={threshold:g} of "
+            "bitsandbytes), so that each prompt depends on the others: load it with BitsAndBytesConfig("
+            "load_in_8bit=True, llm_int8_threshold=0.0)"
+        )
+    packing = [one for one in module.modules() if getattr(one, "support_avx512bf16_for_cpu", False)]
+    if packing and not own and next(module.parameters()).device.type == "cpu":
+        raise ModelError(
+            f"{name} packs its 4-bit weights in its first pass on this processor, and then reading them changes them: "
+            "load it anew and, before it runs, set support_avx512bf16_for_cpu = False in its Linear4bit modules; or "
+            "save it to a folder before it runs and give that to load, which does so"
+        )
+    for one in packing if own else ():
+        one.support_avx512bf16_for_cpu = False
+
+
+def why_called(config: Any) -> str:
+    """Why the blocks of a model are called, in a few words; empty where a table describes it."""
+    found = next((family for family in FAMILIES.values() if config.model_type in family.model_types), None)
+    if why := unlike_tables(config, found):
+        return f"it {why.partition(', which')[0].partition(': ')[0]}"
+    if quantised := quantisation(config):
+        return f"its weights are quantised ({quantised['quant_method']})"
+    if found is None:
+        return f"no table describes {config.model_type} models"
+    for flag in ("clip_qkv", "qk_layernorm"):
+        if getattr(config, flag, None) and "q_norm" not in found.modules:
+            return f"it changes q and k behind their projections ({flag}={getattr(config, flag)})"
+    return ""
+
+
 def check_fits(family: Family, model: Any, name: str) -> None:
     """Refuse a model that lacks a module its family names."""
+    if family.why_called:
+        return
     of_model = {"blocks": family.blocks, **family.embeddings}
     of_model |= {part: path for part, path in family.modules.items() if part in ("norm", "unembed", "rotary")}
     for part, path in of_model.items():

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..traced.configuration import without_names
+from ..traced.structure import without_names
 
 TOLERANCE = {"float64": 1e-8, "float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}
 """How far fingerprints of one model may lie apart, by number format: shares of the root mean square of the vector."""

@@ -11,9 +11,10 @@ import torch
 from nnsight.modeling.transformers import TransformersModel
 from transformers import PreTrainedModel
 
-from ...errors import DeclarationError
+from ...errors import DeclarationError, ModelError
 from ...lazy import front_door
 from ..base.shape import Shape
+from ..declare.components import Component
 from ..declare.sites import Head, Site
 from ..traced.structure import weight_hash
 from . import architectures  # noqa: F401  registers the families
@@ -210,6 +211,54 @@ class Model:
             known[token] = self.tokenizer.decode([int(token)])
         return [known[token] for token in ids]
 
+    @property
+    def sites(self) -> tuple[Component, ...]:
+        """The components of a layer that can be read and written, in forward order, and the embeddings.
+
+        Where blocks are laid open all that the model has; where they are called (``print(model)`` says so), those
+        that are found where modules take and give. What is asked of others is refused with a reason.
+
+        Examples
+        --------
+        >>> [str(component) for component in hw.load("words-2l").sites][:6]
+        ['embed', 'pos_embed', 'resid_pre', 'attn_in', 'q', 'k']
+        """
+        return tuple(one for one in Component if not self.shape.missing(one) and one not in dict(self.shape.read_only))
+
+    def check_laid_open(self, what: str) -> None:
+        """Refuse what needs blocks that are laid open.
+
+        Raises
+        ------
+        ModelError
+            Those of this model are called.
+        """
+        if self.shape.called:
+            raise ModelError(
+                f"{what} needs blocks that are laid open, and those of {self.name} are called: {self.family.why_called}"
+            )
+
+    def check_sums(self, what: str) -> None:
+        """Refuse what takes the logits for a sum over heads and neurons, where they are none (`why_no_sums`).
+
+        Raises
+        ------
+        ModelError
+            Blocks are called, or a norm, a cap or a factor stands between.
+        """
+        self.check_laid_open(what)
+        if why := self.why_no_sums:
+            raise ModelError(f"{what} of {self.name}: {why}; ablate or patch head_out, attn_out and mlp_out instead")
+
+    @property
+    def why_no_sums(self) -> str:
+        """Why logits are no sum over heads and neurons, the last norm taken as it is; empty where they are."""
+        if self.shape.normed_after:
+            return "what heads and neurons write goes through a norm before it is added to the stream"
+        if self.shape.tail is not None:
+            return "the model caps or scales the logits that the unembedding gives"
+        return ""
+
     def head_weights(self, layer: int) -> HeadWeights:
         """Weights of the heads of a layer, for row vectors: ``q = normed @ W_Q[head]``.
 
@@ -228,7 +277,8 @@ class Model:
         HeadWeights
             ``W_Q (head, d_model, d_head)``, ``W_K`` and ``W_V (key-value head, d_model, d_head)``, ``W_O (head, d_head,
             d_model)``; ``gain (d_model,)`` of the norm before them, with the 1 that Gemma adds; ``q_gain`` and ``k_gain
-            (d_head,)``, None but in families that norm q and k.
+            (d_head,)``, None but in families that norm q and k; ``out_gain (d_model,)``, None but where a norm stands
+            between attention and the stream.
 
         Raises
         ------
@@ -244,6 +294,7 @@ class Model:
         """
         if layer not in self.layers:
             raise DeclarationError(f"layer {layer!r}: {self.name} has layers 0 to {self.shape.layers - 1}")
+        self.check_laid_open("head_weights")
         with turn_of(self.module):
             return self.family.head_weights(self.module, layer, self.shape)
 
@@ -257,5 +308,10 @@ class Model:
         what = revision_and_step(self.revision, self.step)
         return (
             f"<Model {self.name} ({what}): {self.family.name}, {self.shape.layers} layers of "
-            f"{self.shape.heads} heads{shared}, {self.dtype} on {self.device}, runs here>"
+            f"{self.shape.heads} heads{shared}, {self.dtype} on {self.device}, runs here{self._way}>"
         )
+
+    @property
+    def _way(self) -> str:
+        """Why blocks are called, where they are."""
+        return f"; blocks are called: {self.family.why_called}" if self.shape.called else ""

@@ -43,12 +43,13 @@ def windows_by_layer(config: Any) -> Windows:
     return tuple(size if kind == "sliding_attention" else None for kind in kinds)
 
 
-def check_kinds(config: Any, name: str) -> None:
-    """Refuse a configuration with layers that attend in a way that headwise does not compute."""
+def unlike_kinds(config: Any) -> str:
+    """What layers attend in a way that headwise does not compute; empty where none does."""
     kinds = list(getattr(config, "layer_types", None) or ())
     for layer, kind in enumerate(kinds):
         if kind not in KINDS:
-            raise ModelError(f"layer {layer} of {name} has {kind!r} (layer_types): headwise computes {choices(KINDS)}")
+            return f"has {kind!r} in layer {layer} (layer_types): headwise computes {choices(KINDS)}"
+    return ""
 
 
 def unlike(module: Any, blocks: str, attention: str, windows: Sequence[int | None], context: int) -> list[str]:
@@ -74,7 +75,7 @@ def unlike(module: Any, blocks: str, attention: str, windows: Sequence[int | Non
     list of str
         A text for each layer that differs; empty where none does.
     """
-    stated = getattr(module.config, "sliding_window", None)
+    stated = getattr(module.config, "sliding_window", None) or None  # 0: Qwen2-MoE without windows
     makes = any(hasattr(sys.modules.get(kind.__module__), MAKES) for kind in type(module).__mro__)
     found = []
     for layer, block in enumerate(attrgetter(blocks)(module)):

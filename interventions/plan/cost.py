@@ -62,6 +62,8 @@ def block_flops(shape: Shape, rows: int, queries: int, stop: int) -> int:
     int
         Floating-point operations.
     """
+    if shape.called:
+        return rows * queries * shape.work + attention_flops(shape, rows, queries, stop)
     project = 2 * rows * queries * shape.d_model * shape.qkv_width
     return project + attention_flops(shape, rows, queries, stop) + write_flops(shape, rows, queries)
 
@@ -180,6 +182,12 @@ def pass_flops(
         Floating-point operations.
     """
     n, window = extent.examples, extent.stop - extent.start
+    if shape.called:  # whole blocks, from the layer at which its rows join
+        through = shape.layers if blocks is None else blocks
+        each = [max(0, through - layer) for layer, _ in joins]
+        ends = n * sum(layer <= shape.layers for layer, _ in joins)
+        block = block_flops(shape, n, window, extent.stop)
+        return sum(each) * block + logits_flops(shape, ends, extent.scored, extent.columns)
     total, through = 0, ATTN_IN if shape.parallel else MLP_IN
     for layer, count in heads:
         queries = extent.scored if layer == shape.layers - 1 else window

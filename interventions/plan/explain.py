@@ -15,7 +15,7 @@ from .reads import read_bytes, sizes_of_logits
 from .schedule import Schedule
 from .writes import JOIN_STAGES, Join
 
-UNNAMED = ("scores", "q_rot", "k_rot")
+UNNAMED = ("scores", "q_rot", "k_rot", "heads")
 POINTS_AT = {
     stage: " ".join(point for point, number in JOIN_STAGES.items() if number == stage and point not in UNNAMED)
     for stage in sorted(set(JOIN_STAGES.values()))
@@ -110,6 +110,8 @@ def path_flops(plan: Schedule, chunk: ExampleChunk, one: Pass) -> int:
             if isinstance(path := write.value, PathPatch):
                 ends = (path.sender.head is not None) + (write.part is not None)
                 total += 2 * ends * chunk.size * window * plan.shape.d_model * plan.shape.d_head
+                if path.sender.head is not None and plan.shape.normed_after:  # the norm takes what all heads write
+                    total += 2 * chunk.size * window * plan.shape.d_model * plan.shape.width
                 layers = write.layer - path.sender.layer - plan.shape.parallel  # whose own MLP it does not enter
                 total += layers * mlp_flops(plan.shape, chunk.size, window) if path.through_mlps else 0
     return total
@@ -137,6 +139,8 @@ def explain(plan: Schedule) -> str:
             lines.append(_row("", _bytes(BYTES * prod(sizes)), f"{read}: {' x '.join(map(str, sizes))} numbers"))
     else:
         lines.append(_row("logits", "", reads + (", and every attention pattern" if plan.patterns else "")))
+    if plan.shape.called and plan.conditions:
+        lines.append(_row("blocks", "", "called: whole ones run, from the first layer that a condition changes"))
     if plan.conditions:
         lines += [
             _row(

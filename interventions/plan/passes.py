@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 from ..base.shape import Group, Shape
 from .cost import Extent, block_flops, cache_bytes, logits_bytes, row_bytes
@@ -133,17 +133,19 @@ class Packer:
 
     def extent(self, group: Group, examples: int, start: int = 0) -> Extent:
         """How much of a pass from position `start` is computed."""
-        return extent_of(group, examples, start, self.columns, self.patterns)
+        return extent_of(group, examples, start, self.columns, self.patterns, self.shape.called)
 
     def rows(self, group: Group, start: int = 0) -> int:
         """Rows of a pass whose tensors fit in a quarter of the budget; at least one."""
-        row = row_bytes(self.shape, self.extent(group, 1, start), self.explicit)
+        explicit = self.shape.cap is not None or self.shape.sinks
+        row = row_bytes(self.shape, self.extent(group, 1, start), self.explicit or self.shape.called or explicit)
         return max(1, self.budget // 4 // (row + read_bytes(self.reads, self.shape, group)))
 
     def chunks(self, number: int, group: Group, conditions: Sequence[Sequence[Write]]) -> list[ExampleChunk]:
         """The examples of a group in chunks, each with its passes."""
         joins = {at: self._join(writes) for at, writes in enumerate(conditions) if writes}
-        starts = {at: 0 if self.patterns else min(write.first for write in conditions[at]) for at in joins}
+        every = self.patterns or self.shape.called
+        starts = {at: 0 if every else min(write.first for write in conditions[at]) for at in joins}
         for at in range(len(conditions)) if self.reads else ():
             joins.setdefault(at, Join(self.shape.layers + 1, STREAM))
             starts.setdefault(at, max(starts.values(), default=0))
@@ -160,7 +162,12 @@ class Packer:
         layer, stage = min(write.join for write in writes)
         # where patterns are read, those of all heads of the layer are, not only of those that change
         every = (self.patterns and stage == QKV) or joins_whole(self.reads, self.shape, layer, stage)
+        # norms of q and k over all heads change each head where one is written to
+        every = every or (
+            self.shape.joint_norms and any(one.join == (layer, QKV) and one.point in "qk" for one in writes)
+        )
         # beside attention, the MLP of rows that join in attention is that of the base run, unless it is written to
+        every = every or self.shape.called
         within = any(write.layer == layer and MLP_IN <= write.join.stage <= MLP_POST for write in writes)
         both = self.shape.parallel and ATTN_IN <= stage <= ATTN_OUT and within
         return Join(layer, STREAM if every or both else stage)
@@ -181,9 +188,11 @@ class Packer:
         for start, numbers in self._by_start(group, examples, joins, starts):
             conditions = max(1, (self.limit or self.rows(group, start)) // examples)
             ordered = sorted(numbers, key=lambda number: (joins[number], number))
-            for first, last in equal_parts(len(ordered), -(-len(ordered) // conditions)):
-                some = ordered[first:last]
-                yield Pass(tuple(some), tuple(joins[number] for number in some), start)
+            kinds = [[*some] for _, some in groupby(ordered, lambda number: joins[number])]  # rows of one first layer
+            for alike in kinds if self.shape.called else [ordered]:
+                for first, last in equal_parts(len(alike), -(-len(alike) // conditions)):
+                    some = alike[first:last]
+                    yield Pass(tuple(some), tuple(joins[number] for number in some), start)
 
     def _by_start(
         self, group: Group, examples: int, joins: Mapping[int, Join], starts: Mapping[int, int]
@@ -213,7 +222,7 @@ def equal_parts(size: int, parts: int) -> Iterator[tuple[int, int]]:
     return pairwise(size * part // parts for part in range(parts + 1))
 
 
-def extent_of(group: Group, examples: int, start: int, columns: int, patterns: bool) -> Extent:
+def extent_of(group: Group, examples: int, start: int, columns: int, patterns: bool, whole: bool = False) -> Extent:
     """How much of a pass from position `start` is computed.
 
     Parameters
@@ -226,13 +235,15 @@ def extent_of(group: Group, examples: int, start: int, columns: int, patterns: b
         Logits that are computed at each scored position.
     patterns : bool
         Whether attention patterns are read.
+    whole : bool
+        Whether prompts go through the model whole.
 
     Returns
     -------
     Extent
     """
     scored = sum(position >= start for position in group.scored)
-    return Extent(examples, start, last_position(group, patterns), scored, columns, patterns)
+    return Extent(examples, start, last_position(group, patterns or whole), scored, columns, patterns)
 
 
 def recomputed_heads(writes: Sequence[Write], join: Join, shape: Shape) -> list[int]:

@@ -20,7 +20,7 @@ from .explain import Cost, cost_of, explain
 from .passes import Packer
 from .reads import Inside, Read, positions_needed, writes_seen
 from .schedule import Schedule, sources
-from .validate import check_condition, check_edit, check_read
+from .validate import check_condition, check_edit, check_read, check_site
 from .writes import writes_of
 
 
@@ -108,6 +108,8 @@ def make_plan(
         if run not in runs:
             raise UnknownNameError(f"runs={run!r}: the task has the runs {choices(runs)}")
     limit = _limit(batch_size)
+    if reads_patterns:
+        check_site(Site(Component.pattern, 0), model, shape, ())
     for group in groups:
         if not group.scored and columns != 0:
             raise DeclarationError(

@@ -119,7 +119,7 @@ class Schedule:
 
     def extent(self, chunk: ExampleChunk, start: int = 0) -> Extent:
         """How much a pass of `chunk` computes."""
-        return extent_of(self.groups[chunk.group], chunk.size, start, self.columns, self.patterns)
+        return extent_of(self.groups[chunk.group], chunk.size, start, self.columns, self.patterns, self.shape.called)
 
     def base_points(self, chunk: ExampleChunk) -> set[ReadSite]:
         """What is kept of the base run of `chunk`."""

@@ -32,7 +32,7 @@ def check_site(site: Site, model: str, shape: Shape, groups: Sequence[Group]) ->
     """
     if site.layer >= shape.layers:
         raise DeclarationError(f"{site}: {model} has layers 0 to {shape.layers - 1}")
-    missing = _missing(site.component, shape)
+    missing = shape.missing(site.component)
     if missing:
         raise DeclarationError(f"{site}: {model} has no {site.component}: {missing}")
     if site.head is not None and site.head >= (shape.kv_heads if site.component.of_keys else shape.heads):
@@ -63,20 +63,6 @@ def check_read(read: Site | Logits, model: str, shape: Shape, group: Group) -> N
         check_site(read, model, shape, [group])
         return
     check_places(read.positions or (), str(read), group)
-
-
-def _missing(component: Component, shape: Shape) -> str:
-    """Why a model of this shape lacks a component; nothing where it has it."""
-    if component is Component.resid_mid and shape.parallel:
-        return "attention and MLP of a layer both read resid_pre"
-    if component.per_neuron and not shape.neurons:
-        parts = "pre, up, act and down" if shape.gated else "pre, act and down"
-        return f"the table of its family does not say where the {parts} of its MLPs are"
-    if component is Component.pos_embed and not shape.pos_embed:
-        return "positions enter where q and k are rotated (q_rot, k_rot)"
-    if component in (Component.q_rot, Component.k_rot) and not shape.rotary:
-        return f"it has no rotary embedding, and scores are made from {str(component)[0]}"
-    return ""
 
 
 def _heads(site: Site, shape: Shape) -> str:
@@ -126,9 +112,13 @@ def check_edit(edit: Edit, model: str, shape: Shape, groups: Sequence[Group], ru
     """
     if not (isinstance(edit, PathPatch) and edit.site.layer == AFTER):
         check_site(edit.site, model, shape, groups)
+        if why := dict(shape.read_only).get(str(edit.site.component)):
+            raise DeclarationError(f"{edit!r}: {edit.site.component} of {model} can be read, and not written: {why}")
     if edit.run is not None and edit.run not in runs:
         raise UnknownNameError(f"{edit!r}: the task has the runs {choices(runs)}")
     if isinstance(edit, PathPatch):
+        if shape.called:
+            raise DeclarationError(f"{edit!r}: paths go through parts of blocks, and those of {model} are called whole")
         check_site(edit.sender, model, shape, groups)
     vector = edit.change().value
     if isinstance(vector, tuple):

@@ -10,7 +10,8 @@ component       written at the point
 ``embed``       ``stream`` of layer 0, as the sum of both embeddings (so is ``pos_embed``)
 ``resid_pre``   ``stream`` of its layer
 ``resid_post``  ``stream`` of the next layer; of layer ``layers`` at last
-``head_out``    ``z``, through which it is linear; an added vector joins ``attn_out``
+``head_out``    ``z``, through which it is linear; an added vector joins ``attn_out``, or where a norm follows
+                ``heads``, what is before it
 ``resid_mid``   ``mid``
 the others      themselves
 ==============  ==========================================================
@@ -47,6 +48,7 @@ JOIN_STAGES = {
     "scores": QKV,
     "pattern": QKV,
     "z": Z,
+    "heads": Z,
     "attn_out": ATTN_OUT,
     "mid": MID,
     "mlp_in": MLP_IN,
@@ -56,7 +58,10 @@ JOIN_STAGES = {
 }
 """Point to the stage of a layer at which a row that is first changed there joins the pass."""
 
-BY_QUERY = ("q", "q_rot", "scores", "pattern", "z", "attn_out", "mid", "mlp_in", "mlp_pre", "mlp_post", "mlp_out")
+BY_QUERY = (
+    *("q", "q_rot", "scores", "pattern", "z", "heads", "attn_out", "mid"),
+    *("mlp_in", "mlp_pre", "mlp_post", "mlp_out"),
+)
 """Points of the last layer that matter at scored positions only."""
 
 IN_MLP = ("mlp_in", "mlp_pre", "mlp_post")
@@ -155,9 +160,9 @@ def queries_in(edit: Knockout, group: Group, window: int | None = None) -> list[
     return [query for query in range(group.length) if not keys.issuperset(keys_seen(query, window))]
 
 
-def last_position(group: Group, reads_patterns: bool) -> int:
-    """One past the last position that any number depends on."""
-    return group.length if reads_patterns or not group.scored else max(group.scored) + 1
+def last_position(group: Group, every: bool) -> int:
+    """One past the last position that any number depends on; the end where `every` one is computed."""
+    return group.length if every or not group.scored else max(group.scored) + 1
 
 
 def writes_of(edits: Sequence[Edit], shape: Shape, group: Group, reads_patterns: bool = False) -> tuple[Write, ...]:
@@ -215,12 +220,13 @@ def _write(edit: Edit, shape: Shape, group: Group, positions: list[int] | None) 
     elif component is Component.resid_mid:
         point = "mid"
     elif component is Component.head_out:
-        point = "attn_out" if how is How.ADD else "z"
+        added = "heads" if shape.normed_after else "attn_out"
+        point = added if how is How.ADD else "z"
     elif how is How.MASK:
         point = "scores"
     if point not in JOIN_STAGES:
         raise DeclarationError(f"{edit!r}: {component} can be read, and no pass writes to it")
-    part = None if point == "attn_out" else site.part
+    part = None if point in ("heads", "attn_out") else site.part
     return Write(
         layer,
         point,
@@ -250,6 +256,6 @@ def _where_read(write: Write, shape: Shape, group: Group, reads_patterns: bool) 
         return write if write.positions is None or write.positions else None
     at_end = write.layer == shape.layers or (write.layer == shape.layers - 1 and write.point in BY_QUERY)
     scored = {*group.scored}
-    stop = last_position(group, False)
+    stop = last_position(group, shape.called)
     kept = tuple(at for at in write.positions if (at in scored if at_end else at < stop))
     return replace(write, positions=kept) if kept else None

@@ -18,11 +18,12 @@ from ...errors import ModelError
 from ..base.hashing import data_hash, short_hash
 from ..declare.sites import Site
 from ..models.checkpoints import step_of_revision
-from ..models.family import check_fits, family_of
+from ..models.family import Family, check_fits, family_of, why_called
+from ..models.finding import find_parts
 from ..models.identity import Identity
 from ..models.locate import why
 from ..models.opening import options_of
-from ..models.turns import making
+from ..models.turns import making, turn_of
 from ..plan.cost import DEFAULT_BUDGET
 from ..plan.plan import Plan
 from ..plan.reads import size_of
@@ -253,7 +254,8 @@ def open_model(name: str, where: str, place: str, tokenizer: Any, trusted: bool)
     options = options_of(name, where, revision, trusted, tokenizer=tokenizer is None, dtype=None)
     try:
         config = AutoConfig.from_pretrained(where, **options)
-        family = family_of(config, name)
+        reason = why_called(config)
+        family: Family | None = None if reason else family_of(config, name)
         tokenizer = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(where, **options)
         with making():
             traced = TransformersModel(where, task="text-generation", tokenizer=tokenizer, **options)
@@ -262,6 +264,9 @@ def open_model(name: str, where: str, place: str, tokenizer: Any, trusted: bool)
     except Exception as error:  # whatever the loaders raise
         raise ModelError(why(name, where, error)) from error
     commit = getattr(config, "_commit_hash", None) or place
+    if family is None:
+        with turn_of(traced._module):
+            family = find_parts(traced._module, name, reason)
     check_fits(family, traced._module, name)
     return RemoteModel(
         name,

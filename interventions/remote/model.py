@@ -22,7 +22,7 @@ from ..models.turns import turn_of
 from ..run.activations import described
 from ..run.identify import modules_facts, prompt
 from ..traced import server_jobs
-from ..traced.configuration import configuration_of
+from ..traced.structure import configuration_of
 from ..traced.traces import DIRECTIONS
 from .job import Failed, RemoteJob
 from .ledger import InMemoryLedger, Ledger
@@ -238,7 +238,7 @@ class RemoteModel(Model):
         what = revision_and_step(self.revision, self.step)
         return (
             f"<Model {self.name} ({what}): {self.family.name}, {self.shape.layers} layers of "
-            f"{self.shape.heads} heads, runs on {where}, {self.queue.host}>"
+            f"{self.shape.heads} heads, runs on {where}, {self.queue.host}{self._way}>"
         )
 
 

@@ -55,7 +55,13 @@ def described(model: Model) -> ModelDescription:
         "gated": shape.gated,
         "scalings": [model.scaling(layer) for layer in model.layers],
         "windows": [shape.window(layer) for layer in model.layers],
+        "cap": shape.cap,
+        "kinds": [shape.kind(layer) for layer in model.layers],
+        "neighbours": shape.neighbours,
+        "paired": shape.paired,
+        "tail": shape.tail,
         "apart": False,
+        **family.calls(),
     }
 
 
@@ -106,6 +112,7 @@ def described_read(model: Model, read: Read, number: int, group: Group, inside: 
     if inside and isinstance(read, Site) and read.component is Component.z:
         point = (read.layer, str(Component.head_out))
     by_query = point is not None and point[0] == shape.layers - 1 and point[1] in (*BY_QUERY, "head_out")
+    by_query = by_query and not shape.called
     planned: PlannedSite = {
         "name": name_of(number),
         "at": point,
@@ -147,10 +154,14 @@ def columns_of(model: Model, component: str, part: int | None) -> slice:
 
 def pattern_columns(model: Model, layer: int, head: int | None) -> PatternColumns:
     """How the pattern of a head, or of all, is made of rotated q and k."""
+    shape = model.shape
+    first = shape.width + shape.kv_width + (head or 0)
     return {
         "q": columns_of(model, "q_rot", head),
-        "k": columns_of(model, "k_rot", None if head is None else model.shape.key_head(head)),
-        "d_head": model.shape.d_head,
+        "k": columns_of(model, "k_rot", None if head is None else shape.key_head(head)),
+        "d_head": shape.d_head,
         "scaling": model.scaling(layer),
-        "window": model.shape.window(layer),
+        "window": shape.window(layer),
+        "cap": shape.cap,
+        "sinks": slice(first, first + (shape.heads if head is None else 1)) if shape.sinks else None,
     }

@@ -54,6 +54,7 @@ def part_of(cache: RunCache, examples: slice) -> RunCache:
     logits = cache["logits"]
     tokens = None if logits["tokens"] is None else logits["tokens"][examples]
     return {
+        "tokens": cache["tokens"][examples],
         "base": part(cache["base"]),
         "sources": {run: part(points) for run, points in cache["sources"].items()},
         "reference": cache["reference"],

@@ -423,6 +423,7 @@ def kernels_of(
         "rows": rows,
         "rows_of_all": rows_of_all,
         "apart": False,
+        "tail": model.shape.tail,
     }
 
 

@@ -14,7 +14,7 @@ from ..base.hashing import data_hash, short_hash
 from ..models.identity import Fingerprint, Identity
 from ..models.model import Model
 from ..traced import structure, traces
-from ..traced.configuration import configuration_of
+from ..traced.structure import configuration_of
 from .activations import handles
 from .memory import is_out_of_memory
 

@@ -189,7 +189,7 @@ class PassSpecBuilder:
         layers = self.model.shape.layers
         if write.layer == layers:
             return self.out
-        if write.layer == layers - 1 and write.point in BY_QUERY:
+        if write.layer == layers - 1 and write.point in BY_QUERY and not self.model.shape.called:
             every = self.plan.patterns and write.point in ("q", "q_rot", "scores", "pattern")
             if not every:
                 return self.out

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .attention import hidden_keys
+from .attention import hidden_keys, soft_capped, weights_of_scores
 from .projections import head_by_head, rotary_angles, rotated_sides, side_by_side
 
 if TYPE_CHECKING:
@@ -49,7 +49,14 @@ def split_heads(value: torch.Tensor, heads: int) -> torch.Tensor:
     return value.reshape(*value.shape[:-1], heads, -1)
 
 
-def attention_pattern(q: torch.Tensor, k: torch.Tensor, scaling: float, window: int | None = None) -> torch.Tensor:
+def attention_pattern(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    scaling: float,
+    window: int | None = None,
+    cap: float | None = None,
+    sinks: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Causal attention weights, whatever implementation of attention the model itself uses.
 
     Parameters
@@ -61,29 +68,40 @@ def attention_pattern(q: torch.Tensor, k: torch.Tensor, scaling: float, window: 
         What scores are multiplied by.
     window : int, optional
         How many keys back a query sees, itself among them.
+    cap : float, optional
+        What scores are soft-capped at.
+    sinks : tensor (example, position, head), optional
+        What stands beside the scores of each query.
 
     Returns
     -------
     tensor (example, head, query, key)
-        At least float32.
+        At least float32. Weights of a query sum to 1, with sinks to less.
     """
     k = k if k.shape[2] == q.shape[2] else k.repeat_interleave(q.shape[2] // k.shape[2], 2)
     wide = torch.promote_types(q.dtype, torch.float32)
     scores = torch.einsum("eqhd,ekhd->ehqk", q.to(wide), k.to(wide)) * scaling
     hidden = hidden_keys(torch.arange(q.shape[1], device=q.device), k.shape[1], window)
-    return scores.masked_fill_(hidden, float("-inf")).softmax(-1)
+    beside = None if sinks is None else sinks.transpose(1, 2).unsqueeze(-1)
+    return weights_of_scores(soft_capped(scores, cap).masked_fill_(hidden, float("-inf")), beside)
 
 
 def pattern_at(model: ModelParts, layer: int, rotated: torch.Tensor) -> torch.Tensor:
     """Attention weights of all heads of a layer from rotated q and k side by side."""
+    sinks, size = None, (model["heads"] + model["kv_heads"]) * model["d_head"]
+    if "sinks" in model["paths"]:
+        rotated, sinks = rotated[..., :size], rotated[..., size:]
     both = split_heads(rotated, model["heads"] + model["kv_heads"])
     q, k = both[:, :, : model["heads"]], both[:, :, model["heads"] :]
-    return attention_pattern(q, k, model["scalings"][layer], model["windows"][layer])
+    return attention_pattern(q, k, model["scalings"][layer], model["windows"][layer], model["cap"], sinks)
 
 
 def read_side(root: Any, path: str, side: str) -> torch.Tensor:
     """The value at a side of a module (the first, where a module returns several)."""
     module = operator.attrgetter(path)(root) if path else root
+    if side == "weights":
+        weights: torch.Tensor = module.output[1]
+        return weights
     value: Any = module.input if side == "input" else module.output
     first: torch.Tensor = value[0] if isinstance(value, tuple) else value
     return first
@@ -117,14 +135,22 @@ def add_to_rows(value: torch.Tensor, changes: list[RowChange]) -> torch.Tensor:
 
 
 def pattern_between(
-    rotated: torch.Tensor, q: slice, k: slice, d_head: int, scaling: float, window: int | None
+    rotated: torch.Tensor,
+    q: slice,
+    k: slice,
+    d_head: int,
+    scaling: float,
+    window: int | None,
+    cap: float | None,
+    sinks: slice | None,
 ) -> torch.Tensor:
     """Attention weights of some heads.
 
     Parameters
     ----------
     rotated : tensor (example, position, width)
-        Rotated q and k of all heads side by side.
+        Rotated q and k of all heads side by side, and sinks, where there are any; of blocks that are called the weights
+        of all heads themselves.
     q, k : slice
         Columns of the heads.
     d_head : int
@@ -132,17 +158,25 @@ def pattern_between(
         What scores are multiplied by.
     window : int, optional
         How many keys back a query sees, itself among them.
+    cap : float, optional
+        What scores are soft-capped at.
+    sinks : slice, optional
+        Columns of the sinks of the heads.
 
     Returns
     -------
     tensor (example, head, query, key)
     """
+    if rotated.dim() == 4:
+        wide = torch.promote_types(rotated.dtype, torch.float32)
+        return rotated[:, q.start // d_head : q.stop // d_head].to(wide)
     queries, keys = (split_heads(rotated[..., at], rotated[..., at].shape[-1] // d_head) for at in (q, k))
-    return attention_pattern(queries, keys, scaling, window)
+    beside = None if sinks is None else rotated[..., sinks]
+    return attention_pattern(queries, keys, scaling, window, cap, beside)
 
 
 def read_point(
-    model: ModelParts, block: Any, point: str, parts: list[tuple[str, str]], changes: list[RowChange]
+    model: ModelParts, block: Any, point: str, parts: list[tuple[str, str]], changes: list[RowChange], rows: int = 0
 ) -> torch.Tensor:
     """What is at a point of a block, q, k and v side by side; with changes, if any, added to some rows there.
 
@@ -154,11 +188,15 @@ def read_point(
     parts : list of (path, side)
         Where the point is found.
     changes : list of RowChange
+    rows : int
+        Of the pass, where positions of all rows may lie one after the other.
 
     Returns
     -------
     tensor (row, position, width)
     """
+    if model["called"]:
+        return read_called(model, block, point, parts, changes, rows)
     by_head = point == "qkv" and model["layout"] == "by head"
     found, first = [], 0
     for path, side in parts:
@@ -171,6 +209,67 @@ def read_point(
             first = last
         found.append(value)
     return found[0] if len(found) == 1 else torch.cat(found, -1)
+
+
+def read_called(
+    model: ModelParts, block: Any, point: str, parts: list[tuple[str, str]], changes: list[RowChange], rows: int
+) -> torch.Tensor:
+    """`read_point` of a block that is called."""
+    found, first = [], 0
+    for path, side in parts:
+        value = value_at_side(model, block, point, path, side, rows)
+        if changes:
+            last = first + value.shape[-1]
+            value = add_to_rows(value, [{**one, "change": one["change"][..., first:last]} for one in changes])
+            put_at_side(model, block, point, path, side, value)
+            first = last
+        found.append(value)
+    return found[0] if len(found) == 1 else torch.cat(found, -1)
+
+
+def value_at_side(model: ModelParts, block: Any, point: str, path: str, side: str, rows: int) -> torch.Tensor:
+    """What is at a side of a module of a block that is called, as it stands in for a point.
+
+    Parameters
+    ----------
+    model : ModelParts
+    block : nnsight handle
+    point : str
+    path, side : str
+    rows : int
+        Of the pass, as positions of all rows may lie one after the other there.
+
+    Returns
+    -------
+    tensor (row, position, width)
+        q, k and v that one module gives are side by side; what the stream gets has the factor that it gets there.
+    """
+    value = read_side(block, path, side)
+    value = value.reshape(rows, -1, value.shape[-1]) if value.dim() == 2 else value
+    value = side_by_side(value, model["heads"], model["kv_heads"]) if is_by_head(model, point) else value
+    return value * model["factors"][point] if point in model["factors"] else value
+
+
+def put_at_side(model: ModelParts, block: Any, point: str, path: str, side: str, value: torch.Tensor) -> None:
+    """Replace what is at a side of a module of a block that is called, and was read just before.
+
+    Parameters
+    ----------
+    model : ModelParts
+    block : nnsight handle
+    point : str
+    path, side : str
+    value : tensor (row, position, width)
+        As `value_at_side` gives it.
+    """
+    value = value / model["factors"][point] if point in model["factors"] else value
+    value = head_by_head(value, model["heads"], model["kv_heads"]) if is_by_head(model, point) else value
+    replace_side(block, path, side, value.reshape(read_side(block, path, side).shape))
+
+
+def is_by_head(model: ModelParts, point: str) -> bool:
+    """Whether one module gives q, k and v there, head after head."""
+    return point == "qkv" and model["layout"] == "by head"
 
 
 def read_activations(
@@ -209,22 +308,23 @@ def read_activations(
     for name, path in model["embeddings"]:
         if (0, name) in reads:
             taken[(0, name)] = read_side(root, path, "output")
+    rows = len(model["blocks"][0].input) if model["called"] and layers else 0
     for layer in range(layers):
         for point, parts in model["points"]:
             site = (layer, point)
-            rotates = point == "qkv" and (kernels or (layer, "rotated") in reads)
+            rotates = point == ("rotated" if model["called"] else "qkv") and (kernels or (layer, "rotated") in reads)
             if not (site in writes or site in reads or rotates):
                 continue
-            value = read_point(model, model["blocks"][layer], point, parts, writes.get(site, []))
+            value = read_point(model, model["blocks"][layer], point, parts, writes.get(site, []), rows)
             if site in reads:
-                taken[site] = value
-            if rotates:
+                taken[site] = value.clone() if model["called"] else value  # its own blocks may add to it in place
+            if rotates and not model["called"]:
                 angles = rotary_angles(model, value, value.shape[1]) if angles is None else angles
-                rotated = rotated_sides(model, angles, model["blocks"][layer], value)
+                rotated = rotated_sides(model, angles[layer], model["blocks"][layer], value)
                 if (layer, "rotated") in reads:
                     taken[(layer, "rotated")] = rotated
             if rotates and kernels:
-                pattern = pattern_at(model, layer, rotated)
+                pattern = value if model["called"] else pattern_at(model, layer, rotated)
                 for kernel in kernels:
                     attended[kernel["name"]].append(kernel["function"](pattern, **kernel["arguments"]))
     return taken, {name: torch.stack(values, dim=1) for name, values in attended.items()}

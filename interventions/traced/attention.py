@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from .projections import project, rotated, sides, split_sides
+from .projections import project, rotated, sides, sinks_of, split_sides
 from .rows import apply_writes, normed, split_last_axis, write_into
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def attention(
         Queries are the positions that are computed; of the last layer, the scored ones where logits are read.
     """
     module, heads, start, stop = model["blocks"][layer], model["heads"], spec["start"], spec["stop"]
-    read = apply_writes(normed(module, model["paths"]["norm_1"], hidden), (layer, "attn_in"), spec, keep)
+    read = apply_writes(normed(module, model["paths"].get("norm_1"), hidden), (layer, "attn_in"), spec, keep)
     width, kv_width = heads * model["d_head"], model["kv_heads"] * model["d_head"]
     some = layer == spec["layers"] - 1 and not spec["pattern_kernels"] and len(spec["out"]) < stop - start
     if some:
@@ -56,8 +56,9 @@ def attention(
     q = apply_writes(q, (layer, "q"), spec, keep)
     k, v = apply_writes(k, (layer, "k"), spec, keep), apply_writes(v, (layer, "v"), spec, keep)
     queries = spec["out"] if some else torch.arange(start, stop, device=hidden.device)
-    q = apply_writes(rotated(model, spec["angles"], module, "q", q, queries), (layer, "q_rot"), spec, keep)
-    k = apply_writes(rotated(model, spec["angles"], module, "k", k, slice(start, stop)), (layer, "k_rot"), spec, keep)
+    angles, sinks = spec["angles"][layer], sinks_of(model, module)
+    q = apply_writes(rotated(model, angles, module, "q", q, queries), (layer, "q_rot"), spec, keep)
+    k = apply_writes(rotated(model, angles, module, "k", k, slice(start, stop)), (layer, "k_rot"), spec, keep)
     if start:
         k, v = with_earlier_keys(model, base, spec, layer, k, v)
     site = (layer, "pattern")
@@ -72,6 +73,8 @@ def attention(
         spec["masks"].get(layer, []),
         spec["writes"].get(site, []),
         bool(spec["pattern_kernels"]) or site in keep,
+        model["cap"],
+        None if sinks is None else sinks[:, None, None],
     )
     if site in keep:
         keep[site] = pattern
@@ -105,7 +108,7 @@ def with_earlier_keys(
     """
     start, copies = spec["start"], k.shape[0] // spec["examples"]
     _, early_k, early_v = split_sides(model, base[(layer, "qkv")][:, :start])
-    early_k = rotated(model, spec["angles"], model["blocks"][layer], "k", early_k, slice(0, start))
+    early_k = rotated(model, spec["angles"][layer], model["blocks"][layer], "k", early_k, slice(0, start))
     earlier = (part.repeat(copies, 1, 1) for part in (early_k, early_v))
     return torch.cat([next(earlier), k], 1), torch.cat([next(earlier), v], 1)
 
@@ -130,11 +133,14 @@ def recomputed_z(model: ModelParts, base: Points, spec: ResolvedPass, layer: int
     heads, d_head, examples = model["heads"], model["d_head"], spec["examples"]
     conditions, changed_heads = spec["pairs"][layer]["conditions"], spec["pairs"][layer]["heads"]
     owners = [head * model["kv_heads"] // heads for head in changed_heads]
-    stop, block = spec["stop"], model["blocks"][layer]
+    stop, block, angles = spec["stop"], model["blocks"][layer], spec["angles"][layer]
+    sinks = sinks_of(model, block)
     q, k, v = split_sides(model, base[(layer, "qkv")][:, :stop])
     device = q.device
     queries = torch.arange(spec["start"], stop, device=device) if isinstance(at, slice) else at
     writes = spec["pair_writes"]
+    if model["joint_norms"]:  # writes to q and k join before
+        q, k = (rotated(model, angles, block, side, part, slice(0, stop)) for side, part in (("q", q), ("k", k)))
     q, k, v = (
         select_heads(q[:, queries], changed_heads, d_head),
         select_heads(k, owners, d_head),
@@ -142,8 +148,11 @@ def recomputed_z(model: ModelParts, base: Points, spec: ResolvedPass, layer: int
     )
     for part, name in ((q, "q"), (k, "k"), (v, "v")):
         write_into(part, writes.get((layer, name), []))
-    q = write_into(rotated(model, spec["angles"], block, "q", q, queries), writes.get((layer, "q_rot"), []))
-    k = write_into(rotated(model, spec["angles"], block, "k", k, slice(0, stop)), writes.get((layer, "k_rot"), []))
+    if not model["joint_norms"]:
+        q = rotated(model, angles, block, "q", q, queries)
+        k = rotated(model, angles, block, "k", k, slice(0, stop))
+    q = write_into(q, writes.get((layer, "q_rot"), []))
+    k = write_into(k, writes.get((layer, "k_rot"), []))
     z, _ = attend(
         q.unsqueeze(1),
         k.unsqueeze(1),
@@ -154,6 +163,8 @@ def recomputed_z(model: ModelParts, base: Points, spec: ResolvedPass, layer: int
         spec["pair_masks"].get(layer, []),
         writes.get((layer, "pattern"), []),
         False,
+        model["cap"],
+        None if sinks is None else sinks[changed_heads].repeat_interleave(examples)[:, None, None, None],
     )
     count = spec["joins"][(layer, "qkv")]
     made = base[(layer, "z")][:, at].repeat(count, 1, 1).reshape(count, examples, len(queries), heads, d_head)
@@ -173,6 +184,8 @@ def attend(
     masks: list[ScoreMask],
     writes: list[TensorWrite],
     needs_pattern: bool,
+    cap: float | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Causal attention, ``(row, head, query, d_head)`` from q and from k, v of keys 0, 1, ..., and its pattern.
 
@@ -193,6 +206,10 @@ def attend(
     writes : list of TensorWrite
         To the pattern.
     needs_pattern : bool
+    cap : float, optional
+        What scores are soft-capped at.
+    sinks : tensor, optional
+        What stands beside the scores of each query; broadcasts to ``(row, head, query, 1)``.
 
     Returns
     -------
@@ -202,9 +219,9 @@ def attend(
     starts = sorted({rows.start for rows in changed})
     size = changed[0].stop - changed[0].start if changed else 0
     if needs_pattern:
-        return through_pattern(q, k, v, queries, scaling, window, masks, writes)
-    if len(starts) * size == q.shape[0]:
-        return through_pattern(q, k, v, queries, scaling, window, masks, writes)[0], None
+        return through_pattern(q, k, v, queries, scaling, window, masks, writes, cap, sinks)
+    if len(starts) * size == q.shape[0] or cap is not None or sinks is not None:
+        return through_pattern(q, k, v, queries, scaling, window, masks, writes, cap, sinks)[0], None
     if q.shape[2] == k.shape[2] and (window is None or window >= k.shape[2]):
         z = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
     else:
@@ -229,12 +246,14 @@ def through_pattern(
     window: int | None,
     masks: list[ScoreMask],
     writes: list[TensorWrite],
+    cap: float | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`attend` step by step, whatever implementation the model itself uses: scores, softmax, pattern, sum of values.
 
     Parameters
     ----------
-    q, k, v, queries, scaling, window, masks, writes
+    q, k, v, queries, scaling, window, masks, writes, cap, sinks
         As for `attend`.
 
     Returns
@@ -242,10 +261,10 @@ def through_pattern(
     tuple of tensor (row, head, query, d_head) and tensor (row, head, query, key)
     """
     scores = (at_least_float32(q) @ at_least_float32(k).transpose(-1, -2)) * scaling
-    scores = scores.masked_fill(hidden_keys(queries, k.shape[2], window), float("-inf"))
+    scores = soft_capped(scores, cap).masked_fill(hidden_keys(queries, k.shape[2], window), float("-inf"))
     for mask in masks:
         scores[mask["rows"], mask["heads"]][:, :, mask["queries"][:, None], mask["keys"]] = float("-inf")
-    pattern = scores.softmax(-1)
+    pattern = weights_of_scores(scores, sinks)
     if writes and torch.is_grad_enabled():
         pattern = pattern.clone()  # the softmax needs its own result for its gradient
     for write in writes:
@@ -253,6 +272,18 @@ def through_pattern(
         value: Any = write["value"]
         there[:, :, at] = there[:, :, at] * value if write["how"] == "scale" else 0 if value is None else value
     return pattern.to(v.dtype) @ v, pattern
+
+
+def soft_capped(scores: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """``cap * tanh(scores / cap)``, where there is a cap."""
+    return scores if cap is None else (scores / cap).tanh() * cap
+
+
+def weights_of_scores(scores: torch.Tensor, sinks: torch.Tensor | None) -> torch.Tensor:
+    """The softmax of scores ``(row, head, query, key)``, where there are sinks with these as one more key, left out."""
+    if sinks is None:
+        return scores.softmax(-1)
+    return torch.cat([scores, sinks.to(scores.dtype).expand(*scores.shape[:-1], 1)], -1).softmax(-1)[..., :-1]
 
 
 def hidden_keys(queries: torch.Tensor, keys: int, window: int | None) -> torch.Tensor:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .projections import side_by_side, sides, split_sides
+from .projections import rotary_angles, side_by_side, sides, split_sides, turned
 from .rows import call_module, no_tokens
 from .structure import is_bare, is_linear
 
@@ -24,7 +24,7 @@ FAR = 1e4
 """How far apart the numbers are that a norm is called with, so that what it adds to their variance does not count."""
 LARGE = {torch.float16: 2.0**8}
 """What unit vectors are multiplied with, so that the bias of a module does not count beside its weight, by format."""
-GAINS = ("norm_1", "q_norm", "k_norm")
+GAINS = ("norm_1", "q_norm", "k_norm", "attn_norm")
 
 
 def weights_read(parts: BlockLayout, block: Any) -> list[torch.Tensor | None]:
@@ -48,8 +48,32 @@ def weights_read(parts: BlockLayout, block: Any) -> list[torch.Tensor | None]:
 
 def gains_read(parts: BlockLayout, block: Any) -> list[torch.Tensor | None]:
     """What the norms of `GAINS` multiply by, as the table has it; at least float32, in which norms compute."""
-    sizes = zip(GAINS, (parts["d_model"], parts["d_head"], parts["d_head"]), strict=True)
-    return [gain_read(parts, block, name, size) if name in parts["paths"] else None for name, size in sizes]
+    return of_gains(parts, lambda name, size: gain_read(parts, block, name, size))
+
+
+def of_gains(parts: BlockLayout, gain: Any) -> list[torch.Tensor | None]:
+    """The gains of the norms of `GAINS` that there are; ones where nothing stands between the stream and attention.
+
+    Parameters
+    ----------
+    parts : BlockLayout
+    gain : callable
+        Takes the name of a norm and how many numbers it takes, and gives its gain.
+
+    Returns
+    -------
+    list of tensor or None
+        Of norms of q and k over all heads at once ``(head, d_head)``.
+    """
+    heads = {"q_norm": parts["heads"], "k_norm": parts["kv_heads"]}
+    found: list[torch.Tensor | None] = []
+    for name in GAINS:
+        of_head = parts["d_head"] if name in heads else parts["d_model"]
+        joint = heads.get(name, 1) if parts["joint_norms"] else 1
+        one = gain(name, joint * of_head) if name in parts["paths"] else None
+        found.append(one if one is None or joint == 1 else one.reshape(joint, of_head))
+    found[0] = torch.ones(parts["d_model"]) if found[0] is None else found[0]
+    return found
 
 
 def gain_read(parts: BlockLayout, block: Any, name: str, size: int) -> torch.Tensor:
@@ -104,8 +128,7 @@ def matrices_made(parts: BlockLayout, block: Any, like: torch.Tensor) -> list[to
 
 def gains_made(parts: BlockLayout, block: Any, like: torch.Tensor) -> list[torch.Tensor | None]:
     """The gains from calls with numbers that are far apart, in the format of `like`; also inside a trace."""
-    sizes = zip(GAINS, (like.shape[-1], parts["d_head"], parts["d_head"]), strict=True)
-    return [gain_made(parts, block, name, size, like) if name in parts["paths"] else None for name, size in sizes]
+    return of_gains(parts, lambda name, size: gain_made(parts, block, name, size, like))
 
 
 def gain_made(parts: BlockLayout, block: Any, name: str, size: int, like: torch.Tensor) -> torch.Tensor:
@@ -218,7 +241,9 @@ def neurons_read(parts: ModelFacts, block: Any) -> list[torch.Tensor | None]:
     """
     names = ("pre", "up", "down") if parts["gated"] else ("pre", "down")
     linear = {name: operator.attrgetter(parts["paths"][name])(block) for name in names}
-    gain = gain_read(parts, block, "norm_2", parts["d_model"])
+    gain = torch.ones(parts["d_model"])
+    if "norm_2" in parts["paths"]:
+        gain = gain_read(parts, block, "norm_2", parts["d_model"])
     if not all([is_linear(module) for module in linear.values()]):
         return [*neurons_made(parts, block, vector_of(parts, block))[:3], gain]
     weights = {name: module.weight.detach() for name, module in linear.items()}
@@ -231,7 +256,10 @@ def neurons_made(parts: ModelFacts, block: Any, like: torch.Tensor) -> list[torc
     pre = matrix_made(parts, block, "pre", like)
     up = matrix_made(parts, block, "up", like) if parts["gated"] else None
     down = matrix_made(parts, block, "down", like, pre.shape[1])
-    return [pre, up, down, gain_made(parts, block, "norm_2", parts["d_model"], like)]
+    gain = torch.ones(parts["d_model"])
+    if "norm_2" in parts["paths"]:
+        gain = gain_made(parts, block, "norm_2", parts["d_model"], like)
+    return [pre, up, down, gain]
 
 
 def matrix_made(parts: BlockLayout, block: Any, name: str, like: torch.Tensor, size: int | None = None) -> torch.Tensor:
@@ -298,7 +326,7 @@ def score_weights(root: Any, parts: ModelParts, vocabulary: int, score: Any) -> 
         "ends": lambda: ends_of(root, parts, vocabulary),
         "heads": lambda layer: weights_of(root, parts, layer),
         "neurons": lambda layer: neurons_of(root, parts, layer),
-        "angles": lambda distance: angles_of(root, parts, distance),
+        "turned": lambda layer, distance, query: turned_by(root, parts, layer, distance, query),
     }
     return score(read)
 
@@ -336,20 +364,31 @@ def neurons_of(root: Any, parts: ModelParts, layer: int) -> list[torch.Tensor | 
     return made
 
 
-def angles_of(root: Any, parts: ModelParts, distance: int) -> Any:
-    """Cosines and sines by which a position turns against one `distance` before it; None without rotation."""
-    if parts["rotary"] is None:
-        return None
-    if not parts["apart"]:
+def turned_by(root: Any, parts: ModelParts, layer: int, distance: int, query: torch.Tensor) -> torch.Tensor:
+    """Queries ``(row, d_head)`` as their rotation has them against keys so many positions before that do not turn.
+
+    Parameters
+    ----------
+    root, parts
+        As for `server_jobs.run_unmodified`.
+    layer, distance : int
+    query : tensor (row, d_head)
+
+    Returns
+    -------
+    tensor (row, d_head)
+    """
+    rotary = parts["rotary"]
+    if rotary is None:
+        return query
+    if parts["apart"]:
+        with torch.no_grad(), root.trace(no_tokens(parts["like"].device), use_cache=False):
+            made = rotary_angles(parts, parts["like"], distance + 1)[layer]
+    else:
+        here: Any = {**parts, "rotary": getattr(rotary, "_module", rotary)}
         with torch.no_grad():
-            return angles_made(parts["rotary"]._module, vector_of(parts, root._module), distance)
-    like = parts["like"]
-    with torch.no_grad(), root.trace(no_tokens(like.device), use_cache=False):
-        made = angles_made(parts["rotary"], like, distance)
-    return made
-
-
-def angles_made(rotary: Any, like: torch.Tensor, distance: int) -> list[torch.Tensor]:
-    """The same from a rotary embedding; some kinds stretch all vectors alike, which is left out."""
-    cos, sin = rotary(like, torch.arange(distance + 1, device=like.device)[None])
-    return [cos[0, distance] / cos[0, 0], sin[0, distance] / cos[0, 0]]
+            made = rotary_angles(here, vector_of(parts, root._module), distance + 1)[layer]
+    if made is None:
+        return query
+    cos, sin = (one.to(query) for one in (made[0][distance] / made[0][0], made[1][distance] / made[0][0]))
+    return turned(query, cos, sin, parts["neighbours"])  # some kinds stretch all vectors alike, which is left out

@@ -11,7 +11,7 @@ from .activations import pattern_between, split_heads
 from .projections import combine, is_readable
 
 if TYPE_CHECKING:
-    from .specs import DirectPart, DirectSpec, FrozenNorm, Kernel, LogitsSpec, ModelParts, Points, ReadSite
+    from .specs import DirectPart, DirectSpec, FrozenNorm, Kernel, LogitsSpec, ModelParts, Points, ReadSite, Tail
 
 
 def logits_kernels(
@@ -54,10 +54,20 @@ def logits_kernels(
         else:
             logits = (columns[rows] @ part.unsqueeze(-1)).squeeze(-1)
             logits = logits if bias is None else logits + bias[tokens][rows]
+        logits = after_unembedding(logits, spec["tail"])
         for kernel in spec["kernels"]:
             given = {name: value[rows] for name, value in kernel["arguments"].items()}
             found[kernel["name"]].append(kernel["function"](logits, **given))
     return {name: torch.cat(values) for name, values in found.items()}
+
+
+def after_unembedding(logits: torch.Tensor, tail: Tail) -> torch.Tensor:
+    """What a model makes of the logits of its unembedding: scaled or capped."""
+    if tail is None:
+        return logits
+    before, capped, after = tail
+    logits = logits * before
+    return (logits.tanh() if capped else logits) * after
 
 
 def with_base_logits(spec: LogitsSpec, logits: torch.Tensor | None) -> LogitsSpec:

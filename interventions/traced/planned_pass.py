@@ -13,9 +13,10 @@ import torch
 
 from .activations import pattern_between
 from .attention import attention, recomputed_z
+from .called import run as run_called
 from .logits import logits_kernels
 from .projections import combine, project, rotary_angles
-from .rows import append_joining_rows, append_rows, apply_writes, call_module, normed, write_into
+from .rows import after, append_joining_rows, append_rows, apply_writes, call_module, normed, write_into
 
 if TYPE_CHECKING:
     from .specs import (
@@ -57,6 +58,8 @@ def run(model: ModelParts, base: Points, spec: ResolvedPass, keep: dict[WriteSit
     dict
         Kernel name to values, ``(row, scored)`` of logits or ``(row, layer, head)`` of patterns.
     """
+    if model["called"]:
+        return run_called(model, base, spec, keep)
     spec = {**spec, "angles": rotary_angles(model, next(iter(base.values())), spec["stop"])}
     if spec["senders"]:
         spec = with_path_values(spec, path_values(model, base, spec))
@@ -104,7 +107,7 @@ def block(
     tensor (row, position, d_model) or None
         The stream that leaves the block; None where no row is at work, or where nothing reads it.
     """
-    module, last = model["blocks"][layer], layer == spec["layers"] - 1
+    last = layer == spec["layers"] - 1
     start = spec["start"]
     window = slice(start, spec["stop"])
     at = spec["out"] if last else window
@@ -121,7 +124,7 @@ def block(
     z = append_joining_rows(z, base, (layer, "z"), at, spec, (layer, "z"))
     resid = append_joining_rows(resid, base, (layer, "stream"), at, spec, (layer, "z"))
     z = written_z(z, layer, spec, keep)
-    attn_out = None if z is None else call_module(module, model["paths"]["out"], z)
+    attn_out = None if z is None else added_by_heads(model, spec, layer, z, keep)
     attn_out = append_joining_rows(attn_out, base, (layer, "attn_out"), at, spec, (layer, "attn_out"))
     resid = append_joining_rows(resid, base, (layer, "stream"), at, spec, (layer, "attn_out"))
     attn_out = apply_writes(attn_out, (layer, "attn_out"), spec, keep)
@@ -160,7 +163,7 @@ def parallel_block(
     tensor (row, position, d_model) or None
         As of `block`.
     """
-    module, last = model["blocks"][layer], layer == spec["layers"] - 1
+    last = layer == spec["layers"] - 1
     start = spec["start"]
     at = spec["out"] if last else slice(start, spec["stop"])
     through = 0 if hidden is None else len(hidden)
@@ -178,7 +181,7 @@ def parallel_block(
         z = append_rows(z, recomputed_z(model, base, spec, layer, at))
     z = append_joining_rows(z, base, (layer, "z"), at, spec, (layer, "z"))
     z = written_z(z, layer, spec, keep)
-    attn_out = None if z is None else call_module(module, model["paths"]["out"], z)
+    attn_out = None if z is None else added_by_heads(model, spec, layer, z, keep)
     attn_out = append_joining_rows(attn_out, base, (layer, "attn_out"), at, spec, (layer, "attn_out"))
     attn_out = apply_writes(attn_out, (layer, "attn_out"), spec, keep)
     for stage in (*IN_MLP, "mlp_out"):
@@ -221,6 +224,32 @@ def written_z(z: Any, layer: int, spec: ResolvedPass, keep: dict[WriteSite, Any]
     return apply_writes(z, (layer, "head_out"), spec, keep)
 
 
+def added_by_heads(
+    model: ModelParts, spec: ResolvedPass, layer: int, z: torch.Tensor, keep: dict[WriteSite, Any]
+) -> torch.Tensor:
+    """What attention adds to the stream.
+
+    Parameters
+    ----------
+    model : ModelParts
+    spec : ResolvedPass
+    layer : int
+    z : tensor (row, position, column)
+    keep : dict
+        As for `apply_writes`.
+
+    Returns
+    -------
+    tensor (row, position, d_model)
+        After the norm that follows, if one does; vectors that are added to what heads write are added before it.
+    """
+    module, paths = model["blocks"][layer], model["paths"]
+    made = call_module(module, paths["out"], z)
+    if "attn_norm" not in paths:
+        return made
+    return call_module(module, paths["attn_norm"], apply_writes(made, (layer, "heads"), spec, keep))
+
+
 def of_rows(spec: ResolvedPass, layer: int, rows: slice) -> ResolvedPass:
     """`spec` with the writes in the MLP of a layer to some rows only, counted from the first of them."""
     writes, start = dict(spec["writes"]), rows.start
@@ -261,11 +290,11 @@ def mlp_with_writes(
     def joined(value: torch.Tensor | None, point: str, stage: str) -> Any:
         return append_joining_rows(value, base, (layer, point), at, spec, (layer, stage))
 
-    read = joined(None if mid is None else normed(module, paths["norm_2"], mid), "mlp_in", "mlp_in")
+    read = joined(None if mid is None else normed(module, paths.get("norm_2"), mid), "mlp_in", "mlp_in")
     read = apply_writes(read, (layer, "mlp_in"), spec, keep)
     sites = [(layer, point) for point in IN_MLP[1:]]
     if not any([site in spec["joins"] or spec["writes"].get(site) or site in keep for site in sites]):
-        return None if read is None else call_module(module, paths["mlp"], read)
+        return None if read is None else after(module, paths.get("mlp_norm"), call_module(module, paths["mlp"], read))
     pre = joined(None if read is None else call_module(module, paths["pre"], read), "mlp_pre", "mlp_pre")
     pre = apply_writes(pre, (layer, "mlp_pre"), spec, keep)
     post = None if pre is None else call_module(module, paths["act"], pre)
@@ -273,7 +302,7 @@ def mlp_with_writes(
         up = joined(None if read is None else call_module(module, paths["up"], read), "mlp_up", "mlp_pre")
         post = post * up
     post = apply_writes(joined(post, "mlp_post", "mlp_post"), (layer, "mlp_post"), spec, keep)
-    return None if post is None else call_module(module, paths["down"], post)
+    return None if post is None else after(module, paths.get("mlp_norm"), call_module(module, paths["down"], post))
 
 
 def path_values(model: ModelParts, base: Points, spec: ResolvedPass) -> dict[ReceiverKey, torch.Tensor]:
@@ -283,7 +312,7 @@ def path_values(model: ModelParts, base: Points, spec: ResolvedPass) -> dict[Rec
     for sender, change in zip(spec["senders"], spec["changes"], strict=True):
         first, of_mlp = sender["layer"], sender["component"] == "mlp_out"
         of_head = sender["component"] == "z"
-        delta = combine(model, model["blocks"][first], change, sender["columns"]) if of_head else change
+        delta = sent_by_head(model, base, sender, window, change) if of_head else change
         for layer in range(first, max(receiver["layer"] for receiver in sender["receivers"])):
             if sender["through_mlps"] and model["parallel"]:
                 if layer > first:  # what is sent from a layer does not enter its own MLP
@@ -298,6 +327,34 @@ def path_values(model: ModelParts, base: Points, spec: ResolvedPass) -> dict[Rec
                     into = delta if columns is None else received(model, base, layer + 1, window, delta, columns)
                     found[receiver["key"]] = into
     return found
+
+
+def sent_by_head(
+    model: ModelParts, base: Points, sender: PathSender, window: slice, change: torch.Tensor
+) -> torch.Tensor:
+    """What a change of ``z`` of a head changes of what attention adds; other heads stay as in the base run.
+
+    Parameters
+    ----------
+    model : ModelParts
+    base : Points
+        What the base run has, by the points of a planned pass.
+    sender : PathSender
+    window : slice
+        The positions that are computed.
+    change : tensor (example, position, column)
+
+    Returns
+    -------
+    tensor (example, position, d_model)
+    """
+    layer, paths = sender["layer"], model["paths"]
+    block = model["blocks"][layer]
+    delta = combine(model, block, change, sender["columns"])
+    if "attn_norm" not in paths:
+        return delta
+    made = call_module(block, paths["out"], base[(layer, "z")][:, window])
+    return call_module(block, paths["attn_norm"], made + delta) - call_module(block, paths["attn_norm"], made)
 
 
 def received(
@@ -320,7 +377,7 @@ def received(
     tensor (example, position, column)
     """
     block, stream = model["blocks"][layer], base[(layer, "stream")][:, window] + delta
-    made: torch.Tensor = project(model, block, call_module(block, model["paths"]["norm_1"], stream), columns)
+    made: torch.Tensor = project(model, block, normed(block, model["paths"].get("norm_1"), stream), columns)
     return made
 
 
@@ -387,8 +444,9 @@ def slopes(
 
 def mlp(model: ModelParts, layer: int, mid: torch.Tensor) -> torch.Tensor:
     """What the MLP of a layer makes of the stream that enters it."""
-    module = model["blocks"][layer]
-    return call_module(module, model["paths"]["mlp"], call_module(module, model["paths"]["norm_2"], mid))
+    module, paths = model["blocks"][layer], model["paths"]
+    made = call_module(module, paths["mlp"], normed(module, paths.get("norm_2"), mid))
+    return after(module, paths.get("mlp_norm"), made)
 
 
 def resolve_values(spec: PassSpec, cache: RunCache) -> ResolvedPass:
@@ -402,7 +460,8 @@ def resolve_values(spec: PassSpec, cache: RunCache) -> ResolvedPass:
         "pattern_kernels": cache["pattern_kernels"],
         "base_attended": {name: value.repeat(spec["conditions"], 1, 1) for name, value in attended.items()},
         "logits": without_first(cache["logits"], spec["skip"]),
-        "angles": None,
+        "angles": [],
+        "tokens": cache["tokens"],
     }
 
 

@@ -110,22 +110,55 @@ def combine(model: ModelParts, block: Any, z: torch.Tensor, columns: slice) -> t
     return written
 
 
-def side_by_side(by_head: torch.Tensor, heads: int) -> torch.Tensor:
-    """q, k and v side by side, from one head after the other."""
-    return split_last_axis(by_head, heads, 3, -1).transpose(-2, -3).flatten(-3)
+def side_by_side(by_head: torch.Tensor, heads: int, kv_heads: int = 0) -> torch.Tensor:
+    """q, k and v side by side, from one key-value head after the other: q of those that read it, its k and its v."""
+    if kv_heads in (0, heads):
+        return split_last_axis(by_head, heads, 3, -1).transpose(-2, -3).flatten(-3)
+    every = split_last_axis(by_head, kv_heads, heads // kv_heads + 2, -1)
+    return torch.cat([every[..., :-2, :].flatten(-3), every[..., -2, :].flatten(-2), every[..., -1, :].flatten(-2)], -1)
 
 
-def head_by_head(sides: torch.Tensor, heads: int) -> torch.Tensor:
-    """One head after the other, from q, k and v side by side."""
-    return split_last_axis(sides, 3, heads, -1).transpose(-2, -3).flatten(-3)
+def head_by_head(sides: torch.Tensor, heads: int, kv_heads: int = 0) -> torch.Tensor:
+    """One key-value head after the other, from q, k and v side by side."""
+    if kv_heads in (0, heads):
+        return split_last_axis(sides, 3, heads, -1).transpose(-2, -3).flatten(-3)
+    size = sides.shape[-1] // (heads + 2 * kv_heads)
+    ends = [0, heads * size, (heads + kv_heads) * size, sides.shape[-1]]
+    every = [split_last_axis(sides[..., ends[at] : ends[at + 1]], kv_heads, -1, size) for at in range(3)]
+    return torch.cat(every, -2).flatten(-3)
 
 
-def rotary_angles(model: ModelParts, like: torch.Tensor, length: int) -> Angles:
-    """Cosines and sines by which the model's own module rotates positions 0, 1, ..."""
+def rotary_angles(model: ModelParts, like: torch.Tensor, length: int) -> list[Angles]:
+    """Cosines and sines by which the model's own module rotates positions 0, 1, ..., by layer."""
     if model["rotary"] is None:
-        return None
-    cos, sin = model["rotary"](like, torch.arange(length, device=like.device)[None])
-    return cos[0], sin[0]
+        return [None] * model["layers"]
+    made = {kind: None if kind is None else angles_of_kind(model, like, length, kind) for kind in {*model["kinds"]}}
+    return [made[kind] for kind in model["kinds"]]
+
+
+def angles_of_kind(model: ModelParts, like: torch.Tensor, length: int, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines ``(position, rotated dimension)`` of one kind of layer, in the number format of `like`."""
+    if isinstance(model["rotary"], torch.Tensor):  # sines and cosines of all positions
+        sin, cos = at_hand(model, model["rotary"])[:length].to(like).chunk(2, -1)
+    else:
+        more = (kind,) if kind else ()
+        cos, sin = (one[0] for one in model["rotary"](like, torch.arange(length, device=like.device)[None], *more))
+    if model["paired"] and model["neighbours"]:
+        return cos.repeat_interleave(2, -1), sin.repeat_interleave(2, -1)
+    return (torch.cat([cos, cos], -1), torch.cat([sin, sin], -1)) if model["paired"] else (cos, sin)
+
+
+def at_hand(model: ModelParts, values: torch.Tensor) -> torch.Tensor:
+    """Numbers of the model itself, which a job apart from the weights does not have."""
+    if model["apart"]:
+        raise RuntimeError("this server runs jobs apart from the weights, which attention of this model is made from")
+    return values
+
+
+def sinks_of(model: ModelParts, block: Any) -> torch.Tensor | None:
+    """The number ``(head,)`` that stands beside the scores of each head; None where there is none."""
+    path = model["paths"].get("sinks")
+    return None if path is None else at_hand(model, operator.attrgetter(path)(block))
 
 
 def rotated(
@@ -150,20 +183,44 @@ def rotated(
     norm = model["paths"].get(f"{side}_norm")
     if norm is None and angles is None:
         return value
+    if norm is not None and model["joint_norms"]:
+        value, norm = call_module(block, norm, value), None
     each = split_last_axis(value, -1, model["d_head"])
     if norm is not None:
         each = call_module(block, norm, each)
     if angles is not None:
         cos, sin = (part[at].unsqueeze(1) for part in angles)
-        size = cos.shape[-1]
+        each = turned(each, cos, sin, model["neighbours"])
+    return each.flatten(-2).to(value.dtype)  # angles may be wider
+
+
+def turned(each: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, neighbours: bool) -> torch.Tensor:
+    """Rotate the first dimensions of vectors ``(..., d_head)``, as many as there are cosines.
+
+    Parameters
+    ----------
+    each : tensor (..., d_head)
+    cos, sin : tensor (..., rotated dimension)
+    neighbours : bool
+        Whether neighbouring dimensions turn together, and not those of the first half with those of the second.
+
+    Returns
+    -------
+    tensor (..., d_head)
+    """
+    size = cos.shape[-1]
+    if neighbours:
+        first, second = each[..., 0:size:2], each[..., 1:size:2]
+        across = torch.stack([-second, first], -1).flatten(-2)
+    else:
         first, second = each[..., : size // 2], each[..., size // 2 : size]
-        front = each[..., :size] * cos + torch.cat([-second, first], -1) * sin
-        each = front if size == model["d_head"] else torch.cat([front, each[..., size:]], -1)
-    return each.flatten(-2)
+        across = torch.cat([-second, first], -1)
+    front = each[..., :size] * cos + across * sin
+    return front if size == each.shape[-1] else torch.cat([front, each[..., size:]], -1)
 
 
 def rotated_sides(model: ModelParts, angles: Angles, block: Any, qkv: torch.Tensor) -> torch.Tensor:
-    """Give q and k side by side, of all positions, as scores are made from them.
+    """Give q and k side by side, of all positions, as scores are made from them; and the sinks, where there are any.
 
     Parameters
     ----------
@@ -175,12 +232,13 @@ def rotated_sides(model: ModelParts, angles: Angles, block: Any, qkv: torch.Tens
 
     Returns
     -------
-    tensor (row, position, width of q and k)
+    tensor (row, position, width of q and k, and a column for the sink of each head)
     """
-    d_head = model["d_head"]
+    d_head, sinks = model["d_head"], sinks_of(model, block)
     width, both = model["heads"] * d_head, (model["heads"] + model["kv_heads"]) * d_head
+    beside = [] if sinks is None else [sinks.to(qkv.dtype).expand(*qkv.shape[:2], -1)]
     if angles is None and "q_norm" not in model["paths"]:
-        return qkv[..., :both]
+        return torch.cat([qkv[..., :both], *beside], -1) if beside else qkv[..., :both]
     at = slice(0, qkv.shape[1])
     q = rotated(model, angles, block, "q", qkv[..., :width], at)
-    return torch.cat([q, rotated(model, angles, block, "k", qkv[..., width:both], at)], -1)
+    return torch.cat([q, rotated(model, angles, block, "k", qkv[..., width:both], at), *beside], -1)

@@ -90,10 +90,15 @@ def projected_out(value: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
     return rest.to(value.dtype)
 
 
-def normed(block: Any, path: str, stream: torch.Tensor) -> torch.Tensor:
-    """What a norm of a block makes of the stream, as a tensor of its own also where that is the stream itself."""
-    made = call_module(block, path, stream)
+def normed(block: Any, path: str | None, stream: torch.Tensor) -> torch.Tensor:
+    """What a norm of a block (None: it has none) makes of the stream, as a tensor of its own, not the stream itself."""
+    made = stream if path is None else call_module(block, path, stream)
     return made.clone() if made is stream else made
+
+
+def after(block: Any, path: str | None, value: torch.Tensor) -> torch.Tensor:
+    """`value` after a norm of a block (None: it has none)."""
+    return value if path is None else call_module(block, path, value)
 
 
 def split_last_axis(value: torch.Tensor, *sizes: int) -> torch.Tensor:
@@ -102,9 +107,10 @@ def split_last_axis(value: torch.Tensor, *sizes: int) -> torch.Tensor:
 
 
 def call_module(block: Any, path: str, value: torch.Tensor) -> torch.Tensor:
-    """What a module of a block makes of `value`."""
-    made: torch.Tensor = operator.attrgetter(path)(block)(value)
-    return made
+    """What a module of a block makes of `value` (the first, where it returns several)."""
+    made: Any = operator.attrgetter(path)(block)(value)
+    first: torch.Tensor = made[0] if isinstance(made, tuple) else made
+    return first
 
 
 def no_tokens(device: Any) -> torch.Tensor:

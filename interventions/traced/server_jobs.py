@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .configuration import configuration_of
 from .gradients import attribution
 from .head_weights import (
     output_weights,
@@ -21,7 +20,7 @@ from .inside import capture, direct_of, read_in_batches, read_in_pass, weighted_
 from .logits import with_base_logits
 from .planned_pass import resolve_values
 from .rows import no_tokens
-from .structure import modules_of, names_of
+from .structure import configuration_of, modules_of, names_of
 from .traces import (
     as_it_is,
     by_itself,
@@ -163,6 +162,7 @@ def run_unmodified(
         if not found:
             logits = made
             cache: RunCache = {
+                "tokens": run["tokens"],
                 "base": points,
                 "sources": sources,
                 "reference": reference,

@@ -26,6 +26,10 @@ Index: TypeAlias = "slice | list[int] | torch.Tensor"
 """Some of the places along an axis."""
 
 
+Tail: TypeAlias = "tuple[float, bool, float] | None"
+"""What becomes of logits: times the first, a hyperbolic tangent or not, times the last; None where nothing does."""
+
+
 class BlockLayout(TypedDict):
     """Where the weights of heads are in a block."""
 
@@ -38,9 +42,18 @@ class BlockLayout(TypedDict):
     kv_heads: int
     d_head: int
     d_model: int
+    joint_norms: bool  # whether norms of q and k run over all heads at once
 
 
-class ModelFacts(BlockLayout):
+class CallFacts(TypedDict):
+    """What there is to know of blocks that are called."""
+
+    called: bool  # whether they are, instead of being laid open
+    gives: int  # how many things a block gives in a tuple; 0 where it gives the stream alone
+    factors: dict[str, float]  # what a block multiplies what is at a point by before it adds it, if not 1
+
+
+class ModelFacts(BlockLayout, CallFacts):
     """What there is to know of a model, beside its outer modules."""
 
     embeddings: list[tuple[str, str]]  # name and path; read as if in layer 0, before it
@@ -50,6 +63,11 @@ class ModelFacts(BlockLayout):
     gated: bool  # whether the MLP has a gate
     scalings: list[float]  # by layer
     windows: list[int | None]  # by layer
+    cap: float | None  # of attention scores
+    kinds: list[str | None]  # by layer: what the rotary embedding is called with, "" for nothing; None: no turning
+    neighbours: bool  # whether it turns neighbouring dimensions, not halves
+    paired: bool  # whether it gives an angle for each pair of dimensions
+    tail: Tail
     apart: bool  # whether the weights are on another machine than the job
 
 
@@ -57,9 +75,9 @@ class ModelDescription(ModelFacts):
     """A model in plain data, with the paths of its outer modules."""
 
     blocks: str
-    norm: str
+    norm: str  # and, behind spaces, what else stands before the unembedding
     unembed: str
-    rotary: str | None  # None without rotary embedding
+    rotary: str | None  # a module, or a table of sines and cosines; None without rotary embedding
 
 
 class ModelParts(ModelFacts):
@@ -67,6 +85,7 @@ class ModelParts(ModelFacts):
 
     blocks: Any
     norm: Any
+    normed: Any  # the module that gives what the unembedding reads
     unembed: Any
     rotary: Any  # None without rotary embedding
     like: Any  # on a server an activation, which has the number format and the device; else None
@@ -89,6 +108,7 @@ class LogitsSpec(TypedDict):
     rows: int  # that are scored at a time,
     rows_of_all: int  # or where all logits are computed
     apart: bool
+    tail: Tail
 
 
 class ReferenceRead(TypedDict):
@@ -101,6 +121,7 @@ class ReferenceRead(TypedDict):
 class RunCache(TypedDict):
     """What was read of the runs before the passes of some examples, and the kernels with their arguments."""
 
+    tokens: torch.Tensor  # (example, position), of the base run
     base: Points
     sources: dict[str, Points]  # by run
     reference: ReferenceRead
@@ -135,6 +156,8 @@ class PatternColumns(TypedDict):
     d_head: int
     scaling: float
     window: int | None
+    cap: float | None
+    sinks: slice | None  # columns that hold the numbers beside the scores; None without sinks
 
 
 class FromRun(TypedDict):
@@ -263,11 +286,12 @@ class ResolvedPass(PassSpec):
     pattern_kernels: list[Kernel]
     base_attended: dict[str, torch.Tensor]  # (row, layer, head)
     logits: LogitsSpec
-    angles: Angles  # put in where the pass runs
+    angles: list[Angles]  # by layer; put in where the pass runs
+    tokens: torch.Tensor  # (example, position), of the base run
 
 
 Angles: TypeAlias = "tuple[torch.Tensor, torch.Tensor] | None"
-"""Cosines and sines ``(position, rotated dimension)``; None without rotary embedding."""
+"""Cosines and sines ``(position, rotated dimension)`` of a layer; None where it turns nothing."""
 
 
 class Change(TypedDict):
@@ -462,7 +486,7 @@ class WeightsRead(TypedDict):
     ends: Callable[[], list[torch.Tensor]]  # embedding, unembedding (token, d_model); gain of the last norm (d_model,)
     heads: Callable[[int], list[Any]]  # of a layer, the fields of `HeadWeights`
     neurons: Callable[[int], list[Any]]  # of a layer, as `head_weights.neurons_read` gives them
-    angles: Callable[[int], Any]  # of a distance: cosine and sine of each turned dimension; None without rotation
+    turned: Callable[[int, int, Any], Any]  # of a layer: queries (row, d_head) as so many positions turn them
 
 
 class WeightsProgram(Program):

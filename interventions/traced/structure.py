@@ -1,4 +1,4 @@
-"""What a module is made of: its classes, their plain attributes, and what surrounds or replaces their code.
+"""What a module is made of: its configuration, its classes, their attributes, and what replaces their code.
 
 Plain functions, as in `traces`: they run here, and on a server that does not have this package.
 """
@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch.nn.modules import module as torch_module
 
-from .configuration import configuration_of, without_names
-
 SCALARS = (bool, int, float, complex, str, type(None))
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 GLOBAL_HOOKS = (
@@ -24,6 +22,28 @@ GLOBAL_HOOKS = (
     "_global_backward_pre_hooks",
     "_global_backward_hooks",
 )
+NOT_NUMBERS = (
+    "_name_or_path",
+    "_commit_hash",
+    "_attn_implementation",
+    "attn_implementation",
+    "architectures",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "id2label",
+    "label2id",
+    "output_attentions",
+    "output_hidden_states",
+    "pad_token_id",
+    "problem_type",
+    "return_dict",
+    "task_specific_params",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+)
+"""Entries of a configuration that no number depends on, or that an identity states by themselves."""
 OF_TORCH = {*vars(torch.nn.Module()), *HOOKS, "forward", "__nnsight__"}
 """Attributes that every module has, or that nnsight adds: parameters, hooks and the mode are read elsewhere."""
 OF_LOADING = {
@@ -181,13 +201,24 @@ def buffer_hash(module: torch.nn.Module) -> str:
 def tensors_hash(tensors: Iterable[tuple[str, Any]]) -> str:
     """SHA-256 over names, shapes and bytes (first 16 hexadecimal digits)."""
     digest = hashlib.sha256()
-    for name, tensor in tensors:
+    for name, tensor in (part for one in tensors for part in plain_parts(*one)):
         if isinstance(tensor, torch.Tensor):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             digest.update(bytes_of(tensor))
         else:  # what a module of its own kind puts into its state
             digest.update(f"{name} {tensor!r}".encode())
     return digest.hexdigest()[:16]
+
+
+def plain_parts(name: str, tensor: Any) -> Iterator[tuple[str, Any]]:
+    """A tensor with its name; of one that is made of others, as quantised weights are, these."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        names, facts = tensor.__tensor_flatten__()
+        yield f"{name} {type(tensor).__qualname__}", facts
+        for inner in names:
+            yield from plain_parts(f"{name}.{inner}", getattr(tensor, inner))
+    else:
+        yield name, tensor
 
 
 def bytes_of(tensor: torch.Tensor) -> Any:
@@ -216,3 +247,16 @@ def evaluating(module: torch.nn.Module) -> Iterator[None]:
         for one, training in modes:
             if one.training != training:
                 one.training = training
+
+
+def configuration_of(config: Any) -> str:
+    """A configuration as JSON text, without the place it was read from."""
+    found = {key: value for key, value in config.to_dict().items() if key not in ("_name_or_path", "_commit_hash")}
+    return json.dumps(
+        found, sort_keys=True, default=lambda one: sorted(map(str, one)) if isinstance(one, set) else str(one)
+    )
+
+
+def without_names(configuration: str) -> dict[str, Any]:
+    """The entries of a configuration that numbers may depend on."""
+    return {key: value for key, value in json.loads(configuration).items() if key not in NOT_NUMBERS}

@@ -6,6 +6,7 @@ a session on a server that has torch and nnsight but not this package. ``parts``
 
 from __future__ import annotations
 
+import functools
 import operator
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,9 @@ import torch
 from . import activations, planned_pass
 from .attention import at_least_float32
 from .head_weights import GAINS, gains_made, gains_read, weights_read
-from .logits import frozen_norm, heads_alone, logits_kernels, with_base_logits
+from .logits import after_unembedding, frozen_norm, heads_alone, logits_kernels, with_base_logits
 from .projections import combine, is_readable, linear, project, sides
-from .rows import call_module, no_tokens
+from .rows import call_module, no_tokens, normed
 
 if TYPE_CHECKING:
     from .specs import (
@@ -40,15 +41,30 @@ TOKENS = 16
 
 def opened(root: Any, described: ModelDescription) -> ModelParts:
     """What a trace has to know of a model, from its description."""
-    rotary = described["rotary"]
+    rotary, norms = described["rotary"], [operator.attrgetter(path)(root) for path in described["norm"].split()]
     return {
         **described,
         "blocks": operator.attrgetter(described["blocks"])(root),
-        "norm": operator.attrgetter(described["norm"])(root),
+        "norm": norms[0] if len(norms) == 1 else functools.partial(one_after_another, norms),
+        "normed": norms[-1],
         "unembed": operator.attrgetter(described["unembed"])(root),
         "rotary": None if rotary is None else operator.attrgetter(rotary)(root),
         "like": None,
     }
+
+
+def one_after_another(modules: list[Any], value: torch.Tensor) -> torch.Tensor:
+    """What modules make of a value, each of what the one before it made."""
+    for module in modules:
+        value = module(value)
+    return value
+
+
+def tokens_of(parts: ModelParts, spec: ResolvedPass, device: Any) -> torch.Tensor:
+    """Tokens of a planned pass: those of its rows where blocks are called; else it never goes through the model."""
+    if not parts["called"] or spec["first"] >= spec["layers"]:
+        return no_tokens(device)
+    return spec["tokens"][:, : spec["stop"]].repeat(spec["conditions"], 1)
 
 
 def end(parts: ModelParts, tracer: Any) -> None:
@@ -117,9 +133,9 @@ def as_it_is(
             root, parts, parts["layers"], set(run["points"]), run["pattern_kernels"], {}
         )
         if logits["kernels"]:
-            normed = parts["norm"].output[:, at]
+            normed = parts["normed"].output[:, at]
             if keep_logits:
-                found["logits"] = parts["unembed"](normed)
+                found["logits"] = after_unembedding(parts["unembed"](normed), parts["tail"])
             spec = with_base_logits(logits, found.get("logits"))
             values.update(logits_kernels(normed, parts["unembed"], spec, len(tokens)))
         nnsight.save(taken)
@@ -292,7 +308,7 @@ def planned(
         Kernel name to values, ``(row, scored)`` of logits and ``(row, layer, head)`` of patterns; and what is at the
         sites that are read, of the rows at work.
     """
-    with root.trace(no_tokens(device), use_cache=False) as tracer:
+    with root.trace(tokens_of(parts, spec, device), use_cache=False) as tracer:
         found = planned_pass.run_without_grad(parts, base, spec)
         nnsight.save(found)
         end(parts, tracer)
@@ -326,7 +342,7 @@ def logits_of(
         else:
             made = unembed(normed)
             made = made if tokens is None else made[..., tokens]
-        found: torch.Tensor = nnsight.save(made)
+        found: torch.Tensor = nnsight.save(after_unembedding(made, parts["tail"]))
         end(parts, tracer)
     return found
 
@@ -362,7 +378,7 @@ def slopes(
         WriteSite to what is there, ``(row, position, column)`` or, of a pattern, ``(row, head, query, key)``; and
         kernel name to the derivatives of the kernel's mean over scored positions, by WriteSite, in these shapes.
     """
-    with torch.enable_grad(), root.trace(no_tokens(device), use_cache=False) as tracer:
+    with torch.enable_grad(), root.trace(tokens_of(parts, spec, device), use_cache=False) as tracer:
         found = planned_pass.slopes(parts, base, spec, sites, names)
         nnsight.save(found)
         end(parts, tracer)
@@ -425,21 +441,21 @@ def by_itself(
         For each layer and part: its name, how far off it is at most, the standard deviation of what the model has, and
         what rounding can do where that is a difference of larger numbers.
     """
-    size, out = (parts["heads"] + 2 * parts["kv_heads"]) * parts["d_head"], parts["paths"]["out"]
+    size, out = (parts["heads"] + 2 * parts["kv_heads"]) * parts["d_head"], parts["paths"].get("out", "")
     every = []
     for layer in layers:
         block, z = parts["blocks"][layer], points[(layer, "z")]
         with torch.no_grad(), root.trace(no_tokens(device), use_cache=False) as tracer:
-            normed = call_module(block, parts["paths"]["norm_1"], points[(layer, "resid_pre")])
-            whole = torch.cat(sides(parts, block, normed), -1)
-            bias = torch.cat(sides(parts, block, torch.zeros_like(normed)), -1)
+            entering = normed(block, parts["paths"].get("norm_1"), points[(layer, "resid_pre")])
+            whole = torch.cat(sides(parts, block, entering), -1)
+            bias = torch.cat(sides(parts, block, torch.zeros_like(entering)), -1)
             thirds = range(0, size, size // 3 + 1)  # do not end where heads do
-            some = [project(parts, block, normed, slice(start, start + size // 3 + 1)) for start in thirds]
+            some = [project(parts, block, entering, slice(start, start + size // 3 + 1)) for start in thirds]
             written = combine(parts, block, z, slice(0, z.shape[-1]))
             full = call_module(block, out, z)
             given = full - call_module(block, out, torch.zeros_like(z))
-            gains = [] if parts["apart"] else gains_made(parts, block, normed)
-            found = nnsight.save([whole, torch.cat(some, -1), written, given, normed, bias, full, *gains])
+            gains = [] if parts["apart"] else gains_made(parts, block, entering)
+            found = nnsight.save([whole, torch.cat(some, -1), written, given, entering, bias, full, *gains])
             end(parts, tracer)
         qkv = points[(layer, "qkv")]
         pairs = [("sides", found[0], qkv), ("project", found[1], qkv), ("combine", found[2], found[3])]
@@ -466,7 +482,7 @@ def by_itself(
         )
         of_table = [] if parts["apart"] else gains_read(parts, block._module)
         for name, made, gain in zip(GAINS, found[7:], of_table, strict=False):
-            if gain is not None:
+            if gain is not None and name in parts["paths"]:
                 mean = float(gain.float().pow(2).mean().sqrt())
                 norm = operator.attrgetter(parts["paths"][name])(block._module)
                 added = getattr(norm, "bias", None)
@@ -500,11 +516,17 @@ def columns(root: Any, parts: ModelParts, stream: torch.Tensor, device: Any) -> 
     """
     with torch.no_grad(), root.trace(no_tokens(device), use_cache=False) as tracer:
         normed = parts["norm"](stream)
-        logits = parts["unembed"](normed)
+        logits = after_unembedding(parts["unembed"](normed), parts["tail"])
         size = logits.shape[-1]
         tokens = torch.arange(0, size, max(1, size // TOKENS), device=logits.device).expand(*logits.shape[:2], -1)
         kernel = {"name": "columns", "function": as_they_are, "arguments": {}}
-        spec: Any = {"kernels": [kernel], "tokens": tokens, "compare": [], "apart": parts["apart"]}
+        spec: Any = {
+            "kernels": [kernel],
+            "tokens": tokens,
+            "compare": [],
+            "apart": parts["apart"],
+            "tail": parts["tail"],
+        }
         spec.update(rows=1, rows_of_all=1)
         made = logits_kernels(normed, parts["unembed"], spec, 1)["columns"]
         found = nnsight.save([made, logits.gather(-1, tokens)])

@@ -66,6 +66,8 @@ def what_heads_write(
     ServerError
         As `direct_logit_attribution`.
     """
+    if model.why_no_sums:
+        return xr.Dataset(attrs={"left_out": model.why_no_sums})
     try:
         found = direct_logit_attribution(model, task)
     except HeadwiseError:

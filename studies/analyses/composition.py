@@ -73,6 +73,7 @@ def composition_scores(model: Model, *, draws: int = 200, seed: int = 0, check: 
     from ...interventions.begin import begin
 
     check_is_model(model)
+    model.check_laid_open("composition_scores")
     with begin(model, check=check) as call:
         found = _composition(model, draws, seed)
     return found.assign_attrs(provenance(model, call.identity))

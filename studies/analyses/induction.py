@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
-from ...errors import MOST_DRAWS, MOST_STEPS, DeclarationError, HeadwiseError, ResultError, whole
+from ...errors import MOST_DRAWS, MOST_STEPS, DeclarationError, HeadwiseError, ModelError, ResultError, whole
 from ...interventions.base.hashing import short_hash
 from ...interventions.declare import codec
 from ...interventions.declare.sites import Head
@@ -130,6 +130,8 @@ class InductionStudy:
         ------
         DeclarationError
             The prompts do not fit the model.
+        ModelError
+            Its blocks are called, not laid open.
 
         Examples
         --------
@@ -137,6 +139,7 @@ class InductionStudy:
         >>> round(plan.least["ablation"].forwards), round(plan.most["ablation"].forwards)
         (192, 770)
         """
+        _check(model)
         self.task.draw(model)
         return price_study(self, model, timed=timed)
 
@@ -177,10 +180,12 @@ class InductionStudy:
         DeclarationError
             The prompts do not fit the model, or an executor cannot run its passes.
         ModelError
-            A self-check failed, or an untrained model to compare with does not fit in memory.
+            Its blocks are called, not laid open; a self-check failed; or an untrained model to compare with does not
+            fit in memory.
         ResultError
             `out` cannot be written, or belongs to another study.
         """
+        _check(model)
         self.task.draw(model)  # what does not fit the model is refused before any forward pass
         context.check_executor(model, executor)
         heads.check_room(model)
@@ -357,3 +362,13 @@ class InductionStudy:
         if not isinstance(study, cls):
             raise DeclarationError("this JSON does not hold an InductionStudy")
         return study
+
+
+def _check(model: Model) -> None:
+    """Refuse a model of which weights of heads cannot be had."""
+    if model.shape.called:
+        raise ModelError(
+            f"the induction study needs weights of heads, and blocks of {model.name} are called, not laid open: "
+            f"{model.family.why_called}. Possible are measurements and captures, hw.measure and hw.capture, of "
+            f"{', '.join(map(str, model.sites))}"
+        )

@@ -109,6 +109,7 @@ def circuit_scores(model: Model, *, folded: bool = True, check: bool = True) -> 
     from ...interventions.begin import begin
 
     check_is_model(model)
+    model.check_laid_open("circuit_scores")
     shape = model.shape
     score = partial(_scores, layers=shape.layers, heads=shape.heads, folded=bool(folded), centred=model.family.centred)
     with begin(model, check=check) as call:
@@ -214,6 +215,7 @@ def head_circuits(
     from ...interventions.begin import begin
 
     check_is_model(model)
+    model.check_laid_open("head_circuits")
     check_remote(model, remote)
     own, top = _head(model, head), check_top(model, top)
     earlier = _through(model, own, through)
@@ -358,7 +360,7 @@ def _pairs(
     q, k, v, o = own
     gain = (gain if folded else torch.ones_like(gain)).to(device, torch.float64)
     value, query = _tokens_in(embed, v, by_value), _tokens_in(embed, q, by_query)
-    turned = _turned(query, read["angles"](distance)) if distance else query
+    turned = read["turned"](heads[0][0], distance, query) if distance and heads[0] else query
     ov = value, _tokens_in(unembed, (o * gain).T, []).T
     qk = turned, _tokens_in(embed, k, by_key).T
     found = []
@@ -378,7 +380,11 @@ def _head_factors(
 ) -> list[torch.Tensor]:
     """``W_Q W_K W_V (d_model, d_head)`` and ``W_O (d_head, d_model)`` of one head, float64."""
     _, head, shared = place
-    q, k, v, o, *gains = fields
+    q, k, v, o, gain, q_gain, k_gain, out_gain = fields
+    q_gain, k_gain = (
+        one if one is None or one.dim() == 1 else one[at : at + 1] for one, at in ((q_gain, head), (k_gain, shared))
+    )
+    gains = [gain, q_gain, k_gain, out_gain]
     picked = [q[head : head + 1], k[shared : shared + 1], v[shared : shared + 1], o[head : head + 1], *gains]
     return [one[0] for one in _folded(picked, folded, centred, device)]
 
@@ -390,15 +396,6 @@ def _tokens_in(ends: torch.Tensor, matrix: torch.Tensor, earlier: Sequence[torch
         return _tokens_in(ends, v, []) @ (o @ matrix)
     starts = range(0, len(ends), AT_ONCE)
     return torch.cat([ends[start : start + AT_ONCE].to(matrix) @ matrix for start in starts])
-
-
-def _turned(query: torch.Tensor, angles: Any) -> torch.Tensor:
-    """Queries as their rotation has them against keys that are not rotated."""
-    cos, sin = (one.to(query) for one in angles)
-    size = len(cos)
-    first, second = query[:, : size // 2], query[:, size // 2 : size]
-    front = query[:, :size] * cos + torch.cat([-second, first], -1) * sin
-    return torch.cat([front, query[:, size:]], -1)
 
 
 def _scores(read: WeightsRead, *, layers: int, heads: int, folded: bool, centred: bool) -> Array:
@@ -424,7 +421,7 @@ def _scores(read: WeightsRead, *, layers: int, heads: int, folded: bool, centred
 def _folded(fields: list[Any], folded: bool, centred: bool, device: Any) -> list[torch.Tensor]:
     """``W_Q W_K W_V (head, d_model, d_head)`` and ``W_O`` of a layer, float64, keys and values for each head."""
     q, k, v, o, *gains = (None if one is None else one.detach().cpu().double().numpy() for one in fields)
-    made = folded_factors(q, k, v, o, centred, *(gains if folded else (None, None, None)))
+    made = folded_factors(q, k, v, o, centred, *(gains if folded else [None] * len(gains)))
     return [torch.from_numpy(np.ascontiguousarray(one)).to(device) for one in made]
 
 

@@ -106,8 +106,10 @@ def logit_lens(
     check_remote(model, remote)
     if of not in ("stream", "heads"):
         raise DeclarationError(f"of={of!r}: possible are 'stream' and 'heads'")
+    if of == "heads":
+        model.check_sums("logit_lens(of='heads')")
     top, positions = check_top(model, top), None if positions is None else as_positions(positions)
-    given = as_task(prompts)
+    given = as_task(model, prompts)
     wanted = [] if metrics is None else chosen_metrics(metrics)
     for metric in wanted:
         if metric.kind != "logits":

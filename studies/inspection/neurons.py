@@ -86,6 +86,7 @@ def neuron_tokens(
     from ...interventions.begin import begin
 
     check_is_model(model)
+    model.check_sums("neuron_tokens")
     check_remote(model, remote)
     asked, top = _asked(model, neurons), check_top(model, top)
     names = [name for name in MATRICES if name != "up" or model.shape.gated]

@@ -84,6 +84,7 @@ def weighted_value_norms(
     from ...interventions.begin import begin
 
     check_is_model(model)
+    model.check_laid_open("weighted_value_norms")
     given = [*model.layers] if layers is None else [*layers] if isinstance(layers, Iterable) else [layers]
     wanted = [whole(layer, "a layer") for layer in given]
     if not wanted or len(set(wanted)) < len(wanted):

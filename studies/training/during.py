@@ -216,8 +216,11 @@ def _hooked(model: PreTrainedModel, family: Family, shape: Shape, edit: Edit) ->
     if component in ("q", "k", "v"):
         module = attrgetter(paths[component if family.layout == "apart" else "qkv"])(block)
         return module.register_forward_hook(Held(edit, _side(site.component, site.head, family, shape), shape).after)
-    outputs = {"resid_post": lambda: block, "attn_out": lambda: attrgetter(paths["attention"])(block)}
-    module = outputs.get(component, lambda: attrgetter(paths["mlp"])(block))()
+    outputs = {
+        "resid_post": lambda: block,
+        "attn_out": lambda: attrgetter(paths.get("attn_norm", paths["attention"]))(block),
+    }
+    module = outputs.get(component, lambda: attrgetter(paths.get("mlp_norm", paths["mlp"]))(block))()
     return module.register_forward_hook(Held(edit, None, shape).after)
 
 

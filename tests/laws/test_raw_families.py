@@ -8,13 +8,18 @@ from operator import attrgetter
 import pytest
 import torch
 
-from tests.oracles import raw_families
+from tests.oracles import raw_families, raw_variants
 from tests.oracles.raw_families import Place, components, heads_of, read, run, write
 
 
-@pytest.fixture(params=raw_families.MODELS)
+@pytest.fixture(params=[*raw_families.MODELS, *raw_variants.MODELS])
 def model(request):
-    return raw_families.random_model(request.param).requires_grad_(False).double()
+    model = raw_families.random_model(request.param).requires_grad_(False)
+    return model if request.param == "gpt-oss" else model.double()  # whose experts are float32 at most
+
+
+FLOAT32 = ("gpt_neo", "gptj", "gemma2", "gpt_oss")
+"""Whose attention is float32 always."""
 
 
 def draw(model, seed=0):
@@ -39,7 +44,7 @@ def test_what_is_read_can_be_written_back_and_a_write_is_seen(model):
         for positions in (None, (9, 12)):
             where = placed(component, last, positions)
             old = read(model, tokens, where)
-            rounding = 1e-4 if model.config.model_type == "gpt_neo" else 1e-9  # whose attention is float32 always
+            rounding = 1e-4 if model.config.model_type in FLOAT32 else 1e-9
             close(write(model, tokens, where, old), clean, rounding)
         moved = (write(model, tokens, placed(component, last), 0.3) - clean).abs().amax((0, 2))
         assert moved[:9].max() < rounding, component
@@ -55,7 +60,7 @@ def test_the_stand_in_for_attention_is_the_models_own(model):
     for layer, weights in enumerate(raw_families.own_weights(model, tokens)):
         for head in range(heads):
             own = weights[:, head].double()  # though its softmax is float32
-            close(read(model, tokens, Place(layer, "pattern", head)), own, 1e-5)
+            close(read(model, tokens, Place(layer, "pattern", head)).double(), own, 1e-5)
 
 
 def test_windows_hide_what_is_too_far_back():
@@ -103,19 +108,24 @@ def test_key_value_heads_are_shared_by_neighbours():
 
 def test_neurons_by_hand(model):
     """The last matrix makes the output of the MLP from what is read before it, and that is of what is read before."""
-    tokens = draw(model)
+    if model.config.model_type == "gpt_oss":
+        pytest.skip("an MLP of experts")
+    tokens, own = draw(model), raw_families.anatomy(model)
     normed, pre, post, out = (read(model, tokens, Place(0, f"mlp_{one}")) for one in ("in", "pre", "post", "out"))
-    kind, mlp = model.config.model_type, attrgetter(raw_families.anatomy(model).blocks)(model)[0].mlp
-    if kind in ("gpt_neox", "gpt_neo"):
+    block, kind = attrgetter(own.blocks)(model)[0], model.config.model_type
+    mlp = block.mlp
+    if kind == "gptj":
+        first, last, made = mlp.fc_in, mlp.fc_out, torch.nn.functional.gelu(pre, approximate="tanh")
+    elif kind in ("gpt_neox", "gpt_neo"):
         first, last = (mlp.dense_h_to_4h, mlp.dense_4h_to_h) if kind == "gpt_neox" else (mlp.c_fc, mlp.c_proj)
         made = torch.nn.functional.gelu(pre, approximate="none" if kind == "gpt_neox" else "tanh")
     else:
         first, last = mlp.gate_proj, mlp.down_proj
-        made = torch.nn.functional.gelu(pre, approximate="tanh") if kind == "gemma" else pre * pre.sigmoid()
+        made = torch.nn.functional.gelu(pre, approximate="tanh") if "gemma" in kind else pre * pre.sigmoid()
         made = made * mlp.up_proj(normed)
     close(pre, first(normed))
     close(post, made)
-    close(out, last(post))
+    close(out, getattr(block, own.mlp_out)(last(post)) if own.mlp_out else last(post))
     close(read(model, tokens, Place(0, "mlp_post", 3)), post[:, :, 3])
 
 

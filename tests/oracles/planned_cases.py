@@ -33,7 +33,7 @@ from headwise.interventions.base.shape import Shape
 from headwise.interventions.declare.edits import Intervention
 from headwise.metrics import induction, kl, logit_diff, loss, self_attention
 from headwise.studies import Prompts, RepeatedTokens
-from tests.oracles import raw_families, raw_hooks
+from tests.oracles import raw_families, raw_hooks, raw_variants
 from tests.oracles.planned_naive import QKV, Naive, starved
 
 PER_HEAD = (*QKV, "q_rot", "k_rot", "pattern", "z", "head_out")
@@ -54,9 +54,9 @@ def model(name: str, implementation: str, double: bool = False) -> hw.Model:
     """A random model with either implementation of attention; "scaled" divides scores by the number of the layer."""
     if double:
         return hw.load(deepcopy(model(name, implementation).module).double())
-    if name in raw_families.MODELS:
+    if name in raw_families.MODELS | raw_variants.MODELS:
         module = raw_families.random_model(name)
-        if name != "gpt-neo":  # which has one implementation
+        if name not in ("gpt-neo", "gemma2", "gpt-oss", "gptj"):  # which have one implementation
             module.set_attn_implementation(implementation)
         return hw.load(module)
     module = raw_hooks.random_gpt2(**MODELS[name])

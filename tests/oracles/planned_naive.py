@@ -137,7 +137,7 @@ class Naive:
                     keys = range(length) if edit.key is None else edit.key
                     for query, key in itertools.product(place.positions or kept, keys):
                         scores[:, query, key] = -torch.inf
-            weights = scores.softmax(-1)
+            weights = raw_families.weights(self.module, layer, head, scores)
             for place, change in mine:
                 if not isinstance(change, Knockout):
                     weights = raw_paths._changed(weights, raw_paths._at(place.positions), change)

@@ -22,7 +22,8 @@ import copy
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from operator import attrgetter
 from typing import Any
 from unittest import mock
@@ -31,6 +32,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from tests.oracles import raw_variants
 from tests.oracles.raw_paths import Change, Place, _at, _changed, _fixed, _reader
 
 QKV = ("q", "k", "v")
@@ -50,9 +52,12 @@ class Anatomy:
     out: str
     mlp: str
     norm_2: str
-    matrices: tuple[str, str] = ("mlp.gate_proj", "mlp.down_proj")
+    matrices: tuple[str, str] | None = ("mlp.gate_proj", "mlp.down_proj")
     fused: str | None = None
     rotary: bool = True
+    attn_out: str | None = None
+    """The module whose output is added to the stream, where that is not the attention."""
+    mlp_out: str | None = None
 
 
 LLAMA = Anatomy(
@@ -77,12 +82,13 @@ NEOX = Anatomy(
 )
 NEO = Anatomy(
     "transformer.h", "transformer.wte", "transformer.wpe", "attn.attention", "attn.attention.out_proj", "mlp", "ln_2",
-    ("mlp.c_fc", "mlp.c_proj"), rotary=False,
+    ("mlp.c_fc", "mlp.c_proj"), rotary=False, attn_out="attn",
 )  # fmt: skip
 
 
 def anatomy(model: Any) -> Anatomy:
-    return {"gpt_neox": NEOX, "gpt_neo": NEO}.get(model.config.model_type, LLAMA)
+    kind = model.config.model_type
+    return {"gpt_neox": NEOX, "gpt_neo": NEO}.get(kind, replace(LLAMA, **raw_variants.ANATOMIES.get(kind, {})))
 
 
 def heads_of(model: Any) -> tuple[int, int]:
@@ -92,7 +98,7 @@ def heads_of(model: Any) -> tuple[int, int]:
 
 
 def is_parallel(model: Any) -> bool:
-    return getattr(model.config, "use_parallel_residual", False)
+    return getattr(model.config, "use_parallel_residual", model.config.model_type == "gptj")
 
 
 def components(model: Any) -> tuple[str, ...]:
@@ -101,7 +107,8 @@ def components(model: Any) -> tuple[str, ...]:
     position = ("pos_embed",) if own.pos_embed else ()
     rotated = ("q_rot", "k_rot") if own.rotary else ()
     mid = () if is_parallel(model) else ("resid_mid",)
-    rest = ("pattern", "z", "head_out", "attn_out", *mid, "mlp_in", *PER_NEURON, "mlp_out", "resid_post")
+    neurons = PER_NEURON if own.matrices else ()
+    rest = ("pattern", "z", "head_out", "attn_out", *mid, "mlp_in", *neurons, "mlp_out", "resid_post")
     return ("embed", *position, "resid_pre", "attn_in", *QKV, *rotated, *rest)
 
 
@@ -122,15 +129,17 @@ def _through(module: Any, stage: str, value: Tensor) -> Tensor:
     return value
 
 
-def _weighted(module: Any, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor, scaling: float) -> Any:
+def _weighted(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor, scaling: float, cap: float | None = None
+) -> Any:
     """``(example, head, position, d)`` of every head, one after the other, and all weights."""
     query, key = _through(module, "q_rot", query), _through(module, "k_rot", key)
     each, group, weights = [], query.shape[1] // key.shape[1], []
     for head in range(query.shape[1]):
         scores = query[:, head] @ key[:, head // group].transpose(1, 2) * scaling
-        scores = scores.masked_fill(~allowed, -torch.inf)
+        scores = raw_variants.capped(scores, cap).masked_fill(~allowed, -torch.inf)
         acts = _acts(module, f"weigh {head}")
-        made = scores.softmax(-1)
+        made = raw_variants.softmax(module, head, scores)
         for act in acts:
             made = act(scores)
         weights.append(made)
@@ -139,10 +148,17 @@ def _weighted(module: Any, query: Tensor, key: Tensor, value: Tensor, allowed: T
 
 
 def _eager(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float, **_: Any
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float,
+    softcap: float | None = None,
+    **_: Any,
 ) -> tuple[Tensor, Tensor]:
     """In place of ``eager_attention_forward``."""
-    z, weights = _weighted(module, query, key, value, attention_mask[:, 0] > -1, scaling)
+    z, weights = _weighted(module, query, key, value, attention_mask[:, 0] > -1, scaling, softcap)
     return z.transpose(1, 2).contiguous(), weights
 
 
@@ -150,6 +166,13 @@ def _neo(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask:
     """In place of ``GPTNeoSelfAttention._attn``, whose scores are not scaled."""
     size = query.shape[-2]
     return _weighted(module, query, key, value, module.bias[0, :, :size, :size], 1.0)
+
+
+def _gptj(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None) -> tuple[Tensor, Tensor]:
+    """In place of ``GPTJAttention._attn``."""
+    size = query.shape[-2]
+    allowed = torch.ones(size, size, dtype=torch.bool).tril() if attention_mask is None else attention_mask[:, 0] > -1
+    return _weighted(module, query, key, value, allowed, query.shape[-1] ** -0.5)
 
 
 class Inside:
@@ -163,8 +186,9 @@ class Inside:
             model.set_attn_implementation("eager")
             self.stack.callback(model.set_attn_implementation, usual)
         code = sys.modules[type(module).__module__]
-        if model.config.model_type == "gpt_neo":
-            self.stack.enter_context(mock.patch.object(type(module), "_attn", _neo))
+        stand_in = {"gpt_neo": _neo, "gptj": _gptj}.get(model.config.model_type)
+        if stand_in is not None:
+            self.stack.enter_context(mock.patch.object(type(module), "_attn", stand_in))
         else:
             self.stack.enter_context(mock.patch.object(code, "eager_attention_forward", _eager))
         ACTS.append(self.act)
@@ -177,11 +201,20 @@ class Inside:
         self.stack.close()
 
 
+def weights(model: Any, layer: int, head: int, scores: Tensor) -> Tensor:
+    """Weights of keys from scores of a head; of a GPT-2 too."""
+    if model.config.model_type == "gpt2":
+        return scores.softmax(-1)
+    block = attrgetter(anatomy(model).blocks)(model)[layer]
+    return raw_variants.softmax(attrgetter(anatomy(model).attention)(block), head, scores)
+
+
 def _attention_hooks(model: Any, layer: int, head: int, queries: Sequence[int] | None, weigh: Change) -> list[Any]:
     """Handles that make the weights of a head ``weigh(scores)``; scores are (example, query, key), hidden ones -inf."""
 
     def act(scores: Tensor) -> Tensor:
-        return _changed(scores.softmax(-1), _at(queries), lambda _old: weigh(scores[_at(queries)]))
+        usual = weights(model, layer, head, scores)
+        return _changed(usual, _at(queries), lambda _old: weigh(scores[_at(queries)]))
 
     return [Inside(model, layer, f"weigh {head}", act)]
 
@@ -233,7 +266,8 @@ def _hooks(model: Any, tokens: Tensor, place: Place, change: Change) -> list[Any
         args[0].copy_(_changed(args[0], _at(positions), change))  # the block adds this very tensor to the MLP's output
 
     if component == "pattern":
-        return _attention_hooks(model, layer, head, positions, lambda scores: change(scores.softmax(-1)))
+        usual = partial(weights, model, layer, head)
+        return _attention_hooks(model, layer, head, positions, lambda scores: change(usual(scores)))
     if component in INSIDE:
         return [Inside(model, layer, component, lambda value: _changed(value, _at(positions, head), change))]
     if component == "attn_in":
@@ -243,7 +277,7 @@ def _hooks(model: Any, tokens: Tensor, place: Place, change: Change) -> list[Any
         "z": (own.out, on_z),
         "resid_mid": (own.norm_2, on_mid),
         "mlp_in": (own.mlp, on_input),
-        "mlp_post": (own.matrices[1], on_input),
+        "mlp_post": (own.matrices and own.matrices[1], on_input),
     }
     if component in before:
         path, hook = before[component]
@@ -253,12 +287,11 @@ def _hooks(model: Any, tokens: Tensor, place: Place, change: Change) -> list[Any
         return [attrgetter(getattr(own, component))(model).register_forward_hook(on_output)]
     if component == "resid_post":
         return [block.register_forward_hook(on_output)]
-    attention = "attn" if own is NEO else own.attention
     after = {
         "head_out": (own.out, on_head_out),
-        "attn_out": (attention, on_output),
-        "mlp_pre": (own.matrices[0], on_neurons),
-        "mlp_out": (own.mlp, on_output),
+        "attn_out": (own.attn_out or own.attention, on_output),
+        "mlp_pre": (own.matrices and own.matrices[0], on_neurons),
+        "mlp_out": (own.mlp_out or own.mlp, on_output),
         **{
             part: (own.fused or f"{own.attention}.{part}_proj", on_fused if own.fused else on_projection)
             for part in QKV
@@ -392,7 +425,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def random_model(name: str, seed: int = 0, **more: Any) -> Any:
     """A random model in eval mode, float32, far from linear: weights and biases N(0, 0.3), gains N(1, 0.3)."""
-    kind, config = MODELS[name]
+    kind, config = (MODELS | raw_variants.MODELS)[name]
     return random_weights(kind, {**config, **more}, seed)
 
 
@@ -401,16 +434,18 @@ def random_weights(kind: str, config: dict[str, Any], seed: int = 0) -> Any:
     """The same, of a class without ``ForCausalLM`` and a configuration."""
     with torch.random.fork_rng():
         made = getattr(transformers, f"{kind}Config")(**copy.deepcopy(config))  # it writes into what it is given
-        model = getattr(transformers, f"{kind}ForCausalLM")(made)
+        model = getattr(transformers, f"{kind.removesuffix('Text')}ForCausalLM")(made)
     generator = torch.Generator().manual_seed(seed)
     own = anatomy(model)
     embeddings = {f"{path}.weight" for path in (own.embed, own.pos_embed) if path}
     for path, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         if path in embeddings:
-            parameter.copy_(noise / (24**0.5 if kind == "Gemma" else 1))  # which multiplies embeddings by as much
+            parameter.copy_(
+                noise / (24**0.5 if kind.startswith("Gemma") else 1)
+            )  # which multiplies embeddings by as much
         elif "norm" in path.split(".")[-2] or ".ln_" in path:
-            centre = float(path.endswith("weight") and kind != "Gemma")
+            centre = float(path.endswith("weight") and not kind.startswith("Gemma"))
             parameter.copy_(centre + 0.3 * noise)
         elif kind == "GPTNeo" and ("q_proj" in path or "k_proj" in path):
             parameter.copy_(0.15 * noise)  # scores are not scaled

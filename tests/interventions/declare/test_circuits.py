@@ -1,6 +1,8 @@
 """Graphs and circuits as values: which edges there are, which go when pruned, which the largest scores are of."""
 
+import dataclasses
 import json
+import types
 
 import numpy as np
 import pytest
@@ -221,3 +223,16 @@ def test_a_graph_refuses_what_it_has_not():
     ):
         with pytest.raises(hw.errors.HeadwiseError, match=says):
             what()
+
+
+@pytest.mark.parametrize(
+    ("facts", "says"),
+    [
+        ({"normed_after": True}, "a norm between what heads write and the stream"),
+        ({"lacks": (("resid_mid", "x"), ("z", "nothing takes it"))}, "that has no z: nothing takes it"),
+    ],
+)
+def test_a_stream_that_is_no_sum_of_heads_and_mlps_has_no_graph(small_model, facts, says):
+    shape = dataclasses.replace(small_model.shape, **facts)
+    with pytest.raises(hw.errors.DeclarationError, match=says):
+        hw.Graph.of(types.SimpleNamespace(shape=shape))

@@ -71,12 +71,18 @@ def test_a_window_that_the_model_ignores_changes_no_number():
     np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["Qwen2", "Qwen3", "Llama"])
-def test_layers_that_headwise_does_not_compute_are_refused(kind):
+@pytest.mark.parametrize("kind", ["Qwen2", "Qwen3"])
+def test_layers_that_neither_headwise_nor_the_model_computes_are_refused(kind):
     module = random(kind)
     module.config.layer_types = [FULL, "chunked_attention"]
-    with pytest.raises(ModelError, match=r"layer 1 of .*ForCausalLM has 'chunked_attention' \(layer_types\): headwise"):
+    with pytest.raises(ModelError, match=r"ForCausalLM: it has 'chunked_attention' in layer 1 \(layer_types\), and"):
         hw.load(module)
+
+
+def test_layers_that_only_the_model_computes_are_called():
+    module = random("Llama")
+    module.config.layer_types = [FULL, "chunked_attention"]
+    assert repr(hw.load(module)).endswith("blocks are called: it has 'chunked_attention' in layer 1 (layer_types)>")
 
 
 def test_a_window_without_a_size_is_refused():

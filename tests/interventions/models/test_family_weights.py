@@ -25,25 +25,34 @@ from tests.support.families import NAMES, TASK
 def by_hand(module, layer, head, folded):
     """W_Q, W_K, W_V (d_model, d_head) and W_O (d_head, d_model) of a head, straight from the modules, float64."""
     own, (heads, kv_heads) = raw_families.anatomy(module), raw_families.heads_of(module)
+    kind = module.config.model_type
     block = attrgetter(own.blocks)(module)[layer]
     attention = attrgetter(own.attention)(block)
+    shared = head // (heads // kv_heads)
     if own.fused:
         rows = attrgetter(own.fused)(block).weight.detach().double().chunk(heads)[head].chunk(3)
     else:
         sides = [getattr(attention, f"{side}_proj").weight.detach().double() for side in "qkv"]
-        shared = head // (heads // kv_heads)
         rows = [sides[0].chunk(heads)[head], *(side.chunk(kv_heads)[shared] for side in sides[1:])]
     q, k, v = (part.T.numpy() for part in rows)
     o = attrgetter(own.out)(block).weight.detach().double().T.chunk(heads)[head].numpy()
     if folded:
-        norm = block.ln_1 if own is raw_families.NEO else block.input_layernorm
-        gain = norm.weight.detach().double().numpy() + (module.config.model_type == "gemma")
-        q, k, v = (gain[:, None] * part for part in (q, k, v))
+        norm = block.ln_1 if hasattr(block, "ln_1") else getattr(block, "input_layernorm", None)
+        more = float("gemma" in kind)
+        if norm is not None:
+            gain = norm.weight.detach().double().numpy() + more
+            q, k, v = (gain[:, None] * part for part in (q, k, v))
         if hasattr(norm, "bias"):  # LayerNorm
             q, k, v = (part - part.mean(0) for part in (q, k, v))
             o = o - o.mean(1, keepdims=True)
-        if module.config.model_type == "qwen3":
-            q, k = q * attention.q_norm.weight.detach().numpy(), k * attention.k_norm.weight.detach().numpy()
+        if kind in ("qwen3", "gemma3_text"):
+            q = q * (attention.q_norm.weight.detach().double().numpy() + more)
+            k = k * (attention.k_norm.weight.detach().double().numpy() + more)
+        if kind == "olmo2":  # whose norms are of all heads at once
+            q = q * attention.q_norm.weight.detach().double().chunk(heads)[head].numpy()
+            k = k * attention.k_norm.weight.detach().double().chunk(kv_heads)[shared].numpy()
+        if own.attn_out and kind != "gpt_neo":
+            o = o * (getattr(block, own.attn_out).weight.detach().double().numpy() + more)
     return q, k, v, o
 
 
@@ -127,20 +136,26 @@ def test_a_knockout_that_leaves_a_window_empty_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "reason"),
     [
-        ({"attn_logit_softcapping": 50.0}, r"caps its attention scores \(attn_logit_softcapping=50.0\)"),
-        ({"final_logit_softcapping": 30.0}, r"caps its logits \(final_logit_softcapping=30.0\)"),
-        ({"use_bidirectional_attention": True}, "attends to later tokens too"),
-        ({"rope_parameters": {"rope_type": "dynamic"}}, r"depend on the length of the prompt \(rope_type='dynamic'\)"),
+        ({"attn_logit_softcapping": 50.0}, "it caps its attention scores (attn_logit_softcapping=50.0)"),
+        ({"final_logit_softcapping": 30.0}, "it caps its logits (final_logit_softcapping=30.0)"),
+        ({"use_bidirectional_attention": True}, "it attends to later tokens too"),
+        (
+            {"rope_parameters": {"rope_type": "dynamic"}},
+            "it turns q and k by angles that depend on the length of the prompt (rope_type='dynamic')",
+        ),
     ],
 )
-def test_attention_that_headwise_does_not_compute_is_refused(change, message):
+def test_attention_that_headwise_does_not_compute_is_called(change, reason):
     module = raw_families.random_model("gemma")
     for key, value in change.items():
         setattr(module.config, key, value)
-    with pytest.raises(ModelError, match=message):
-        hw.load(module)
+    model = hw.load(module)
+    assert model.shape.called
+    assert repr(model).endswith(f"; blocks are called: {reason}>")
+    with pytest.raises(ModelError, match="head_weights needs blocks that are laid open, and those of GemmaForCausalLM"):
+        model.head_weights(0)
 
 
 def test_a_saved_model_loads_from_its_folder(model, tmp_path):

@@ -2,11 +2,14 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
+import torch
 
 import headwise as hw
 from headwise.errors import ModelError
 from headwise.interventions import Head, ZeroAblate, selfcheck
+from headwise.interventions.models import architectures
 from headwise.interventions.traced import planned_pass, traces
 from headwise.metrics import loss
 from headwise.studies import RepeatedTokens, capture, composition_scores, measure
@@ -38,10 +41,29 @@ def test_double_precision_is_no_failure():
     assert selfcheck.failures(hw.load(module().double())) == []
 
 
-def test_scores_scaled_behind_the_configuration_are_found():
+def scaled():
     strange = module()
     for block in strange.transformer.h:
         block.attn.scaling *= 3
+    return strange
+
+
+def test_a_model_that_its_table_does_not_give_is_called():
+    model = hw.load(scaled())
+    assert repr(model).endswith("; blocks are called: the table of gpt2 gives other logits than the model>")
+    assert selfcheck.failures(model) == []
+    found = measure(model, TASK, ZeroAblate(Head(0, 1)), [loss])["baseline_loss"]
+    batch = TASK.draw(model)
+    with torch.no_grad():
+        said = scaled()(torch.as_tensor(batch.runs["clean"])).logits.log_softmax(-1)
+    losses = -said.gather(-1, torch.as_tensor(batch.targets)[..., None])[..., 0].numpy()
+    own = [row[at].mean() for row, at in zip(losses, batch.scored, strict=True)]
+    np.testing.assert_allclose(found.sel(run="clean").values, own, atol=1e-5)
+
+
+def test_scores_scaled_behind_the_configuration_are_found(monkeypatch):
+    strange = scaled()
+    monkeypatch.setattr(architectures, "TABLES", ())  # whose models would be called
     with pytest.raises(ModelError) as caught:
         measure(hw.load(strange), TASK, ZeroAblate(Head(0, 1)), [loss])
     message = str(caught.value)
