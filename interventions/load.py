@@ -19,7 +19,7 @@ from ..errors import DeclarationError, ModelError, choices, whole
 from . import selfcheck
 from .models import architectures
 from .models.checkpoints import check_step, step_of_revision, weights_at
-from .models.family import Family, check_fits, check_quantised, family_of, why_called
+from .models.family import Family, check_fits, check_quantised, family_of, replaced_in, why_called
 from .models.finding import find_parts
 from .models.locate import locate, shipped, why
 from .models.model import Model
@@ -150,7 +150,8 @@ def _family(module: Any, name: str, eager: bool = False) -> Family:
         family = family_of(module.config, name)
         try:
             check_fits(family, module, name)
-            return family
+            if not (reason := replaced_in(family, module)):
+                return family
         except ModelError as error:
             if family not in architectures.TABLES:
                 raise

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from .catalogue.summary import Summary as Summary
     from .catalogue.summary import summary as summary
     from .catalogue.table import table as table
+    from .circuits.curves import circuit_curve as circuit_curve
+    from .circuits.curves import circuit_sizes as circuit_sizes
+    from .circuits.inclusion import edge_inclusion as edge_inclusion
+    from .circuits.mib import read_mib as read_mib
+    from .circuits.mib import write_mib as write_mib
     from .dynamics.callback import StudyCallback as StudyCallback
     from .dynamics.checkpoints import over_checkpoints as over_checkpoints
     from .dynamics.formation import FormationStudy as FormationStudy
@@ -66,6 +71,9 @@ else:
             ".catalogue.results": "Results",
             ".catalogue.summary": "Summary summary",
             ".catalogue.table": "table",
+            ".circuits.curves": "circuit_curve circuit_sizes",
+            ".circuits.inclusion": "edge_inclusion",
+            ".circuits.mib": "read_mib write_mib",
             ".inspection.attribution": "direct_logit_attribution",
             ".inspection.circuits": "circuit_scores head_circuits",
             ".inspection.difference": "difference",

@@ -11,11 +11,13 @@ from operator import attrgetter
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ...errors import DeclarationError, ModelError, choices
 from ..base.shape import Shape
 from ..traced.head_weights import weights_read
 from ..traced.specs import BlockLayout, CallFacts
+from ..traced.structure import class_forward, own_forward
 from .windows import unlike_kinds
 
 ENDS = ("", "input"), ("", "output")
@@ -400,6 +402,21 @@ def why_called(config: Any) -> str:
     for flag in ("clip_qkv", "qk_layernorm"):
         if getattr(config, flag, None) and "q_norm" not in found.modules:
             return f"it changes q and k behind their projections ({flag}={getattr(config, flag)})"
+    return ""
+
+
+def replaced_in(family: Family, module: Any) -> str:
+    """What stands in the place of the code of blocks or attention, which laid-open blocks would pass by; else empty."""
+    for block in attrgetter(family.blocks)(module):
+        for part, words in ((block, "its blocks"), (attrgetter(family.modules["attention"])(block), "its attention")):
+            if "_hf_hook" in vars(part):  # of accelerate, which moves tensors
+                continue
+            if own_forward(part) is not None or class_forward(type(part)) is not None:
+                return f"{words} have another forward than that of their class"
+    name = str(module.config._attn_implementation)
+    function = ALL_ATTENTION_FUNCTIONS.get(name) if name in ALL_ATTENTION_FUNCTIONS.valid_keys() else None
+    if not getattr(function, "__module__", "transformers.").startswith("transformers."):
+        return f"its attention is a function that was registered as {name!r}"
     return ""
 
 
