@@ -107,7 +107,7 @@ gallery: setup
 	$(RUN) docs/make_gallery.py
 
 architectures: setup
-	HEADWISE_ARCHITECTURES=1 $(RUN) -m pytest tests/interventions/models/test_architectures.py -k table
+	HEADWISE_ARCHITECTURES=1 $(RUN) -m pytest tests/interventions/models/test_architectures.py -k in_the_docs
 
 model: setup
 	$(RUN) -m headwise.studies.training.words_2l

@@ -6,7 +6,9 @@
 - where: ``Head``, ``Neuron``, ``Layer``, ``Site``, ``Component``, ``Logits``
 - what: ``ZeroAblate``, ``MeanAblate``, ``ResampleAblate``, ``Patch``, ``PathPatch``, ``Add``, ``ProjectOut``,
   ``Scale``, ``Knockout``, ``Compose``, ``Intervention``; a labelled family of them: ``Grid``
-- prompts: ``RepeatedTokens``, ``Prompts``; what they draw: ``Batch``
+- edges: ``Graph`` (those of a model), ``Circuit`` (a set of them), ``circuit_sizes``, ``circuit_curve`` (how much
+  circuits keep), ``edge_inclusion`` (how sure they are), ``read_mib``, ``write_mib`` (files)
+- prompts: ``RepeatedTokens``, ``Prompts``, ``Chat``; what they draw: ``Batch``
 - numbers: ``measure``, ``plan`` (the cost, beforehand), ``capture``, ``predict``, ``direct_logit_attribution``,
   ``logit_lens``, ``difference`` (a vector to steer with), ``weighted_value_norms``, ``compare_estimates``,
   ``composition_scores``, ``circuit_scores``, ``head_circuits``, ``neuron_tokens``, ``describe_heads``,
@@ -29,9 +31,11 @@ if TYPE_CHECKING:
     from . import errors as errors
     from . import metrics as metrics
     from .interventions import Add as Add
+    from .interventions import Circuit as Circuit
     from .interventions import Component as Component
     from .interventions import Compose as Compose
     from .interventions import Family as Family
+    from .interventions import Graph as Graph
     from .interventions import Grid as Grid
     from .interventions import Head as Head
     from .interventions import Intervention as Intervention
@@ -54,6 +58,7 @@ if TYPE_CHECKING:
     from .interventions.models.model import Model as Model
     from .studies import Batch as Batch
     from .studies import CausalLM as CausalLM
+    from .studies import Chat as Chat
     from .studies import FabricExecutor as FabricExecutor
     from .studies import FormationStudy as FormationStudy
     from .studies import InductionStudy as InductionStudy
@@ -68,12 +73,15 @@ if TYPE_CHECKING:
     from .studies import TextInduction as TextInduction
     from .studies import TrainerStudyCallback as TrainerStudyCallback
     from .studies import capture as capture
+    from .studies import circuit_curve as circuit_curve
     from .studies import circuit_scores as circuit_scores
+    from .studies import circuit_sizes as circuit_sizes
     from .studies import compare_estimates as compare_estimates
     from .studies import composition_scores as composition_scores
     from .studies import describe_heads as describe_heads
     from .studies import difference as difference
     from .studies import direct_logit_attribution as direct_logit_attribution
+    from .studies import edge_inclusion as edge_inclusion
     from .studies import effect as effect
     from .studies import from_json as from_json
     from .studies import head_circuits as head_circuits
@@ -87,12 +95,14 @@ if TYPE_CHECKING:
     from .studies import plan as plan
     from .studies import plots as plots
     from .studies import predict as predict
+    from .studies import read_mib as read_mib
     from .studies import rerun as rerun
     from .studies import summary as summary
     from .studies import table as table
     from .studies import text_heads as text_heads
     from .studies import to_json as to_json
     from .studies import weighted_value_norms as weighted_value_norms
+    from .studies import write_mib as write_mib
     from .studies import write_netcdf as write_netcdf
     from .studies import write_report as write_report
     from .version import __version__ as __version__
@@ -101,15 +111,16 @@ else:
         __name__,
         {
             ".": "errors metrics",
-            ".interventions": "Add Component Compose Family Grid Head Intervention Knockout Layer Logits MeanAblate "
-            "Neuron Patch PathPatch ProjectOut ResampleAblate Scale Site ZeroAblate register",
+            ".interventions": "Add Circuit Component Compose Family Graph Grid Head Intervention Knockout Layer "
+            "Logits MeanAblate Neuron Patch PathPatch ProjectOut ResampleAblate Scale Site ZeroAblate register",
             ".interventions.load": "load",
             ".interventions.models.checkpoints": "checkpoint_steps",
             ".interventions.models.locate": "shipped",
             ".interventions.models.model": "Model",
-            ".studies": "Batch CausalLM FabricExecutor FormationStudy InductionStudy MixedData Prompts RepeatedTokens "
-            "RepeatedTokensData Results StudyCallback Sweep TextData TextInduction TrainerStudyCallback "
-            "capture circuit_scores compare_estimates composition_scores describe_heads effect from_json "
+            ".studies": "Batch CausalLM Chat FabricExecutor FormationStudy InductionStudy MixedData Prompts "
+            "RepeatedTokens RepeatedTokensData Results StudyCallback Sweep TextData TextInduction TrainerStudyCallback "
+            "capture circuit_curve circuit_scores circuit_sizes compare_estimates composition_scores describe_heads "
+            "edge_inclusion effect from_json read_mib write_mib "
             "difference direct_logit_attribution head_circuits neuron_tokens predict weighted_value_norms "
             "log_spaced logit_lens measure normalized open_result over_checkpoints plan plots rerun "
             "summary table text_heads to_json write_netcdf write_report",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_names as _lazy_names
 
 if TYPE_CHECKING:
+    from .declare.circuits import Circuit as Circuit
     from .declare.components import Component as Component
     from .declare.edits import Compose as Compose
     from .declare.edits import Intervention as Intervention
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from .declare.edits import Patch as Patch
     from .declare.edits import ResampleAblate as ResampleAblate
     from .declare.edits import ZeroAblate as ZeroAblate
+    from .declare.graph import Graph as Graph
     from .declare.grid import Grid as Grid
     from .declare.paths import PathPatch as PathPatch
     from .declare.sites import Head as Head
@@ -39,8 +41,10 @@ else:
     __getattr__, __dir__, __all__ = _lazy_names(
         __name__,
         {
+            ".declare.circuits": "Circuit",
             ".declare.components": "Component",
             ".declare.edits": "Compose Intervention MeanAblate Patch ResampleAblate ZeroAblate",
+            ".declare.graph": "Graph",
             ".declare.grid": "Grid",
             ".declare.paths": "PathPatch",
             ".declare.sites": "Head Layer Logits Neuron Site",

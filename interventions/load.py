@@ -19,7 +19,7 @@ from ..errors import DeclarationError, ModelError, choices, whole
 from . import selfcheck
 from .models import architectures
 from .models.checkpoints import check_step, step_of_revision, weights_at
-from .models.family import Family, check_fits, family_of, why_called
+from .models.family import Family, check_fits, check_quantised, family_of, replaced_in, why_called
 from .models.finding import find_parts
 from .models.locate import locate, shipped, why
 from .models.model import Model
@@ -141,14 +141,17 @@ def load(
 def _family(module: Any, name: str, eager: bool = False) -> Family:
     """The family of a model, or what is found in it where no table describes it.
 
-    Where `eager`, the model's attention is then made one that gives its weights, if it has one.
+    Where `eager`, which is for modules that headwise itself has read, the model's attention is then made one that gives
+    its weights, if it has one.
     """
+    check_quantised(module, name, own=eager)
     reason, unfit = why_called(module.config), None
     if not reason:
         family = family_of(module.config, name)
         try:
             check_fits(family, module, name)
-            return family
+            if not (reason := replaced_in(family, module)):
+                return family
         except ModelError as error:
             if family not in architectures.TABLES:
                 raise
@@ -243,10 +246,12 @@ def _plain_module(source: Any) -> PreTrainedModel:
     if isinstance(source, Envoy):
         raise DeclarationError(f"{kind} is a model of nnsight: give what it wraps, load(model._module)")
     if hasattr(source, "get_base_model"):
-        raise DeclarationError(
-            f"{kind} is a model of peft: where its adapter sits in modules, as LoRA does, give load(model"
-            ".get_base_model()); what is put in front of prompts is not in it"
-        )
+        if any(one.is_prompt_learning for one in source.peft_config.values()):
+            raise DeclarationError(
+                f"{kind} is a model of peft that puts something in front of prompts: headwise runs adapters that sit "
+                "in modules, as LoRA does"
+            )
+        source = source.get_base_model()  # which has the adapter's modules in it
     if not isinstance(source, PreTrainedModel):
         raise DeclarationError(
             f"cannot load {kind}: give a shipped name ({choices(shipped())}), a Hub id, a folder, or a causal language "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -172,6 +172,61 @@ def ratio_interval(
         kept = found[np.isfinite(found)]  # a resample whose `below` adds up to 0 has no ratio
         low[at], high[at] = (float(end[0]) for end in _ends(ratio, error, [kept[None]], level, examples))
     return low, high
+
+
+def area_interval(
+    above: Array,
+    below: Array,
+    of: Callable[[Array], Array],
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Studentised bootstrap interval of a function of several ratios of means, such as the area under a curve of them.
+
+    As `ratio_interval`: examples are drawn again, for all ratios together, and the standard error is that of the
+    jackknife of the function.
+
+    Parameters
+    ----------
+    above : array (ratio, example)
+    below : array (example,)
+    of : callable
+        From ratios ``(..., ratio)`` to values ``(...)``.
+    level, resamples, seed
+        As for `bootstrap_interval`.
+
+    Returns
+    -------
+    low, high : float
+        NaN where `ratio_interval` is.
+    """
+    _check_level(level)
+    y, x = np.asarray(above, dtype=np.float64), np.asarray(below, dtype=np.float64)
+    examples = len(x)
+    if examples < 2 or not (np.isfinite(y).all() and np.isfinite(x).all()) or within_noise(x):
+        return float("nan"), float("nan")
+
+    def estimated(shares: Array) -> tuple[Array, Array]:
+        """The value and its jackknife standard error, of each resample."""
+        top, bottom = shares @ y.T, shares @ x
+        without = of((top[:, None] - y.T / examples) / (bottom[:, None] - x / examples)[..., None])
+        middle = (shares * without).sum(axis=-1, keepdims=True)
+        variance = (examples - 1) * (shares * (without - middle) ** 2).sum(axis=-1)
+        return of(top / bottom[:, None]), np.sqrt(variance)
+
+    drawn = _counts(examples, resamples, seed)
+    value, error = estimated(np.full((1, examples), 1 / examples))
+    if error[0] == 0:
+        return float(value[0]), float(value[0])
+    size = max(1, BLOCK // y.size)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        parts = [estimated(drawn[start : start + size]) for start in range(0, resamples, size)]
+        values, errors = (np.concatenate(some) for some in zip(*parts, strict=True))
+        found = (values - value) / np.maximum(errors, LEAST_SPREAD * error)
+    kept = found[np.isfinite(found)]
+    low, high = _ends(value, error, [kept[None]], level, examples)
+    return float(low[0]), float(high[0])
 
 
 def few_prompts(examples: int) -> str:

@@ -280,3 +280,19 @@ def _pools(
         ([place for place in free if place[0] == layer], sum(place[0] == layer for place in set(chosen)))
         for layer in sorted({layer for layer, _ in chosen})
     ]
+
+
+def jaccard_overlap(member: Array) -> float:
+    """Mean over pairs of sets of how many elements are in both over how many are in either; 1 for two empty sets.
+
+    Parameters
+    ----------
+    member : array (set, element) of bool
+        Two sets or more.
+    """
+    rows = np.asarray(member, dtype=np.float64)
+    both = rows @ rows.T
+    sizes = np.diag(both)
+    either = sizes[:, None] + sizes[None] - both
+    ratio = np.where(either == 0, 1.0, both / np.where(either == 0, 1.0, either))
+    return float(ratio[np.triu_indices(len(rows), 1)].mean())

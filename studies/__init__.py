@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from .catalogue.summary import Summary as Summary
     from .catalogue.summary import summary as summary
     from .catalogue.table import table as table
+    from .circuits.curves import circuit_curve as circuit_curve
+    from .circuits.curves import circuit_sizes as circuit_sizes
+    from .circuits.inclusion import edge_inclusion as edge_inclusion
+    from .circuits.mib import read_mib as read_mib
+    from .circuits.mib import write_mib as write_mib
     from .dynamics.callback import StudyCallback as StudyCallback
     from .dynamics.checkpoints import over_checkpoints as over_checkpoints
     from .dynamics.formation import FormationStudy as FormationStudy
@@ -46,6 +51,7 @@ if TYPE_CHECKING:
     from .storage.registry import from_json as from_json
     from .storage.registry import to_json as to_json
     from .tasks.batch import Batch as Batch
+    from .tasks.chat import Chat as Chat
     from .tasks.prompts import Prompts as Prompts
     from .tasks.tasks import RepeatedTokens as RepeatedTokens
     from .text.heads import text_heads as text_heads
@@ -65,6 +71,9 @@ else:
             ".catalogue.results": "Results",
             ".catalogue.summary": "Summary summary",
             ".catalogue.table": "table",
+            ".circuits.curves": "circuit_curve circuit_sizes",
+            ".circuits.inclusion": "edge_inclusion",
+            ".circuits.mib": "read_mib write_mib",
             ".inspection.attribution": "direct_logit_attribution",
             ".inspection.circuits": "circuit_scores head_circuits",
             ".inspection.difference": "difference",
@@ -93,6 +102,7 @@ else:
             ".training.causal_lm": "CausalLM",
             ".training.data": "MixedData RepeatedTokensData TextData",
             ".tasks.batch": "Batch",
+            ".tasks.chat": "Chat",
             ".tasks.prompts": "Prompts",
             ".tasks.tasks": "RepeatedTokens",
             ".text.heads": "text_heads",

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ...errors import DeclarationError, UnknownNameError, choices
+from .circuits import Circuit
 from .edits import Compose, MeanAblate, Patch, ResampleAblate, ZeroAblate
 from .grid import Grid
 from .paths import PathPatch
@@ -34,9 +35,10 @@ TABLE: dict[str, Callable[..., Any]] = {
     "PathPatch": PathPatch,
     "Compose": lambda parts: Compose(*parts),
     "Grid": Grid.of,
+    "Circuit": Circuit,
 }
 """Type name to maker, of declarations. Tasks are beside them in `studies.storage.registry`."""
-NO_EDITS = ("Head", "Neuron", "Layer", "Site", "Logits", "Compose", "Grid")
+NO_EDITS = ("Head", "Neuron", "Layer", "Site", "Logits", "Compose", "Grid", "Circuit")
 """Names in `TABLE` of what is no single edit."""
 LONGEST = 64 * 2**20
 """Characters of JSON that is read."""

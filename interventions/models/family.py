@@ -11,11 +11,13 @@ from operator import attrgetter
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ...errors import DeclarationError, ModelError, choices
 from ..base.shape import Shape
 from ..traced.head_weights import weights_read
 from ..traced.specs import BlockLayout, CallFacts
+from ..traced.structure import class_forward, own_forward
 from .windows import unlike_kinds
 
 ENDS = ("", "input"), ("", "output")
@@ -347,16 +349,74 @@ def unlike_tables(config: Any, family: Family | None) -> str:
     return ""
 
 
+def quantisation(config: Any) -> dict[str, Any]:
+    """How the weights of a model are quantised; empty where they are not."""
+    found = getattr(config, "quantization_config", None) or {}
+    facts = dict(found if isinstance(found, dict) else found.to_dict())
+    return {key: getattr(value, "value", value) for key, value in facts.items()}
+
+
+def check_quantised(module: Any, name: str, own: bool) -> None:
+    """Refuse quantised weights that headwise cannot measure on without a change of them, or of what they give.
+
+    Parameters
+    ----------
+    module : PreTrainedModel
+    name : str
+    own : bool
+        Whether headwise itself has read it from a file, and may tell its modules how to compute.
+
+    Raises
+    ------
+    ModelError
+        What a prompt gives depends on the others of its batch; or the first pass packs weights in another way, which
+        is undone, with other numbers, when they are read (bitsandbytes 0.50 on processors with AVX512-BF16).
+    """
+    facts = quantisation(module.config)
+    if facts.get("load_in_8bit") and (threshold := facts.get("llm_int8_threshold")):
+        raise ModelError(
+            f"{name} picks columns by the largest activation in a batch (llm_int8_threshold={threshold:g} of "
+            "bitsandbytes), so that each prompt depends on the others: load it with BitsAndBytesConfig("
+            "load_in_8bit=True, llm_int8_threshold=0.0)"
+        )
+    packing = [one for one in module.modules() if getattr(one, "support_avx512bf16_for_cpu", False)]
+    if packing and not own and next(module.parameters()).device.type == "cpu":
+        raise ModelError(
+            f"{name} packs its 4-bit weights in its first pass on this processor, and then reading them changes them: "
+            "load it anew and, before it runs, set support_avx512bf16_for_cpu = False in its Linear4bit modules; or "
+            "save it to a folder before it runs and give that to load, which does so"
+        )
+    for one in packing if own else ():
+        one.support_avx512bf16_for_cpu = False
+
+
 def why_called(config: Any) -> str:
     """Why the blocks of a model are called, in a few words; empty where a table describes it."""
     found = next((family for family in FAMILIES.values() if config.model_type in family.model_types), None)
     if why := unlike_tables(config, found):
         return f"it {why.partition(', which')[0].partition(': ')[0]}"
+    if quantised := quantisation(config):
+        return f"its weights are quantised ({quantised['quant_method']})"
     if found is None:
         return f"no table describes {config.model_type} models"
     for flag in ("clip_qkv", "qk_layernorm"):
         if getattr(config, flag, None) and "q_norm" not in found.modules:
             return f"it changes q and k behind their projections ({flag}={getattr(config, flag)})"
+    return ""
+
+
+def replaced_in(family: Family, module: Any) -> str:
+    """What stands in the place of the code of blocks or attention, which laid-open blocks would pass by; else empty."""
+    for block in attrgetter(family.blocks)(module):
+        for part, words in ((block, "its blocks"), (attrgetter(family.modules["attention"])(block), "its attention")):
+            if "_hf_hook" in vars(part):  # of accelerate, which moves tensors
+                continue
+            if own_forward(part) is not None or class_forward(type(part)) is not None:
+                return f"{words} have another forward than that of their class"
+    name = str(module.config._attn_implementation)
+    function = ALL_ATTENTION_FUNCTIONS.get(name) if name in ALL_ATTENTION_FUNCTIONS.valid_keys() else None
+    if not getattr(function, "__module__", "transformers.").startswith("transformers."):
+        return f"its attention is a function that was registered as {name!r}"
     return ""
 
 

@@ -17,8 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from ..traced.structure import without_names
-
 TOLERANCE = {"float64": 1e-8, "float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}
 """How far fingerprints of one model may lie apart, by number format: shares of the root mean square of the vector."""
 DIGITS = 12
@@ -95,6 +93,8 @@ class Identity:
     @cached_property
     def exact(self) -> dict[str, Any]:
         """All facts but the fingerprint, which can be hashed into names."""
+        from ..traced.structure import without_names  # which imports torch
+
         configuration = without_names(self.configuration) if self.configuration else {}
         return {
             "family": self.family,
@@ -211,6 +211,8 @@ def unequal_configurations(one: str, two: str, here: str = "here", there: str = 
     list of str
         One text with the first `SHOWN` entries that differ; empty where none does.
     """
+    from ..traced.structure import without_names
+
     if not one or not two:
         return []
     try:

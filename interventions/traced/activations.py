@@ -214,7 +214,24 @@ def read_point(
 def read_called(
     model: ModelParts, block: Any, point: str, parts: list[tuple[str, str]], changes: list[RowChange], rows: int
 ) -> torch.Tensor:
-    """`read_point` of a block that is called."""
+    """`read_point` of a block that is called.
+
+    Parameters
+    ----------
+    model : ModelParts
+    block : nnsight handle
+    point : str
+    parts : list of (str, str)
+        Paths of modules in the block, and a side of each.
+    changes : list of RowChange
+        What is added there.
+    rows : int
+
+    Returns
+    -------
+    tensor (row, position, width)
+        What the parts have, side by side.
+    """
     found, first = [], 0
     for path, side in parts:
         value = value_at_side(model, block, point, path, side, rows)

@@ -137,7 +137,22 @@ def rotary_angles(model: ModelParts, like: torch.Tensor, length: int) -> list[An
 
 
 def angles_of_kind(model: ModelParts, like: torch.Tensor, length: int, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines ``(position, rotated dimension)`` of one kind of layer, in the number format of `like`."""
+    """Cosines and sines of one kind of layer.
+
+    Parameters
+    ----------
+    model : ModelParts
+    like : tensor
+        Has the number format and the device.
+    length : int
+        Positions.
+    kind : str
+        Of a layer, where angles differ by it; else empty.
+
+    Returns
+    -------
+    tuple of tensors (position, rotated dimension)
+    """
     if isinstance(model["rotary"], torch.Tensor):  # sines and cosines of all positions
         sin, cos = at_hand(model, model["rotary"])[:length].to(like).chunk(2, -1)
     else:

@@ -201,13 +201,24 @@ def buffer_hash(module: torch.nn.Module) -> str:
 def tensors_hash(tensors: Iterable[tuple[str, Any]]) -> str:
     """SHA-256 over names, shapes and bytes (first 16 hexadecimal digits)."""
     digest = hashlib.sha256()
-    for name, tensor in tensors:
+    for name, tensor in (part for one in tensors for part in plain_parts(*one)):
         if isinstance(tensor, torch.Tensor):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             digest.update(bytes_of(tensor))
         else:  # what a module of its own kind puts into its state
             digest.update(f"{name} {tensor!r}".encode())
     return digest.hexdigest()[:16]
+
+
+def plain_parts(name: str, tensor: Any) -> Iterator[tuple[str, Any]]:
+    """A tensor with its name; of one that is made of others, as quantised weights are, these."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        names, facts = tensor.__tensor_flatten__()
+        yield f"{name} {type(tensor).__qualname__}", facts
+        for inner in names:
+            yield from plain_parts(f"{name}.{inner}", getattr(tensor, inner))
+    else:
+        yield name, tensor
 
 
 def bytes_of(tensor: torch.Tensor) -> Any:

@@ -17,6 +17,7 @@ from ..output.phrases import count, listed
 from ..storage.attributes import LONGEST
 from ..storage.reading import Result
 from ..storage.record import LOOKS, Record
+from ..tasks.chat import prompt_in_words
 from .entries import in_short
 from .listing import human_date
 
@@ -108,7 +109,8 @@ def task_in_words(task: Mapping[str, Any]) -> str:
         return f"{words}, seed {task.get('seed')}{front}"
     prompts = task.get("prompts")
     if kind == "Prompts" and prompts and isinstance(prompts, list):
-        first = textwrap.shorten(str(prompts[0])[:LONGEST], 60, placeholder="...")
+        said = prompt_in_words(prompts[0])[1] if isinstance(prompts[0], dict) else str(prompts[0])
+        first = textwrap.shorten(said[:LONGEST], 60, placeholder="...")
         return f"{count(len(prompts), 'prompt')}, such as {first!r}"
     return in_short(task)
 

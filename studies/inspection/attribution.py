@@ -19,6 +19,7 @@ from ..measuring.context import check_remote
 from ..measuring.labels import check_is_model, coordinates, task_json
 from ..measuring.request import What
 from ..storage.provenance import provenance
+from ..tasks.prompts import rendered
 from .predict import asked_for
 from .under import Under, check_room, under
 
@@ -121,7 +122,7 @@ def direct_logit_attribution(
     check_is_model(model)
     model.check_sums("direct_logit_attribution")
     check_remote(model, remote)
-    task_json(task)  # refuses what is no task
+    task_json(task := rendered(task, model))  # refuses what is no task
     batch = task.draw(model)
     if run not in batch.runs:
         raise UnknownNameError(f"run={run!r}: the task has the runs {choices(batch.runs)}")

@@ -20,6 +20,7 @@ from ...interventions.plan.validate import check_site
 from ..measuring.context import check_remote
 from ..measuring.labels import check_is_model, counted, task_json
 from ..storage.provenance import provenance
+from ..tasks.prompts import rendered
 
 if TYPE_CHECKING:
     from ...interventions.models.model import Model
@@ -92,6 +93,7 @@ def difference(
     alone = isinstance(site, str) or not isinstance(site, Iterable)
     given: Any = [site] if alone else site
     sites = [as_site(place) for place in given]
+    task = rendered(task, model)
     declared, batch = task_json(task), task.draw(model)
     groups = batch.groups()
     if (

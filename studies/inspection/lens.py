@@ -109,7 +109,7 @@ def logit_lens(
     if of == "heads":
         model.check_sums("logit_lens(of='heads')")
     top, positions = check_top(model, top), None if positions is None else as_positions(positions)
-    given = as_task(prompts)
+    given = as_task(model, prompts)
     wanted = [] if metrics is None else chosen_metrics(metrics)
     for metric in wanted:
         if metric.kind != "logits":

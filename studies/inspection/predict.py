@@ -17,7 +17,7 @@ from ..measuring.labels import check_is_model, task_json
 from ..measuring.measure import measure
 from ..measuring.request import What
 from ..tasks.batch import Batch
-from ..tasks.prompts import Prompts
+from ..tasks.prompts import Prompts, rendered
 from ..tasks.tasks import Task
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ def predict(
     ----------
     model : Model
         From `headwise.load`.
-    prompts : Task, str, or sequence of str or of token ids
-        Text, several texts, lists of token ids, or any task.
+    prompts : Task, str, or sequence of str, of messages or of token ids
+        Text, several texts, a conversation or several (see `Chat`), lists of token ids, or any task.
     what : Intervention, mapping, sequence, Grid, or None
         As for `measure`; in a mapping, None is the model as it is.
     top : int
@@ -81,7 +81,7 @@ def predict(
     """
     check_is_model(model)
     top, positions = check_top(model, top), as_positions(positions)
-    task = as_task(prompts)
+    task = as_task(model, prompts)
     asked = Asked(task, positions, run)
     batch = asked.draw(model)
     metrics = [ranked(name, rank, top) for name in RANKED for rank in range(top)]
@@ -106,9 +106,9 @@ def asked_for(function: str, **options: Any) -> dict[str, str]:
     return {function: json.dumps(options, default=lambda one: np.asarray(one).tolist())}
 
 
-def as_task(prompts: Task | str | Sequence[Any]) -> Task:
-    """A task as it is; text and token ids as `Prompts`."""
-    return cast("Task", prompts) if hasattr(prompts, "draw") else Prompts(cast("Any", prompts))
+def as_task(model: Model, prompts: Task | str | Sequence[Any]) -> Task:
+    """A task as it is; all else as `Prompts`; conversations with what the model's chat template makes of them."""
+    return rendered(cast("Task", prompts) if hasattr(prompts, "draw") else Prompts(cast("Any", prompts)), model)
 
 
 def as_positions(positions: Any) -> int | list[int] | str:

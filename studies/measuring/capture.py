@@ -26,7 +26,7 @@ from ..storage.files import array_on_disk
 from ..storage.provenance import provenance
 from ..storage.registry import TASKS
 from ..tasks.batch import Batch
-from ..tasks.prompts import token_id
+from ..tasks.prompts import rendered, token_id
 from ..tasks.tasks import Task
 from . import context
 from .context import check_remote
@@ -337,6 +337,7 @@ def request_of(model: Model, task: Task, sites: Sites, what: What, run: str, bat
         raise DeclarationError("nothing to capture: name at least one site, such as Head(1, 2).pattern")
     axes, interventions = conditions(what)
     warn_of_nothing(interventions, run)
+    task = rendered(task, model)
     declared = task_json(task)
     batch = task.draw(model)
     if run not in batch.runs:

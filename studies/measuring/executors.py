@@ -23,6 +23,7 @@ from ...interventions.base.hashing import short_hash
 from ...interventions.declare.codec import decode, encode
 from ...interventions.plan.passes import ExampleChunk
 from ...metrics.card import Metric
+from ...metrics.outputs import ANSWERS
 from ..storage.pass_store import prompts
 from ..storage.registry import TASKS, known_metric, metric_of
 from .request import set_up
@@ -320,7 +321,8 @@ def _token_hash(plan: Plan, inputs: Inputs) -> str:
 
 def _travelling(metric: Metric) -> str | Metric:
     """A metric as it travels: shipped ones by name, others whole if they can be pickled."""
-    if (known := known_metric(metric.name)) is not None and known[1] is metric:
+    known = known_metric(metric.name)
+    if known is not None and (known[1] is metric or ANSWERS.get(metric.name) is metric):  # workers see the answers too
         return metric.name
     try:
         pickle.dumps(metric)

@@ -18,6 +18,7 @@ from ...interventions.plan.plan import Plan
 from ...metrics.outputs import loss
 from ..storage import unfinished
 from ..storage.provenance import provenance
+from ..tasks.prompts import rendered
 from ..tasks.tasks import Task
 from . import context
 from .advice import warn
@@ -157,6 +158,7 @@ def measure(
     from ...interventions.begin import begin
 
     shown = progress is None or progress is True
+    task = rendered(task, model)
     with context.using(quiet=context.current().quiet or not shown) as execution:
         setup = set_up(
             model,

@@ -22,6 +22,8 @@ from .ablation import ablation_grids, sets_against_null, zero_against_mean
 from .attention import attention, attention_row
 from .attention_viewer import attention_viewer
 from .choice.auto import picture
+from .circuits.curves import circuit_curve, edge_inclusion
+from .circuits.graph import circuit_graph
 from .composition import causal_check, composition_matrix, composition_strip
 from .composition_graph import composition_graph
 from .curves import along, by_position, gains_by_bin, ranked_conditions
@@ -54,10 +56,13 @@ __all__ = [
     "by_position",
     "causal_check",
     "change_points",
+    "circuit_curve",
+    "circuit_graph",
     "composition_graph",
     "composition_matrix",
     "composition_strip",
     "direct_and_copying",
+    "edge_inclusion",
     "eigenvalue_plane",
     "estimate_against_exact",
     "formation",

@@ -14,8 +14,8 @@ from .parts.inputs import need, per_head
 from .parts.style import BLUE, GREEN, GREY, INK, ORANGE, by_role, dimension, hover, overlay, styled
 
 LOOKS = {"zero": (ORANGE, "diamond"), "mean": (GREEN, "triangle")}
-NAMED, AWAY = 12, 0.12
-"""Heads that are named at most, and how far from where most heads are."""
+NAMED, AWAY, NEAR, CROWD = 12, 0.12, 0.05, 3
+"""Heads that are named at most; how far from where most heads are; and of how many at most that are so near."""
 TEXTS = ("prompt", "answer", "guess")
 
 
@@ -117,7 +117,9 @@ def words_agreement(
         parts.append(dots(table, axes, role, look, 9, alpha=0.85, **tips))
     ends = (-0.03, max(1.0, float(np.nanmax(y))) * 1.08)
     far = np.hypot(x - np.nanmedian(x), y - np.nanmedian(y))
-    named = [int(at) for at in np.argsort(-np.nan_to_num(far), kind="stable")[:NAMED] if far[at] > AWAY]
+    crowd = (np.hypot(x[:, None] - x, y[:, None] - y) < NEAR).sum(axis=1)
+    order = np.argsort(-np.nan_to_num(far), kind="stable")
+    named = [int(at) for at in order if far[at] > AWAY and crowd[at] <= CROWD][:NAMED]
     parts += names_beside(x, y, names, named, ends)
     labels = {"xlabel": axes[0].pprint_label, "ylabel": axes[1].pprint_label}
     return overlay(parts, width=470, height=460, title=title, legend_cols=2, xlim=ends, ylim=ends, **labels)

@@ -26,6 +26,7 @@ from ..storage.files import check_writable, write_beside
 from ..storage.netcdf import reading
 from ..storage.reading import as_tree, open_result
 from ..storage.record import KINDS, LOOKS, Record
+from ..tasks.chat import prompt_in_words
 from . import formation, generic, inside, measurement, series, text, text_heads
 from .assumptions import Ran, assumed, untested
 from .changes import metrics_in
@@ -236,9 +237,9 @@ def _lead(record: Record, corrupted: bool) -> str:
         if corrupted and (corruption := CORRUPTIONS.get(str(task.get("corrupt", "first")))):
             return f"{', '.join(parts)}. In the corrupted run, {corruption}."
     elif task.get("type") == "Prompts" and isinstance(prompts := task.get("prompts"), list) and prompts:
-        text = isinstance(prompts[0], str)
-        such = f"“{prompts[0]}”" if text else " ".join(map(str, prompts[0]))
-        parts.append(f"with {count(len(prompts), 'prompt')} of {'text' if text else 'token ids'}, such as {such}")
+        kind, such = prompt_in_words(prompts[0])
+        such = such if kind == "token ids" else f"“{such}”"
+        parts.append(f"with {count(len(prompts), 'prompt')} of {kind}, such as {such}")
     return f"{', '.join(parts)}." if parts else ""
 
 

@@ -146,7 +146,7 @@ def size_of(task: Task) -> tuple[int, int]:
     prompts = [*task.prompts, *(task.corrupted or ()), *(text for _, run in task.runs for text in run)]
     answers = [*(task.answers or ()), *(task.distractors or ())]
     longest = [
-        max((len(text.encode() if isinstance(text, str) else text) for text in texts), default=0)
+        max((len(text if isinstance(text, tuple) else str(text).encode()) for text in texts), default=0)
         for texts in (prompts, answers)
     ]
     return len(task.prompts), 1 + sum(longest)

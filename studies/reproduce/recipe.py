@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any
 
 import xarray as xr
@@ -213,5 +213,7 @@ def call(value: Any) -> str:
         own, default = getattr(value, field.name), field.default
         counts = isinstance(default, int) and not isinstance(default, bool)  # numbers are worth reading
         if default is MISSING or own != default or counts:
-            given.append(f"{field.name}={own!r}")
+            chats = isinstance(own, tuple) and any(map(is_dataclass, own))
+            text = f"({', '.join(f'hw.{call(one)}' for one in own)},)" if chats else repr(own)
+            given.append(f"{field.name}={text}")
     return f"{type(value).__name__}({', '.join(given)})"

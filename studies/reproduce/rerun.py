@@ -24,6 +24,7 @@ from ..measuring.request import conditions
 from ..storage.attributes import json_in
 from ..storage.provenance import SCHEMA, provenance, versions
 from ..storage.record import KINDS, LOOKS, SERIES, Record
+from ..tasks.chat import Chat, template_hash
 from ..tasks.prompts import Prompts
 from ..text.windows import HELD_OUT
 from . import consent
@@ -41,6 +42,7 @@ NEEDED = ("schema_version", "model", "model_revision", "weight_hash", "tokenizer
 """Attributes without which no result can be repeated."""
 RUNS, STEPS_OF_STUDY = 3, 4
 """Runs of a task at most, as they are; steps of the integrated estimates of a study."""
+OTHER_TEMPLATE = "another chat template than that of the file: the prompts are as the file holds them"
 TRAINS = "FormationStudy"
 """The study that trains its models itself."""
 
@@ -188,7 +190,15 @@ def _once(
                 "compare with another model all the same, give model="
             )
         result = repeat.again(opened, say)
-        return result, [f"another model: {one}" for one in others] + _notes(attrs, opened, call.identity)
+        same = _same_template(repeat.task, opened)
+        notes = [f"another model: {one}" for one in others] + _notes(attrs, opened, call.identity)
+        return result, notes + ([] if same else [OTHER_TEMPLATE])
+
+
+def _same_template(task: Task, model: Model) -> bool:
+    """Whether the model's chat template is the one that made the conversations of a task, where it has any."""
+    made = {one.template for one in getattr(task, "prompts", ()) if isinstance(one, Chat)}
+    return made <= {template_hash(model)}
 
 
 def _each_step(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import UnknownNameError, choices
 from ...interventions.declare import codec
 from ...interventions.declare.codec import TABLE
+from ..tasks.chat import Chat
 from ..tasks.prompts import Prompts
 from ..tasks.tasks import RepeatedTokens
 
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
 
     from ...metrics.card import Metric
 
-TASKS: ChainMap[str, Callable[..., Any]] = ChainMap({"RepeatedTokens": RepeatedTokens, "Prompts": Prompts}, TABLE)
-"""Type name to maker, of tasks and of the declarations in `TABLE`."""
+TASKS: ChainMap[str, Callable[..., Any]] = ChainMap(
+    {"RepeatedTokens": RepeatedTokens, "Prompts": Prompts, "Chat": Chat}, TABLE
+)
+"""Type name to maker, of tasks, conversations and of the declarations in `TABLE`."""
 IN_CONTEXT = re.compile(r"in_context_([1-9][0-9]{0,8})_([1-9][0-9]{0,8})")
 """Names of in-context-learning scores, which say their tokens."""
 

@@ -44,7 +44,7 @@ class Batch:
         Given where an answer is several tokens: how many tokens of each example are its prompt. The rest are those of
         the answer but the last, each of which is followed by the next one, and what is scored is the answer as a whole.
     labels : mapping of str to sequence of tuple of int
-        Named positions: for each label, those of each example, counted from 0.
+        Named positions: for each label, those of each example, counted from 0; none where an example lacks the label.
     rivals : Batch, optional
         Where an answer or a distractor is several tokens: the same prompts, each with its distractor for an answer.
     pairs : int
@@ -85,7 +85,8 @@ class Batch:
         prompts = self.lengths if self.prompt_lengths is None else self.prompt_lengths
         for example, (length, prompt) in enumerate(zip(self.lengths.tolist(), prompts.tolist(), strict=True)):
             scored = tuple(np.flatnonzero(self.scored[example]).tolist())
-            labels = tuple((label, tuple(places[example])) for label, places in self.labels.items())
+            known = ((label, tuple(places[example])) for label, places in self.labels.items())
+            labels = tuple((label, places) for label, places in known if places)
             together.setdefault((length, scored, prompt, labels), []).append(example)
         return [Group(tuple(examples), *key) for key, examples in sorted(together.items())]
 

@@ -1,4 +1,4 @@
-"""Prompts of one's own, as text or token ids. Owns `Prompts`: what it takes, and how it becomes a `Batch`."""
+"""Prompts of one's own: text, conversations or token ids. Owns `Prompts`: what it takes, how it becomes a `Batch`."""
 
 from __future__ import annotations
 
@@ -13,26 +13,28 @@ from ...errors import DeclarationError, check_text, choices, whole
 from ...interventions.declare.codec import written_repr
 from ...interventions.declare.sites import LEFT_OUT, check_label
 from .batch import Batch
-from .tasks import bos_of, has_no_text
+from .chat import TEMPLATE, Chat, as_chat
+from .tasks import Task, bos_of, has_no_text
 
 if TYPE_CHECKING:
     from ...interventions.models.model import Model
 
 Array = np.ndarray[Any, Any]
 Text = str | tuple[int, ...]
-"""A prompt or an answer: text, or token ids."""
-Texts = str | Iterable[str | int | Iterable[int]] | None
-"""As a user gives them: one text, or several texts, lists of token ids or, for answers of one token, token ids."""
+"""An answer: text, or token ids."""
+Prompt = Text | Chat
+CONTINUATIONS = ("answers", "distractors")
 Places = int | tuple[int | tuple[int, ...], ...]
 """A labelled position: one for all prompts; or for each prompt one, or several."""
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Any text, or token ids. Prompts of unequal length are grouped by length and never padded.
+    """Any text, conversations, or token ids. Prompts of unequal length are grouped by length and never padded.
 
     Everything is text, or everything is token ids, for which a model needs no tokenizer: ``Prompts([[5, 9, 11]],
-    answers=[33])``. One bare string is one prompt.
+    answers=[33])``. One bare string is one prompt. Prompts may be conversations: each a `Chat`, or a list of messages
+    such as ``[{"role": "user", "content": "Hi"}]``; then all are, those of other runs too, and answers are text.
 
     An answer of several tokens is scored as a whole, each of its tokens after those before it: ``loss`` is minus the
     summed log-probability in nats, ``prob`` the product of the probabilities, ``accuracy`` whether every token has the
@@ -44,24 +46,24 @@ class Prompts:
 
     Parameters
     ----------
-    prompts : str, or sequence of str or of lists of token ids
+    prompts : str, or sequence of str, of conversations or of lists of token ids
     answers : sequence of str, token ids or lists of these, optional
         For each prompt the right continuation, scored from the last position on. Left out: every position that
         has a next token is scored on it.
     distractors : sequence of str, token ids or lists of these, optional
         For each prompt a wrong continuation, for `logit_diff`.
-    corrupted : sequence of str or of lists of token ids, optional
+    corrupted : sequence as `prompts`, optional
         The run ``corrupted``: for each prompt, another one of as many tokens.
-    others : sequence of str or of lists of token ids, optional
+    others : sequence as `prompts`, optional
         Reference prompts for mean and resample ablation; the prompts themselves when left out.
-    runs : mapping of name to a sequence of str or of lists of token ids, optional
+    runs : mapping of name to a sequence as `prompts`, optional
         Further runs to patch from: for each prompt, another one of as many tokens.
     bos : bool
-        Put the model's BOS in front of each.
+        Put the model's BOS in front of each; refused where a chat template writes it.
     labels : mapping of str to int or sequence, optional
         Names of positions, for sites such as ``Head(9, 6).z.at("S2")``: one position for all prompts, or a list that
         holds for each prompt a position or a list of them. Negative ones count from the end of the prompt, and with
-        `bos` position 0 is the BOS.
+        `bos` position 0 is the BOS. Positions of conversations have labels besides, see `Chat`.
 
     Raises
     ------
@@ -78,12 +80,12 @@ class Prompts:
     1.0
     """
 
-    prompts: tuple[Text, ...]
+    prompts: tuple[Prompt, ...]
     answers: tuple[Text, ...] | None = None
     distractors: tuple[Text, ...] | None = None
-    corrupted: tuple[Text, ...] | None = None
-    others: tuple[Text, ...] | None = None
-    runs: tuple[tuple[str, tuple[Text, ...]], ...] = field(default=(), kw_only=True)
+    corrupted: tuple[Prompt, ...] | None = None
+    others: tuple[Prompt, ...] | None = None
+    runs: tuple[tuple[str, tuple[Prompt, ...]], ...] = field(default=(), kw_only=True)
     bos: bool = field(default=False, kw_only=True)
     labels: tuple[tuple[str, Places], ...] = field(default=(), kw_only=True, metadata=LEFT_OUT)
 
@@ -106,8 +108,23 @@ class Prompts:
             raise DeclarationError("distractors are compared with answers: give answers too")
         object.__setattr__(self, "labels", _labels(self.labels, len(self.prompts)))
 
+    def rendered(self, model: Model) -> Prompts:
+        """The prompts with what the model's chat template makes of conversations; themselves where there are none."""
+
+        def texts(given: tuple[Prompt, ...] | None) -> tuple[Prompt, ...] | None:
+            return given and tuple(one.rendered(model) if isinstance(one, Chat) else one for one in given)
+
+        if not isinstance(self.prompts[0], Chat):
+            return self
+        runs = tuple((name, texts(given)) for name, given in self.runs)
+        fields = {name: texts(getattr(self, name)) for name in ("prompts", "corrupted", "others")}
+        made = replace(self, runs=runs, **fields)  # type: ignore[arg-type]
+        return self if made == self else made
+
     def draw(self, model: Model) -> Batch:
         """The prompts as tokens, and those of an answer but its last after them."""
+        if (own := self.rendered(model)) is not self:  # a template is asked once: it may tell the time
+            return own.draw(model)
         texts = {"clean": self.prompts} | ({"corrupted": self.corrupted} if self.corrupted is not None else {})
         ids = {run: [self._encode(model, text) for text in given] for run, given in (texts | dict(self.runs)).items()}
         clean = ids["clean"]
@@ -115,13 +132,13 @@ class Prompts:
             for tokens, other, text in zip(clean, rows, self.prompts, strict=True):
                 if len(tokens) != len(other):
                     raise DeclarationError(
-                        f"prompt {text!r} has {len(tokens)} tokens, its {run} one {len(other)}: make them equal"
+                        f"prompt {_said(text)} has {len(tokens)} tokens, its {run} one {len(other)}: make them equal"
                     )
-        labels = {label: _places(label, given, clean) for label, given in self.labels}
+        labels = {label: _places(label, given, clean) for label, given in self.labels} | self._held(model, clean)
         if self.answers is None:
             for tokens, text in zip(clean, self.prompts, strict=True):
                 if len(tokens) == 1:
-                    raise DeclarationError(f"prompt {text!r} is one token: there is no next token to score")
+                    raise DeclarationError(f"prompt {_said(text)} is one token: there is no next token to score")
             return _batch(ids, [0] * len(clean), [tokens[1:] for tokens in clean], labels=labels)
         answers = [token_ids(model, text, "answer") for text in self.answers]
         wrong = [token_ids(model, text, "distractor") for text in self.distractors or ()]
@@ -154,7 +171,27 @@ class Prompts:
         rows = [self._encode(model, text) for text in self.others]
         return _batch({"clean": rows}, [0] * len(rows), [[]] * len(rows))
 
-    def _encode(self, model: Model, text: Text) -> list[int]:
+    def _held(self, model: Model, prompts: Sequence[list[int]]) -> dict[str, list[tuple[int, ...]]]:
+        """What each token of a conversation is part of: label to positions in each prompt."""
+        front = int(self.bos)
+        each = [
+            one.labels(model, tokens[front:]) if isinstance(one, Chat) else {}
+            for one, tokens in zip(self.prompts, prompts, strict=True)
+        ]
+        found: dict[str, list[tuple[int, ...]]] = {}
+        for label in dict.fromkeys(label for one in each for label in one):
+            if label in dict(self.labels):
+                raise DeclarationError(f"labels[{label!r}]: tokens of conversations have this label by themselves")
+            found[label] = [tuple(place + front for place in one.get(label, ())) for one in each]
+        if front and TEMPLATE in found:
+            found[TEMPLATE] = [(0, *places) for places in found[TEMPLATE]]
+        return found
+
+    def _encode(self, model: Model, text: Prompt) -> list[int]:
+        if isinstance(text, Chat):
+            text = text.rendered(model).text
+            if self.bos and token_ids(model, text, "prompt")[0] == bos_of(model):
+                raise DeclarationError(f"the chat template of {model.name} writes the BOS itself: leave out bos=True")
         tokens = [*([bos_of(model)] if self.bos else []), *token_ids(model, text, "prompt")]
         if len(tokens) > model.shape.context:
             shown = f"{text[:40]!r}..." if isinstance(text, str) else f"[{', '.join(map(str, text[:8]))}, ...]"
@@ -162,6 +199,16 @@ class Prompts:
                 f"prompt {shown} has {len(tokens)} tokens: {model.name} reads at most {model.shape.context}"
             )
         return tokens
+
+
+def _said(prompt: Prompt) -> str:
+    """A prompt as an error quotes it."""
+    return repr(str(prompt)) if isinstance(prompt, Chat) else repr(prompt)
+
+
+def rendered(task: Task, model: Model) -> Task:
+    """A task with what the model's chat template makes of its conversations; any other task as it is."""
+    return task.rendered(model) if isinstance(task, Prompts) and hasattr(model, "tokenizer") else task
 
 
 def _batch(
@@ -207,7 +254,7 @@ def token_ids(model: Model, text: Text, what: str) -> list[int]:
         raise DeclarationError(f"{what} {text!r} is text{hint}")
     tokens = model.encode(text)
     unknown = model.tokenizer.unk_token_id
-    if unknown is not None and unknown in tokens:
+    if unknown is not None and unknown in tokens and str(model.tokenizer.unk_token) not in text:
         words = [word for word in text.split() if unknown in model.encode(word)] if what == "prompt" else []
         named = ", ".join(map(repr, words)) or (repr(text) if what == "prompt" else f"{what} {text!r}")
         raise DeclarationError(f"{named} is not in the vocabulary of {model.name}{hint}")
@@ -236,11 +283,12 @@ def _places(label: str, given: Places, prompts: Sequence[list[int]]) -> list[tup
     return found
 
 
-def _texts(name: str, given: Any) -> tuple[Text, ...] | None:
-    """Texts or lists of token ids, as tuples."""
+def _texts(name: str, given: Any) -> Any:
+    """Texts, conversations or lists of token ids, as tuples."""
     if given is None:
         return None
-    several = (given,) if isinstance(given, str) else given
+    one_chat = name not in CONTINUATIONS and (isinstance(given, Chat | Mapping) or _is_message(given))
+    several = (given,) if isinstance(given, str) or one_chat else given
     if not isinstance(several, Iterable) or isinstance(several, bytes):
         raise DeclarationError(f"{name} is a text, or a list of texts or of lists of token ids, got {given!r}")
     texts = tuple(_text(name, one) for one in several)
@@ -248,11 +296,22 @@ def _texts(name: str, given: Any) -> tuple[Text, ...] | None:
     return texts
 
 
-def _text(name: str, given: Any) -> Text:
+def _is_message(given: Any) -> bool:
+    """Whether a list is one conversation and not several."""
+    return isinstance(given, list | tuple) and bool(given) and isinstance(given[0], Mapping)
+
+
+def _text(name: str, given: Any) -> Prompt:
     if isinstance(given, str):
         return given
-    one_token = name in ("answers", "distractors")
-    possible = "text, token ids, or lists of these" if one_token else "text, or lists of token ids such as [[5, 9, 11]]"
+    one_token = name in CONTINUATIONS
+    if not one_token and (chat := as_chat(given)) is not None:
+        return chat
+    possible = (
+        "text, token ids, or lists of these"
+        if one_token
+        else "text, lists of token ids such as [[5, 9, 11]], or conversations such as Chat('text')"
+    )
     wrong = DeclarationError(f"{name} are {possible}, got {given!r}")
     try:
         found = _whole(given)
@@ -266,14 +325,16 @@ def _text(name: str, given: Any) -> Text:
     return ids
 
 
-def _check_alike(given: Mapping[str, Iterable[Text]]) -> None:
-    """Refuse text beside token ids."""
-    kinds = {name: {isinstance(text, str) for text in texts} for name, texts in given.items()}
-    if len(set().union(*kinds.values())) > 1:
-        raise DeclarationError(f"{' and '.join(kinds)} mix text and token ids: give all as text, or all as token ids")
+def _check_alike(given: Mapping[str, Iterable[Prompt]]) -> None:
+    """Refuse text beside token ids, and beside conversations but for answers."""
+    for kind, words in ((str | Chat, "text and token ids: give all as text, or all as token ids"),
+                        (Chat, "text and conversations: give Chat('text') for a message of the user")):  # fmt: skip
+        some = {name: texts for name, texts in given.items() if kind is not Chat or name not in CONTINUATIONS}
+        if len({isinstance(text, kind) for texts in some.values() for text in texts}) > 1:
+            raise DeclarationError(f"{' and '.join(some)} mix {words}")
 
 
-def _runs(given: object) -> tuple[tuple[str, tuple[Text, ...]], ...]:
+def _runs(given: object) -> tuple[tuple[str, tuple[Prompt, ...]], ...]:
     pairs = given.items() if isinstance(given, Mapping) else given
     try:
         runs = tuple((str(name), _texts(f"the run {name}", texts) or ()) for name, texts in pairs)  # type: ignore

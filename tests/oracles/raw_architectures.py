@@ -26,7 +26,7 @@ attention; where its attention module holds that itself, there is no ``q_rot k_r
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from operator import attrgetter
 from typing import Any
@@ -238,15 +238,27 @@ def _hooks(model: Any, tokens: Tensor, place: Place, change: Change) -> list[Any
     return [_of_output(whole if component == "resid_post" else added, at(leaving[component]), rows)]
 
 
-@torch.no_grad()
-def run(model: Any, tokens: Tensor, changes: Sequence[tuple[Place, Change]] = ()) -> Tensor:
-    """Logits with several changes in one forward pass; changes of one component of one layer act in list order."""
+def _forward(model: Any, tokens: Tensor, changes: Sequence[tuple[Place, Change]]) -> Tensor:
     with ExitStack() as stack:
         for place, change in changes:
             for handle in _hooks(model, tokens, Place(*place), change):
                 stack.enter_context(handle)
         logits: Tensor = model(tokens, use_cache=False).logits
         return logits
+
+
+@torch.no_grad()
+def run(model: Any, tokens: Tensor, changes: Sequence[tuple[Place, Change]] = ()) -> Tensor:
+    """Logits with several changes in one forward pass; changes of one component of one layer act in list order."""
+    return _forward(model, tokens, changes)
+
+
+def slope(model: Any, tokens: Tensor, score: Callable[[Tensor], Tensor], place: Place) -> tuple[Tensor, Tensor]:
+    """What stands at a place, and the gradient of the summed score by it."""
+    leaf = read(model, tokens, place)[0].requires_grad_()
+    with torch.enable_grad():
+        (found,) = torch.autograd.grad(score(_forward(model, tokens, [(place, _fixed(leaf))])).sum(), [leaf])
+    return leaf.detach(), found
 
 
 def read(model: Any, tokens: Tensor, *places: Place) -> list[Tensor]:

@@ -16,7 +16,7 @@ LAYERS = [
     "studies.app",
     "studies.report",
     "studies.plots studies.catalogue studies.reproduce",
-    "studies.dynamics studies.text",
+    "studies.dynamics studies.text studies.circuits",
     "studies.analyses",
     "studies.inspection",
     "studies.measuring",

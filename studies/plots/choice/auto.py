@@ -9,9 +9,13 @@ import numpy as np
 import xarray as xr
 
 from ....errors import DeclarationError, UnknownNameError, choices
+from ....interventions.declare.circuits import Circuit
 from ..ablation import sets_against_null
 from ..attention import attention
 from ..attention_viewer import MOST, attention_viewer
+from ..circuits.curves import circuit_curve, edge_inclusion
+from ..circuits.graph import MOST as MOST_EDGES
+from ..circuits.graph import circuit_graph
 from ..composition import composition_matrix
 from ..curves import along, ranked_conditions
 from ..estimates import estimate_against_exact
@@ -52,6 +56,8 @@ def picture(ds: Any, variable: str | None = None, **select: Any) -> Any:
     set, with random sets beside  `sets_against_null`
     random sets of `measure`      `sets_against_null`
     path, sender                  `path_grids`
+    edge                          `circuit_graph` of the largest, `edge_inclusion`
+    share, with cpr beside        `circuit_curve`
     estimate, with exact beside   `estimate_against_exact`
     rank, of `predict`            `predictions`
     layer, position, rank         `token_grid`; of `predict` at several positions too
@@ -191,12 +197,25 @@ def _special(ds: xr.Dataset, variable: str, title: str) -> Any:
         return heads_on_text(ds, title=title)
     if variable == "path_logit_diff" and {"path", "sender"} <= dims:
         return path_grids(ds)
+    if variable == "faithfulness" and {"cpr", "cmd"} <= set(ds):
+        return circuit_curve(ds, title=title)
+    if dims - {"example"} == {"edge"} and {"sender", "receiver"} <= {*ds.coords}:
+        return _edges(ds, variable, title)
     if set(PAIR) <= dims:
         for dim in dims - set(PAIR) - {"variant"}:
             _ask(ds, variable, dim)
         renamed = ds.rename({variable: "composition"}) if variable != "composition" else ds
         return styled(composition_matrix(renamed), title=title)
     return _inside(ds, variable, title)
+
+
+def _edges(ds: xr.Dataset, variable: str, title: str) -> Any:
+    """How often edges are chosen, or the graph of those with the largest scores."""
+    if variable == "inclusion" and "in_circuit" in ds:
+        return edge_inclusion(ds, title=title)
+    values = ds[variable]
+    mean = values.mean("example", keep_attrs=True) if "example" in values.dims else values
+    return circuit_graph(Circuit.top(mean, min(MOST_EDGES, mean.size)), mean, title=title)
 
 
 def _inside(ds: xr.Dataset, variable: str, title: str) -> Any:

@@ -13,7 +13,7 @@ import torch
 
 import headwise as hw
 from headwise.errors import HeadwiseError
-from headwise.interventions import Add, Component, Head, Layer, Neuron, Patch, ZeroAblate
+from headwise.interventions import Add, Component, Head, Layer, Neuron, Patch, Scale, ZeroAblate
 from headwise.interventions.load import _id_tokenizer
 from headwise.metrics import logit_diff, loss
 from headwise.studies import Prompts, capture, measure, plan
@@ -145,7 +145,8 @@ def test_what_is_offered_is_what_plans_take_and_what_each_decoder_has(name, shap
         assert is_refused(there.model, there.task, what=ZeroAblate(site)) == (component not in writable), component
     least = LEAST & set(there.known) if parts(there.raw).sums else {"resid_pre", "resid_post"}
     assert (least <= {*writable}) == (name not in LESS)
-    assert {*writable} <= {*readable} <= {*there.known, "pattern"}  # some attention has no stand-in
+    alone = () if "pattern" in there.known else raw.INSIDE  # of GPT-Neo and GPT-J: see test_families
+    assert {*writable} <= {*readable} <= {*there.known, *alone}
     assert row(name, shape) in TABLE.read_text(), "make architectures writes it anew"
 
 
@@ -216,6 +217,50 @@ def test_metrics_are_of_the_models_own_logits(name, shape):
         close(row["loss"].values, -final.log_softmax(-1)[rows, answers], there.scale)
 
 
+FEW = ("falcon", "gemma2", "gpt_oss", "mamba")
+AFTER = [pytest.param(*one, marks=() if one[0] in FEW else pytest.mark.heavy) for one in ALL]
+"""Falcon's blocks add to what its MLP gives in place."""
+
+
+@pytest.mark.parametrize(("name", "shape"), AFTER)
+def test_what_is_read_after_a_write_equals_raw_hooks(name, shape):
+    there = case(name, shape)
+    components = [one for one in there.known if one in offered(name, shape)[0] and "embed" not in one]
+    places = [Place(there.last, one, 0 if one in ("head_out", "pattern") else None) for one in components]
+    sites = [(Head(there.last, 0) if place.head == 0 else Layer(there.last)).site(place.component) for place in places]
+    found = capture(there.model, there.task, sites, what=Scale(Layer(0).resid_post.at(POSITIONS), 2.0))
+    doubled = (Place(0, "resid_post", None, POSITIONS), lambda old: old * 2)
+    for place, site in zip(places, sites, strict=True):
+        seen = {}
+        raw.run(there.raw, there.tokens, [doubled, raw._reader(seen, place)])
+        (wanted,) = seen.values()
+        close(found[str(site).replace(" ", "_")].values, wanted, float(wanted.abs().max()), str(place))
+
+
+@pytest.mark.parametrize(("name", "shape"), AFTER)
+def test_estimates_from_gradients_equal_raw_hooks(name, shape):
+    there, rows = case(name, shape), torch.arange(3)
+    answers, others = there.tokens[:, 3].tolist(), there.tokens[:, 4].tolist()
+    options = {"answers": answers, "distractors": others, "corrupted": there.corrupted.tolist()}
+    task = Prompts(there.tokens.tolist(), **options)
+
+    def score(logits):
+        return logits[rows, -1, answers] - logits[rows, -1, others]
+
+    components = [one for one in (*sorted(LEAST), "q", "v", "mlp_post") if one in offered(name, shape)[1]]
+    layer = there.last - 1
+    heads = {one: 0 if one in PER_HEAD else None for one in components}
+    sites = {one: (Layer(layer) if heads[one] is None else Head(layer, 0)).site(one) for one in components}
+    what = {one: Patch(site, "corrupted") for one, site in sites.items()}
+    found = measure(there.model, task, what, [logit_diff], estimator="gradient")["logit_diff"]
+    for component in components:
+        place = Place(layer, component, heads[component])
+        old, slope = raw.slope(there.raw, there.tokens, score, place)
+        moves = raw.read(there.raw, there.corrupted, place)[0] - old
+        wanted = score(there.clean) + (moves * slope).flatten(1).sum(1)
+        close(found.sel(condition=component).values, wanted, float(wanted.abs().max()), component)
+
+
 def rows(name):
     """The rows of an architecture in the table of the docs."""
     if name in NOT_OPENED:
@@ -225,10 +270,13 @@ def rows(name):
 
 
 def row(name, shape):
-    way = "called" if case(name, shape).model.shape.called else "laid open"
     readable, writable = offered(name, shape)
     alone = " ".join(one for one in readable if one not in writable)
-    return f" | {way} | {' '.join(writable)} | {alone} |"
+    return f" | {way(case(name, shape).model)} | {' '.join(writable)} | {alone} |"
+
+
+def way(model):
+    return "called" if model.shape.called else "laid open"
 
 
 @pytest.mark.heavy

@@ -125,7 +125,6 @@ REFUSED = {
     "of nnsight": (lambda: hw.load(of_configuration("gpt2")).traced, r"is a model of nnsight: .*load\(model._module\)"),
     "compiled": (lambda: torch.compile(of_configuration("gpt2"), backend="eager"), r"is compiled, .*_orig_mod"),
     "made under inference mode": (in_inference_mode, r"inference_mode.*load\(copy.deepcopy\(model\)\)"),
-    "of peft": (lambda: adapted(of_configuration("gpt2"), ["c_attn"]), r"a model of peft: .*get_base_model"),
     "a number": (lambda: 3, r"cannot load int: give a shipped name \(code-4l and words-2l\)"),
 }
 

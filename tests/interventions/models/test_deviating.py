@@ -248,8 +248,10 @@ RARE = {
 """Changes that only larger values meet than a run without a write has."""
 
 
-@pytest.mark.parametrize("variant", RARE)
-@pytest.mark.xfail(strict=True, reason="a laid-open block does not call the forward, the hook or the function")
+MISSED = pytest.mark.xfail(strict=True, reason="a trace reads what a module gives before its hooks change it")
+
+
+@pytest.mark.parametrize("variant", [pytest.param(one, marks=MISSED if "hook" in one else ()) for one in RARE])
 def test_what_only_large_values_meet_is_met(variant):
     module, tokens = varied("llama", RARE[variant]), prompts("llama", 0)
     with torch.no_grad():

@@ -45,6 +45,28 @@ def test_parts_and_heads(there, words_model, server, name):
     assert size < 4 * numbers * int(TASK.draw(words_model).scored.sum()) + 6_000
 
 
+def test_conversations_are_written_here(there, words_model, server):
+    template = "{% for m in messages %}{{ 'red' if m.role == 'user' else 'green' }} {{ m.content }} {% endfor %}blue"
+    here = hw.load("words-2l")
+    here.tokenizer.chat_template = there.tokenizer.chat_template = template
+    told = [hw.Chat("dog cat dog", system="tree house"), hw.Chat("apple banana cherry apple")]
+    task, what = hw.Prompts(told, answers=["cat", "banana"]), hw.ZeroAblate(hw.Head(1, 2).z.at("user"))
+    found, wanted = (hw.measure(model, task, what, "loss") for model in (there, here))
+    np.testing.assert_allclose(found["loss"], wanted["loss"], rtol=1e-5, atol=1e-5)
+    assert found["position_label"].values[0].tolist() == wanted["position_label"].values[0].tolist()
+    assert found["position_label"].values[0].tolist() == [
+        "template",
+        "system",
+        "system",
+        "template",
+        "user",
+        "user",
+        "user",
+        "template",
+    ]
+    assert found["token"].values[1].tolist()[:6] == ["red", "apple", "banana", "cherry", "apple", "blue"]
+
+
 def test_the_difference_is_one_vector_a_layer(there, words_model, server):
     sites = [hw.Layer(layer).resid_post for layer in words_model.layers]
     found, size = sent(server, there, lambda model: hw.difference(model, TASK, sites))

@@ -249,14 +249,17 @@ def test_another_position_of_a_label_is_not_taken_from_what_was_kept(small_model
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda model: Prompts([5, 9, 11]), "prompts are text, or lists of token ids such as [[5, 9, 11]], got 5"),
+        (
+            lambda model: Prompts([5, 9, 11]),
+            "lists of token ids such as [[5, 9, 11]], or conversations such as Chat('text'), got 5",
+        ),
         (
             lambda model: Prompts([b"apple"]),
-            "prompts are text, or lists of token ids such as [[5, 9, 11]], got b'apple'",
+            "lists of token ids such as [[5, 9, 11]], or conversations such as Chat('text'), got b'apple'",
         ),
         (
             lambda model: Prompts([[5, 9.5]]),
-            "prompts are text, or lists of token ids such as [[5, 9, 11]], got [5, 9.5]",
+            "lists of token ids such as [[5, 9, 11]], or conversations such as Chat('text'), got [5, 9.5]",
         ),
         (lambda model: Prompts([[]]), "prompts hold []: a list of token ids has at least one, and none below 0"),
         (

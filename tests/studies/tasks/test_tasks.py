@@ -269,7 +269,10 @@ def test_tasks_survive_json(task):
         (lambda model: RepeatedTokens(tokens=("a", "b")), "tokens=('a', 'b'): give a start and a larger stop"),
         (lambda model: Prompts(5), "prompts is a text, or a list of texts or of lists of token ids, got 5"),
         (lambda model: Prompts([]), "Prompts needs at least one prompt"),
-        (lambda model: Prompts(["apple", 3]), "prompts are text, or lists of token ids such as [[5, 9, 11]], got 3"),
+        (
+            lambda model: Prompts(["apple", 3]),
+            "lists of token ids such as [[5, 9, 11]], or conversations such as Chat('text'), got 3",
+        ),
         (lambda model: Prompts(["apple", "pear"], answers=["pear"]), "1 answers for 2 prompts: give one for each"),
         (
             lambda model: Prompts(["apple"], distractors=["pear"]),

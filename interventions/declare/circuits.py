@@ -1,0 +1,262 @@
+"""Which edges: `Edge`, and `Circuit`, a set of edges as a frozen value. Knows no model and no tensor.
+
+An edge says that what one part of a model writes is read by another, along the residual stream. Names are those of MIB,
+the Mechanistic Interpretability Benchmark. Senders are ``input`` (the token embedding), heads such as ``a0.h3`` and
+MLPs such as ``m1``; receivers are ``a1.h1<q>``, ``a1.h1<k>`` and ``a1.h1<v>``, MLPs and ``logits``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...errors import DeclarationError, choices, whole
+
+INPUT, LOGITS = "input", "logits"
+SIGNED, ABS = "signed", "abs"
+SHOWN = 3
+"""Edges that the repr of a circuit and errors show."""
+_NAME = re.compile(r"a(0|[1-9]\d{0,5})\.h(0|[1-9]\d{0,5})(?:<([qkv])>)?|m(0|[1-9]\d{0,5})")
+_AFTER_ALL = 2**31
+Place = tuple[int, int, int, int]
+"""Where a name stands in forward order: layer, 0 for attention and 1 for its MLP, q, k or v (0, 1, 2), head."""
+
+
+class Edge(NamedTuple):
+    """An edge of a model: what `sender` writes, as `receiver` reads it."""
+
+    sender: str
+    receiver: str
+
+    def __str__(self) -> str:
+        return f"{self.sender}->{self.receiver}"
+
+
+@dataclass(frozen=True, init=False)
+class Circuit:
+    """A set of edges of a model, in forward order whatever the order they were given in.
+
+    ``a | b``, ``a & b`` and ``a - b`` are circuits of the edges in either, in both, and in the first only.
+    ``len(circuit)``, ``edge in circuit`` and iteration are those of the edges. Whether a model has an edge is seen when
+    the model is known: see `Graph`.
+
+    Parameters
+    ----------
+    edges : iterable of (sender, receiver), or of text such as ``"a0.h3->a1.h1<k>"``
+        Senders are ``input``, heads ``a<layer>.h<head>`` and MLPs ``m<layer>``. Receivers are ``a<layer>.h<head><q>``,
+        ``<k>`` and ``<v>`` (of a key-value head, where heads share them), ``m<layer>`` and ``logits``.
+
+    Raises
+    ------
+    DeclarationError
+        Something is no edge, or a sender does not come before its receiver.
+
+    Examples
+    --------
+    >>> circuit = hw.Circuit(["input->a0.h3<v>", "a0.h3->a1.h1<k>", "a1.h1->logits"])
+    >>> circuit
+    Circuit(3 edges: input->a0.h3<v>, a0.h3->a1.h1<k>, a1.h1->logits)
+    >>> ("a0.h3", "a1.h1<k>") in circuit, "m0->logits" in circuit
+    (True, False)
+    >>> circuit - hw.Circuit(["a1.h1->logits"])
+    Circuit(2 edges: input->a0.h3<v>, a0.h3->a1.h1<k>)
+    >>> hw.from_json(hw.to_json(circuit)) == circuit
+    True
+    """
+
+    edges: tuple[Edge, ...]
+
+    def __init__(self, edges: Iterable[Edge | tuple[str, str] | str] = ()) -> None:
+        if isinstance(edges, str) or not isinstance(edges, Iterable):
+            raise DeclarationError(f"Circuit takes a list of edges, got {edges!r}; one edge is {EXAMPLE}")
+        found = {as_edge(edge) for edge in edges}
+        object.__setattr__(self, "edges", tuple(sorted(found, key=edge_order)))
+        object.__setattr__(self, "_set", frozenset(found))
+
+    @classmethod
+    def top(cls, scores: Any, n: int, by: str = ABS) -> Circuit:
+        """The `n` edges with the largest scores.
+
+        Of equal scores, the edge whose receiver comes first in a forward pass wins, then the one whose sender does.
+        None is pruned: see `Graph.prune`.
+
+        Parameters
+        ----------
+        scores : DataArray (edge), or Dataset with one such variable
+            What the metric changes by where the edge carries the value of another run: `clean` is taken away. Has the
+            coordinates ``sender`` and ``receiver`` along ``edge``.
+        n : int
+            How many; 0 gives the empty circuit.
+        by : {"abs", "signed"}
+            The edges that change the metric most, or those that make it worse: the most negative scores first, or the
+            most positive where the attribute ``better`` of the scores is ``"lower"``, as that of a loss is.
+
+        Returns
+        -------
+        Circuit
+
+        Raises
+        ------
+        DeclarationError
+            The scores have other dims, no names of edges, or one is NaN; or `n` or `by` is not possible.
+
+        Examples
+        --------
+        >>> import xarray as xr
+        >>> names = {"sender": ("edge", ["input", "m0"]), "receiver": ("edge", ["logits", "logits"])}
+        >>> scores = xr.DataArray([0.5, -0.25], coords=names, dims="edge")
+        >>> hw.Circuit.top(scores, 1), hw.Circuit.top(scores, 1, by="signed")
+        (Circuit(1 edge: input->logits), Circuit(1 edge: m0->logits))
+        """
+        if by not in (ABS, SIGNED):
+            raise DeclarationError(f"by={by!r}: possible are {ABS!r} and {SIGNED!r}")
+        array = _one_array(scores)
+        edges, values = _named(array), np.asarray(array.values, dtype=np.float64)
+        count = whole(n, "n, the number of edges,")
+        if count > len(edges):
+            raise DeclarationError(f"n={count}: these are scores of {len(edges)} edges, so n can be 0 to {len(edges)}")
+        sign = -1 if array.attrs.get("better") == "lower" else 1
+        first = -np.abs(values) if by == ABS else sign * values
+        ranked = sorted(zip(first, map(edge_order, edges), edges, strict=True))
+        return cls(edge for *_, edge in ranked[:count])
+
+    def __contains__(self, edge: object) -> bool:
+        return as_edge(edge) in self._set  # type: ignore[attr-defined]
+
+    def __iter__(self) -> Iterator[Edge]:
+        return iter(self.edges)
+
+    def __len__(self) -> int:
+        return len(self.edges)
+
+    def __or__(self, other: Circuit) -> Circuit:
+        return self._with(other, frozenset.union)
+
+    def __and__(self, other: Circuit) -> Circuit:
+        return self._with(other, frozenset.intersection)
+
+    def __sub__(self, other: Circuit) -> Circuit:
+        return self._with(other, frozenset.difference)
+
+    def _with(self, other: Circuit, combine: Callable[..., frozenset[Edge]]) -> Circuit:
+        if not isinstance(other, Circuit):
+            return NotImplemented
+        return Circuit(combine(self._set, other._set))  # type: ignore[attr-defined]
+
+    def __repr__(self) -> str:
+        return f"Circuit({_counted(self.edges)})"
+
+
+EXAMPLE = "'a0.h3->a1.h1<k>' or ('a0.h3', 'a1.h1<k>')"
+
+
+def as_edge(given: object) -> Edge:
+    """An edge from text or a pair of names, or an error that says what is possible."""
+    if isinstance(given, str):
+        pair: tuple[Any, ...] = tuple(name.strip() for name in given.split("->"))
+    else:
+        pair = tuple(given) if isinstance(given, tuple | list) else ()
+    if len(pair) != 2 or not all(isinstance(name, str) for name in pair):
+        raise DeclarationError(f"{given!r} is no edge: possible are a sender and a receiver, such as {EXAMPLE}")
+    return _checked(str(pair[0]), str(pair[1]))
+
+
+@lru_cache(maxsize=2**17)
+def _checked(sender: str, receiver: str) -> Edge:
+    edge = Edge(sender, receiver)
+    if place_of(edge.sender) is None or edge.sender == LOGITS or edge.sender.endswith(">"):
+        raise DeclarationError(
+            f"{edge}: {edge.sender!r} cannot send; possible are {INPUT}, heads such as a0.h3 and MLPs such as m1"
+        )
+    if place_of(edge.receiver) is None or edge.receiver == INPUT or _is_head(edge.receiver):
+        raise DeclarationError(
+            f"{edge}: {edge.receiver!r} cannot receive; possible are q, k or v of a head such as a1.h1<k>, MLPs such "
+            f"as m1, and {LOGITS}"
+        )
+    if not _before(edge):
+        raise DeclarationError(f"{edge}: {edge.sender} does not come before {edge.receiver}")
+    return edge
+
+
+def edge_order(edge: Edge) -> tuple[Place, Place]:
+    """What edges are sorted by: the receiver in forward order, then the sender."""
+    return place_of(edge.receiver), place_of(edge.sender)
+
+
+@lru_cache(maxsize=2**16)
+def place_of(name: str) -> Any:
+    """The `Place` of a part or of what it reads; None for other text."""
+    if name in (INPUT, LOGITS):
+        return (-1, 0, 0, 0) if name == INPUT else (_AFTER_ALL, 0, 0, 0)
+    found = _NAME.fullmatch(name)
+    if found is None:
+        return None
+    layer, head, which, mlp = found.groups()
+    return (int(mlp), 1, 0, 0) if mlp else (int(layer), 0, "qkv".index(which or "q"), int(head))
+
+
+def node_of(name: str) -> str:
+    """The part that a receiver belongs to, where no heads share keys and values: of ``a1.h0<q>`` the head."""
+    return name[:-3] if name.endswith(">") else name
+
+
+def _is_head(name: str) -> bool:
+    return name.startswith("a") and not name.endswith(">")
+
+
+def _before(edge: Edge) -> bool:
+    """Whether the sender comes before the receiver in a block whose MLP follows its attention."""
+    sent, read = place_of(edge.sender), place_of(edge.receiver)
+    return bool(sent[0] < read[0] or (sent[0] == read[0] and sent[1] < read[1]))
+
+
+def _counted(edges: tuple[Edge, ...]) -> str:
+    """How many, and the first of them."""
+    shown = [*map(str, edges[:SHOWN]), *(["..."] if len(edges) > SHOWN else [])]
+    return f"{len(edges)} edge{'s' * (len(edges) != 1)}{': ' * bool(edges)}{', '.join(shown)}"
+
+
+def _one_array(scores: Any) -> Any:
+    """The DataArray of scores; that of a Dataset with one variable along ``edge``."""
+    if hasattr(scores, "data_vars"):
+        along = [name for name, array in scores.data_vars.items() if "edge" in array.dims]
+        if len(along) != 1:
+            found = f"{choices(along)}; give one, such as ds[{str(along[0])!r}]" if along else "none along the dim edge"
+            raise DeclarationError(f"Circuit.top takes one score of each edge: this Dataset has {found}")
+        scores = scores[along[0]]
+    if not hasattr(scores, "dims") or not hasattr(scores, "coords"):
+        raise DeclarationError(
+            f"Circuit.top takes a DataArray of scores with the dim edge, got {type(scores).__name__}"
+        )
+    return scores
+
+
+def _named(array: Any) -> tuple[Edge, ...]:
+    """The edges that scores are of, checked."""
+    dims = tuple(map(str, array.dims))
+    if "edge" not in dims or not {"sender", "receiver"} <= {*map(str, array.coords)}:
+        raise DeclarationError(
+            "Circuit.top takes scores along the dim edge, with the coordinates sender and receiver; these have the "
+            f"dims {choices(dims) or 'none'} and the coordinates {choices(array.coords) or 'none'}"
+        )
+    if left := [dim for dim in dims if dim != "edge"]:
+        raise DeclarationError(
+            f"Circuit.top takes one score of each edge: these have the dim {choices(left)} too; take "
+            f"scores.mean({left[0]!r}) or one of them"
+        )
+    edges = tuple(map(as_edge, zip(map(str, array.sender.values), map(str, array.receiver.values), strict=True)))
+    if len(set(edges)) < len(edges):
+        twice = [edge for edge in dict.fromkeys(edges) if edges.count(edge) > 1][:SHOWN]
+        raise DeclarationError(f"Circuit.top takes one score of each edge: {choices(twice)} come more than once")
+    missing = tuple(edge for edge, value in zip(edges, array.values, strict=True) if np.isnan(value))
+    if missing:
+        raise DeclarationError(
+            f"of {len(edges)} scores are NaN those of {_counted(missing)}; where they should not count, fill them, as "
+            "in scores.fillna(0)"
+        )
+    return edges

@@ -1,0 +1,203 @@
+"""A circuit as a graph: its heads and MLPs by layer, an edge for each of its edges."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import holoviews as hv
+import numpy as np
+import xarray as xr
+
+from ....errors import DeclarationError, whole
+from ....interventions.declare.circuits import INPUT, LOGITS, Circuit, Edge, as_edge, node_of, place_of
+from ....interventions.declare.graph import Graph
+from ..parts.dots import dots, shift
+from ..parts.inputs import array_of
+from ..parts.style import BLUE, GREEN, GREY, INK, ORANGE, dimension, hover, overlay, styled
+
+MOST = 100
+"""How many edges are drawn."""
+THINNEST, THICKEST = 1.0, 7.0
+PARTS = {"q": ("read as query", BLUE), "k": ("read as key", ORANGE), "v": ("read as value", GREEN)}
+RAISING = "dashed: score above 0"
+OTHERS = ("read by an MLP or the logits", GREY)
+PORTS = {"q": -0.01, "k": 0.0, "v": 0.01}
+"""Where on a head an edge into its q, k or v ends, as a share of the width."""
+Nodes = dict[str, tuple[float, int, str]]
+"""Place of each node, across (0 to 1) and up, and the label of its row."""
+WIDTH, ROW, AT_ONCE = 620, 62, 12
+"""Pixels: width of the figure, height of a row; and nodes of a row whose names stand side by side."""
+
+
+def circuit_graph(
+    circuit: Circuit,
+    scores: xr.DataArray | xr.Dataset | None = None,
+    *,
+    graph: Graph | None = None,
+    most: int = MOST,
+    title: str = "",
+) -> Any:
+    """The edges of a circuit between its heads and MLPs, from the input at the bottom to the logits at the top.
+
+    An edge is as wide as its score is far from 0, dashed where the score is positive, and coloured by what reads it: q,
+    k or v of a head, or anything else. Of more than `most` edges, those with the largest scores are drawn, and the
+    title says how many are not.
+
+    Parameters
+    ----------
+    circuit : Circuit
+        Pruned, as `Graph.prune` does, to see what is connected.
+    scores : DataArray (edge[, example]), or Dataset with one such variable, optional
+        With the coordinates ``sender`` and ``receiver``; edges without a score are the thinnest.
+    graph : Graph, optional
+        Of the model. Needed where heads share keys and values: an edge into k or v then ends at each head that shares
+        it, and else at the head of that number.
+    most : int
+    title : str
+
+    Returns
+    -------
+    holoviews.Overlay
+        ``Segments`` for each kind of reader (one for each edge; ``value``, ``edge``, ``width``), ``Points`` for the
+        nodes (``at``, ``row``; name) and ``Labels``.
+
+    Raises
+    ------
+    DeclarationError
+        There is no edge to draw, the scores have other dims, or `most` is not 1 or more.
+    """
+    if not isinstance(circuit, Circuit):
+        raise DeclarationError(f"circuit_graph draws a Circuit, got {type(circuit).__name__}")
+    if not circuit:
+        raise DeclarationError("circuit_graph draws edges: this circuit has none")
+    values, shown = _scores(scores)
+    most = whole(most, "most, the number of edges that are drawn,", low=1)
+    size = {edge: abs(values.get(edge, 0.0)) for edge in circuit}
+    drawn = sorted(circuit, key=lambda edge: -size[edge])[:most]
+    if len(drawn) < len(circuit):
+        title = f"{title}{': ' if title else ''}the {len(drawn)} of {len(circuit)} edges with the largest scores"
+    if graph is not None:
+        graph.check(circuit)
+    ends = {edge: (node_of(edge.receiver),) if graph is None else graph.nodes_of(edge.receiver) for edge in circuit}
+    nodes = _nodes({name for edge in drawn for name in (edge.sender, *ends[edge])})
+    parts = [*_edges(drawn, values, nodes, ends, shown), *_boxes(nodes, ends), *_names(nodes)]
+    rows = {row: label for _, row, label in nodes.values()}
+    return overlay(
+        parts,
+        title=title,
+        width=WIDTH,
+        height=130 + ROW * len(rows),
+        xaxis=None,
+        ylabel="",
+        yticks=[(row, label) for row, label in rows.items()],
+        xlim=(-0.06, 1.06),
+        ylim=(-0.5, len(rows) - 0.5),
+        legend_cols=2,
+    )
+
+
+def _scores(scores: Any) -> tuple[dict[Edge, float], Any]:
+    """The score of each edge, and what scores are."""
+    if scores is None:
+        return {}, hv.Dimension("value", label="score")
+    array = array_of(scores, "circuit_graph", ("edge",))
+    if not {"sender", "receiver"} <= {*array.coords} or not {*array.dims} <= {"edge", "example"}:
+        raise DeclarationError(
+            "circuit_graph takes scores (edge[, example]) with the coordinates sender and receiver: these have "
+            f"({', '.join(map(str, array.dims))})"
+        )
+    mean = array.mean("example", keep_attrs=True) if "example" in array.dims else array
+    names = (map(str, mean[side].values) for side in ("sender", "receiver"))
+    edges = [as_edge(pair) for pair in zip(*names, strict=True)]
+    return dict(zip(edges, map(float, mean.values), strict=True)), dimension("value", array, None)
+
+
+def _nodes(names: set[str]) -> Nodes:
+    """Place of each node, across (0 to 1) and up, and the label of its row."""
+    places = {name: place_of(name)[:2] for name in (*names, INPUT, LOGITS)}
+    nodes: Nodes = {}
+    for row, place in enumerate(sorted(set(places.values()))):
+        here = sorted((name for name in places if places[name] == place), key=place_of)
+        ends = place[0] in (place_of(INPUT)[0], place_of(LOGITS)[0])
+        label = "" if ends or (place[1] and (place[0], 0) in places.values()) else f"layer {place[0]}"
+        aside = 0.03 * (row % 3 - 1) if len(here) > 1 else 0.06 * (row % 3 - 1)  # an edge past a node is seen beside it
+        for number, name in enumerate(here):
+            nodes[name] = (0.05 + 0.9 * (number + 0.5) / len(here) + aside, row, label)
+    return nodes
+
+
+def _edges(
+    drawn: list[Edge], values: dict[Edge, float], nodes: Nodes, readers: dict[Edge, tuple[str, ...]], shown: Any
+) -> list[Any]:
+    """For each kind of reader and each sign its edges, weakest first; one into several heads as often."""
+    largest = max((abs(values.get(edge, 0.0)) for edge in drawn), default=0.0) or 1.0
+    parts = []
+    for kind in (*PARTS, ""):
+        name, colour = PARTS.get(kind, OTHERS)
+        for positive in (False, True):
+            here = [
+                (edge, reader)
+                for edge in reversed(drawn)
+                for reader in readers[edge]
+                if (edge.receiver[-2] if edge.receiver.endswith(">") else "") == kind
+                and (values.get(edge, 0.0) > 0) == positive
+            ]
+            if not here:
+                continue
+            ends = [(nodes[edge.sender], nodes[reader]) for edge, reader in here]
+            score = [values.get(edge, float("nan")) for edge, _ in here]
+            table: dict[str, Any] = {
+                "x0": [start[0] for start, _ in ends],
+                "y0": [float(start[1]) for start, _ in ends],
+                "x1": [end[0] + PORTS.get(kind, 0.0) for _, end in ends],
+                "y1": [end[1] - 0.07 for _, end in ends],
+                "value": score,
+                "edge": [str(edge) for edge, _ in here],
+                "width": THINNEST + (THICKEST - THINNEST) * np.nan_to_num(np.abs(score)) / largest,
+            }
+            label = RAISING if positive else name
+            lines = hv.Segments(table, ["x0", "y0", "x1", "y1"], [shown, "edge", "width"], label=label)
+            look = {"color": colour, "alpha": 0.75, "line_dash": "dashed" if positive else "solid"}
+            tips = hover(shown, "@value{+0.0000}", ("edge", "@edge"))
+            parts.append(styled(lines, line_width=hv.dim("width"), **look, **tips))
+    return parts
+
+
+def _boxes(nodes: Nodes, readers: dict[Edge, tuple[str, ...]]) -> list[Any]:
+    """The nodes; hover tells how many edges of the circuit each reads and sends."""
+    reads, sends = ({name: 0 for name in nodes} for _ in range(2))
+    for edge, ends in readers.items():
+        for count, name in ((sends, edge.sender), *((reads, end) for end in ends)):
+            if name in count:
+                count[name] += 1
+    parts = []
+    for label, look, here in (
+        ("head", (INK, "circle"), [name for name in nodes if name.startswith("a")]),
+        ("MLP", (INK, "square"), [name for name in nodes if name.startswith("m")]),
+        ("input, logits", (INK, "diamond"), [INPUT, LOGITS]),
+    ):
+        table: dict[str, Any] = {"at": [nodes[name][0] for name in here], "row": [nodes[name][1] for name in here]}
+        table |= {"name": here, "reads": [reads[name] for name in here], "sends": [sends[name] for name in here]}
+        tips = [("node", "@name"), ("edges read", "@reads"), ("edges sent", "@sends")]
+        if here:
+            parts.append(dots(table, ["at", "row"], label, look, 9, tools=["hover"], hover_tooltips=tips))
+    return parts
+
+
+def _names(nodes: Nodes) -> list[Any]:
+    """The name of each node beside it; where a row is full, every second one below."""
+    rows: dict[int, int] = {}
+    sides: dict[bool, list[str]] = {False: [], True: []}
+    for name, (_, row, _) in nodes.items():
+        rows[row] = rows.get(row, -1) + 1
+        count = sum(place[1] == row for place in nodes.values())
+        sides[name == INPUT or (count > AT_ONCE and rows[row] % 2 == 1)].append(name)
+    parts = []
+    for below, here in sides.items():
+        if here:
+            table = ([nodes[name][0] for name in here], [nodes[name][1] for name in here], here)
+            labels = hv.Labels(table, ["x", "y"], "name")
+            look = {"text_align": "left", "text_font_size": "11px", "text_color": INK}
+            look |= {"text_baseline": "top" if below else "bottom"}
+            parts.append(styled(labels, **look, hooks=[shift(6, 5 if below else -3)]))
+    return parts
