@@ -95,10 +95,16 @@ class PassStore:
     def keep(self, finished: FinishedValues) -> None:
         """Keep finished values."""
         names = [self.conditions[number] for number in finished.conditions]
+        once = [
+            at for at, name in enumerate(names) if name not in names[:at]
+        ]  # conditions that are equal are kept once
+        names, kept = [names[at] for at in once], finished.values
+        if len(once) < len(finished.conditions):
+            kept = {name: value[once] for name, value in finished.values.items()}
         what = {"examples": list(finished.examples), "run": finished.run or "", "conditions": json.dumps(names)}
         key = self._key(finished.group, what)
         if not self.parts.keys(key):
-            values = {name: (_dims(name, finished.run, value.ndim), value) for name, value in finished.values.items()}
+            values = {name: (_dims(name, finished.run, value.ndim), value) for name, value in kept.items()}
             self.parts.save(key, xr.Dataset(values, attrs=what), self.identity)
 
     def _key(self, group: int, what: dict[str, Any]) -> str:
