@@ -4,7 +4,7 @@ import pytest
 
 from tests.oracles import planned_cases as cases
 from tests.oracles import raw_hooks
-from tests.support.families import NAMES
+from tests.support.families import FEW
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def folder(tmp_path, words_model):
     return tmp_path / "mine"
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=FEW)
 def name(request):
     return request.param
 
