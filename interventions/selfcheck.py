@@ -164,8 +164,8 @@ def failures(model: Model) -> list[str]:
 
 
 def lacks(model: Model, name: str) -> bool:
-    """Whether a model has no such component."""
-    return name in dict(model.shape.lacks)
+    """Whether a model has no such component that can be written."""
+    return name in dict(model.shape.lacks + model.shape.read_only)
 
 
 def _sums(model: Model, tokens: Array) -> list[str]:

@@ -492,6 +492,9 @@ def _shape(
         ),
         2048,
     )
+    kept = {"pattern": "its blocks are called, not laid open"} if "rotated" in names else {}
+    if "resid_mid" in names and "attn_out" in first.factors:  # what is written there is a change of attn_out
+        kept["resid_mid"] = "the model multiplies attn_out before it adds it, so that rounding would be left over"
     return Shape(
         layers=len(found),
         heads=first.heads if "z" in names else 0,
@@ -507,5 +510,5 @@ def _shape(
         neurons="mlp_post" in names,
         called=True,
         lacks=tuple(sorted(lacks.items())),
-        read_only=(("pattern", "its blocks are called, not laid open"),) if "rotated" in names else (),
+        read_only=tuple(kept.items()),
     )
