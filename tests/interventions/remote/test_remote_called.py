@@ -32,7 +32,8 @@ def test_a_called_model_there_is_the_called_model_here(kind, server, tmp_path, m
         what = {
             "z": ZeroAblate(Head(0, 1)),
             "q": Patch(Head(1, 0).q, "corrupted"),
-            "mid": ZeroAblate(Layer(0).resid_mid.at(4)) + Add(Layer(1).mlp_out.at(-2), np.linspace(-1, 1, 32)),
+            "mid": ZeroAblate((Layer(0).mlp_in if kind == "trusted" else Layer(0).resid_mid).at(4))
+            + Add(Layer(1).mlp_out.at(-2), np.linspace(-1, 1, 32)),
         }
         found, wanted = (measure(model, TASK, what, [loss, logit_diff]) for model in (there, here))
         for variable in wanted.data_vars:
