@@ -60,8 +60,8 @@ def _circuit(tree: xr.DataTree) -> Iterator[str]:
         return
     connected = "" if left == n else f", {left} of which are connected,"
     yield (
-        f"Of {every} edges, a circuit of {count(n, 'edge')}{connected} keeps a share of {_interval(ds, 'faithfulness')} "
-        f"{between}; all other edges together keep {_interval(ds, 'complement')}."
+        f"Of {every} edges, a circuit of {count(n, 'edge')}{connected} keeps a share of "
+        f"{_interval(ds, 'faithfulness')} {between}; all other edges together keep {_interval(ds, 'complement')}."
     )
     if ds.sizes["draw"]:
         random, p = ds["random"].values, float(ds["p"])
@@ -87,14 +87,15 @@ def _share(tree: xr.DataTree) -> str:
 
 def _curve(tree: xr.DataTree) -> Iterator[str]:
     ds, random = tree["curve"].to_dataset(), tree["random"].to_dataset()
+    means = random[["cpr", "cmd"]].mean("draw")
     each = {
-        kind: [rounded(random[name].sel(kind=kind).mean(), ".3f") for name in ("cpr", "cmd")]
+        kind: " and ".join(rounded(means[name].sel(kind=kind), ".3f") for name in ("cpr", "cmd"))
         for kind in (ANY, CONNECTED)
     }
     yield (
-        f"Over MIB's shares of all edges, CPR is {_interval(ds, 'cpr', '.3f')} and CMD {_interval(ds, 'cmd', '.3f')}; of "
-        f"random circuits, {' and '.join(each[ANY])} where edges are drawn one by one, {' and '.join(each[CONNECTED])} "
-        "where they are connected. Higher is better for CPR, lower for CMD."
+        f"Over MIB's shares of all edges, CPR is {_interval(ds, 'cpr', '.3f')} and CMD {_interval(ds, 'cmd', '.3f')}; "
+        f"of random circuits, {each[ANY]} where edges are drawn one by one, {each[CONNECTED]} where they are "
+        "connected. Higher is better for CPR, lower for CMD."
     )
     yield (
         f"Over the logarithm of the share, CPR is {rounded(ds['cpr_log'], '.3f')} and CMD "
@@ -121,8 +122,8 @@ def _edges(tree: xr.DataTree) -> Iterator[str]:
     half = int(np.searchsorted(np.cumsum(size), total / 2) + 1) if total else 0
     how = "exactly" if str(tree["edges"].attrs.get("estimator", "exact")) == "exact" else "by an estimate"
     yield (
-        f"Scored {how}, the largest of {len(order)} edges are {listed(named)}; half of all that scores add up to lies in "
-        f"{count(half, 'edge')}."
+        f"Scored {how}, the largest of {len(order)} edges are {listed(named)}; half of all that scores add up to "
+        f"lies in {count(half, 'edge')}."
     )
 
 
@@ -156,7 +157,8 @@ def _inclusion(tree: xr.DataTree) -> Iterator[str]:
     always = int((ds["inclusion"].values[inside] >= OFTEN).sum())
     yield (
         f"Circuits of {ds.attrs['n']} edges from prompts drawn again share {rounded(ds['jaccard'])} of their edges "
-        f"(Jaccard overlap); {always} of the {count(int(inside.sum()), 'edge')} are in {percent(OFTEN)} of them or more."
+        f"(Jaccard overlap); {always} of the {count(int(inside.sum()), 'edge')} are in {percent(OFTEN)} of them or "
+        "more."
     )
     if text := unstable(ds):
         yield f"Warning: {text}."
@@ -165,17 +167,12 @@ def _inclusion(tree: xr.DataTree) -> Iterator[str]:
 def _limits(tree: xr.DataTree) -> Iterator[str]:
     study, ds = json.loads(tree.attrs["study"]), tree["circuit"].to_dataset()
     prompts = tree["edges"].sizes["example"]
+    others = ", but for the one circuit that was judged on others too" if "on_others" in ds else ""
+    same = f"Edges were chosen and circuits judged on the same {count(prompts, 'prompt')}{others}"
+    yield f"{same}{'' if others else ': on others, less may be kept'}."
     yield (
-        f"Edges were chosen and circuits judged on the same {count(prompts, 'prompt')}"
-        + (
-            ", but for the one circuit that was judged on others too."
-            if "on_others" in ds
-            else ": on others, less may be kept."
-        )
-    )
-    yield (
-        "An edge is scored alone: edges that do the same job for each other score low, and a circuit without all of them "
-        "can lose what none loses alone."
+        "An edge is scored alone: edges that do the same job for each other score low, and a circuit without all of "
+        "them can lose what none loses alone."
     )
     if study.get("estimator", "exact") != "exact":
         yield f'Scores are estimates ({study["estimator"]}); `estimator="exact"` measures each edge.'

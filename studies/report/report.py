@@ -27,7 +27,7 @@ from ..storage.netcdf import reading
 from ..storage.reading import as_tree, open_result
 from ..storage.record import KINDS, LOOKS, Record
 from ..tasks.chat import prompt_in_words
-from . import formation, generic, inside, measurement, series, text, text_heads
+from . import circuit, formation, generic, inside, measurement, series, text, text_heads
 from .assumptions import Ran, assumed, untested
 from .changes import metrics_in
 from .induction import QUESTION, SECTIONS, Section, compared
@@ -151,6 +151,10 @@ def _contents(tree: xr.DataTree) -> Contents:
         title = str(attrs.get("title", "Induction on text"))
         sections = [section for section in text.SECTIONS if section.key in tree.children]
         return Contents(title, text.QUESTION, f"{lead} {text.lead(tree)}".strip(), sections, _findings(attrs))
+    if record.study.get("type") == "CircuitStudy":
+        title = str(attrs.get("title", "A circuit"))
+        sections = [section for section in circuit.SECTIONS if section.key in tree.children]
+        return Contents(title, circuit.QUESTION, f"{lead} {circuit.lead(tree)}".strip(), sections, _findings(attrs))
     root = tree.to_dataset()
     if record.kind == "text_heads":
         title, said = str(attrs.get("title", "Heads on text")), text_heads.sentences(root)
