@@ -78,13 +78,28 @@ def attention(
     )
     if site in keep:
         keep[site] = pattern
+    score_patterns(spec, layer, pattern, attended)
+    if spec["pattern_kernels"] and layer == spec["layers"] - 1 and spec["logits"]["kernels"]:
+        z = z[:, :, spec["out"] - start]
+    return joined_heads(z)
+
+
+def score_patterns(spec: ResolvedPass, layer: int, pattern: Any, attended: dict[str, torch.Tensor]) -> None:
+    """Apply the kernels of patterns to those of a layer.
+
+    Parameters
+    ----------
+    spec : ResolvedPass
+    layer : int
+    pattern : tensor (row, head, query, key) or None
+        Of the rows at work; None where there is no such kernel.
+    attended : dict
+        Kernel name to values ``(row, layer, head)``, which are put in.
+    """
     for kernel in spec["pattern_kernels"]:
         rows = torch.arange(pattern.shape[0], device=pattern.device) % spec["examples"]
         given = {name: value[rows] for name, value in kernel["arguments"].items()}
         attended[kernel["name"]][: pattern.shape[0], layer] = kernel["function"](pattern, **given)
-    if spec["pattern_kernels"] and layer == spec["layers"] - 1 and spec["logits"]["kernels"]:
-        z = z[:, :, spec["out"] - start]
-    return joined_heads(z)
 
 
 def with_earlier_keys(

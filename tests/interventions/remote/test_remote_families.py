@@ -6,13 +6,14 @@ from nnsight.schema.config import CONFIG
 
 import headwise as hw
 from headwise.errors import ServerError
-from headwise.interventions import Grid, Head, Layer, Neuron, Patch, PathPatch, ZeroAblate, load
+from headwise.interventions import Grid, Head, Layer, Neuron, Patch, PathPatch, ZeroAblate
 from headwise.interventions.models import locate
 from headwise.metrics import induction, loss
 from headwise.studies import RepeatedTokens, capture, composition_scores, measure
 from tests.oracles import raw_families
 from tests.support.heavy import heavy_but_few
 from tests.support.loopback import Loopback
+from tests.support.saved_models import kept, saved
 
 TASK = RepeatedTokens(n=3, length=5)
 NAMES = ("pythia", "llama", "qwen3")
@@ -24,9 +25,7 @@ def folders(tmp_path_factory):
     made = {}
     for name in NAMES:
         folder = tmp_path_factory.mktemp(name).resolve()
-        module = raw_families.random_model(name)
-        module.save_pretrained(folder)
-        load._id_tokenizer(module.config.vocab_size).save_pretrained(folder)
+        saved(name, folder)
         made[name] = folder
     return made
 
@@ -116,8 +115,7 @@ def half_server(request, tmp_path_factory):
     for block in module.model.layers:
         for side in "qkv":
             getattr(block.self_attn, f"{side}_proj").bias.data.mul_(100)
-    module.save_pretrained(folder)
-    load._id_tokenizer(module.config.vocab_size).save_pretrained(folder)
+    kept(module, folder)
     shipped = str((locate.SHIPPED / "words-2l").resolve())
     paths = {str(folder): str(folder), shipped: shipped}
     server = Loopback(tmp_path_factory.mktemp("half"), paths, apart=True, dtype=request.param).start()
