@@ -51,6 +51,8 @@ def test_a_family_there_is_the_family_here(family_server, server, folders, name,
     path = {
         "path": PathPatch(Head(0, 0), Head(last, 0).q),
         "zero": ZeroAblate(Head(0, 1)),
+        "circuit": hw.Circuit(hw.Graph.of(here).edges[::2]) + ZeroAblate(Head(last, 0)),
+        "mean": hw.Circuit(hw.Graph.of(here).edges[::3], source="mean", positions=range(3)),
         "neuron": Patch(Neuron(0, 3).mlp_pre) + ZeroAblate(Layer(last).mlp_in.at(3)),
     }
     for what, metrics in ((grid, [loss]), (path, [loss, induction])):
