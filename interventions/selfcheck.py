@@ -41,7 +41,8 @@ from .run.backend import Backend, CheckRequest
 from .run.cache import CompiledMetric
 from .run.memory import is_out_of_memory
 from .run.outcome import Inputs
-from .traced import activations, traces
+from .traced import activations
+from .traced.passes import traces
 from .traced.specs import ReadSite, RowChange
 
 Array = np.ndarray[Any, Any]

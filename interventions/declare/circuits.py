@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -205,7 +205,8 @@ class Circuit(Edit):
             return NotImplemented
         if (self.source, self.positions) != (other.source, other.positions):
             raise DeclarationError(f"{self!r} and {other!r} differ in their source or their positions")
-        return replace(self, edges=combine(self._set, other._set))  # type: ignore[attr-defined]
+        edges = combine(self._set, other._set)  # type: ignore[attr-defined]
+        return Circuit(edges, self.source, self.positions)
 
     def __repr__(self) -> str:
         source = "" if self.source == CORRUPTED else f", source={self.source!r}"

@@ -82,7 +82,7 @@ class Keys:
 
 
 Value = FromRun | PathPatch | Circuit | Keys | tuple[float, ...] | float | None
-"""What is written: values of a run, what a path brings, those of a circuit, masked keys, a vector, a factor, or zeros (None)."""
+"""What is written: values of a run, what a path or circuit brings, masked keys, a vector, a factor, or zeros (None)."""
 
 
 class Join(NamedTuple):

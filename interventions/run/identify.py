@@ -13,7 +13,8 @@ from ..base.hashing import data_hash, short_hash
 from ..models.family import registered_attention
 from ..models.identity import Fingerprint, Identity
 from ..models.model import Model
-from ..traced import structure, traces
+from ..traced import structure
+from ..traced.passes import traces
 from ..traced.structure import configuration_of
 from .activations import handles
 from .memory import is_out_of_memory

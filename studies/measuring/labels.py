@@ -154,7 +154,7 @@ def texts_of(interventions: Sequence[Intervention]) -> tuple[str, ...]:
 
 
 def _text_of(intervention: Intervention) -> str:
-    """``L0H3 zero``, ``L0H3 + L0H5 zero``, ``L0H3 zero + L1H2 k patch``, ``L0H3 to L1H2 k path``, ``3-edge circuit``."""
+    """``L0H3 zero``, ``L0H3 + L0H5 zero``, ``L0H3 zero + L1H2 k patch``, ``L0H3 to L1H2 path``, ``3-edge circuit``."""
     by_kind: dict[str, list[str]] = {}
     for edit in intervention.parts if isinstance(intervention, Compose) else [intervention]:
         if isinstance(edit, PathPatch):

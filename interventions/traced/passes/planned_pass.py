@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .activations import pattern_between
-from .attention import attention, recomputed_z
-from .called import run as run_called
-from .edges.streams import run_circuits
-from .logits import logits_kernels
-from .projections import combine, project, rotary_angles
-from .rows import (
+from ..activations import pattern_between
+from ..attention import attention, recomputed_z
+from ..logits import logits_kernels
+from ..projections import combine, project, rotary_angles
+from ..rows import (
     IN_MLP,
     append_joining_rows,
     append_rows,
@@ -28,9 +26,11 @@ from .rows import (
     normed,
     write_into,
 )
+from .called import run as run_called
+from .circuits import run_circuits
 
 if TYPE_CHECKING:
-    from .specs import (
+    from ..specs import (
         CircuitRows,
         EmbeddingSum,
         FromRun,
@@ -495,11 +495,9 @@ def sender_change(sender: PathSender, cache: RunCache) -> torch.Tensor:
 
 def with_carried(circuit: CircuitRows, cache: RunCache) -> CircuitRows:
     """A circuit with what its other edges carry; at ``input``, what the embedding has more in the base run."""
-    run = circuit["run"]
+    run, mean = circuit["run"], circuit["run"] is None
     points = cache["reference"]["alike"] if run is None else cache["sources"][run]
-    carried = {
-        site: points[site].mean(dim=0, keepdim=True) if run is None else points[site] for site in circuit["sites"]
-    }
+    carried = {site: points[site].mean(dim=0, keepdim=True) if mean else points[site] for site in circuit["sites"]}
     carried[(0, "input")] = cache["base"][(0, "embed")] - carried[(0, "embed")]
     return {**circuit, "carried": carried}
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .activations import put_at_side, read_side, value_at_side
-from .attention import score_patterns
-from .logits import logits_kernels
-from .projections import split_sides
-from .rows import apply_writes
+from ..activations import put_at_side, read_side, value_at_side
+from ..attention import score_patterns
+from ..logits import logits_kernels
+from ..projections import split_sides
+from ..rows import apply_writes
 
 if TYPE_CHECKING:
-    from .specs import ModelParts, Points, ResolvedPass, WriteSite
+    from ..specs import ModelParts, Points, ResolvedPass, WriteSite
 
 WRITTEN_AT = {"qkv": ("q", "k", "v"), "attn_out": ("attn_out", "mid")}
 """Points of a planned pass that are written at a point of a block, where they are not the point itself."""
