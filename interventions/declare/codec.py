@@ -38,7 +38,7 @@ TABLE: dict[str, Callable[..., Any]] = {
     "Circuit": Circuit,
 }
 """Type name to maker, of declarations. Tasks are beside them in `studies.storage.registry`."""
-NO_EDITS = ("Head", "Neuron", "Layer", "Site", "Logits", "Compose", "Grid", "Circuit")
+NO_EDITS = ("Head", "Neuron", "Layer", "Site", "Logits", "Compose", "Grid")
 """Names in `TABLE` of what is no single edit."""
 LONGEST = 64 * 2**20
 """Characters of JSON that is read."""

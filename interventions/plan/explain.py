@@ -8,8 +8,20 @@ from dataclasses import dataclass
 from math import prod
 
 from ...errors import choices
+from ..declare.circuits import Circuit
 from ..declare.paths import PathPatch
-from .cost import BYTES, cache_bytes, forward_flops, logits_bytes, logits_flops, mlp_flops, pass_flops, row_bytes
+from .cost import (
+    BYTES,
+    cache_bytes,
+    circuit_bytes,
+    circuit_flops,
+    forward_flops,
+    logits_bytes,
+    logits_flops,
+    mlp_flops,
+    pass_flops,
+    row_bytes,
+)
 from .passes import ExampleChunk, Pass, recomputed_heads
 from .reads import read_bytes, sizes_of_logits
 from .schedule import Schedule
@@ -93,6 +105,8 @@ def cost_of(plan: Schedule) -> Cost:
             held = min(count * logits_bytes(shape, now), max(plan.budget // 4, logits_bytes(shape, now)))
             rows, positions = max(rows, count), max(positions, now.stop - now.start)
             held += count * read_bytes(plan.reads, shape, group)
+            if any(isinstance(edit, Circuit) for number in one.conditions for edit in plan.conditions[number]):
+                held += count * circuit_bytes(shape, now)
             memory = max(memory, kept + count * row_bytes(shape, now) + held)
     examples = sum(chunk.size for chunk in plan.chunks)
     overhead = plan.passes * shape.layers * plan.overhead
@@ -102,11 +116,13 @@ def cost_of(plan: Schedule) -> Cost:
 
 
 def path_flops(plan: Schedule, chunk: ExampleChunk, one: Pass) -> int:
-    """Operations of the direct paths of a pass, from senders to receivers."""
+    """Operations of the direct paths of a pass, from senders to receivers, and of the streams of circuits."""
     extent, total = plan.extent(chunk, one.start), 0
     window = extent.stop - extent.start
     for number in one.conditions:
         for write in plan.writes[chunk.group][number]:
+            if isinstance(write.value, Circuit):
+                total += circuit_flops(plan.shape, extent)
             if isinstance(path := write.value, PathPatch):
                 ends = (path.sender.head is not None) + (write.part is not None)
                 total += 2 * ends * chunk.size * window * plan.shape.d_model * plan.shape.d_head
