@@ -45,7 +45,7 @@ def _ends(tree: xr.DataTree) -> tuple[str, str, str]:
     """The metric in words, and its mean in the empty circuit and in the whole model."""
     ds = tree["curve"].to_dataset()
     empty, whole = (rounded(ds[name].mean(), ".2f") for name in ("empty", "whole"))
-    name = str(ds["empty"].attrs.get("long_name", "metric")).removesuffix(" of the empty circuit")
+    name = str(ds["empty"].attrs.get("long_name", "metric")).removesuffix(" of the empty circuit").partition(",")[0]
     return name, empty, whole
 
 
@@ -53,7 +53,8 @@ def _circuit(tree: xr.DataTree) -> Iterator[str]:
     ds, every = tree["circuit"].to_dataset(), int(tree.attrs["graph_edges"])
     n, left = int(ds.attrs["n"]), ds.sizes["edge"]
     metric, empty, whole = _ends(tree)
-    source = "corrupted run" if json.loads(tree.attrs["study"]).get("source") != "mean" else "mean over other prompts"
+    source = json.loads(tree.attrs["study"]).get("source", "corrupted")
+    source = "mean over other prompts" if source == "mean" else f"{source} run"
     between = f"of the {metric} between the {source} ({empty}) and the whole model ({whole})"
     if left == every:
         yield f"No smaller circuit than the whole model, {every} edges, keeps {_share(tree)} {between}."

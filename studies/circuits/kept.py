@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from ...errors import ModelError
-from ...interventions.declare.circuits import ABS, SIGNED, Circuit
+from ...interventions.declare.circuits import ABS, MEAN, SIGNED, Circuit
 from ...interventions.declare.graph import Graph
 from ...metrics.card import Metric
 from ...metrics.faithfulness import faithfulness
@@ -28,7 +28,7 @@ Array = np.ndarray[Any, Any]
 SELECTIONS = (SIGNED, ABS)
 NONE, WHOLE = "none", "all"
 """Names of the empty circuit and of the whole model among conditions."""
-CLEAN, CORRUPTED = "clean", "corrupted"
+CLEAN = "clean"
 BETWEEN = 29
 """Numbers of edges that are tried between two numbers of the grid."""
 WRONG = 1e-3
@@ -104,7 +104,7 @@ class Behaviour:
 
     def _check(self, made: xr.Dataset, runs: xr.DataArray) -> None:
         """Refuse circuits that do not end where they must."""
-        ends = {"whole": CLEAN} | ({"empty": CORRUPTED} if self.source == CORRUPTED else {})
+        ends = {"whole": CLEAN} | ({} if self.source == MEAN else {"empty": self.source})
         for name, run in ends.items():
             values, wanted = made[name].values, runs.sel(run=run).values
             size = max(float(np.abs(runs.values).max()), 1e-6)
@@ -182,23 +182,22 @@ def curve(behaviour: Behaviour, scores: xr.DataArray, by: str) -> xr.Dataset:
     return ds.assign(value=values, empty=found["empty"], whole=found["whole"])
 
 
-def drawn(behaviour: Behaviour, by: str, draws: int, seed: int) -> xr.Dataset:
-    """Random circuits of the same sizes: edges drawn one by one, and connected ones; pruned first.
+def drawn(behaviour: Behaviour, draws: int, seed: int) -> xr.Dataset:
+    """Random circuits at MIB's shares of all edges: edges drawn one by one, and connected ones; pruned first.
 
     Parameters
     ----------
     behaviour : Behaviour
-    by : {"share", "edges"}
     draws : int
     seed : int
 
     Returns
     -------
     Dataset
-        What `circuit_curve` gives, with dims ``kind``, ``draw`` and `by`, and ``value``.
+        What `circuit_curve` gives, with dims ``kind``, ``draw`` and ``share``, and ``value``.
     """
     graph = behaviour.graph
-    sizes = circuit_sizes(graph, by)
+    sizes = circuit_sizes(graph)
     each = [random_circuits(graph, sizes.values.tolist(), draws, seed, kind) for kind in KINDS]
     found = behaviour.of([graph.prune(circuit) for kind in each for draw in kind for circuit in draw])
     values = _along(found, sizes, ("kind", "draw"), {"kind": list(KINDS), "draw": np.arange(draws)})

@@ -45,9 +45,8 @@ def node_circuits(behaviour: Behaviour, share: float, draws: int, seed: int) -> 
     found[GREEDY], greedy = _greedy(behaviour, found[BY_SCORE], share, len(heads))
     greedy[len(found[BY_SCORE])] = grown[len(found[BY_SCORE])]
 
-    random = np.random.default_rng((seed, 2))
     sets = [sorted(found[name], key=heads.index) for name in SETS]
-    beside = [[_some(heads, len(one), random) for _ in range(draws)] for one in sets]
+    beside = [_some(heads, len(one), draws, seed) for one in sets]
     each = [behaviour.between(one) for one in sets]
     others = [behaviour.between([head for head in heads if head not in one]) for one in sets]
     drawn = [behaviour.between(one) for several in beside for one in several]
@@ -90,5 +89,7 @@ def _greedy(behaviour: Behaviour, begin: list[str], share: float, most: int) -> 
     return left, path
 
 
-def _some(heads: tuple[str, ...], count: int, random: Any) -> list[str]:
-    return [heads[at] for at in sorted(random.permutation(len(heads))[:count])]
+def _some(heads: tuple[str, ...], count: int, draws: int, seed: int) -> list[list[str]]:
+    """Random sets of heads; the same ones for the same count."""
+    random = np.random.default_rng((seed, 2, count))
+    return [[heads[at] for at in sorted(random.permutation(len(heads))[:count])] for _ in range(draws)]

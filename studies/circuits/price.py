@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ...interventions.declare.circuits import Circuit
+from ...interventions.declare.circuits import MEAN, Circuit
 from ...interventions.declare.graph import Graph
 from ..analyses.prices import Price, total
 from ..measuring.request import set_up
@@ -134,7 +134,6 @@ def price_circuit(study: Asked, model: Model, *, timed: bool = True) -> CircuitP
         "curve": one["curve"] * len(SELECTIONS),
         "numbers": one["numbers"] * len(SELECTIONS),
         "random": one["curve"] * study.draws * len(KINDS),
-        "random_numbers": one["numbers"] * study.draws * len(KINDS),
         "circuit": [graph.prune(Circuit(graph.edges)), *one["numbers"][-2:-1] * (study.draws + 2)],
         "nodes": [*searched, *[behaviour.between(some)] * (2 * study.draws + 4)],
     }
@@ -153,9 +152,9 @@ def _edges(study: Asked, behaviour: Behaviour) -> Any:
     """The plan of the scores of edges; of an estimate, that of its runs."""
     if study.estimator != "exact":
         return _plan(behaviour, None)
-    from ...interventions.declare.edge_patches import EdgePatches
+    from ...interventions.declare.edges import EdgePatches
 
-    return _plan(behaviour, EdgePatches(source=behaviour.source))
+    return _plan(behaviour, EdgePatches(source="corrupted" if behaviour.source == MEAN else behaviour.source))
 
 
 def _plan(behaviour: Behaviour, what: Any) -> Any:

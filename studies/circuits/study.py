@@ -15,7 +15,7 @@ import xarray as xr
 from ...errors import LARGEST_SEED, MOST_DRAWS, AdviceWarning, DeclarationError, choices, whole
 from ...interventions.base.hashing import short_hash
 from ...interventions.declare import codec
-from ...interventions.declare.circuits import ABS, Circuit, as_edge
+from ...interventions.declare.circuits import ABS, MEAN, Circuit, as_edge
 from ...interventions.declare.graph import Graph
 from ...interventions.declare.sites import LEFT_OUT
 from ...metrics.card import Metric
@@ -42,12 +42,10 @@ STAGES = {
     "curve": "circuits at MIB's shares of all edges",
     "numbers": "circuits by number of edges",
     "random": "random circuits at the same shares",
-    "random_numbers": "random circuits by number of edges",
     "circuit": "the circuit, what is outside of it, and random ones as large",
     "nodes": "the smallest set of heads",
     "inclusion": "edges chosen again from prompts drawn again",
 }
-SOURCES = ("corrupted", "mean")
 
 
 @dataclass(frozen=True)
@@ -63,15 +61,16 @@ class CircuitStudy:
     Parameters
     ----------
     task : Task
-        With the runs ``clean`` and ``corrupted``.
+        With the runs ``clean`` and `source`.
     metric : Metric or str
         Of the logits, such as ``"logit_diff"``.
     estimator : str
         Of the scores, as for `headwise.edge_scores`: ``"exact"`` measures each edge.
     steps : int, optional
         Of an integrated estimate.
-    source : {"corrupted", "mean"}
-        What edges outside of a circuit carry: the corrupted run, or means over the reference prompts.
+    source : str
+        What edges outside of a circuit carry: that of a run, such as ``"corrupted"``, or ``"mean"``, means over the
+        reference prompts; an edge that is scored then carries the corrupted run.
     share : float
         Of the behaviour that the circuit, and the smallest set of heads, must keep.
     n : int, optional
@@ -123,8 +122,8 @@ class CircuitStudy:
             names = choices(metric.name for metric in found)
             raise DeclarationError(f"metric={names}: circuits are judged by one metric of the logits, as 'logit_diff'")
         object.__setattr__(self, "metric", found[0])
-        if self.source not in SOURCES:
-            raise DeclarationError(f"source={self.source!r}: possible are {choices(map(repr, SOURCES))}")
+        if not isinstance(self.source, str) or self.source == "clean":
+            raise DeclarationError(f"source={self.source!r}: possible are a run such as 'corrupted', and {MEAN!r}")
         if not isinstance(self.share, float | int) or not 0 < self.share <= 1:
             raise DeclarationError(f"share={self.share}: a share of the behaviour lies above 0 and at most at 1")
         bounds = {
@@ -191,8 +190,8 @@ class CircuitStudy:
         -------
         DataTree
             ``edges``: scores; ``curve`` and ``numbers``: what circuits of growing size keep, with ``cpr``, ``cmd`` and
-            intervals; ``random`` and ``random_numbers``: the same of random circuits; ``circuit``; ``nodes``: the
-            smallest sets of heads; ``inclusion``: how often each edge is chosen (of two prompts or more). What was
+            intervals; ``random``: the same of random circuits; ``circuit``; ``nodes``: the smallest sets of heads;
+            ``inclusion``: how often each edge is chosen (of two prompts or more). What was
             found as JSON in the attribute ``conclusion``, the circuit in ``circuit``.
 
         Raises
@@ -263,8 +262,7 @@ class CircuitStudy:
         scores = edges["score"].mean("example", keep_attrs=True)
         stage("curve", lambda: kept.curve(behaviour, scores, "share"))
         numbers = stage("numbers", lambda: kept.curve(behaviour, scores, "edges"))
-        stage("random", lambda: kept.drawn(behaviour, "share", self.draws, self.seed))
-        stage("random_numbers", lambda: kept.drawn(behaviour, "edges", self.draws, self.seed))
+        stage("random", lambda: kept.drawn(behaviour, self.draws, self.seed))
         found = stage("circuit", lambda: self._circuit(behaviour, scores, numbers))
         n = int(found.attrs["n"])
         stage("nodes", lambda: nodes.node_circuits(behaviour, self.share, self.draws, self.seed))
@@ -288,8 +286,9 @@ class CircuitStudy:
         from .edge_scores import edge_scores
 
         more = {"then_exact": self.then_exact} if self.then_exact else {}
+        source = "corrupted" if self.source == MEAN else self.source
         return edge_scores(
-            model, self.task, self.metric, source=self.source, estimator=self.estimator, steps=self.steps, **more
+            model, self.task, self.metric, source=source, estimator=self.estimator, steps=self.steps, **more
         )
 
     def _circuit(self, behaviour: kept.Behaviour, scores: xr.DataArray, numbers: xr.Dataset) -> xr.Dataset:
@@ -317,7 +316,7 @@ class CircuitStudy:
         if self.n is not None and self.n > len(graph):
             raise DeclarationError(f"n={self.n}: {model.name} has {len(graph)} edges, so n can be 1 to {len(graph)}")
         for name, task in (("task", self.task), ("others", self._others)):
-            needed = {"clean"} | ({self.source} if self.source == "corrupted" else set())
+            needed = {"clean", "corrupted" if self.source == MEAN else self.source}
             if task is not None and (lacking := needed - {*task.draw(model).runs}):
                 raise DeclarationError(f"{name} has no run {choices(lacking)}, which edges outside of a circuit carry")
 
@@ -325,7 +324,8 @@ class CircuitStudy:
         """What was asked for, as attributes."""
         assert isinstance(self.metric, Metric)
         at = "" if model.step is None else f" at step {model.step}"
-        title = f"The circuit of {self.metric.card.long_name} in {model.name}{at}"
+        behaviour = self.metric.card.long_name.partition(",")[0]
+        title = f"The circuit behind the {behaviour} of {model.name}{at}"
         return {"title": title, "study": self._declared(), "task": task_json(self.task)}
 
     def _declared(self) -> str:

@@ -21,9 +21,9 @@ SHOWN = 20
 def lead(tree: xr.DataTree) -> str:
     """What circuits were compared with, in a sentence."""
     ds, edges = tree["curve"].to_dataset(), tree.attrs.get("graph_edges", "?")
-    mean = json_in(tree.attrs, "study", dict).get("source") == "mean"
-    outside = "means over other prompts" if mean else "the values of the corrupted run"
-    name = str(ds["whole"].attrs.get("long_name", "metric")).removesuffix(" of the whole model")
+    source = json_in(tree.attrs, "study", dict).get("source", "corrupted")
+    outside = "means over other prompts" if source == "mean" else f"the values of the {source} run"
+    name = str(ds["whole"].attrs.get("long_name", "metric")).removesuffix(" of the whole model").partition(",")[0]
     whole, empty = (float(ds[one].mean()) for one in ("whole", "empty"))
     return (
         f"It has {edges} edges; those outside of a circuit carry {outside}. The {name} is {whole:.2f} in the whole "
@@ -98,14 +98,10 @@ def _edge_tables(ds: xr.Dataset, tree: xr.DataTree) -> list[str]:
 
 
 def _curve(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
-    panels = []
-    for name, beside in (("curve", "random"), ("numbers", "random_numbers")):
-        if {name, beside} <= {*tree.children}:
-            random = tree[beside].to_dataset().sel(kind="connected edges")
-            title = "" if name == "curve" else "by number of edges"
-            panels.append(plots.circuit_curve(tree[name].to_dataset(), random, title=title))
+    random = tree["random"].to_dataset().sel(kind="connected edges")
     page.figure(
-        sum(panels[1:], panels[0]),
+        plots.circuit_curve(ds, random)
+        + plots.circuit_curve(tree["numbers"].to_dataset(), by_edges(random), title="by number of edges"),
         "How much circuits of growing size keep: those of the edges with the most negative scores (signed) and of "
         "those that change most either way (absolute), with 95% intervals; grey, random connected circuits. 0 is no "
         "edge at all, 1 the whole model. Left at MIB's shares, right by number of edges.",
@@ -124,6 +120,13 @@ def _curve(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
     head = ("area", "value", "from", "to", *(f"random, {kind}" for kind in tree["random"]["kind"].values))
     page.add(table(head, rows, caption="CPR is better where it is higher, CMD where it is lower; 95% intervals."))
     page.add(folded("Values at each share", _values(ds)))
+
+
+def by_edges(ds: xr.Dataset) -> xr.Dataset:
+    """What was measured at shares of all edges, by numbers of edges above 0, each once."""
+    numbers = ds["edges"].values
+    first = [at for at, number in enumerate(numbers) if number > 0 and number not in numbers[:at]]
+    return ds.isel(share=first).swap_dims(share="edges")
 
 
 def _values(ds: xr.Dataset) -> str:
@@ -159,11 +162,19 @@ def _nodes(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
 
 
 def _inclusion(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
-    page.figure(
-        plots.edge_inclusion(ds),
-        "How often each edge is among those of a circuit of as many edges, where prompts are drawn again with "
-        "replacement. Blue: edges of the circuit; orange: others.",
+    often = ds["inclusion"].values
+    unsure = ds.isel(edge=np.flatnonzero((often > 0) & (often < 1)))
+    always, never = (int((often == end).sum()) for end in (1, 0))
+    page.add(
+        f"<p>Of {count(ds.sizes['edge'], 'edge')}, {always} are in every circuit from prompts that were drawn again, "
+        f"and {never} in none.</p>"
     )
+    if unsure.sizes["edge"]:
+        page.figure(
+            plots.edge_inclusion(unsure, title="edges that some draws of prompts choose"),
+            "How often each other edge is among those of a circuit of as many edges, where prompts are drawn again "
+            "with replacement. Blue: edges of the circuit; orange: others.",
+        )
 
 
 SECTIONS = (
