@@ -130,7 +130,7 @@ def _edges(tree: xr.DataTree) -> Iterator[str]:
 
 def _nodes(tree: xr.DataTree) -> Iterator[str]:
     ds = tree["nodes"].to_dataset()
-    heads = ds.sizes["head"]
+    heads = ds["lost"].size
     for name in (GREEDY, BY_SCORE):
         one = ds.sel(set=name)
         members, number = str(one["heads"].values).split(), int(one["count"])

@@ -31,7 +31,7 @@ def node_circuits(behaviour: Behaviour, share: float, draws: int, seed: int) -> 
     Returns
     -------
     Dataset
-        ``score (head)``: 1 less the faithfulness without it; ``kept_by_score (size)`` and ``kept_greedy (size)``, from
+        ``lost (layer, head)``: 1 less the faithfulness without it; ``kept_by_score (size)`` and ``kept_greedy (size)``, from
         0 heads to all, NaN where none was measured; for each ``set``: ``heads`` as text, ``count``, ``faithfulness``
         and ``complement`` with intervals, ``random (set, draw)`` and ``p (set)``.
     """
@@ -65,14 +65,17 @@ def node_circuits(behaviour: Behaviour, share: float, draws: int, seed: int) -> 
     ds["p"] = ("set", p, {"units": "1", "long_name": "random sets that keep as much, of all and it"})
     ds["heads"] = ("set", np.asarray([" ".join(one) for one in sets], dtype=object), {"long_name": "heads of the set"})
     ds["count"] = ("set", [len(one) for one in sets], {"long_name": "number of heads"})
-    ds["score"] = ("head", score, {"units": "1", "long_name": "share of the behaviour that is lost without the head"})
+    layers = behaviour.graph.layers
+    words = {"units": "1", "long_name": "share of the behaviour that is lost without the head"}
+    ds["lost"] = (("layer", "head"), score.reshape(layers, -1), words)
     ds["kept_by_score"] = (
         "size",
         grown,
         {"units": "1", "long_name": "share that the heads with the highest scores keep"},
     )
     ds["kept_greedy"] = ("size", greedy, {"units": "1", "long_name": "share that is kept as heads go one by one"})
-    coords = {"set": list(SETS), "head": list(heads), "size": np.arange(len(heads) + 1)}
+    numbers = {"layer": np.arange(layers), "head": np.arange(behaviour.graph.heads)}
+    coords = {"set": list(SETS), **numbers, "size": np.arange(len(heads) + 1)}
     return ds.assign_coords(coords).assign_attrs(share=share)
 
 

@@ -156,8 +156,9 @@ def _nodes(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
         rows.append((str(name), str(one["heads"].values), *values, *random))
     head = ("way", "heads", "kept", "kept by the others", "highest random", "p")
     page.add(table(head, rows, caption="The smallest sets that were found.", long=(1,)))
-    order = np.argsort(-ds["score"].values, kind="stable")
-    alone = [(str(ds["head"].values[at]), number(float(ds["score"].values[at]), "+.3f")) for at in order]
+    lost, heads = ds["lost"].transpose("layer", "head").values, ds.sizes["head"]
+    order = np.argsort(-lost.ravel(), kind="stable")
+    alone = [(f"a{at // heads}.h{at % heads}", number(lost.ravel()[at], "+.3f")) for at in order]
     page.add(folded(f"All {len(alone)} heads", table(("head", "lost without it"), alone)))
 
 

@@ -147,7 +147,7 @@ def _of_circuit(record: Record, file: str) -> Recipe:
     }
     if "--metric" in given:
         given["--metric"] = json_in(record.attrs, "study", dict)["metric"]
-    if task != RepeatedTokens(task.n, task.length, study.seed) if isinstance(task, RepeatedTokens) else True:
+    if not isinstance(task, RepeatedTokens) or task != RepeatedTokens(task.n, task.length, study.seed):
         return Recipe(f"headwise rerun {shlex.quote(file)}", "\n".join(lines), _notes(record))
     opening = {f"--{name}": value for name, value in record.opening.items()}
     sizes = {"--n": task.n, "--length": task.length, "--seed": study.seed}
