@@ -139,6 +139,8 @@ class PathPatch(Edit):
 
     def edits(self) -> tuple[PathPatch, ...]:
         """One for each receiver."""
+        if len(self.receivers) == 1:
+            return (self,)
         return tuple(replace(self, receivers=(end,)) for end in self.receivers)
 
 
