@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ...errors import DeclarationError, HeadwiseError, choices
+from ..base.shape import Shape
 from .changes import Change, FromRun, How
 from .components import Component
 from .edits import Edit
@@ -136,6 +137,10 @@ class PathPatch(Edit):
     def change(self) -> Change:
         """What the path brings: a receiver is set to it; to the logits, which have other paths too, it is added."""
         return Change(How.ADD if self.site.layer == AFTER else How.SET, FromRun(self.source))
+
+    def taken(self, shape: Shape) -> tuple[Site, ...]:
+        """The sender."""
+        return (self.sender,)
 
     def edits(self) -> tuple[PathPatch, ...]:
         """One for each receiver."""

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from math import prod
 
 from ...errors import choices
+from ..declare.circuits import Circuit
 from ..declare.paths import PathPatch
 from ..declare.sites import Site
 from .cost import (
     BYTES,
     Extent,
     cache_bytes,
+    circuit_bytes,
+    circuit_flops,
     forward_flops,
     logits_bytes,
     logits_flops,
@@ -107,11 +110,12 @@ class _Work:
         return self.passes[start, joins, heads]
 
     def of_paths(self, start: int, numbers: Sequence[int]) -> int:
-        """Operations of the direct paths of conditions in one pass, from senders to receivers."""
+        """Operations of the direct paths of conditions in one pass, and of the streams of circuits."""
         extent, shape, total = self.extent(start), self.plan.shape, 0
         rows = self.chunk.size * (extent.stop - extent.start)
         sent: set[tuple[Site, str, bool]] = set()
         for write in (write for number in numbers for write in self.plan.writes[self.chunk.group][number]):
+            total += circuit_flops(shape, extent) if isinstance(write.value, Circuit) else 0
             if not isinstance(path := write.value, PathPatch):
                 continue
             ends = int(write.part is not None)
@@ -151,6 +155,8 @@ def cost_of(plan: Schedule) -> Cost:
             held = min(count * logits_bytes(shape, now), max(plan.budget // 4, logits_bytes(shape, now)))
             rows, positions = max(rows, count), max(positions, now.stop - now.start)
             held += count * read_bytes(plan.reads, shape, group)
+            if any(isinstance(edit, Circuit) for number in one.conditions for edit in plan.conditions[number]):
+                held += count * circuit_bytes(shape, now)
             memory = max(memory, kept + count * row_bytes(shape, now) + held)
     examples = sum(chunk.size for chunk in plan.chunks)
     overhead = plan.passes * shape.layers * plan.overhead

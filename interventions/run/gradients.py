@@ -23,7 +23,7 @@ from ..plan.estimators import moved_together
 from ..plan.passes import ExampleChunk, Pass
 from ..plan.plan import Plan
 from ..plan.writes import Join, Write
-from ..traced import gradients
+from ..traced.passes import gradients
 from ..traced.specs import Change, EstimateSpec, StreamStart
 from .activations import handles, own_point
 from .cache import CompiledMetric, drawn_examples

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..rows import projected_out
 from .planned_pass import resolve, resolve_values
-from .rows import projected_out
 from .traces import slopes
 
 if TYPE_CHECKING:
-    from .specs import Change, EstimateSpec, ModelParts, ResolvedPass, RunCache, StreamStart, TensorWrite, WriteSite
+    from ..specs import Change, EstimateSpec, ModelParts, ResolvedPass, RunCache, StreamStart, TensorWrite, WriteSite
 
 AT_ONCE = 32
 """Conditions whose new values are held at a time."""

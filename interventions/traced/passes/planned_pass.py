@@ -11,15 +11,27 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .activations import pattern_between
-from .attention import attention, recomputed_z
+from ..activations import pattern_between
+from ..attention import attention, recomputed_z
+from ..logits import logits_kernels
+from ..projections import combine, project, rotary_angles
+from ..rows import (
+    IN_MLP,
+    append_joining_rows,
+    append_rows,
+    apply_writes,
+    call_module,
+    mlp,
+    mlp_with_writes,
+    normed,
+    write_into,
+)
 from .called import run as run_called
-from .logits import logits_kernels
-from .projections import combine, project, rotary_angles
-from .rows import after, append_joining_rows, append_rows, apply_writes, call_module, normed, write_into
+from .circuits import run_circuits
 
 if TYPE_CHECKING:
-    from .specs import (
+    from ..specs import (
+        CircuitRows,
         EmbeddingSum,
         FromRun,
         LogitsSpec,
@@ -36,8 +48,6 @@ if TYPE_CHECKING:
         WriteSite,
     )
 
-IN_MLP = ("mlp_in", "mlp_pre", "mlp_post")
-"""Points and stages in an MLP."""
 BEFORE_Z = ("stream", "attn_in", "q", "k", "v", "q_rot", "k_rot", "pattern")
 """Points of a layer before the output of its heads."""
 
@@ -61,6 +71,8 @@ def run(model: ModelParts, base: Points, spec: ResolvedPass, keep: dict[WriteSit
     """
     if model["called"]:
         return run_called(model, base, spec, keep)
+    if spec["circuits"]:
+        return run_circuits(model, base, spec, keep)
     spec = {**spec, "angles": rotary_angles(model, next(iter(base.values())), spec["stop"])}
     if spec["senders"]:
         spec = with_path_values(spec, path_values(model, base, spec))
@@ -263,49 +275,6 @@ def of_rows(spec: ResolvedPass, layer: int, rows: slice) -> ResolvedPass:
     return {**spec, "writes": writes}
 
 
-def mlp_with_writes(
-    model: ModelParts,
-    base: Points,
-    spec: ResolvedPass,
-    layer: int,
-    mid: torch.Tensor | None,
-    keep: dict[WriteSite, Any],
-) -> torch.Tensor | None:
-    """What the MLP of a layer makes of the rows at work, and of those that join in it; by its parts where needed.
-
-    Parameters
-    ----------
-    model, base, spec, layer, keep
-        As for `block`.
-    mid : tensor (row, position, d_model), optional
-        The stream that enters it; None where no row is at work.
-
-    Returns
-    -------
-    tensor (row, position, d_model) or None
-        None where no row is at work.
-    """
-    module, paths, last = model["blocks"][layer], model["paths"], layer == spec["layers"] - 1
-    at = spec["out"] if last else slice(spec["start"], spec["stop"])
-
-    def joined(value: torch.Tensor | None, point: str, stage: str) -> Any:
-        return append_joining_rows(value, base, (layer, point), at, spec, (layer, stage))
-
-    read = joined(None if mid is None else normed(module, paths.get("norm_2"), mid), "mlp_in", "mlp_in")
-    read = apply_writes(read, (layer, "mlp_in"), spec, keep)
-    sites = [(layer, point) for point in IN_MLP[1:]]
-    if not any([site in spec["joins"] or spec["writes"].get(site) or site in keep for site in sites]):
-        return None if read is None else after(module, paths.get("mlp_norm"), call_module(module, paths["mlp"], read))
-    pre = joined(None if read is None else call_module(module, paths["pre"], read), "mlp_pre", "mlp_pre")
-    pre = apply_writes(pre, (layer, "mlp_pre"), spec, keep)
-    post = None if pre is None else call_module(module, paths["act"], pre)
-    if model["gated"] and post is not None:
-        up = joined(None if read is None else call_module(module, paths["up"], read), "mlp_up", "mlp_pre")
-        post = post * up
-    post = apply_writes(joined(post, "mlp_post", "mlp_post"), (layer, "mlp_post"), spec, keep)
-    return None if post is None else after(module, paths.get("mlp_norm"), call_module(module, paths["down"], post))
-
-
 def path_values(model: ModelParts, base: Points, spec: ResolvedPass) -> dict[ReceiverKey, torch.Tensor]:
     """What direct paths bring to their receivers. Every attention layer on the way stays as in the base run."""
     found: dict[ReceiverKey, torch.Tensor] = {}
@@ -463,13 +432,6 @@ def slopes(
     return {site: value.detach() for site, value in keep.items()}, found
 
 
-def mlp(model: ModelParts, layer: int, mid: torch.Tensor) -> torch.Tensor:
-    """What the MLP of a layer makes of the stream that enters it."""
-    module, paths = model["blocks"][layer], model["paths"]
-    made = call_module(module, paths["mlp"], normed(module, paths.get("norm_2"), mid))
-    return after(module, paths.get("mlp_norm"), made)
-
-
 def resolve_values(spec: PassSpec, cache: RunCache) -> ResolvedPass:
     """A pass with the values that were known only when the runs were read."""
     attended = cache["base_attended"]
@@ -478,6 +440,7 @@ def resolve_values(spec: PassSpec, cache: RunCache) -> ResolvedPass:
         "writes": resolve_writes(spec["writes"], cache),
         "pair_writes": resolve_writes(spec["pair_writes"], cache),
         "changes": [sender_change(sender, cache) for sender in spec["senders"]],
+        "circuits": [with_carried(circuit, cache) for circuit in spec["circuits"]],
         "pattern_kernels": cache["pattern_kernels"],
         "base_attended": {name: value.repeat(spec["conditions"], 1, 1) for name, value in attended.items()},
         "logits": without_first(cache["logits"], spec["skip"]),
@@ -549,6 +512,15 @@ def sender_change(sender: PathSender, cache: RunCache) -> torch.Tensor:
     marks = torch.zeros(base.shape[1], device=change.device, dtype=torch.bool)
     marks[sender["positions"]] = True
     return change * marks[window, None]
+
+
+def with_carried(circuit: CircuitRows, cache: RunCache) -> CircuitRows:
+    """A circuit with what its other edges carry; at ``input``, what the embedding has more in the base run."""
+    run, mean = circuit["run"], circuit["run"] is None
+    points = cache["reference"]["alike"] if run is None else cache["sources"][run]
+    carried = {site: points[site].mean(dim=0, keepdim=True) if mean else points[site] for site in circuit["sites"]}
+    carried[(0, "input")] = cache["base"][(0, "embed")] - carried[(0, "embed")]
+    return {**circuit, "carried": carried}
 
 
 def without_first(spec: LogitsSpec, skip: int) -> LogitsSpec:
