@@ -31,9 +31,9 @@ def node_circuits(behaviour: Behaviour, share: float, draws: int, seed: int) -> 
     Returns
     -------
     Dataset
-        ``lost (layer, head)``: 1 less the faithfulness without it; ``kept_by_score (size)`` and ``kept_greedy (size)``, from
-        0 heads to all, NaN where none was measured; for each ``set``: ``heads`` as text, ``count``, ``faithfulness``
-        and ``complement`` with intervals, ``random (set, draw)`` and ``p (set)``.
+        ``lost (layer, head)``: 1 less the faithfulness without it; ``kept_by_score (size)`` and ``kept_greedy (size)``,
+        from 0 heads to all, NaN where none was measured; for each ``set``: ``heads`` as text, ``count``,
+        ``faithfulness`` and ``complement`` with intervals, ``random (set, draw)`` and ``p (set)``.
     """
     heads = behaviour.heads
     alone = behaviour.of([behaviour.between([one for one in heads if one != head]) for head in heads])
