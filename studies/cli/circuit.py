@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 SHOWN = 12
 """Edges of the table."""
 REPEATED, TEXT = "repeated", "text"
+CONTEXT, METRIC = 64, "logit_diff"
 EXAMPLES = """  headwise circuit                                   the shipped model
   headwise circuit --model code-4l --task text       on text it has not read
   headwise circuit --task prompts.txt --model gpt2 --estimator eap-ig
@@ -72,12 +73,9 @@ def add(commands: Any) -> None:
     parser.add_argument("--task", default=REPEATED, help="prompts, see below (default: %(default)s)")
     parser.add_argument("--text", metavar="PATH", help="file or folder of text, of --task text")
     parser.add_argument("--n", type=int, default=32, help="prompts (default: %(default)s)")
-    parser.add_argument(
-        "--length",
-        type=int,
-        help="tokens: of the half that repeats (default: 25), or of a prompt from text (default: 64)",
-    )
-    parser.add_argument("--metric", default="logit_diff", help="what is kept (default: %(default)s)")
+    parser.add_argument("--length", type=int, default=25, help="tokens in the half that repeats (default: %(default)s)")
+    parser.add_argument("--context", type=int, help=f"tokens of a prompt from text (default: {CONTEXT})")
+    parser.add_argument("--metric", help=f"what is kept (default: {METRIC})")
     parser.add_argument("--estimator", default="exact", help="exact, or how edges are estimated (default: %(default)s)")
     parser.add_argument("--steps", type=int, help="steps of an integrated estimate")
     parser.add_argument("--then-exact", type=int, default=0, metavar="K", help="measure the top K of an estimate")
@@ -150,10 +148,10 @@ def _study(options: argparse.Namespace, model: Model) -> CircuitStudy:
     """The study that the options ask for."""
     from ..circuits.study import CircuitStudy
 
-    names = ("metric", "estimator", "steps", "source", "share", "draws", "seed", "then_exact")
+    names = ("estimator", "steps", "source", "share", "draws", "seed", "then_exact")
     given = {name: getattr(options, name) for name in names}
     task, others = _task(options, model)
-    return CircuitStudy(task, n=options.edges, others=others, **given)
+    return CircuitStudy(task, options.metric or METRIC, n=options.edges, others=others, **given)
 
 
 def _task(options: argparse.Namespace, model: Model) -> tuple[Any, Any]:
@@ -165,9 +163,9 @@ def _task(options: argparse.Namespace, model: Model) -> tuple[Any, Any]:
     if options.text is not None and options.task != TEXT:
         raise DeclarationError(f"--text {options.text}: it goes with --task {TEXT}")
     if options.task == REPEATED:
-        return RepeatedTokens(n=options.n, length=options.length or 25, seed=options.seed), None
+        return RepeatedTokens(n=options.n, length=options.length, seed=options.seed), None
     if options.task == TEXT:
-        size = {"n": options.n, "context": options.length or 64, "seed": options.seed}
+        size = {"n": options.n, "context": options.context or CONTEXT, "seed": options.seed}
         task = recurring_prompts(model, options.text, **size)
         try:
             return task, recurring_prompts(model, options.text, **size, first=options.n)
@@ -234,14 +232,8 @@ def _print_summary(tree: xr.DataTree) -> None:
         ds = tree["inclusion"].to_dataset()
         names = (map(str, ds[side].values) for side in ("sender", "receiver"))
         often = dict(zip(zip(*names, strict=True), ds["inclusion"].values, strict=True))
-    table = Table(
-        title=cell(tree.attrs["title"]),
-        caption=cell(
-            f"the {len(order)} of {circuit.sizes['edge']} edges that change it most; score: change of the metric where "
-            "the edge carries the other run's value"
-        ),
-        box=None,
-    )
+    put(f"{tree.attrs['title']}\n")
+    table = Table(box=None)
     for title in ("edge", "score", "chosen again"):
         table.add_column(title, justify="left" if title == "edge" else "right")
     for at in order:
@@ -249,6 +241,8 @@ def _print_summary(tree: xr.DataTree) -> None:
         again = f"{100 * often[edge]:.0f}%" if edge in often else ""
         table.add_row(cell("->".join(edge)), rounded(circuit["score"].values[at], "+.3f"), again)
     print_table(lambda wide: table, PLAIN_WIDTH)
+    which = "all" if len(order) == circuit.sizes["edge"] else f"the {len(order)} strongest of {circuit.sizes['edge']}"
+    put(fill(f"{which} edges of the circuit; score: change where the edge alone carries the other run's value"))
     put()
     findings = json.loads(tree.attrs["conclusion"])
     for finding in findings:
