@@ -74,6 +74,10 @@ def recurring_prompts(
     n = whole(n, "n, the number of prompts,", low=1, high=MOST_PROMPTS)
     context = whole(context, "context, the tokens of a prompt,", low=4)
     distance = whole(distance, "distance, the tokens between the pairs,", low=2, high=context)
+    if context >= model.shape.context:
+        raise DeclarationError(
+            f"context={context}: {model.name} reads at most {model.shape.context} tokens, the answer among them"
+        )
     seed, first = whole(seed, "a seed", high=LARGEST_SEED), whole(first, "first", high=MOST_PROMPTS)
     cut = windows(model, text, min(max(4 * context, context + 1), model.shape.context), MOST_WINDOWS, seed)
     found = find(cut.tokens)
