@@ -112,7 +112,8 @@ def path_flops(plan: Schedule, chunk: ExampleChunk, one: Pass) -> int:
                 total += 2 * ends * chunk.size * window * plan.shape.d_model * plan.shape.d_head
                 if path.sender.head is not None and plan.shape.normed_after:  # the norm takes what all heads write
                     total += 2 * chunk.size * window * plan.shape.d_model * plan.shape.width
-                layers = write.layer - path.sender.layer - plan.shape.parallel  # whose own MLP it does not enter
+                layers = write.layer - max(path.after, 0)
+                layers -= plan.shape.parallel and path.after >= 0  # whose own MLP it does not enter
                 total += layers * mlp_flops(plan.shape, chunk.size, window) if path.through_mlps else 0
     return total
 

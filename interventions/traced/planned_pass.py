@@ -15,7 +15,8 @@ from .activations import pattern_between
 from .attention import attention, recomputed_z
 from .called import run as run_called
 from .logits import logits_kernels
-from .projections import combine, project, rotary_angles
+from .paths import path_values, sender_change, with_path_values
+from .projections import rotary_angles
 from .rows import after, append_joining_rows, append_rows, apply_writes, call_module, normed, write_into
 
 if TYPE_CHECKING:
@@ -25,9 +26,7 @@ if TYPE_CHECKING:
         LogitsSpec,
         ModelParts,
         PassSpec,
-        PathSender,
         Points,
-        ReceiverKey,
         ResolvedPass,
         RunCache,
         TensorWrite,
@@ -305,99 +304,6 @@ def mlp_with_writes(
     return None if post is None else after(module, paths.get("mlp_norm"), call_module(module, paths["down"], post))
 
 
-def path_values(model: ModelParts, base: Points, spec: ResolvedPass) -> dict[ReceiverKey, torch.Tensor]:
-    """What direct paths bring to their receivers. Every attention layer on the way stays as in the base run."""
-    found: dict[ReceiverKey, torch.Tensor] = {}
-    window = slice(spec["start"], spec["stop"])
-    for sender, change in zip(spec["senders"], spec["changes"], strict=True):
-        first, of_mlp = sender["layer"], sender["component"] == "mlp_out"
-        of_head = sender["component"] == "z"
-        delta = sent_by_head(model, base, sender, window, change) if of_head else change
-        for layer in range(first, max(receiver["layer"] for receiver in sender["receivers"])):
-            if sender["through_mlps"] and model["parallel"]:
-                if layer > first:  # what is sent from a layer does not enter its own MLP
-                    stream = base[(layer, "stream")][:, window] + delta
-                    delta = delta + mlp(model, layer, stream) - base[(layer, "mlp_out")][:, window]
-            elif sender["through_mlps"] and not (layer == first and of_mlp):
-                mid = base[(layer, "resid_mid")][:, window] + delta
-                delta = mid + mlp(model, layer, mid) - base[(layer + 1, "stream")][:, window]
-            for receiver in sender["receivers"]:
-                if receiver["layer"] == layer + 1:
-                    columns = receiver["columns"]
-                    into = delta if columns is None else received(model, base, layer + 1, window, delta, columns)
-                    found[receiver["key"]] = into
-    return found
-
-
-def sent_by_head(
-    model: ModelParts, base: Points, sender: PathSender, window: slice, change: torch.Tensor
-) -> torch.Tensor:
-    """What a change of ``z`` of a head changes of what attention adds; other heads stay as in the base run.
-
-    Parameters
-    ----------
-    model : ModelParts
-    base : Points
-        What the base run has, by the points of a planned pass.
-    sender : PathSender
-    window : slice
-        The positions that are computed.
-    change : tensor (example, position, column)
-
-    Returns
-    -------
-    tensor (example, position, d_model)
-    """
-    layer, paths = sender["layer"], model["paths"]
-    block = model["blocks"][layer]
-    delta = combine(model, block, change, sender["columns"])
-    if "attn_norm" not in paths:
-        return delta
-    made = call_module(block, paths["out"], base[(layer, "z")][:, window])
-    return call_module(block, paths["attn_norm"], made + delta) - call_module(block, paths["attn_norm"], made)
-
-
-def received(
-    model: ModelParts, base: Points, layer: int, window: slice, delta: torch.Tensor, columns: slice
-) -> torch.Tensor:
-    """These columns of q, k and v of a layer whose stream has changed by `delta`, ``(example, position, d_model)``.
-
-    Parameters
-    ----------
-    model : ModelParts
-    base : Points
-    layer : int
-    window : slice
-        Positions that are computed.
-    delta : tensor (example, position, d_model)
-    columns : slice
-
-    Returns
-    -------
-    tensor (example, position, column)
-    """
-    block, stream = model["blocks"][layer], base[(layer, "stream")][:, window] + delta
-    made: torch.Tensor = project(model, block, normed(block, model["paths"].get("norm_1"), stream), columns)
-    return made
-
-
-def with_path_values(spec: ResolvedPass, values: dict[ReceiverKey, torch.Tensor]) -> ResolvedPass:
-    """`spec` with what paths bring in the writes that wait for it."""
-    made = [
-        {site: [brought(write, values) for write in writes] for site, writes in table.items()}
-        for table in (spec["writes"], spec["pair_writes"])
-    ]
-    return {**spec, "writes": made[0], "pair_writes": made[1]}
-
-
-def brought(write: TensorWrite, values: dict[ReceiverKey, torch.Tensor]) -> TensorWrite:
-    """A write with what a path brings, if it waits for that."""
-    value = write["value"]
-    if not isinstance(value, dict) or value["kind"] != "path":
-        return write
-    return {**write, "value": values[value["receiver"]][:, value["positions"]]}
-
-
 def run_without_grad(
     model: ModelParts, base: Points, spec: ResolvedPass
 ) -> tuple[dict[str, torch.Tensor], dict[WriteSite, Any]]:
@@ -440,13 +346,6 @@ def slopes(
             for (site, value), one in zip(keep.items(), slope, strict=True)
         }
     return {site: value.detach() for site, value in keep.items()}, found
-
-
-def mlp(model: ModelParts, layer: int, mid: torch.Tensor) -> torch.Tensor:
-    """What the MLP of a layer makes of the stream that enters it."""
-    module, paths = model["blocks"][layer], model["paths"]
-    made = call_module(module, paths["mlp"], normed(module, paths.get("norm_2"), mid))
-    return after(module, paths.get("mlp_norm"), made)
 
 
 def resolve_values(spec: PassSpec, cache: RunCache) -> ResolvedPass:
@@ -516,18 +415,6 @@ def embedding_sum(value: EmbeddingSum, cache: RunCache) -> torch.Tensor:
         write_into(parts[one["embedding"]], [{**write, "value": resolve(write["value"], cache)}])
     positions: Any = value["positions"]
     return torch.stack(list(parts.values())).sum(0)[:, positions]
-
-
-def sender_change(sender: PathSender, cache: RunCache) -> torch.Tensor:
-    """What the value of a path's sender changes by: ``(example, position, column)``."""
-    site, window = sender["site"], sender["window"]
-    base = cache["base"][site]
-    change: torch.Tensor = (cache["sources"][sender["run"]][site] - base)[:, window, sender["columns"]]
-    if sender["positions"] is None:
-        return change
-    marks = torch.zeros(base.shape[1], device=change.device, dtype=torch.bool)
-    marks[sender["positions"]] = True
-    return change * marks[window, None]
 
 
 def without_first(spec: LogitsSpec, skip: int) -> LogitsSpec:
