@@ -11,8 +11,8 @@ from ..lazy import lazy_names as _lazy_names
 
 if TYPE_CHECKING:
     from .declare.circuits import Circuit as Circuit
-    from .declare.edges import EdgePatches as EdgePatches
     from .declare.components import Component as Component
+    from .declare.edges import EdgePatches as EdgePatches
     from .declare.edits import Compose as Compose
     from .declare.edits import Intervention as Intervention
     from .declare.edits import MeanAblate as MeanAblate

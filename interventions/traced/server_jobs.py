@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .edges.estimates import edge_estimates
 from .gradients import attribution
 from .head_weights import (
     output_weights,
@@ -99,7 +100,10 @@ def estimates(root: Any, program: SweepProgram) -> Any:
             root, parts, chunk["runs"], reference_of(root, parts, chunk), program["compares"]
         )
         found += [reduced(one, program["positions"]) for one in values.values()]
-        found.append(attribution(root, parts, cache, chunk["estimate"], device))
+        if "edges" in chunk:
+            found.append(edge_estimates(root, parts, cache, chunk["edges"], device))
+        else:
+            found.append(attribution(root, parts, cache, chunk["estimate"], device))
     return in_one_tensor(found)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import xarray as xr
 
 from ...errors import HeadwiseError
+from ...interventions.plan.estimators import STEPPED
 from ..storage.attributes import json_in
 from ..storage.record import LOOKS, Record
 from ..storage.registry import known_metric
@@ -167,7 +168,7 @@ def _of_measurement(record: Record, root: xr.Dataset, file: str) -> Recipe:
     names = [f"hw.metrics.{(known_metric(metric.name) or (metric.name,))[0]}" for metric in metrics]
     function = {"estimates": "compare_estimates", "measurement": "measure"}.get(record.kind, record.kind)
     given += names if function == "compare_estimates" else [f"[{', '.join(names)}]"] if names else []
-    if options.get("estimator") != "integrated" and record.kind == "measurement":
+    if options.get("estimator") not in STEPPED and record.kind == "measurement":
         del options["steps"]
     if record.kind in LOOKS and len(str(options)) > WRITTEN:  # such as a direction
         lines += ["import json", f'options = json.loads(hw.open_result({file!r}).attrs["{record.kind}"])']

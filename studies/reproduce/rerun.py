@@ -17,6 +17,7 @@ import numpy as np
 import xarray as xr
 
 from ...errors import DeclarationError, HeadwiseError, ModelError, ResultError, choices, whole
+from ...interventions.declare.edges import EdgePatches
 from ...interventions.models.identity import Identity
 from ...interventions.plan.estimators import check_estimator
 from ..measuring.controls import CONTROLS
@@ -325,7 +326,7 @@ def _how(record: Record, stored: xr.DataTree) -> Repeat:
         each = 1 + len(CONTROLS) * options.get("controls", 0)
         passes = RUNS + (len(conditions(what)[1]) * each if options["estimator"] == "exact" else 4 * steps)
     if record.kind not in ("capture", *LOOKS):
-        check_estimator(options.get("estimator", "integrated"), steps)
+        check_estimator(options.get("estimator", "integrated"), steps, isinstance(what, EdgePatches))
     if record.kind != "estimates":
         consent.check_held(task, root)
 

@@ -15,7 +15,7 @@ from ..attention import at_least_float32
 from ..projections import combine, project, rotary_angles, sides
 from ..rows import no_tokens, normed
 from ..traces import end
-from .way_back import attended, back_through_attention, back_through_mlp, forward, slopes_of_logits
+from .way_back import attended, back_through_attention, back_through_mlp, forward, slopes_of_logits, summed
 
 if TYPE_CHECKING:
     from ..specs import Angles, EdgeEstimateSpec, ModelParts, Points, ReadSite, RunCache
@@ -139,15 +139,15 @@ def on_the_way_back(
         if not parts["parallel"]:
             copies = [one + more for one, more in zip(copies, by_mlp, strict=True)] + copies[: int(drops)]
         stream = points[(layer, "stream")]
-        by_heads, by_z = back_through_attention(parts, angles, layer, stream, copies, ruled)
+        by_heads = back_through_attention(parts, angles, layer, stream, copies, ruled, before)
         if cut == (layer, "z"):
-            by_heads = [torch.zeros_like(one) for one in by_heads]
-        each = [summed(before, one) for one in by_heads]
+            by_heads = [{name: torch.zeros_like(value) for name, value in one.items()} for one in by_heads]
+        each = [one["scores"] for one in by_heads]
         if spec["patterns"]:
-            made = by_patterns(parts, angles, layer, stream, before, by_z, spec["rows"])
+            made = by_patterns(parts, angles, layer, stream, before, [one["z"] for one in by_heads], spec["rows"])
             each = [torch.cat([new, one[heads + kv_heads :]]) for new, one in zip(made, each, strict=True)]
         found += [to_mlp, of_drops(each, units)]
-        added = [one.sum(0) for one in by_heads]
+        added = [one["stream"] for one in by_heads]
         if parts["parallel"]:
             copies = [one + more for one, more in zip(copies, by_mlp, strict=True)] + copies[: int(drops)]
             dropped = [whole[0] + by_mlp[0]] if drops else []
@@ -156,11 +156,6 @@ def on_the_way_back(
         else:
             copies = [one + more for one, more in zip(copies, added, strict=True)] + copies[: int(drops)]
     return torch.cat([one.flatten(0, 1) for one in reversed(found)])
-
-
-def summed(changes: torch.Tensor, slopes: torch.Tensor) -> torch.Tensor:
-    """Changes ``(sender, example, position, d_model)`` times slopes ``(receiver, ...)``: (receiver, sender, example)."""
-    return torch.einsum("sepd,repd->rse", at_least_float32(changes), at_least_float32(slopes))
 
 
 def of_drops(estimates: list[torch.Tensor], units: int) -> torch.Tensor:

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..attention import attend, by_head, expand_key_heads, joined_heads
+from ..attention import at_least_float32, attend, by_head, expand_key_heads, joined_heads
 from ..logits import frozen_norm, logits_kernels
-from ..planned_pass import mlp
 from ..projections import project, rotated, sides, sinks_of
 from ..rows import call_module, normed
 
 if TYPE_CHECKING:
-    from ..specs import Angles, LogitsSpec, ModelParts, Points, ReadSite
+    from ..specs import Angles, LogitsSpec, ModelParts, Points
 
 SMALL = 1e-6
 """What an activation function gets is not nearer to 0 where it is divided by."""
@@ -79,6 +78,12 @@ def entering(parts: ModelParts, layer: int, stream: torch.Tensor, ruled: bool, n
     if not ruled or path is None:
         return normed(block, path, stream)
     return divided(operator.attrgetter(path)(block), stream, parts["centred"])
+
+
+def mlp(parts: ModelParts, layer: int, mid: torch.Tensor) -> torch.Tensor:
+    """What the MLP of a layer makes of the stream that it reads."""
+    read = entering(parts, layer, mid, False, "norm_2")
+    return call_module(parts["blocks"][layer], parts["paths"]["mlp"], read)
 
 
 def divided(norm: Any, stream: torch.Tensor, centred: bool) -> torch.Tensor:
@@ -204,8 +209,9 @@ def back_through_attention(
     stream: torch.Tensor,
     towards: list[torch.Tensor],
     ruled: bool,
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """The slopes by what q, k and v of each head read, one for each slope by what attention writes.
+    changes: torch.Tensor,
+) -> list[dict[str, torch.Tensor]]:
+    """The slopes by what q, k and v of each head read, for each slope by what attention writes.
 
     Parameters
     ----------
@@ -217,15 +223,18 @@ def back_through_attention(
     towards : list of tensor (example, position, d_model)
     ruled : bool
         Whether the rules of RelP hold: of norms, while attention has its own slopes.
+    changes : tensor (sender, example, position, d_model)
+        Of the senders before the layer.
 
     Returns
     -------
-    tuple of lists
-        Slopes ``(receiver, example, position, d_model)``, q of each head first, then k, then v; and slopes by ``z``,
-        ``(example, position, head * d_head)``.
+    list of dict
+        ``scores``, changes times slopes, ``(receiver, sender, example)``, q of each head first, then k, then v;
+        ``stream``, the sum of the slopes, ``(example, position, d_model)``; and ``z``, the slope by ``z``, ``(example,
+        position, head * d_head)``.
     """
     block, size, heads, kv_heads = parts["blocks"][layer], parts["d_head"], parts["heads"], parts["kv_heads"]
-    count = heads + 2 * kv_heads
+    count, found = heads + 2 * kv_heads, []
     with torch.enable_grad():
         leaf = stream.detach().expand(count, *stream.shape).clone().requires_grad_()
         read = entering(parts, layer, leaf.flatten(0, 1), ruled).unflatten(0, (count, -1))
@@ -233,5 +242,12 @@ def back_through_attention(
         q, k, v = each[:heads], each[heads : heads + kv_heads], each[heads + kv_heads :]
         z = attended(parts, angles, layer, torch.cat(q, -1), torch.cat(k, -1), torch.cat(v, -1))
         made = call_module(block, parts["paths"]["out"], z)
-        found = [torch.autograd.grad(made, [leaf, z], one, retain_graph=True) for one in towards]
-    return [one[0] for one in found], [one[1] for one in found]
+        for one in towards:
+            slopes, by_z = torch.autograd.grad(made, [leaf, z], one, retain_graph=True)
+            found.append({"scores": summed(changes, slopes), "stream": slopes.sum(0), "z": by_z})
+    return found
+
+
+def summed(changes: torch.Tensor, slopes: torch.Tensor) -> torch.Tensor:
+    """Changes ``(sender, example, position, d_model)`` times slopes ``(receiver, ...)``, by receiver and sender."""
+    return torch.einsum("sepd,repd->rse", at_least_float32(changes), at_least_float32(slopes))
