@@ -19,8 +19,8 @@ differ in the slope:
     receiver then reads, and its change is multiplied by the slope by the pattern; so a saturated softmax hides nothing.
     *GradDrop*: the slope is taken with the attention or the MLP of each layer in turn left out of the way back, since
     ways that cancel hide each other; the mean of the absolute estimates counts. Kramar et al. 2024, arXiv:2403.00745,
-    say it of nodes. Ours: edges; attention and MLP of a layer are dropped one by one; the part that the receiver belongs
-    to is not dropped; the size has the sign of the estimate without a drop, where theirs has none.
+    say it of nodes. Ours: edges; attention and MLP of a layer are dropped one by one; the part that the receiver
+    belongs to is not dropped; the size has the sign of the estimate without a drop, where theirs has none.
 ``relp``
     In the base run, with the slopes of layer-wise relevance propagation: a norm divides by a number, an activation
     function multiplies by one (what it gives over what it gets), and each factor of a gated MLP gets half of the slope.

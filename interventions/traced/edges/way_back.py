@@ -89,10 +89,10 @@ def mlp(parts: ModelParts, layer: int, mid: torch.Tensor) -> torch.Tensor:
 def divided(norm: Any, stream: torch.Tensor, centred: bool) -> torch.Tensor:
     """What a norm makes of the stream, where what it divides by has no slope."""
     with torch.no_grad():
-        frozen = frozen_norm(norm, stream, centred)
+        frozen, made = frozen_norm(norm, stream, centred), norm(stream)
     middle = stream - stream.mean(-1, keepdim=True) if centred else stream
-    made: torch.Tensor = (frozen["shift"] + frozen["gain"] * frozen["scale"] * middle).to(stream.dtype)
-    return made
+    sloped = (frozen["gain"] * frozen["scale"] * middle).to(stream.dtype)
+    return sloped + (made - sloped).detach()
 
 
 def attended(
