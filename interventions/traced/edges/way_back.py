@@ -237,8 +237,8 @@ def back_through_attention(
     count, found = heads + 2 * kv_heads, []
     with torch.enable_grad():
         leaf = stream.detach().expand(count, *stream.shape).clone().requires_grad_()
-        read = entering(parts, layer, leaf.flatten(0, 1), ruled).unflatten(0, (count, -1))
-        each = [project(parts, block, read[at], slice(at * size, (at + 1) * size)) for at in range(count)]
+        read = entering(parts, layer, leaf.flatten(0, 1), ruled).unflatten(0, (count, -1)).unbind()
+        each = [project(parts, block, one, slice(at * size, (at + 1) * size)) for at, one in enumerate(read)]
         q, k, v = each[:heads], each[heads : heads + kv_heads], each[heads + kv_heads :]
         z = attended(parts, angles, layer, torch.cat(q, -1), torch.cat(k, -1), torch.cat(v, -1))
         made = call_module(block, parts["paths"]["out"], z)
