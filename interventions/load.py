@@ -134,17 +134,17 @@ def load(
     beside = None if place == "main" else step
     module, tokenizer = _read(name, where, revision, beside, DTYPES[dtype or "float32"], tokenizer, trusted)
     module = module.to(_device(device))
-    family = _family(module, name, eager=True)
+    family = _family(module, name, own=True)
     return _handle(module, name, revision or place, step, family, tokenizer, opened, trusted)
 
 
-def _family(module: Any, name: str, eager: bool = False) -> Family:
+def _family(module: Any, name: str, own: bool = False) -> Family:
     """The family of a model, or what is found in it where no table describes it.
 
-    Where `eager`, which is for modules that headwise itself has read, the model's attention is then made one that gives
-    its weights, if it has one.
+    A module that headwise itself has read is its `own`: where its blocks are called, its attention is made one that
+    gives its weights, if it has one.
     """
-    check_quantised(module, name, own=eager)
+    check_quantised(module, name, own)
     reason, unfit = why_called(module.config), None
     if not reason:
         family = family_of(module.config, name)
@@ -158,7 +158,7 @@ def _family(module: Any, name: str, eager: bool = False) -> Family:
             reason, unfit = f"the table of {family.name} does not fit its modules", error
     try:
         with turn_of(module):
-            if eager:
+            if own:
                 with suppress(Exception):  # whatever a model raises that has no such attention
                     module.set_attn_implementation("eager")
             return find_parts(module, name, reason)

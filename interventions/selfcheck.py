@@ -41,7 +41,8 @@ from .run.backend import Backend, CheckRequest
 from .run.cache import CompiledMetric
 from .run.memory import is_out_of_memory
 from .run.outcome import Inputs
-from .traced import activations, traces
+from .traced import activations
+from .traced.passes import traces
 from .traced.specs import ReadSite, RowChange
 
 Array = np.ndarray[Any, Any]
@@ -144,7 +145,7 @@ def failures(model: Model) -> list[str]:
     length = min(LENGTH, model.shape.context)
     random = np.random.RandomState(0)
     tokens = random.randint(0, model.shape.vocabulary, (1, length))
-    names = [name for name in WRITES if not (length == 1 and name in ("q", "k")) and not lacks(model, name)]
+    names = [name for name in WRITES if not (length == 1 and name in ("q", "k")) and not unwritable(model, name)]
     last = model.shape.layers - 1
     failed, moves = [], dict.fromkeys(ADDED, 0.0)
     layers: list[int] = []
@@ -163,15 +164,15 @@ def failures(model: Model) -> list[str]:
     return list(dict.fromkeys(failed))
 
 
-def lacks(model: Model, name: str) -> bool:
-    """Whether a model has no such component that can be written."""
+def unwritable(model: Model, name: str) -> bool:
+    """Whether a model has no such component, or one that can only be read."""
     return name in dict(model.shape.lacks + model.shape.read_only)
 
 
 def _sums(model: Model, tokens: Array) -> list[str]:
     """Whether parts of blocks that are called add up to the stream, and embeddings to what enters the first."""
     shape, off = model.shape, []
-    parts = [Component(name) for name in ADDED if not lacks(model, name)]
+    parts = [Component(name) for name in ADDED if not unwritable(model, name)]
     sites = [Site(part, layer) for layer in model.layers for part in parts]
     sites += [Site(Component(name), 0) for name in model.family.embeddings]
     found = read_points(model, tokens, sites)
@@ -216,7 +217,9 @@ def inner_failures(model: Model) -> list[str]:
     shape, paths = model.shape, model.family.modules
     random = np.random.RandomState(2)
     tokens = random.randint(0, shape.vocabulary, (1, min(LENGTH, shape.context)))
-    names = [name for name in INNER if (shape.neurons or not Component(name).per_neuron) and not lacks(model, name)]
+    names = [
+        name for name in INNER if (shape.neurons or not Component(name).per_neuron) and not unwritable(model, name)
+    ]
     shared = "norm_1" in paths and paths["norm_1"] == paths.get("norm_2")
     if shared and not shape.called:  # whose output the model's own pass has only one of
         names.remove("attn_in")
@@ -351,7 +354,7 @@ def _change(model: Model, name: str, random: np.random.RandomState) -> Array:
 def _twins(model: Model, probes: list[Probe]) -> list[tuple[int, Probe]]:
     """The number of a probe, and a probe of another part of its layer that comes to the same."""
     others: dict[tuple[str, ...], list[str]] = {
-        ("attn_out",): [] if model.shape.parallel or lacks(model, "resid_mid") else ["resid_mid"]
+        ("attn_out",): [] if model.shape.parallel or unwritable(model, "resid_mid") else ["resid_mid"]
     }
     first: dict[tuple[str, ...], list[str]] = {("resid_pre",): list(model.family.embeddings)}
     return [

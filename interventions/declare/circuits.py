@@ -1,4 +1,4 @@
-"""Which edges: `Edge`, and `Circuit`, a set of edges as a frozen value. Knows no model and no tensor.
+"""Which edges: `Edge`, and `Circuit`, a set of edges as an intervention. Knows no model and no tensor.
 
 An edge says that what one part of a model writes is read by another, along the residual stream. Names are those of MIB,
 the Mechanistic Interpretability Benchmark. Senders are ``input`` (the token embedding), heads such as ``a0.h3`` and
@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...errors import DeclarationError, choices, whole
+from ..base.shape import Shape
+from .changes import Change, FromRun, How, Reduce
+from .components import Component
+from .edits import Edit
+from .sites import LEFT_OUT, Place, Site, positions_repr, several_places
 
 INPUT, LOGITS = "input", "logits"
 SIGNED, ABS = "signed", "abs"
@@ -23,7 +28,8 @@ SHOWN = 3
 """Edges that the repr of a circuit and errors show."""
 _NAME = re.compile(r"a(0|[1-9]\d{0,5})\.h(0|[1-9]\d{0,5})(?:<([qkv])>)?|m(0|[1-9]\d{0,5})")
 _AFTER_ALL = 2**31
-Place = tuple[int, int, int, int]
+CORRUPTED, MEAN = "corrupted", "mean"
+Order = tuple[int, int, int, int]
 """Where a name stands in forward order: layer, 0 for attention and 1 for its MLP, q, k or v (0, 1, 2), head."""
 
 
@@ -38,23 +44,38 @@ class Edge(NamedTuple):
 
 
 @dataclass(frozen=True, init=False)
-class Circuit:
-    """A set of edges of a model, in forward order whatever the order they were given in.
+class Circuit(Edit):
+    """A set of edges of a model, as an intervention: all other edges carry what another run has.
 
-    ``a | b``, ``a & b`` and ``a - b`` are circuits of the edges in either, in both, and in the first only.
-    ``len(circuit)``, ``edge in circuit`` and iteration are those of the edges. Whether a model has an edge is seen when
-    the model is known: see `Graph`.
+    Each receiver reads the sum of what the senders of its kept edges write now, and of what the senders of its other
+    edges wrote in the run `source`. Position embeddings, and output biases of attention, belong to no sender: they
+    stay. The empty circuit gives the run `source`, and the circuit of all edges the run that is intervened on. An edge
+    of a circuit can be kept and still carry nothing new, where nothing reaches its sender: see `Graph.prune`.
+
+    Edges are in forward order whatever the order they were given in. ``a | b``, ``a & b`` and ``a - b`` are circuits of
+    the edges in either, in both, and in the first only. ``len(circuit)``, ``edge in circuit`` and iteration are those
+    of the edges. Whether a model has an edge is seen when the model is known: see `Graph`.
+
+    Beside a circuit, what heads and MLPs read and write can be changed too: sites in attention from ``q`` to ``z``, and
+    ``mlp_in`` to ``mlp_out``. Two circuits at different positions compose: ``Circuit(early, positions=[0, 1]) +
+    Circuit(late, positions=[2])``.
 
     Parameters
     ----------
     edges : iterable of (sender, receiver), or of text such as ``"a0.h3->a1.h1<k>"``
         Senders are ``input``, heads ``a<layer>.h<head>`` and MLPs ``m<layer>``. Receivers are ``a<layer>.h<head><q>``,
         ``<k>`` and ``<v>`` (of a key-value head, where heads share them), ``m<layer>`` and ``logits``.
+    source : str
+        The run that all other edges carry the values of; ``"mean"`` for means over the reference draw of the task, one
+        for each position.
+    positions : int, str or iterable of these, optional
+        Of the receivers, counted from 0, from the end (-1) or by label. At all others every edge is kept. By default
+        all positions.
 
     Raises
     ------
     DeclarationError
-        Something is no edge, or a sender does not come before its receiver.
+        Something is no edge, or a sender does not come before its receiver, or `source` or `positions` is not possible.
 
     Examples
     --------
@@ -67,16 +88,52 @@ class Circuit:
     Circuit(2 edges: input->a0.h3<v>, a0.h3->a1.h1<k>)
     >>> hw.from_json(hw.to_json(circuit)) == circuit
     True
+
+    The empty circuit is the corrupted run:
+
+    >>> model, task = hw.load("words-2l"), hw.RepeatedTokens(n=4, length=8)
+    >>> ds = hw.measure(model, task, hw.Circuit(), "logit_diff")
+    >>> bool((ds["logit_diff"] == ds["baseline_logit_diff"].sel(run="corrupted")).all())
+    True
     """
 
     edges: tuple[Edge, ...]
+    source: str = field(default=CORRUPTED, metadata=LEFT_OUT)
+    positions: tuple[Place, ...] | None = field(default=None, metadata=LEFT_OUT)
 
-    def __init__(self, edges: Iterable[Edge | tuple[str, str] | str] = ()) -> None:
+    def __init__(
+        self,
+        edges: Iterable[Edge | tuple[str, str] | str] = (),
+        source: str = CORRUPTED,
+        positions: Place | Iterable[Place] | None = None,
+    ) -> None:
         if isinstance(edges, str) or not isinstance(edges, Iterable):
             raise DeclarationError(f"Circuit takes a list of edges, got {edges!r}; one edge is {EXAMPLE}")
+        if not isinstance(source, str):
+            raise DeclarationError(f"source={source!r}: give the name of a run, such as 'corrupted', or 'mean'")
         found = {as_edge(edge) for edge in edges}
         object.__setattr__(self, "edges", tuple(sorted(found, key=edge_order)))
+        object.__setattr__(self, "source", source)
+        places = None if positions is None else several_places(positions)
+        object.__setattr__(self, "positions", Site(Component.resid_pre, 0, positions=places).positions)
         object.__setattr__(self, "_set", frozenset(found))
+
+    @property
+    def site(self) -> Site:
+        """The stream that enters the first layer, at its positions: from there on nothing is as in the base run."""
+        return Site(Component.resid_pre, 0, positions=self.positions)
+
+    def change(self) -> Change:
+        """The values of the source, for the edges outside."""
+        mean = self.source == MEAN
+        return Change(How.SET, FromRun(None, Reduce.EXAMPLE) if mean else FromRun(self.source))
+
+    def taken(self, shape: Shape) -> tuple[Site, ...]:
+        """What senders write and receivers read."""
+        parts = [Component.resid_pre, Component.z, Component.mlp_out]
+        parts += [] if shape.parallel else [Component.resid_mid]
+        sites = [Site(part, layer) for layer in range(shape.layers) for part in parts]
+        return (Site(Component.embed, 0), *sites, Site(Component.resid_post, shape.layers - 1))
 
     @classmethod
     def top(cls, scores: Any, n: int, by: str = ABS) -> Circuit:
@@ -146,10 +203,15 @@ class Circuit:
     def _with(self, other: Circuit, combine: Callable[..., frozenset[Edge]]) -> Circuit:
         if not isinstance(other, Circuit):
             return NotImplemented
-        return Circuit(combine(self._set, other._set))  # type: ignore[attr-defined]
+        if (self.source, self.positions) != (other.source, other.positions):
+            raise DeclarationError(f"{self!r} and {other!r} differ in their source or their positions")
+        edges = combine(self._set, other._set)  # type: ignore[attr-defined]
+        return Circuit(edges, self.source, self.positions)
 
     def __repr__(self) -> str:
-        return f"Circuit({_counted(self.edges)})"
+        source = "" if self.source == CORRUPTED else f", source={self.source!r}"
+        places = "" if self.positions is None else f", positions={positions_repr(self.positions)}"
+        return f"Circuit({_counted(self.edges)}{source}{places})"
 
 
 EXAMPLE = "'a0.h3->a1.h1<k>' or ('a0.h3', 'a1.h1<k>')"
@@ -183,14 +245,14 @@ def _checked(sender: str, receiver: str) -> Edge:
     return edge
 
 
-def edge_order(edge: Edge) -> tuple[Place, Place]:
+def edge_order(edge: Edge) -> tuple[Order, Order]:
     """What edges are sorted by: the receiver in forward order, then the sender."""
     return place_of(edge.receiver), place_of(edge.sender)
 
 
 @lru_cache(maxsize=2**16)
 def place_of(name: str) -> Any:
-    """The `Place` of a part or of what it reads; None for other text."""
+    """The `Order` of a part or of what it reads; None for other text."""
     if name in (INPUT, LOGITS):
         return (-1, 0, 0, 0) if name == INPUT else (_AFTER_ALL, 0, 0, 0)
     found = _NAME.fullmatch(name)

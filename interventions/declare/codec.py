@@ -40,7 +40,7 @@ TABLE: dict[str, Callable[..., Any]] = {
     "EdgePatches": EdgePatches,
 }
 """Type name to maker, of declarations. Tasks are beside them in `studies.storage.registry`."""
-NO_EDITS = ("Head", "Neuron", "Layer", "Site", "Logits", "Compose", "Grid", "Circuit", "EdgePatches")
+NO_EDITS = ("Head", "Neuron", "Layer", "Site", "Logits", "Compose", "Grid", "EdgePatches")
 """Names in `TABLE` of what is no single edit."""
 LONGEST = 64 * 2**20
 """Characters of JSON that is read."""

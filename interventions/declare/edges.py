@@ -26,7 +26,7 @@ class EdgePatches:
     Parameters
     ----------
     edges : Circuit or iterable of edges, optional
-        See `Circuit`; all edges of the model when left out, see `Graph`.
+        See `Circuit`, of which only its edges count; all edges of the model when left out, see `Graph`.
     source : str
         Name of the run.
 
@@ -52,7 +52,7 @@ class EdgePatches:
     def __init__(
         self, edges: Circuit | Iterable[Edge | tuple[str, str] | str] | None = None, source: str = "corrupted"
     ) -> None:
-        some = edges if edges is None or isinstance(edges, Circuit) else Circuit(edges)
+        some = None if edges is None else Circuit(edges)
         if some is not None and not len(some):
             raise DeclarationError("EdgePatches of no edge: leave edges out for all edges of the model")
         object.__setattr__(self, "edges", some)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...errors import LARGEST_SEED, DeclarationError, whole
+from ..base.shape import Shape
 from .changes import Change, FromRun, How, Reduce
 from .components import Component
 from .sites import Head, Neuron, Site, as_site
@@ -71,6 +72,10 @@ class Edit(Intervention):
         """Whether the new value is the mean over all examples and positions of the reference draw."""
         value = self.change().value
         return isinstance(value, FromRun) and value.reduce is Reduce.EXAMPLE_POSITION
+
+    def taken(self, shape: Shape) -> tuple[Site, ...]:
+        """The sites that its new value is made of, in the run or the reference draw that it comes from."""
+        return (self.site,)
 
     def edits(self) -> tuple[Edit, ...]:
         """Itself alone."""

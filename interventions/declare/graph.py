@@ -74,8 +74,8 @@ class Graph:
             raise DeclarationError(f"kv_heads={self.kv_heads} does not divide heads={self.heads}")
 
     @classmethod
-    def of(cls, model: HasShape) -> Graph:
-        """The graph of a model.
+    def of(cls, model: HasShape | Shape) -> Graph:
+        """The graph of a model, or of one with these counts.
 
         Raises
         ------
@@ -83,7 +83,7 @@ class Graph:
             This is no model, or its stream is no sum of what heads and MLPs write: a norm stands between, or where they
             write is not known.
         """
-        shape = getattr(model, "shape", None)
+        shape = model if isinstance(model, Shape) else getattr(model, "shape", None)
         if not isinstance(shape, Shape):
             raise DeclarationError(f"Graph.of takes a model, such as load('words-2l'), got {type(model).__name__}")
         lacking = dict(shape.lacks)
@@ -213,6 +213,11 @@ class Graph:
 
     def __len__(self) -> int:
         return sum(len(self.senders_of(receiver)) for receiver in self.receivers)
+
+    def kept(self, circuit: Circuit) -> tuple[tuple[int, int], ...]:
+        """The places of each edge of a circuit among `receivers` and `senders`."""
+        readers, writers = ({name: at for at, name in enumerate(some)} for some in (self.receivers, self.senders))
+        return tuple((readers[edge.receiver], writers[edge.sender]) for edge in circuit)
 
     @cached_property
     def _receivers(self) -> frozenset[str]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ...errors import DeclarationError, HeadwiseError, choices
+from ..base.shape import Shape
 from .changes import Change, FromRun, How
 from .components import Component
 from .edits import Edit
@@ -137,8 +138,14 @@ class PathPatch(Edit):
         """What the path brings: a receiver is set to it; to the logits, which have other paths too, it is added."""
         return Change(How.ADD if self.site.layer == AFTER else How.SET, FromRun(self.source))
 
+    def taken(self, shape: Shape) -> tuple[Site, ...]:
+        """The sender."""
+        return (self.sender,)
+
     def edits(self) -> tuple[PathPatch, ...]:
         """One for each receiver."""
+        if len(self.receivers) == 1:
+            return (self,)
         return tuple(replace(self, receivers=(end,)) for end in self.receivers)
 
 

@@ -401,7 +401,7 @@ class Site:
         return f"{self.place} {self.component}{at}"
 
     def __repr__(self) -> str:
-        at = "" if self.positions is None else f".at({_positions_repr(self.positions)})"
+        at = "" if self.positions is None else f".at({positions_repr(self.positions)})"
         return f"{self.place!r}.{self.component}{at}"
 
 
@@ -462,7 +462,7 @@ class Logits:
         return "logits" if self.positions is None else f"logits at {', '.join(map(str, self.positions))}"
 
     def __repr__(self) -> str:
-        at = "" if self.positions is None else f".at({_positions_repr(self.positions)})"
+        at = "" if self.positions is None else f".at({positions_repr(self.positions)})"
         return f"Logits({'' if self.tokens is None else list(self.tokens)}){at}"
 
 
@@ -500,7 +500,8 @@ def _positions(given: Iterable[object]) -> tuple[Place, ...]:
     return positions
 
 
-def _positions_repr(positions: tuple[Place, ...]) -> str:
+def positions_repr(positions: tuple[Place, ...]) -> str:
+    """Positions as they would be written: those that follow each other as a range."""
     first, last = positions[0], positions[-1]
     if len(positions) == 1:
         return repr(first)

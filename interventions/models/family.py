@@ -316,7 +316,7 @@ def family_of(config: Any, name: str) -> Family:
     ModelError
         Its attention is none that headwise computes, or its family is not known; the text says how to add it.
     """
-    found = next((family for family in FAMILIES.values() if config.model_type in family.model_types), None)
+    found = _known(config)
     if why := unlike_tables(config, found):
         raise ModelError(f"{name} {why}")
     if found is not None:
@@ -326,6 +326,11 @@ def family_of(config: Any, name: str) -> Family:
         f"{name} is a {config.model_type} model: headwise knows {known}; another family is a table of its parts, "
         f"and print(hw.Family.template({config.model_type!r})) shows one to start from"
     )
+
+
+def _known(config: Any) -> Family | None:
+    """The family whose table names the kind of a model."""
+    return next((family for family in FAMILIES.values() if config.model_type in family.model_types), None)
 
 
 def unlike_tables(config: Any, family: Family | None) -> str:
@@ -392,7 +397,7 @@ def check_quantised(module: Any, name: str, own: bool) -> None:
 
 def why_called(config: Any) -> str:
     """Why the blocks of a model are called, in a few words; empty where a table describes it."""
-    found = next((family for family in FAMILIES.values() if config.model_type in family.model_types), None)
+    found = _known(config)
     if why := unlike_tables(config, found):
         return f"it {why.partition(', which')[0].partition(': ')[0]}"
     if quantised := quantisation(config):
@@ -413,11 +418,17 @@ def replaced_in(family: Family, module: Any) -> str:
                 continue
             if own_forward(part) is not None or class_forward(type(part)) is not None:
                 return f"{words} have another forward than that of their class"
-    name = str(module.config._attn_implementation)
-    function = ALL_ATTENTION_FUNCTIONS.get(name) if name in ALL_ATTENTION_FUNCTIONS.valid_keys() else None
-    if not getattr(function, "__module__", "transformers.").startswith("transformers."):
-        return f"its attention is a function that was registered as {name!r}"
+    if registered_attention(module.config) is not None:
+        return f"its attention is a function that was registered as {module.config._attn_implementation!r}"
     return ""
+
+
+def registered_attention(config: Any) -> Callable[..., Any] | None:
+    """The function of attention that somebody registered and a model uses; None where it is one of transformers."""
+    name = str(config._attn_implementation)
+    function = ALL_ATTENTION_FUNCTIONS.get(name) if name in ALL_ATTENTION_FUNCTIONS.valid_keys() else None
+    of_library = function is None or getattr(function, "__module__", "").startswith("transformers.")
+    return None if of_library else function
 
 
 def check_fits(family: Family, model: Any, name: str) -> None:

@@ -207,6 +207,23 @@ def pass_flops(
     return total + logits_flops(shape, n * len(joins), extent.scored, extent.columns)
 
 
+def circuit_flops(shape: Shape, extent: Extent) -> int:
+    """Operations of the streams that the receivers of a circuit read, of one condition."""
+    senders, total = 1, 0
+    reading = shape.heads + 2 * shape.kv_heads
+    for _ in range(shape.layers):
+        total += reading * senders + (senders if shape.parallel else senders + shape.heads)
+        senders += shape.heads + 1
+    return 2 * extent.examples * (extent.stop - extent.start) * shape.d_model * (total + senders)
+
+
+def circuit_bytes(shape: Shape, extent: Extent) -> int:
+    """Bytes that a row holds of what senders write, and of the streams that receivers of a layer read (float32)."""
+    senders = 1 + shape.layers * (shape.heads + 1)
+    held = senders + 3 * (shape.heads + 2 * shape.kv_heads)
+    return BYTES * (extent.stop - extent.start) * shape.d_model * held
+
+
 def row_bytes(shape: Shape, extent: Extent, explicit: bool = False) -> int:
     """Bytes that a row holds at once in a planned pass (float32), its logits aside; `explicit`: with patterns made."""
     window = extent.stop - extent.start

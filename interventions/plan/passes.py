@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise
 
 from ..base.shape import Group, Shape
-from .cost import Extent, block_flops, cache_bytes, logits_bytes, row_bytes
+from ..declare.circuits import Circuit
+from .cost import Extent, block_flops, cache_bytes, circuit_bytes, logits_bytes, row_bytes
 from .reads import Read, joins_whole, own_point, read_bytes
 from .writes import ATTN_IN, ATTN_OUT, MLP_IN, MLP_POST, OF_KEYS, QKV, STREAM, Join, Write, last_position
 
@@ -119,6 +120,8 @@ class Packer:
         Whether some attention is made through its pattern, which takes memory.
     reads : tuple of Site or Logits
         What is read in every condition. Then each has a row in a pass, also one that changes nothing of it.
+    circuits : bool
+        Whether some condition is a circuit, each row of which holds what every sender writes.
     """
 
     shape: Shape
@@ -130,30 +133,41 @@ class Packer:
     sources: tuple[tuple[int, str], ...] = ()
     explicit: bool = False
     reads: tuple[Read, ...] = ()
+    circuits: bool = False
 
     def extent(self, group: Group, examples: int, start: int = 0) -> Extent:
         """How much of a pass from position `start` is computed."""
         return extent_of(group, examples, start, self.columns, self.patterns, self.shape.called)
 
-    def rows(self, group: Group, start: int = 0) -> int:
+    def rows(self, group: Group, start: int = 0, circuits: bool = False) -> int:
         """Rows of a pass whose tensors fit in a quarter of the budget; at least one."""
         explicit = self.shape.cap is not None or self.shape.sinks
         row = row_bytes(self.shape, self.extent(group, 1, start), self.explicit or self.shape.called or explicit)
+        row += circuit_bytes(self.shape, self.extent(group, 1)) if circuits else 0
         return max(1, self.budget // 4 // (row + read_bytes(self.reads, self.shape, group)))
 
     def chunks(self, number: int, group: Group, conditions: Sequence[Sequence[Write]]) -> list[ExampleChunk]:
         """The examples of a group in chunks, each with its passes."""
         joins = {at: self._join(writes) for at, writes in enumerate(conditions) if writes}
         every = self.patterns or self.shape.called
-        starts = {at: 0 if every else min(write.first for write in conditions[at]) for at in joins}
+        alone = {at for at in joins if any(isinstance(write.value, Circuit) for write in conditions[at])}
+        whole = {*joins} if every else alone
+        starts = {at: 0 if at in whole else min(write.first for write in conditions[at]) for at in joins}
         for at in range(len(conditions)) if self.reads else ():
             joins.setdefault(at, Join(self.shape.layers + 1, STREAM))
             starts.setdefault(at, max(starts.values(), default=0))
         size, rows = len(group.examples), self.limit
         if rows is None:
-            rows = min(self.rows(group), self._examples(group, joins, starts))
+            rows = min(self.rows(group, circuits=bool(alone)), self._examples(group, joins, starts))
+        kinds = [
+            ({at: starts[at] for at in starts if (at in alone) == circuits}, circuits) for circuits in (False, True)
+        ]
         return [
-            ExampleChunk(number, (start, stop), tuple(self._passes(group, stop - start, joins, starts)))
+            ExampleChunk(
+                number,
+                (start, stop),
+                tuple(one for some, kind in kinds for one in self._passes(group, stop - start, joins, some, kind)),
+            )
             for start, stop in equal_parts(size, -(-size // min(size, rows)))
         ]
 
@@ -183,10 +197,10 @@ class Packer:
         return max(1, self.budget // 2 // held)
 
     def _passes(
-        self, group: Group, examples: int, joins: Mapping[int, Join], starts: Mapping[int, int]
+        self, group: Group, examples: int, joins: Mapping[int, Join], starts: Mapping[int, int], circuits: bool
     ) -> Iterator[Pass]:
         for start, numbers in self._by_start(group, examples, joins, starts):
-            conditions = max(1, (self.limit or self.rows(group, start)) // examples)
+            conditions = max(1, (self.limit or self.rows(group, start, circuits)) // examples)
             ordered = sorted(numbers, key=lambda number: (joins[number], number))
             kinds = [[*some] for _, some in groupby(ordered, lambda number: joins[number])]  # rows of one first layer
             for alike in kinds if self.shape.called else [ordered]:

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from ...errors import DeclarationError, UnknownNameError, choices, printable, whole
 from ..base.shape import Group, Shape
+from ..declare.circuits import Circuit
 from ..declare.components import Component
 from ..declare.edits import Edit
 from ..declare.sites import Site
@@ -20,7 +21,7 @@ from .explain import Cost, cost_of, explain
 from .passes import Packer
 from .reads import Inside, Read, positions_needed, writes_seen
 from .schedule import Schedule, sources
-from .validate import check_condition, check_edit, check_read, check_site
+from .validate import check_beside, check_condition, check_edit, check_read, check_site
 from .writes import writes_of
 
 
@@ -127,8 +128,9 @@ def make_plan(
         for edit in edits:
             check_edit(edit, model, shape, groups, runs)
         check_condition(edits, shape, groups)
+        check_beside(edits, reads)
     columns = shape.vocabulary if columns is None else columns
-    taken = sources(ordered)
+    taken = sources(ordered, shape)
     writes = tuple(
         tuple(writes_seen(writes_of(edits, shape, group, reads_patterns), reads, shape) for edits in ordered)
         for group in groups
@@ -144,6 +146,7 @@ def make_plan(
         any(write.point in ("scores", "pattern") for group in writes for each in group for write in each)
         or any(isinstance(read, Site) and read.component is Component.pattern for read in reads),
         tuple(reads),
+        any(isinstance(edit, Circuit) for edits in ordered for edit in edits),
     )
     chunks = tuple(
         chunk for number, group in enumerate(groups) for chunk in packer.chunks(number, group, writes[number])

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..base.shape import Group, Shape
+from ..declare.circuits import Circuit
 from ..declare.edits import Edit
 from ..declare.paths import PathPatch
 from ..declare.sites import Site
@@ -107,11 +108,12 @@ class Schedule:
 
     def sources(self) -> dict[str, list[Site]]:
         """Run name to the sites that patches take from it."""
-        return sources(self.conditions)
+        return sources(self.conditions, self.shape)
 
     def reference_sites(self) -> list[Site]:
         """Sites read from the reference draw."""
-        return [edit.site for edits in self.conditions for edit in edits if edit.uses_reference]
+        drawn = (edit for edits in self.conditions for edit in edits if edit.uses_reference)
+        return [site for edit in drawn for site in edit.taken(self.shape)]
 
     def scored(self, group: int, start: int) -> list[int]:
         """Positions from `start` on whose logits are read."""
@@ -141,6 +143,8 @@ class Schedule:
                     wanted |= {(0, "embed"), (0, "pos_embed")} if self.shape.pos_embed else {(0, "embed")}
                 if isinstance(write.value, PathPatch):
                     wanted |= _points_of_path(write.value, write, self.shape)
+                if isinstance(write.value, Circuit):
+                    wanted.add((0, "embed"))
         return wanted
 
 
@@ -157,11 +161,11 @@ def _points_of_path(edit: PathPatch, write: Write, shape: Shape) -> set[ReadSite
     return wanted
 
 
-def sources(conditions: Sequence[Sequence[Edit]]) -> dict[str, list[Site]]:
+def sources(conditions: Sequence[Sequence[Edit]], shape: Shape) -> dict[str, list[Site]]:
     """Run name to the sites that patches take from it."""
     wanted: dict[str, list[Site]] = {}
     for edits in conditions:
         for edit in edits:
             if edit.run is not None:
-                wanted.setdefault(edit.run, []).append(edit.sender if isinstance(edit, PathPatch) else edit.site)
+                wanted.setdefault(edit.run, []).extend(edit.taken(shape))
     return wanted

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Sequence
 
 from ...errors import DeclarationError, UnknownNameError, choices
 from ..base.shape import Group, Shape
+from ..declare.circuits import Circuit
 from ..declare.components import Component
 from ..declare.edits import Edit, check_disjoint
+from ..declare.graph import Graph
 from ..declare.paths import AFTER, PathPatch
 from ..declare.sites import Logits, Place, Site
 from ..declare.steering import Knockout
@@ -125,6 +127,10 @@ def check_edit(edit: Edit, model: str, shape: Shape, groups: Sequence[Group], ru
                 f"{edit!r}: no direct path from {edit.sender} to {edit.site}: attention and MLP of a layer of {model} "
                 "both read resid_pre"
             )
+    if isinstance(edit, Circuit):
+        if shape.called:
+            raise DeclarationError(f"{edit!r}: edges join parts of blocks, and those of {model} are called whole")
+        Graph.of(shape).check(edit)
     vector = edit.change().value
     if isinstance(vector, tuple):
         width = _width(edit.site, shape)
@@ -152,6 +158,27 @@ def check_condition(edits: Sequence[Edit], shape: Shape, groups: Sequence[Group]
     knockouts = [edit for edit in edits if isinstance(edit, Knockout)]
     for group in groups if knockouts else ():
         _check_keys_left(knockouts, shape, group)
+
+
+BESIDE_CIRCUITS = (
+    *(Component.q, Component.k, Component.v, Component.q_rot, Component.k_rot, Component.pattern, Component.z),
+    *(Component.mlp_in, Component.mlp_pre, Component.mlp_post, Component.mlp_out),
+)
+"""Components that there is one of where each receiver has a stream of its own."""
+
+
+def check_beside(edits: Sequence[Edit], reads: Sequence[Site | Logits]) -> None:
+    """Refuse to change or read, beside a circuit, what its receivers do not share."""
+    circuit = next((edit for edit in edits if isinstance(edit, Circuit)), None)
+    if circuit is None:
+        return
+    why = f"each receiver of a circuit reads a stream of its own: possible beside it are {choices(BESIDE_CIRCUITS)}"
+    for edit in edits:
+        if isinstance(edit, PathPatch) or not (isinstance(edit, Circuit) or edit.site.component in BESIDE_CIRCUITS):
+            raise DeclarationError(f"{edit!r} beside {circuit!r}: {why}, and no paths")
+    for read in reads:
+        if isinstance(read, Site) and read.component not in BESIDE_CIRCUITS:
+            raise DeclarationError(f"{read} under {circuit!r}: {why}, and the logits")
 
 
 def _check_keys_left(knockouts: Sequence[Knockout], shape: Shape, group: Group) -> None:

@@ -26,6 +26,7 @@ from typing import NamedTuple
 from ...errors import DeclarationError
 from ..base.shape import Group, Shape
 from ..declare.changes import FromRun, How
+from ..declare.circuits import Circuit
 from ..declare.components import Component
 from ..declare.edits import Edit
 from ..declare.paths import AFTER, PathPatch
@@ -80,8 +81,8 @@ class Keys:
     positions: tuple[int, ...]
 
 
-Value = FromRun | PathPatch | Keys | tuple[float, ...] | float | None
-"""What is written: values of a run, what a path brings, masked keys, a vector, a factor, or zeros (None)."""
+Value = FromRun | PathPatch | Circuit | Keys | tuple[float, ...] | float | None
+"""What is written: values of a run, what a path or circuit brings, masked keys, a vector, a factor, or zeros (None)."""
 
 
 class Join(NamedTuple):
@@ -204,7 +205,7 @@ def writes_of(edits: Sequence[Edit], shape: Shape, group: Group, reads_patterns:
 
 def _value(edit: Edit, value: Value, group: Group) -> Value:
     """What a write puts in, for the prompts of a group, where the change that was declared has `value`."""
-    if isinstance(edit, PathPatch):
+    if isinstance(edit, PathPatch | Circuit):
         return edit
     return Keys(tuple(keys_in(edit, group))) if isinstance(edit, Knockout) else value
 

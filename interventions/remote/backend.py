@@ -34,7 +34,7 @@ from ..run.cache import CompiledMetric
 from ..run.engine import Progress
 from ..run.memory import ACCELERATOR_OVERHEAD
 from ..run.outcome import Blank, Inputs, Outcome, Store
-from ..traced import server_jobs
+from ..traced.passes import server_jobs
 from ..traced.specs import DirectSpec
 from .model import RemoteModel, numbers
 from .protocol import ROOM, Unfit, deserialize_values, room

@@ -21,9 +21,9 @@ from ..models.model import Model
 from ..models.turns import turn_of
 from ..run.activations import described
 from ..run.identify import modules_facts, prompt
-from ..traced import server_jobs
+from ..traced.passes import server_jobs
+from ..traced.passes.traces import DIRECTIONS
 from ..traced.structure import configuration_of
-from ..traced.traces import DIRECTIONS
 from .job import Failed, RemoteJob
 from .ledger import InMemoryLedger, Ledger
 from .protocol import Unfit

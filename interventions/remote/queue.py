@@ -25,7 +25,7 @@ from typing import Any
 from nnsight.schema.response import Status
 
 from ...errors import ServerError
-from ..traced import server_jobs
+from ..traced.passes import server_jobs
 from . import patience
 from .asking import ALLOW, goes_in_clear
 from .job import Failed, JobState, RemoteJob

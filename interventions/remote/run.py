@@ -24,7 +24,7 @@ from ..run.engine import chunk_halves, points_taken, runs_base_first, runs_of
 from ..run.gradients import Values, described_estimate
 from ..run.outcome import FinishedValues, Inputs, Outcome, PassSlice, values_of_conditions, values_of_run
 from ..run.pass_spec import PassSpecBuilder
-from ..traced import server_jobs
+from ..traced.passes import server_jobs
 from ..traced.specs import ChunkSpec, ReferenceSpec
 from .job import Failed, RemoteJob
 from .model import RemoteModel

@@ -16,7 +16,8 @@ from ..models.model import Model
 from ..plan.reads import Read, name_of, planned_point, positions_read
 from ..plan.reads import own_point as own_point_of
 from ..plan.writes import BY_QUERY
-from ..traced import activations, inside, traces
+from ..traced import activations
+from ..traced.passes import inside, traces
 from ..traced.specs import CapturedSite, ModelDescription, ModelParts, PatternColumns, PlannedSite, Points, ReadSite
 
 Array = np.ndarray[Any, Any]

@@ -17,7 +17,8 @@ from ..models.identity import Identity
 from ..models.model import Model
 from ..plan.cost import forward_flops
 from ..plan.plan import Plan
-from ..traced import head_weights, inside, server_jobs, traces
+from ..traced import head_weights
+from ..traced.passes import inside, server_jobs, traces
 from ..traced.specs import DirectSpec, ReadSite, RowChange, WeightsRead
 from . import engine, gradients, memory
 from .activations import as_tensor, described_site, handles

@@ -8,6 +8,7 @@ import numpy as np
 
 from ...errors import DeclarationError
 from ..declare.changes import FromRun, Reduce
+from ..declare.circuits import Circuit
 from ..declare.paths import PathPatch
 from ..plan.writes import Keys, Value
 
@@ -30,7 +31,7 @@ def deferred_value(
     Parameters
     ----------
     value : Value
-        Of a write; not masked keys, nor what a path brings.
+        Of a write; not masked keys, nor what a path or a circuit brings.
     site : ReadSite
         The tensor that holds the site.
     columns : slice
@@ -56,7 +57,7 @@ def deferred_value(
     DeclarationError
         Fewer than two examples are drawn, and each needs a partner.
     """
-    assert not isinstance(value, Keys | PathPatch)
+    assert not isinstance(value, Keys | PathPatch | Circuit)
     if value is None or isinstance(value, float):
         return value
     if not isinstance(value, FromRun):

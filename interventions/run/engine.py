@@ -17,7 +17,7 @@ from ..models.model import Model
 from ..plan.cost import logits_bytes
 from ..plan.passes import ExampleChunk, Pass
 from ..plan.plan import Plan
-from ..traced import server_jobs
+from ..traced.passes import server_jobs
 from ..traced.specs import Kernel, LogitsSpec, Points, ReadSite, ReferenceRead, RunCache, RunSpec
 from .activations import as_tensor, handles, own_point, point_of, read_points
 from .cache import Array, CompiledMetric, drawn_examples, part_of

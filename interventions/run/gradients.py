@@ -23,8 +23,7 @@ from ..plan.estimators import moved_together
 from ..plan.passes import ExampleChunk, Pass
 from ..plan.plan import Plan
 from ..plan.writes import Join, Write
-from ..traced import gradients, server_jobs
-from ..traced.edges.estimates import edge_estimates
+from ..traced.passes import gradients, server_jobs
 from ..traced.specs import Change, EstimateSpec, ReferenceRead, StreamStart
 from .activations import handles, own_point
 from .cache import CompiledMetric, drawn_examples
@@ -141,7 +140,7 @@ def estimate_chunks(
         none: ReferenceRead = {"alike": {}, "whole": []}
         cache, runs = server_jobs.run_unmodified(model.traced, parts, specs, none, compares, DeclarationError)
         given = described_edges(plan, chunk, edges, steps)
-        found = edge_estimates(model.traced, parts, cache, given, model.device)
+        found = gradients.edge_estimates(model.traced, parts, cache, given, model.device)
         return runs, {name: value.cpu()[of_conditions] for name, value in found.items()}
 
     def estimate(chunk: ExampleChunk) -> tuple[Values, dict[str, torch.Tensor]]:

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ...errors import HeadwiseError
 from ..base.hashing import data_hash, short_hash
+from ..models.family import registered_attention
 from ..models.identity import Fingerprint, Identity
 from ..models.model import Model
-from ..traced import structure, traces
+from ..traced import structure
+from ..traced.passes import traces
 from ..traced.structure import configuration_of
 from .activations import handles
 from .memory import is_out_of_memory
@@ -57,10 +58,8 @@ def identity_of(model: Model) -> Identity:
 
 def _attention(module: Any) -> str:
     """The implementation of attention; one that somebody registered counts by what it does."""
-    name = str(module.config._attn_implementation)
-    function = ALL_ATTENTION_FUNCTIONS.get(name) if name in ALL_ATTENTION_FUNCTIONS.valid_keys() else None
-    of_library = function is None or getattr(function, "__module__", "").startswith("transformers.")
-    return name if of_library else f"{name} {data_hash(function)}"
+    name, function = str(module.config._attn_implementation), registered_attention(module.config)
+    return name if function is None else f"{name} {data_hash(function)}"
 
 
 def facts_of_modules(module: Any) -> dict[str, str]:

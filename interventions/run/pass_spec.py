@@ -9,14 +9,17 @@ from dataclasses import replace
 
 import torch
 
-from ..declare.changes import How
+from ..declare.changes import FromRun, How
+from ..declare.circuits import Circuit
 from ..declare.components import Component
+from ..declare.graph import Graph
 from ..declare.paths import PathPatch
 from ..models.model import Model
 from ..plan.passes import ExampleChunk, Pass, changed_heads, recomputed_heads
 from ..plan.plan import Plan
 from ..plan.writes import BY_QUERY, OF_KEYS, QKV, STAGES, Keys, Write, positions_in
 from ..traced.specs import (
+    CircuitRows,
     DirectSpec,
     EmbeddingWrite,
     HeadPairs,
@@ -66,6 +69,7 @@ class PassSpecBuilder:
         self.pair_writes: dict[WriteSite, list[TensorWrite]] = {}
         self.pair_masks: dict[int, list[ScoreMask]] = {}
         self.senders: dict[PathPatch, PathSender] = {}
+        self.circuits: list[CircuitRows] = []
 
     def build(self) -> PassSpec:
         """The whole pass."""
@@ -122,6 +126,7 @@ class PassSpecBuilder:
             "pair_writes": self.pair_writes,
             "pair_masks": self.pair_masks,
             "senders": list(self.senders.values()),
+            "circuits": self.circuits,
             "blocks": self.plan.blocks,
             "reads": [
                 described_read(self.model, read, at, self.group, self.plan.inside is not None)
@@ -146,6 +151,9 @@ class PassSpecBuilder:
 
     def _write(self, write: Write, unit: int, part: int | None, alone: bool) -> None:
         """Put in a write to a head, a neuron or all; `unit` counts conditions, or pairs with a head `alone` in rows."""
+        if isinstance(write.value, Circuit):
+            self._circuit(write, write.value, unit)
+            return
         axis = self._axis(write, alone)
         there = {*axis}
         wanted = axis if write.positions is None else [at for at in write.positions if at in there]
@@ -238,6 +246,25 @@ class PassSpecBuilder:
         if self.plan.reads:
             site = write.edit.site
             self.writes.setdefault((site.layer, f"{site.component} read"), []).append(made)
+
+    def _circuit(self, write: Write, circuit: Circuit, unit: int) -> None:
+        """Put in a circuit, for the rows of the `unit`-th condition."""
+        graph, value = Graph.of(self.model), circuit.change().value
+        assert isinstance(value, FromRun)
+        kept = torch.zeros(len(graph.receivers), len(graph.senders), dtype=torch.bool)
+        if places := graph.kept(circuit):
+            kept[tuple(torch.tensor(places).T)] = True
+        wanted = write.positions
+        self.circuits.append(
+            {
+                "rows": slice(unit * self.examples, (unit + 1) * self.examples),
+                "positions": None if wanted is None else [*wanted],
+                "kept": kept.to(self.model.device),
+                "run": value.run,
+                "sites": [point_of(site) for site in circuit.taken(self.model.shape)],
+                "carried": {},
+            }
+        )
 
     def _path(self, write: Write, path: PathPatch) -> ReceiverKey:
         """Register the path of a write, and give the key under which its receiver will find what it brings."""

@@ -44,18 +44,50 @@ def attention(
     tensor (row, query, head * d_head)
         Queries are the positions that are computed; of the last layer, the scored ones where logits are read.
     """
-    module, heads, start, stop = model["blocks"][layer], model["heads"], spec["start"], spec["stop"]
+    module, heads, start = model["blocks"][layer], model["heads"], spec["start"]
     read = apply_writes(normed(module, model["paths"].get("norm_1"), hidden), (layer, "attn_in"), spec, keep)
     width, kv_width = heads * model["d_head"], model["kv_heads"] * model["d_head"]
-    some = layer == spec["layers"] - 1 and not spec["pattern_kernels"] and len(spec["out"]) < stop - start
-    if some:
+    if asks_in_part(spec, layer):
         q = project(model, module, read[:, spec["out"] - start], slice(0, width))
         k, v = project(model, module, read, slice(width, width + 2 * kv_width)).chunk(2, -1)
     else:
         q, k, v = sides(model, module, read)
+    return z_of_sides(model, base, spec, layer, (q, k, v), keep, attended)
+
+
+def asks_in_part(spec: ResolvedPass, layer: int) -> bool:
+    """Whether queries of a layer are computed at scored positions only."""
+    last = layer == spec["layers"] - 1
+    return last and not spec["pattern_kernels"] and len(spec["out"]) < spec["stop"] - spec["start"]
+
+
+def z_of_sides(
+    model: ModelParts,
+    base: Points,
+    spec: ResolvedPass,
+    layer: int,
+    made: tuple[torch.Tensor, ...],
+    keep: dict[WriteSite, Any],
+    attended: dict[str, torch.Tensor],
+) -> torch.Tensor:
+    """Compute ``z`` from what the projections made.
+
+    Parameters
+    ----------
+    model, base, spec, layer, keep, attended
+        As for `attention`.
+    made : tuple of tensors (row, position, width)
+        q, k and v before norms and rotation; q at scored positions only where `asks_in_part`.
+
+    Returns
+    -------
+    tensor (row, query, head * d_head)
+    """
+    module, heads, start, stop = model["blocks"][layer], model["heads"], spec["start"], spec["stop"]
+    q, k, v = made
     q = apply_writes(q, (layer, "q"), spec, keep)
     k, v = apply_writes(k, (layer, "k"), spec, keep), apply_writes(v, (layer, "v"), spec, keep)
-    queries = spec["out"] if some else torch.arange(start, stop, device=hidden.device)
+    queries = spec["out"] if asks_in_part(spec, layer) else torch.arange(start, stop, device=q.device)
     angles, sinks = spec["angles"][layer], sinks_of(model, module)
     q = apply_writes(rotated(model, angles, module, "q", q, queries), (layer, "q_rot"), spec, keep)
     k = apply_writes(rotated(model, angles, module, "k", k, slice(start, stop)), (layer, "k_rot"), spec, keep)
@@ -78,13 +110,28 @@ def attention(
     )
     if site in keep:
         keep[site] = pattern
+    score_patterns(spec, layer, pattern, attended)
+    if spec["pattern_kernels"] and layer == spec["layers"] - 1 and spec["logits"]["kernels"]:
+        z = z[:, :, spec["out"] - start]
+    return joined_heads(z)
+
+
+def score_patterns(spec: ResolvedPass, layer: int, pattern: Any, attended: dict[str, torch.Tensor]) -> None:
+    """Apply the kernels of patterns to those of a layer.
+
+    Parameters
+    ----------
+    spec : ResolvedPass
+    layer : int
+    pattern : tensor (row, head, query, key) or None
+        Of the rows at work; None where there is no such kernel.
+    attended : dict
+        Kernel name to values ``(row, layer, head)``, which are put in.
+    """
     for kernel in spec["pattern_kernels"]:
         rows = torch.arange(pattern.shape[0], device=pattern.device) % spec["examples"]
         given = {name: value[rows] for name, value in kernel["arguments"].items()}
         attended[kernel["name"]][: pattern.shape[0], layer] = kernel["function"](pattern, **given)
-    if spec["pattern_kernels"] and layer == spec["layers"] - 1 and spec["logits"]["kernels"]:
-        z = z[:, :, spec["out"] - start]
-    return joined_heads(z)
 
 
 def with_earlier_keys(

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from .specs import Join, PassSpec, Points, ReadSite, TensorWrite, WriteSite
+    from .specs import Join, ModelParts, PassSpec, Points, ReadSite, ResolvedPass, TensorWrite, WriteSite
+
+IN_MLP = ("mlp_in", "mlp_pre", "mlp_post")
+"""Points and stages in an MLP."""
 
 
 def append_joining_rows(
@@ -111,6 +114,56 @@ def call_module(block: Any, path: str, value: torch.Tensor) -> torch.Tensor:
     made: Any = operator.attrgetter(path)(block)(value)
     first: torch.Tensor = made[0] if isinstance(made, tuple) else made
     return first
+
+
+def mlp_with_writes(
+    model: ModelParts,
+    base: Points,
+    spec: ResolvedPass,
+    layer: int,
+    mid: torch.Tensor | None,
+    keep: dict[WriteSite, Any],
+) -> torch.Tensor | None:
+    """What the MLP of a layer makes of the rows at work, and of those that join in it; by its parts where needed.
+
+    Parameters
+    ----------
+    model, base, spec, layer, keep
+        As for the block of a planned pass.
+    mid : tensor (row, position, d_model), optional
+        The stream that enters it; None where no row is at work.
+
+    Returns
+    -------
+    tensor (row, position, d_model) or None
+        None where no row is at work.
+    """
+    module, paths, last = model["blocks"][layer], model["paths"], layer == spec["layers"] - 1
+    at = spec["out"] if last else slice(spec["start"], spec["stop"])
+
+    def joined(value: torch.Tensor | None, point: str, stage: str) -> Any:
+        return append_joining_rows(value, base, (layer, point), at, spec, (layer, stage))
+
+    read = joined(None if mid is None else normed(module, paths.get("norm_2"), mid), "mlp_in", "mlp_in")
+    read = apply_writes(read, (layer, "mlp_in"), spec, keep)
+    sites = [(layer, point) for point in IN_MLP[1:]]
+    if not any([site in spec["joins"] or spec["writes"].get(site) or site in keep for site in sites]):
+        return None if read is None else after(module, paths.get("mlp_norm"), call_module(module, paths["mlp"], read))
+    pre = joined(None if read is None else call_module(module, paths["pre"], read), "mlp_pre", "mlp_pre")
+    pre = apply_writes(pre, (layer, "mlp_pre"), spec, keep)
+    post = None if pre is None else call_module(module, paths["act"], pre)
+    if model["gated"] and post is not None:
+        up = joined(None if read is None else call_module(module, paths["up"], read), "mlp_up", "mlp_pre")
+        post = post * up
+    post = apply_writes(joined(post, "mlp_post", "mlp_post"), (layer, "mlp_post"), spec, keep)
+    return None if post is None else after(module, paths.get("mlp_norm"), call_module(module, paths["down"], post))
+
+
+def mlp(model: ModelParts, layer: int, mid: torch.Tensor) -> torch.Tensor:
+    """What the MLP of a layer makes of the stream that enters it."""
+    module, paths = model["blocks"][layer], model["paths"]
+    made = call_module(module, paths["mlp"], normed(module, paths.get("norm_2"), mid))
+    return after(module, paths.get("mlp_norm"), made)
 
 
 def no_tokens(device: Any) -> torch.Tensor:

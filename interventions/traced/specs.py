@@ -256,6 +256,17 @@ class PathSender(TypedDict):
     receivers: list[PathReceiver]
 
 
+class CircuitRows(TypedDict):
+    """A circuit of edges in some rows of a pass; those of a pass with one are all of circuits."""
+
+    rows: slice
+    positions: list[int] | None  # of its receivers; None for all
+    kept: torch.Tensor  # (receiver, sender), bool, in the order of the graph of the model
+    run: str | None  # that all other edges carry values of; None for means over the reference draw
+    sites: list[ReadSite]  # what is taken of it
+    carried: Points  # put in where the runs were read
+
+
 class PassSpec(TypedDict):
     """What a planned pass does, as far as it is known before the runs are read."""
 
@@ -275,6 +286,7 @@ class PassSpec(TypedDict):
     pair_writes: dict[WriteSite, list[TensorWrite]]  # their rows are pairs times examples, and hold one head
     pair_masks: dict[int, list[ScoreMask]]
     senders: list[PathSender]
+    circuits: list[CircuitRows]
     blocks: int  # that rows go through; all, unless sites are read and nothing more
     reads: list[CapturedSite]
     inside: InsideSpec | None

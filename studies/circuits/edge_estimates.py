@@ -31,7 +31,7 @@ differ in the slope:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -41,9 +41,7 @@ from ...interventions.declare.edges import EdgePatches
 from ...metrics.intervals import most_in_all
 from ..measuring.effects import effect
 from ..measuring.measure import measure
-
-if TYPE_CHECKING:
-    from .edge_scores import EdgeRequest
+from .edge_request import EdgeRequest
 
 CONFIDENCE = 0.95
 

@@ -297,10 +297,13 @@ def shown(path: Path) -> str:
 
 
 def quiet_libraries() -> None:
-    """Keep the advice of transformers off the terminal; `load` draws no bar."""
+    """Keep the advice of transformers and of what it imports off the terminal; `load` draws no bar."""
+    from logging import ERROR, getLogger
+
     from transformers.utils import logging
 
     logging.set_verbosity_error()
+    getLogger("bitsandbytes").setLevel(ERROR)  # which names kernels that it could not fetch
 
 
 def print_json(data: Any) -> None:

@@ -14,7 +14,7 @@ import xarray as xr
 from xarray.indexes import PandasIndex
 
 from ...errors import DeclarationError, check_name, check_text, choices
-from ...interventions.declare.circuits import Edge
+from ...interventions.declare.circuits import Circuit, Edge
 from ...interventions.declare.codec import encode
 from ...interventions.declare.edits import Compose, Edit, Intervention
 from ...interventions.declare.grid import RESERVED
@@ -160,11 +160,13 @@ def texts_of(interventions: Sequence[Intervention]) -> tuple[str, ...]:
 
 
 def _text_of(intervention: Intervention) -> str:
-    """``L0H3 zero``, ``L0H3 + L0H5 zero``, ``L0H3 zero + L1H2 k patch``, ``L0H3 to L1H2 k path``."""
+    """``L0H3 zero``, ``L0H3 + L0H5 zero``, ``L0H3 zero + L1H2 k patch``, ``L0H3 to L1H2 path``, ``3-edge circuit``."""
     by_kind: dict[str, list[str]] = {}
     for edit in intervention.parts if isinstance(intervention, Compose) else [intervention]:
         if isinstance(edit, PathPatch):
             kind, where = "path", f"{edit.sender} to {choices(edit.receivers)}"
+        elif isinstance(edit, Circuit):
+            kind, where = "circuit", f"{len(edit)}-edge"
         elif isinstance(edit, Edit):
             kind = re.sub("(?<=[a-z])(?=[A-Z])", " ", type(edit).__name__.removesuffix("Ablate")).lower()
             where = str(edit.site)

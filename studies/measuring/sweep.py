@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import xarray as xr
 
+from ...interventions.declare.circuits import Circuit
 from ...interventions.declare.codec import encode
 from ...interventions.declare.edges import EdgePatches
 from ...interventions.plan.estimators import said, steps_of
@@ -93,7 +94,9 @@ class SweepRun:
     @cached_property
     def attrs(self) -> dict[str, str]:
         """What was asked for, as NetCDF attributes."""
-        takes, runs, drawn = bool(self.setup.plan.sources()), self.setup.runs, self.setup.controls
+        runs, drawn = self.setup.runs, self.setup.controls
+        edits = (edit for edits in self.setup.plan.conditions for edit in edits)
+        takes = any(edit.run is not None and not isinstance(edit, Circuit) for edit in edits)
         return (
             {
                 "base": self.base,

@@ -29,6 +29,8 @@ KINDS = {
     "Patch": "A patch shows only what depends on what the two runs differ in: what both have in common, it leaves.",
     "PathPatch": "A path patch holds what lies between sender and receiver as it is in the base run; what goes on by "
     "way of other parts is not in it.",
+    "Circuit": "A circuit lets all other edges carry what another run has: what both runs have in common flows through "
+    "every edge, and the model may never have such mixtures.",
     "Knockout": "Attention that is knocked out is shared among the other keys, which then say more.",
     "Add": "Steering puts the model where it may never be by itself: the effect is of this vector at this size.",
     "ProjectOut": "Projecting out takes away all that lies along a direction, what every prompt has there too.",

@@ -35,6 +35,7 @@ WORDS = {
     "ProjectOut": "projecting out",
     "Knockout": "attention knockout",
     "PathPatch": "path patching",
+    "Circuit": "circuits of edges",
 }
 """Kind of intervention to the words for it; another kind stands as it is called."""
 

@@ -6,34 +6,28 @@ dimensions. `headwise.edge_scores` says what each estimator is.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import nnsight
 import torch
 
 from ..attention import at_least_float32
 from ..projections import combine, project, rotary_angles, sides
-from ..rows import no_tokens, normed
-from ..traces import end
+from ..rows import normed
 from .way_back import attended, back_through_attention, back_through_mlp, forward, slopes_of_logits, summed
 
 if TYPE_CHECKING:
     from ..specs import Angles, EdgeEstimateSpec, ModelParts, Points, ReadSite, RunCache
 
 
-def edge_estimates(
-    root: Any, parts: ModelParts, cache: RunCache, spec: EdgeEstimateSpec, device: Any
-) -> dict[str, torch.Tensor]:
+def estimated(parts: ModelParts, cache: RunCache, spec: EdgeEstimateSpec) -> dict[str, torch.Tensor]:
     """The estimated change of each kernel's mean over scored positions, where one edge carries another run's value.
 
     Parameters
     ----------
-    root : nnsight handle of the model
     parts : ModelParts
     cache : RunCache
         Of both runs ``embed``, and of each layer ``z`` and ``mlp_out``; of the base run also what enters layer 0.
     spec : EdgeEstimateSpec
-    device : torch.device
 
     Returns
     -------
@@ -41,15 +35,6 @@ def edge_estimates(
         Kernel name to ``(edge, example)``, receiver by receiver in forward order: of a layer q of each head, k, v, and
         the MLP, last the logits; and of each receiver its senders in forward order.
     """
-    with torch.enable_grad(), root.trace(no_tokens(device), use_cache=False) as tracer:
-        found = estimated(parts, cache, spec)
-        nnsight.save(found)
-        end(parts, tracer)
-    return dict(found)
-
-
-def estimated(parts: ModelParts, cache: RunCache, spec: EdgeEstimateSpec) -> dict[str, torch.Tensor]:
-    """`edge_estimates`, inside of its trace."""
     base, other = cache["base"], cache["sources"][spec["source"]]
     entering = base[(0, "resid_pre")]
     angles = rotary_angles(parts, entering, entering.shape[1])

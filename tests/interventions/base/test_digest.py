@@ -14,7 +14,7 @@ import torch
 import headwise as hw
 from headwise.interventions import Head, ZeroAblate
 from headwise.interventions.base.hashing import code_hash, data_hash
-from headwise.interventions.traced import server_jobs
+from headwise.interventions.traced.passes import server_jobs
 from headwise.metrics import Metric, loss
 from headwise.studies import RepeatedTokens, measure
 from tests.oracles import raw_hooks
@@ -113,7 +113,7 @@ def test_another_process_finds_the_same(seed):
     """Sets of text have another order in each process."""
     code = (
         "from headwise.interventions.base.hashing import code_hash, data_hash\n"
-        "from headwise.interventions.traced import server_jobs as served\n"
+        "from headwise.interventions.traced.passes import server_jobs as served\n"
         "import torch\n"
         "from tests.interventions.base import test_digest\n"
         "print(code_hash(served.passes), data_hash(lambda x: x in {'aa', 'bb', 'cc', 'dd'}), data_hash(torch.cat), "

@@ -14,13 +14,13 @@ import torch
 import headwise as hw
 from headwise.errors import HeadwiseError
 from headwise.interventions import Add, Component, Head, Layer, Neuron, Patch, Scale, ZeroAblate
-from headwise.interventions.load import _id_tokenizer
 from headwise.metrics import logit_diff, loss
 from headwise.studies import Prompts, capture, measure, plan
 from tests.oracles import raw_architectures as raw
 from tests.oracles.architecture_parts import heads_of, parts
 from tests.oracles.raw_architectures import PER_HEAD, PER_NEURON, Place
 from tests.support.architectures import CASES, SHAPES, build, prompts
+from tests.support.saved_models import kept
 
 TABLE = Path(__file__).parents[3] / "docs" / "architectures.md"
 LEAST = {"resid_pre", "resid_post", "attn_out", "mlp_out", "z"}
@@ -99,10 +99,8 @@ def opened(name, shape):
     """The first shape from a folder with a tokenizer, the second from memory."""
     if shape:
         return hw.load(build(name, shape))
-    module = build(name, shape)
     with tempfile.TemporaryDirectory() as folder:
-        module.save_pretrained(folder)
-        _id_tokenizer(module.config.vocab_size).save_pretrained(folder)
+        kept(build(name, shape), folder)
         return hw.load(folder, device="cpu")
 
 

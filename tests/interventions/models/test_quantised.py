@@ -10,10 +10,10 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, 
 import headwise as hw
 from headwise.errors import DeclarationError, ModelError
 from headwise.interventions import Add, Head, Layer, Patch, ZeroAblate
-from headwise.interventions.load import _id_tokenizer
 from headwise.studies import Prompts, capture
 from tests.oracles import raw_architectures as raw
 from tests.oracles.raw_architectures import Place
+from tests.support.saved_models import kept
 
 HEADS, KV_HEADS, POSITIONS = 4, 2, (2, 5)
 
@@ -93,9 +93,7 @@ def check(model, module, without=("embed", "head_out", "pattern", "q_rot", "k_ro
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_quantised_weights_open_from_a_folder_and_blocks_are_called(kind, folder, tmp_path):
-    module = quantised(folder, kind)
-    module.save_pretrained(tmp_path)
-    _id_tokenizer(90).save_pretrained(tmp_path)
+    module = kept(quantised(folder, kind), tmp_path)
     model = hw.load(tmp_path, device="cpu")
     assert {"resid_pre", "q", "k", "v", "z", "attn_out", "mlp_out", "mlp_post"} <= {*map(str, model.sites)}
     assert "blocks are called: its weights are quantised" in repr(model)
@@ -121,9 +119,7 @@ def test_every_part_of_quantised_weights_stands_in_their_hash(folder):
 
 
 def test_a_result_with_quantised_weights_runs_again(folder, tmp_path):
-    module = quantised(folder, "4 bits")
-    module.save_pretrained(tmp_path / "model")
-    _id_tokenizer(90).save_pretrained(tmp_path / "model")
+    kept(quantised(folder, "4 bits"), tmp_path / "model")
     model, task = hw.load(tmp_path / "model", device="cpu"), hw.RepeatedTokens(n=3, length=6, seed=0)
     ds = hw.measure(model, task, ZeroAblate("L1H2"), ["loss"])
     assert "bnb_4bit_quant_type" in ds.attrs["configuration"]
@@ -135,8 +131,7 @@ def test_4_bits_that_the_first_pass_packs_are_refused_in_memory_and_read_from_a_
     module = quantised(folder, "4 bits", packs="always")
     with pytest.raises(ModelError, match=r"packs its 4-bit weights in its first pass .* save it to a folder before"):
         hw.load(module)
-    module.save_pretrained(tmp_path)
-    _id_tokenizer(90).save_pretrained(tmp_path)
+    kept(module, tmp_path)
     model, task = hw.load(tmp_path, device="cpu"), hw.RepeatedTokens(n=3, length=6, seed=0)
     before = model.weight_hash
     first = hw.measure(model, task, None, ["loss"])["loss"].values

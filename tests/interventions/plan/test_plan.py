@@ -31,7 +31,7 @@ from headwise.interventions.plan.cost import Extent, row_bytes
 from headwise.interventions.plan.passes import Packer
 from headwise.interventions.plan.plan import make_plan
 from headwise.interventions.plan.writes import JOIN_STAGES, Keys, positions_in, writes_of
-from headwise.interventions.traced.planned_pass import reduce_examples
+from headwise.interventions.traced.passes.planned_pass import reduce_examples
 from headwise.metrics import logit_diff, loss
 from headwise.studies import Prompts, RepeatedTokens
 

@@ -6,11 +6,12 @@ from nnsight.schema.config import CONFIG
 
 import headwise as hw
 from headwise.errors import DeclarationError
-from headwise.interventions import Add, Head, Knockout, Layer, Patch, ZeroAblate, load
+from headwise.interventions import Add, Head, Knockout, Layer, Patch, ZeroAblate
 from headwise.metrics import logit_diff, loss
 from headwise.studies import RepeatedTokens, capture, measure
 from tests.support.architectures import build
 from tests.support.loopback import Loopback
+from tests.support.saved_models import kept
 
 TASK = RepeatedTokens(n=3, length=5)
 NAMES = {"trusted": "granite", "apart": "glm4"}
@@ -19,9 +20,7 @@ NAMES = {"trusted": "granite", "apart": "glm4"}
 @pytest.mark.parametrize("kind", NAMES)
 def test_a_called_model_there_is_the_called_model_here(kind, server, tmp_path, monkeypatch):
     folder = (tmp_path / "model").resolve()
-    module = build(NAMES[kind], 0)
-    module.save_pretrained(folder)
-    load._id_tokenizer(module.config.vocab_size).save_pretrained(folder)
+    kept(build(NAMES[kind], 0), folder)
     other = Loopback(tmp_path, {str(folder): str(folder)}, apart=kind == "apart").start()
     try:
         monkeypatch.setattr(CONFIG.API, "HOST", other.host)

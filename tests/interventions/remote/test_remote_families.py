@@ -6,13 +6,14 @@ from nnsight.schema.config import CONFIG
 
 import headwise as hw
 from headwise.errors import ServerError
-from headwise.interventions import Grid, Head, Layer, Neuron, Patch, PathPatch, ZeroAblate, load
+from headwise.interventions import Grid, Head, Layer, Neuron, Patch, PathPatch, ZeroAblate
 from headwise.interventions.models import locate
 from headwise.metrics import induction, loss
 from headwise.studies import RepeatedTokens, capture, composition_scores, measure
 from tests.oracles import raw_families
 from tests.support.heavy import heavy_but_few
 from tests.support.loopback import Loopback
+from tests.support.saved_models import kept, saved
 
 TASK = RepeatedTokens(n=3, length=5)
 NAMES = ("pythia", "llama", "qwen3")
@@ -24,9 +25,7 @@ def folders(tmp_path_factory):
     made = {}
     for name in NAMES:
         folder = tmp_path_factory.mktemp(name).resolve()
-        module = raw_families.random_model(name)
-        module.save_pretrained(folder)
-        load._id_tokenizer(module.config.vocab_size).save_pretrained(folder)
+        saved(name, folder)
         made[name] = folder
     return made
 
@@ -52,6 +51,8 @@ def test_a_family_there_is_the_family_here(family_server, server, folders, name,
     path = {
         "path": PathPatch(Head(0, 0), Head(last, 0).q),
         "zero": ZeroAblate(Head(0, 1)),
+        "circuit": hw.Circuit(hw.Graph.of(here).edges[::2]) + ZeroAblate(Head(last, 0)),
+        "mean": hw.Circuit(hw.Graph.of(here).edges[::3], source="mean", positions=range(3)),
         "neuron": Patch(Neuron(0, 3).mlp_pre) + ZeroAblate(Layer(last).mlp_in.at(3)),
     }
     for what, metrics in ((grid, [loss]), (path, [loss, induction])):
@@ -116,8 +117,7 @@ def half_server(request, tmp_path_factory):
     for block in module.model.layers:
         for side in "qkv":
             getattr(block.self_attn, f"{side}_proj").bias.data.mul_(100)
-    module.save_pretrained(folder)
-    load._id_tokenizer(module.config.vocab_size).save_pretrained(folder)
+    kept(module, folder)
     shipped = str((locate.SHIPPED / "words-2l").resolve())
     paths = {str(folder): str(folder), shipped: shipped}
     server = Loopback(tmp_path_factory.mktemp("half"), paths, apart=True, dtype=request.param).start()

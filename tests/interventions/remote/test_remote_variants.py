@@ -9,7 +9,7 @@ from nnsight.schema.config import CONFIG
 
 import headwise as hw
 from headwise.errors import ServerError
-from headwise.interventions import Add, Grid, Head, Layer, Patch, PathPatch, ZeroAblate, load
+from headwise.interventions import Add, Grid, Head, Layer, Patch, PathPatch, ZeroAblate
 from headwise.metrics import induction, loss
 from headwise.studies import RepeatedTokens, capture, composition_scores, measure
 from headwise.studies.cli.main import main
@@ -17,6 +17,7 @@ from tests.oracles import raw_families, raw_variants
 from tests.support.architectures import build
 from tests.support.heavy import heavy_but_few
 from tests.support.loopback import Loopback
+from tests.support.saved_models import kept
 
 TASK = RepeatedTokens(n=3, length=5)
 NAMES = [*raw_variants.MODELS]
@@ -29,9 +30,7 @@ def folders(tmp_path_factory):
     made = {}
     for name in dict.fromkeys((*NAMES, *STUDIED)):
         folder = tmp_path_factory.mktemp(name).resolve()
-        module = build(name, 0) if name == "mixtral" else raw_families.random_model(name)
-        module.save_pretrained(folder)
-        load._id_tokenizer(module.config.vocab_size).save_pretrained(folder)
+        kept(build(name, 0) if name == "mixtral" else raw_families.random_model(name), folder)
         made[name] = folder
     return made
 
@@ -119,9 +118,7 @@ def test_the_whole_analysis_runs_from_a_folder_and_on_a_server(
 
 
 def test_a_model_whose_blocks_are_called_is_refused_before_any_pass(tmp_path, capsys):
-    module = build("falcon", 0)
-    module.save_pretrained(tmp_path / "falcon")
-    load._id_tokenizer(module.config.vocab_size).save_pretrained(tmp_path / "falcon")
+    kept(build("falcon", 0), tmp_path / "falcon")
     assert main(["induction", "--model", str(tmp_path / "falcon"), "--out", str(tmp_path / "falcon.nc")]) == 1
     said = " ".join(capsys.readouterr().err.split())
     assert "the induction study needs weights of heads, and blocks of" in said

@@ -11,7 +11,7 @@ from headwise.interventions import Head, Patch
 from headwise.interventions.begin import begin
 from headwise.interventions.remote.ledger import InMemoryLedger
 from headwise.interventions.run.backend import LocalBackend
-from headwise.interventions.traced import server_jobs
+from headwise.interventions.traced.passes import server_jobs
 from headwise.metrics import loss
 from headwise.studies import RepeatedTokens, measure
 from headwise.studies.measuring import context

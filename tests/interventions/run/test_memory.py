@@ -11,7 +11,7 @@ import headwise as hw
 from headwise.errors import ModelError
 from headwise.interventions import Grid, Head, Layer, MeanAblate, Patch
 from headwise.interventions.run import engine, memory
-from headwise.interventions.traced import server_jobs
+from headwise.interventions.traced.passes import server_jobs
 from headwise.metrics import induction, logit_diff, loss
 from headwise.studies import RepeatedTokens, measure
 from tests.oracles import raw_hooks

@@ -10,7 +10,7 @@ import headwise as hw
 from headwise.errors import ModelError
 from headwise.interventions import Head, ZeroAblate, selfcheck
 from headwise.interventions.models import architectures
-from headwise.interventions.traced import planned_pass, traces
+from headwise.interventions.traced.passes import planned_pass, traces
 from headwise.metrics import loss
 from headwise.studies import RepeatedTokens, capture, composition_scores, measure
 from tests.oracles import raw_hooks

@@ -122,7 +122,7 @@ def test_prompts_of_different_lengths_are_estimated_as_if_alone(words_model):
 def test_chunks_and_lack_of_memory_change_no_number(words_model, estimator, monkeypatch):
     from headwise.interventions.run import gradients
 
-    whole, sizes, real = measured(words_model, TASK, estimator), [], gradients.edge_estimates
+    whole, sizes, real = measured(words_model, TASK, estimator), [], gradients.gradients.edge_estimates
     some = {"eap-ig": ["m1->logits", "input->a0.h3<v>"], "atp*": ["a0.h3->a1.h1<k>"]}[estimator]
     few = measured(words_model, TASK, estimator, edges=some)
     np.testing.assert_allclose(few, whole.sel(edge=few["edge"]), atol=1e-6)
@@ -133,7 +133,7 @@ def test_chunks_and_lack_of_memory_change_no_number(words_model, estimator, monk
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(root, parts, cache, spec | {"rows": 1}, device)
 
-    monkeypatch.setattr(gradients, "edge_estimates", scarce)
+    monkeypatch.setattr(gradients.gradients, "edge_estimates", scarce)
     np.testing.assert_allclose(measured(words_model, TASK, estimator), whole, atol=1e-5)
     assert sizes == [3, 1, 2, 1, 1]
 

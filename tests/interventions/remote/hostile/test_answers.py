@@ -10,7 +10,7 @@ from nnsight.schema.config import CONFIG
 
 import headwise as hw
 from headwise.interventions.remote import protocol, queue, reaching, refusals
-from headwise.interventions.traced import server_jobs
+from headwise.interventions.traced.passes import server_jobs
 from tests.support.hostile_server import (
     Hostile,
     Peak,

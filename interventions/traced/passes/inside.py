@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .activations import pattern_between, split_heads
-from .head_weights import output_weights, weights_of
-from .logits import direct_shares, shares_in_rows, shares_of_rows
-from .projections import is_readable
-from .rows import write_into
+from ..activations import pattern_between, split_heads
+from ..head_weights import output_weights, weights_of
+from ..logits import direct_shares, shares_in_rows, shares_of_rows
+from ..projections import is_readable
+from ..rows import write_into
 from .traces import lens_of_rows, logits_of, read
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .specs import (
+    from ..specs import (
         CapturedSite,
         DirectSpec,
         ModelParts,

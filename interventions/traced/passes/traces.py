@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 import nnsight
 import torch
 
-from . import activations, planned_pass
-from .attention import at_least_float32
-from .head_weights import GAINS, gains_made, gains_read, weights_read
-from .logits import after_unembedding, frozen_norm, heads_alone, logits_kernels, with_base_logits
-from .projections import combine, is_readable, linear, project, sides
-from .rows import call_module, no_tokens, normed
+from .. import activations
+from ..attention import at_least_float32
+from ..head_weights import GAINS, gains_made, gains_read, weights_read
+from ..logits import after_unembedding, frozen_norm, heads_alone, logits_kernels, with_base_logits
+from ..projections import combine, is_readable, linear, project, sides
+from ..rows import call_module, no_tokens, normed
+from . import planned_pass
 
 if TYPE_CHECKING:
-    from .specs import (
+    from ..specs import (
         LogitsSpec,
         ModelDescription,
         ModelParts,

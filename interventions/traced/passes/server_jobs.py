@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .edges.estimates import edge_estimates
-from .gradients import attribution
-from .head_weights import (
+from ..head_weights import (
     output_weights,
     score_weights,
 )
+from ..logits import with_base_logits
+from ..rows import no_tokens
+from ..structure import configuration_of, modules_of, names_of
+from .gradients import attribution, edge_estimates
 from .inside import capture, direct_of, read_in_batches, read_in_pass, weighted_sums
-from .logits import with_base_logits
 from .planned_pass import resolve_values
-from .rows import no_tokens
-from .structure import configuration_of, modules_of, names_of
 from .traces import (
     as_it_is,
     by_itself,
@@ -36,7 +35,7 @@ from .traces import (
 )
 
 if TYPE_CHECKING:
-    from .specs import (
+    from ..specs import (
         CaptureProgram,
         CheckProgram,
         ChunkSpec,

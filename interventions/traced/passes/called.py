@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .activations import put_at_side, read_side, value_at_side
-from .logits import logits_kernels
-from .projections import split_sides
-from .rows import apply_writes
+from ..activations import put_at_side, read_side, value_at_side
+from ..attention import score_patterns
+from ..logits import logits_kernels
+from ..projections import split_sides
+from ..rows import apply_writes
 
 if TYPE_CHECKING:
-    from .specs import ModelParts, Points, ResolvedPass, WriteSite
+    from ..specs import ModelParts, Points, ResolvedPass, WriteSite
 
 WRITTEN_AT = {"qkv": ("q", "k", "v"), "attn_out": ("attn_out", "mid")}
 """Points of a planned pass that are written at a point of a block, where they are not the point itself."""
@@ -93,10 +94,7 @@ def through_block(
             pattern = read_side(block, *places[0])
             if (layer, "pattern") in keep:
                 keep[(layer, "pattern")] = pattern
-            rows = torch.arange(len(pattern), device=pattern.device) % spec["examples"]
-            for kernel in spec["pattern_kernels"]:
-                given = {name: value[rows] for name, value in kernel["arguments"].items()}
-                attended[kernel["name"]][:, layer] = kernel["function"](pattern, **given)
+            score_patterns(spec, layer, pattern, attended)
             continue
         sites = [(layer, name) for name in WRITTEN_AT.get(point, (point,))]
         if not any([site in keep or spec["writes"].get(site) for site in sites]):

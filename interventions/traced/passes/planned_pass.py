@@ -11,22 +11,36 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .activations import pattern_between
-from .attention import attention, recomputed_z
+from ..activations import pattern_between
+from ..attention import attention, recomputed_z
+from ..logits import logits_kernels
+from ..projections import combine, project, rotary_angles
+from ..rows import (
+    IN_MLP,
+    append_joining_rows,
+    append_rows,
+    apply_writes,
+    call_module,
+    mlp,
+    mlp_with_writes,
+    normed,
+    write_into,
+)
 from .called import run as run_called
-from .logits import logits_kernels
-from .paths import path_values, sender_change, with_path_values
-from .projections import rotary_angles
-from .rows import after, append_joining_rows, append_rows, apply_writes, call_module, normed, write_into
+from .circuits import run_circuits
 
 if TYPE_CHECKING:
-    from .specs import (
+    from ..specs import (
+        CircuitRows,
         EmbeddingSum,
         FromRun,
         LogitsSpec,
         ModelParts,
         PassSpec,
+        PathReceiver,
+        PathSender,
         Points,
+        ReceiverKey,
         ResolvedPass,
         RunCache,
         TensorWrite,
@@ -34,8 +48,6 @@ if TYPE_CHECKING:
         WriteSite,
     )
 
-IN_MLP = ("mlp_in", "mlp_pre", "mlp_post")
-"""Points and stages in an MLP."""
 BEFORE_Z = ("stream", "attn_in", "q", "k", "v", "q_rot", "k_rot", "pattern")
 """Points of a layer before the output of its heads."""
 
@@ -59,6 +71,8 @@ def run(model: ModelParts, base: Points, spec: ResolvedPass, keep: dict[WriteSit
     """
     if model["called"]:
         return run_called(model, base, spec, keep)
+    if spec["circuits"]:
+        return run_circuits(model, base, spec, keep)
     spec = {**spec, "angles": rotary_angles(model, next(iter(base.values())), spec["stop"])}
     if spec["senders"]:
         spec = with_path_values(spec, path_values(model, base, spec))
@@ -261,47 +275,117 @@ def of_rows(spec: ResolvedPass, layer: int, rows: slice) -> ResolvedPass:
     return {**spec, "writes": writes}
 
 
-def mlp_with_writes(
-    model: ModelParts,
-    base: Points,
-    spec: ResolvedPass,
-    layer: int,
-    mid: torch.Tensor | None,
-    keep: dict[WriteSite, Any],
-) -> torch.Tensor | None:
-    """What the MLP of a layer makes of the rows at work, and of those that join in it; by its parts where needed.
+def path_values(model: ModelParts, base: Points, spec: ResolvedPass) -> dict[ReceiverKey, torch.Tensor]:
+    """What direct paths bring to their receivers. Every attention layer on the way stays as in the base run."""
+    found: dict[ReceiverKey, torch.Tensor] = {}
+    window = slice(spec["start"], spec["stop"])
+    for sender, change in zip(spec["senders"], spec["changes"], strict=True):
+        first, component, through = sender["layer"], sender["component"], sender["through_mlps"]
+        delta = sent_by_head(model, base, sender, window, change) if component == "z" else change
+        receivers: dict[int, list[PathReceiver]] = {}
+        for receiver in sender["receivers"]:
+            receivers.setdefault(receiver["layer"], []).append(receiver)
+        for layer in range(first, max(receivers) + 1) if through else sorted(receivers):
+            found.update(received(model, base, layer, window, delta, receivers.get(layer, [])))
+            before_mlp = layer > first or (component in ("z", "attn_out") and not model["parallel"])
+            if through and before_mlp and layer < max(receivers):
+                if model["parallel"]:
+                    stream = base[(layer, "stream")][:, window] + delta
+                    delta = delta + mlp(model, layer, stream) - base[(layer, "mlp_out")][:, window]
+                else:
+                    mid = base[(layer, "resid_mid")][:, window] + delta
+                    delta = mid + mlp(model, layer, mid) - base[(layer + 1, "stream")][:, window]
+    return found
+
+
+def sent_by_head(
+    model: ModelParts, base: Points, sender: PathSender, window: slice, change: torch.Tensor
+) -> torch.Tensor:
+    """What a change of ``z`` of a head changes of what attention adds; other heads stay as in the base run.
 
     Parameters
     ----------
-    model, base, spec, layer, keep
-        As for `block`.
-    mid : tensor (row, position, d_model), optional
-        The stream that enters it; None where no row is at work.
+    model : ModelParts
+    base : Points
+        What the base run has, by the points of a planned pass.
+    sender : PathSender
+    window : slice
+        The positions that are computed.
+    change : tensor (example, position, column)
 
     Returns
     -------
-    tensor (row, position, d_model) or None
-        None where no row is at work.
+    tensor (example, position, d_model)
     """
-    module, paths, last = model["blocks"][layer], model["paths"], layer == spec["layers"] - 1
-    at = spec["out"] if last else slice(spec["start"], spec["stop"])
+    layer, paths = sender["layer"], model["paths"]
+    block = model["blocks"][layer]
+    delta = combine(model, block, change, sender["columns"])
+    if "attn_norm" not in paths:
+        return delta
+    made = call_module(block, paths["out"], base[(layer, "z")][:, window])
+    return call_module(block, paths["attn_norm"], made + delta) - call_module(block, paths["attn_norm"], made)
 
-    def joined(value: torch.Tensor | None, point: str, stage: str) -> Any:
-        return append_joining_rows(value, base, (layer, point), at, spec, (layer, stage))
 
-    read = joined(None if mid is None else normed(module, paths.get("norm_2"), mid), "mlp_in", "mlp_in")
-    read = apply_writes(read, (layer, "mlp_in"), spec, keep)
-    sites = [(layer, point) for point in IN_MLP[1:]]
-    if not any([site in spec["joins"] or spec["writes"].get(site) or site in keep for site in sites]):
-        return None if read is None else after(module, paths.get("mlp_norm"), call_module(module, paths["mlp"], read))
-    pre = joined(None if read is None else call_module(module, paths["pre"], read), "mlp_pre", "mlp_pre")
-    pre = apply_writes(pre, (layer, "mlp_pre"), spec, keep)
-    post = None if pre is None else call_module(module, paths["act"], pre)
-    if model["gated"] and post is not None:
-        up = joined(None if read is None else call_module(module, paths["up"], read), "mlp_up", "mlp_pre")
-        post = post * up
-    post = apply_writes(joined(post, "mlp_post", "mlp_post"), (layer, "mlp_post"), spec, keep)
-    return None if post is None else after(module, paths.get("mlp_norm"), call_module(module, paths["down"], post))
+def received(
+    model: ModelParts,
+    base: Points,
+    layer: int,
+    window: slice,
+    delta: torch.Tensor,
+    receivers: list[PathReceiver],
+) -> dict[ReceiverKey, torch.Tensor]:
+    """What the receivers of a layer make of a stream that has changed.
+
+    Parameters
+    ----------
+    model : ModelParts
+    base : Points
+    layer : int
+    window : slice
+        Positions that are computed.
+    delta : tensor (example, position, d_model)
+        What the stream has changed by.
+    receivers : list of PathReceiver
+        ``q k v`` of heads, the MLP, or the logits, which get the change as it is.
+
+    Returns
+    -------
+    dict
+        ``(example, position, width)`` by the key of the receiver.
+    """
+    found: dict[ReceiverKey, torch.Tensor] = {}
+    read = None
+    for receiver in receivers:
+        columns, key = receiver["columns"], receiver["key"]
+        if receiver["point"] == "mlp_in":
+            point = "stream" if model["parallel"] else "resid_mid"
+            changed = base[(layer, point)][:, window] + delta
+            found[key] = normed(model["blocks"][layer], model["paths"].get("norm_2"), changed)
+        elif columns is None:
+            found[key] = delta
+        else:
+            block = model["blocks"][layer]
+            if read is None:
+                read = normed(block, model["paths"].get("norm_1"), base[(layer, "stream")][:, window] + delta)
+            found[key] = project(model, block, read, columns)
+    return found
+
+
+def with_path_values(spec: ResolvedPass, values: dict[ReceiverKey, torch.Tensor]) -> ResolvedPass:
+    """`spec` with what paths bring in the writes that wait for it."""
+    made = [
+        {site: [brought(write, values) for write in writes] for site, writes in table.items()}
+        for table in (spec["writes"], spec["pair_writes"])
+    ]
+    return {**spec, "writes": made[0], "pair_writes": made[1]}
+
+
+def brought(write: TensorWrite, values: dict[ReceiverKey, torch.Tensor]) -> TensorWrite:
+    """A write with what a path brings, if it waits for that."""
+    value = write["value"]
+    if not isinstance(value, dict) or value["kind"] != "path":
+        return write
+    return {**write, "value": values[value["receiver"]][:, value["positions"]]}
 
 
 def run_without_grad(
@@ -356,6 +440,7 @@ def resolve_values(spec: PassSpec, cache: RunCache) -> ResolvedPass:
         "writes": resolve_writes(spec["writes"], cache),
         "pair_writes": resolve_writes(spec["pair_writes"], cache),
         "changes": [sender_change(sender, cache) for sender in spec["senders"]],
+        "circuits": [with_carried(circuit, cache) for circuit in spec["circuits"]],
         "pattern_kernels": cache["pattern_kernels"],
         "base_attended": {name: value.repeat(spec["conditions"], 1, 1) for name, value in attended.items()},
         "logits": without_first(cache["logits"], spec["skip"]),
@@ -415,6 +500,27 @@ def embedding_sum(value: EmbeddingSum, cache: RunCache) -> torch.Tensor:
         write_into(parts[one["embedding"]], [{**write, "value": resolve(write["value"], cache)}])
     positions: Any = value["positions"]
     return torch.stack(list(parts.values())).sum(0)[:, positions]
+
+
+def sender_change(sender: PathSender, cache: RunCache) -> torch.Tensor:
+    """What the value of a path's sender changes by: ``(example, position, column)``."""
+    site, window = sender["site"], sender["window"]
+    base = cache["base"][site]
+    change: torch.Tensor = (cache["sources"][sender["run"]][site] - base)[:, window, sender["columns"]]
+    if sender["positions"] is None:
+        return change
+    marks = torch.zeros(base.shape[1], device=change.device, dtype=torch.bool)
+    marks[sender["positions"]] = True
+    return change * marks[window, None]
+
+
+def with_carried(circuit: CircuitRows, cache: RunCache) -> CircuitRows:
+    """A circuit with what its other edges carry; at ``input``, what the embedding has more in the base run."""
+    run, mean = circuit["run"], circuit["run"] is None
+    points = cache["reference"]["alike"] if run is None else cache["sources"][run]
+    carried = {site: points[site].mean(dim=0, keepdim=True) if mean else points[site] for site in circuit["sites"]}
+    carried[(0, "input")] = cache["base"][(0, "embed")] - carried[(0, "embed")]
+    return {**circuit, "carried": carried}
 
 
 def without_first(spec: LogitsSpec, skip: int) -> LogitsSpec:

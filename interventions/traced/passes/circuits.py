@@ -1,0 +1,175 @@
+"""A planned pass of circuits: each receiver reads the sum of what its senders write. Runs inside a trace.
+
+What a receiver reads is the stream of the run that other edges carry, and for each kept edge what its sender writes now
+less what it wrote there. So the empty circuit is that run to the last bit, and position embeddings and biases stay.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..attention import asks_in_part, z_of_sides
+from ..logits import logits_kernels
+from ..projections import combine, project, rotary_angles
+from ..rows import apply_writes, mlp_with_writes, normed
+
+if TYPE_CHECKING:
+    from ..specs import CircuitRows, ModelParts, Points, ReadSite, ResolvedPass, WriteSite
+
+
+def run_circuits(
+    model: ModelParts, base: Points, spec: ResolvedPass, keep: dict[WriteSite, Any]
+) -> dict[str, torch.Tensor]:
+    """Run a planned pass whose conditions are circuits, from the first position on.
+
+    Parameters
+    ----------
+    model : ModelParts
+    base : Points
+        What the base run has, by the points of a planned pass.
+    spec : ResolvedPass
+    keep : dict
+        Comes with keys ``(layer, point)``, and gets what was there; at the points ``qkv streams`` and ``mlp stream``
+        what each receiver of the layer reads, ``(row, receiver, position, d_model)``.
+
+    Returns
+    -------
+    dict
+        Kernel name to values, ``(row, scored)`` of logits or ``(row, layer, head)`` of patterns.
+    """
+    spec = {**spec, "angles": rotary_angles(model, base[(0, "stream")], spec["stop"])}
+    values = {name: value.clone() for name, value in spec["base_attended"].items()}
+    reading, layers = model["heads"] + 2 * model["kv_heads"], spec["layers"]
+    at: Any = slice(0, spec["stop"])
+    sent = [carried(spec, (0, "input"), at)[:, None]]
+    for layer in range(spec["blocks"]):
+        first = layer * (reading + 1)
+        streams = read_streams(spec, slice(first, first + reading), sent, carried(spec, (layer, "resid_pre"), at), at)
+        if (layer, "qkv streams") in keep:
+            keep[(layer, "qkv streams")] = streams
+        z = z_of_sides(model, base, spec, layer, sides_of(model, spec, layer, streams), keep, values)
+        if layer == layers - 1:
+            at = spec["out"]
+            sent = [value[:, :, at] for value in sent]
+        z = apply_writes(z, (layer, "z"), spec, keep)
+        heads = sent_by_heads(model, layer, z - carried(spec, (layer, "z"), at))
+        entered = (layer, "resid_pre" if model["parallel"] else "resid_mid")
+        before = sent if model["parallel"] else [*sent, heads]
+        last = slice(first + reading, first + reading + 1)
+        mid = read_streams(spec, last, before, carried(spec, entered, at), at)
+        if (layer, "mlp stream") in keep:
+            keep[(layer, "mlp stream")] = mid
+        mlp_out = mlp_with_writes(model, base, spec, layer, mid[:, 0], keep)
+        mlp_out = apply_writes(mlp_out, (layer, "mlp_out"), spec, keep)
+        sent = [*sent, heads, (mlp_out - carried(spec, (layer, "mlp_out"), at))[:, None]]
+    if spec["logits"]["kernels"] or (layers, "stream") in keep:
+        stream = carried(spec, (layers - 1, "resid_post"), at)
+        hidden = read_streams(spec, slice(layers * (reading + 1), None), sent, stream, at)[:, 0]
+        hidden = apply_writes(hidden, (layers, "stream"), spec, keep)
+    if spec["logits"]["kernels"]:
+        values.update(logits_kernels(model["norm"](hidden), model["unembed"], spec["logits"], spec["examples"]))
+    return values
+
+
+def sides_of(
+    model: ModelParts, spec: ResolvedPass, layer: int, streams: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """q, k and v, each head of them from a stream of its own.
+
+    Parameters
+    ----------
+    model : ModelParts
+    spec : ResolvedPass
+    layer : int
+    streams : tensor (row, receiver, position, d_model)
+        Of q of each head, then of k and of v of each key-value head.
+
+    Returns
+    -------
+    tuple of tensors (row, position, width)
+        q at scored positions only where `asks_in_part`.
+    """
+    module, size, heads = model["blocks"][layer], model["d_head"], model["heads"]
+    read = normed(module, model["paths"].get("norm_1"), streams)
+    made = [
+        project(model, module, read[:, number], slice(number * size, (number + 1) * size))
+        for number in range(read.shape[1])
+    ]
+    q = torch.cat(made[:heads], -1)
+    k, v = (torch.cat(some, -1) for some in (made[heads : heads + model["kv_heads"]], made[-model["kv_heads"] :]))
+    return q[:, spec["out"]] if asks_in_part(spec, layer) else q, k, v
+
+
+def sent_by_heads(model: ModelParts, layer: int, change: torch.Tensor) -> torch.Tensor:
+    """What a change of ``z`` changes of what each head writes ``(row, head, position, d_model)``."""
+    size = model["d_head"]
+    columns = [slice(head * size, (head + 1) * size) for head in range(model["heads"])]
+    return torch.stack([combine(model, model["blocks"][layer], change[..., own], own) for own in columns], 1)
+
+
+def read_streams(
+    spec: ResolvedPass, receivers: slice, sent: list[torch.Tensor], stream: torch.Tensor, at: Any
+) -> torch.Tensor:
+    """What some receivers read.
+
+    Parameters
+    ----------
+    spec : ResolvedPass
+    receivers : slice
+        Among those of the graph.
+    sent : list of tensor (row, sender, position, d_model)
+        What the senders before them write, less what they wrote in the run that other edges carry.
+    stream : tensor (row, position, d_model)
+        Of that run.
+    at : slice or tensor
+        The positions.
+
+    Returns
+    -------
+    tensor (row, receiver, position, d_model)
+    """
+    made = []
+    for rows, circuits in by_condition(spec):
+        kept = [circuit["kept"][receivers].to(stream.dtype) for circuit in circuits]
+        total = stream[rows][:, None].expand(-1, len(kept[0]), -1, -1)
+        whole = len(circuits) == 1 and circuits[0]["positions"] is None
+        weights = kept[0] if whole else weights_by_position(circuits, kept, spec["stop"])[at]
+        first = 0
+        for value in sent:
+            some = weights[..., first : first + value.shape[1]]
+            first += value.shape[1]
+            equation = "rs,nspd->nrpd" if whole else "prs,nspd->nrpd"
+            total = total + torch.einsum(equation, some, value[rows])
+        made.append(total)
+    return made[0] if len(made) == 1 else torch.cat(made)
+
+
+def weights_by_position(circuits: list[CircuitRows], kept: list[torch.Tensor], length: int) -> torch.Tensor:
+    """Which edges are kept at each position ``(position, receiver, sender)``: all of them where no circuit is."""
+    weights = torch.ones(length, *kept[0].shape, dtype=kept[0].dtype, device=kept[0].device)
+    for circuit, own in zip(circuits, kept, strict=True):
+        weights[slice(None) if circuit["positions"] is None else circuit["positions"]] = own
+    return weights
+
+
+def carried(spec: ResolvedPass, site: ReadSite, at: Any) -> torch.Tensor:
+    """What the run that other edges carry has at a site, for each row ``(row, position, width)``."""
+    made = []
+    for _, circuits in by_condition(spec):
+        value = circuits[0]["carried"][site][:, : spec["stop"]].expand(spec["examples"], -1, -1)
+        for circuit in circuits[1:]:
+            value = value.clone()
+            positions: Any = circuit["positions"]
+            value[:, positions] = circuit["carried"][site][:, positions]
+        made.append(value[:, at])
+    return made[0] if len(made) == 1 else torch.cat(made)
+
+
+def by_condition(spec: ResolvedPass) -> list[tuple[slice, list[CircuitRows]]]:
+    """The rows of each condition of a pass, and its circuits, one for each set of positions."""
+    ordered = sorted(spec["circuits"], key=lambda circuit: int(circuit["rows"].start))
+    found = groupby(ordered, lambda circuit: int(circuit["rows"].start))
+    return [(some[0]["rows"], some) for some in (list(group) for _, group in found)]
