@@ -136,7 +136,7 @@ def read_streams(
         kept = [circuit["kept"][receivers, : sent.shape[1]].to(stream.dtype) for circuit in circuits]
         value = sent[rows]
         if len(circuits) == 1 and circuits[0]["positions"] is None:
-            brought = (kept[0] @ value.flatten(2)).unflatten(2, value.shape[2:])
+            brought = (kept[0] @ value.flatten(2)).reshape(len(value), -1, *value.shape[2:])
         else:
             brought = torch.einsum("prs,nspd->nrpd", weights_by_position(circuits, kept, spec["stop"])[at], value)
         made.append(stream[rows][:, None] + brought)
