@@ -6,7 +6,8 @@
 - where: ``Head``, ``Neuron``, ``Layer``, ``Site``, ``Component``, ``Logits``
 - what: ``ZeroAblate``, ``MeanAblate``, ``ResampleAblate``, ``Patch``, ``PathPatch``, ``Add``, ``ProjectOut``,
   ``Scale``, ``Knockout``, ``Compose``, ``Intervention``; a labelled family of them: ``Grid``
-- edges: ``Graph`` (those of a model), ``Circuit`` (a set of them), ``circuit_sizes``, ``circuit_curve`` (how much
+- edges: ``Graph`` (those of a model), ``Circuit`` (a set of them), ``EdgePatches`` (each alone carries another run),
+  ``edge_scores`` (what that changes), ``circuit_sizes``, ``circuit_curve`` (how much
   circuits keep), ``edge_inclusion`` (how sure they are), ``read_mib``, ``write_mib`` (files)
 - prompts: ``RepeatedTokens``, ``Prompts``, ``Chat``; what they draw: ``Batch``
 - numbers: ``measure``, ``plan`` (the cost, beforehand), ``capture``, ``predict``, ``direct_logit_attribution``,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from .interventions import Circuit as Circuit
     from .interventions import Component as Component
     from .interventions import Compose as Compose
+    from .interventions import EdgePatches as EdgePatches
     from .interventions import Family as Family
     from .interventions import Graph as Graph
     from .interventions import Grid as Grid
@@ -82,6 +84,7 @@ if TYPE_CHECKING:
     from .studies import difference as difference
     from .studies import direct_logit_attribution as direct_logit_attribution
     from .studies import edge_inclusion as edge_inclusion
+    from .studies import edge_scores as edge_scores
     from .studies import effect as effect
     from .studies import from_json as from_json
     from .studies import head_circuits as head_circuits
@@ -111,8 +114,8 @@ else:
         __name__,
         {
             ".": "errors metrics",
-            ".interventions": "Add Circuit Component Compose Family Graph Grid Head Intervention Knockout Layer "
-            "Logits MeanAblate Neuron Patch PathPatch ProjectOut ResampleAblate Scale Site ZeroAblate register",
+            ".interventions": "Add Circuit Component Compose EdgePatches Family Graph Grid Head Intervention Knockout "
+            "Layer Logits MeanAblate Neuron Patch PathPatch ProjectOut ResampleAblate Scale Site ZeroAblate register",
             ".interventions.load": "load",
             ".interventions.models.checkpoints": "checkpoint_steps",
             ".interventions.models.locate": "shipped",
@@ -120,7 +123,7 @@ else:
             ".studies": "Batch CausalLM Chat FabricExecutor FormationStudy InductionStudy MixedData Prompts "
             "RepeatedTokens RepeatedTokensData Results StudyCallback Sweep TextData TextInduction TrainerStudyCallback "
             "capture circuit_curve circuit_scores circuit_sizes compare_estimates composition_scores describe_heads "
-            "edge_inclusion effect from_json read_mib write_mib "
+            "edge_inclusion edge_scores effect from_json read_mib write_mib "
             "difference direct_logit_attribution head_circuits neuron_tokens predict weighted_value_norms "
             "log_spaced logit_lens measure normalized open_result over_checkpoints plan plots rerun "
             "summary table text_heads to_json write_netcdf write_report",

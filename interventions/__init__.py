@@ -12,6 +12,7 @@ from ..lazy import lazy_names as _lazy_names
 if TYPE_CHECKING:
     from .declare.circuits import Circuit as Circuit
     from .declare.components import Component as Component
+    from .declare.edges import EdgePatches as EdgePatches
     from .declare.edits import Compose as Compose
     from .declare.edits import Intervention as Intervention
     from .declare.edits import MeanAblate as MeanAblate
@@ -42,6 +43,7 @@ else:
         __name__,
         {
             ".declare.circuits": "Circuit",
+            ".declare.edges": "EdgePatches",
             ".declare.components": "Component",
             ".declare.edits": "Compose Intervention MeanAblate Patch ResampleAblate ZeroAblate",
             ".declare.graph": "Graph",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .catalogue.table import table as table
     from .circuits.curves import circuit_curve as circuit_curve
     from .circuits.curves import circuit_sizes as circuit_sizes
+    from .circuits.edge_scores import edge_scores as edge_scores
     from .circuits.inclusion import edge_inclusion as edge_inclusion
     from .circuits.mib import read_mib as read_mib
     from .circuits.mib import write_mib as write_mib
@@ -72,6 +73,7 @@ else:
             ".catalogue.summary": "Summary summary",
             ".catalogue.table": "table",
             ".circuits.curves": "circuit_curve circuit_sizes",
+            ".circuits.edge_scores": "edge_scores",
             ".circuits.inclusion": "edge_inclusion",
             ".circuits.mib": "read_mib write_mib",
             ".inspection.attribution": "direct_logit_attribution",

@@ -10,6 +10,7 @@ from typing import Any
 
 from ...errors import DeclarationError, UnknownNameError, choices
 from .circuits import Circuit
+from .edges import EdgePatches
 from .edits import Compose, MeanAblate, Patch, ResampleAblate, ZeroAblate
 from .grid import Grid
 from .paths import PathPatch
@@ -36,9 +37,10 @@ TABLE: dict[str, Callable[..., Any]] = {
     "Compose": lambda parts: Compose(*parts),
     "Grid": Grid.of,
     "Circuit": Circuit,
+    "EdgePatches": EdgePatches,
 }
 """Type name to maker, of declarations. Tasks are beside them in `studies.storage.registry`."""
-NO_EDITS = ("Head", "Neuron", "Layer", "Site", "Logits", "Compose", "Grid")
+NO_EDITS = ("Head", "Neuron", "Layer", "Site", "Logits", "Compose", "Grid", "EdgePatches")
 """Names in `TABLE` of what is no single edit."""
 LONGEST = 64 * 2**20
 """Characters of JSON that is read."""

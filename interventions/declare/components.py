@@ -98,9 +98,10 @@ class Component(StrEnum):
     @property
     def order(self) -> int:
         """Place in the forward order within a layer."""
-        return list(Component).index(self)
+        return _ORDER[self]
 
 
+_ORDER = {component: place for place, component in enumerate(Component)}
 _PER_HEAD = frozenset(map(Component, ("q", "k", "v", "q_rot", "k_rot", "pattern", "z", "head_out")))
 
 _FOUND_AT = dict.fromkeys("qkv", "qkv") | dict.fromkeys(("q_rot", "k_rot", "pattern"), "rotated") | {"head_out": "z"}

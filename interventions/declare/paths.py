@@ -15,8 +15,11 @@ from .sites import Head, Site, as_site
 LOGITS = "logits"
 AFTER = 2**31
 """The layer number of the place after every layer, where the logits are made."""
-SENDERS = (Component.z, Component.attn_out, Component.mlp_out)
+SENDERS = (Component.embed, Component.z, Component.attn_out, Component.mlp_out)
 RECEIVERS = (Component.q, Component.k, Component.v)
+"""Receivers of heads; ``mlp_in`` is one of a whole layer."""
+BEFORE_MLP = (Component.z, Component.attn_out)
+"""Senders that the MLP of their own layer reads, where it follows attention."""
 
 
 @dataclass(frozen=True, init=False)
@@ -26,14 +29,18 @@ class PathPatch(Edit):
     The sender takes its value from the run `source`. Every attention head on the way keeps its base value; a receiver
     is set to what this makes of it, and what comes after the receivers runs freely. So a receiver does not depend on
     the other receivers, nor on other interventions before it that the path is composed with: those it does not feel. To
-    the logits, a path adds what it brings.
+    the logits, a path adds what it brings. With ``through_mlps=False``, one sender and one receiver are an edge of the
+    model: see `EdgePatches` for all of them.
 
     Parameters
     ----------
     sender : Head, Site or str
-        A head (its ``z``), ``Layer(l).attn_out`` or ``Layer(l).mlp_out``, perhaps at some positions.
+        A head (its ``z``), ``Layer(l).attn_out``, ``Layer(l).mlp_out`` or ``Layer(0).embed``, the token embedding;
+        perhaps at some positions.
     receivers : Site, str, or several
-        ``q``, ``k`` or ``v`` of heads in later layers, perhaps at some positions, or ``"logits"``.
+        ``q``, ``k`` or ``v`` of heads, or ``Layer(l).mlp_in``, in later layers, perhaps at some positions, or
+        ``"logits"``. Heads and ``attn_out`` send to ``mlp_in`` of their own layer too, where the MLP reads what
+        attention wrote. A receiver has its own norm over the stream.
     source : str
         The run that the sender's value comes from.
     through_mlps : bool
@@ -72,7 +79,8 @@ class PathPatch(Edit):
         start = as_site(sender)
         if start.component not in SENDERS or (start.component.per_head and start.head is None):
             raise DeclarationError(
-                f"{start} cannot send: possible are a head such as Head(0, 3), Layer(0).attn_out, Layer(0).mlp_out"
+                f"{start} cannot send: possible are a head such as Head(0, 3), Layer(0).attn_out, Layer(0).mlp_out, "
+                "Layer(0).embed"
             )
         given = tuple(receivers) if isinstance(receivers, list | tuple | set) else (receivers,)
         several = tuple(as_site(end) if isinstance(end, str) and end != LOGITS else end for end in given)
@@ -80,8 +88,7 @@ class PathPatch(Edit):
             _check_receiver(start, end)
         if not several or len(set(several)) < len(several):
             raise DeclarationError(f"a path needs receivers that differ, got {several}")
-        if not isinstance(source, str):
-            raise DeclarationError(f"source={source!r}: give the name of a run, such as 'corrupted'")
+        check_source(source)
         if _names_a_site(source):
             raise DeclarationError(
                 f"source={source!r} is a site, not the name of a run: several receivers are a list, such as "
@@ -89,10 +96,37 @@ class PathPatch(Edit):
             )
         if not isinstance(through_mlps, bool):
             raise DeclarationError(f"through_mlps={through_mlps!r}: possible are True and False")
-        object.__setattr__(self, "sender", start)
-        object.__setattr__(self, "receivers", several)
+        self._fill(start, several, source, through_mlps)
+
+    @classmethod
+    def of_edge(cls, sender: Site, receiver: Site | str, source: str) -> PathPatch:
+        """The path along one edge that is known to be one, through nothing between; quick to make.
+
+        Parameters
+        ----------
+        sender : Site
+        receiver : Site or "logits"
+        source : str
+            A name that was checked.
+
+        Returns
+        -------
+        PathPatch
+        """
+        made = cls.__new__(cls)
+        made._fill(sender, (receiver,), source, False)
+        return made
+
+    def _fill(self, sender: Site, receivers: tuple[Site | str, ...], source: str, through_mlps: bool) -> None:
+        object.__setattr__(self, "sender", sender)
+        object.__setattr__(self, "receivers", receivers)
         object.__setattr__(self, "source", source)
         object.__setattr__(self, "through_mlps", through_mlps)
+
+    @property
+    def after(self) -> int:
+        """The layer whose end the sender's value reaches first; -1 of the embedding, which enters before layer 0."""
+        return -1 if self.sender.component is Component.embed else self.sender.layer
 
     @property
     def site(self) -> Site:
@@ -110,7 +144,16 @@ class PathPatch(Edit):
 
     def edits(self) -> tuple[PathPatch, ...]:
         """One for each receiver."""
+        if len(self.receivers) == 1:
+            return (self,)
         return tuple(replace(self, receivers=(end,)) for end in self.receivers)
+
+
+def check_source(source: object) -> str:
+    """The name of a run that values come from, or an error."""
+    if not isinstance(source, str):
+        raise DeclarationError(f"source={source!r}: give the name of a run, such as 'corrupted'")
+    return source
 
 
 def _names_a_site(text: str) -> bool:
@@ -125,9 +168,12 @@ def _names_a_site(text: str) -> bool:
 def _check_receiver(start: Site, end: Site | str) -> None:
     if end == LOGITS:
         return
-    if not isinstance(end, Site) or end.component not in RECEIVERS or end.head is None:
+    of_head = isinstance(end, Site) and end.component in RECEIVERS and end.head is not None
+    if not isinstance(end, Site) or not (of_head or end.component is Component.mlp_in):
         raise DeclarationError(
-            f"{end!r} cannot receive: possible are {choices(RECEIVERS)} of a head, such as Head(1, 2).k, and {LOGITS!r}"
+            f"{end!r} cannot receive: possible are {choices(RECEIVERS)} of a head, such as Head(1, 2).k, mlp_in of a "
+            f"layer, such as Layer(1).mlp_in, and {LOGITS!r}"
         )
-    if end.layer <= start.layer:
+    own = start.component is Component.embed or (end.component is Component.mlp_in and start.component in BEFORE_MLP)
+    if end.layer < start.layer + (not own):
         raise DeclarationError(f"no direct path from {start} to {end}: a receiver is in a later layer")

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
 from ...errors import choices
 from ..declare.circuits import Circuit
 from ..declare.paths import PathPatch
+from ..declare.sites import Site
 from .cost import (
     BYTES,
+    Extent,
     cache_bytes,
     circuit_bytes,
     circuit_flops,
@@ -22,7 +25,7 @@ from .cost import (
     pass_flops,
     row_bytes,
 )
-from .passes import ExampleChunk, Pass, recomputed_heads
+from .passes import ExampleChunk, recomputed_heads
 from .reads import read_bytes, sizes_of_logits
 from .schedule import Schedule
 from .writes import JOIN_STAGES, Join
@@ -79,13 +82,62 @@ class Cost:
         return self.total / self.naive if self.naive else float("nan")
 
 
+class _Work:
+    """Operations of passes of a chunk; the many passes that are alike are counted once."""
+
+    def __init__(self, plan: Schedule, chunk: ExampleChunk) -> None:
+        self.plan, self.chunk = plan, chunk
+        self.blocks = plan.blocks if plan.reads else None
+        self.extents: dict[int, Extent] = {}
+        self.passes: dict[tuple[int, tuple[Join, ...], tuple[int, ...]], int] = {}
+
+    def extent(self, start: int) -> Extent:
+        """How much a pass from a position on computes."""
+        if start not in self.extents:
+            self.extents[start] = self.plan.extent(self.chunk, start)
+        return self.extents[start]
+
+    def heads(self, number: int, join: Join) -> int:
+        """How many heads' attention is computed again for a condition."""
+        return len(recomputed_heads(self.plan.writes[self.chunk.group][number], join, self.plan.shape))
+
+    def of(self, start: int, joins: tuple[Join, ...], heads: tuple[int, ...]) -> int:
+        """Operations of a pass whose conditions join there, and compute the attention of so many heads again."""
+        if (start, joins, heads) not in self.passes:
+            again = [(join.layer, count) for join, count in zip(joins, heads, strict=True)]
+            flops = pass_flops(self.plan.shape, self.extent(start), joins, again, self.blocks)
+            self.passes[start, joins, heads] = flops
+        return self.passes[start, joins, heads]
+
+    def of_paths(self, start: int, numbers: Sequence[int]) -> int:
+        """Operations of the direct paths of conditions in one pass, and of the streams of circuits."""
+        extent, shape, total = self.extent(start), self.plan.shape, 0
+        rows = self.chunk.size * (extent.stop - extent.start)
+        sent: set[tuple[Site, str, bool]] = set()
+        for write in (write for number in numbers for write in self.plan.writes[self.chunk.group][number]):
+            total += circuit_flops(shape, extent) if isinstance(write.value, Circuit) else 0
+            if not isinstance(path := write.value, PathPatch):
+                continue
+            ends = int(write.part is not None)
+            if path.sender.head is not None and (path.sender, path.source, path.through_mlps) not in sent:
+                sent.add((path.sender, path.source, path.through_mlps))  # which is made once in a pass
+                ends += 1
+                total += 2 * rows * shape.d_model * shape.width * shape.normed_after  # of what all heads write
+            total += 2 * ends * rows * shape.d_model * shape.d_head
+            if path.through_mlps:
+                layers = write.layer - max(path.after, 0)
+                layers -= shape.parallel and path.after >= 0  # whose own MLP it does not enter
+                total += mlp_flops(shape, layers, rows)
+        return total
+
+
 def cost_of(plan: Schedule) -> Cost:
     """Add up what a plan costs."""
     shape, base, passes, naive, prompts = plan.shape, 0, 0, 0, 0.0
     rows = positions = memory = 0
     blocks = plan.blocks if plan.reads else None
     for chunk in plan.chunks:
-        group, extent = plan.groups[chunk.group], plan.extent(chunk)
+        group, extent, work = plan.groups[chunk.group], plan.extent(chunk), _Work(plan, chunk)
         base += len(plan.runs) * forward_flops(shape, chunk.size, group.length, extent.scored, extent.columns, blocks)
         logits = sum(logits_flops(shape, 1, *sizes) for sizes in sizes_of_logits(plan.reads, shape, group))
         plain = forward_flops(shape, chunk.size, group.length)
@@ -95,13 +147,11 @@ def cost_of(plan: Schedule) -> Cost:
         kept = chunk.size * cache_bytes(shape, group.length, (*plan.base_points(chunk), *{*read}))
         memory = max(memory, kept + chunk.size * logits_bytes(shape, extent))
         for one in chunk.passes:
-            now = plan.extent(chunk, one.start)
+            now = work.extent(one.start)
             count = chunk.size * len(one.conditions)
-            heads = [
-                (join.layer, len(recomputed_heads(plan.writes[chunk.group][number], join, shape)))
-                for number, join in zip(one.conditions, one.joins, strict=True)
-            ]
-            passes += pass_flops(shape, now, one.joins, heads, blocks) + path_flops(plan, chunk, one) + count * logits
+            heads = tuple(map(work.heads, one.conditions, one.joins))
+            passes += work.of(one.start, one.joins, heads) + count * logits
+            passes += work.of_paths(one.start, one.conditions)
             held = min(count * logits_bytes(shape, now), max(plan.budget // 4, logits_bytes(shape, now)))
             rows, positions = max(rows, count), max(positions, now.stop - now.start)
             held += count * read_bytes(plan.reads, shape, group)
@@ -113,24 +163,6 @@ def cost_of(plan: Schedule) -> Cost:
     seconds = None if plan.speed is None else (base + passes + overhead) / plan.speed
     result = BYTES * sum(map(prod, plan.sizes()))
     return Cost(base, passes, naive, prompts / max(1, examples), rows, positions, memory, seconds, result)
-
-
-def path_flops(plan: Schedule, chunk: ExampleChunk, one: Pass) -> int:
-    """Operations of the direct paths of a pass, from senders to receivers, and of the streams of circuits."""
-    extent, total = plan.extent(chunk, one.start), 0
-    window = extent.stop - extent.start
-    for number in one.conditions:
-        for write in plan.writes[chunk.group][number]:
-            if isinstance(write.value, Circuit):
-                total += circuit_flops(plan.shape, extent)
-            if isinstance(path := write.value, PathPatch):
-                ends = (path.sender.head is not None) + (write.part is not None)
-                total += 2 * ends * chunk.size * window * plan.shape.d_model * plan.shape.d_head
-                if path.sender.head is not None and plan.shape.normed_after:  # the norm takes what all heads write
-                    total += 2 * chunk.size * window * plan.shape.d_model * plan.shape.width
-                layers = write.layer - path.sender.layer - plan.shape.parallel  # whose own MLP it does not enter
-                total += layers * mlp_flops(plan.shape, chunk.size, window) if path.through_mlps else 0
-    return total
 
 
 def explain(plan: Schedule) -> str:
@@ -182,18 +214,16 @@ def _by_join(plan: Schedule) -> list[str]:
     work: Counter[Join] = Counter()
     starts: dict[Join, list[int]] = {}
     naive: Counter[Join] = Counter()
-    blocks = plan.blocks if plan.reads else None
     for chunk in plan.chunks:
+        each = _Work(plan, chunk)
         plain = forward_flops(plan.shape, chunk.size, plan.groups[chunk.group].length)
         for one in chunk.passes:
-            extent = plan.extent(chunk, one.start)
             for number, join in zip(one.conditions, one.joins, strict=True):
                 if join.layer > plan.shape.layers:
                     continue
-                heads = len(recomputed_heads(plan.writes[chunk.group][number], join, plan.shape))
                 count[join] += chunk.size
-                work[join] += pass_flops(plan.shape, extent, [join], [(join.layer, heads)], blocks)
-                work[join] += path_flops(plan, chunk, Pass((number,), (join,), one.start))
+                work[join] += each.of(one.start, (join,), (each.heads(number, join),))
+                work[join] += each.of_paths(one.start, [number])
                 naive[join] += plain
                 starts.setdefault(join, []).append(one.start)
     rows = sum(count.values())

@@ -142,17 +142,22 @@ class Schedule:
                 if write.embedding is not None:
                     wanted |= {(0, "embed"), (0, "pos_embed")} if self.shape.pos_embed else {(0, "embed")}
                 if isinstance(write.value, PathPatch):
-                    wanted |= _points_of_path(write.value, write.layer, self.shape.parallel)
+                    wanted |= _points_of_path(write.value, write, self.shape)
                 if isinstance(write.value, Circuit):
                     wanted.add((0, "embed"))
         return wanted
 
 
-def _points_of_path(edit: PathPatch, end: int, parallel: bool) -> set[ReadSite]:
-    start = edit.sender.layer
-    wanted = {(start, str(edit.sender.component))}
-    for layer in range(start, end):
-        wanted |= {(layer, "mlp_out" if parallel else "resid_mid"), (layer + 1, "stream")}
+def _points_of_path(edit: PathPatch, write: Write, shape: Shape) -> set[ReadSite]:
+    """What a path takes from the base run: its sender, the stream that its receiver reads, and what lies between."""
+    wanted = {(edit.sender.layer, str(edit.sender.component))}
+    if write.point == "mlp_in":
+        wanted.add((write.layer, "stream" if shape.parallel else "resid_mid"))
+    elif write.part is not None:
+        wanted.add((write.layer, "stream"))
+    for layer in range(max(edit.after, 0), write.layer) if edit.through_mlps else ():
+        wanted |= {(layer, "mlp_out" if shape.parallel else "resid_mid"), (layer + 1, "stream")}
+        wanted |= {(layer, "stream")} if shape.parallel else set()
     return wanted
 
 

@@ -122,6 +122,11 @@ def check_edit(edit: Edit, model: str, shape: Shape, groups: Sequence[Group], ru
         if shape.called:
             raise DeclarationError(f"{edit!r}: paths go through parts of blocks, and those of {model} are called whole")
         check_site(edit.sender, model, shape, groups)
+        if shape.parallel and edit.site.component is Component.mlp_in and edit.site.layer == edit.after:
+            raise DeclarationError(
+                f"{edit!r}: no direct path from {edit.sender} to {edit.site}: attention and MLP of a layer of {model} "
+                "both read resid_pre"
+            )
     if isinstance(edit, Circuit):
         if shape.called:
             raise DeclarationError(f"{edit!r}: edges join parts of blocks, and those of {model} are called whole")

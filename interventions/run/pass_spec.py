@@ -272,7 +272,7 @@ class PassSpecBuilder:
         start = replace(path, receivers=("logits",))  # paths that differ in their receivers have one sender
         if start not in self.senders:
             self.senders[start] = {
-                "layer": sender.layer,
+                "layer": path.after,
                 "component": str(sender.component),
                 "columns": columns_of(self.model, sender.component, sender.head),
                 "run": path.source,
@@ -286,7 +286,7 @@ class PassSpecBuilder:
         columns = None if write.part is None else columns_of(self.model, write.point, write.part)
         key = (list(self.senders).index(start), write.layer, write.point, write.part)
         if all(key != receiver["key"] for receiver in receivers):
-            receivers.append({"key": key, "layer": write.layer, "columns": columns})
+            receivers.append({"key": key, "layer": write.layer, "point": write.point, "columns": columns})
         return key
 
 

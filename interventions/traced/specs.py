@@ -238,14 +238,15 @@ class PathReceiver(TypedDict):
 
     key: ReceiverKey
     layer: int
-    columns: slice | None  # of q, k and v side by side; None for the logits
+    point: str  # "q", "k", "v", "mlp_in", or "stream" of the logits
+    columns: slice | None  # of q, k and v side by side; None for an MLP and the logits
 
 
 class PathSender(TypedDict):
     """Where paths begin."""
 
-    layer: int
-    component: str  # z, attn_out or mlp_out
+    layer: int  # -1 of the embedding
+    component: str  # embed, z, attn_out or mlp_out
     columns: slice
     run: str  # that its value is from
     site: ReadSite

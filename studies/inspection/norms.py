@@ -89,7 +89,7 @@ def weighted_value_norms(
     wanted = [whole(layer, "a layer") for layer in given]
     if not wanted or len(set(wanted)) < len(wanted):
         raise DeclarationError(f"layers={layers!r}: give layers that differ, such as [0, 1]")
-    axes = [name for name, _ in conditions(what)[0]]
+    axes = [name for name, _ in conditions(what, model)[0]]
     check_axes([(name, ()) for name in axes], {"norm", *DIMS[2:], "read_layer", "read_head"})
     sites = [place for layer in map(Layer, wanted) for place in (layer.pattern, layer.v)]
     found = capture(model, task, sites, what=what, run=run, check=check, remote=remote)

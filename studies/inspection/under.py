@@ -11,6 +11,7 @@ import numpy as np
 
 from ...errors import DeclarationError
 from ...interventions.base.memory import shortage
+from ...interventions.declare.circuits import Edge
 from ...interventions.declare.codec import encode
 from ...interventions.declare.sites import Site
 from ...interventions.plan.plan import Plan, make_plan
@@ -61,7 +62,7 @@ class Under:
     @property
     def coords(self) -> dict[str, list[Any]]:
         """The labels of the conditions."""
-        return {name: [*values] for name, values in self.axes}
+        return {name: [str(one) if isinstance(one, Edge) else one for one in values] for name, values in self.axes}
 
     @property
     def attrs(self) -> dict[str, str]:
@@ -141,7 +142,7 @@ def under(
     DeclarationError, UnknownNameError
         A condition cannot be, or memory does not hold what is asked for; the text says what is possible.
     """
-    axes, interventions = conditions(what)
+    axes, interventions = conditions(what, model)
     warn_of_nothing(interventions, run)
     check_axes(axes, {*own, "read_layer", "read_head"})
     plan: Plan = make_plan(

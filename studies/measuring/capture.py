@@ -335,7 +335,7 @@ def request_of(model: Model, task: Task, sites: Sites, what: What, run: str, bat
     wanted = list(dict.fromkeys(as_read(site) for site in given))
     if not wanted:
         raise DeclarationError("nothing to capture: name at least one site, such as Head(1, 2).pattern")
-    axes, interventions = conditions(what)
+    axes, interventions = conditions(what, model)
     warn_of_nothing(interventions, run)
     task = rendered(task, model)
     declared = task_json(task)

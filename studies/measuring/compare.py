@@ -118,7 +118,7 @@ def compare_estimates(
     """
     (metric,) = chosen_metrics([metric])
     names = _names(estimators, metric, steps)
-    axes, interventions = conditions(what)
+    axes, interventions = conditions(what, model)
     if not interventions:
         raise DeclarationError(
             "nothing to compare: give an intervention, a list of them, a mapping of names to them, or a Grid"

@@ -18,7 +18,7 @@ from ...metrics.outputs import loss
 from ..storage.registry import TASKS, metric_of
 from ..tasks.tasks import Task
 from .measure import measure, plan
-from .request import What, check_estimable, chosen_metrics, conditions
+from .request import What, check_estimable, check_what, chosen_metrics
 
 if TYPE_CHECKING:
     from ...interventions.models.model import Model
@@ -73,7 +73,7 @@ class Sweep:
         object.__setattr__(self, "metrics", tuple(chosen))
         if isinstance(self.runs, list):
             object.__setattr__(self, "runs", tuple(self.runs))
-        conditions(self.what)
+        check_what(self.what)
         check_estimable(chosen, self.estimator, self.steps, self.per_position)
 
     def run(

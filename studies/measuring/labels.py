@@ -14,7 +14,7 @@ import xarray as xr
 from xarray.indexes import PandasIndex
 
 from ...errors import DeclarationError, check_name, check_text, choices
-from ...interventions.declare.circuits import Circuit
+from ...interventions.declare.circuits import Circuit, Edge
 from ...interventions.declare.codec import encode
 from ...interventions.declare.edits import Compose, Edit, Intervention
 from ...interventions.declare.grid import RESERVED
@@ -82,10 +82,16 @@ def _position_labels(batch: Batch) -> dict[str, Any]:
 def with_axes(coords: Mapping[str, Any], axes: Sequence[tuple[str, tuple[Any, ...]]]) -> dict[str, Any]:
     """The coordinates of the prompts and of the axes.
 
-    An axis called ``position`` sweeps positions of the prompts: the tokens are then those at its positions.
+    An axis called ``position`` sweeps positions of the prompts: the tokens are then those at its positions. Edges have
+    their sender and their receiver as coordinates too.
     """
     found = dict(coords)
     for name, values in axes:
+        if values and isinstance(values[0], Edge):
+            found[name] = np.asarray([str(edge) for edge in values], dtype=object)
+            for side in Edge._fields:
+                found[side] = (name, np.asarray([getattr(edge, side) for edge in values], dtype=object))
+            continue
         if name == "position":
             known = found["position"].tolist()
             if not set(values) <= set(known):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ...errors import LARGEST_SEED, MOST_DRAWS, DeclarationError, UnknownNameError, check_text, choices, whole
+from ...interventions.declare.edges import EdgePatches
 from ...interventions.declare.edits import Edit, Intervention
 from ...interventions.declare.grid import Grid
 from ...interventions.declare.steering import Knockout
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from ...interventions.run.cache import CompiledMetric
     from ...interventions.run.outcome import Inputs
 
-What = Intervention | Mapping[str, Intervention | None] | Sequence[Intervention] | Grid | None
+What = Intervention | Mapping[str, Intervention | None] | Sequence[Intervention] | Grid | EdgePatches | None
 Metrics = Metric | str | Sequence[Metric | str]
 Runs = str | Sequence[str] | None
 Axes = list[tuple[str, tuple[Any, ...]]]
@@ -147,7 +148,7 @@ def set_up(
     """
     check_is_model(model)
     chosen = chosen_metrics(metrics)
-    axes, interventions = conditions(what)
+    axes, interventions = conditions(what, model)
     edits: Sequence[Sequence[Edit]] = [intervention.edits() for intervention in interventions]
     drawn = None
     if whole(controls, "controls", high=MOST_DRAWS):
@@ -262,8 +263,18 @@ class AsItIs(Intervention):
         return ()
 
 
-def conditions(what: What) -> tuple[Axes, list[Intervention]]:
-    """Axes (name and coordinates) and interventions in the order of their product."""
+def check_what(what: What) -> None:
+    """Refuse, before a model is known, what cannot be measured on any."""
+    if not isinstance(what, EdgePatches):
+        conditions(what)
+
+
+def conditions(what: What, model: Model | None = None) -> tuple[Axes, list[Intervention]]:
+    """Axes (name and coordinates) and interventions in the order of their product; of edges on a model."""
+    if isinstance(what, EdgePatches):
+        if model is None:
+            raise DeclarationError(f"{what!r}: which edges there are is known of a model only")
+        return [("edge", what.of(model))], list(what.patches(model))
     if what is None:
         return [], []
     if isinstance(what, Intervention):
@@ -279,7 +290,8 @@ def conditions(what: What) -> tuple[Axes, list[Intervention]]:
         return [("condition", texts_of(what))], list(what)
     if not isinstance(what, Mapping):
         raise DeclarationError(
-            f"cannot measure {what!r}: give an intervention, a list of them, a mapping of names to them, or a Grid"
+            f"cannot measure {what!r}: give an intervention, a list of them, a mapping of names to them, a Grid or "
+            "EdgePatches"
         )
     for name, intervention in what.items():
         if not isinstance(intervention, Intervention | None):

@@ -16,7 +16,13 @@ from ..storage.registry import known_metric
 
 WRITTEN = 300
 """Characters up to which a declaration is written out; a longer one is read from the file."""
-DEFAULTS = {"run": "clean", "base": "clean", "per_position": False, "estimator": "exact", "seed": 0}
+DEFAULTS = {
+    **dict.fromkeys(("run", "base"), "clean"),
+    "source": "corrupted",
+    "per_position": False,
+    "estimator": "exact",
+    "seed": 0,
+}
 """Options that are not written out."""
 
 
@@ -157,16 +163,22 @@ def _of_measurement(record: Record, root: xr.Dataset, file: str) -> Recipe:
         lines.append(f"stored = hw.open_result({file!r}).attrs")
     lines.append(f"task = hw.{task_text}" if len(task_text) <= WRITTEN else 'task = hw.from_json(stored["task"])')
     given = ["model", "task"]
-    if record.declared_what() is not None:
+    text = repr(declared) if len(declared) <= WRITTEN else f'stored["{record.what}"]'
+    names = [f"hw.metrics.{(known_metric(metric.name) or (metric.name,))[0]}" for metric in metrics]
+    if record.kind == "edge_scores":
+        given += names
+        if options.pop("edges") is not None:
+            lines.append(f"edges = hw.from_json({text}).edges")
+            given.append("edges=edges")
+    elif record.declared_what() is not None:
         name = "sites" if record.kind == "capture" else "what"
         given.append(f"{name}={name}" if record.kind in LOOKS else name)
-        text = repr(declared) if len(declared) <= WRITTEN else f'stored["{record.what}"]'
         lines.append(f"{name} = hw.from_json({text})")
     elif record.kind not in LOOKS:
         given.append("None")
-    names = [f"hw.metrics.{(known_metric(metric.name) or (metric.name,))[0]}" for metric in metrics]
     function = {"estimates": "compare_estimates", "measurement": "measure"}.get(record.kind, record.kind)
-    given += names if function == "compare_estimates" else [f"[{', '.join(names)}]"] if names else []
+    if record.kind != "edge_scores":
+        given += names if function == "compare_estimates" else [f"[{', '.join(names)}]"] if names else []
     if options.get("estimator") != "integrated" and record.kind == "measurement":
         del options["steps"]
     if record.kind in LOOKS and len(str(options)) > WRITTEN:  # such as a direction

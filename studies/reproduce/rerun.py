@@ -20,7 +20,7 @@ from ...errors import DeclarationError, HeadwiseError, ModelError, ResultError, 
 from ...interventions.models.identity import Identity
 from ...interventions.plan.estimators import check_estimator
 from ..measuring.controls import CONTROLS
-from ..measuring.request import conditions
+from ..measuring.request import check_what, conditions
 from ..storage.attributes import json_in
 from ..storage.provenance import SCHEMA, provenance, versions
 from ..storage.record import KINDS, LOOKS, SERIES, Record
@@ -301,30 +301,34 @@ def _how(record: Record, stored: xr.DataTree) -> Repeat:
             f"it has no {lacking[0]}, so it is no measurement but was made from one; repeat that, or the study"
         )
     options = record.options(root)
-    steps = options.get("steps", 1)
+    steps = options.get("steps") or 1
     again: Callable[..., xr.Dataset]
+    each, more, changed = 1, RUNS, what
     if record.kind == "capture":
         from ..measuring.capture import capture as again
 
         given: tuple[Any, ...] = (what,)
-        passes = RUNS + len(conditions(options["what"])[1]) if "what" in options else 1
+        changed, more = options.get("what"), RUNS if "what" in options else 1
+    elif record.kind == "edge_scores":
+        from ..circuits.edge_scores import edge_scores as again
+
+        given, more = tuple(metrics), RUNS + 4 * steps
     elif record.kind in LOOKS:
         again, given = _look(record.kind), ()
         options |= {} if what is None else {"what": what}
-        passes = RUNS + len(conditions(what)[1])
     elif record.kind == "estimates":
         from ..measuring.compare import compare_estimates as again
 
         (metric,) = metrics
-        given = (what, metric)
-        passes = RUNS + len(conditions(what)[1]) + 4 * steps
+        given, more = (what, metric), RUNS + 4 * steps
     else:
         from ..measuring.measure import measure as again
 
         given = (what, metrics)
-        each = 1 + len(CONTROLS) * options.get("controls", 0)
-        passes = RUNS + (len(conditions(what)[1]) * each if options["estimator"] == "exact" else 4 * steps)
-    if record.kind not in ("capture", *LOOKS):
+        exact = options["estimator"] == "exact"
+        each, more = (1 + len(CONTROLS) * options.get("controls", 0), RUNS) if exact else (0, RUNS + 4 * steps)
+    check_what(changed)
+    if record.kind not in ("capture", "edge_scores", *LOOKS):
         check_estimator(options.get("estimator", "integrated"), steps)
     if record.kind != "estimates":
         consent.check_held(task, root)
@@ -335,7 +339,7 @@ def _how(record: Record, stored: xr.DataTree) -> Repeat:
         old = record.kind == "measurement" and metrics[0].name not in root
         return _as_before(result, metrics) if old else result
 
-    return Repeat(repeated, task, lambda model: passes)
+    return Repeat(repeated, task, lambda model: more + each * len(conditions(changed, model)[1]))
 
 
 def _look(kind: str) -> Callable[..., xr.Dataset]:

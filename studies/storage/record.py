@@ -27,6 +27,7 @@ KINDS = {
     "logit_lens": "logit lens",
     "direct_logit_attribution": "direct logit attribution",
     "text_heads": "heads on text",
+    "edge_scores": "scores of edges",
     "weighted_value_norms": "norms of weighted values",
     "data": "data",
 }
@@ -42,6 +43,7 @@ MARKS = {
     "study": "study",
     **{kind: kind for kind in LOOKS},
     "text_heads": "text_heads",
+    "edge_scores": "edge_scores",
     "sites": "capture",
     "estimators": "estimates",
     "metrics": "measurement",
@@ -52,6 +54,7 @@ NEEDED = {
     "capture": ("task", "sites"),
     "estimates": ("task", "interventions", "metrics", "base"),
     "measurement": ("task", "interventions", "metrics", "base", "estimator"),
+    "edge_scores": ("task", "interventions", "metrics", "base", "edge_scores"),
     "predict": ("task", "interventions", "run"),
     "logit_lens": ("task", "run"),
     "direct_logit_attribution": ("task", "run"),
@@ -211,6 +214,11 @@ class Record:
             asked = json_in(attrs, self.kind, dict)
             return {name: asked[name] for name in LOOKS[self.kind] if name in asked} | {"run": str(attrs["run"])}
         options: dict[str, Any] = {"base": str(attrs["base"])}
+        if self.kind == "edge_scores":
+            what = self.declared_what()
+            options |= {"source": what.source, "edges": what.edges}
+            options |= json_in(attrs, self.kind, dict)
+            return options
         if self.kind == "estimates":
             options["estimators"] = read_json(attrs["estimators"])
             return options | ({"steps": int(attrs["steps"])} if "steps" in attrs else {})
@@ -235,6 +243,9 @@ class Record:
 def edits_in(declared: Any) -> Iterator[dict[str, Any]]:
     """The interventions at single sites in a declaration that was read from JSON, one after the other."""
     if isinstance(declared, dict):
+        if declared.get("type") == "EdgePatches":
+            yield {"type": "PathPatch", "source": declared.get("source")}
+            return
         if (kind := declared.get("type")) != "Compose" and isinstance(kind, str) and kind in codec.edit_names():
             yield declared
             return

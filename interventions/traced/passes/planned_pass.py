@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         LogitsSpec,
         ModelParts,
         PassSpec,
+        PathReceiver,
         PathSender,
         Points,
         ReceiverKey,
@@ -279,22 +280,21 @@ def path_values(model: ModelParts, base: Points, spec: ResolvedPass) -> dict[Rec
     found: dict[ReceiverKey, torch.Tensor] = {}
     window = slice(spec["start"], spec["stop"])
     for sender, change in zip(spec["senders"], spec["changes"], strict=True):
-        first, of_mlp = sender["layer"], sender["component"] == "mlp_out"
-        of_head = sender["component"] == "z"
-        delta = sent_by_head(model, base, sender, window, change) if of_head else change
-        for layer in range(first, max(receiver["layer"] for receiver in sender["receivers"])):
-            if sender["through_mlps"] and model["parallel"]:
-                if layer > first:  # what is sent from a layer does not enter its own MLP
+        first, component, through = sender["layer"], sender["component"], sender["through_mlps"]
+        delta = sent_by_head(model, base, sender, window, change) if component == "z" else change
+        receivers: dict[int, list[PathReceiver]] = {}
+        for receiver in sender["receivers"]:
+            receivers.setdefault(receiver["layer"], []).append(receiver)
+        for layer in range(first, max(receivers) + 1) if through else sorted(receivers):
+            found.update(received(model, base, layer, window, delta, receivers.get(layer, [])))
+            before_mlp = layer > first or (component in ("z", "attn_out") and not model["parallel"])
+            if through and before_mlp and layer < max(receivers):
+                if model["parallel"]:
                     stream = base[(layer, "stream")][:, window] + delta
                     delta = delta + mlp(model, layer, stream) - base[(layer, "mlp_out")][:, window]
-            elif sender["through_mlps"] and not (layer == first and of_mlp):
-                mid = base[(layer, "resid_mid")][:, window] + delta
-                delta = mid + mlp(model, layer, mid) - base[(layer + 1, "stream")][:, window]
-            for receiver in sender["receivers"]:
-                if receiver["layer"] == layer + 1:
-                    columns = receiver["columns"]
-                    into = delta if columns is None else received(model, base, layer + 1, window, delta, columns)
-                    found[receiver["key"]] = into
+                else:
+                    mid = base[(layer, "resid_mid")][:, window] + delta
+                    delta = mid + mlp(model, layer, mid) - base[(layer + 1, "stream")][:, window]
     return found
 
 
@@ -327,9 +327,14 @@ def sent_by_head(
 
 
 def received(
-    model: ModelParts, base: Points, layer: int, window: slice, delta: torch.Tensor, columns: slice
-) -> torch.Tensor:
-    """These columns of q, k and v of a layer whose stream has changed by `delta`, ``(example, position, d_model)``.
+    model: ModelParts,
+    base: Points,
+    layer: int,
+    window: slice,
+    delta: torch.Tensor,
+    receivers: list[PathReceiver],
+) -> dict[ReceiverKey, torch.Tensor]:
+    """What the receivers of a layer make of a stream that has changed.
 
     Parameters
     ----------
@@ -339,15 +344,31 @@ def received(
     window : slice
         Positions that are computed.
     delta : tensor (example, position, d_model)
-    columns : slice
+        What the stream has changed by.
+    receivers : list of PathReceiver
+        ``q k v`` of heads, the MLP, or the logits, which get the change as it is.
 
     Returns
     -------
-    tensor (example, position, column)
+    dict
+        ``(example, position, width)`` by the key of the receiver.
     """
-    block, stream = model["blocks"][layer], base[(layer, "stream")][:, window] + delta
-    made: torch.Tensor = project(model, block, normed(block, model["paths"].get("norm_1"), stream), columns)
-    return made
+    found: dict[ReceiverKey, torch.Tensor] = {}
+    read = None
+    for receiver in receivers:
+        columns, key = receiver["columns"], receiver["key"]
+        if receiver["point"] == "mlp_in":
+            point = "stream" if model["parallel"] else "resid_mid"
+            changed = base[(layer, point)][:, window] + delta
+            found[key] = normed(model["blocks"][layer], model["paths"].get("norm_2"), changed)
+        elif columns is None:
+            found[key] = delta
+        else:
+            block = model["blocks"][layer]
+            if read is None:
+                read = normed(block, model["paths"].get("norm_1"), base[(layer, "stream")][:, window] + delta)
+            found[key] = project(model, block, read, columns)
+    return found
 
 
 def with_path_values(spec: ResolvedPass, values: dict[ReceiverKey, torch.Tensor]) -> ResolvedPass:
