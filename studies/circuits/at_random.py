@@ -112,4 +112,4 @@ class _Growing:
         self.edges |= {some[at] for at in self.random.permutation(len(some))[:left]}
 
     def _one(self, several: Sequence[str]) -> str:
-        return several[self.random.integers(len(several))]
+        return several[int(self.random.integers(len(several)))]

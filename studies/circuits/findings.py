@@ -112,7 +112,7 @@ def _curve(tree: xr.DataTree) -> Iterator[str]:
 
 
 def _edges(tree: xr.DataTree) -> Iterator[str]:
-    scores = tree["edges"]["score"].mean("example")
+    scores = tree["edges"].to_dataset()["score"].mean("example")
     order = np.argsort(-np.abs(scores.values), kind="stable")
     named = [
         f"{scores['sender'].values[at]}->{scores['receiver'].values[at]} ({rounded(scores.values[at], '+.2f')})"

@@ -285,10 +285,15 @@ class CircuitStudy:
     def _edges(self, model: Model) -> xr.Dataset:
         from .edge_scores import edge_scores
 
-        more = {"then_exact": self.then_exact} if self.then_exact else {}
         source = "corrupted" if self.source == MEAN else self.source
         return edge_scores(
-            model, self.task, self.metric, source=source, estimator=self.estimator, steps=self.steps, **more
+            model,
+            self.task,
+            self.metric,
+            source=source,
+            estimator=self.estimator,
+            steps=self.steps,
+            then_exact=self.then_exact,
         )
 
     def _circuit(self, behaviour: kept.Behaviour, scores: xr.DataArray, numbers: xr.Dataset) -> xr.Dataset:

@@ -120,7 +120,8 @@ def run(options: argparse.Namespace) -> int:
     quiet_libraries()
     model = open_model(options)
     study = _study(options, model)
-    stages, begun = [*STAGES], []
+    stages = [*STAGES]
+    begun: list[str] = []
 
     def stage(name: str) -> None:
         """Say which stage begins; before the first one, what all will take."""

@@ -98,7 +98,8 @@ def _edge_tables(ds: xr.Dataset, tree: xr.DataTree) -> list[str]:
 
 
 def _curve(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
-    random = tree["random"].to_dataset().sel(kind="connected edges")
+    drawn = tree["random"].to_dataset()
+    random = drawn.sel(kind="connected edges")
     page.figure(
         plots.circuit_curve(ds, random)
         + plots.circuit_curve(tree["numbers"].to_dataset(), by_edges(random), title="by number of edges"),
@@ -113,11 +114,10 @@ def _curve(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
         ("cpr_log", "CPR over the logarithm of the share"),
         ("cmd_log", "CMD over the logarithm of the share"),
     ):
-        random = tree["random"][name].mean("draw")
         values = (number(float(ds[f"{name}{end}"]), ".3f") for end in ("", "_low", "_high"))
-        beside = (number(float(random.sel(kind=kind)), ".3f") for kind in random["kind"].values)
+        beside = (number(float(drawn[name].sel(kind=kind).mean()), ".3f") for kind in drawn["kind"].values)
         rows.append((words, *values, *beside))
-    head = ("area", "value", "from", "to", *(f"random, {kind}" for kind in tree["random"]["kind"].values))
+    head = ("area", "value", "from", "to", *(f"random, {kind}" for kind in drawn["kind"].values))
     page.add(table(head, rows, caption="CPR is better where it is higher, CMD where it is lower; 95% intervals."))
     page.add(folded("Values at each share", _values(ds)))
 

@@ -146,10 +146,13 @@ def check_circuit(study: CircuitStudy, stored: xr.DataTree) -> int:
     ResultError
         Says what it asks for and what it holds.
     """
-    sizes = {name: stored[name].to_dataset().sizes for name in ("edges", "random") if name in stored.children}
-    _compare("prompts", size_of(study.task)[0], sizes.get("edges", {}).get("example", 0))
-    _compare("random circuits", study.draws, sizes.get("random", {}).get("draw", 0))
-    return int(sizes["edges"]["edge"])
+    held = {}
+    for group, dim in (("edges", "example"), ("random", "draw"), ("edges", "edge")):
+        sizes = stored[group].to_dataset().sizes if group in stored.children else {}
+        held[dim] = int(sizes.get(dim, 0))
+    _compare("prompts", size_of(study.task)[0], held["example"])
+    _compare("random circuits", study.draws, held["draw"])
+    return held["edge"]
 
 
 def _compare(what: str, needed: int, held: int) -> None:
