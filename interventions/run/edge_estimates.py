@@ -102,7 +102,7 @@ def source_of(plan: Plan) -> str:
 
 
 def described_edges(plan: Plan, chunk: ExampleChunk, estimator: str, steps: int | None) -> EdgeEstimateSpec:
-    """Describe an estimate of all edges for the examples of a chunk, as `estimates.edge_estimates` takes it.
+    """Describe an estimate of all edges for the examples of a chunk, as `estimates.estimated` takes it.
 
     Parameters
     ----------

@@ -14,7 +14,7 @@ from ...interventions.declare.codec import edit_names
 from ...interventions.models.checkpoints import revision_and_step
 from ..measuring.effects import intervened
 from ..output.phrases import count, listed
-from ..storage.attributes import LONGEST
+from ..storage.attributes import LONGEST, json_in
 from ..storage.reading import Result
 from ..storage.record import LOOKS, Record
 from ..tasks.chat import prompt_in_words
@@ -38,6 +38,11 @@ def what_of(result: Result, record: Record) -> str:
     if "metrics" not in attrs or not isinstance(result, xr.Dataset):
         return ""
     metrics = [str(name) for name in record.metrics]
+    if record.kind == "edge_scores":
+        edges, source = count(result.sizes.get("edge", 0), "edge"), json_in(attrs, "interventions", dict).get("source")
+        way = "exact" if attrs.get("estimator") == "exact" else f"estimated by {attrs.get('estimator')}"
+        run = attrs.get("base", "")
+        return f"change of {listed(metrics)} of the {run} run by each of {edges} that carries the {source} run, {way}"
     measured = [result[name] for name in metrics if name in result and intervened(result)]
     if not measured:
         return f"{listed(metrics)} without intervention{over}" if metrics else ""
@@ -76,7 +81,8 @@ def looked_for(ds: xr.Dataset, record: Record) -> str:
 
 def _edits(attrs: Mapping[Any, Any]) -> list[str]:
     """The kinds of interventions of a result."""
-    return [name for name in edit_names() if f'"{name}"' in str(attrs.get("interventions", ""))]
+    text = str(attrs.get("interventions", ""))
+    return ["EdgePatches"] if '"EdgePatches"' in text else [name for name in edit_names() if f'"{name}"' in text]
 
 
 def model_of(record: Record) -> str:

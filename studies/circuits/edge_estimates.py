@@ -84,6 +84,8 @@ def estimated(request: EdgeRequest, name: str) -> xr.Dataset:
     executor = options.pop("executor", None)
     if not request.then_exact:
         options["executor"] = executor  # which `measure` refuses, if there is one: an estimate stays here
+    if request.steps is not None:
+        options["steps"] = request.steps
     ds = measure(
         request.model,
         request.task,
@@ -92,7 +94,6 @@ def estimated(request: EdgeRequest, name: str) -> xr.Dataset:
         base=request.base,
         check=request.check,
         estimator=name,
-        **({} if request.steps is None else {"steps": request.steps}),
         **options,
     )
     found = ds.drop_vars(request.metric.name).assign(score=request.as_score(effect(ds, request.metric.name)))

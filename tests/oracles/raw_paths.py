@@ -261,14 +261,15 @@ def path_patch(
 ) -> Tensor:
     """Logits where the receivers alone see the sender of another run, and only by the direct paths.
 
-    The sender is a place of z, attn_out or mlp_out. Receivers are ``"logits"``, or a list of places of q, k, v that may
-    hold ``"logits"`` too. MLPs on the way, that of a sending attention's own layer among them, belong to the direct
+    The sender is a place of embed, z, attn_out or mlp_out. Receivers are ``"logits"``, or a list of places of q, k, v
+    and mlp_in that may hold ``"logits"`` too. MLPs on the way, that of a sending attention's own layer among them, belong to the direct
     paths where ``through_mlps`` says so; attention heads never do.
     """
     sender, mixed = Place(*sender), [receivers] if receivers == "logits" else list(receivers)
     heads = [Place(*receiver) for receiver in mixed if receiver != "logits"]
-    if sender.component not in ("z", "attn_out", "mlp_out") or any(place.component not in QKV for place in heads):
-        raise ValueError("a sender is z, attn_out or mlp_out; a receiver is q, k, v or 'logits'")
+    reads = (*QKV, "mlp_in")
+    if sender.component not in ("embed", "z", "attn_out", "mlp_out") or any(at.component not in reads for at in heads):
+        raise ValueError("a sender is embed, z, attn_out or mlp_out; a receiver is q, k, v, mlp_in or 'logits'")
     layers = range(model.config.n_layer)
     end = Place(layers[-1], "resid_post")
     frozen = [Place(n, "z") for n in layers] + ([] if through_mlps else [Place(n, "mlp_out") for n in layers])

@@ -12,7 +12,7 @@ import torch
 
 from ..attention import at_least_float32
 from ..projections import combine, project, rotary_angles, sides
-from ..rows import normed
+from ..rows import normed, split_last_axis
 from .way_back import attended, back_through_attention, back_through_mlp, forward, slopes_of_logits, summed
 
 if TYPE_CHECKING:
@@ -215,8 +215,8 @@ def by_patterns(
             for at, slope in enumerate(by_z):
                 each = []
                 for moved in (by_q, by_k):
-                    times = at_least_float32(moved).unflatten(0, (len(some), examples)) * at_least_float32(slope)
-                    each.append(times.unflatten(-1, (heads, size)).sum((2, 4)).movedim(-1, 0))
-                of_keys = each[1].unflatten(0, (kv_heads, -1)).sum(1)
+                    times = at_least_float32(moved).reshape(len(some), *slope.shape) * at_least_float32(slope)
+                    each.append(split_last_axis(times, heads, size).sum((2, 4)).movedim(-1, 0))
+                of_keys = each[1].reshape(kv_heads, heads // kv_heads, *each[1].shape[1:]).sum(1)
                 found[at].append(torch.cat([each[0], of_keys]))
     return [torch.cat(one, 1) for one in found]

@@ -89,7 +89,8 @@ def mlp(parts: ModelParts, layer: int, mid: torch.Tensor) -> torch.Tensor:
 def divided(norm: Any, stream: torch.Tensor, centred: bool) -> torch.Tensor:
     """What a norm makes of the stream, where what it divides by has no slope."""
     with torch.no_grad():
-        frozen, made = frozen_norm(norm, stream, centred), norm(stream)
+        frozen = frozen_norm(norm, stream, centred)
+        made: torch.Tensor = norm(stream)
     middle = stream - stream.mean(-1, keepdim=True) if centred else stream
     sloped = (frozen["gain"] * frozen["scale"] * middle).to(stream.dtype)
     return sloped + (made - sloped).detach()
@@ -237,7 +238,7 @@ def back_through_attention(
     count, found = heads + 2 * kv_heads, []
     with torch.enable_grad():
         leaf = stream.detach().expand(count, *stream.shape).clone().requires_grad_()
-        read = entering(parts, layer, leaf.flatten(0, 1), ruled).unflatten(0, (count, -1)).unbind()
+        read = entering(parts, layer, leaf.flatten(0, 1), ruled).chunk(count)
         each = [project(parts, block, one, slice(at * size, (at + 1) * size)) for at, one in enumerate(read)]
         q, k, v = each[:heads], each[heads : heads + kv_heads], each[heads + kv_heads :]
         z = attended(parts, angles, layer, torch.cat(q, -1), torch.cat(k, -1), torch.cat(v, -1))

@@ -165,11 +165,12 @@ SENDERS = [
     (Head(0, 1), (0, "z", 1)),
     (Layer(0).attn_out, (0, "attn_out", None)),
     (Layer(0).mlp_out, (0, "mlp_out", None)),
+    (Layer(0).embed, (0, "embed", None)),
 ]
 
 
 @pytest.mark.parametrize("through_mlps", [True, False])
-@pytest.mark.parametrize(("sender", "raw_sender"), SENDERS, ids=["head", "attention", "mlp"])
+@pytest.mark.parametrize(("sender", "raw_sender"), SENDERS, ids=["head", "attention", "mlp", "embedding"])
 def test_path_patching_equals_brute_force(random_model, sender, raw_sender, through_mlps):
     tokens, other = runs(random_model)
     last, module = random_model.shape.layers - 1, random_model.module
@@ -181,7 +182,13 @@ def test_path_patching_equals_brute_force(random_model, sender, raw_sender, thro
         "logits",
         [Head(1, 0).q, Head(1, 1).k, Head(last, 0).v] if last > 1 else [Head(1, 0).q, Head(1, 1).k],
         [Head(last, 1).v, "logits"],
+        [Layer(last).mlp_in],
+        [Head(1, 0).v, Layer(last).mlp_in.at([2, 4, 9]), "logits"],
     ]
+    if sender != Layer(0).mlp_out:
+        receivers.append([Layer(0).mlp_in])
+    if sender == Layer(0).embed:
+        receivers += [[Head(0, 0).k], [Head(0, 1).q, Head(0, 0).v.at([3, 4]), Layer(0).mlp_in]]
     what = [PathPatch(sender, several, through_mlps=through_mlps) for several in receivers]
     what.append(PathPatch(as_site(sender).at([1, 3]), [Head(last, 1).k], through_mlps=through_mlps))
     wanted = [

@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from transformers import AutoModelForCausalLM
 
 import headwise as hw
-from headwise.errors import DeclarationError, UnknownNameError
+from headwise.errors import AdviceWarning, DeclarationError, UnknownNameError
 from headwise.interventions.base.shape import Group, Shape
 from headwise.interventions.declare.codec import from_json, to_json
 from headwise.interventions.models.locate import SHIPPED
@@ -17,6 +18,7 @@ from headwise.interventions.plan.plan import make_plan
 from tests.oracles import raw_edges
 from tests.oracles.raw_families import random_model
 from tests.oracles.raw_hooks import random_gpt2
+from tests.support.workers import Here
 
 MODELS = {
     "gpt-2": lambda: random_gpt2(layers=3, heads=3, d_head=4, vocab=40, context=24),
@@ -121,6 +123,29 @@ def test_some_edges_are_the_same_as_among_all(words_model):
     assert ds["loss"].dims == ("edge", "example", "position")
     assert ds["sender"].dims == ("edge",)
     np.testing.assert_allclose(hw.effect(ds, "logit_diff").mean("position"), some["score"], atol=1e-5)
+
+
+def test_a_server_and_workers_give_the_same(words_model, server):
+    wanted = hw.edge_scores(words_model, TASK, "logit_diff")
+    there = hw.load("words-2l", remote=True)
+    found = hw.edge_scores(there, TASK, "logit_diff", progress=False)
+    np.testing.assert_allclose(found["score"], wanted["score"], atol=1e-5)
+    assert found["receiver"].equals(wanted["receiver"])
+    xr.testing.assert_equal(hw.edge_scores(words_model, TASK, "logit_diff", executor=Here()), wanted)
+
+
+def test_a_file_says_what_it_holds(words_model, tmp_path):
+    scores = hw.edge_scores(words_model, TASK, "logit_diff", out=tmp_path / "edges.nc")
+    words = "change of logit_diff of the clean run by each of 310 edges that carries the corrupted run, exact"
+    assert f"Scores of edges of words-2l what {words}" in " ".join(str(hw.summary(scores)).split())
+    assert "edge_scores" in str(hw.Results(tmp_path))
+    page = hw.write_report(scores, tmp_path / "edges.html").read_text()
+    assert "edge" in page
+    advised = hw.measure(words_model, TASK, hw.EdgePatches(EDGES), "logit_diff")
+    assert "1 condition" not in str(hw.summary(advised))
+    assert "5 conditions (edge 5) of EdgePatches on the clean run" in str(hw.summary(advised))
+    with pytest.warns(AdviceWarning, match="measured by prob alone"):
+        hw.edge_scores(words_model, TASK, "prob", edges=EDGES)
 
 
 def test_as_a_value():
