@@ -234,7 +234,7 @@ def circuit_graph() -> Any:
 
 
 def circuit_curve() -> Any:
-    """What circuits of growing size keep, at the shares of all edges that MIB has; random connected circuits in grey."""
+    """What circuits of growing size keep, at the shares of all edges that MIB has; grey: random connected circuits."""
     found = hw.CircuitStudy(task, draws=5).run(model, out="results/circuit-words-2l.nc")
     random = found["random"].to_dataset().sel(kind="connected edges")
     return hw.plots.circuit_curve(found["curve"].to_dataset(), random)

@@ -155,13 +155,14 @@ def _inclusion(tree: xr.DataTree) -> Iterator[str]:
         return
     ds = tree["inclusion"].to_dataset()
     inside = ds["in_circuit"].values.astype(bool)
-    always = int((ds["inclusion"].values[inside] >= OFTEN).sum())
+    always, text = int((ds["inclusion"].values[inside] >= OFTEN).sum()), unstable(ds)
+    unsure = ": which edges are in depends on the prompts" if text else ""
     yield (
         f"Circuits of {ds.attrs['n']} edges from prompts drawn again share {rounded(ds['jaccard'])} of their edges "
-        f"(Jaccard overlap); {always} of the {count(int(inside.sum()), 'edge')} are in {percent(OFTEN)} of them or "
-        "more."
+        f"(Jaccard overlap){unsure}; {always} of the {count(int(inside.sum()), 'edge')} are in {percent(OFTEN)} of "
+        "them or more."
     )
-    if text := unstable(ds):
+    if text:
         yield f"Warning: {text}."
 
 

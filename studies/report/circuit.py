@@ -14,8 +14,8 @@ from ..storage.attributes import json_in
 from .induction import Section
 
 QUESTION = "Which edges does the behaviour rest on, and how much of it do they keep by themselves?"
-SHOWN = 20
-"""Edges of the table that is open."""
+UNSURE, SHOWN = 30, 20
+"""Edges of the figure of those that are least sure, and of the table that is open."""
 
 
 def lead(tree: xr.DataTree) -> str:
@@ -164,7 +164,8 @@ def _nodes(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
 
 def _inclusion(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
     often = ds["inclusion"].values
-    unsure = ds.isel(edge=np.flatnonzero((often > 0) & (often < 1)))
+    between = np.flatnonzero((often > 0) & (often < 1))
+    unsure = ds.isel(edge=between[np.argsort(np.abs(often[between] - 0.5), kind="stable")[:UNSURE]])
     always, never = (int((often == end).sum()) for end in (1, 0))
     page.add(
         f"<p>Of {count(ds.sizes['edge'], 'edge')}, {always} are in every circuit from prompts that were drawn again, "
@@ -172,9 +173,9 @@ def _inclusion(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
     )
     if unsure.sizes["edge"]:
         page.figure(
-            plots.edge_inclusion(unsure, title="edges that some draws of prompts choose"),
-            "How often each other edge is among those of a circuit of as many edges, where prompts are drawn again "
-            "with replacement. Blue: edges of the circuit; orange: others.",
+            plots.edge_inclusion(unsure, title=f"{unsure.sizes['edge']} of {len(between)} other edges"),
+            "The edges that are least sure: how often each is among those of a circuit of as many edges, where prompts "
+            "are drawn again with replacement. Blue: edges of the circuit; orange: others.",
         )
 
 

@@ -179,6 +179,8 @@ def _contents(tree: xr.DataTree) -> Contents:
     return Contents(title, str(attrs.get("question", "")), lead, sections, said)
 
 
+SHOWN_IDS = 12
+"""Token ids of a prompt that a sentence shows."""
 SERIES_QUESTION = "What forms while the model is trained, and when?"
 ESTIMATED = (
     *("exact", "estimate", "exact_q", "rank_correlation", "sign_agreement"),
@@ -242,9 +244,15 @@ def _lead(record: Record, corrupted: bool) -> str:
             return f"{', '.join(parts)}. In the corrupted run, {corruption}."
     elif task.get("type") == "Prompts" and isinstance(prompts := task.get("prompts"), list) and prompts:
         kind, such = prompt_in_words(prompts[0])
-        such = such if kind == "token ids" else f"“{such}”"
+        such = _cut(such) if kind == "token ids" else f"“{such}”"
         parts.append(f"with {count(len(prompts), 'prompt')} of {kind}, such as {such}")
     return f"{', '.join(parts)}." if parts else ""
+
+
+def _cut(ids: str) -> str:
+    """The first of a prompt's token ids."""
+    first = ids.split()
+    return ids if len(first) <= SHOWN_IDS else f"{' '.join(first[:SHOWN_IDS])} …"
 
 
 def _top(page: Page, told: Contents) -> None:
