@@ -147,8 +147,8 @@ def verified(request: EdgeRequest, found: xr.Dataset) -> xr.Dataset:
         words += (
             f" Of the other {len(others)}, {len(drawn)} were drawn at random (seed {request.seed}) and scored exactly "
             f"too: the largest mean among them is {largest:.3g} {units} in size, where the least of the {k} is "
-            f"{threshold:.3g}, and {exceeding} exceed that{_named(found, above)}. With {CONFIDENCE:.0%} confidence at most {most} of the "
-            f"{len(others)} do ({most / len(others):.1%})."
+            f"{threshold:.3g}, and {exceeding} exceed that{_named(found, above)}. With {CONFIDENCE:.0%} confidence at "
+            f"most {most} of the {len(others)} do ({most / len(others):.1%})."
         )
     elif len(others):
         words += f" Nothing is known of how large the exact scores of the other {len(others)} are: sample=0."
