@@ -99,6 +99,7 @@ def estimated(request: EdgeRequest, name: str) -> xr.Dataset:
         **options,
     )
     found = ds.drop_vars(request.metric.name).assign(score=request.as_score(effect(ds, request.metric.name)))
+    found["score"].attrs["long_name"] += ", estimated"
     return verified(request, found) if request.then_exact else found
 
 
