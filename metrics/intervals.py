@@ -283,3 +283,37 @@ def _jackknifed(y: Array, x: Array, counts: Array) -> tuple[Array, Array]:
     middle = (counts * without).sum(axis=-1, keepdims=True)
     variance = (examples - 1) * (counts * (without - middle) ** 2).sum(axis=-1)
     return (above / below)[:, 0], np.sqrt(variance)
+
+
+def most_in_all(found: int, drawn: int, among: int, confidence: float = 0.95) -> int:
+    """How many of all have something at most, where so many of a random draw have it.
+
+    The upper end of an exact one-sided interval for a draw without replacement: the largest number in all with which
+    `found` or fewer in the draw are no rarer than ``1 - confidence``.
+
+    Parameters
+    ----------
+    found : int
+        That have it, in the draw.
+    drawn : int
+        Size of the draw.
+    among : int
+        All that it was drawn from.
+    confidence : float
+
+    Returns
+    -------
+    int
+
+    Examples
+    --------
+    >>> from headwise.metrics.intervals import most_in_all
+    >>> most_in_all(0, 50, 290), most_in_all(0, 290, 290)
+    (15, 0)
+    """
+    low, high = found, among - drawn + found  # with all that were not drawn, no more can have it
+    while low < high:
+        middle = (low + high + 1) // 2
+        likely = stats.hypergeom.cdf(found, among, middle, drawn) >= 1 - confidence
+        low, high = (middle, high) if likely else (low, middle - 1)
+    return low

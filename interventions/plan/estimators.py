@@ -13,15 +13,45 @@ from .schedule import Schedule
 from .writes import Write
 
 ESTIMATORS = ("exact", "gradient", "integrated")
+EDGE_ESTIMATORS = ("exact", "eap", "eap-ig", "eap-ig-activations", "atp*", "relp")
+"""Those of edge scores, see `edge_scores`."""
+STEPPED = ("integrated", "eap-ig", "eap-ig-activations")
+"""Estimators that take steps."""
 THERE_AND_BACK = 3
 """Work of a pass whose slopes are wanted, as a multiple of the pass."""
 
 
-def check_estimator(estimator: str, steps: int) -> None:
-    """Refuse an estimator that is not known, or no number of steps."""
-    if estimator not in ESTIMATORS:
-        raise DeclarationError(f"estimator={estimator!r}: possible are {choices(ESTIMATORS)}")
-    whole(steps, "steps, of the integrated estimate,", low=1, high=MOST_STEPS)
+def check_estimator(estimator: str, steps: int, of_edges: bool = False) -> None:
+    """Refuse an estimator that is not known, or not of what is measured, or no number of steps.
+
+    Parameters
+    ----------
+    estimator : str
+    steps : int
+    of_edges : bool
+        Whether one condition for each edge is measured.
+
+    Raises
+    ------
+    DeclarationError
+    """
+    known, others = (EDGE_ESTIMATORS, ESTIMATORS) if of_edges else (ESTIMATORS, EDGE_ESTIMATORS)
+    if estimator not in known:
+        what = "edges" if of_edges else "interventions"
+        why = f" estimates {'interventions' if of_edges else 'scores of edges'}" if estimator in others else ""
+        of = f" of {what}" if why else ""
+        raise DeclarationError(f"estimator={estimator!r}{why}: possible{of} are {choices(known)}")
+    whole(steps, f"steps, of the {estimator if of_edges else 'integrated'} estimate,", low=1, high=MOST_STEPS)
+
+
+def said(estimator: str, steps: int) -> str:
+    """An estimator as results state it: with its steps, where it takes some."""
+    return f"{estimator}, {steps} steps" if estimator in STEPPED else estimator
+
+
+def steps_of(estimator: str, steps: int) -> int | None:
+    """The steps of an estimator; None where it takes none."""
+    return steps if estimator in STEPPED else None
 
 
 def moved_together(

@@ -90,10 +90,12 @@ class NdifBackend(Backend):
         *,
         positions: bool = True,
         say: Say | None = None,
+        edges: str = "",
     ) -> Outcome:
         """Estimate chunk by chunk. See `Backend.run_estimate`."""
         sweep = RemoteSweep(self.model, plan, readers, inputs, positions, say)
-        return gradients.run_estimate(plan, readers, steps, partial(sweep.estimates, steps), progress, positions)
+        execute = partial(sweep.estimates, steps, edges=edges)
+        return gradients.run_estimate(plan, readers, steps, execute, progress, positions, edges)
 
     def capture(self, sites: Sequence[Site], tokens: Sequence[Array]) -> list[list[Array]]:
         """In one job; the values of these sites come back and nothing else."""

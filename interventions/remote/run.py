@@ -13,11 +13,13 @@ from typing import Any
 import torch
 
 from ...errors import ModelError
+from ..declare.graph import Graph
 from ..plan.passes import ExampleChunk, Pass
 from ..plan.plan import Plan
 from ..plan.reads import read_bytes
 from ..run.activations import as_tensor, point_of
 from ..run.cache import CompiledMetric
+from ..run.edge_estimates import described_edges, places_of_conditions, runs_read
 from ..run.engine import chunk_halves, points_taken, runs_base_first, runs_of
 from ..run.gradients import Values, described_estimate
 from ..run.outcome import FinishedValues, Inputs, Outcome, PassSlice, values_of_conditions, values_of_run
@@ -106,14 +108,17 @@ class RemoteSweep:
             waiting = again
 
     def estimates(
-        self, steps: int | None, chunks: list[ExampleChunk]
+        self, steps: int | None, chunks: list[ExampleChunk], edges: str = ""
     ) -> Iterator[tuple[ExampleChunk, Values, dict[str, torch.Tensor]]]:
         """Estimate some chunks, as `gradients.run_estimate` asks for it."""
-        jobs = LazyJobs([partial(self.estimate, chunk, steps) for chunk in chunks])
+        jobs = LazyJobs([partial(self.estimate, chunk, steps, edges) for chunk in chunks])
+        of_conditions = places_of_conditions(self.plan) if edges else None
         for at, result in self.model.answers(jobs, self.say):
             if isinstance(result, Failed):
                 raise self.model.queue.failure(result)
             *runs, change = result
+            if of_conditions is not None:
+                change = {name: value[of_conditions] for name, value in change.items()}
             yield chunks[at], dict(zip(runs_base_first(self.plan), runs, strict=True)), change
 
     def left(self, session: list[ExampleChunk], outcome: Outcome) -> list[list[ExampleChunk]]:
@@ -174,11 +179,17 @@ class RemoteSweep:
                 found.append({name: ((rows or 1) * chunk.size, *size) for name, size in sizes.items()})
         return found
 
-    def estimate(self, chunk: ExampleChunk, steps: int | None) -> RemoteJob:
-        """The job that estimates every condition for the examples of a chunk."""
+    def estimate(self, chunk: ExampleChunk, steps: int | None, edges: str = "") -> RemoteJob:
+        """The job that estimates every condition, or every edge, for the examples of a chunk."""
         described, names = self._chunk(chunk, ()), [reader.name for reader in self.readers]
-        described["estimate"] = described_estimate(self.model, self.plan, chunk, self._drawn(chunk), names, steps)
-        change = dict.fromkeys(names, (len(self.plan.conditions), chunk.size))
+        count = len(self.plan.conditions)
+        if edges:
+            count = len(Graph.of(self.plan))
+            described["runs"] = runs_read(self.plan, described["runs"])
+            described["edges"] = described_edges(self.plan, chunk, edges, steps)
+        else:
+            described["estimate"] = described_estimate(self.model, self.plan, chunk, self._drawn(chunk), names, steps)
+        change = dict.fromkeys(names, (count, chunk.size))
         wanted = [*self.shapes([replace(chunk, passes=())]), change]
         return self._job("estimates", server_jobs.estimates, [described], wanted)
 

@@ -157,6 +157,7 @@ class Backend(Protocol):
         *,
         positions: bool = True,
         say: Say | None = None,
+        edges: str = "",
     ) -> Outcome:
         """Estimate every condition of a plan from gradients; the runs as they are stay exact.
 
@@ -168,6 +169,8 @@ class Backend(Protocol):
             Of the integrated estimate; None for the gradient at the base run.
         progress : callable, optional
             Called with examples done and in all.
+        edges : str
+            The estimator of edge scores, where the conditions are edges.
 
         Returns
         -------
@@ -300,10 +303,11 @@ class LocalBackend(Backend):
         *,
         positions: bool = True,
         say: Say | None = None,
+        edges: str = "",
     ) -> Outcome:
         """Estimate chunk by chunk; what runs out of memory is done again in halves. See `Backend.run_estimate`."""
-        execute = partial(gradients.estimate_chunks, self.model, plan, readers, inputs, steps)
-        return gradients.run_estimate(plan, readers, steps, execute, progress)
+        execute = partial(gradients.estimate_chunks, self.model, plan, readers, inputs, steps, edges=edges)
+        return gradients.run_estimate(plan, readers, steps, execute, progress, edges=edges)
 
     def capture(self, sites: Sequence[Site], tokens: Sequence[Array]) -> list[list[Array]]:
         """Group by group."""

@@ -23,11 +23,18 @@ from ..plan.estimators import moved_together
 from ..plan.passes import ExampleChunk, Pass
 from ..plan.plan import Plan
 from ..plan.writes import Join, Write
-from ..traced.passes import gradients
-from ..traced.specs import Change, EstimateSpec, StreamStart
+from ..traced.passes import gradients, server_jobs
+from ..traced.specs import Change, EstimateSpec, ReferenceRead, StreamStart
 from .activations import handles, own_point
 from .cache import CompiledMetric, drawn_examples
-from .engine import ReferenceDraw, check_readers, halve_examples, run_unmodified
+from .edge_estimates import (
+    check_edges_estimable,
+    chunks_of_edges,
+    described_edges,
+    places_of_conditions,
+    runs_read,
+)
+from .engine import ReferenceDraw, check_readers, halve_examples, run_unmodified, runs_of
 from .outcome import FinishedValues, Inputs, Outcome, as_array, values_of_run
 from .pass_spec import PassSpecBuilder
 
@@ -46,6 +53,7 @@ def run_estimate(
     execute: Estimates,
     progress: Callable[[int, int], None] | None = None,
     positions: bool = True,
+    edges: str = "",
 ) -> Outcome:
     """Estimate every condition of `plan`; the runs as they are stay exact.
 
@@ -57,6 +65,8 @@ def run_estimate(
         Of the integrated estimate; left out, the gradient at the base run.
     execute : callable
         Does it, chunk by chunk. `estimate_chunks` does it in this process.
+    edges : str
+        The estimator of edge scores, where the conditions are edges.
 
     Returns
     -------
@@ -69,10 +79,10 @@ def run_estimate(
     ModelError
         Even a single prompt needs more memory than there is.
     """
-    check_plan_estimable(plan, readers, steps)
+    check_plan_estimable(plan, readers, steps, edges)
     check_readers(plan, readers)
     outcome, done = Outcome(plan, readers, positions), 0
-    chunks = list(chunks_of(plan, steps or 1))
+    chunks = list(chunks_of_edges(plan, edges) if edges else chunks_of(plan, steps or 1))
     total = sum(chunk.size for chunk in chunks)
     for chunk, runs, change in execute(chunks):
         for run in plan.runs:
@@ -95,13 +105,14 @@ def estimate_chunks(
     inputs: Inputs,
     steps: int | None,
     chunks: Sequence[ExampleChunk],
+    edges: str = "",
 ) -> Iterator[tuple[ExampleChunk, Values, dict[str, torch.Tensor]]]:
     """Estimate some chunks in this process; one that runs out of memory is done again in halves.
 
     Parameters
     ----------
     model : Model
-    plan, readers, steps
+    plan, readers, steps, edges
         As for `run_estimate`.
     inputs : Inputs
     chunks : sequence of ExampleChunk
@@ -118,6 +129,19 @@ def estimate_chunks(
         Even a single prompt needs more memory than there is.
     """
     names, references = [reader.name for reader in readers], ReferenceDraw(model, plan, inputs)
+    compares, of_conditions = (
+        any(reader.needs_base for reader in readers),
+        places_of_conditions(plan) if edges else None,
+    )
+
+    def estimate_edges(chunk: ExampleChunk) -> tuple[Values, dict[str, torch.Tensor]]:
+        """Run a chunk without intervention, then estimate the score of every edge."""
+        specs, parts = runs_read(plan, runs_of(model, plan, chunk, readers, inputs)), handles(model)
+        none: ReferenceRead = {"alike": {}, "whole": []}
+        cache, runs = server_jobs.run_unmodified(model.traced, parts, specs, none, compares, DeclarationError)
+        given = described_edges(plan, chunk, edges, steps)
+        found = gradients.edge_estimates(model.traced, parts, cache, given, model.device)
+        return runs, {name: value.cpu()[of_conditions] for name, value in found.items()}
 
     def estimate(chunk: ExampleChunk) -> tuple[Values, dict[str, torch.Tensor]]:
         """Run a chunk without intervention, then estimate what every condition changes."""
@@ -129,15 +153,29 @@ def estimate_chunks(
     while waiting:
         chunk = waiting.pop(0)
         try:
-            runs, change = estimate(chunk)
+            runs, change = estimate_edges(chunk) if edges else estimate(chunk)
         except Exception as error:
             waiting = halve_examples(model, chunk, error) + waiting
             continue
         yield chunk, runs, change
 
 
-def check_plan_estimable(plan: Plan, readers: Sequence[CompiledMetric], steps: int | None) -> None:
-    """Refuse what has no estimate: knocked-out attention, paths, values written twice, slopes that must be 0."""
+def check_plan_estimable(plan: Plan, readers: Sequence[CompiledMetric], steps: int | None, edges: str = "") -> None:
+    """Refuse what has no estimate: knocked-out attention, paths, values written twice, slopes that must be 0.
+
+    Parameters
+    ----------
+    plan, readers, steps, edges
+        As for `run_estimate`.
+
+    Raises
+    ------
+    DeclarationError
+        The text says what is possible.
+    """
+    if edges:
+        check_edges_estimable(plan, readers, edges)
+        return
     for edits in plan.conditions:
         for edit in edits:
             if isinstance(edit, Knockout | PathPatch):

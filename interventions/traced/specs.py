@@ -345,6 +345,18 @@ class EstimateSpec(TypedDict):
     groups: list[ChangeGroup]
 
 
+class EdgeEstimateSpec(TypedDict):
+    """What an estimate of edge scores does."""
+
+    source: str  # the run whose values edges carry
+    scored: list[int]  # positions
+    runs: list[tuple[ReadSite | None, float]]  # whose slopes are averaged: what moves to the source's value, how far
+    drops: bool  # whether the slope through each attention and MLP is dropped in turn
+    patterns: bool  # whether patterns are made anew for edges into q and k
+    ruled: bool  # whether slopes are those of RelP
+    rows: int  # that go through attention at a time where patterns are made anew
+
+
 class ReferenceSpec(TypedDict):
     """What is read of the reference draw."""
 
@@ -367,6 +379,7 @@ class ChunkSpec(TypedDict):
     reference: ReferenceSpec | None
     passes: list[PassJob]
     estimate: NotRequired[EstimateSpec]
+    edges: NotRequired[EdgeEstimateSpec]
 
 
 class PlannedSite(TypedDict):

@@ -6,84 +6,36 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import xarray as xr
 
-from ...errors import MOST_STEPS, DeclarationError, choices, whole
+from ...errors import LARGEST_SEED, MOST_STEPS, DeclarationError, choices, whole
 from ...interventions.base.hashing import data_hash, short_hash
 from ...interventions.declare.circuits import Circuit, Edge
 from ...interventions.declare.codec import encode
 from ...interventions.declare.edges import EdgePatches
+from ...interventions.plan.estimators import said
 from ...metrics.card import Metric
 from ..measuring import context
-from ..measuring.effects import effect
 from ..measuring.labels import check_is_model, task_json
-from ..measuring.measure import measure
 from ..measuring.request import chosen_metrics
 from ..storage import unfinished
 from ..storage.provenance import exact_facts, provenance
 from ..storage.registry import TASKS
 from ..tasks.prompts import rendered
+from .edge_estimates import estimating
+from .edge_request import EdgeRequest
 
 if TYPE_CHECKING:
     from ...interventions.models.model import Model
     from ..tasks.tasks import Task
 
+STEPS = 5
+"""Steps where none are given, as MIB takes them."""
 Edges = Circuit | Iterable[Edge | tuple[str, str] | str]
 ASKED = "edge_scores"
 """Attribute that holds the options of the call as JSON."""
-
-
-@dataclass(frozen=True, eq=False)
-class EdgeRequest:
-    """What scores of edges are asked for: checked, and ready to be run by an estimator.
-
-    Attributes
-    ----------
-    model : Model
-    task : Task
-    metric : Metric
-        Of logits.
-    what : EdgePatches
-        The edges, and the run that they carry.
-    base : str
-    steps : int, optional
-        Of an estimator that takes steps.
-    then_exact : int
-        How many of the edges with the largest estimates are scored exactly afterwards.
-    check : bool
-    options : dict
-        What `measure` takes besides: ``batch_size``, ``remote``, ``progress``, ``executor``.
-    """
-
-    model: Model
-    task: Task
-    metric: Metric
-    what: EdgePatches
-    base: str
-    steps: int | None
-    then_exact: int
-    check: bool
-    options: dict[str, Any]
-
-    def exactly(self, what: EdgePatches | None = None) -> xr.Dataset:
-        """Exact scores ``score (edge, example)`` of these edges, or of others, with ``baseline_<metric>``."""
-        some, name = self.what if what is None else what, self.metric.name
-        ds = measure(self.model, self.task, some, self.metric, base=self.base, check=self.check, **self.options)
-        return ds.drop_vars(name).assign(score=self.as_score(effect(ds, name)))
-
-    def as_score(self, values: xr.DataArray) -> xr.DataArray:
-        """Scores ``(edge, example)`` with the attributes that say what they are."""
-        card = self.metric.card
-        attrs = {
-            "long_name": f"change of {card.long_name} by one edge that carries the {self.what.source} run",
-            "units": card.units,
-            "metric": card.name,
-            **({"better": card.better} if card.better else {}),
-        }
-        return values.transpose("edge", "example").assign_attrs(attrs).rename("score")
 
 
 class Estimator(NamedTuple):
@@ -95,7 +47,14 @@ class Estimator(NamedTuple):
     """Steps where none are given; None where it takes none."""
 
 
-ESTIMATORS: dict[str, Estimator] = {"exact": Estimator(EdgeRequest.exactly)}
+ESTIMATORS: dict[str, Estimator] = {
+    "exact": Estimator(EdgeRequest.exactly),
+    "eap": Estimator(estimating("eap")),
+    "eap-ig": Estimator(estimating("eap-ig"), steps=STEPS),
+    "eap-ig-activations": Estimator(estimating("eap-ig-activations"), steps=STEPS),
+    "atp*": Estimator(estimating("atp*")),
+    "relp": Estimator(estimating("relp")),
+}
 """The ways of scoring, by their names."""
 
 
@@ -108,6 +67,8 @@ def edge_scores(
     estimator: str = "exact",
     steps: int | None = None,
     then_exact: int = 0,
+    sample: int = 50,
+    seed: int = 0,
     base: str = "clean",
     edges: Edges | None = None,
     batch_size: int | str = "auto",
@@ -135,12 +96,24 @@ def edge_scores(
         Of logits, such as ``"logit_diff"``.
     source : str
         The run whose values edges carry.
-    estimator : {"exact"}
-        How edges are scored.
+    estimator : {"exact", "eap", "eap-ig", "eap-ig-activations", "atp*", "relp"}
+        How edges are scored. Estimates take a few passes for all edges together. They are what the sender's value
+        changes by, times a slope of the metric by what the receiver reads, so their sign is that of exact scores:
+        ``"eap"`` takes the slope in the base run; ``"eap-ig"`` its mean while the embedding goes from one run to the
+        other, ``"eap-ig-activations"`` while each layer of heads and each MLP does; ``"atp*"`` makes attention patterns
+        anew, and leaves each attention layer and MLP in turn out of the way back, so that nothing cancels; ``"relp"``
+        takes norms and activation functions for multiplications by numbers, and halves the slope at gates. What each
+        is, and what of it is ours, is in ``studies/circuits/edge_estimates.py``.
     steps : int, optional
-        Of an estimator that takes steps.
+        Of ``"eap-ig"`` and ``"eap-ig-activations"``; 5 when left out, as in MIB.
     then_exact : int
-        Of an estimate: how many of the edges with the largest estimates get their exact score.
+        Of an estimate: so many edges with the largest estimates (means over prompts, in size) get their exact score.
+    sample : int
+        Of the other edges, so many get theirs too, drawn at random: the attribute ``verification`` says how large the
+        largest of them is, and how many of all others can be larger than the least of those that were verified, with
+        95% confidence. Without `then_exact`, none are drawn.
+    seed : int
+        Of the draw.
     base : str
         The run that is intervened on.
     edges : Circuit or iterable of edges, optional
@@ -155,7 +128,9 @@ def edge_scores(
     Dataset
         ``score (edge, example)``, in the units of the metric, and ``baseline_<metric> (run, example)``, the runs as
         they are. Coordinates along ``edge``: its text, ``sender`` and ``receiver``. The attribute ``better`` of scores
-        is that of the metric, which `Circuit.top` reads: ``Circuit.top(scores.mean("example"), n=20)``.
+        is that of the metric, which `Circuit.top` reads: ``Circuit.top(scores.mean("example"), n=20)``. With
+        `then_exact` the coordinates ``exact`` and ``sampled`` along ``edge`` say which scores are exact, and which of
+        them were drawn; attributes say what that tells of the others, ``verification`` in words.
 
     Raises
     ------
@@ -175,8 +150,9 @@ def edge_scores(
 
     References
     ----------
-    Conmy et al. 2023, Towards Automated Circuit Discovery, arXiv:2304.14997; Syed et al. 2023, arXiv:2310.10348;
-    Mueller et al. 2025, MIB, arXiv:2504.13151, whose graph it is.
+    Conmy et al. 2023, Towards Automated Circuit Discovery, arXiv:2304.14997; Syed et al. 2023, arXiv:2310.10348 (EAP);
+    Hanna et al. 2024, arXiv:2403.17806 (EAP-IG); Kramar et al. 2024, arXiv:2403.00745 (AtP*); Jafari et al. 2025,
+    arXiv:2508.21258 (RelP); Mueller et al. 2025, MIB, arXiv:2504.13151, whose graph it is.
     """
     check_is_model(model)
     (chosen,) = _one(metric)
@@ -185,24 +161,28 @@ def edge_scores(
     steps = found.steps if steps is None else steps
     model.check_laid_open("edge_scores")
     most = len(what.of(model))
+    whole(sample, "sample")
+    whole(seed, "seed", high=LARGEST_SEED)
     if then_exact > most:
         raise DeclarationError(f"then_exact={then_exact}: there are {most} edges")
     options = {"batch_size": batch_size, "remote": remote, "progress": progress, "executor": executor}
     task = rendered(task, model)
-    request = EdgeRequest(model, task, chosen, what, base, steps, then_exact, check, options)
+    request = EdgeRequest(model, task, chosen, what, base, steps, then_exact, sample, seed, check, options)
     asked = {"estimator": estimator, "steps": steps, "then_exact": then_exact}
+    if then_exact:
+        asked |= {"sample": sample, "seed": seed}
     attrs = {
         "task": task_json(task),
         "interventions": json.dumps(encode(what, TASKS)),
         "metrics": json.dumps([chosen.name]),
         "base": base,
-        "estimator": estimator,
-        ASKED: json.dumps({name: value for name, value in asked.items() if value}),
+        "estimator": said(estimator, steps or 0),
+        ASKED: json.dumps({name: value for name, value in asked.items() if value or name in ("sample", "seed")}),
     }
 
     def scored() -> xr.Dataset:
         result = found.score(request).assign_attrs(attrs)
-        result["score"].attrs["estimator"] = estimator
+        result["score"].attrs["estimator"] = attrs["estimator"]
         return result
 
     if out is None:

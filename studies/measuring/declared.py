@@ -74,7 +74,7 @@ class Sweep:
         if isinstance(self.runs, list):
             object.__setattr__(self, "runs", tuple(self.runs))
         check_what(self.what)
-        check_estimable(chosen, self.estimator, self.steps, self.per_position)
+        check_estimable(chosen, self.estimator, self.steps, self.per_position, self.what)
 
     def run(
         self,

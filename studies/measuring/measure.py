@@ -175,7 +175,7 @@ def measure(
         if setup.controls and estimator != "exact":
             raise DeclarationError(f"controls={controls}: they are measured exactly: leave estimator out")
         check_remote(model, remote)
-        check_estimable(setup.metrics, estimator, steps, per_position)
+        check_estimable(setup.metrics, estimator, steps, per_position, what)
         check_executor(model, executor, estimator)
         sweep = SweepRun(model, task, what, setup, base, per_position, estimator, steps, check)
         sweep.check_request()

@@ -306,17 +306,22 @@ def conditions(what: What, model: Model | None = None) -> tuple[Axes, list[Inter
     return [("condition", names)], [AsItIs() if one is None else one for one in what.values()]
 
 
-def check_estimable(metrics: Sequence[Metric], estimator: str, steps: int, per_position: bool) -> None:
+def check_estimable(
+    metrics: Sequence[Metric], estimator: str, steps: int, per_position: bool, what: What = None
+) -> None:
     """Refuse an estimator that is not known, or that cannot give what is asked for.
 
     Parameters
     ----------
     metrics : sequence of Metric
-    estimator : {"exact", "gradient", "integrated"}
+    estimator : str
+        See `measure`.
     steps : int
-        Steps of the integrated estimate.
+        Steps of an estimate that takes some.
     per_position : bool
         Whether values are wanted at each scored position, which no gradient estimate gives.
+    what : Intervention, mapping, sequence, Grid, EdgePatches or None
+        What is measured: edges have estimators of their own.
 
     Raises
     ------
@@ -325,7 +330,7 @@ def check_estimable(metrics: Sequence[Metric], estimator: str, steps: int, per_p
     """
     from ...interventions.plan.estimators import check_estimator
 
-    check_estimator(estimator, steps)
+    check_estimator(estimator, steps, isinstance(what, EdgePatches))
     if estimator == "exact":
         return
     for metric in metrics:

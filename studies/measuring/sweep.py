@@ -14,6 +14,8 @@ import xarray as xr
 
 from ...interventions.declare.circuits import Circuit
 from ...interventions.declare.codec import encode
+from ...interventions.declare.edges import EdgePatches
+from ...interventions.plan.estimators import said, steps_of
 from ...metrics.card import OVER, Metric
 from ..output.progress import Progress
 from ..storage.provenance import card_attrs, provenance
@@ -55,9 +57,10 @@ class SweepRun:
         The run that is intervened on.
     per_position : bool
         Whether values of the logits metrics are kept at each scored position, not their mean.
-    estimator : {"exact", "gradient", "integrated"}
+    estimator : str
+        See `measure`; of edges `edge_scores`.
     steps : int
-        Steps of the integrated estimate.
+        Steps of an estimate that takes some.
     check : bool
         Whether the self-check runs first.
     """
@@ -103,7 +106,7 @@ class SweepRun:
                 "task": self.setup.task,
                 "interventions": json.dumps(encode(self.what, TASKS)),
                 "metrics": json.dumps([metric.name for metric in self.setup.metrics]),
-                "estimator": self.estimator if self.estimator != "integrated" else f"integrated, {self.steps} steps",
+                "estimator": said(self.estimator, self.steps),
             }
             | ({} if runs is None else {"runs": json.dumps(runs)})
             | ({} if drawn is None else {"controls": json.dumps({"draws": drawn.draws, "seed": drawn.seed})})
@@ -120,7 +123,7 @@ class SweepRun:
 
         engine.check_readers(self.setup.plan, self.readers)
         if self.estimator != "exact":
-            gradients.check_plan_estimable(self.setup.plan, self.readers, self._steps)
+            gradients.check_plan_estimable(self.setup.plan, self.readers, self._steps, self._edges)
 
     def check_model(self, call: Call) -> None:
         """Run the self-check, unless this very model has passed it."""
@@ -130,7 +133,12 @@ class SweepRun:
 
     @property
     def _steps(self) -> int | None:
-        return self.steps if self.estimator == "integrated" else None
+        return steps_of(self.estimator, self.steps)
+
+    @property
+    def _edges(self) -> str:
+        """The estimator of edge scores, where edges are measured by one."""
+        return self.estimator if isinstance(self.what, EdgePatches) and self.estimator != "exact" else ""
 
     @property
     def _every_position(self) -> bool:
@@ -206,7 +214,7 @@ class SweepRun:
             positions, say = self._every_position, bar.say
             if self.estimator != "exact":
                 outcome = backend.run_estimate(
-                    plan, readers, inputs, self._steps, bar.update, positions=positions, say=say
+                    plan, readers, inputs, self._steps, bar.update, positions=positions, say=say, edges=self._edges
                 )
             elif on_workers is not None:
                 outcome = engine.run_plan(plan, readers, on_workers, bar.update, store)

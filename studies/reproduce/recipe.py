@@ -10,6 +10,7 @@ from typing import Any
 import xarray as xr
 
 from ...errors import HeadwiseError
+from ...interventions.plan.estimators import STEPPED
 from ..storage.attributes import json_in
 from ..storage.record import LOOKS, Record
 from ..storage.registry import known_metric
@@ -179,7 +180,7 @@ def _of_measurement(record: Record, root: xr.Dataset, file: str) -> Recipe:
     function = {"estimates": "compare_estimates", "measurement": "measure"}.get(record.kind, record.kind)
     if record.kind != "edge_scores":
         given += names if function == "compare_estimates" else [f"[{', '.join(names)}]"] if names else []
-    if options.get("estimator") != "integrated" and record.kind == "measurement":
+    if options.get("estimator") not in STEPPED and record.kind == "measurement":
         del options["steps"]
     if record.kind in LOOKS and len(str(options)) > WRITTEN:  # such as a direction
         lines += ["import json", f'options = json.loads(hw.open_result({file!r}).attrs["{record.kind}"])']

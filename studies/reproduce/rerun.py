@@ -17,6 +17,7 @@ import numpy as np
 import xarray as xr
 
 from ...errors import DeclarationError, HeadwiseError, ModelError, ResultError, choices, whole
+from ...interventions.declare.edges import EdgePatches
 from ...interventions.models.identity import Identity
 from ...interventions.plan.estimators import check_estimator
 from ..measuring.controls import CONTROLS
@@ -329,7 +330,7 @@ def _how(record: Record, stored: xr.DataTree) -> Repeat:
         each, more = (1 + len(CONTROLS) * options.get("controls", 0), RUNS) if exact else (0, RUNS + 4 * steps)
     check_what(changed)
     if record.kind not in ("capture", "edge_scores", *LOOKS):
-        check_estimator(options.get("estimator", "integrated"), steps)
+        check_estimator(options.get("estimator", "integrated"), steps, isinstance(what, EdgePatches))
     if record.kind != "estimates":
         consent.check_held(task, root)
 

@@ -64,7 +64,7 @@ NEEDED = {
 """Attributes without which a result of a kind does not say how it was made."""
 SERIES = "series"
 """Attribute of a result with a dim ``step``: the key of a study over one training, see `headwise.over_checkpoints`."""
-ESTIMATOR = re.compile(r"(exact|gradient)|(integrated), ([0-9]{1,9}) steps")
+ESTIMATOR = re.compile(r"(exact|gradient|eap|atp\*|relp)|(integrated|eap-ig|eap-ig-activations), ([0-9]{1,9}) steps")
 NO_STEPS = 8
 """Steps of an estimator that has none: the default, without a meaning."""
 

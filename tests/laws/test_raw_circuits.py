@@ -14,6 +14,7 @@ from headwise.errors import DeclarationError
 from tests.oracles import raw_edges
 from tests.oracles.raw_families import random_model
 from tests.oracles.raw_hooks import random_gpt2
+from tests.support.architectures import build
 
 MODELS = {
     "gpt-2": lambda: random_gpt2(layers=2, heads=3, d_head=4, vocab=20, context=20),
@@ -22,6 +23,7 @@ MODELS = {
     "one after the other": lambda: random_model("neox, one after the other"),
 }
 TASK = hw.RepeatedTokens(n=3, length=5, seed=1)
+HEAVY = pytest.mark.heavy
 NEAR = {"rtol": 1e-5, "atol": 1e-5}
 
 
@@ -180,3 +182,22 @@ def test_what_receivers_do_not_share_is_not_captured(gpt2: Opened) -> None:
 def test_two_circuits_at_one_position_are_refused() -> None:
     with pytest.raises(DeclarationError, match="two edits of one place"):
         hw.Circuit(positions=[0, 1]) + hw.Circuit(positions=1)
+
+
+FAMILIES = [
+    *("gpt_neo", "gptj", "mistral", "ministral", "qwen2", "qwen3", "gemma", "phi3", "starcoder2", "mixtral"),
+    *("qwen2_moe", "qwen3_moe", "gpt_oss", "nemotron"),
+]
+
+
+@pytest.mark.parametrize(
+    "family", [name if name in ("gptj", "gemma", "gpt_oss") else pytest.param(name, marks=HEAVY) for name in FAMILIES]
+)
+def test_in_every_family_no_edges_are_the_other_run_and_all_its_own(family: str) -> None:
+    model = hw.load(build(family, 1).eval())
+    whole = hw.Circuit(hw.Graph.of(model).edges)
+    found = hw.capture(model, TASK, "logits", what=[hw.Circuit(), whole])["logits"].values
+    corrupted, clean = (hw.capture(model, TASK, "logits", run=run)["logits"].values for run in ("corrupted", "clean"))
+    np.testing.assert_array_equal(found[0], corrupted)
+    np.testing.assert_allclose(found[1], clean, rtol=0, atol=1e-5 * clean.std())
+    assert np.abs(clean - corrupted).max() > 0.1

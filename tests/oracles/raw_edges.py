@@ -80,8 +80,9 @@ class Parts:
 
     def normed(self, norm: Any, stream: Tensor) -> Tensor:
         """The layer norm; that of Llama by its formula, since transformers rounds it to float32."""
-        if self.gpt2 or self.neox:
-            return norm(stream)
+        if not hasattr(norm, "variance_epsilon"):
+            made: Tensor = norm(stream)
+            return made
         size = (stream.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon).sqrt()
         return norm.weight * stream / size
 

@@ -44,7 +44,7 @@ def run_circuits(
     values = {name: value.clone() for name, value in spec["base_attended"].items()}
     reading, layers = model["heads"] + 2 * model["kv_heads"], spec["layers"]
     at: Any = slice(0, spec["stop"])
-    sent = [carried(spec, (0, "input"), at)[:, None]]
+    sent = carried(spec, (0, "input"), at)[:, None]
     for layer in range(spec["blocks"]):
         first = layer * (reading + 1)
         streams = read_streams(spec, slice(first, first + reading), sent, carried(spec, (layer, "resid_pre"), at), at)
@@ -53,18 +53,18 @@ def run_circuits(
         z = z_of_sides(model, base, spec, layer, sides_of(model, spec, layer, streams), keep, values)
         if layer == layers - 1:
             at = spec["out"]
-            sent = [value[:, :, at] for value in sent]
+            sent = sent[:, :, at]
         z = apply_writes(z, (layer, "z"), spec, keep)
         heads = sent_by_heads(model, layer, z - carried(spec, (layer, "z"), at))
         entered = (layer, "resid_pre" if model["parallel"] else "resid_mid")
-        before = sent if model["parallel"] else [*sent, heads]
+        after = torch.cat([sent, heads], 1)
         last = slice(first + reading, first + reading + 1)
-        mid = read_streams(spec, last, before, carried(spec, entered, at), at)
+        mid = read_streams(spec, last, sent if model["parallel"] else after, carried(spec, entered, at), at)
         if (layer, "mlp stream") in keep:
             keep[(layer, "mlp stream")] = mid
         mlp_out = mlp_with_writes(model, base, spec, layer, mid[:, 0], keep)
         mlp_out = apply_writes(mlp_out, (layer, "mlp_out"), spec, keep)
-        sent = [*sent, heads, (mlp_out - carried(spec, (layer, "mlp_out"), at))[:, None]]
+        sent = torch.cat([after, (mlp_out - carried(spec, (layer, "mlp_out"), at))[:, None]], 1)
     if spec["logits"]["kernels"] or (layers, "stream") in keep:
         stream = carried(spec, (layers - 1, "resid_post"), at)
         hidden = read_streams(spec, slice(layers * (reading + 1), None), sent, stream, at)[:, 0]
@@ -111,7 +111,7 @@ def sent_by_heads(model: ModelParts, layer: int, change: torch.Tensor) -> torch.
 
 
 def read_streams(
-    spec: ResolvedPass, receivers: slice, sent: list[torch.Tensor], stream: torch.Tensor, at: Any
+    spec: ResolvedPass, receivers: slice, sent: torch.Tensor, stream: torch.Tensor, at: Any
 ) -> torch.Tensor:
     """What some receivers read.
 
@@ -120,7 +120,7 @@ def read_streams(
     spec : ResolvedPass
     receivers : slice
         Among those of the graph.
-    sent : list of tensor (row, sender, position, d_model)
+    sent : tensor (row, sender, position, d_model)
         What the senders before them write, less what they wrote in the run that other edges carry.
     stream : tensor (row, position, d_model)
         Of that run.
@@ -133,17 +133,13 @@ def read_streams(
     """
     made = []
     for rows, circuits in by_condition(spec):
-        kept = [circuit["kept"][receivers].to(stream.dtype) for circuit in circuits]
-        total = stream[rows][:, None].expand(-1, len(kept[0]), -1, -1)
-        whole = len(circuits) == 1 and circuits[0]["positions"] is None
-        weights = kept[0] if whole else weights_by_position(circuits, kept, spec["stop"])[at]
-        first = 0
-        for value in sent:
-            some = weights[..., first : first + value.shape[1]]
-            first += value.shape[1]
-            equation = "rs,nspd->nrpd" if whole else "prs,nspd->nrpd"
-            total = total + torch.einsum(equation, some, value[rows])
-        made.append(total)
+        kept = [circuit["kept"][receivers, : sent.shape[1]].to(stream.dtype) for circuit in circuits]
+        value = sent[rows]
+        if len(circuits) == 1 and circuits[0]["positions"] is None:
+            brought = (kept[0] @ value.flatten(2)).reshape(len(value), -1, *value.shape[2:])
+        else:
+            brought = torch.einsum("prs,nspd->nrpd", weights_by_position(circuits, kept, spec["stop"])[at], value)
+        made.append(stream[rows][:, None] + brought)
     return made[0] if len(made) == 1 else torch.cat(made)
 
 

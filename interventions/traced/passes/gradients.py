@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import nnsight
 import torch
 
-from ..rows import projected_out
+from ..edges.estimates import estimated
+from ..rows import no_tokens, projected_out
 from .planned_pass import resolve, resolve_values
-from .traces import slopes
+from .traces import end, slopes
 
 if TYPE_CHECKING:
-    from ..specs import Change, EstimateSpec, ModelParts, ResolvedPass, RunCache, StreamStart, TensorWrite, WriteSite
+    from ..specs import (
+        Change,
+        EdgeEstimateSpec,
+        EstimateSpec,
+        ModelParts,
+        ResolvedPass,
+        RunCache,
+        StreamStart,
+        TensorWrite,
+        WriteSite,
+    )
 
 AT_ONCE = 32
 """Conditions whose new values are held at a time."""
@@ -59,6 +71,31 @@ def attribution(
                     for name in names:
                         found[name][change["condition"]] += first_order_effect(site, change, old, mean[name])
     return found
+
+
+def edge_estimates(
+    root: Any, parts: ModelParts, cache: RunCache, spec: EdgeEstimateSpec, device: Any
+) -> dict[str, torch.Tensor]:
+    """Estimates of edge scores, as `estimates.estimated` gives them.
+
+    Parameters
+    ----------
+    root : nnsight handle of the model
+    parts : ModelParts
+    cache : RunCache
+    spec : EdgeEstimateSpec
+    device : torch.device
+
+    Returns
+    -------
+    dict
+        Kernel name to ``(edge, example)``.
+    """
+    with torch.enable_grad(), root.trace(no_tokens(device), use_cache=False) as tracer:
+        found = estimated(parts, cache, spec)
+        nnsight.save(found)
+        end(parts, tracer)
+    return dict(found)
 
 
 def slopes_from(

@@ -18,7 +18,7 @@ from ..head_weights import (
 from ..logits import with_base_logits
 from ..rows import no_tokens
 from ..structure import configuration_of, modules_of, names_of
-from .gradients import attribution
+from .gradients import attribution, edge_estimates
 from .inside import capture, direct_of, read_in_batches, read_in_pass, weighted_sums
 from .planned_pass import resolve_values
 from .traces import (
@@ -99,7 +99,10 @@ def estimates(root: Any, program: SweepProgram) -> Any:
             root, parts, chunk["runs"], reference_of(root, parts, chunk), program["compares"]
         )
         found += [reduced(one, program["positions"]) for one in values.values()]
-        found.append(attribution(root, parts, cache, chunk["estimate"], device))
+        if "edges" in chunk:
+            found.append(edge_estimates(root, parts, cache, chunk["edges"], device))
+        else:
+            found.append(attribution(root, parts, cache, chunk["estimate"], device))
     return in_one_tensor(found)
 
 

@@ -202,6 +202,14 @@ def test_estimates(there, words_model, estimator):
     same(*(measure(model, TASK, EVERY, [loss], estimator=estimator) for model in (there, words_model)))
 
 
+@pytest.mark.parametrize("estimator", ["eap-ig", "eap-ig-activations", "atp*", "relp"])
+def test_estimates_of_edges(there, words_model, estimator):
+    given = {"estimator": estimator, "steps": 2}
+    same(*(measure(model, TASK, hw.EdgePatches(), [logit_diff], **given) for model in (there, words_model)))
+    few = hw.EdgePatches(["m1->logits", "a0.h3->a1.h1<k>"])
+    same(*(measure(model, TASK, few, [logit_diff], **given) for model in (there, words_model)))
+
+
 def test_captured(there, words_model):
     sites = [
         Head(1, 2).pattern,
