@@ -1,6 +1,7 @@
-"""The four jobs that every contender does: which model, which prompts, which conditions, and what counts as the number.
+"""The jobs that contenders do: which model, which prompts, which conditions, and what counts as the number.
 
-Imports torch, transformers and headwise's task only, so what a contender is compared with does not come from headwise.
+Imports torch, transformers, and headwise's task and names of edges only, so what a contender is compared with does not
+come from headwise.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import headwise as hw
 from headwise.studies import RepeatedTokens
 
 LENGTH = 25
+MOST_EDGES = 400
+"""Edges of a job; as many are drawn from those of a larger model."""
 SCORES = ("induction", "previous_token", "duplicate_token")
 AXES = {"components": ("q", "k", "v"), "scores": SCORES, "positions": range(2 * LENGTH)}
 
@@ -29,7 +32,7 @@ AXES = {"components": ("q", "k", "v"), "scores": SCORES, "positions": range(2 * 
 class Place(NamedTuple):
     """What one row of the answer is about: a condition, or for ``scores`` the score of a head.
 
-    Of ``mlp_post``, `head` is the number of a neuron.
+    Of ``mlp_post``, `head` is the number of a neuron. An edge is `what` by itself, as text.
     """
 
     what: str
@@ -56,6 +59,8 @@ CASES = {
         Case("resid", "patching the residual stream at every layer and position, logit difference", "corrupted",
              "logit_diff"),
         Case("neurons", "zero ablation of every neuron of the first layer, loss", None, "loss"),
+        Case("edges", "every edge that carries the corrupted run (by hooks two passes each), logit difference",
+             "corrupted", "logit_diff"),
         Case("scores", "induction, previous-token and duplicate-token score of every head", None, ""),
     )
 }  # fmt: skip
@@ -199,6 +204,7 @@ def make_job(case: str, model: str, prompts: int) -> Job:
         "qkv": (AXES["components"], layers, heads),
         "resid": (("resid_pre",), layers, (None,), AXES["positions"]),
         "neurons": (("mlp_post",), (0,), range(module.config.n_inner or 4 * module.config.n_embd)),
+        "edges": ((), ()),
         "scores": (SCORES, layers, heads),
     }
     task = RepeatedTokens(n=prompts, length=LENGTH)
@@ -217,8 +223,13 @@ def make_job(case: str, model: str, prompts: int) -> Job:
         list(group.scored),
         torch.as_tensor(facts.targets),
         torch.as_tensor(facts.distractors),
-        tuple(Place(*values) for values in itertools.product(*axes[case])),
+        _edges(handle) if case == "edges" else tuple(Place(*values) for values in itertools.product(*axes[case])),
     )
+
+
+def _edges(model: hw.Model) -> tuple[Place, ...]:
+    """The edges of a model; of a large one a sample, which all contenders do."""
+    return sample([Place(str(edge), -1) for edge in hw.Graph.of(model).edges], MOST_EDGES)
 
 
 def sample(places: Sequence[Place], size: int) -> tuple[Place, ...]:

@@ -9,7 +9,7 @@ import numpy as np
 import headwise as hw
 from benchmarks.cases import SCORES, Job, Place
 from headwise import metrics
-from headwise.interventions import Grid, Head, Intervention, Layer, Neuron, Patch, ZeroAblate
+from headwise.interventions import EdgePatches, Grid, Head, Intervention, Layer, Neuron, Patch, ZeroAblate
 from headwise.interventions.begin import begin
 from headwise.studies import measure
 
@@ -17,6 +17,11 @@ from headwise.studies import measure
 def prepare(job: Job) -> Callable[[Sequence[Place]], np.ndarray]:
     """All conditions are one grid, since what headwise saves it saves over the grid; some of them are a mapping."""
     model = hw.load(job.twin(), device="cpu", tokenizer=job.tokenizer)
+
+    def edges(places: Sequence[Place]) -> np.ndarray:
+        every = len(places) == len(hw.Graph.of(model))
+        what = EdgePatches() if every else EdgePatches([place.what for place in places])
+        return measure(model, job.task, what, [metrics.logit_diff], progress=False)["logit_diff"].values
 
     def whole() -> np.ndarray:
         grid, metric = _grid(job, model), getattr(metrics, job.case.metric)
@@ -33,8 +38,8 @@ def prepare(job: Job) -> Callable[[Sequence[Place]], np.ndarray]:
         read = {name: found[name].values for name in SCORES}  # (layer, head, example)
         return job.table([read[place.what][place.layer, place.head] for place in places])
 
-    if job.case.name == "scores":
-        return scores
+    if job.case.name in ("scores", "edges"):
+        return scores if job.case.name == "scores" else edges
     return lambda places: whole() if tuple(places) == job.places else some(places)
 
 

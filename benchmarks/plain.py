@@ -12,6 +12,7 @@ import torch
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from benchmarks import edges
 from benchmarks.cases import Job, Place
 
 Change = Callable[[torch.Tensor], torch.Tensor]
@@ -30,7 +31,7 @@ def prepare_forwards(job: Job) -> Callable[[Sequence[Place]], None]:
 
 
 def prepare(job: Job) -> Callable[[Sequence[Place]], np.ndarray]:
-    """One forward pass for each condition, with one hook."""
+    """One forward pass for each condition, with one hook; for an edge two."""
     module = job.twin("eager" if job.case.name == "scores" else "sdpa")
 
     @torch.no_grad()
@@ -58,6 +59,8 @@ def prepare(job: Job) -> Callable[[Sequence[Place]], np.ndarray]:
 
         return job.table([value(place) for place in places])
 
+    if job.case.name == "edges":
+        return edges.prepare(job, module)
     return scores if job.case.name == "scores" else run
 
 

@@ -24,6 +24,7 @@ COMPONENTS = {
     "resid_pre": "block_input",
 }
 LEFT_OUT = {
+    "edges": "one part of what a receiver reads is no representation that it writes",
     "neurons": "a neuron is a subspace of its mlp_activation, which is not written here",
     "scores": "it reads attention weights as the input of the dropout module, which transformers 5 does not call",
 }

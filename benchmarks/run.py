@@ -52,7 +52,7 @@ QUICK = (Setting("words-2l", 4, 1, None),)
 SETTINGS = (
     Setting("words-2l", 4, 7, None),
     Setting("words-2l", 32, 5, None, alone=True),
-    Setting("gpt2-small", 1, 3, 8, ("ablation", "qkv", "resid", "scores"), alone=True),
+    Setting("gpt2-small", 1, 3, 8, ("ablation", "qkv", "resid", "edges", "scores"), alone=True),
     Setting("gpt2-small", 4, 3, 8, ("ablation", "scores")),
 )
 ALONE = {
@@ -62,7 +62,7 @@ ALONE = {
     "MALLOC_TRIM_THRESHOLD_": "65536",
 }
 """For a process whose memory is measured: glibc gives back what is freed, so the peak is what was in use at once."""
-OPERATIONS = (("ablation", "loss"), ("ablation", "logit_diff"), ("resid", "logit_diff"))
+OPERATIONS = (("ablation", "loss"), ("ablation", "logit_diff"), ("resid", "logit_diff"), ("edges", "logit_diff"))
 
 
 def main() -> None:

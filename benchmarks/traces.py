@@ -11,6 +11,8 @@ from nnsight.modeling.transformers import TransformersModel
 
 from benchmarks.cases import Job, Place
 
+LEFT_OUT = {"edges": "it would be the hooks again: two passes for each edge"}
+
 
 def prepare(job: Job) -> Callable[[Sequence[Place]], np.ndarray]:
     """One trace for each condition, and before them one of the run that values are taken from."""

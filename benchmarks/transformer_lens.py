@@ -28,6 +28,8 @@ PATCH = {
     "resid_pre": patching.get_act_patch_resid_pre,
 }
 
+LEFT_OUT = {"edges": "it would be the hooks again: two passes for each edge"}
+
 
 def prepare(job: Job) -> Callable[[Sequence[Place]], np.ndarray]:
     """``run_with_hooks`` for each ablation, ``get_act_patch_*`` for patching, ``run_with_cache`` for scores."""

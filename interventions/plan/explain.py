@@ -136,6 +136,7 @@ def cost_of(plan: Schedule) -> Cost:
     shape, base, passes, naive, prompts = plan.shape, 0, 0, 0, 0.0
     rows = positions = memory = 0
     blocks = plan.blocks if plan.reads else None
+    read = {(site.layer, site.component.point) for sites in plan.sources().values() for site in {*sites}}
     for chunk in plan.chunks:
         group, extent, work = plan.groups[chunk.group], plan.extent(chunk), _Work(plan, chunk)
         base += len(plan.runs) * forward_flops(shape, chunk.size, group.length, extent.scored, extent.columns, blocks)
@@ -143,8 +144,7 @@ def cost_of(plan: Schedule) -> Cost:
         plain = forward_flops(shape, chunk.size, group.length)
         prompts += plain
         naive += len(plan.conditions) * plain
-        read = [(site.layer, site.component.point) for sites in plan.sources().values() for site in {*sites}]
-        kept = chunk.size * cache_bytes(shape, group.length, (*plan.base_points(chunk), *{*read}))
+        kept = chunk.size * cache_bytes(shape, group.length, (*plan.base_points(chunk), *read))
         memory = max(memory, kept + chunk.size * logits_bytes(shape, extent))
         for one in chunk.passes:
             now = work.extent(one.start)

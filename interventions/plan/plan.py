@@ -22,7 +22,7 @@ from .passes import Packer
 from .reads import Inside, Read, positions_needed, writes_seen
 from .schedule import Schedule, sources
 from .validate import check_beside, check_condition, check_edit, check_read, check_site
-from .writes import writes_of
+from .writes import Write, alike_in_groups, writes_of
 
 
 class Plan(Schedule):
@@ -131,10 +131,17 @@ def make_plan(
         check_beside(edits, reads)
     columns = shape.vocabulary if columns is None else columns
     taken = sources(ordered, shape)
-    writes = tuple(
-        tuple(writes_seen(writes_of(edits, shape, group, reads_patterns), reads, shape) for edits in ordered)
-        for group in groups
-    )
+    writes: list[tuple[tuple[Write, ...], ...]] = []
+    for group in groups:
+        before = writes[0] if writes else None
+        writes.append(
+            tuple(
+                before[at]
+                if before is not None and alike_in_groups(edits)
+                else writes_seen(writes_of(edits, shape, group, reads_patterns), reads, shape)
+                for at, edits in enumerate(ordered)
+            )
+        )
     packer = Packer(
         shape,
         columns,
@@ -153,7 +160,9 @@ def make_plan(
     )
     run_as_they_are = tuple(run for run in runs if run in {base, *asked, *taken})
     names = (model, shape, base, run_as_they_are, ordered, tuple(groups))
-    return Plan(*names, writes, chunks, columns, reads_patterns, budget, overhead, reads=tuple(reads), inside=inside)
+    return Plan(
+        *names, tuple(writes), chunks, columns, reads_patterns, budget, overhead, reads=tuple(reads), inside=inside
+    )
 
 
 def _limit(batch_size: int | str) -> int | None:

@@ -41,7 +41,7 @@ def check_site(site: Site, model: str, shape: Shape, groups: Sequence[Group]) ->
         raise DeclarationError(f"{site}: {model} has {_heads(site, shape)}")
     if site.neuron is not None and site.neuron >= shape.d_mlp:
         raise DeclarationError(f"{site}: {model} has neurons 0 to {shape.d_mlp - 1}")
-    for group in groups:
+    for group in groups if site.positions else ():
         check_places(site.positions or (), str(site), group)
 
 

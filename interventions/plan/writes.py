@@ -203,6 +203,16 @@ def writes_of(edits: Sequence[Edit], shape: Shape, group: Group, reads_patterns:
     return tuple(made)
 
 
+def alike_in_groups(edits: Sequence[Edit]) -> bool:
+    """Whether the writes of a condition are the same whatever the lengths of prompts and the scored positions are."""
+    return not any(
+        edit.site.positions is not None
+        or isinstance(edit, Knockout)
+        or (isinstance(edit, PathPatch) and edit.sender.positions is not None)
+        for edit in edits
+    )
+
+
 def _value(edit: Edit, value: Value, group: Group) -> Value:
     """What a write puts in, for the prompts of a group, where the change that was declared has `value`."""
     if isinstance(edit, PathPatch | Circuit):

@@ -201,3 +201,19 @@ def test_in_every_family_no_edges_are_the_other_run_and_all_its_own(family: str)
     np.testing.assert_array_equal(found[0], corrupted)
     np.testing.assert_allclose(found[1], clean, rtol=0, atol=1e-5 * clean.std())
     assert np.abs(clean - corrupted).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    "family", [name if name in ("gptj", "gemma", "gpt_oss") else pytest.param(name, marks=HEAVY) for name in FAMILIES]
+)
+def test_in_every_family_one_edge_is_the_circuit_of_all_others(family: str) -> None:
+    """One edge that carries the other run, as a path and as a circuit: made in two ways that share little."""
+    model = hw.load(build(family, 1).eval())
+    every = hw.Circuit(hw.Graph.of(model).edges)
+    drawn = np.random.default_rng(0).choice(len(every), 24, replace=False)
+    some = hw.Circuit(every.edges[at] for at in drawn)
+    found = hw.measure(model, TASK, hw.EdgePatches(some), "loss", per_position=True)
+    wanted = hw.measure(model, TASK, [every - hw.Circuit([edge]) for edge in some], "loss", per_position=True)
+    np.testing.assert_allclose(found["loss"].values, wanted["loss"].values, rtol=1e-5, atol=1e-5)
+    base = found["baseline_loss"].sel(run="clean")
+    assert float(abs(found["loss"] - base).max()) > 1e-3

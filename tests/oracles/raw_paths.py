@@ -262,8 +262,8 @@ def path_patch(
     """Logits where the receivers alone see the sender of another run, and only by the direct paths.
 
     The sender is a place of embed, z, attn_out or mlp_out. Receivers are ``"logits"``, or a list of places of q, k, v
-    and mlp_in that may hold ``"logits"`` too. MLPs on the way, that of a sending attention's own layer among them, belong to the direct
-    paths where ``through_mlps`` says so; attention heads never do.
+    and mlp_in that may hold ``"logits"`` too. MLPs on the way, that of a sending attention's own layer among them,
+    belong to the direct paths where ``through_mlps`` says so; attention heads never do.
     """
     sender, mixed = Place(*sender), [receivers] if receivers == "logits" else list(receivers)
     heads = [Place(*receiver) for receiver in mixed if receiver != "logits"]
