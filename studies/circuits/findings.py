@@ -121,11 +121,14 @@ def _edges(tree: xr.DataTree) -> Iterator[str]:
     size = np.abs(scores.values)[order]
     total = float(size.sum())
     half = int(np.searchsorted(np.cumsum(size), total / 2) + 1) if total else 0
-    how = "exactly" if str(tree["edges"].attrs.get("estimator", "exact")) == "exact" else "by an estimate"
+    estimator = str(tree["edges"].attrs.get("estimator", "exact"))
+    how = "exactly" if estimator == "exact" else f"by an estimate ({estimator})"
     yield (
         f"Scored {how}, the largest of {len(order)} edges are {listed(named)}; half of all that scores add up to "
         f"lies in {count(half, 'edge')}."
     )
+    if verified := tree["edges"].attrs.get("verification"):
+        yield str(verified)
 
 
 def _nodes(tree: xr.DataTree) -> Iterator[str]:
@@ -177,7 +180,8 @@ def _limits(tree: xr.DataTree) -> Iterator[str]:
         "them can lose what none loses alone."
     )
     if study.get("estimator", "exact") != "exact":
-        yield f'Scores are estimates ({study["estimator"]}); `estimator="exact"` measures each edge.'
+        left = "but for those that were verified" if "verification" in tree["edges"].attrs else "not measured"
+        yield f"Scores are estimates ({study['estimator']}), {left}: the order of edges rests on them."
     if study.get("source") == "mean":
         yield "Edges outside of a circuit carry means, which no prompt has: part of a loss is that."
     else:

@@ -76,7 +76,9 @@ def test_tasks_of_the_command(tmp_path, capsys, monkeypatch):
         assert tree["edges"].sizes["example"] == 2
         assert tree["circuit"].attrs["n"] == 40
         assert "on_others" not in tree["circuit"]
-        assert "Scores are estimates (eap)" in " ".join(one["text"] for one in json.loads(tree.attrs["conclusion"]))
+        assert "Scores are estimates (eap), not measured" in " ".join(
+            one["text"] for one in json.loads(tree.attrs["conclusion"])
+        )
     assert json.loads(hw.open_result("task.json.nc").attrs["task"]) == json.loads(hw.to_json(task))
     assert hw.rerun("task.json.nc").agrees
     capsys.readouterr()

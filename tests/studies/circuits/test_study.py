@@ -207,6 +207,22 @@ def test_means_in_the_place_of_the_corrupted_run(words_model):
     assert "tried_edges" not in tree["circuit"].dims
 
 
+def test_what_was_verified_of_an_estimate_is_said(words_model):
+    study = hw.CircuitStudy(TASK, "loss", estimator="eap-ig", then_exact=20, n=40, draws=1, resamples=2)
+    tree = study.run(words_model, False)
+    told = {}
+    for one in conclude(tree):
+        told.setdefault(one.group, []).append(one.text)
+    assert told["edges"][0].startswith("Scored by an estimate (eap-ig, 5 steps), the largest of 310 edges are input->")
+    assert told["edges"][1].startswith("The scores of the 20 edges with the largest estimates are exact.")
+    assert any(
+        text.startswith("Scores are estimates (eap-ig), but for those that were verified") for text in told["limits"]
+    )
+    assert float(tree["edges"]["score"].mean("example").max()) > 1  # a loss: above 0 where an edge matters
+    assert float(tree["curve"]["cpr"]) > 0.8
+    assert hw.CircuitStudy.from_json(tree.attrs["study"]) == study
+
+
 def test_a_study_is_kept_taken_from_where_it_was_listed_and_repeated(words_model, study, tmp_path, tree):
     stages = []
     first = study.run(words_model, stages.append, out=tmp_path / "circuit.nc")
