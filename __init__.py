@@ -7,9 +7,9 @@
 - what: ``ZeroAblate``, ``MeanAblate``, ``ResampleAblate``, ``Patch``, ``PathPatch``, ``Add``, ``ProjectOut``,
   ``Scale``, ``Knockout``, ``Compose``, ``Intervention``; a labelled family of them: ``Grid``
 - edges: ``Graph`` (those of a model), ``Circuit`` (a set of them), ``EdgePatches`` (each alone carries another run),
-  ``edge_scores`` (what that changes), ``circuit_sizes``, ``circuit_curve`` (how much
-  circuits keep), ``edge_inclusion`` (how sure they are), ``read_mib``, ``write_mib`` (files)
-- prompts: ``RepeatedTokens``, ``Prompts``, ``Chat``; what they draw: ``Batch``
+  ``edge_scores`` (what that changes), ``circuit_sizes``, ``circuit_curve`` (how much circuits keep),
+  ``edge_inclusion`` (how sure they are), ``read_mib``, ``write_mib`` (files); all of it, ``CircuitStudy``
+- prompts: ``RepeatedTokens``, ``Prompts``, ``Chat``; from text, ``recurring_prompts``; what they draw: ``Batch``
 - numbers: ``measure``, ``plan`` (the cost, beforehand), ``capture``, ``predict``, ``direct_logit_attribution``,
   ``logit_lens``, ``difference`` (a vector to steer with), ``weighted_value_norms``, ``compare_estimates``,
   ``composition_scores``, ``circuit_scores``, ``head_circuits``, ``neuron_tokens``, ``describe_heads``,
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from .studies import Batch as Batch
     from .studies import CausalLM as CausalLM
     from .studies import Chat as Chat
+    from .studies import CircuitStudy as CircuitStudy
     from .studies import FabricExecutor as FabricExecutor
     from .studies import FormationStudy as FormationStudy
     from .studies import InductionStudy as InductionStudy
@@ -99,6 +100,7 @@ if TYPE_CHECKING:
     from .studies import plots as plots
     from .studies import predict as predict
     from .studies import read_mib as read_mib
+    from .studies import recurring_prompts as recurring_prompts
     from .studies import rerun as rerun
     from .studies import summary as summary
     from .studies import table as table
@@ -120,8 +122,9 @@ else:
             ".interventions.models.checkpoints": "checkpoint_steps",
             ".interventions.models.locate": "shipped",
             ".interventions.models.model": "Model",
-            ".studies": "Batch CausalLM Chat FabricExecutor FormationStudy InductionStudy MixedData Prompts "
-            "RepeatedTokens RepeatedTokensData Results StudyCallback Sweep TextData TextInduction TrainerStudyCallback "
+            ".studies": "Batch CausalLM Chat CircuitStudy FabricExecutor FormationStudy InductionStudy MixedData "
+            "Prompts RepeatedTokens RepeatedTokensData Results StudyCallback Sweep TextData TextInduction "
+            "TrainerStudyCallback recurring_prompts "
             "capture circuit_curve circuit_scores circuit_sizes compare_estimates composition_scores describe_heads "
             "edge_inclusion edge_scores effect from_json read_mib write_mib "
             "difference direct_logit_attribution head_circuits neuron_tokens predict weighted_value_norms "

@@ -226,6 +226,32 @@ def gains_by_bin() -> Any:
     return hw.plots.gains_by_bin(found["distance"])
 
 
+def circuit_graph() -> Any:
+    """The smallest circuit of the shipped model that keeps 90% of the logit difference, by layer."""
+    found = hw.CircuitStudy(task, draws=5).run(model, out="results/circuit-words-2l.nc")
+    circuit = hw.from_json(found.attrs["circuit"])
+    return hw.plots.circuit_graph(circuit, found["edges"]["score"], graph=hw.Graph.of(model))
+
+
+def circuit_curve() -> Any:
+    """What circuits of growing size keep, at the shares of all edges that MIB has; grey: random connected circuits."""
+    found = hw.CircuitStudy(task, draws=5).run(model, out="results/circuit-words-2l.nc")
+    random = found["random"].to_dataset().sel(kind="connected edges")
+    return hw.plots.circuit_curve(found["curve"].to_dataset(), random)
+
+
+def edge_inclusion() -> Any:
+    """How sure the edges of a circuit are: how often each is chosen where the prompts, here eight, are drawn again."""
+    few = hw.edge_scores(model, hw.RepeatedTokens(n=8, length=8), "logit_diff")
+    return hw.plots.edge_inclusion(hw.edge_inclusion(few["score"], n=20))
+
+
+def kept_by_heads() -> Any:
+    """Which heads suffice, with all MLPs: taken in by score, taken out greedily, and random sets of as many."""
+    found = hw.CircuitStudy(task, draws=5).run(model, out="results/circuit-words-2l.nc")
+    return hw.plots.kept_by_heads(found["nodes"].to_dataset())
+
+
 def chosen() -> Any:
     """No name to remember: `picture` chooses by the dims of a variable, of any dataset."""
     return hw.plots.picture(tree, "ablation/loss", ablation="mean")
@@ -265,6 +291,10 @@ PICTURES: tuple[Callable[[], Any], ...] = (
     formation,
     change_points,
     gains_by_bin,
+    circuit_graph,
+    circuit_curve,
+    edge_inclusion,
+    kept_by_heads,
     chosen,
 )
 INTRODUCTION = """# Gallery

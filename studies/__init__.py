@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .circuits.inclusion import edge_inclusion as edge_inclusion
     from .circuits.mib import read_mib as read_mib
     from .circuits.mib import write_mib as write_mib
+    from .circuits.study import CircuitStudy as CircuitStudy
     from .dynamics.callback import StudyCallback as StudyCallback
     from .dynamics.checkpoints import over_checkpoints as over_checkpoints
     from .dynamics.formation import FormationStudy as FormationStudy
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from .tasks.prompts import Prompts as Prompts
     from .tasks.tasks import RepeatedTokens as RepeatedTokens
     from .text.heads import text_heads as text_heads
+    from .text.recurring import recurring_prompts as recurring_prompts
     from .text.study import TextInduction as TextInduction
     from .training.causal_lm import CausalLM as CausalLM
     from .training.data import MixedData as MixedData
@@ -76,6 +78,7 @@ else:
             ".circuits.edge_scores": "edge_scores",
             ".circuits.inclusion": "edge_inclusion",
             ".circuits.mib": "read_mib write_mib",
+            ".circuits.study": "CircuitStudy",
             ".inspection.attribution": "direct_logit_attribution",
             ".inspection.circuits": "circuit_scores head_circuits",
             ".inspection.difference": "difference",
@@ -108,5 +111,6 @@ else:
             ".tasks.prompts": "Prompts",
             ".tasks.tasks": "RepeatedTokens",
             ".text.heads": "text_heads",
+            ".text.recurring": "recurring_prompts",
         },
     )

@@ -16,6 +16,7 @@ from ...interventions.declare.sites import Head
 from .. import plots
 from . import head_facts, variables
 from . import text as sentences
+from .circuit import CircuitView
 from .figures import HeadGrid
 from .firing import Models
 from .folder import Folder
@@ -70,6 +71,7 @@ class Session:
         self.dims = pn.FlexBox(gap="0 .8rem", margin=0)
         self.grid, self.grid_note = picture(), html()
         self.heading, self.facts = html(), html()
+        self.circuit = CircuitView()
         self.partners = pn.Column(sizing_mode="stretch_width", margin=0)
         self.pattern = PatternView(models, self.remember)
         self.prompt = PromptView(models, self.remember, self.pick)
@@ -87,6 +89,7 @@ class Session:
             "head": self.heading,
             "facts": self.facts,
             "partners": self.partners,
+            "circuit": self.circuit.view,
             "pattern": self.pattern.view,
             **self.prompt.roots(),
         }
@@ -116,6 +119,8 @@ class Session:
             if usual is not None:
                 asked = self.wanted.variable
                 self.variable.value = asked if asked in self._known else usual.key
+        with self._in_words():
+            self.circuit.open(self.tree)
         self.pattern.open(self.tree, self.wanted.pattern)
         self.prompt.open(self.tree, self.wanted)
         if self.tree is not None:

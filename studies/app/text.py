@@ -47,6 +47,12 @@ def prompt_heading(model: str) -> str:
     )
 
 
+def circuit(found: Sequence[str]) -> str:
+    """What a study of a circuit found."""
+    lines = "".join(f"<li>{html_escape(printable(one[:LONGEST]))}</li>" for one in found[:SHOWN])
+    return f"<h2>The circuit</h2><ul>{lines}</ul>"
+
+
 def heading(head: str, role: str) -> str:
     """The picked head and its role."""
     words = f' <span class="role">{escape(_role(role))}</span>' if role else ""

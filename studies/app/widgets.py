@@ -125,6 +125,7 @@ TEMPLATE = _template("""<main>
 <div>{{ embed(roots.facts) }}{{ embed(roots.partners) }}</div></div>
 </section>
 </div>
+<section aria-label="The circuit">{{ embed(roots.circuit) }}</section>
 <section class="card" aria-label="Try a prompt">{{ embed(roots.prompt) }}
 <div class="two"><div>{{ embed(roots.fires) }}</div><div>{{ embed(roots.live) }}</div></div>
 </section>

@@ -44,6 +44,8 @@ from ..measuring.measure import measure
 from .edge_request import EdgeRequest
 
 CONFIDENCE = 0.95
+SHOWN = 5
+"""Edges that were missed and are named."""
 
 
 def estimating(name: str) -> Callable[[EdgeRequest], xr.Dataset]:
@@ -97,6 +99,7 @@ def estimated(request: EdgeRequest, name: str) -> xr.Dataset:
         **options,
     )
     found = ds.drop_vars(request.metric.name).assign(score=request.as_score(effect(ds, request.metric.name)))
+    found["score"].attrs["long_name"] += ", estimated"
     return verified(request, found) if request.then_exact else found
 
 
@@ -135,7 +138,8 @@ def verified(request: EdgeRequest, found: xr.Dataset) -> xr.Dataset:
         values[at] = known[place[str(found["edge"].values[at])]]
     sizes = np.abs(values.mean(-1, dtype=np.float64))
     is_exact, is_sampled = (np.isin(np.arange(len(means)), some) for some in (chosen, drawn))
-    threshold, exceeding = float(sizes[top].min()), int((sizes[drawn] > sizes[top].min()).sum())
+    threshold, above = float(sizes[top].min()), drawn[sizes[drawn] > sizes[top].min()]
+    exceeding = len(above)
     most = most_in_all(exceeding, len(drawn), len(others), CONFIDENCE) if len(others) else 0
     largest = float(sizes[drawn].max()) if len(drawn) else float("nan")
     units = request.metric.card.units
@@ -144,8 +148,8 @@ def verified(request: EdgeRequest, found: xr.Dataset) -> xr.Dataset:
         words += (
             f" Of the other {len(others)}, {len(drawn)} were drawn at random (seed {request.seed}) and scored exactly "
             f"too: the largest mean among them is {largest:.3g} {units} in size, where the least of the {k} is "
-            f"{threshold:.3g}, and {exceeding} exceed that. With {CONFIDENCE:.0%} confidence at most {most} of the "
-            f"{len(others)} do ({most / len(others):.1%})."
+            f"{threshold:.3g}, and {exceeding} exceed that{_named(found, above)}. With {CONFIDENCE:.0%} confidence at "
+            f"most {most} of the {len(others)} do ({most / len(others):.1%})."
         )
     elif len(others):
         words += f" Nothing is known of how large the exact scores of the other {len(others)} are: sample=0."
@@ -155,3 +159,9 @@ def verified(request: EdgeRequest, found: xr.Dataset) -> xr.Dataset:
     result = found.assign_coords(exact=("edge", is_exact), sampled=("edge", is_sampled))
     result["score"] = result["score"].copy(data=values)
     return result.assign_attrs(facts | {"verification": words})
+
+
+def _named(found: xr.Dataset, places: np.ndarray[Any, Any]) -> str:
+    """Edges in brackets, the first of them; nothing where there is none."""
+    names = [str(found["edge"].values[at]) for at in np.sort(places)]
+    return f" ({', '.join([*names[:SHOWN], *(['...'] if len(names) > SHOWN else [])])})" if names else ""

@@ -12,14 +12,15 @@ from collections.abc import Sequence
 
 from ...errors import HeadwiseError
 from ...version import version
-from . import app, completion, dynamics, induction, plan, plot, report, rerun, results, text, train
+from . import app, circuit, completion, dynamics, induction, plan, plot, report, rerun, results, text, train
 from .shared import Help, OutputError, Parser, fill, say, take_output, written
 
-COMMANDS = (induction, text, dynamics, plan, train, results, plot, report, rerun, app, completion)
+COMMANDS = (induction, text, circuit, dynamics, plan, train, results, plot, report, rerun, app, completion)
 EXAMPLES = """examples:
   headwise induction                                 the whole analysis
   headwise induction --model openai-community/gpt2   of a model from the Hub
   headwise text --text FOLDER                        induction on your own text
+  headwise circuit                                   the circuit, edge by edge
   headwise plan --what qkv --metric logit_diff       the cost, beforehand
   headwise results ls                                what is in results/
   headwise results query results ablation/loss --sort -effect --top 10

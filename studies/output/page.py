@@ -141,7 +141,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]], *, caption: str
 
     def cell(at: int, value: object) -> str:
         """Write a cell: a heading in the first column, a number or a text in the others."""
-        text = escape(str(value))
+        text = _unbroken(escape(str(value)))
         if at == 0:
             return f'<th scope="row">{text}</th>'
         kind = ' class="n"' if right[at] else ' class="long"' if at in long else ""
@@ -179,7 +179,12 @@ def paragraphs(texts: Sequence[str]) -> str:
 
 def _kept(text: str) -> str:
     """Text, escaped, that does not break a line within ``p = 0.05``."""
-    return escape(text).replace(" = ", "\u00a0=\u00a0")
+    return _unbroken(escape(text).replace(" = ", "\u00a0=\u00a0"))
+
+
+def _unbroken(html: str) -> str:
+    """HTML that does not break a line within an arrow, as of an edge."""
+    return html.replace("-&gt;", '<span class="arrow">-&gt;</span>')
 
 
 def bullets(texts: Sequence[str]) -> str:

@@ -71,7 +71,7 @@ table { border-collapse: collapse; font-size: .92rem; width: 100%; font-variant-
 th, td { text-align: left; padding: .35rem .7rem; border-top: 1px solid var(--line); vertical-align: top; }
 thead th { border-top: 0; border-bottom: 2px solid var(--line); font-weight: 600; vertical-align: bottom; }
 tbody th { font-weight: 600; }
-td, th { white-space: nowrap; }
+td, th, .arrow { white-space: nowrap; }
 td.n, th.n { text-align: right; }
 td.long { white-space: normal; overflow-wrap: anywhere; min-width: 9rem; }
 pre { --base: var(--mark); padding: .8rem 1rem; font-size: .88rem; line-height: 1.5; }

@@ -24,6 +24,7 @@ from .attention_viewer import attention_viewer
 from .choice.auto import picture
 from .circuits.curves import circuit_curve, edge_inclusion
 from .circuits.graph import circuit_graph
+from .circuits.heads import kept_by_heads
 from .composition import causal_check, composition_matrix, composition_strip
 from .composition_graph import composition_graph
 from .curves import along, by_position, gains_by_bin, ranked_conditions
@@ -72,6 +73,7 @@ __all__ = [
     "head_grid_over_steps",
     "head_grids",
     "heads_on_text",
+    "kept_by_heads",
     "layer_by_position",
     "over_steps",
     "path_grids",

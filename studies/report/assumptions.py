@@ -161,6 +161,12 @@ def _prompts(ran: Ran) -> Iterator[str]:
 
 def _ways(ran: Ran) -> Iterator[str]:
     alone = [kind for kind in ran.kinds if kind in ABLATIONS] == ["ZeroAblate"]  # which stands in what was not tested
+    if ran.record.study.get("type") == "CircuitStudy":
+        yield (
+            "Edges outside of a circuit carry the values of another run: what both runs have in common, they carry too."
+        )
+        yield METRICS.get(str(ran.record.study.get("metric")), "")
+        return
     yield from (KINDS[kind] for kind in ran.kinds if kind in KINDS and not (alone and kind == "ZeroAblate"))
     yield from (METRICS[name] for name in ran.metrics if name in METRICS)
     held = {str(name) for node in ran.tree.subtree for name in node.data_vars}
@@ -173,6 +179,10 @@ def _ways(ran: Ran) -> Iterator[str]:
 
 
 def _interventions(ran: Ran) -> Iterator[str]:
+    if ran.record.study.get("type") == "CircuitStudy":
+        yield "Edges were replaced at all positions of a prompt at once: at which of them they matter was not tested."
+        yield "Each edge was scored alone, and circuits take edges in the order of these scores: no other was searched."
+        return
     if not ran.edits:
         if ran.says:
             yield "Nothing was intervened on: this describes the model, and shows no cause."

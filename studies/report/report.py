@@ -27,7 +27,7 @@ from ..storage.netcdf import reading
 from ..storage.reading import as_tree, open_result
 from ..storage.record import KINDS, LOOKS, Record
 from ..tasks.chat import prompt_in_words
-from . import formation, generic, inside, measurement, series, text, text_heads
+from . import circuit, formation, generic, inside, measurement, series, text, text_heads
 from .assumptions import Ran, assumed, untested
 from .changes import metrics_in
 from .induction import QUESTION, SECTIONS, Section, compared
@@ -151,6 +151,10 @@ def _contents(tree: xr.DataTree) -> Contents:
         title = str(attrs.get("title", "Induction on text"))
         sections = [section for section in text.SECTIONS if section.key in tree.children]
         return Contents(title, text.QUESTION, f"{lead} {text.lead(tree)}".strip(), sections, _findings(attrs))
+    if record.study.get("type") == "CircuitStudy":
+        title = str(attrs.get("title", "A circuit"))
+        sections = [section for section in circuit.SECTIONS if section.key in tree.children]
+        return Contents(title, circuit.QUESTION, f"{lead} {circuit.lead(tree)}".strip(), sections, _findings(attrs))
     root = tree.to_dataset()
     if record.kind == "text_heads":
         title, said = str(attrs.get("title", "Heads on text")), text_heads.sentences(root)
@@ -175,6 +179,8 @@ def _contents(tree: xr.DataTree) -> Contents:
     return Contents(title, str(attrs.get("question", "")), lead, sections, said)
 
 
+SHOWN_IDS = 12
+"""Token ids of a prompt that a sentence shows."""
 SERIES_QUESTION = "What forms while the model is trained, and when?"
 ESTIMATED = (
     *("exact", "estimate", "exact_q", "rank_correlation", "sign_agreement"),
@@ -238,9 +244,15 @@ def _lead(record: Record, corrupted: bool) -> str:
             return f"{', '.join(parts)}. In the corrupted run, {corruption}."
     elif task.get("type") == "Prompts" and isinstance(prompts := task.get("prompts"), list) and prompts:
         kind, such = prompt_in_words(prompts[0])
-        such = such if kind == "token ids" else f"“{such}”"
+        such = _cut(such) if kind == "token ids" else f"“{such}”"
         parts.append(f"with {count(len(prompts), 'prompt')} of {kind}, such as {such}")
     return f"{', '.join(parts)}." if parts else ""
+
+
+def _cut(ids: str) -> str:
+    """The first of a prompt's token ids."""
+    first = ids.split()
+    return ids if len(first) <= SHOWN_IDS else f"{' '.join(first[:SHOWN_IDS])} …"
 
 
 def _top(page: Page, told: Contents) -> None:

@@ -23,6 +23,7 @@ from ..tasks.tasks import RepeatedTokens
 if TYPE_CHECKING:
     from ...interventions.models.model import Model
     from ..analyses.induction import InductionStudy
+    from ..circuits.study import CircuitStudy
     from ..dynamics.formation import FormationStudy
     from ..tasks.tasks import Task
 
@@ -130,6 +131,28 @@ def check_study(study: InductionStudy, stored: xr.DataTree) -> None:
     for what, (needed, group, dim) in held.items():
         sizes = stored[group].to_dataset().sizes if group in stored.children else {}
         _compare(what, needed, sizes.get(dim, 0))
+
+
+def check_circuit(study: CircuitStudy, stored: xr.DataTree) -> int:
+    """Refuse a file that asks for a larger study of a circuit than it holds.
+
+    Returns
+    -------
+    int
+        Edges that it holds scores of.
+
+    Raises
+    ------
+    ResultError
+        Says what it asks for and what it holds.
+    """
+    held = {}
+    for group, dim in (("edges", "example"), ("random", "draw"), ("edges", "edge")):
+        sizes = stored[group].to_dataset().sizes if group in stored.children else {}
+        held[dim] = int(sizes.get(dim, 0))
+    _compare("prompts", size_of(study.task)[0], held["example"])
+    _compare("random circuits", study.draws, held["draw"])
+    return held["edge"]
 
 
 def _compare(what: str, needed: int, held: int) -> None:

@@ -68,6 +68,8 @@ def recipe(attrs: Mapping[Any, Any], root: xr.Dataset, file: str) -> Recipe | No
             return _of_trainings(record, file)
         if record.study.get("type") == "TextInduction":
             return _of_text(record)
+        if record.study.get("type") == "CircuitStudy":
+            return _of_circuit(record, file)
         if record.kind == "text_heads":
             return _of_text_heads(record, file)
         return _of_study(record) if record.kind == "study" else _of_measurement(record, root, file)
@@ -131,6 +133,34 @@ def _of_text(record: Record) -> Recipe:
     differ = [name for name in ("threshold", "untrained") if getattr(study, name) != getattr(default, name)]
     notes = [f"The command does not set {', '.join(differ)}; the Python lines do."] if differ else []
     return Recipe(command, "\n".join(lines), (*notes, *_notes(record)))
+
+
+def _of_circuit(record: Record, file: str) -> Recipe:
+    """Of the study of a circuit; on the command line where it has a task of that."""
+    from ..circuits.study import CircuitStudy
+    from ..tasks.tasks import RepeatedTokens
+
+    study = CircuitStudy.from_json(record.attrs["study"])
+    task, default = study.task, CircuitStudy(study.task)
+    lines = ["import headwise as hw", "", _load(record)]
+    text = f'hw.CircuitStudy.from_json(hw.open_result({file!r}).attrs["study"])'
+    lines += [f"study = {text}", 'tree = study.run(model, out="again.nc")', "hw.write_report(tree)"]
+    names = {"n": "edges", "then_exact": "then-exact"}
+    fields = ("metric", "estimator", "steps", "source", "share", "n", "draws", "then_exact")
+    given = {
+        f"--{names.get(name, name)}": getattr(study, name)
+        for name in fields
+        if getattr(study, name) != getattr(default, name)
+    }
+    if "--metric" in given:
+        given["--metric"] = json_in(record.attrs, "study", dict)["metric"]
+    if not isinstance(task, RepeatedTokens) or task != RepeatedTokens(task.n, task.length, study.seed):
+        return Recipe(f"headwise rerun {shlex.quote(file)}", "\n".join(lines), _notes(record))
+    opening = {f"--{name}": value for name, value in record.opening.items()}
+    sizes = {"--n": task.n, "--length": task.length, "--seed": study.seed}
+    options = {"--model": record.model, **opening, **sizes, **given}
+    command = "headwise circuit " + " ".join(f"{name} {shlex.quote(str(value))}" for name, value in options.items())
+    return Recipe(command + (" --remote" if record.server else ""), "\n".join(lines), _notes(record))
 
 
 def _of_text_heads(record: Record, file: str) -> Recipe:

@@ -287,6 +287,8 @@ def _how(record: Record, stored: xr.DataTree) -> Repeat:
     """What repeats a result; everything that the file declares is read before a model is opened."""
     if record.study.get("type") == "TextInduction":
         return _text(record.attrs["study"], stored)
+    if record.study.get("type") == "CircuitStudy":
+        return _circuit(record, stored)
     if record.kind == "study":
         return _study(record.attrs["study"], stored)
     if missing := record.missing():
@@ -378,6 +380,21 @@ def _study(text: str, stored: xr.DataTree) -> Repeat:
     return Repeat(
         lambda model, say: study.run(model, lambda stage: say(str(STAGES.get(stage, stage)))), study.task, forward
     )
+
+
+def _circuit(record: Record, stored: xr.DataTree) -> Repeat:
+    """Of a study of a circuit."""
+    from ..circuits.study import STAGES, CircuitStudy
+
+    record.declared_task()  # refuses one of someone's own, in words
+    study = CircuitStudy.from_json(record.attrs["study"])
+    edges = consent.check_circuit(study, stored)
+
+    def forward(model: Model) -> int:
+        heads = model.shape.layers * model.shape.heads
+        return edges + 50 * study.draws + 100 + 4 * heads + heads**2 // 2
+
+    return Repeat(lambda model, say: study.run(model, lambda stage: say(STAGES[stage])), study.task, forward)
 
 
 def _text(text: str, stored: xr.DataTree) -> Repeat:

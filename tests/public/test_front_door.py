@@ -27,11 +27,11 @@ LISTED = """
 load shipped checkpoint_steps Model register Family
 Head Neuron Layer Site Component Logits
 ZeroAblate MeanAblate ResampleAblate Patch PathPatch Add ProjectOut Scale Knockout Compose Grid Intervention
-RepeatedTokens Prompts Chat Batch
+RepeatedTokens Prompts Chat Batch recurring_prompts
 measure plan capture compare_estimates composition_scores describe_heads InductionStudy TextInduction
 predict direct_logit_attribution logit_lens difference weighted_value_norms circuit_scores head_circuits neuron_tokens
 text_heads
-Graph Circuit EdgePatches edge_scores circuit_sizes circuit_curve edge_inclusion read_mib write_mib
+Graph Circuit CircuitStudy EdgePatches edge_scores circuit_sizes circuit_curve edge_inclusion read_mib write_mib
 CausalLM RepeatedTokensData TextData MixedData
 Sweep StudyCallback TrainerStudyCallback log_spaced over_checkpoints FabricExecutor FormationStudy
 effect normalized table summary

@@ -40,8 +40,7 @@ def test_every_picture_is_in_it(gallery):
     text = (DOCS / "gallery.md").read_text()
     absent = {name for name in plots.__all__ if f"plots.{name}(" not in text}
     relatives = {"along", "attention", "grid", "head_grid_over_steps", "head_grids", "words_table"}
-    edges = {"circuit_curve", "circuit_graph", "edge_inclusion"}  # what they draw is no result of a measurement
-    assert absent == relatives | edges  # of each relative, a close one is there
+    assert absent == relatives  # of each, a close one is there
 
 
 @pytest.mark.heavy

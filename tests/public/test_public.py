@@ -136,6 +136,20 @@ def test_the_readme_studies_real_text():
     assert str(space["named"]["called"].sel(layer=1, head=6).item()) == "induction"
 
 
+def test_the_readme_finds_a_circuit():
+    space = {"hw": hw}
+    block = (
+        blocks()[5]
+        .replace("n=32, length=25", "n=4, length=8")
+        .replace('"logit_diff").run', '"logit_diff", draws=1).run')
+    )
+    exec(compile(block, "README.md", "exec"), space)
+    assert len(space["circuit"]) == 33
+    kept = space["kept"]["logit_diff"].mean() / space["kept"]["baseline_logit_diff"].sel(run="clean").mean()
+    assert 0.5 < float(kept) < 1
+    assert {"curve", "circuit", "nodes", "inclusion"} <= {*space["study"].children}
+
+
 def test_the_script_that_looks_inside_runs_as_written():
     from headwise import Head, Neuron, ZeroAblate
 
@@ -178,13 +192,13 @@ def test_the_readme_explains_a_plan_as_it_is(monkeypatch, capsys):
 def test_the_readme_reads_a_study_back(tmp_path, monkeypatch, words_study):
     monkeypatch.chdir(tmp_path)
     hw.write_netcdf(words_study, "results/induction-words-2l.nc")
-    block = blocks()[5]
+    block = blocks()[6]
     space = {}
     exec(compile(block, "README.md", "exec"), space)
     assert space["tree"]["heads"]["induction"].dims == ("layer", "head", "example")
     groups = re.search(r"# groups: ([a-z ]+)", block).group(1).split()
     assert set(groups) <= set(space["tree"].children)
-    exec(compile(blocks()[6], "README.md", "exec"), space)
+    exec(compile(blocks()[7], "README.md", "exec"), space)
     (entry,) = space["results"]
     assert (entry.model, entry.study) == ("words-2l", "InductionStudy")
     table = space["results"].table("ablation/loss", where="effect > 0.5 and layer >= 1", sort="-effect", top=10)
@@ -197,7 +211,7 @@ def test_the_readme_reads_a_study_back(tmp_path, monkeypatch, words_study):
 def test_the_readme_measures_while_a_model_is_trained(tmp_path, monkeypatch, steps):
     monkeypatch.chdir(tmp_path)
     space = {"hw": hw}
-    exec(compile(blocks()[8].replace("400", str(steps)), "README.md", "exec"), space)
+    exec(compile(blocks()[9].replace("400", str(steps)), "README.md", "exec"), space)
     formation, shipped = space["formation"], space["shipped"]
     assert formation["induction"].dims == ("step", "layer", "head", "example")
     assert formation["step"].values.tolist() == list(hw.log_spaced(steps, 12))
@@ -210,10 +224,10 @@ def test_the_readme_writes_what_can_be_gone_on_with(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     space = {}
     exec(compile(blocks()[0], "README.md", "exec"), space)
-    exec(compile(blocks()[7], "README.md", "exec"), space)
+    exec(compile(blocks()[8], "README.md", "exec"), space)
     wanted = space["ds"]["loss"]
     xr.testing.assert_equal(xr.load_dataset("results/heads.nc")["loss"], wanted)
-    exec(compile(blocks()[9], "README.md", "exec"), space)
+    exec(compile(blocks()[10], "README.md", "exec"), space)
     xr.testing.assert_allclose(xr.load_dataset("results/many.nc")["loss"], wanted, atol=1e-6)
 
 

@@ -110,7 +110,7 @@ def on_the_way_back(
     -------
     tensor (edge, example)
     """
-    heads, kv_heads, drops, ruled = parts["heads"], parts["kv_heads"], spec["drops"], spec["ruled"]
+    heads, drops, ruled = parts["heads"], spec["drops"], spec["ruled"]
     units, copies = 2 * parts["layers"], [slope]  # the first without a dropped part
     found = [of_drops([summed(changes, slope[None])], units)]
     for layer in range(parts["layers"] - 1, -1, -1):
@@ -124,13 +124,13 @@ def on_the_way_back(
         if not parts["parallel"]:
             copies = [one + more for one, more in zip(copies, by_mlp, strict=True)] + copies[: int(drops)]
         stream = points[(layer, "stream")]
-        by_heads = back_through_attention(parts, angles, layer, stream, copies, ruled, before)
+        by_heads = back_through_attention(parts, angles, layer, stream, copies, ruled, before, spec["patterns"])
         if cut == (layer, "z"):
             by_heads = [{name: torch.zeros_like(value) for name, value in one.items()} for one in by_heads]
         each = [one["scores"] for one in by_heads]
         if spec["patterns"]:
             made = by_patterns(parts, angles, layer, stream, before, [one["z"] for one in by_heads], spec["rows"])
-            each = [torch.cat([new, one[heads + kv_heads :]]) for new, one in zip(made, each, strict=True)]
+            each = [torch.cat([new, of_v]) for new, of_v in zip(made, each, strict=True)]
         found += [to_mlp, of_drops(each, units)]
         added = [one["stream"] for one in by_heads]
         if parts["parallel"]:

@@ -211,6 +211,7 @@ def back_through_attention(
     towards: list[torch.Tensor],
     ruled: bool,
     changes: torch.Tensor,
+    only_v: bool,
 ) -> list[dict[str, torch.Tensor]]:
     """The slopes by what q, k and v of each head read, for each slope by what attention writes.
 
@@ -226,6 +227,8 @@ def back_through_attention(
         Whether the rules of RelP hold: of norms, while attention has its own slopes.
     changes : tensor (sender, example, position, d_model)
         Of the senders before the layer.
+    only_v : bool
+        Whether scores are wanted of v alone: then q and k of all heads read one stream together, which is quicker.
 
     Returns
     -------
@@ -235,17 +238,18 @@ def back_through_attention(
         position, head * d_head)``.
     """
     block, size, heads, kv_heads = parts["blocks"][layer], parts["d_head"], parts["heads"], parts["kv_heads"]
-    count, found = heads + 2 * kv_heads, []
+    first, found = heads + kv_heads, []  # of q and k
+    streams = [0 if only_v and at < first else at - only_v * (first - 1) for at in range(first + kv_heads)]
     with torch.enable_grad():
-        leaf = stream.detach().expand(count, *stream.shape).clone().requires_grad_()
-        read = entering(parts, layer, leaf.flatten(0, 1), ruled).chunk(count)
-        each = [project(parts, block, one, slice(at * size, (at + 1) * size)) for at, one in enumerate(read)]
-        q, k, v = each[:heads], each[heads : heads + kv_heads], each[heads + kv_heads :]
+        leaf = stream.detach().expand(streams[-1] + 1, *stream.shape).clone().requires_grad_()
+        read = entering(parts, layer, leaf.flatten(0, 1), ruled).chunk(len(leaf))
+        each = [project(parts, block, read[at], slice(n * size, (n + 1) * size)) for n, at in enumerate(streams)]
+        q, k, v = each[:heads], each[heads:first], each[first:]
         z = attended(parts, angles, layer, torch.cat(q, -1), torch.cat(k, -1), torch.cat(v, -1))
         made = call_module(block, parts["paths"]["out"], z)
         for one in towards:
             slopes, by_z = torch.autograd.grad(made, [leaf, z], one, retain_graph=True)
-            found.append({"scores": summed(changes, slopes), "stream": slopes.sum(0), "z": by_z})
+            found.append({"scores": summed(changes, slopes[int(only_v) :]), "stream": slopes.sum(0), "z": by_z})
     return found
 
 

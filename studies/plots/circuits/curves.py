@@ -94,7 +94,7 @@ def circuit_curve(ds: xr.Dataset, random: xr.Dataset | None = None, *, title: st
     ends = (min(reach) - 0.08, max(reach) + 0.12)
     if along == "share":
         axes["xticks"] = [(share, f"{share:.1%}".replace(".0%", "%")) for share in TICKS if at.min() <= share]
-    legend = {"show_legend": split or random is not None, "legend_cols": 3}
+    legend = {"show_legend": split or random is not None, "legend_cols": 2}
     return overlay(parts, title=title, width=520, height=360, ylim=ends, **axes, **legend)
 
 

@@ -20,7 +20,7 @@ MOST = 100
 THINNEST, THICKEST = 1.0, 7.0
 PARTS = {"q": ("read as query", BLUE), "k": ("read as key", ORANGE), "v": ("read as value", GREEN)}
 RAISING = "dashed: score above 0"
-OTHERS = ("read by an MLP or the logits", GREY)
+OTHERS = ("by an MLP or the logits", GREY)
 PORTS = {"q": -0.01, "k": 0.0, "v": 0.01}
 """Where on a head an edge into its q, k or v ends, as a share of the width."""
 Nodes = dict[str, tuple[float, int, str]]

@@ -58,7 +58,10 @@ def test_the_largest_become_exact_and_a_sample_bounds_the_others(words_model, ex
     assert (sizes[order[12:]] > threshold).sum() <= told["exceeding_at_most"]
     numbers = re.findall(r"\d+", told["verification"])
     assert numbers[:2] == ["12", "298"]
-    assert f"{exceeding} exceed that. With 95% confidence at most {told['exceeding_at_most']}" in told["verification"]
+    missed = found["edge"].values[drawn & (sizes > sizes[order[:12]].min())]
+    named = f" ({', '.join(missed)})" if exceeding else ""
+    bound = f"{exceeding} exceed that{named}. With 95% confidence at most {told['exceeding_at_most']} of the 298 do"
+    assert bound in told["verification"]
     again = hw.edge_scores(words_model, TASK, "logit_diff", **given)
     assert again.identical(found.assign_attrs({name: again.attrs[name] for name in found.attrs}))
     others = hw.edge_scores(words_model, TASK, "logit_diff", **given | {"seed": 4})

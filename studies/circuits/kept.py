@@ -1,0 +1,301 @@
+"""What circuits keep of a behaviour: many of them measured in one call, and the stages of the study of a circuit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from ...errors import ModelError
+from ...interventions.declare.circuits import ABS, MEAN, SIGNED, Circuit
+from ...interventions.declare.graph import Graph
+from ...metrics.card import Metric
+from ...metrics.faithfulness import faithfulness
+from ...metrics.intervals import interval_attrs, ratio_interval
+from ...metrics.statistics import null_p_value
+from ..measuring.measure import measure
+from ..tasks.tasks import Task
+from .at_random import CONNECTED, KINDS, random_circuits
+from .curves import circuit_curve, circuit_sizes
+
+if TYPE_CHECKING:
+    from ...interventions.models.model import Model
+
+Array = np.ndarray[Any, Any]
+SELECTIONS = (SIGNED, ABS)
+NONE, WHOLE = "none", "all"
+"""Names of the empty circuit and of the whole model among conditions."""
+CLEAN = "clean"
+BETWEEN = 29
+"""Numbers of edges that are tried between two numbers of the grid."""
+WRONG = 1e-3
+"""Share of the values by which the empty circuit or the whole one may differ from its run, in single precision."""
+
+
+@dataclass(frozen=True, eq=False)
+class Behaviour:
+    """What circuits are judged by.
+
+    Attributes
+    ----------
+    model : Model
+    task : Task
+    metric : Metric
+    source : str
+        What edges outside of a circuit carry.
+    """
+
+    model: Model
+    task: Task
+    metric: Metric
+    source: str
+
+    @property
+    def graph(self) -> Graph:
+        """The edges of the model."""
+        return Graph.of(self.model)
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Its heads among the senders."""
+        return tuple(name for name in self.graph.senders if name.startswith("a"))
+
+    def of(self, circuits: Sequence[Circuit]) -> xr.Dataset:
+        """Measure circuits, each of them once, in one call.
+
+        Parameters
+        ----------
+        circuits : sequence of Circuit
+
+        Returns
+        -------
+        Dataset
+            ``value (circuit, example)``; ``empty`` and ``whole`` ``(example)``, those of the empty circuit and of the
+            whole model.
+
+        Raises
+        ------
+        ModelError
+            The whole model as a circuit is not the clean run, or the empty circuit not the corrupted one.
+        """
+        graph = self.graph
+        each = [Circuit(one.edges, source=self.source) for one in (Circuit(), Circuit(graph.edges), *circuits)]
+        names: dict[Circuit, str] = {}
+        for one in each:
+            names.setdefault(one, (NONE, WHOLE)[len(names)] if len(names) < 2 else str(len(names) - 2))
+        what = {name: one for one, name in names.items()}
+        ds = measure(self.model, self.task, what, [self.metric], runs="all")
+        values = ds[self.metric.name].transpose("condition", "example")
+        found = np.stack([values.sel(condition=names[one]).values for one in each])
+        attrs = {name: values.attrs[name] for name in ("units", "metric", "references") if name in values.attrs}
+        label = str(values.attrs.get("long_name", self.metric.name))
+        made = xr.Dataset(
+            {
+                "value": (("circuit", "example"), found[2:], attrs | {"long_name": f"{label} of the circuit"}),
+                "empty": ("example", found[0], attrs | {"long_name": f"{label} of the empty circuit"}),
+                "whole": ("example", found[1], attrs | {"long_name": f"{label} of the whole model"}),
+            }
+        )
+        self._check(made, ds[f"baseline_{self.metric.name}"])
+        return made
+
+    def _check(self, made: xr.Dataset, runs: xr.DataArray) -> None:
+        """Refuse circuits that do not end where they must."""
+        ends = {"whole": CLEAN} | ({} if self.source == MEAN else {"empty": self.source})
+        for name, run in ends.items():
+            values, wanted = made[name].values, runs.sel(run=run).values
+            size = max(float(np.abs(runs.values).max()), 1e-6)
+            loose = 1.0 if self.model.dtype == "float32" else 100.0
+            if not np.abs(values - wanted).max() <= WRONG * loose * size:
+                raise ModelError(
+                    f"of {self.model.name}, the {name} circuit has a mean {self.metric.name} of {values.mean():.5g}, "
+                    f"the {run} run one of {wanted.mean():.5g}: its edges do not add up to what it reads"
+                )
+
+    def kept(self, found: xr.Dataset) -> Array:
+        """Faithfulness ``(circuit)`` of what `of` gave."""
+        return faithfulness(found["value"].values, found["empty"].values, found["whole"].values)
+
+    def between(self, heads: Sequence[str]) -> Circuit:
+        """All edges between some heads and all MLPs."""
+        mlps = [name for name in self.graph.senders if name.startswith("m")]
+        return self.graph.between([*heads, *mlps])
+
+
+def with_interval(ds: xr.Dataset, name: str, words: str, *, level: float = 0.95) -> xr.Dataset:
+    """The faithfulness of ``<name>_value (..., example)`` as ``name``, with the ends of its interval over prompts.
+
+    Parameters
+    ----------
+    ds : Dataset
+        With ``empty`` and ``whole``.
+    name : str
+    words : str
+        What it is.
+    level : float
+
+    Returns
+    -------
+    Dataset
+        The same, with ``name``, ``<name>_low`` and ``<name>_high``.
+    """
+    values = ds[f"{name}_value"].transpose(..., "example")
+    empty, whole = ds["empty"].values, ds["whole"].values
+    dims = values.dims[:-1]
+    low, high = ratio_interval(values.values - empty, whole - empty, level)
+    about = {"units": "1", "long_name": words}
+    return ds.assign(
+        {
+            name: (dims, faithfulness(values.values, empty, whole), about),
+            f"{name}_low": (dims, low, about | {"long_name": f"{words}, low end"} | interval_attrs(len(empty))),
+            f"{name}_high": (dims, high, about | {"long_name": f"{words}, high end"} | interval_attrs(len(empty))),
+        }
+    )
+
+
+def curve(behaviour: Behaviour, scores: xr.DataArray, by: str) -> xr.Dataset:
+    """Circuits of growing size by their scores, pruned first.
+
+    Parameters
+    ----------
+    behaviour : Behaviour
+    scores : DataArray (edge)
+    by : {"share", "edges"}
+
+    Returns
+    -------
+    Dataset
+        What `circuit_curve` gives, with dims ``selection`` and `by`; ``value``, ``empty`` and ``whole``; and ``left``,
+        the edges that pruning leaves.
+    """
+    graph = behaviour.graph
+    sizes = circuit_sizes(graph, by)
+    chosen = [[graph.prune(Circuit.top(scores, int(n), one)) for n in sizes.values] for one in SELECTIONS]
+    found = behaviour.of([circuit for one in chosen for circuit in one])
+    values = _along(found, sizes, ("selection",), {"selection": list(SELECTIONS)})
+    ds = circuit_curve(values, found["empty"], found["whole"])
+    left = [[len(circuit) for circuit in one] for one in chosen]
+    ds["left"] = (("selection", by), np.array(left), {"long_name": "edges that are left once it is pruned"})
+    return ds.assign(value=values, empty=found["empty"], whole=found["whole"])
+
+
+def drawn(behaviour: Behaviour, draws: int, seed: int) -> xr.Dataset:
+    """Random circuits at MIB's shares of all edges: edges drawn one by one, and connected ones; pruned first.
+
+    Parameters
+    ----------
+    behaviour : Behaviour
+    draws : int
+    seed : int
+
+    Returns
+    -------
+    Dataset
+        What `circuit_curve` gives, with dims ``kind``, ``draw`` and ``share``, and ``value``.
+    """
+    graph = behaviour.graph
+    sizes = circuit_sizes(graph)
+    each = [random_circuits(graph, sizes.values.tolist(), draws, seed, kind) for kind in KINDS]
+    found = behaviour.of([graph.prune(circuit) for kind in each for draw in kind for circuit in draw])
+    values = _along(found, sizes, ("kind", "draw"), {"kind": list(KINDS), "draw": np.arange(draws)})
+    return circuit_curve(values, found["empty"], found["whole"], level=None).assign(value=values)
+
+
+def _along(found: xr.Dataset, sizes: xr.DataArray, dims: tuple[str, ...], coords: dict[str, Any]) -> xr.DataArray:
+    """Values of circuits one after the other with the dims that they were made along."""
+    shape = (*(len(coords[dim]) for dim in dims), sizes.size, found.sizes["example"])
+    values = found["value"].values.reshape(shape)
+    names, attrs = (*dims, str(sizes.dims[0]), "example"), found["value"].attrs
+    name = str(attrs.get("metric", "value"))
+    return xr.DataArray(values, coords=coords | dict(sizes.coords), dims=names, name=name, attrs=attrs)
+
+
+def smallest(behaviour: Behaviour, scores: xr.DataArray, numbers: xr.Dataset, share: float) -> xr.Dataset:
+    """The smallest number of edges whose circuit, chosen by absolute scores, keeps a share of the behaviour.
+
+    Between the numbers of the grid where it is reached, up to `BETWEEN` numbers are tried.
+
+    Parameters
+    ----------
+    behaviour : Behaviour
+    scores : DataArray (edge)
+    numbers : Dataset
+        What `curve` gives over numbers of edges.
+    share : float
+
+    Returns
+    -------
+    Dataset
+        ``tried (tried_edges)``: faithfulness of circuits of so many edges; the last of these keeps the share, as the
+        whole model does at the latest, and so does `n`, an attribute.
+    """
+    known = numbers["faithfulness"].sel(selection=ABS).values
+    sizes = numbers["edges"].values.astype(int)
+    at = int(np.flatnonzero(np.append(known[:-1] >= share, True))[0])
+    low, high = int(sizes[at - 1]) if at else 0, int(sizes[at])
+    tried = np.unique(np.linspace(low, high, BETWEEN + 2).round().astype(int))[1:]
+    graph = behaviour.graph
+    kept = behaviour.kept(behaviour.of([graph.prune(Circuit.top(scores, int(n))) for n in tried]))
+    kept[-1] = known[at]
+    words = {"units": "1", "long_name": "share of the behaviour that a circuit keeps"}
+    ds = xr.Dataset({"tried": ("tried_edges", kept, words)}, coords={"tried_edges": tried})
+    first = int(np.flatnonzero(np.append(kept[:-1] >= share, True))[0])
+    return ds.assign_attrs(n=int(tried[first]))
+
+
+def one_circuit(
+    behaviour: Behaviour, scores: xr.DataArray, n: int, draws: int, seed: int, others: Task | None
+) -> xr.Dataset:
+    """The circuit of `n` edges, all that is outside of it, and random circuits of as many connected edges.
+
+    Parameters
+    ----------
+    behaviour : Behaviour
+    scores : DataArray (edge)
+    n : int
+        Edges before it is pruned.
+    draws, seed : int
+        Of random circuits.
+    others : Task, optional
+        Other prompts that it is judged on.
+
+    Returns
+    -------
+    Dataset
+        ``sender``, ``receiver`` and ``score`` of its edges; faithfulness with intervals: ``faithfulness``,
+        ``complement``, and ``on_others`` where there are others; ``random (draw)`` and ``p``.
+    """
+    graph = behaviour.graph
+    circuit = graph.prune(Circuit.top(scores, n))
+    (random,) = zip(*random_circuits(graph, [len(circuit)], draws, seed), strict=True) if draws else ((),)
+    found = behaviour.of([circuit, Circuit(graph.edges) - circuit, *map(graph.prune, random)])
+    values = found["value"]
+    ds = found[["empty", "whole"]].assign(
+        faithfulness_value=values.isel(circuit=0),
+        complement_value=values.isel(circuit=1),
+        random_value=values.isel(circuit=slice(2, None)).rename(circuit="draw"),
+    )
+    ds = with_interval(ds, "faithfulness", "share of the behaviour that the circuit keeps")
+    ds = with_interval(ds, "complement", "share that all edges outside of it keep")
+    about = {"units": "1", "long_name": f"share that random circuits of as many {CONNECTED} keep"}
+    ds["random"] = ("draw", behaviour.kept(found)[2:], about)
+    p = null_p_value(float(ds["faithfulness"]), ds["random"].values)
+    ds["p"] = ((), p, {"units": "1", "long_name": "random circuits that keep as much, of all and it"})
+    if others is not None:
+        judged = Behaviour(behaviour.model, others, behaviour.metric, behaviour.source).of([circuit])
+        judged = with_interval(
+            judged.assign(on_others_value=judged["value"].isel(circuit=0)),
+            "on_others",
+            "share of the behaviour that the circuit keeps on other prompts",
+        )
+        ds = ds.assign({name: judged[name] for name in ("on_others", "on_others_low", "on_others_high")})
+    names = (map(str, scores[side].values) for side in ("sender", "receiver"))
+    of_edge = dict(zip(zip(*names, strict=True), map(float, scores.values), strict=True))
+    ds["score"] = ("edge", [of_edge[edge] for edge in circuit], dict(scores.attrs))
+    for side in ("sender", "receiver"):
+        ends = np.asarray([getattr(edge, side) for edge in circuit], dtype=object)
+        ds = ds.assign_coords({side: ("edge", ends)})
+    return ds.assign_attrs(n=n)
