@@ -123,7 +123,7 @@ def set_up(
     ----------
     model : Model
     task : Task
-    what : Intervention, mapping of str to Intervention, sequence of Intervention, Grid, or None
+    what : Intervention, mapping of str to Intervention, sequence of Intervention, Grid, EdgePatches, or None
         None measures the model as it is.
     metrics : Metric, str, or sequence of these
     base : str
