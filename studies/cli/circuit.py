@@ -45,8 +45,9 @@ EXAMPLES = """  headwise circuit                                   the shipped m
 """
 TASKS = """--task is one of
   repeated   random tokens, repeated once; corrupted, the first half is another
-  text       prompts from text that end where a pair of tokens recurs; corrupted,
-             the first pair is another (--text FOLDER, or held_out of the model)
+  text       prompts from text that end where a pair of tokens recurs;
+             corrupted, the first pair is another (--text, or held_out of the
+             model)
   FILE.json  a task as hw.to_json writes it, such as Prompts with corrupted runs
   FILE       one prompt in a line, whose last word stands in it once before:
                Harry Potter went home. Then Harry
@@ -77,7 +78,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--context", type=int, help=f"tokens of a prompt from text (default: {CONTEXT})")
     parser.add_argument("--metric", help=f"what is kept (default: {METRIC})")
     parser.add_argument("--estimator", default="exact", help="exact, or how edges are estimated (default: %(default)s)")
-    parser.add_argument("--steps", type=int, help="steps of an integrated estimate")
+    parser.add_argument("--ig-steps", type=int, metavar="N", help="steps of an integrated estimate")
     parser.add_argument("--then-exact", type=int, default=0, metavar="K", help="measure the top K of an estimate")
     parser.add_argument(
         "--source", default="corrupted", help="what other edges carry: corrupted or mean (default: %(default)s)"
@@ -149,9 +150,10 @@ def _study(options: argparse.Namespace, model: Model) -> CircuitStudy:
     """The study that the options ask for."""
     from ..circuits.study import CircuitStudy
 
-    names = ("estimator", "steps", "source", "share", "draws", "seed", "then_exact")
+    names = ("estimator", "source", "share", "draws", "seed", "then_exact")
     given = {name: getattr(options, name) for name in names}
     task, others = _task(options, model)
+    given["steps"] = options.ig_steps
     return CircuitStudy(task, options.metric or METRIC, n=options.edges, others=others, **given)
 
 

@@ -145,7 +145,7 @@ def _of_circuit(record: Record, file: str) -> Recipe:
     lines = ["import headwise as hw", "", _load(record)]
     text = f'hw.CircuitStudy.from_json(hw.open_result({file!r}).attrs["study"])'
     lines += [f"study = {text}", 'tree = study.run(model, out="again.nc")', "hw.write_report(tree)"]
-    names = {"n": "edges", "then_exact": "then-exact"}
+    names = {"n": "edges", "then_exact": "then-exact", "steps": "ig-steps"}
     fields = ("metric", "estimator", "steps", "source", "share", "n", "draws", "then_exact")
     given = {
         f"--{names.get(name, name)}": getattr(study, name)
