@@ -32,7 +32,7 @@ class Sweep:
     Parameters
     ----------
     task : Task
-    what : Intervention, mapping of names to interventions, Grid, or None
+    what : Intervention, mapping of names to interventions, Grid, EdgePatches, or None
         None measures the model without intervention.
     metrics : Metric, str, or sequence of these
     base : str

@@ -62,9 +62,9 @@ def measure(
     model : Model
         From `headwise.load`.
     task : Task
-    what : Intervention, mapping of names to interventions, sequence of interventions, Grid, or None
+    what : Intervention, mapping of names to interventions, sequence of interventions, Grid, EdgePatches, or None
         None measures the model as it is, also as one condition of a mapping. A list gives the dim ``condition``, with
-        the interventions as its labels.
+        the interventions as its labels; `EdgePatches` the dim ``edge``, with ``sender`` and ``receiver`` along it.
     metrics : Metric, str, or sequence of these
         A name such as ``"loss"`` stands for the metric of `headwise.metrics`.
     base : str
@@ -112,9 +112,9 @@ def measure(
     Returns
     -------
     Dataset
-        One variable for each metric, with the dims of `what` (none, ``condition``, or the axes of the grid), then
-        ``example`` (and ``position``; for attention metrics ``read_layer``, ``read_head``: the head that was looked
-        at), and ``baseline_<metric>`` with ``run``, the runs without intervention. Effects are derived: see
+        One variable for each metric, with the dims of `what` (none, ``condition``, ``edge``, or the axes of the grid),
+        then ``example`` (and ``position``; for attention metrics ``read_layer``, ``read_head``: the head that was
+        looked at), and ``baseline_<metric>`` with ``run``, the runs without intervention. Effects are derived: see
         `headwise.effect`. Where `what` is None, a metric is that of the base run, and of attention ``(layer, head,
         example)``. With `controls`: ``<metric>_control`` of the random sets ``(..., control, draw, example)``, NaN
         beyond those that exist; their heads as text, ``control_heads``; and ``p_<metric>(..., control)``, ``(1 + sets

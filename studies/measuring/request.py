@@ -123,7 +123,7 @@ def set_up(
     ----------
     model : Model
     task : Task
-    what : Intervention, mapping of str to Intervention, sequence of Intervention, Grid, or None
+    what : Intervention, mapping of str to Intervention, sequence of Intervention, Grid, EdgePatches, or None
         None measures the model as it is.
     metrics : Metric, str, or sequence of these
     base : str
@@ -163,6 +163,8 @@ def set_up(
     warn_of_nothing(interventions, base)
     declared = task_json(task)
     batch = task.draw(model)
+    if isinstance(what, EdgePatches) and what.source not in batch.runs:
+        raise UnknownNameError(f"source={what.source!r}: the task has the runs {choices(batch.runs)}")
     measured = _asked(runs, what, batch.runs)
     chosen, batch = for_answers(chosen, batch, per_position)
     plan = make_plan(

@@ -50,7 +50,7 @@ class SweepRun:
     ----------
     model : Model
     task : Task
-    what : Intervention, mapping of str to Intervention, Grid, or None
+    what : Intervention, mapping of str to Intervention, Grid, EdgePatches, or None
     setup : Request
         The checked request.
     base : str
