@@ -50,6 +50,15 @@ class FromRun:
     seed: int = 0
 
 
+MEAN = "mean"
+"""In the place of the name of a run: means over the reference draw, one for each position."""
+
+
+def from_source(source: str) -> FromRun:
+    """The values of a run, or means over the reference draw."""
+    return FromRun(None, Reduce.EXAMPLE) if source == MEAN else FromRun(source)
+
+
 class Change(NamedTuple):
     """What an edit does to its site.
 

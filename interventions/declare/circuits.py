@@ -17,7 +17,7 @@ import numpy as np
 
 from ...errors import DeclarationError, choices, whole
 from ..base.shape import Shape
-from .changes import Change, FromRun, How, Reduce
+from .changes import Change, How, from_source
 from .components import Component
 from .edits import Edit
 from .sites import LEFT_OUT, Place, Site, positions_repr, several_places
@@ -28,7 +28,8 @@ SHOWN = 3
 """Edges that the repr of a circuit and errors show."""
 _NAME = re.compile(r"a(0|[1-9]\d{0,5})\.h(0|[1-9]\d{0,5})(?:<([qkv])>)?|m(0|[1-9]\d{0,5})")
 _AFTER_ALL = 2**31
-CORRUPTED, MEAN = "corrupted", "mean"
+CORRUPTED = "corrupted"
+BETTER = ("higher", "lower")
 Order = tuple[int, int, int, int]
 """Where a name stands in forward order: layer, 0 for attention and 1 for its MLP, q, k or v (0, 1, 2), head."""
 
@@ -125,8 +126,7 @@ class Circuit(Edit):
 
     def change(self) -> Change:
         """The values of the source, for the edges outside."""
-        mean = self.source == MEAN
-        return Change(How.SET, FromRun(None, Reduce.EXAMPLE) if mean else FromRun(self.source))
+        return Change(How.SET, from_source(self.source))
 
     def taken(self, shape: Shape) -> tuple[Site, ...]:
         """What senders write and receivers read."""
@@ -136,11 +136,11 @@ class Circuit(Edit):
         return (Site(Component.embed, 0), *sites, Site(Component.resid_post, shape.layers - 1))
 
     @classmethod
-    def top(cls, scores: Any, n: int, by: str = ABS) -> Circuit:
+    def top(cls, scores: Any, n: int, by: str = ABS, better: str | None = None) -> Circuit:
         """The `n` edges with the largest scores.
 
         Of equal scores, the edge whose receiver comes first in a forward pass wins, then the one whose sender does.
-        None is pruned: see `Graph.prune`.
+        The circuit is not pruned: see `Graph.prune`.
 
         Parameters
         ----------
@@ -151,7 +151,9 @@ class Circuit(Edit):
             How many; 0 gives the empty circuit.
         by : {"abs", "signed"}
             The edges that change the metric most, or those that make it worse: the most negative scores first, or the
-            most positive where the attribute ``better`` of the scores is ``"lower"``, as that of a loss is.
+            most positive where lower is better, as of a loss.
+        better : {"higher", "lower"}, optional
+            Which way the metric is better; the attribute ``better`` of the scores where left out.
 
         Returns
         -------
@@ -160,24 +162,23 @@ class Circuit(Edit):
         Raises
         ------
         DeclarationError
-            The scores have other dims, no names of edges, or one is NaN; or `n` or `by` is not possible.
+            The scores have other dims, no names of edges, or one is NaN; `n`, `by` or `better` is not possible; or
+            `by` is ``"signed"`` and nothing says which way the metric is better.
 
         Examples
         --------
         >>> import xarray as xr
         >>> names = {"sender": ("edge", ["input", "m0"]), "receiver": ("edge", ["logits", "logits"])}
         >>> scores = xr.DataArray([0.5, -0.25], coords=names, dims="edge")
-        >>> hw.Circuit.top(scores, 1), hw.Circuit.top(scores, 1, by="signed")
+        >>> hw.Circuit.top(scores, 1), hw.Circuit.top(scores, 1, by="signed", better="higher")
         (Circuit(1 edge: input->logits), Circuit(1 edge: m0->logits))
         """
-        if by not in (ABS, SIGNED):
-            raise DeclarationError(f"by={by!r}: possible are {ABS!r} and {SIGNED!r}")
         array = _one_array(scores)
+        sign = sign_of(array, by, better)
         edges, values = _named(array), np.asarray(array.values, dtype=np.float64)
         count = whole(n, "n, the number of edges,")
         if count > len(edges):
             raise DeclarationError(f"n={count}: these are scores of {len(edges)} edges, so n can be 0 to {len(edges)}")
-        sign = -1 if array.attrs.get("better") == "lower" else 1
         first = -np.abs(values) if by == ABS else sign * values
         ranked = sorted(zip(first, map(edge_order, edges), edges, strict=True))
         return cls(edge for *_, edge in ranked[:count])
@@ -275,6 +276,34 @@ def _before(edge: Edge) -> bool:
     """Whether the sender comes before the receiver in a block whose MLP follows its attention."""
     sent, read = place_of(edge.sender), place_of(edge.receiver)
     return bool(sent[0] < read[0] or (sent[0] == read[0] and sent[1] < read[1]))
+
+
+def sign_of(scores: Any, by: str, better: str | None = None) -> int:
+    """1 where edges with the most negative scores come first, -1 where those with the most positive do.
+
+    Parameters
+    ----------
+    scores : DataArray
+    by : {"abs", "signed"}
+    better : {"higher", "lower"}, optional
+        The attribute of the scores where left out.
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    DeclarationError
+        `by` or `better` is none of these, or nothing says which way a metric is better that edges are signed by.
+    """
+    if by not in (ABS, SIGNED):
+        raise DeclarationError(f"by={by!r}: possible are {ABS!r} and {SIGNED!r}")
+    way = scores.attrs.get("better") if better is None else better
+    if way not in BETTER and (by == SIGNED or better is not None):
+        said = f"better={way!r}" if way else "these scores do not say which way their metric is better"
+        raise DeclarationError(f"{said}: give better='higher' or better='lower'")
+    return -1 if way == BETTER[1] else 1
 
 
 def _counted(edges: tuple[Edge, ...]) -> str:

@@ -28,7 +28,7 @@ class EdgePatches:
     edges : Circuit or iterable of edges, optional
         See `Circuit`, of which only its edges count; all edges of the model when left out, see `Graph`.
     source : str
-        Name of the run.
+        Name of the run; ``"mean"`` for means over the reference draw of the task, one for each position.
 
     Raises
     ------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 from ...errors import DeclarationError, UnknownNameError, choices, whole
@@ -171,7 +171,7 @@ class Graph:
             alive = ({sender for sender, _ in edges} & fed) | {LOGITS}
             kept = {edge for edge in edges if edge.sender in alive and feeds[edge.receiver] & alive}
             if kept == edges:
-                return Circuit(kept)
+                return Circuit(kept, circuit.source, circuit.positions)
             edges = kept
 
     def between(self, nodes: Iterable[str]) -> Circuit:
@@ -202,14 +202,13 @@ class Graph:
         """Refuse a circuit that has an edge which this graph has not."""
         if not isinstance(circuit, Circuit):
             raise DeclarationError(f"{circuit!r} is no Circuit; of edges, Circuit([...]) makes one")
-        unknown = [edge for edge in circuit if edge not in self]
+        unknown = [edge for edge in circuit if edge not in _edges_of(self)]
         if unknown:
             more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
             raise DeclarationError(f"no edge {choices(unknown[:3])}{more} in {self!r}: {self._possible()}")
 
     def __contains__(self, edge: object) -> bool:
-        sender, receiver = as_edge(edge)
-        return receiver in self._receivers and sender in self.senders_of(receiver)
+        return as_edge(edge) in _edges_of(self)
 
     def __len__(self) -> int:
         return sum(len(self.senders_of(receiver)) for receiver in self.receivers)
@@ -234,3 +233,9 @@ class Graph:
             heads += f", <k> and <v> to h{self.kv_heads - 1}"
         wired = ", and heads do not send to the MLP of their layer" if self.parallel and parts else ""
         return f"possible are {heads}, m0 to m{last}, {LOGITS}{wired}"
+
+
+@lru_cache(maxsize=16)
+def _edges_of(graph: Graph) -> frozenset[Edge]:
+    """The edges of a graph, to be looked up."""
+    return frozenset(graph.edges)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from ...errors import DeclarationError, HeadwiseError, choices
 from ..base.shape import Shape
-from .changes import Change, FromRun, How
+from .changes import Change, How, from_source
 from .components import Component
 from .edits import Edit
 from .sites import Head, Site, as_site
@@ -42,7 +42,8 @@ class PathPatch(Edit):
         ``"logits"``. Heads and ``attn_out`` send to ``mlp_in`` of their own layer too, where the MLP reads what
         attention wrote. A receiver has its own norm over the stream.
     source : str
-        The run that the sender's value comes from.
+        The run that the sender's value comes from; ``"mean"`` for means over the reference draw of the task, one for
+        each position.
     through_mlps : bool
         Whether MLPs between sender and receiver see the change and pass it on (free), or keep their base value
         (frozen).
@@ -136,7 +137,7 @@ class PathPatch(Edit):
 
     def change(self) -> Change:
         """What the path brings: a receiver is set to it; to the logits, which have other paths too, it is added."""
-        return Change(How.ADD if self.site.layer == AFTER else How.SET, FromRun(self.source))
+        return Change(How.ADD if self.site.layer == AFTER else How.SET, from_source(self.source))
 
     def taken(self, shape: Shape) -> tuple[Site, ...]:
         """The sender."""

@@ -120,8 +120,6 @@ class Packer:
         Whether some attention is made through its pattern, which takes memory.
     reads : tuple of Site or Logits
         What is read in every condition. Then each has a row in a pass, also one that changes nothing of it.
-    circuits : bool
-        Whether some condition is a circuit, each row of which holds what every sender writes.
     """
 
     shape: Shape
@@ -133,7 +131,6 @@ class Packer:
     sources: tuple[tuple[int, str], ...] = ()
     explicit: bool = False
     reads: tuple[Read, ...] = ()
-    circuits: bool = False
 
     def extent(self, group: Group, examples: int, start: int = 0) -> Extent:
         """How much of a pass from position `start` is computed."""

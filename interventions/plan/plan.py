@@ -12,7 +12,6 @@ from dataclasses import replace
 
 from ...errors import DeclarationError, UnknownNameError, choices, printable, whole
 from ..base.shape import Group, Shape
-from ..declare.circuits import Circuit
 from ..declare.components import Component
 from ..declare.edits import Edit
 from ..declare.sites import Site
@@ -153,7 +152,6 @@ def make_plan(
         any(write.point in ("scores", "pattern") for group in writes for each in group for write in each)
         or any(isinstance(read, Site) and read.component is Component.pattern for read in reads),
         tuple(reads),
-        any(isinstance(edit, Circuit) for edits in ordered for edit in edits),
     )
     chunks = tuple(
         chunk for number, group in enumerate(groups) for chunk in packer.chunks(number, group, writes[number])

@@ -112,6 +112,12 @@ def check_edit(edit: Edit, model: str, shape: Shape, groups: Sequence[Group], ru
     DeclarationError, UnknownNameError
         The text says what is possible.
     """
+    if isinstance(edit, Circuit):
+        for group in groups:
+            check_places(edit.positions or (), f"{edit!r}", group)
+        if shape.called:
+            raise DeclarationError(f"{edit!r}: edges join parts of blocks, and those of {model} are called whole")
+        Graph.of(shape).check(edit)
     if not (isinstance(edit, PathPatch) and edit.site.layer == AFTER):
         check_site(edit.site, model, shape, groups)
         if why := dict(shape.read_only).get(str(edit.site.component)):
@@ -127,10 +133,6 @@ def check_edit(edit: Edit, model: str, shape: Shape, groups: Sequence[Group], ru
                 f"{edit!r}: no direct path from {edit.sender} to {edit.site}: attention and MLP of a layer of {model} "
                 "both read resid_pre"
             )
-    if isinstance(edit, Circuit):
-        if shape.called:
-            raise DeclarationError(f"{edit!r}: edges join parts of blocks, and those of {model} are called whole")
-        Graph.of(shape).check(edit)
     vector = edit.change().value
     if isinstance(vector, tuple):
         width = _width(edit.site, shape)
@@ -164,7 +166,7 @@ BESIDE_CIRCUITS = (
     *(Component.q, Component.k, Component.v, Component.q_rot, Component.k_rot, Component.pattern, Component.z),
     *(Component.mlp_in, Component.mlp_pre, Component.mlp_post, Component.mlp_out),
 )
-"""Components that there is one of where each receiver has a stream of its own."""
+"""What can be changed or read beside a circuit."""
 
 
 def check_beside(edits: Sequence[Edit], reads: Sequence[Site | Logits]) -> None:

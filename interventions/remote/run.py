@@ -19,7 +19,7 @@ from ..plan.plan import Plan
 from ..plan.reads import read_bytes
 from ..run.activations import as_tensor, point_of
 from ..run.cache import CompiledMetric
-from ..run.edge_estimates import described_edges, places_of_conditions, runs_read
+from ..run.edge_estimates import described_edges, places_of_conditions, runs_read, senders_read
 from ..run.engine import chunk_halves, points_taken, runs_base_first, runs_of
 from ..run.gradients import Values, described_estimate
 from ..run.outcome import FinishedValues, Inputs, Outcome, PassSlice, values_of_conditions, values_of_run
@@ -187,6 +187,8 @@ class RemoteSweep:
             count = len(Graph.of(self.plan))
             described["runs"] = runs_read(self.plan, described["runs"])
             described["edges"] = described_edges(self.plan, chunk, edges, steps)
+            if described["reference"] is not None:
+                described["reference"]["points"] = sorted(map(point_of, senders_read(self.plan)))
         else:
             described["estimate"] = described_estimate(self.model, self.plan, chunk, self._drawn(chunk), names, steps)
         change = dict.fromkeys(names, (count, chunk.size))

@@ -18,6 +18,7 @@ from ..declare.sites import Site
 from ..plan.passes import ExampleChunk
 from ..plan.plan import Plan
 from ..traced.specs import EdgeEstimateSpec, ReadSite, RunSpec
+from .activations import point_of
 from .cache import CompiledMetric
 
 BYTES = 4
@@ -84,21 +85,21 @@ def check_edges_estimable(plan: Plan, readers: Sequence[CompiledMetric], estimat
             )
 
 
-def points_of_edges(layers: int) -> list[ReadSite]:
-    """What is read of both runs: what enters layer 0, and what senders write."""
-    of_layers = [(layer, point) for layer in range(layers) for point in ("z", "mlp_out")]
-    return [(0, "embed"), (0, "resid_pre"), *of_layers]
-
-
 def runs_read(plan: Plan, runs: list[RunSpec]) -> list[RunSpec]:
     """The runs of a chunk, with what an estimate of edges reads of the base run and of the one that edges carry."""
-    wanted = points_of_edges(plan.shape.layers)
+    wanted = [(0, "resid_pre"), *map(point_of, senders_read(plan))]
     return [{**run, "points": wanted if run["name"] in (plan.base, source_of(plan)) else run["points"]} for run in runs]
 
 
-def source_of(plan: Plan) -> str:
-    """The run whose values the edges carry."""
-    return next(edit.source for edits in plan.conditions for edit in edits if isinstance(edit, PathPatch))
+def source_of(plan: Plan) -> str | None:
+    """The run whose values the edges carry; None for means over the reference draw."""
+    return next(edit.run for edits in plan.conditions for edit in edits if isinstance(edit, PathPatch))
+
+
+def senders_read(plan: Plan) -> list[Site]:
+    """What all senders write."""
+    of_layers = [Site(part, layer) for layer in range(plan.shape.layers) for part in (Component.z, Component.mlp_out)]
+    return [Site(Component.embed, 0), *of_layers]
 
 
 def described_edges(plan: Plan, chunk: ExampleChunk, estimator: str, steps: int | None) -> EdgeEstimateSpec:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ...errors import DeclarationError, ModelError, choices
+from ..declare.sites import Site
 from ..models.model import Model
 from ..plan.cost import logits_bytes
 from ..plan.passes import ExampleChunk, Pass
@@ -159,10 +160,13 @@ class ReferenceDraw:
     model : Model
     plan : Plan
     inputs : Inputs
+    sites : list of Site, optional
+        What is read; by default what edits take of it.
     """
 
-    def __init__(self, model: Model, plan: Plan, inputs: Inputs) -> None:
+    def __init__(self, model: Model, plan: Plan, inputs: Inputs, sites: list[Site] | None = None) -> None:
         self.model, self.plan, self.inputs = model, plan, inputs
+        self.sites = plan.reference_sites() if sites is None else sites
         self.read: dict[int, Points] = {}
 
     def of(self, group: int) -> ReferenceRead:
@@ -178,7 +182,7 @@ class ReferenceDraw:
         return [self._points(tokens) for tokens in self.inputs.whole_reference]
 
     def _points(self, tokens: Array) -> Points:
-        return read_points(self.model, tokens, self.plan.reference_sites()) if len(tokens) else {}
+        return read_points(self.model, tokens, self.sites) if len(tokens) else {}
 
 
 def run_unmodified(

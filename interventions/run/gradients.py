@@ -15,6 +15,7 @@ from itertools import combinations
 import torch
 
 from ...errors import DeclarationError
+from ..declare.circuits import Circuit
 from ..declare.paths import PathPatch
 from ..declare.steering import Knockout
 from ..models.model import Model
@@ -24,7 +25,7 @@ from ..plan.passes import ExampleChunk, Pass
 from ..plan.plan import Plan
 from ..plan.writes import Join, Write
 from ..traced.passes import gradients, server_jobs
-from ..traced.specs import Change, EstimateSpec, ReferenceRead, StreamStart
+from ..traced.specs import Change, EstimateSpec, StreamStart
 from .activations import handles, own_point
 from .cache import CompiledMetric, drawn_examples
 from .edge_estimates import (
@@ -33,6 +34,7 @@ from .edge_estimates import (
     described_edges,
     places_of_conditions,
     runs_read,
+    senders_read,
 )
 from .engine import ReferenceDraw, check_readers, halve_examples, run_unmodified, runs_of
 from .outcome import FinishedValues, Inputs, Outcome, as_array, values_of_run
@@ -128,7 +130,8 @@ def estimate_chunks(
     ModelError
         Even a single prompt needs more memory than there is.
     """
-    names, references = [reader.name for reader in readers], ReferenceDraw(model, plan, inputs)
+    names = [reader.name for reader in readers]
+    references = ReferenceDraw(model, plan, inputs, senders_read(plan) if edges else None)
     compares, of_conditions = (
         any(reader.needs_base for reader in readers),
         places_of_conditions(plan) if edges else None,
@@ -137,8 +140,8 @@ def estimate_chunks(
     def estimate_edges(chunk: ExampleChunk) -> tuple[Values, dict[str, torch.Tensor]]:
         """Run a chunk without intervention, then estimate the score of every edge."""
         specs, parts = runs_read(plan, runs_of(model, plan, chunk, readers, inputs)), handles(model)
-        none: ReferenceRead = {"alike": {}, "whole": []}
-        cache, runs = server_jobs.run_unmodified(model.traced, parts, specs, none, compares, DeclarationError)
+        reference = references.of(chunk.group)
+        cache, runs = server_jobs.run_unmodified(model.traced, parts, specs, reference, compares, DeclarationError)
         given = described_edges(plan, chunk, edges, steps)
         found = gradients.edge_estimates(model.traced, parts, cache, given, model.device)
         return runs, {name: value.cpu()[of_conditions] for name, value in found.items()}
@@ -178,7 +181,7 @@ def check_plan_estimable(plan: Plan, readers: Sequence[CompiledMetric], steps: i
         return
     for edits in plan.conditions:
         for edit in edits:
-            if isinstance(edit, Knockout | PathPatch):
+            if isinstance(edit, Knockout | PathPatch | Circuit):
                 raise DeclarationError(
                     f"{edit!r} has no gradient estimate: possible are ablations, Patch, Add, Scale and ProjectOut; "
                     "measure it with estimator='exact'"

@@ -275,7 +275,7 @@ class PassSpecBuilder:
                 "layer": path.after,
                 "component": str(sender.component),
                 "columns": columns_of(self.model, sender.component, sender.head),
-                "run": path.source,
+                "run": path.run,
                 "site": point_of(sender),
                 "window": slice(self.start, self.stop),
                 "positions": positions_in(sender, self.group),

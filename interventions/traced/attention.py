@@ -13,6 +13,9 @@ from .rows import apply_writes, normed, split_last_axis, write_into
 if TYPE_CHECKING:
     from .specs import ModelParts, Points, ResolvedPass, ScoreMask, TensorWrite, WriteSite
 
+BEFORE_Z = ("stream", "attn_in", "q", "k", "v", "q_rot", "k_rot", "pattern")
+"""Points of a layer before the output of its heads."""
+
 
 def attention(
     model: ModelParts,
@@ -114,6 +117,12 @@ def z_of_sides(
     if spec["pattern_kernels"] and layer == spec["layers"] - 1 and spec["logits"]["kernels"]:
         z = z[:, :, spec["out"] - start]
     return joined_heads(z)
+
+
+def ends_in_attention(spec: ResolvedPass, layer: int, keep: dict[WriteSite, Any]) -> bool:
+    """Whether nothing is read after the attention of a layer."""
+    read = [at < layer or (at == layer and point in BEFORE_Z) for at, point in keep]
+    return layer == spec["blocks"] - 1 and not spec["logits"]["kernels"] and all(read)
 
 
 def score_patterns(spec: ResolvedPass, layer: int, pattern: Any, attended: dict[str, torch.Tensor]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from .specs import Join, ModelParts, PassSpec, Points, ReadSite, ResolvedPass, TensorWrite, WriteSite
+    from .specs import Join, ModelParts, PassSpec, Points, ReadSite, ResolvedPass, RunCache, TensorWrite, WriteSite
 
 IN_MLP = ("mlp_in", "mlp_pre", "mlp_post")
 """Points and stages in an MLP."""
@@ -164,6 +164,13 @@ def mlp(model: ModelParts, layer: int, mid: torch.Tensor) -> torch.Tensor:
     module, paths = model["blocks"][layer], model["paths"]
     made = call_module(module, paths["mlp"], normed(module, paths.get("norm_2"), mid))
     return after(module, paths.get("mlp_norm"), made)
+
+
+def points_of_source(cache: RunCache, run: str | None, sites: list[ReadSite]) -> Points:
+    """What a run has at sites, ``(example, position, width)``; means over the reference draw, as one example."""
+    if run is None:
+        return {site: cache["reference"]["alike"][site].mean(dim=0, keepdim=True) for site in sites}
+    return {site: cache["sources"][run][site] for site in sites}
 
 
 def no_tokens(device: Any) -> torch.Tensor:

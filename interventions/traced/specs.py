@@ -248,7 +248,7 @@ class PathSender(TypedDict):
     layer: int  # -1 of the embedding
     component: str  # embed, z, attn_out or mlp_out
     columns: slice
-    run: str  # that its value is from
+    run: str | None  # that its value is from; None for means over the reference draw
     site: ReadSite
     window: slice  # the positions that are computed
     positions: list[int] | None  # that send; None for all
@@ -348,7 +348,7 @@ class EstimateSpec(TypedDict):
 class EdgeEstimateSpec(TypedDict):
     """What an estimate of edge scores does."""
 
-    source: str  # the run whose values edges carry
+    source: str | None  # the run whose values edges carry; None for means over the reference draw
     scored: list[int]  # positions
     runs: list[tuple[ReadSite | None, float]]  # whose slopes are averaged: what moves to the source's value, how far
     drops: bool  # whether the slope through each attention and MLP is dropped in turn

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from ...errors import AdviceWarning, DeclarationError, choices, whole
-from ...interventions.declare.circuits import ABS, Circuit, as_edge, edge_order
+from ...interventions.declare.circuits import ABS, Circuit, as_edge, edge_order, sign_of
 from ...metrics.statistics import jaccard_overlap
 
 STABLE = 0.8
@@ -77,7 +77,7 @@ def edge_inclusion(scores: xr.DataArray, n: int, by: str = ABS, *, resamples: in
     ordered = scores.transpose("edge", "example").isel(edge=order)
     values, count = np.asarray(ordered.values, dtype=np.float64), len(chosen)
     counts = np.random.default_rng(seed).multinomial(examples, np.full(examples, 1 / examples), size=draws)
-    sign = -1.0 if scores.attrs.get("better") == "lower" else 1.0
+    sign = sign_of(scores, by)
     member = np.zeros((draws, len(pairs)), dtype=bool)
     size = max(1, LEAST_SCORES // len(pairs))
     for start in range(0, draws, size):

@@ -10,7 +10,8 @@ import numpy as np
 import xarray as xr
 
 from ...errors import ModelError
-from ...interventions.declare.circuits import ABS, MEAN, SIGNED, Circuit
+from ...interventions.declare.changes import MEAN
+from ...interventions.declare.circuits import ABS, SIGNED, Circuit
 from ...interventions.declare.graph import Graph
 from ...metrics.card import Metric
 from ...metrics.faithfulness import faithfulness

@@ -45,7 +45,8 @@ def read_mib(path: str | Path) -> MibCircuit:
     -------
     MibCircuit
         ``graph``, ``circuit`` and ``scores``; a score that the file does not have is NaN. MIB's scores are high for the
-        edges that a circuit keeps: ``Circuit.top(-scores, n, by="signed")`` is MIB's signed selection.
+        edges that a circuit keeps: ``Circuit.top(-scores, n, by="signed",
+        better="higher")`` is MIB's signed selection.
 
     Raises
     ------

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ...interventions.declare.circuits import MEAN, Circuit
+from ...interventions.declare.changes import MEAN
+from ...interventions.declare.circuits import Circuit
 from ...interventions.declare.graph import Graph
 from ..analyses.prices import Price, total
 from ..measuring.request import set_up

@@ -15,7 +15,8 @@ import xarray as xr
 from ...errors import LARGEST_SEED, MOST_DRAWS, AdviceWarning, DeclarationError, choices, whole
 from ...interventions.base.hashing import short_hash
 from ...interventions.declare import codec
-from ...interventions.declare.circuits import ABS, MEAN, Circuit, as_edge
+from ...interventions.declare.changes import MEAN
+from ...interventions.declare.circuits import ABS, Circuit, as_edge
 from ...interventions.declare.graph import Graph
 from ...interventions.declare.sites import LEFT_OUT
 from ...metrics.card import Metric

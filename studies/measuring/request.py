@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ...errors import LARGEST_SEED, MOST_DRAWS, DeclarationError, UnknownNameError, check_text, choices, whole
+from ...interventions.declare.changes import MEAN
 from ...interventions.declare.edges import EdgePatches
 from ...interventions.declare.edits import Edit, Intervention
 from ...interventions.declare.grid import Grid
@@ -163,8 +164,8 @@ def set_up(
     warn_of_nothing(interventions, base)
     declared = task_json(task)
     batch = task.draw(model)
-    if isinstance(what, EdgePatches) and what.source not in batch.runs:
-        raise UnknownNameError(f"source={what.source!r}: the task has the runs {choices(batch.runs)}")
+    if isinstance(what, EdgePatches) and what.source not in (*batch.runs, MEAN):
+        raise UnknownNameError(f"source={what.source!r}: possible are {choices([*batch.runs, MEAN])}")
     measured = _asked(runs, what, batch.runs)
     chosen, batch = for_answers(chosen, batch, per_position)
     plan = make_plan(

@@ -252,7 +252,7 @@ def reference_tokens(task: Task, model: Model, plan: Plan) -> tuple[tuple[Array,
         )
         if over_all != {True} and sum(len(one.examples) for one in alike) < 2:
             raise DeclarationError(
-                "resample ablation, and mean ablation by position, need at least two reference prompts of "
+                "resample ablation, and means by position, need at least two reference prompts of "
                 f"{group.length} tokens: give Prompts(..., others=[...]); MeanAblate(..., over=('example', 'position'))"
                 " needs none"
             )

@@ -217,3 +217,49 @@ def test_in_every_family_one_edge_is_the_circuit_of_all_others(family: str) -> N
     np.testing.assert_allclose(found["loss"].values, wanted["loss"].values, rtol=1e-5, atol=1e-5)
     base = found["baseline_loss"].sel(run="clean")
     assert float(abs(found["loss"] - base).max()) > 1e-3
+
+
+def test_an_edge_can_carry_means_over_the_reference_draw(opened: Opened) -> None:
+    what, means = hw.EdgePatches(source="mean"), opened.means()
+    found = hw.capture(opened.model, TASK, "logits at -1", what=what)["logits_at_m1"].values[..., 0, :]
+    for edge, values in list(zip(opened.graph.edges, found, strict=True))[::7]:
+        kept = opened.logits(lambda *here, edge=edge: here != edge, means)
+        np.testing.assert_allclose(values, kept[:, -1], **NEAR)
+
+
+@pytest.mark.parametrize("estimator", ["eap", "eap-ig", "eap-ig-activations", "atp*", "relp"])
+def test_estimates_take_means_as_they_take_a_run(words_model: hw.Model, estimator: str) -> None:
+    texts, others = ["apple banana cherry apple"], ["grape banana cherry apple"]
+    task = hw.Prompts(texts, corrupted=others, others=others * 2, answers=["banana"], distractors=["grape"])
+    of_run, of_means = (
+        hw.edge_scores(words_model, task, "logit_diff", source=source, estimator=estimator)["score"].values
+        for source in ("corrupted", "mean")
+    )
+    np.testing.assert_allclose(of_means, of_run, rtol=1e-4, atol=1e-5)
+    assert np.abs(of_run).max() > 0.1
+
+
+@pytest.mark.parametrize("metrics", ["induction", ["logit_diff", "induction"]])
+def test_what_heads_attend_to_is_measured_under_a_circuit(words_model: hw.Model, metrics: Any) -> None:
+    task, graph = hw.RepeatedTokens(n=3, length=8), hw.Graph.of(words_model)
+    what = [hw.Circuit(), hw.Circuit(graph.edges)]
+    found = hw.measure(words_model, task, what, metrics)
+    other = hw.measure(words_model, task, None, metrics, base="corrupted")
+    order = ("layer", "head", "example")
+    for at, run in enumerate(("corrupted", "clean")):
+        wanted = hw.measure(words_model, task, None, "induction", base=run)["induction"]
+        values = found["induction"].isel(condition=at).rename(read_layer="layer", read_head="head")
+        np.testing.assert_allclose(values.transpose(*order), wanted.transpose(*order), rtol=0, atol=1e-5)
+    assert other["induction"].max() < 0.5 < float(found["induction"].isel(condition=1).max())
+
+
+@pytest.mark.parametrize("estimator", ["gradient", "integrated"])
+def test_circuits_have_no_gradient_estimate(words_model: hw.Model, estimator: str) -> None:
+    with pytest.raises(DeclarationError, match="has no gradient estimate"):
+        hw.measure(words_model, hw.RepeatedTokens(n=2, length=5), hw.Circuit(), "logit_diff", estimator=estimator)
+
+
+def test_a_pruned_circuit_carries_and_stands_where_it_did() -> None:
+    circuit = hw.Circuit(["input->a0.h3<v>", "input->m1", "a0.h3->logits"], source="mean", positions=[1, 2])
+    pruned = hw.Graph(2, 4).prune(circuit)
+    assert pruned == hw.Circuit(["input->a0.h3<v>", "a0.h3->logits"], source="mean", positions=[1, 2])

@@ -12,7 +12,7 @@ import torch
 
 from ..attention import at_least_float32
 from ..projections import combine, project, rotary_angles, sides
-from ..rows import normed, split_last_axis
+from ..rows import normed, points_of_source, split_last_axis
 from .way_back import attended, back_through_attention, back_through_mlp, forward, slopes_of_logits, summed
 
 if TYPE_CHECKING:
@@ -35,7 +35,9 @@ def estimated(parts: ModelParts, cache: RunCache, spec: EdgeEstimateSpec) -> dic
         Kernel name to ``(edge, example)``, receiver by receiver in forward order: of a layer q of each head, k, v, and
         the MLP, last the logits; and of each receiver its senders in forward order.
     """
-    base, other = cache["base"], cache["sources"][spec["source"]]
+    base = cache["base"]
+    senders = [(0, "embed"), *((layer, point) for layer in range(parts["layers"]) for point in ("z", "mlp_out"))]
+    other = points_of_source(cache, spec["source"], senders)
     entering = base[(0, "resid_pre")]
     angles = rotary_angles(parts, entering, entering.shape[1])
     with torch.no_grad():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..attention import asks_in_part, z_of_sides
+from ..attention import asks_in_part, ends_in_attention, z_of_sides
 from ..logits import logits_kernels
 from ..projections import combine, project, rotary_angles
 from ..rows import apply_writes, mlp_with_writes, normed
@@ -32,8 +32,7 @@ def run_circuits(
         What the base run has, by the points of a planned pass.
     spec : ResolvedPass
     keep : dict
-        Comes with keys ``(layer, point)``, and gets what was there; at the points ``qkv streams`` and ``mlp stream``
-        what each receiver of the layer reads, ``(row, receiver, position, d_model)``.
+        Comes with keys ``(layer, point)``, and gets what was there.
 
     Returns
     -------
@@ -48,9 +47,9 @@ def run_circuits(
     for layer in range(spec["blocks"]):
         first = layer * (reading + 1)
         streams = read_streams(spec, slice(first, first + reading), sent, carried(spec, (layer, "resid_pre"), at), at)
-        if (layer, "qkv streams") in keep:
-            keep[(layer, "qkv streams")] = streams
         z = z_of_sides(model, base, spec, layer, sides_of(model, spec, layer, streams), keep, values)
+        if ends_in_attention(spec, layer, keep):
+            return values
         if layer == layers - 1:
             at = spec["out"]
             sent = sent[:, :, at]
@@ -60,8 +59,6 @@ def run_circuits(
         after = torch.cat([sent, heads], 1)
         last = slice(first + reading, first + reading + 1)
         mid = read_streams(spec, last, sent if model["parallel"] else after, carried(spec, entered, at), at)
-        if (layer, "mlp stream") in keep:
-            keep[(layer, "mlp stream")] = mid
         mlp_out = mlp_with_writes(model, base, spec, layer, mid[:, 0], keep)
         mlp_out = apply_writes(mlp_out, (layer, "mlp_out"), spec, keep)
         sent = torch.cat([after, (mlp_out - carried(spec, (layer, "mlp_out"), at))[:, None]], 1)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..activations import pattern_between
-from ..attention import attention, recomputed_z
+from ..attention import attention, ends_in_attention, recomputed_z
 from ..logits import logits_kernels
 from ..projections import combine, project, rotary_angles
 from ..rows import (
@@ -24,6 +24,7 @@ from ..rows import (
     mlp,
     mlp_with_writes,
     normed,
+    points_of_source,
     write_into,
 )
 from .called import run as run_called
@@ -47,9 +48,6 @@ if TYPE_CHECKING:
         Value,
         WriteSite,
     )
-
-BEFORE_Z = ("stream", "attn_in", "q", "k", "v", "q_rot", "k_rot", "pattern")
-"""Points of a layer before the output of its heads."""
 
 
 def run(model: ModelParts, base: Points, spec: ResolvedPass, keep: dict[WriteSite, Any]) -> dict[str, torch.Tensor]:
@@ -208,12 +206,6 @@ def parallel_block(
     mlp_out = append_joining_rows(mlp_out, base, (layer, "mlp_out"), at, spec, (layer, "mlp_out"))
     mlp_out = apply_writes(mlp_out, (layer, "mlp_out"), spec, keep)
     return None if resid is None or attn_out is None or mlp_out is None else resid + attn_out + mlp_out
-
-
-def ends_in_attention(spec: ResolvedPass, layer: int, keep: dict[WriteSite, Any]) -> bool:
-    """Whether nothing is read after the attention of a layer."""
-    read = [at < layer or (at == layer and point in BEFORE_Z) for at, point in keep]
-    return layer == spec["blocks"] - 1 and not spec["logits"]["kernels"] and all(read)
 
 
 def written_z(z: Any, layer: int, spec: ResolvedPass, keep: dict[WriteSite, Any]) -> Any:
@@ -506,7 +498,8 @@ def sender_change(sender: PathSender, cache: RunCache) -> torch.Tensor:
     """What the value of a path's sender changes by: ``(example, position, column)``."""
     site, window = sender["site"], sender["window"]
     base = cache["base"][site]
-    change: torch.Tensor = (cache["sources"][sender["run"]][site] - base)[:, window, sender["columns"]]
+    other = points_of_source(cache, sender["run"], [site])[site]
+    change: torch.Tensor = (other - base)[:, window, sender["columns"]]
     if sender["positions"] is None:
         return change
     marks = torch.zeros(base.shape[1], device=change.device, dtype=torch.bool)
@@ -516,9 +509,7 @@ def sender_change(sender: PathSender, cache: RunCache) -> torch.Tensor:
 
 def with_carried(circuit: CircuitRows, cache: RunCache) -> CircuitRows:
     """A circuit with what its other edges carry; at ``input``, what the embedding has more in the base run."""
-    run, mean = circuit["run"], circuit["run"] is None
-    points = cache["reference"]["alike"] if run is None else cache["sources"][run]
-    carried = {site: points[site].mean(dim=0, keepdim=True) if mean else points[site] for site in circuit["sites"]}
+    carried = points_of_source(cache, circuit["run"], circuit["sites"])
     carried[(0, "input")] = cache["base"][(0, "embed")] - carried[(0, "embed")]
     return {**circuit, "carried": carried}
 

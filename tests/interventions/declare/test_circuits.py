@@ -127,9 +127,12 @@ def test_top_takes_the_largest_change_or_the_worst():
     scores = scores_of(SCORES)
     assert hw.Circuit.top(scores, 0) == hw.Circuit()
     assert hw.Circuit.top(scores, 3) == hw.Circuit(["m0->logits", "a0.h1->logits", "input->a0.h1<k>"])
-    assert hw.Circuit.top(scores, 2, by="signed") == hw.Circuit(["m0->logits", "input->a0.h1<k>"])
+    worst = hw.Circuit(["m0->logits", "input->a0.h1<k>"])
+    assert hw.Circuit.top(scores_of(SCORES, better="higher"), 2, by="signed") == worst
+    assert hw.Circuit.top(scores, 2, by="signed", better="higher") == worst
     of_a_loss = scores_of(SCORES, better="lower")
     assert hw.Circuit.top(of_a_loss, 2, by="signed") == hw.Circuit(["a0.h1->logits", "input->m0"])
+    assert hw.Circuit.top(of_a_loss, 2, by="signed", better="higher") == worst
     assert hw.Circuit.top(scores, 5) == hw.Circuit(SCORES)
     assert hw.Circuit.top(scores.to_dataset(name="exact"), 3) == hw.Circuit.top(scores, 3)
 
@@ -141,7 +144,7 @@ def test_of_equal_scores_the_first_receiver_wins_whatever_the_order_of_the_array
         order = random.permutation(len(edges))
         scores = scores_of({str(edges[at]): 2.0 for at in order})
         assert hw.Circuit.top(scores, n).edges == edges[:n]
-        assert hw.Circuit.top(-scores, n, by="signed").edges == edges[:n]
+        assert hw.Circuit.top(-scores, n, by="signed", better="higher").edges == edges[:n]
 
 
 @pytest.mark.parametrize(

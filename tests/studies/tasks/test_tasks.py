@@ -294,7 +294,7 @@ def test_tasks_survive_json(task):
             lambda model: measure(
                 model, Prompts(["apple pear", "dog"], answers=["apple", "apple"]), MeanAblate(Head(0, 0)), [loss]
             ),
-            "resample ablation, and mean ablation by position, need at least two reference prompts of 1 tokens: give "
+            "resample ablation, and means by position, need at least two reference prompts of 1 tokens: give "
             "Prompts(..., others=[...]); MeanAblate(..., over=('example', 'position')) needs none",
         ),
     ],
