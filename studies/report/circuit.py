@@ -13,6 +13,10 @@ from ..output.phrases import count
 from ..storage.attributes import json_in
 from .induction import Section
 
+AREAS = (
+    "CPR is the area under the curve of the signed selection, better where it is higher; CMD that between the curve of "
+    "the absolute selection and 1, better where it is lower; log share: over the logarithm of the share. 95% intervals."
+)
 QUESTION = "Which edges does the behaviour rest on, and how much of it do they keep by themselves?"
 UNSURE, SHOWN = 30, 20
 """Edges of the figure of those that are least sure, and of the table that is open."""
@@ -109,16 +113,16 @@ def _curve(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
     )
     rows = []
     for name, words in (
-        ("cpr", "CPR: area under the curve, signed"),
-        ("cmd", "CMD: area between the curve and 1, absolute"),
-        ("cpr_log", "CPR over the logarithm of the share"),
-        ("cmd_log", "CMD over the logarithm of the share"),
+        ("cpr", "CPR"),
+        ("cmd", "CMD"),
+        ("cpr_log", "CPR, log share"),
+        ("cmd_log", "CMD, log share"),
     ):
         values = (number(float(ds[f"{name}{end}"]), ".3f") for end in ("", "_low", "_high"))
         beside = (number(float(drawn[name].sel(kind=kind).mean()), ".3f") for kind in drawn["kind"].values)
         rows.append((words, *values, *beside))
     head = ("area", "value", "from", "to", *(f"random, {kind}" for kind in drawn["kind"].values))
-    page.add(table(head, rows, caption="CPR is better where it is higher, CMD where it is lower; 95% intervals."))
+    page.add(table(head, rows, caption=AREAS))
     page.add(folded("Values at each share", _values(ds)))
 
 

@@ -20,7 +20,7 @@ MOST = 100
 THINNEST, THICKEST = 1.0, 7.0
 PARTS = {"q": ("read as query", BLUE), "k": ("read as key", ORANGE), "v": ("read as value", GREEN)}
 RAISING = "dashed: score above 0"
-OTHERS = ("by an MLP or the logits", GREY)
+OTHERS = ("by MLP or logits", GREY)
 PORTS = {"q": -0.01, "k": 0.0, "v": 0.01}
 """Where on a head an edge into its q, k or v ends, as a share of the width."""
 Nodes = dict[str, tuple[float, int, str]]
@@ -75,7 +75,7 @@ def circuit_graph(
     size = {edge: abs(values.get(edge, 0.0)) for edge in circuit}
     drawn = sorted(circuit, key=lambda edge: -size[edge])[:most]
     if len(drawn) < len(circuit):
-        title = f"{title}{': ' if title else ''}the {len(drawn)} of {len(circuit)} edges with the largest scores"
+        title = f"{title}{': ' if title else ''}the {len(drawn)} strongest of {len(circuit)} edges"
     if graph is not None:
         graph.check(circuit)
     ends = {edge: (node_of(edge.receiver),) if graph is None else graph.nodes_of(edge.receiver) for edge in circuit}

@@ -13,8 +13,8 @@ from ..parts.inputs import need, need_dims
 from ..parts.style import BLUE, GREY, ORANGE, dimension, hover, overlay, styled
 
 WAYS = {
-    "kept_by_score": ("by score, heads taken in", BLUE, "solid"),
-    "kept_greedy": ("greedy, heads taken out", ORANGE, "dashed"),
+    "kept_by_score": ("by score", BLUE, "solid"),
+    "kept_greedy": ("greedy", ORANGE, "dashed"),
 }
 
 
@@ -46,7 +46,7 @@ def kept_by_heads(ds: xr.Dataset, *, title: str = "") -> Any:
     kept = np.isin(np.arange(len(counts)), first).repeat(random.shape[1])
     table = {"at": places[kept], "value": random.ravel()[kept]}
     tips = hover(shown, "@value{0.000}", (across.label, "@at"))
-    parts.append(dots(table, [across, shown], "random sets of as many heads", (GREY, "circle"), 5, alpha=0.6, **tips))
+    parts.append(dots(table, [across, shown], "random sets", (GREY, "circle"), 5, alpha=0.6, **tips))
     values = [table["value"]]
     for name, (label, colour, dash) in WAYS.items():
         mean = np.asarray(ds[name].values, dtype=float)
@@ -66,7 +66,7 @@ def kept_by_heads(ds: xr.Dataset, *, title: str = "") -> Any:
         "heads": np.asarray([str(one) for one in ds["heads"].values], dtype=object),
     }
     tips = hover(shown, "@value{0.000}", ("heads", "@heads"), (across.label, "@at"))
-    parts.append(dots(found, [across, shown], "smallest set that was found", (ORANGE, "diamond"), 11, **tips))
+    parts.append(dots(found, [across, shown], "smallest set", (ORANGE, "diamond"), 11, **tips))
     flat = np.concatenate([*values, [0.0, 1.0]])
     ends = (float(flat.min()) - 0.08, float(flat.max()) + 0.1)
     return overlay(

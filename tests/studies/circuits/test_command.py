@@ -122,12 +122,12 @@ def test_sets_of_heads_are_drawn_as_they_are(tree):
     nodes = tree["nodes"].to_dataset()
     drawn = hw.plots.kept_by_heads(nodes)
     points = of_type(drawn, hv.Points)
-    random, found = (labelled(points, name) for name in ("random sets of as many heads", "smallest set that was found"))
+    random, found = (labelled(points, name) for name in ("random sets", "smallest set"))
     assert found.dimension_values("value").tolist() == nodes["faithfulness"].values.tolist()
     assert found.dimension_values("heads").tolist() == [str(one) for one in nodes["heads"].values]
     counts = np.unique(nodes["count"].values)
     assert len(random.dimension_values("at")) == len(counts) * nodes.sizes["draw"]
-    curve = labelled(of_type(drawn, hv.Curve), "by score, heads taken in")
+    curve = labelled(of_type(drawn, hv.Curve), "by score")
     assert curve.dimension_values(1).tolist() == nodes["kept_by_score"].values.tolist()
     with pytest.raises(UnknownNameError, match="kept_by_heads needs"):
         hw.plots.kept_by_heads(tree["circuit"].to_dataset())

@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 
 import headwise as hw
-from headwise.errors import DeclarationError, ModelError
+from headwise.errors import DeclarationError, ModelError, ResultError
 from headwise.studies.circuits import kept
 from headwise.studies.circuits.at_random import ANY, CONNECTED, random_circuits
 from headwise.studies.circuits.findings import conclude
@@ -236,6 +236,26 @@ def test_a_study_is_kept_taken_from_where_it_was_listed_and_repeated(words_model
     assert found.agrees, str(found)
     assert hw.Results(tmp_path).frame["study"].tolist() == ["CircuitStudy"]
     assert "keeps a share of" in str(hw.summary(tmp_path / "circuit.nc"))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"draws": 500}, "it asks for 500 random circuits and holds 3: it contradicts itself"),
+        ({"task": {"n": 400}}, "it asks for 400 prompts and holds 4: it contradicts itself"),
+        ({"metric": "nothing"}, "there is no metric 'nothing'"),
+        ({"more": 1}, "JSON of a CircuitStudy has missing or unknown fields"),
+    ],
+)
+def test_a_file_that_asks_for_more_than_it_holds_is_refused(tree, tmp_path, change, says):
+    other = tree.copy()
+    declared = json.loads(tree.attrs["study"])
+    for name, value in change.items():
+        declared[name] = declared[name] | value if isinstance(value, dict) else value
+    other.attrs["study"] = json.dumps(declared)
+    hw.write_netcdf(other, tmp_path / "other.nc")
+    with pytest.raises(ResultError, match=re.escape(says)):
+        hw.rerun(tmp_path / "other.nc")
 
 
 def test_a_circuit_whose_ends_are_wrong_is_refused(words_model, monkeypatch):

@@ -89,7 +89,7 @@ def test_of_many_edges_the_strongest_are_drawn_and_the_title_says_so():
     each = scores_of(values).expand_dims(example=2) * xr.DataArray([0.5, 1.5], dims="example")
     drawn = plots.circuit_graph(hw.Circuit(GRAPH.edges), each, most=10, title="all")
     assert {*segments(drawn)} == {*sorted(values, key=lambda edge: -abs(values[edge]))[:10]}
-    assert option(drawn, "title") == f"all: the 10 of {len(GRAPH)} edges with the largest scores"
+    assert option(drawn, "title") == f"all: the 10 strongest of {len(GRAPH)} edges"
 
 
 @pytest.mark.parametrize(
