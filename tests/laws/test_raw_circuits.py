@@ -96,6 +96,19 @@ def test_circuits_in_one_pass_are_those_of_the_oracle(opened: Opened) -> None:
     assert np.abs(found[0] - found[1]).max() > 0.01
 
 
+def test_circuits_of_the_shipped_model_are_those_of_the_oracle_to_what_float32_holds(words_model: hw.Model) -> None:
+    task, graph = hw.RepeatedTokens(n=4, length=25, seed=0), hw.Graph.of(words_model)
+    exact, random = copy.deepcopy(words_model.module).double(), np.random.default_rng(0)
+    clean, corrupted = (torch.tensor(task.draw(words_model).runs[run]) for run in ("clean", "corrupted"))
+    circuits = [hw.Circuit(e for e in graph.edges if random.random() < share) for share in (0.02, 0.1, 0.3, 0.6, 0.9)]
+    found = hw.capture(words_model, task, "logits", what=circuits)["logits"].values
+    with torch.no_grad():
+        other = raw_edges.forward(exact, corrupted).sent
+        for values, circuit in zip(found, circuits, strict=True):
+            wanted = raw_edges.forward(exact, clean, raw_edges.kept_only([*circuit]), other).logits.numpy()
+            np.testing.assert_allclose(values, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
 def test_the_empty_circuit_is_the_other_run_and_the_whole_one_its_own(opened: Opened) -> None:
     found = opened.captured([hw.Circuit(), hw.Circuit(opened.graph.edges)])
     other = opened.captured(None, base="corrupted")
