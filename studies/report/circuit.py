@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from ...interventions.declare.circuits import Circuit, as_edge
+from ...interventions.declare.circuits import Circuit
 from ...interventions.declare.graph import Graph
 from .. import plots
+from ..circuits.edges import edges_of
 from ..output.page import Page, folded, number, table
 from ..output.phrases import count
 from ..storage.attributes import json_in
@@ -43,8 +44,7 @@ def graph_of(tree: xr.DataTree) -> Graph | None:
 
 def circuit_of(ds: xr.Dataset) -> Circuit:
     """The circuit whose edges a part holds."""
-    names = (map(str, ds[side].values) for side in ("sender", "receiver"))
-    return Circuit(as_edge(pair) for pair in zip(*names, strict=True))
+    return Circuit(edges_of(ds))
 
 
 def _circuit(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
@@ -54,7 +54,7 @@ def _circuit(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
         page.figure(
             plots.circuit_graph(circuit, scores, graph=graph_of(tree)),
             "The circuit, from the input at the bottom to the logits at the top. An edge is as wide as its score is "
-            "far from 0, and dashed where that is above 0; its colour says what reads it. Hover for its name and "
+            f"far from 0, and dashed where {_against(scores)}; its colour says what reads it. Hover for its name and "
             "score.",
         )
     else:
@@ -75,18 +75,22 @@ def _circuit(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
     page.add(*_edge_tables(ds, tree))
 
 
+def _against(scores: xr.DataArray) -> str:
+    """When an edge works against the behaviour, in words."""
+    sign = {"higher": "above 0", "lower": "below 0"}.get(str(scores.attrs.get("better")))
+    return f"it works against the behaviour (a score {sign})" if sign else "that is above 0"
+
+
 def _edge_tables(ds: xr.Dataset, tree: xr.DataTree) -> list[str]:
     """The edges of the circuit, the strongest first; many are folded."""
     often = {}
     if "inclusion" in tree.children:
         held = tree["inclusion"].to_dataset()
-        names = (map(str, held[side].values) for side in ("sender", "receiver"))
-        often = dict(zip(zip(*names, strict=True), held["inclusion"].values, strict=True))
-    rows = []
+        often = dict(zip(edges_of(held), held["inclusion"].values, strict=True))
+    rows, edges = [], edges_of(ds)
     for at in np.argsort(-np.abs(ds["score"].values), kind="stable"):
-        pair = (str(ds["sender"].values[at]), str(ds["receiver"].values[at]))
-        again = number(100 * float(often.get(pair, np.nan)), ".0f")
-        rows.append(("->".join(pair), number(float(ds["score"].values[at]), "+.3f"), again))
+        again = number(100 * float(often.get(edges[at], np.nan)), ".0f")
+        rows.append((str(edges[at]), number(float(ds["score"].values[at]), "+.3f"), again))
     head = ("edge", "score", "chosen again, %")
     units = str(ds["score"].attrs.get("units", "1"))
     caption = (
@@ -177,10 +181,15 @@ def _inclusion(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
     )
     if unsure.sizes["edge"]:
         page.figure(
-            plots.edge_inclusion(unsure, title=f"{unsure.sizes['edge']} of {len(between)} other edges"),
+            plots.edge_inclusion(unsure, title=_of_others(unsure.sizes["edge"], len(between))),
             "The edges that are least sure: how often each is among those of a circuit of as many edges, where prompts "
             "are drawn again with replacement. Blue: edges of the circuit; orange: others.",
         )
+
+
+def _of_others(shown: int, others: int) -> str:
+    """How many edges that are in some of the circuits are shown."""
+    return f"all {count(others, 'other edge')}" if shown == others else f"{shown} of {count(others, 'other edge')}"
 
 
 SECTIONS = (
