@@ -91,11 +91,11 @@ def edge_scores(
     model : Model
         From `headwise.load`; one that `Graph.of` takes, with its blocks laid open.
     task : Task
-        One that has the run `source`.
+        One that has the run `source`, if that is one.
     metric : Metric or str
         Of logits, such as ``"logit_diff"``.
     source : str
-        The run whose values edges carry.
+        The run whose values edges carry; ``"mean"`` for means over the reference draw of the task.
     estimator : {"exact", "eap", "eap-ig", "eap-ig-activations", "atp*", "relp"}
         How edges are scored. Estimates take a few passes for all edges together. They are what the sender's value
         changes by, times a slope of the metric by what the receiver reads, so their sign is that of exact scores:

@@ -196,7 +196,8 @@ def _limits(tree: xr.DataTree) -> Iterator[str]:
     if study.get("source") == "mean":
         yield "Edges outside of a circuit carry means, which no prompt has: part of a loss is that."
     else:
-        yield "What a circuit keeps is relative to the corrupted run: what both runs share is no part of the behaviour."
+        run = study.get("source", "corrupted")
+        yield f"What a circuit keeps is relative to the {run} run: what both runs share is no part of the behaviour."
     yield (
         "The circuit is the smallest of those that the order of scores gives and that were tried; another choice of "
         "edges may be smaller."

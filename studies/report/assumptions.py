@@ -162,8 +162,12 @@ def _prompts(ran: Ran) -> Iterator[str]:
 def _ways(ran: Ran) -> Iterator[str]:
     alone = [kind for kind in ran.kinds if kind in ABLATIONS] == ["ZeroAblate"]  # which stands in what was not tested
     if ran.record.study.get("type") == "CircuitStudy":
+        means = ran.record.study.get("source") == "mean"
         yield (
-            "Edges outside of a circuit carry the values of another run: what both runs have in common, they carry too."
+            "Edges outside of a circuit carry means over other prompts: what all of these have in common, they carry too."
+            if means
+            else "Edges outside of a circuit carry the values of another run: what both runs have in common, they carry "
+            "too."
         )
         yield METRICS.get(str(ran.record.study.get("metric")), "")
         return
