@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ...interventions.declare.circuits import Circuit
 from ...interventions.declare.edges import EdgePatches
@@ -14,6 +14,7 @@ from ...interventions.plan.estimators import THERE_AND_BACK
 from ..analyses.prices import Price, total
 from ..measuring.request import set_up
 from ..output.progress import duration
+from ..tasks.tasks import Task
 from .at_random import KINDS, random_circuits
 from .curves import circuit_sizes
 from .edge_scores import ESTIMATORS, SAMPLE
@@ -21,12 +22,47 @@ from .kept import SELECTIONS, Behaviour
 
 if TYPE_CHECKING:
     from ...interventions.models.model import Model
-    from .study import CircuitStudy
 
 BACK = THERE_AND_BACK - 1
 """Work of a way back, in plain forward passes."""
 LEFT = 3
 """The greedy search is priced for a set of one in so many heads."""
+
+
+class Asked(Protocol):
+    """What prices depend on of a `CircuitStudy`."""
+
+    @property
+    def task(self) -> Task:
+        """The prompts."""
+
+    @property
+    def metric(self) -> Any:
+        """What circuits are judged by."""
+
+    @property
+    def estimator(self) -> str:
+        """How edges are scored."""
+
+    @property
+    def steps(self) -> int | None:
+        """Of an integrated estimate."""
+
+    @property
+    def then_exact(self) -> int:
+        """Edges of an estimate that are scored exactly."""
+
+    @property
+    def source(self) -> str:
+        """What edges outside of a circuit carry."""
+
+    @property
+    def draws(self) -> int:
+        """Random circuits of each size."""
+
+    @property
+    def seed(self) -> int:
+        """Of what is drawn."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +111,7 @@ def _words(price: Price) -> str:
     return f"{price.forwards:.0f}" if price.seconds is None else duration(price.seconds)
 
 
-def price_circuit(study: CircuitStudy, model: Model, *, timed: bool = True) -> CircuitPlan:
+def price_circuit(study: Asked, model: Model, *, timed: bool = True) -> CircuitPlan:
     """Price every stage, see `CircuitStudy.plan`.
 
     Parameters
@@ -130,7 +166,7 @@ def _named(behaviour: Behaviour, circuits: Sequence[Circuit]) -> dict[str, Any]:
     return {str(at): Circuit(one.edges, source=behaviour.source) for at, one in enumerate(circuits)}
 
 
-def _slopes(study: CircuitStudy, layers: int) -> tuple[int, int]:
+def _slopes(study: Asked, layers: int) -> tuple[int, int]:
     """Passes there, and ways back, of an estimate of all edges for each prompt."""
     steps = study.steps or ESTIMATORS[study.estimator].steps or 1
     if study.estimator == "atp*":
@@ -139,7 +175,7 @@ def _slopes(study: CircuitStudy, layers: int) -> tuple[int, int]:
     return runs, runs
 
 
-def _edges(study: CircuitStudy, behaviour: Behaviour, price: Callable[[Any], Price], forward: float) -> Price:
+def _edges(study: Asked, behaviour: Behaviour, price: Callable[[Any], Price], forward: float) -> Price:
     """The price of the scores of edges.
 
     Parameters

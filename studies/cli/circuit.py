@@ -250,7 +250,7 @@ def _print_summary(tree: xr.DataTree) -> None:
         table.add_row(cell(str(edge)), rounded(circuit["score"].values[at], "+.3f"), again)
     print_table(lambda wide: table, PLAIN_WIDTH)
     which = "all" if len(order) == circuit.sizes["edge"] else f"the {len(order)} strongest of {circuit.sizes['edge']}"
-    put(fill(f"{which} edges of the circuit; score: change where the edge alone carries the other run's value"))
+    put(fill(f"{which} edges of the circuit; score: change where the edge alone carries what all edges outside carry"))
     put()
     findings = json.loads(tree.attrs["conclusion"])
     for finding in findings:

@@ -16,7 +16,8 @@ from .induction import Section
 
 AREAS = (
     "CPR is the area under the curve of the signed selection, better where it is higher; CMD that between the curve of "
-    "the absolute selection and 1, better where it is lower; log share: over the logarithm of the share. 95% intervals."
+    "the absolute selection and 1, better where it is lower; log share: over the logarithm of the share. 95% intervals; "
+    "and the means of random circuits: of any edges, drawn one by one, and of connected ones."
 )
 QUESTION = "Which edges does the behaviour rest on, and how much of it do they keep by themselves?"
 UNSURE, SHOWN = 30, 20
@@ -91,11 +92,11 @@ def _edge_tables(ds: xr.Dataset, tree: xr.DataTree) -> list[str]:
     for at in np.argsort(-np.abs(ds["score"].values), kind="stable"):
         again = number(100 * float(often.get(edges[at], np.nan)), ".0f")
         rows.append((str(edges[at]), number(float(ds["score"].values[at]), "+.3f"), again))
-    head = ("edge", "score", "chosen again, %")
+    head = ("edge", "score", "again, %")
     units = str(ds["score"].attrs.get("units", "1"))
     caption = (
-        f"Score: change of the metric{'' if units == '1' else f' ({units})'} where the edge alone carries the other "
-        "run's value; chosen again: in how many circuits of prompts drawn again it is."
+        f"Score: change of the metric{'' if units == '1' else f' ({units})'} where the edge alone carries what "
+        "edges outside of a circuit carry; again: in how many circuits of prompts drawn again it is."
     )
     if len(rows) <= SHOWN:
         return [table(head, rows, caption=caption)]
@@ -125,7 +126,7 @@ def _curve(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
         values = (number(float(ds[f"{name}{end}"]), ".3f") for end in ("", "_low", "_high"))
         beside = (number(float(drawn[name].sel(kind=kind).mean()), ".3f") for kind in drawn["kind"].values)
         rows.append((words, *values, *beside))
-    head = ("area", "value", "from", "to", *(f"random, {kind}" for kind in drawn["kind"].values))
+    head = ("area", "value", "from", "to", *(str(kind).removesuffix(" edges") for kind in drawn["kind"].values))
     page.add(table(head, rows, caption=AREAS))
     page.add(folded("Values at each share", _values(ds)))
 
