@@ -20,6 +20,8 @@ from ..errors import DeclarationError
 Array = np.ndarray[Any, Any]
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """The shares of all edges at which MIB measures circuits."""
+ROUNDING = 1e-5
+"""Share of the mean size of the values up to which a gap counts as rounding."""
 
 
 def mib_sizes(edges: int) -> tuple[int, ...]:
@@ -51,11 +53,12 @@ def faithfulness(circuit: Array, empty: Array, model: Array) -> Array:
     Raises
     ------
     DeclarationError
-        The whole model and the empty circuit have the same mean: there is nothing to keep.
+        The whole model and the empty circuit have the same mean, up to rounding in single precision: there is nothing
+        to keep.
     """
     circuit, empty, model = (np.asarray(part, dtype=np.float64) for part in (circuit, empty, model))
     gap = (model - empty).mean()
-    if gap == 0:
+    if abs(gap) <= ROUNDING * max(np.abs(model).mean(), np.abs(empty).mean()):
         raise DeclarationError(
             f"the whole model and the empty circuit both have a mean of {float(model.mean()):.6g}, so there is nothing "
             "for a circuit to keep: take another corrupted run, or another metric"

@@ -72,7 +72,8 @@ def circuit_curve(
     Faithfulness is ``(m(circuit) - m(empty)) / (m(model) - m(empty))``, a ratio of means over prompts. ``cpr`` is the
     area under it and ``cmd`` that under ``|1 - f|``, by the trapezoid rule over the share of edges: at MIB's shares, a
     circuit that does nothing until it is the whole model has 0.25 and 0.749, one that does everything 0.999 and 0.
-    ``cpr_log`` and ``cmd_log`` are means over the logarithm of the share. Where edges were selected in two ways,
+    ``cpr_log`` and ``cmd_log`` are means over the logarithm of the share. At other shares or numbers of edges the areas
+    are not those of MIB. Where edges were selected in two ways,
     ``cpr`` is that of the signed selection and ``cmd`` that of the absolute one, as MIB has it.
 
     Parameters
@@ -128,6 +129,8 @@ def circuit_curve(
     ends = None if level is None else ratio_interval(change, gap, level)
     put("faithfulness", [*others, along], found, ends, "faithfulness")
     reach = f"from a share of {shares[0]:.3g} to {shares[-1]:.3g}"
+    if along == "edges":
+        reach += ", over numbers of edges: not that of MIB, which is over its shares"
     for name, (area, log, selection, words) in AREAS.items():
         dims, of = others, partial(area, shares=shares, log=log)
         curves, changes = found, change

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
+from ...interventions.declare.changes import MEAN
 from ...interventions.declare.edges import EdgePatches
 from ...metrics.card import Metric
 from ..measuring.effects import effect
@@ -28,7 +29,7 @@ class EdgeRequest:
     metric : Metric
         Of logits.
     what : EdgePatches
-        The edges, and the run that they carry.
+        The edges, and the run, or the means, that they carry.
     base : str
     steps : int, optional
         Of an estimator that takes steps.
@@ -61,9 +62,10 @@ class EdgeRequest:
 
     def as_score(self, values: xr.DataArray) -> xr.DataArray:
         """Scores ``(edge, example)`` with the attributes that say what they are."""
-        card = self.metric.card
+        card, source = self.metric.card, self.what.source
+        carried = "means over the reference draw" if source == MEAN else f"the {source} run"
         attrs = {
-            "long_name": f"change of {card.long_name} by one edge that carries the {self.what.source} run",
+            "long_name": f"change of {card.long_name} by one edge that carries {carried}",
             "units": card.units,
             "metric": card.name,
             **({"better": card.better} if card.better else {}),

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from ...interventions.models.model import Model
     from ..tasks.tasks import Task
 
-STEPS = 5
-"""Steps where none are given, as MIB takes them."""
+STEPS, SAMPLE = 5, 50
+"""Steps where none are given, as MIB takes them; and edges that are drawn where some are verified."""
 Edges = Circuit | Iterable[Edge | tuple[str, str] | str]
 ASKED = "edge_scores"
 """Attribute that holds the options of the call as JSON."""
@@ -67,7 +67,7 @@ def edge_scores(
     estimator: str = "exact",
     steps: int | None = None,
     then_exact: int = 0,
-    sample: int = 50,
+    sample: int = SAMPLE,
     seed: int = 0,
     base: str = "clean",
     edges: Edges | None = None,
@@ -91,11 +91,11 @@ def edge_scores(
     model : Model
         From `headwise.load`; one that `Graph.of` takes, with its blocks laid open.
     task : Task
-        One that has the run `source`.
+        One that has the run `source`, if that is one.
     metric : Metric or str
         Of logits, such as ``"logit_diff"``.
     source : str
-        The run whose values edges carry.
+        The run whose values edges carry; ``"mean"`` for means over the reference draw of the task.
     estimator : {"exact", "eap", "eap-ig", "eap-ig-activations", "atp*", "relp"}
         How edges are scored. Estimates take a few passes for all edges together. They are what the sender's value
         changes by, times a slope of the metric by what the receiver reads, so their sign is that of exact scores:
@@ -157,7 +157,7 @@ def edge_scores(
     check_is_model(model)
     (chosen,) = _one(metric)
     what = EdgePatches(edges, source)
-    found = _estimator(estimator, steps, then_exact)
+    found = check_options(estimator, steps, then_exact)
     steps = found.steps if steps is None else steps
     model.check_laid_open("edge_scores")
     most = len(what.of(model))
@@ -216,8 +216,8 @@ def _one(metric: Metric | str) -> list[Metric]:
     return chosen
 
 
-def _estimator(name: str, steps: int | None, then_exact: int) -> Estimator:
-    """The way of scoring that is called so, where it takes these options."""
+def check_options(name: str, steps: int | None, then_exact: int) -> Estimator:
+    """The way of scoring that is called so, or an error where it takes no such options."""
     if name not in ESTIMATORS:
         raise DeclarationError(f"estimator={name!r}: possible are {choices(map(repr, ESTIMATORS))}")
     found = ESTIMATORS[name]

@@ -22,7 +22,7 @@ REAL = 0.05
 
 
 def conclude(tree: xr.DataTree) -> list[Finding]:
-    """The findings of a result of `CircuitStudy`; the summary holds the first of each part."""
+    """The findings of a result of `CircuitStudy`; the summary holds those of the circuit, and the first of others."""
     told = {
         "circuit": [*_circuit(tree)],
         "curve": [*_curve(tree)],
@@ -30,7 +30,7 @@ def conclude(tree: xr.DataTree) -> list[Finding]:
         "nodes": [*_nodes(tree)],
         "inclusion": [*_inclusion(tree)],
     }
-    first = [texts[0] for texts in told.values() if texts]
+    first = told["circuit"] + [texts[0] for name, texts in told.items() if texts and name != "circuit"]
     groups = {"summary": first} | told | {"limits": [*_limits(tree)]}
     return [Finding(group, text) for group, texts in groups.items() for text in texts]
 
@@ -55,10 +55,22 @@ def _circuit(tree: xr.DataTree) -> Iterator[str]:
     metric, empty, whole = _ends(tree)
     source = json.loads(tree.attrs["study"]).get("source", "corrupted")
     source = "mean over other prompts" if source == "mean" else f"{source} run"
-    between = f"of the {metric} between the {source} ({empty}) and the whole model ({whole})"
+    between = f"of the change of the {metric} between the {source} ({empty}) and the whole model ({whole})"
+    asked = bool(ds.attrs.get("asked", 0))
     if left == every:
-        yield f"No smaller circuit than the whole model, {every} edges, keeps {_share(tree)} {between}."
+        yield (
+            f"A circuit of all {every} edges was asked for: it is the whole model, and keeps all {between}."
+            if asked
+            else f"No smaller circuit than the whole model, {every} edges, keeps {_share(tree)} {between}."
+        )
         return
+    few = 1 / (1 + ds.sizes["draw"]) > REAL
+    by_chance = ds.sizes["draw"] and not few and float(ds["p"]) > REAL
+    if by_chance or (left > every / 2 and not asked):
+        size = f"this one has {left} of {every} edges" if left > every / 2 and not asked else ""
+        chance = f"random circuits of as many {CONNECTED} may keep as much (p = {float(ds['p']):.3f})"
+        why = listed([*filter(None, [size, chance * bool(by_chance)])])
+        yield f"No small circuit was found by these scores: {why}."
     connected = "" if left == n else f", {left} of which are connected,"
     yield (
         f"Of {every} edges, a circuit of {count(n, 'edge')}{connected} keeps a share of "
@@ -66,7 +78,6 @@ def _circuit(tree: xr.DataTree) -> Iterator[str]:
     )
     if ds.sizes["draw"]:
         random, p = ds["random"].values, float(ds["p"])
-        few = 1 / (1 + len(random)) > REAL
         yield (
             f"Of {count(len(random), 'random circuit')} of as many {CONNECTED}, none keeps more than "
             f"{rounded(random.max())}, and on average they keep {rounded(random.mean())} (p = {p:.3f}): "
@@ -124,8 +135,8 @@ def _edges(tree: xr.DataTree) -> Iterator[str]:
     estimator = str(tree["edges"].attrs.get("estimator", "exact"))
     how = "exactly" if estimator == "exact" else f"by an estimate ({estimator})"
     yield (
-        f"Scored {how}, the largest of {len(order)} edges are {listed(named)}; half of all that scores add up to "
-        f"lies in {count(half, 'edge')}."
+        f"Scored {how}, the largest of {len(order)} edges are {listed(named)}; {count(half, 'edge')} "
+        f"{'holds' if half == 1 else 'hold'} half of the sum of absolute scores."
     )
     if verified := tree["edges"].attrs.get("verification"):
         yield str(verified)
@@ -185,7 +196,8 @@ def _limits(tree: xr.DataTree) -> Iterator[str]:
     if study.get("source") == "mean":
         yield "Edges outside of a circuit carry means, which no prompt has: part of a loss is that."
     else:
-        yield "What a circuit keeps is relative to the corrupted run: what both runs share is no part of the behaviour."
+        run = study.get("source", "corrupted")
+        yield f"What a circuit keeps is relative to the {run} run: what both runs share is no part of the behaviour."
     yield (
         "The circuit is the smallest of those that the order of scores gives and that were tried; another choice of "
         "edges may be smaller."

@@ -8,8 +8,9 @@ import numpy as np
 import xarray as xr
 
 from ...errors import AdviceWarning, DeclarationError, choices, whole
-from ...interventions.declare.circuits import ABS, Circuit, as_edge, edge_order, sign_of
+from ...interventions.declare.circuits import ABS, Circuit, edge_order, sign_of
 from ...metrics.statistics import jaccard_overlap
+from .edges import edge_coords, edges_of
 
 STABLE = 0.8
 """Jaccard overlap below which a circuit is said to depend on the prompts."""
@@ -35,9 +36,9 @@ def edge_inclusion(scores: xr.DataArray, n: int, by: str = ABS, *, resamples: in
     Returns
     -------
     Dataset
-        In forward order of the edges: ``inclusion (edge)``, the share of resamples whose circuit has the edge;
-        ``in_circuit (edge)``, whether the circuit of all prompts has it; ``score (edge)``, its mean; and ``jaccard``,
-        the mean over pairs of resamples of the edges in both over those in either.
+        In forward order of the edges, whose text is the coordinate ``edge``: ``inclusion (edge)``, the share of
+        resamples whose circuit has the edge; ``in_circuit (edge)``, whether the circuit of all prompts has it; ``score
+        (edge)``, its mean; and ``jaccard``, the mean over pairs of resamples of the edges in both over those in either.
 
     Raises
     ------
@@ -71,8 +72,7 @@ def edge_inclusion(scores: xr.DataArray, n: int, by: str = ABS, *, resamples: in
     draws = whole(resamples, "resamples", low=2, high=100_000)
     mean = scores.mean("example", skipna=False, keep_attrs=True)
     chosen = Circuit.top(mean, n, by)
-    names = (map(str, scores[side].values) for side in ("sender", "receiver"))
-    pairs = [as_edge(pair) for pair in zip(*names, strict=True)]
+    pairs = edges_of(scores)
     order = sorted(range(len(pairs)), key=lambda at: edge_order(pairs[at]))
     ordered = scores.transpose("edge", "example").isel(edge=order)
     values, count = np.asarray(ordered.values, dtype=np.float64), len(chosen)
@@ -93,7 +93,7 @@ def edge_inclusion(scores: xr.DataArray, n: int, by: str = ABS, *, resamples: in
             "score": ("edge", values.mean(axis=-1), dict(scores.attrs)),
             "jaccard": ((), overlap, {"units": "1", "long_name": "Jaccard overlap of two resamples, mean over pairs"}),
         },
-        coords={side: ("edge", ordered[side].values) for side in ("sender", "receiver")},
+        coords=edge_coords(pairs[at] for at in order),
         attrs={"n": count, "by": by, "resamples": draws, "seed": seed, "examples": examples},
     )
     if overlap < STABLE:

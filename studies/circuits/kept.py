@@ -21,6 +21,7 @@ from ..measuring.measure import measure
 from ..tasks.tasks import Task
 from .at_random import CONNECTED, KINDS, random_circuits
 from .curves import circuit_curve, circuit_sizes
+from .edges import edge_coords, edges_of
 
 if TYPE_CHECKING:
     from ...interventions.models.model import Model
@@ -80,7 +81,7 @@ class Behaviour:
         Raises
         ------
         ModelError
-            The whole model as a circuit is not the clean run, or the empty circuit not the corrupted one.
+            The whole model as a circuit is not the clean run, or the empty circuit not the run `source`.
         """
         graph = self.graph
         each = [Circuit(one.edges, source=self.source) for one in (Circuit(), Circuit(graph.edges), *circuits)]
@@ -115,6 +116,12 @@ class Behaviour:
                     f"of {self.model.name}, the {name} circuit has a mean {self.metric.name} of {values.mean():.5g}, "
                     f"the {run} run one of {wanted.mean():.5g}: its edges do not add up to what it reads"
                 )
+
+    def gap(self, found: xr.Dataset) -> float:
+        """Mean of the whole model less that of the empty circuit, of what `of` gave; refused where there is none."""
+        empty, model = found["empty"].values, found["whole"].values
+        faithfulness(model, empty, model)
+        return float(np.mean(model - empty))
 
     def kept(self, found: xr.Dataset) -> Array:
         """Faithfulness ``(circuit)`` of what `of` gave."""
@@ -230,8 +237,8 @@ def smallest(behaviour: Behaviour, scores: xr.DataArray, numbers: xr.Dataset, sh
     Returns
     -------
     Dataset
-        ``tried (tried_edges)``: faithfulness of circuits of so many edges; the last of these keeps the share, as the
-        whole model does at the latest, and so does `n`, an attribute.
+        ``tried (tried_edges)``: faithfulness of circuits of so many edges. The last one keeps the share. The attribute
+        `n` is the first number that does.
     """
     known = numbers["faithfulness"].sel(selection=ABS).values
     sizes = numbers["edges"].values.astype(int)
@@ -266,8 +273,8 @@ def one_circuit(
     Returns
     -------
     Dataset
-        ``sender``, ``receiver`` and ``score`` of its edges; faithfulness with intervals: ``faithfulness``,
-        ``complement``, and ``on_others`` where there are others; ``random (draw)`` and ``p``.
+        ``score`` of its edges, with the coordinates ``edge``, ``sender`` and ``receiver``; faithfulness with intervals:
+        ``faithfulness``, ``complement``, and ``on_others`` where there are others; ``random (draw)`` and ``p``.
     """
     graph = behaviour.graph
     circuit = graph.prune(Circuit.top(scores, n))
@@ -284,7 +291,11 @@ def one_circuit(
     about = {"units": "1", "long_name": f"share that random circuits of as many {CONNECTED} keep"}
     ds["random"] = ("draw", behaviour.kept(found)[2:], about)
     p = null_p_value(float(ds["faithfulness"]), ds["random"].values)
-    ds["p"] = ((), p, {"units": "1", "long_name": "random circuits that keep as much, of all and it"})
+    words = "share of random circuits, this one counted among them, that keep as much"
+    ds["p"] = ((), p, {"units": "1", "long_name": words})
+    for name, words in (("complement", "all edges outside of it"), ("random", f"random {CONNECTED}")):
+        metric = str(values.attrs.get("long_name", "")).removesuffix(" of the circuit")
+        ds[f"{name}_value"].attrs["long_name"] = f"{metric} of {words}"
     if others is not None:
         judged = Behaviour(behaviour.model, others, behaviour.metric, behaviour.source).of([circuit])
         judged = with_interval(
@@ -293,10 +304,6 @@ def one_circuit(
             "share of the behaviour that the circuit keeps on other prompts",
         )
         ds = ds.assign({name: judged[name] for name in ("on_others", "on_others_low", "on_others_high")})
-    names = (map(str, scores[side].values) for side in ("sender", "receiver"))
-    of_edge = dict(zip(zip(*names, strict=True), map(float, scores.values), strict=True))
+    of_edge = dict(zip(edges_of(scores), map(float, scores.values), strict=True))
     ds["score"] = ("edge", [of_edge[edge] for edge in circuit], dict(scores.attrs))
-    for side in ("sender", "receiver"):
-        ends = np.asarray([getattr(edge, side) for edge in circuit], dtype=object)
-        ds = ds.assign_coords({side: ("edge", ends)})
-    return ds.assign_attrs(n=n)
+    return ds.assign_coords(edge_coords(circuit)).assign_attrs(n=n)

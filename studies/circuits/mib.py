@@ -16,9 +16,10 @@ import numpy as np
 import xarray as xr
 
 from ...errors import DeclarationError, ResultError, choices, first_line
-from ...interventions.declare.circuits import Circuit, Edge
+from ...interventions.declare.circuits import Circuit
 from ...interventions.declare.codec import read_json
 from ...interventions.declare.graph import Graph
+from .edges import edges_of
 
 if TYPE_CHECKING:
     from ...interventions.models.model import Model
@@ -45,8 +46,7 @@ def read_mib(path: str | Path) -> MibCircuit:
     -------
     MibCircuit
         ``graph``, ``circuit`` and ``scores``; a score that the file does not have is NaN. MIB's scores are high for the
-        edges that a circuit keeps: ``Circuit.top(-scores, n, by="signed",
-        better="higher")`` is MIB's signed selection.
+        edges that a circuit keeps: ``Circuit.top(-scores, n, by="signed", better="higher")`` is MIB's signed selection.
 
     Raises
     ------
@@ -131,8 +131,7 @@ def write_mib(path: str | Path, model: Model, circuit: Circuit, scores: xr.DataA
     values = {edge: float(edge in circuit) for edge in graph.edges}
     if scores is not None:
         Circuit.top(scores, 0)  # refuses scores that are not one number for each edge
-        ends = (map(str, scores[side].values) for side in ("sender", "receiver"))
-        values = {Edge(*pair): float(value) for *pair, value in zip(*ends, scores.values, strict=True)}
+        values = dict(zip(edges_of(scores), map(float, scores.values), strict=True))
         if missing := [edge for edge in graph.edges if edge not in values]:
             raise DeclarationError(f"no score of {len(missing)} edges, such as {missing[0]}")
     alive = {*graph.nodes(graph.prune(circuit))}

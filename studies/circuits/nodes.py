@@ -62,7 +62,11 @@ def node_circuits(behaviour: Behaviour, share: float, draws: int, seed: int) -> 
     words = {"units": "1", "long_name": "share that random sets of as many heads keep"}
     ds["random"] = (("set", "draw"), kept, words)
     p = [null_p_value(float(ds["faithfulness"][at]), kept[at]) for at in range(two)]
-    ds["p"] = ("set", p, {"units": "1", "long_name": "random sets that keep as much, of all and it"})
+    ds["p"] = (
+        "set",
+        p,
+        {"units": "1", "long_name": "share of random sets, this one counted among them, that keep as much"},
+    )
     ds["heads"] = ("set", np.asarray([" ".join(one) for one in sets], dtype=object), {"long_name": "heads of the set"})
     ds["count"] = ("set", [len(one) for one in sets], {"long_name": "number of heads"})
     layers = behaviour.graph.layers

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ...interventions.declare.changes import MEAN
 from ...interventions.declare.circuits import Circuit
+from ...interventions.declare.edges import EdgePatches
 from ...interventions.declare.graph import Graph
+from ...interventions.plan.estimators import THERE_AND_BACK
 from ..analyses.prices import Price, total
 from ..measuring.request import set_up
 from ..output.progress import duration
 from ..tasks.tasks import Task
 from .at_random import KINDS, random_circuits
 from .curves import circuit_sizes
+from .edge_scores import ESTIMATORS, SAMPLE
 from .kept import SELECTIONS, Behaviour
 
 if TYPE_CHECKING:
     from ...interventions.models.model import Model
 
+BACK = THERE_AND_BACK - 1
+"""Work of a way back, in plain forward passes."""
 LEFT = 3
 """The greedy search is priced for a set of one in so many heads."""
 
@@ -38,6 +43,14 @@ class Asked(Protocol):
     @property
     def estimator(self) -> str:
         """How edges are scored."""
+
+    @property
+    def steps(self) -> int | None:
+        """Of an integrated estimate."""
+
+    @property
+    def then_exact(self) -> int:
+        """Edges of an estimate that are scored exactly."""
 
     @property
     def source(self) -> str:
@@ -86,7 +99,7 @@ class CircuitPlan:
             "",
             f"{'stage':<16}{'conditions':>11}{'passes':>8}{'work':>10}{'time':>9}",
         ]
-        counts = {"edges": self.edges, **self.circuits}
+        counts = {"edges": self.edges, **self.circuits, "inclusion": 0}
         for name, price in {**self.stages, "in all": total(self.stages)}.items():
             time = "" if price.seconds is None else duration(price.seconds)
             number = counts.get(name, sum(counts.values()))
@@ -138,9 +151,13 @@ def price_circuit(study: Asked, model: Model, *, timed: bool = True) -> CircuitP
         "circuit": [graph.prune(Circuit(graph.edges)), *one["numbers"][-2:-1] * (study.draws + 2)],
         "nodes": [*searched, *[behaviour.between(some)] * (2 * study.draws + 4)],
     }
-    stages = {"edges": price(_edges(study, behaviour))} | {
+    alone = price(plain)
+    each = math.nan if alone.seconds is None else alone.seconds / max(alone.forwards, 1e-9)
+    stages = {"edges": _edges(study, behaviour, price, each)} | {
         name: price(_plan(behaviour, _named(behaviour, some))) for name, some in circuits.items()
     }
+    if len(study.task.draw(model).lengths) > 1:
+        stages["inclusion"] = Price(seconds=None if speed is None else 0.0)  # no pass: scores are there
     counts = {name: len(some) for name, some in circuits.items()}
     return CircuitPlan(model.name, len(study.task.draw(model).lengths), len(graph), counts, stages)
 
@@ -149,13 +166,47 @@ def _named(behaviour: Behaviour, circuits: Sequence[Circuit]) -> dict[str, Any]:
     return {str(at): Circuit(one.edges, source=behaviour.source) for at, one in enumerate(circuits)}
 
 
-def _edges(study: Asked, behaviour: Behaviour) -> Any:
-    """The plan of the scores of edges; of an estimate, that of its runs."""
-    if study.estimator != "exact":
-        return _plan(behaviour, None)
-    from ...interventions.declare.edges import EdgePatches
+def _slopes(study: Asked, layers: int) -> tuple[int, int]:
+    """Passes there, and ways back, of an estimate of all edges for each prompt."""
+    steps = study.steps or ESTIMATORS[study.estimator].steps or 1
+    if study.estimator == "atp*":
+        return 1, 1 + 2 * layers  # attention and MLP of each layer are left out of the way back in turn
+    runs = steps * (1 + 2 * layers if study.estimator == "eap-ig-activations" else 1)
+    return runs, runs
 
-    return _plan(behaviour, EdgePatches(source="corrupted" if behaviour.source == MEAN else behaviour.source))
+
+def _edges(study: Asked, behaviour: Behaviour, price: Callable[[Any], Price], forward: float) -> Price:
+    """The price of the scores of edges.
+
+    Parameters
+    ----------
+    study : CircuitStudy
+    behaviour : Behaviour
+    price : callable
+        Gives the price of a plan.
+    forward : float
+        Seconds of a plain pass of one prompt, NaN where no pass is timed.
+
+    Returns
+    -------
+    Price
+        Of an estimate: of the runs as they are, of its ways there and back, and of the edges that are scored exactly.
+    """
+    every = EdgePatches(source=behaviour.source)
+    ends = price(_plan(behaviour, _named(behaviour, [Circuit(), Circuit(behaviour.graph.edges)])))
+    if study.estimator == "exact":
+        return ends + price(_plan(behaviour, every))
+    prompts = len(study.task.draw(behaviour.model).lengths)
+    there, back = _slopes(study, behaviour.graph.layers)
+    work = prompts * (there + BACK * back)
+    found = ends + price(_plan(behaviour, None))
+    found += Price(there, work, None if math.isnan(forward) else forward * work)
+    if study.then_exact:
+        every_edge = behaviour.graph.edges
+        number = min(study.then_exact + SAMPLE, len(every_edge))  # which ones is not known: as many, from all layers
+        some = Circuit(every_edge[at * len(every_edge) // number] for at in range(number))
+        found += price(_plan(behaviour, EdgePatches(some, behaviour.source)))
+    return found
 
 
 def _plan(behaviour: Behaviour, what: Any) -> Any:

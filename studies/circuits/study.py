@@ -16,7 +16,7 @@ from ...errors import LARGEST_SEED, MOST_DRAWS, AdviceWarning, DeclarationError,
 from ...interventions.base.hashing import short_hash
 from ...interventions.declare import codec
 from ...interventions.declare.changes import MEAN
-from ...interventions.declare.circuits import ABS, Circuit, as_edge
+from ...interventions.declare.circuits import ABS, BETTER, Circuit
 from ...interventions.declare.graph import Graph
 from ...interventions.declare.sites import LEFT_OUT
 from ...metrics.card import Metric
@@ -28,6 +28,8 @@ from ..storage.provenance import as_attrs, exact_facts, provenance
 from ..storage.registry import TASKS, metric_of
 from ..tasks.tasks import RepeatedTokens, Task
 from . import kept, nodes
+from .edge_scores import check_options, edge_scores
+from .edges import edges_of
 from .findings import conclude
 from .inclusion import edge_inclusion
 from .price import CircuitPlan, price_circuit
@@ -54,15 +56,17 @@ class CircuitStudy:
     """The circuit of a behaviour at the level of edges: how small it is, how much it keeps, and how sure its edges are.
 
     Every edge is scored (`headwise.edge_scores`). Circuits of the edges with the largest scores, of growing size, are
-    run: edges outside of a circuit carry the corrupted run's values. *Faithfulness* is the share of the behaviour that
+    run: edges outside of a circuit carry the values of `source`. *Faithfulness* is the share of the behaviour that
     is kept, ``(m(circuit) - m(empty)) / (m(model) - m(empty))`` of mean metrics; see `headwise.circuit_curve`. The
     circuit that is looked at closely is that of the smallest number of edges, by absolute scores and pruned, that keeps
-    `share`: the first such number of 1, 2, 5, 10, 20, ..., and of 29 between it and the one before.
+    `share`: the first such number of 1, 2, 5, 10, 20, ..., and of 29 between it and the one before. Of a metric that is
+    neither better higher nor lower, such as a divergence, the behaviour is what the whole model has: higher counts as
+    better where its mean is above that of the empty circuit, and else lower.
 
     Parameters
     ----------
     task : Task
-        With the runs ``clean`` and `source`.
+        With the runs ``clean`` and, but for ``"mean"``, `source`.
     metric : Metric or str
         Of the logits, such as ``"logit_diff"``.
     estimator : str
@@ -70,8 +74,8 @@ class CircuitStudy:
     steps : int, optional
         Of an integrated estimate.
     source : str
-        What edges outside of a circuit carry: that of a run, such as ``"corrupted"``, or ``"mean"``, means over the
-        reference prompts; an edge that is scored then carries the corrupted run.
+        What edges outside of a circuit carry, and an edge that is scored: that of a run, such as ``"corrupted"``, or
+        ``"mean"``, means over the reference prompts.
     share : float
         Of the behaviour that the circuit, and the smallest set of heads, must keep.
     n : int, optional
@@ -139,6 +143,7 @@ class CircuitStudy:
         for name in ("n", "steps"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, whole(getattr(self, name), name, low=1))
+        check_options(self.estimator, self.steps, self.then_exact)
 
     def plan(self, model: Model, *, timed: bool = True) -> CircuitPlan:
         """What `run` would do on a model, stage by stage, without doing it.
@@ -157,7 +162,7 @@ class CircuitStudy:
         Raises
         ------
         DeclarationError
-            Edges are not defined for the model, or the task has no corrupted run.
+            Edges are not defined for the model, or the task has no run `source`.
         """
         self._check(model)
         return price_circuit(self, model, timed=timed)
@@ -181,7 +186,8 @@ class CircuitStudy:
             does when this is left out; False shows nothing.
         out : path, optional
             NetCDF file to write. Until it is whole, finished stages and passes are kept beside it, and the same call
-            again computes only what is missing: see `headwise.measure`.
+            again computes only what is missing: see `headwise.measure`. A file that holds something else is replaced
+            once the new result is whole.
         resume : bool
             False takes nothing from what is there.
         executor : concurrent.futures.Executor, optional
@@ -198,12 +204,12 @@ class CircuitStudy:
         Raises
         ------
         DeclarationError
-            Edges are not defined for the model, the task has no corrupted run, or whole model and empty circuit have
-            the same mean.
+            Edges are not defined for the model, the task has no run `source`, or whole model and empty circuit have the
+            same mean.
         ModelError
-            A self-check failed: circuits without edges, and with all, are not the corrupted and the clean run.
+            A self-check failed: circuits without edges, and with all, are not the run `source` and the clean run.
         ResultError
-            `out` cannot be written, or belongs to another study.
+            `out` cannot be written.
         """
         self._check(model)
         context.check_executor(model, executor)
@@ -259,7 +265,7 @@ class CircuitStudy:
 
         assert isinstance(self.metric, Metric)
         behaviour = kept.Behaviour(model, self.task, self.metric, self.source)
-        edges = stage("edges", lambda: self._edges(model))
+        edges = stage("edges", lambda: self._edges(behaviour))
         scores = edges["score"].mean("example", keep_attrs=True)
         stage("curve", lambda: kept.curve(behaviour, scores, "share"))
         numbers = stage("numbers", lambda: kept.curve(behaviour, scores, "edges"))
@@ -270,8 +276,7 @@ class CircuitStudy:
         if edges.sizes["example"] > 1:
             stage("inclusion", lambda: self._inclusion(edges["score"], n))
         tree = xr.DataTree.from_dict({f"/{name}": part for name, part in parts.items()})
-        names = (map(str, found[side].values) for side in ("sender", "receiver"))
-        graph, circuit = behaviour.graph, Circuit(map(as_edge, zip(*names, strict=True)))
+        graph, circuit = behaviour.graph, Circuit(edges_of(found))
         more = {
             "seconds": round(sum(seconds.values()), 3),
             "seconds_by_stage": json.dumps(seconds),
@@ -283,19 +288,22 @@ class CircuitStudy:
         tree.attrs["conclusion"] = json.dumps([asdict(finding) for finding in conclude(tree)])
         return tree
 
-    def _edges(self, model: Model) -> xr.Dataset:
-        from .edge_scores import edge_scores
-
-        source = "corrupted" if self.source == MEAN else self.source
-        return edge_scores(
-            model,
+    def _edges(self, behaviour: kept.Behaviour) -> xr.Dataset:
+        """Scores, with the way in which the metric is better; refused where there is nothing to keep."""
+        ends = behaviour.of([])
+        gap = behaviour.gap(ends)
+        scored = edge_scores(
+            behaviour.model,
             self.task,
             self.metric,
-            source=source,
+            source=self.source,
             estimator=self.estimator,
             steps=self.steps,
             then_exact=self.then_exact,
         )
+        if scored["score"].attrs.get("better") not in BETTER:
+            scored["score"].attrs["better"] = BETTER[0] if gap > 0 else BETTER[1]
+        return scored
 
     def _circuit(self, behaviour: kept.Behaviour, scores: xr.DataArray, numbers: xr.Dataset) -> xr.Dataset:
         tried = xr.Dataset(attrs={"n": self.n})
@@ -321,8 +329,10 @@ class CircuitStudy:
         graph = Graph.of(model)
         if self.n is not None and self.n > len(graph):
             raise DeclarationError(f"n={self.n}: {model.name} has {len(graph)} edges, so n can be 1 to {len(graph)}")
+        if self.then_exact > len(graph):
+            raise DeclarationError(f"then_exact={self.then_exact}: {model.name} has {len(graph)} edges")
         for name, task in (("task", self.task), ("others", self._others)):
-            needed = {"clean", "corrupted" if self.source == MEAN else self.source}
+            needed = {"clean", *([] if self.source == MEAN else [self.source])}
             if task is not None and (lacking := needed - {*task.draw(model).runs}):
                 raise DeclarationError(f"{name} has no run {choices(lacking)}, which edges outside of a circuit carry")
 

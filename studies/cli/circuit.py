@@ -98,8 +98,10 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the study, write the report, print the summary."""
     started = time.monotonic()
+    from ..circuits.edge_scores import check_options
     from ..storage.files import check_writable
 
+    check_options(options.estimator, options.ig_steps, options.then_exact)
     if options.plan:
         quiet_libraries()
         model = open_model(options)
@@ -194,12 +196,14 @@ def _task(options: argparse.Namespace, model: Model) -> tuple[Any, Any]:
 
 def _figures(tree: xr.DataTree) -> dict[str, Any]:
     """What --json prints of the study."""
+    from ..circuits.edges import edges_of
+
     curve, circuit, nodes = (tree[name].to_dataset() for name in ("curve", "circuit", "nodes"))
     ends = ("", "_low", "_high")
     found = {f"{name}{end}": float(curve[f"{name}{end}"]) for name in ("cpr", "cmd") for end in ends}
     found |= {name: float(curve[name]) for name in ("cpr_log", "cmd_log")}
     kept = {f"{name}{end}": float(circuit[f"{name}{end}"]) for name in ("faithfulness", "complement") for end in ends}
-    edges = zip(circuit["sender"].values, circuit["receiver"].values, circuit["score"].values, strict=True)
+    edges = zip(edges_of(circuit), circuit["score"].values, strict=True)
     sets = {
         str(name): {"heads": str(nodes["heads"].sel(set=name).values).split(), **_of_set(nodes.sel(set=name))}
         for name in nodes["set"].values
@@ -210,7 +214,7 @@ def _figures(tree: xr.DataTree) -> dict[str, Any]:
             "n": int(circuit.attrs["n"]),
             **kept,
             "p": float(circuit["p"]),
-            "edges": [{"edge": f"{sender}->{receiver}", "score": float(score)} for sender, receiver, score in edges],
+            "edges": [{"edge": str(edge), "score": float(score)} for edge, score in edges],
         },
         "heads": sets,
         "jaccard": float(tree["inclusion"]["jaccard"]) if "inclusion" in tree.children else None,
@@ -227,25 +231,26 @@ def _print_summary(tree: xr.DataTree) -> None:
     from rich.table import Table
 
     from ..catalogue.listing import cell
+    from ..circuits.edges import edges_of
 
     circuit = tree["circuit"].to_dataset()
     order = abs(circuit["score"]).argsort().values[::-1][:SHOWN]
     often = {}
     if "inclusion" in tree.children:
         ds = tree["inclusion"].to_dataset()
-        names = (map(str, ds[side].values) for side in ("sender", "receiver"))
-        often = dict(zip(zip(*names, strict=True), ds["inclusion"].values, strict=True))
+        often = dict(zip(edges_of(ds), ds["inclusion"].values, strict=True))
     put(f"{tree.attrs['title']}\n")
     table = Table(box=None)
     for title in ("edge", "score", "chosen again"):
         table.add_column(title, justify="left" if title == "edge" else "right")
+    edges = edges_of(circuit)
     for at in order:
-        edge = (str(circuit["sender"].values[at]), str(circuit["receiver"].values[at]))
+        edge = edges[at]
         again = f"{100 * often[edge]:.0f}%" if edge in often else ""
-        table.add_row(cell("->".join(edge)), rounded(circuit["score"].values[at], "+.3f"), again)
+        table.add_row(cell(str(edge)), rounded(circuit["score"].values[at], "+.3f"), again)
     print_table(lambda wide: table, PLAIN_WIDTH)
     which = "all" if len(order) == circuit.sizes["edge"] else f"the {len(order)} strongest of {circuit.sizes['edge']}"
-    put(fill(f"{which} edges of the circuit; score: change where the edge alone carries the other run's value"))
+    put(fill(f"{which} edges of the circuit; score: change where the edge alone carries what all edges outside carry"))
     put()
     findings = json.loads(tree.attrs["conclusion"])
     for finding in findings:

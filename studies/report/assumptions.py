@@ -162,9 +162,10 @@ def _prompts(ran: Ran) -> Iterator[str]:
 def _ways(ran: Ran) -> Iterator[str]:
     alone = [kind for kind in ran.kinds if kind in ABLATIONS] == ["ZeroAblate"]  # which stands in what was not tested
     if ran.record.study.get("type") == "CircuitStudy":
-        yield (
-            "Edges outside of a circuit carry the values of another run: what both runs have in common, they carry too."
-        )
+        means = ran.record.study.get("source") == "mean"
+        carried = "means over other prompts" if means else "the values of another run"
+        common = "all of these" if means else "both runs"
+        yield f"Edges outside of a circuit carry {carried}: what {common} have in common, they carry too."
         yield METRICS.get(str(ran.record.study.get("metric")), "")
         return
     yield from (KINDS[kind] for kind in ran.kinds if kind in KINDS and not (alone and kind == "ZeroAblate"))

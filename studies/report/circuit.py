@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from ...interventions.declare.circuits import Circuit, as_edge
+from ...interventions.declare.circuits import Circuit
 from ...interventions.declare.graph import Graph
 from .. import plots
+from ..circuits.edges import edges_of
 from ..output.page import Page, folded, number, table
 from ..output.phrases import count
 from ..storage.attributes import json_in
@@ -15,7 +16,8 @@ from .induction import Section
 
 AREAS = (
     "CPR is the area under the curve of the signed selection, better where it is higher; CMD that between the curve of "
-    "the absolute selection and 1, better where it is lower; log share: over the logarithm of the share. 95% intervals."
+    "the absolute selection and 1, better where it is lower; log share: over the logarithm of the share. 95% intervals; "
+    "and the means of random circuits: of any edges, drawn one by one, and of connected ones."
 )
 QUESTION = "Which edges does the behaviour rest on, and how much of it do they keep by themselves?"
 UNSURE, SHOWN = 30, 20
@@ -43,8 +45,7 @@ def graph_of(tree: xr.DataTree) -> Graph | None:
 
 def circuit_of(ds: xr.Dataset) -> Circuit:
     """The circuit whose edges a part holds."""
-    names = (map(str, ds[side].values) for side in ("sender", "receiver"))
-    return Circuit(as_edge(pair) for pair in zip(*names, strict=True))
+    return Circuit(edges_of(ds))
 
 
 def _circuit(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
@@ -54,7 +55,7 @@ def _circuit(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
         page.figure(
             plots.circuit_graph(circuit, scores, graph=graph_of(tree)),
             "The circuit, from the input at the bottom to the logits at the top. An edge is as wide as its score is "
-            "far from 0, and dashed where that is above 0; its colour says what reads it. Hover for its name and "
+            f"far from 0, and dashed where {_against(scores)}; its colour says what reads it. Hover for its name and "
             "score.",
         )
     else:
@@ -75,23 +76,27 @@ def _circuit(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
     page.add(*_edge_tables(ds, tree))
 
 
+def _against(scores: xr.DataArray) -> str:
+    """When an edge works against the behaviour, in words."""
+    sign = {"higher": "above 0", "lower": "below 0"}.get(str(scores.attrs.get("better")))
+    return f"it works against the behaviour (a score {sign})" if sign else "that is above 0"
+
+
 def _edge_tables(ds: xr.Dataset, tree: xr.DataTree) -> list[str]:
     """The edges of the circuit, the strongest first; many are folded."""
     often = {}
     if "inclusion" in tree.children:
         held = tree["inclusion"].to_dataset()
-        names = (map(str, held[side].values) for side in ("sender", "receiver"))
-        often = dict(zip(zip(*names, strict=True), held["inclusion"].values, strict=True))
-    rows = []
+        often = dict(zip(edges_of(held), held["inclusion"].values, strict=True))
+    rows, edges = [], edges_of(ds)
     for at in np.argsort(-np.abs(ds["score"].values), kind="stable"):
-        pair = (str(ds["sender"].values[at]), str(ds["receiver"].values[at]))
-        again = number(100 * float(often.get(pair, np.nan)), ".0f")
-        rows.append(("->".join(pair), number(float(ds["score"].values[at]), "+.3f"), again))
-    head = ("edge", "score", "chosen again, %")
+        again = number(100 * float(often.get(edges[at], np.nan)), ".0f")
+        rows.append((str(edges[at]), number(float(ds["score"].values[at]), "+.3f"), again))
+    head = ("edge", "score", "again, %")
     units = str(ds["score"].attrs.get("units", "1"))
     caption = (
-        f"Score: change of the metric{'' if units == '1' else f' ({units})'} where the edge alone carries the other "
-        "run's value; chosen again: in how many circuits of prompts drawn again it is."
+        f"Score: change of the metric{'' if units == '1' else f' ({units})'} where the edge alone carries what "
+        "edges outside of a circuit carry; again: in how many circuits of prompts drawn again it is."
     )
     if len(rows) <= SHOWN:
         return [table(head, rows, caption=caption)]
@@ -121,7 +126,7 @@ def _curve(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
         values = (number(float(ds[f"{name}{end}"]), ".3f") for end in ("", "_low", "_high"))
         beside = (number(float(drawn[name].sel(kind=kind).mean()), ".3f") for kind in drawn["kind"].values)
         rows.append((words, *values, *beside))
-    head = ("area", "value", "from", "to", *(f"random, {kind}" for kind in drawn["kind"].values))
+    head = ("area", "value", "from", "to", *(str(kind).removesuffix(" edges") for kind in drawn["kind"].values))
     page.add(table(head, rows, caption=AREAS))
     page.add(folded("Values at each share", _values(ds)))
 
@@ -177,10 +182,15 @@ def _inclusion(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
     )
     if unsure.sizes["edge"]:
         page.figure(
-            plots.edge_inclusion(unsure, title=f"{unsure.sizes['edge']} of {len(between)} other edges"),
+            plots.edge_inclusion(unsure, title=_of_others(unsure.sizes["edge"], len(between))),
             "The edges that are least sure: how often each is among those of a circuit of as many edges, where prompts "
             "are drawn again with replacement. Blue: edges of the circuit; orange: others.",
         )
+
+
+def _of_others(shown: int, others: int) -> str:
+    """How many edges that are in some of the circuits are shown."""
+    return f"all {count(others, 'other edge')}" if shown == others else f"{shown} of {count(others, 'other edge')}"
 
 
 SECTIONS = (

@@ -14,6 +14,7 @@ from ..parts.inputs import labels_of, need, need_dims, numbers_of
 from ..parts.style import BLUE, GREY, ORANGE, dimension, hover, overlay, styled
 
 LOOKS = ((BLUE, "solid", "circle"), (ORANGE, "dashed", "diamond"))
+CONNECTED = "connected edges"
 TOP = 30
 TICKS = (0.001, 0.01, 0.1, 1.0)
 NAMED = {"signed": "signed selection", "abs": "absolute selection"}
@@ -27,9 +28,10 @@ def circuit_curve(ds: xr.Dataset, random: xr.Dataset | None = None, *, title: st
     ds : Dataset
         From `headwise.circuit_curve`: ``faithfulness([selection,] share or edges)``, ``cpr`` and ``cmd``.
     random : Dataset, optional
-        The same of random circuits: ``faithfulness(draw, share or edges)``.
+        The same of random circuits: ``faithfulness([kind,] draw, share or edges)``; of the kinds of a `CircuitStudy`,
+        connected circuits are drawn.
     title : str
-        CPR and CMD, by default.
+        CPR and CMD, by default; over numbers of edges, that it is by these.
 
     Returns
     -------
@@ -50,6 +52,8 @@ def circuit_curve(ds: xr.Dataset, random: xr.Dataset | None = None, *, title: st
     parts = [styled(hv.HLine(level), color=GREY, line_width=1, line_dash="dotted") for level in (0.0, 1.0)]
     reach = [0.0, 1.0]
     if random is not None:
+        if "kind" in random.coords and "kind" in random.dims:
+            random = random.sel(kind=CONNECTED)
         drawn = need(random, "circuit_curve", "faithfulness")["faithfulness"]
         need_dims(random, "circuit_curve", {"faithfulness": ("draw", along)})
         for number in range(drawn.sizes["draw"]):
@@ -83,7 +87,9 @@ def circuit_curve(ds: xr.Dataset, random: xr.Dataset | None = None, *, title: st
             dots(table, [across, shown], name, (colour, marker), 7, **tips),
         ]
         reach += [float(np.nanmax(values)), float(np.nanmin(values))]
-    if not title and ds["cpr"].ndim == ds["cmd"].ndim == 0:
+    if not title and along == "edges":
+        title = "by number of edges"
+    elif not title and ds["cpr"].ndim == ds["cmd"].ndim == 0:
         title = f"CPR {float(ds['cpr']):.3f}, CMD {float(ds['cmd']):.3f}"
     axes: dict[str, Any] = {
         "xlabel": across.label,

@@ -19,7 +19,7 @@ MOST = 100
 """How many edges are drawn."""
 THINNEST, THICKEST = 1.0, 7.0
 PARTS = {"q": ("read as query", BLUE), "k": ("read as key", ORANGE), "v": ("read as value", GREEN)}
-RAISING = "dashed: score above 0"
+AGAINST, ABOVE = "dashed: against the behaviour", "dashed: score above 0"
 OTHERS = ("by MLP or logits", GREY)
 PORTS = {"q": -0.01, "k": 0.0, "v": 0.01}
 """Where on a head an edge into its q, k or v ends, as a share of the width."""
@@ -39,9 +39,10 @@ def circuit_graph(
 ) -> Any:
     """The edges of a circuit between its heads and MLPs, from the input at the bottom to the logits at the top.
 
-    An edge is as wide as its score is far from 0, dashed where the score is positive, and coloured by what reads it: q,
-    k or v of a head, or anything else. Of more than `most` edges, those with the largest scores are drawn, and the
-    title says how many are not.
+    An edge is as wide as its score is far from 0, dashed where it works against the behaviour, and coloured by what
+    reads it: q, k or v of a head, or anything else. It works against the behaviour where its score is above 0, or below
+    0 where the attribute ``better`` of the scores is ``"lower"``, as that of a loss is. Of more than `most` edges,
+    those with the largest scores are drawn, and the title says how many are not.
 
     Parameters
     ----------
@@ -70,7 +71,7 @@ def circuit_graph(
         raise DeclarationError(f"circuit_graph draws a Circuit, got {type(circuit).__name__}")
     if not circuit:
         raise DeclarationError("circuit_graph draws edges: this circuit has none")
-    values, shown = _scores(scores)
+    values, shown, better = _scores(scores)
     most = whole(most, "most, the number of edges that are drawn,", low=1)
     size = {edge: abs(values.get(edge, 0.0)) for edge in circuit}
     drawn = sorted(circuit, key=lambda edge: -size[edge])[:most]
@@ -80,7 +81,7 @@ def circuit_graph(
         graph.check(circuit)
     ends = {edge: (node_of(edge.receiver),) if graph is None else graph.nodes_of(edge.receiver) for edge in circuit}
     nodes = _nodes({name for edge in drawn for name in (edge.sender, *ends[edge])})
-    parts = [*_edges(drawn, values, nodes, ends, shown), *_boxes(nodes, ends), *_names(nodes)]
+    parts = [*_edges(drawn, values, nodes, ends, (shown, better)), *_boxes(nodes, ends), *_names(nodes)]
     rows = {row: label for _, row, label in nodes.values()}
     return overlay(
         parts,
@@ -96,10 +97,10 @@ def circuit_graph(
     )
 
 
-def _scores(scores: Any) -> tuple[dict[Edge, float], Any]:
-    """The score of each edge, and what scores are."""
+def _scores(scores: Any) -> tuple[dict[Edge, float], Any, str | None]:
+    """The score of each edge, what scores are, and which way their metric is better."""
     if scores is None:
-        return {}, hv.Dimension("value", label="score")
+        return {}, hv.Dimension("value", label="score"), None
     array = array_of(scores, "circuit_graph", ("edge",))
     if not {"sender", "receiver"} <= {*array.coords} or not {*array.dims} <= {"edge", "example"}:
         raise DeclarationError(
@@ -109,7 +110,8 @@ def _scores(scores: Any) -> tuple[dict[Edge, float], Any]:
     mean = array.mean("example", keep_attrs=True) if "example" in array.dims else array
     names = (map(str, mean[side].values) for side in ("sender", "receiver"))
     edges = [as_edge(pair) for pair in zip(*names, strict=True)]
-    return dict(zip(edges, map(float, mean.values), strict=True)), dimension("value", array, None)
+    better = str(array.attrs.get("better", "")) or None
+    return dict(zip(edges, map(float, mean.values), strict=True)), dimension("value", array, None), better
 
 
 def _nodes(names: set[str]) -> Nodes:
@@ -127,20 +129,42 @@ def _nodes(names: set[str]) -> Nodes:
 
 
 def _edges(
-    drawn: list[Edge], values: dict[Edge, float], nodes: Nodes, readers: dict[Edge, tuple[str, ...]], shown: Any
+    drawn: list[Edge],
+    values: dict[Edge, float],
+    nodes: Nodes,
+    readers: dict[Edge, tuple[str, ...]],
+    what: tuple[Any, str | None],
 ) -> list[Any]:
-    """For each kind of reader and each sign its edges, weakest first; one into several heads as often."""
+    """For each kind of reader and each sign its edges, weakest first; one into several heads as often.
+
+    Parameters
+    ----------
+    drawn : list of Edge
+    values : dict of Edge to float
+    nodes : dict of str to tuple
+    readers : dict of Edge to tuple of str
+        The nodes that each edge ends at.
+    what : Dimension and str
+        What scores are, and which way their metric is better.
+
+    Returns
+    -------
+    list of Segments
+        At last, what the legend says of dashes, if there are any.
+    """
+    shown, better = what
+    sign, dashes = -1 if better == "lower" else 1, False
     largest = max((abs(values.get(edge, 0.0)) for edge in drawn), default=0.0) or 1.0
     parts = []
     for kind in (*PARTS, ""):
         name, colour = PARTS.get(kind, OTHERS)
-        for positive in (False, True):
+        for against in (False, True):
             here = [
                 (edge, reader)
                 for edge in reversed(drawn)
                 for reader in readers[edge]
                 if (edge.receiver[-2] if edge.receiver.endswith(">") else "") == kind
-                and (values.get(edge, 0.0) > 0) == positive
+                and (sign * values.get(edge, 0.0) > 0) == against
             ]
             if not here:
                 continue
@@ -155,11 +179,15 @@ def _edges(
                 "edge": [str(edge) for edge, _ in here],
                 "width": THINNEST + (THICKEST - THINNEST) * np.nan_to_num(np.abs(score)) / largest,
             }
-            label = RAISING if positive else name
-            lines = hv.Segments(table, ["x0", "y0", "x1", "y1"], [shown, "edge", "width"], label=label)
-            look = {"color": colour, "alpha": 0.75, "line_dash": "dashed" if positive else "solid"}
+            lines = hv.Segments(table, ["x0", "y0", "x1", "y1"], [shown, "edge", "width"], label=name)
+            name, dashes = "", dashes or against  # a kind stands in the legend once
+            look = {"color": colour, "alpha": 0.75, "line_dash": "dashed" if against else "solid"}
             tips = hover(shown, "@value{+0.0000}", ("edge", "@edge"))
             parts.append(styled(lines, line_width=hv.dim("width"), **look, **tips))
+    if dashes:
+        nowhere = ([float("nan")], [float("nan")])
+        said = hv.Curve(nowhere, "x0", "y0", label=AGAINST if better else ABOVE)
+        parts.append(styled(said, color=INK, line_dash="dashed", line_width=2))
     return parts
 
 

@@ -131,7 +131,9 @@ def test_scores_circuits_and_areas_are_those_of_a_direct_computation(kind):
         return raw_edges.measured(module, clean, score, circuit.edges, other).numpy()
 
     sizes = hw.circuit_sizes(graph)
-    curves = [[run(graph.prune(hw.Circuit.top(scores, n, by))) for n in sizes.values] for by in ("signed", "abs")]
+    curves = [
+        [run(graph.prune(hw.Circuit.top(scores, n, by, "higher"))) for n in sizes.values] for by in ("signed", "abs")
+    ]
     coords = {**sizes.coords, "selection": ["signed", "abs"]}
     measured = xr.DataArray(curves, coords=coords, dims=("selection", "share", "example"))
     empty, model = (xr.DataArray(run(one), dims="example") for one in (hw.Circuit(), hw.Circuit(graph.edges)))

@@ -274,7 +274,7 @@ def test_a_circuit_whose_ends_are_wrong_is_refused(words_model, monkeypatch):
 
 def test_a_plan_prices_every_stage(words_model, study):
     plan = study.plan(words_model, timed=False)
-    assert [*plan.stages] == STAGES[:-1]
+    assert [*plan.stages] == STAGES
     assert plan.edges == 310
     assert plan.circuits["random"] == 2 * 3 * 10
     assert "310 edges, 4 prompts" in str(plan)
@@ -295,6 +295,9 @@ def test_a_plan_prices_every_stage(words_model, study):
         ({"resamples": 1}, "resamples must be 2 or more, got 1"),
         ({"n": 0}, "n must be 1 or more, got 0"),
         ({"steps": 0}, "steps must be 1 or more, got 0"),
+        ({"steps": 3}, "steps=3: estimator='exact' takes none"),
+        ({"estimator": "guess"}, "estimator='guess': possible are 'exact', 'eap'"),
+        ({"then_exact": 3}, "then_exact=3: all scores of estimator='exact' are exact"),
     ],
 )
 def test_values_that_are_not_possible_are_refused(given, says):
@@ -305,6 +308,8 @@ def test_values_that_are_not_possible_are_refused(given, says):
 def test_what_a_model_or_a_task_lacks_is_refused_before_any_pass(words_model):
     with pytest.raises(DeclarationError, match="n=311: words-2l has 310 edges, so n can be 1 to 310"):
         hw.CircuitStudy(TASK, n=311).run(words_model)
+    with pytest.raises(DeclarationError, match="then_exact=311: words-2l has 310 edges"):
+        hw.CircuitStudy(TASK, estimator="eap", then_exact=311).run(words_model)
     text = hw.Prompts(["apple banana apple"], answers=["banana"], distractors=["cherry"])
     with pytest.raises(DeclarationError, match="task has no run corrupted, which edges outside of a circuit carry"):
         hw.CircuitStudy(text).run(words_model)

@@ -56,6 +56,20 @@ def test_a_circuit_is_drawn_with_an_edge_for_each_of_its_edges():
     assert found["input->m0"].vdims[0].pprint_label == "change in logit difference (logit)"
 
 
+@pytest.mark.parametrize(("better", "against"), [("higher", 1), ("lower", -1), (None, 1)])
+def test_edges_that_work_against_the_behaviour_are_dashed_and_the_legend_has_every_reader(better, against):
+    scores = scores_of(SCORES)
+    drawn = plots.circuit_graph(hw.Circuit(SCORES), scores.assign_attrs({"better": better} if better else {}))
+    dashes = {edge: option(part, "line_dash", "style") for edge, part in segments(drawn).items()}
+    wanted = {edge for edge, value in SCORES.items() if against * value > 0}
+    assert {edge for edge, dash in dashes.items() if dash == "dashed"} == wanted
+    labels = [part.label for part in of_type(drawn, hv.Segments) if part.label]
+    assert sorted(labels) == ["by MLP or logits", "read as key", "read as query", "read as value"]
+    said = "dashed: against the behaviour" if better else "dashed: score above 0"
+    assert [part.label for part in of_type(drawn, hv.Curve)] == [said]
+    hv.render(drawn, backend="bokeh")
+
+
 def test_nodes_stand_in_forward_order_from_the_bottom():
     drawn = plots.circuit_graph(hw.Circuit(SCORES))
     heights = {}
@@ -132,7 +146,8 @@ def test_a_curve_has_its_intervals_and_random_circuits_behind_it(by):
     for number in range(3):
         np.testing.assert_allclose(curves[number].dimension_values(1), random["faithfulness"].isel(draw=number))
     assert len(of_type(drawn, hv.Area)) == 2
-    assert option(drawn, "title") == f"CPR {float(ds['cpr']):.3f}, CMD {float(ds['cmd']):.3f}"
+    areas = f"CPR {float(ds['cpr']):.3f}, CMD {float(ds['cmd']):.3f}"  # those of MIB are over its shares
+    assert option(drawn, "title") == (areas if by == "share" else "by number of edges")
     assert len(of_type(plots.circuit_curve(curve(by=by)), hv.Area)) == 1
     with pytest.raises(UnknownNameError, match="no cmd"):
         plots.circuit_curve(ds.drop_vars("cmd"))

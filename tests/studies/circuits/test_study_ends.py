@@ -1,0 +1,127 @@
+"""The study of a circuit where the metric, the runs or the size are unusual: what it says is what was measured."""
+
+import json
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import headwise as hw
+from headwise.errors import DeclarationError
+from headwise.studies.circuits.findings import conclude
+
+TASK = hw.RepeatedTokens(n=4, length=8)
+FEW = {"draws": 1, "resamples": 2}
+
+
+def told(tree, group):
+    return [one.text for one in conclude(tree) if one.group == group]
+
+
+@pytest.fixture(scope="module")
+def divergence(words_model):
+    """A metric that is neither better higher nor lower."""
+    return hw.CircuitStudy(TASK, "kl", n=40, **FEW).run(words_model, False)
+
+
+def test_a_metric_without_a_direction_gets_that_of_the_two_runs(words_model, divergence):
+    assert "better" not in hw.edge_scores(words_model, TASK, "kl")["score"].attrs
+    curve = divergence["curve"].to_dataset()
+    assert float(curve["empty"].mean()) > float(curve["whole"].mean())
+    scores = divergence["edges"]["score"].mean("example", keep_attrs=True)
+    assert scores.attrs["better"] == "lower"
+    largest = hw.Graph(2, 8).prune(
+        hw.Circuit(scores.isel(edge=np.argsort(-scores.values)[:62])["edge"].values.tolist())
+    )
+    kept = hw.measure(words_model, TASK, largest, "kl")["kl"].mean()
+    ends = (float(curve[name].mean()) for name in ("empty", "whole"))
+    empty, whole = ends
+    here = curve["faithfulness"].sel(selection="signed", share=0.2)
+    assert float(here) == pytest.approx((float(kept) - empty) / (whole - empty), abs=1e-4)
+    assert float(curve["cpr"]) > 0.8
+
+
+def test_a_picture_dashes_what_works_against_the_behaviour(divergence):
+    part = divergence["circuit"].to_dataset()
+    assert float(part["score"].max()) > 0
+    assert part["edge"].values.tolist() == [str(edge) for edge in hw.from_json(divergence.attrs["circuit"])]
+    for name in ("edge", "sender", "receiver"):
+        assert name in divergence["inclusion"].coords
+
+
+def test_the_same_run_twice_leaves_nothing_to_keep(words_model):
+    prompts = ["apple banana cherry apple", "dog cat house dog"]
+    task = hw.Prompts(prompts, answers=["banana", "cat"], distractors=["cherry", "house"], corrupted=prompts)
+    with pytest.raises(DeclarationError, match="so there is nothing for a circuit to keep"):
+        hw.CircuitStudy(task, estimator="eap", **FEW).run(words_model, False)
+
+
+def test_all_edges_that_were_asked_for_are_no_finding_on_smaller_ones(words_model):
+    tree = hw.CircuitStudy(TASK, n=310, estimator="eap", **FEW).run(words_model, False)
+    (first, *_) = told(tree, "circuit")
+    assert first.startswith("A circuit of all 310 edges was asked for: it is the whole model")
+    assert not any("No smaller" in text for text in told(tree, "summary"))
+    tree["circuit"].attrs["asked"] = 0
+    assert told(tree, "circuit")[0].startswith("No smaller circuit than the whole model, 310 edges, keeps 90%")
+
+
+def test_a_circuit_that_is_large_or_no_better_than_chance_is_told_plainly(divergence):
+    part = divergence["circuit"].to_dataset()
+    other = divergence.copy()
+    random = xr.DataArray(np.ones(20), dims="draw")
+    part = part.drop_dims("draw").assign(random=random, p=((), 0.5))
+    other["circuit"] = xr.DataTree(part)
+    assert told(other, "summary")[0] == (
+        "No small circuit was found by these scores: random circuits of as many connected edges may keep as much "
+        "(p = 0.500)."
+    )
+    assert not any(text.startswith("No small circuit") for text in told(divergence, "summary"))
+    every = divergence["edges"].to_dataset()
+    large = hw.Graph(2, 8).edges[:200]
+    score = every["score"].mean("example").isel(edge=slice(200))
+    part = part.drop_dims("edge").assign(score=score, p=((), 0.04)).assign_attrs(asked=0, n=200)
+    other["circuit"] = xr.DataTree(part)
+    assert len(large) == 200
+    assert told(other, "summary")[0] == ("No small circuit was found by these scores: this one has 200 of 310 edges.")
+
+
+def test_means_take_the_place_of_a_run_that_the_task_lacks(words_model):
+    prompts = ["apple banana cherry apple", "dog cat house dog"]
+    task = hw.Prompts(prompts, answers=["banana", "cat"], distractors=["cherry", "house"])
+    tree = hw.CircuitStudy(task, source="mean", n=40, **FEW).run(words_model, False)
+    scores = hw.edge_scores(words_model, task, "logit_diff", source="mean")["score"]
+    np.testing.assert_allclose(tree["edges"]["score"].values, scores.values, atol=1e-5)
+    curve = tree["curve"].to_dataset()
+    empty = hw.measure(words_model, task, hw.Circuit(source="mean"), "logit_diff")["logit_diff"].values
+    np.testing.assert_allclose(curve["empty"].values, empty, atol=1e-5)
+
+
+def test_areas_over_numbers_of_edges_do_not_pass_for_those_of_mib(divergence):
+    assert "not that of MIB" in divergence["numbers"]["cpr"].attrs["long_name"]
+    assert "not that of MIB" not in divergence["curve"]["cpr"].attrs["long_name"]
+
+
+def test_the_random_circuits_of_the_study_are_drawn_as_they_are(divergence):
+    drawn = hw.plots.circuit_curve(divergence["curve"].to_dataset(), divergence["random"].to_dataset())
+    wanted = divergence["random"]["faithfulness"].sel(kind="connected edges", draw=0).values
+    lines = [one.dimension_values(1) for one in drawn.traverse(lambda part: part) if type(one).__name__ == "Curve"]
+    assert any(line.shape == wanted.shape and np.array_equal(line, wanted) for line in lines)
+
+
+def test_a_plan_counts_the_passes_of_estimates(words_model):
+    def edges(**given):
+        return hw.CircuitStudy(TASK, **FEW, **given).plan(words_model, timed=False).stages["edges"]
+
+    one, five, more = (
+        edges(estimator=name, steps=steps) for name, steps in (("eap", None), ("eap-ig", 5), ("eap-ig", 9))
+    )
+    assert five.forwards - one.forwards == pytest.approx(4 * 3 * 4)  # four more steps there and back, of four prompts
+    assert more.forwards - five.forwards == pytest.approx(4 * 3 * 4)
+    verified = edges(estimator="eap", then_exact=20)
+    assert one.forwards < verified.forwards < edges().forwards + one.forwards
+
+
+def test_findings_are_of_the_change_between_the_two_runs(divergence):
+    text = told(divergence, "circuit")[0]
+    assert "of the change of the " in text
+    assert json.loads(divergence.attrs["study"])["metric"] == "kl"
