@@ -16,7 +16,7 @@ from .induction import Section
 
 AREAS = (
     "CPR is the area under the curve of the signed selection, better where it is higher; CMD that between the curve of "
-    "the absolute selection and 1, better where it is lower; log share: over the logarithm of the share. 95% intervals; "
+    "the absolute selection and 1, better where it is lower; log share: over the log of the share; 95% intervals, "
     "and the means of random circuits: of any edges, drawn one by one, and of connected ones."
 )
 QUESTION = "Which edges does the behaviour rest on, and how much of it do they keep by themselves?"
