@@ -32,8 +32,8 @@ def lead(tree: xr.DataTree) -> str:
     name = str(ds["whole"].attrs.get("long_name", "metric")).removesuffix(" of the whole model").partition(",")[0]
     whole, empty = (float(ds[one].mean()) for one in ("whole", "empty"))
     return (
-        f"The model has {edges} edges; those outside of a circuit carry {outside}. The {name} is {whole:.2f} in the whole "
-        f"model and {empty:.2f} without any edge: 1 and 0 of the behaviour."
+        f"The model has {edges} edges; those outside of a circuit carry {outside}. The {name} is {whole:.2f} in the "
+        f"whole model and {empty:.2f} without any edge: 1 and 0 of the behaviour."
     )
 
 

@@ -102,7 +102,7 @@ def test_the_report_holds_every_number(file, tree):
     said = html.unescape(re.sub("<[^>]+>", "", page))
     for words in (
         "The circuit behind the logit difference of words-2l",
-        "It has 310 edges; those outside of a circuit carry the values of the corrupted run.",
+        "The model has 310 edges; those outside of a circuit carry the values of the corrupted run.",
         f"{float(part['faithfulness']):.3f}",
         f"{float(part['on_others']):.3f}",
         f"{float(curve['cpr']):.3f}",
