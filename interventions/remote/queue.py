@@ -137,7 +137,9 @@ class JobQueue:
                 call.tick = partial(say, told) if told else call.tick
             if call.wants_marker(active.values()):
                 active[MARKER] = self._marker()
-            fresh = call.wait(min(state.again for state in active.values())) if active else set()
+            fresh = set()
+            if active.keys() - {MARKER}:  # a job that does nothing is not waited for
+                fresh = call.wait(min(state.again for state in active.values()))
 
     def knows(self, job: RemoteJob, ledger: Ledger) -> bool:
         """Whether a job was sent before, by this process or another."""

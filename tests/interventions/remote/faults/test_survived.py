@@ -9,6 +9,8 @@ import pytest
 import headwise as hw
 from headwise.errors import ServerError, ServerWarning
 from headwise.interventions.remote import patience, protocol
+from headwise.interventions.remote.job import JobState, RemoteJob
+from headwise.interventions.remote.patience import Patience
 from headwise.studies.output.progress import Stopped
 from headwise.studies.storage.unfinished import keeping
 from tests.support import remote_client
@@ -207,3 +209,26 @@ def test_running_out_of_memory_there_makes_smaller_passes(server, small_jobs, wa
     same(remote_client.sweep(there, None), wanted)
     keys = small_jobs()[begun:]
     assert len(keys) == len(set(keys)) == JOBS, "what had been finished ran again"
+
+
+def test_a_job_that_does_nothing_is_not_waited_for(server, monkeypatch):
+    """The last answer comes after a marker was sent, which nobody answers: the call ends all the same."""
+    queue = hw.load("words-2l", remote=True).queue
+    steps, waits = iter(["not yet", "not yet", "an answer"]), []
+
+    def step(state, call):
+        said = "not yet" if state.marker else next(steps)
+        return None if said == "not yet" else (said,)
+
+    def wait(call, until):
+        assert len(waits) < 2, "it waits with nothing to wait for"
+        waits.append(until)
+        return {"job"}
+
+    monkeypatch.setattr(queue, "_step", step)
+    monkeypatch.setattr(Patience, "wants_marker", lambda call, active: not any(state.marker for state in active))
+    monkeypatch.setattr(Patience, "wait", wait)
+    job = RemoteJob("job", None, {})
+    monkeypatch.setattr(queue, "_found", lambda job, ledger: JobState(job, "job", "sent", 0.1, ledger))
+    assert list(queue.run([job])) == [(0, "an answer")]
+    assert len(waits) == 2
