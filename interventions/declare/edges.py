@@ -9,6 +9,7 @@ from functools import lru_cache
 from ...errors import DeclarationError
 from .circuits import INPUT, Circuit, Edge, place_of
 from .circuits import LOGITS as OUTPUT
+from .components import Component
 from .graph import Graph, HasShape
 from .paths import LOGITS, PathPatch, check_source
 from .sites import Head, Layer, Site
@@ -91,6 +92,19 @@ def edge_patch(edge: Edge, source: str = "corrupted") -> PathPatch:
     PathPatch
     """
     return PathPatch.of_edge(_sender(edge.sender), _receiver(edge.receiver), source)
+
+
+def edge_of(path: PathPatch) -> Edge:
+    """The edge whose `edge_patch` a path is."""
+    (end,), start = path.receivers, path.sender
+    sender = INPUT
+    if start.component is not Component.embed:
+        sender = f"m{start.layer}" if start.component is Component.mlp_out else f"a{start.layer}.h{start.head}"
+    receiver = OUTPUT
+    if isinstance(end, Site):
+        head = f"a{end.layer}.h{end.head}<{end.component}>"
+        receiver = f"m{end.layer}" if end.component is Component.mlp_in else head
+    return Edge(sender, receiver)
 
 
 @lru_cache(maxsize=2**14)

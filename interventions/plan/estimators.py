@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields
@@ -47,6 +48,15 @@ def check_estimator(estimator: str, steps: int, of_edges: bool = False) -> None:
 def said(estimator: str, steps: int) -> str:
     """An estimator as results state it: with its steps, where it takes some."""
     return f"{estimator}, {steps} steps" if estimator in STEPPED else estimator
+
+
+def read_said(text: str) -> tuple[str, int | None] | None:
+    """The estimator, and its steps where it takes some, that `said` wrote; None of other text."""
+    for name in {*ESTIMATORS, *EDGE_ESTIMATORS}:
+        found = re.fullmatch(re.escape(name) + (", ([0-9]{1,9}) steps" if name in STEPPED else ""), text)
+        if found is not None:
+            return name, int(found[1]) if name in STEPPED else None
+    return None
 
 
 def steps_of(estimator: str, steps: int) -> int | None:

@@ -12,8 +12,9 @@ import torch
 
 from ...errors import DeclarationError
 from ..declare.components import Component
+from ..declare.edges import edge_of
 from ..declare.graph import Graph
-from ..declare.paths import LOGITS, PathPatch
+from ..declare.paths import PathPatch
 from ..declare.sites import Site
 from ..plan.passes import ExampleChunk
 from ..plan.plan import Plan
@@ -26,25 +27,9 @@ WITH_SLOPES = 6
 """Tensors that a stream is kept in on the way back, its slopes among them."""
 
 
-def edge_of(path: PathPatch) -> tuple[str, str]:
-    """The names of the sender and the receiver of a path along one edge."""
-    (end,) = path.receivers
-    start = path.sender
-    if start.component is Component.embed:
-        sender = "input"
-    else:
-        sender = f"m{start.layer}" if start.component is Component.mlp_out else f"a{start.layer}.h{start.head}"
-    if not isinstance(end, Site):
-        return sender, LOGITS
-    return (
-        sender,
-        f"m{end.layer}" if end.component is Component.mlp_in else f"a{end.layer}.h{end.head}<{end.component}>",
-    )
-
-
 def places_of_conditions(plan: Plan) -> torch.Tensor:
     """Where the edge of each condition is among all edges of the model, in their order in `Graph`."""
-    place = {tuple(edge): number for number, edge in enumerate(Graph.of(plan).edges)}
+    place = {edge: number for number, edge in enumerate(Graph.of(plan).edges)}
     paths = [edit for edits in plan.conditions for edit in edits if isinstance(edit, PathPatch)]
     return torch.tensor([place[edge_of(path)] for path in paths])
 

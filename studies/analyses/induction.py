@@ -183,7 +183,7 @@ class InductionStudy:
             Its blocks are called, not laid open; a self-check failed; or an untrained model to compare with does not
             fit in memory.
         ResultError
-            `out` cannot be written, or belongs to another study.
+            `out` cannot be written, or another process is writing it.
         """
         _check(model)
         self.task.draw(model)  # what does not fit the model is refused before any forward pass

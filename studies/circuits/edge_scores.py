@@ -15,7 +15,7 @@ from ...interventions.base.hashing import data_hash, short_hash
 from ...interventions.declare.circuits import Circuit, Edge
 from ...interventions.declare.codec import encode
 from ...interventions.declare.edges import EdgePatches
-from ...interventions.plan.estimators import said
+from ...interventions.plan.estimators import EDGE_ESTIMATORS, STEPPED, said
 from ...metrics.card import Metric
 from ..measuring import context
 from ..measuring.labels import check_is_model, task_json
@@ -48,12 +48,8 @@ class Estimator(NamedTuple):
 
 
 ESTIMATORS: dict[str, Estimator] = {
-    "exact": Estimator(EdgeRequest.exactly),
-    "eap": Estimator(estimating("eap")),
-    "eap-ig": Estimator(estimating("eap-ig"), steps=STEPS),
-    "eap-ig-activations": Estimator(estimating("eap-ig-activations"), steps=STEPS),
-    "atp*": Estimator(estimating("atp*")),
-    "relp": Estimator(estimating("relp")),
+    name: Estimator(EdgeRequest.exactly if name == "exact" else estimating(name), STEPS if name in STEPPED else None)
+    for name in EDGE_ESTIMATORS
 }
 """The ways of scoring, by their names."""
 

@@ -209,7 +209,7 @@ class CircuitStudy:
         ModelError
             A self-check failed: circuits without edges, and with all, are not the run `source` and the clean run.
         ResultError
-            `out` cannot be written.
+            `out` cannot be written, or another process is writing it.
         """
         self._check(model)
         context.check_executor(model, executor)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import xarray as xr
 from ...errors import ResultError, choices
 from ...interventions.declare import codec
 from ...interventions.declare.codec import read_json
+from ...interventions.plan.estimators import read_said
 from .attributes import json_in, number_in
 
 if TYPE_CHECKING:
@@ -64,7 +64,6 @@ NEEDED = {
 """Attributes without which a result of a kind does not say how it was made."""
 SERIES = "series"
 """Attribute of a result with a dim ``step``: the key of a study over one training, see `headwise.over_checkpoints`."""
-ESTIMATOR = re.compile(r"(exact|gradient|eap|atp\*|relp)|(integrated|eap-ig|eap-ig-activations), ([0-9]{1,9}) steps")
 NO_STEPS = 8
 """Steps of an estimator that has none: the default, without a meaning."""
 
@@ -222,7 +221,7 @@ class Record:
         if self.kind == "estimates":
             options["estimators"] = read_json(attrs["estimators"])
             return options | ({"steps": int(attrs["steps"])} if "steps" in attrs else {})
-        found = ESTIMATOR.fullmatch(str(attrs["estimator"]))
+        found = read_said(str(attrs["estimator"]))
         if found is None:
             raise ResultError(f"its estimator {attrs['estimator']!r} is not known to this version")
         if self.attrs["interventions"] == "null" and not any(name in ds for name in self.metrics):
@@ -235,8 +234,8 @@ class Record:
         kept = [f"baseline_{metric.name}" for metric in self.declared_metrics() if metric.kind == "logits"]
         return options | {
             "per_position": any("position" in ds[name].dims for name in kept),
-            "estimator": found[1] or found[2],
-            "steps": NO_STEPS if found[1] else int(found[3]),
+            "estimator": found[0],
+            "steps": NO_STEPS if found[1] is None else found[1],
         }
 
 

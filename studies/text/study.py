@@ -214,7 +214,7 @@ class TextInduction:
         ModelError
             A self-check failed, or an untrained model to compare with does not fit in memory.
         ResultError
-            `out` cannot be written, or belongs to another study.
+            `out` cannot be written, or another process is writing it.
         """
         return self._with(model, self.draw(model), self._lines(model), progress, out, resume)
 
