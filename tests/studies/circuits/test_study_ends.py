@@ -125,3 +125,13 @@ def test_findings_are_of_the_change_between_the_two_runs(divergence):
     text = told(divergence, "circuit")[0]
     assert "of the change of the " in text
     assert json.loads(divergence.attrs["study"])["metric"] == "kl"
+
+
+def test_circuits_over_steps_of_training_are_those_of_each_step():
+    study = hw.CircuitStudy(hw.RepeatedTokens(n=2, length=6), n=20, draws=1, resamples=2)
+    series = hw.over_checkpoints("words-2l", study, steps=[512, 2000])
+    for step in (512, 2000):
+        alone = study.run(hw.load("words-2l", step=step), False)["circuit"].to_dataset()
+        scores = series["circuit"]["score"].sel(step=step).dropna("edge")
+        assert {*scores["edge"].values.tolist()} == {*alone["edge"].values.tolist()}
+        np.testing.assert_allclose(scores.sel(edge=alone["edge"]), alone["score"], rtol=1e-6)
