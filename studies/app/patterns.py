@@ -34,11 +34,10 @@ class PatternView:
         self._fired: dict[bool, Firing] = {}
         self._head, self._quiet = "", False
         self.prompts, self.picture, self.note = select("Attention on", shared=False), picture(), html()
+        self.frame = framed(self.picture)
         self.load = button("Load the model", lambda event: self._start(), visible=False, margin=(6, 0))
         self.prompts.param.watch(lambda event: self._chose(), "value")
-        self.view = pn.Column(
-            self.prompts, self.note, self.load, framed(self.picture), sizing_mode="stretch_width", margin=0
-        )
+        self.view = pn.Column(self.prompts, self.note, self.load, self.frame, sizing_mode="stretch_width", margin=0)
 
     def open(self, tree: xr.DataTree | None, wanted: str = "") -> None:
         """Take another file."""
@@ -59,7 +58,7 @@ class PatternView:
 
     def show(self, head: str) -> None:
         """Show the pattern of a head, at once where it is at hand, and else when it has been computed."""
-        self._head, self.load.visible = head, False
+        self._head, self.load.visible, self.frame.loading = head, False, False
         self.prompts.visible = bool(head)
         if not head or self._tree is None:
             self.picture.object, self.note.object = None, ""
@@ -90,12 +89,13 @@ class PatternView:
         tree, short = self._tree, self.prompts.value == SHORT
         if tree is None:
             return
-        self.load.visible, self.picture.object = False, None
+        self.load.visible, self.frame.loading = False, True
         self.note.object = text.note(f"Computing the patterns with {tree.attrs.get('model', 'the model')} …")
         fired, said = await beside(lambda: self._fire(tree, short), "The pattern cannot be computed")
         if tree is not self._tree:  # another file was chosen meanwhile
             return
         if fired is None:
+            self.picture.object, self.frame.loading = None, False
             self.note.object = text.note(said, warn=True)
             return
         self._fired[short] = fired

@@ -63,11 +63,12 @@ class PromptView:
             placeholder="the picked head",
             margin=(0, 0, 8, 0),
             stylesheets=[PARTS],
-            styles={"flex": "2 1 13rem"},
+            max_width=380,
             max_length=firing.LETTERS,
             visible=False,
         )
         self.head, self.note, self.said = html(), html(), html()
+        self.note.min_height = 34  # pixels: a line comes and goes without moving what is below
         self.picture, self.pattern = picture(), picture()
         self.likely = picture(), picture()
         self.text.param.watch(lambda event: self._entered(), "value")
@@ -78,12 +79,15 @@ class PromptView:
     def roots(self) -> dict[str, Any]:
         """The parts by the place that the template gives them."""
         line = {"sizing_mode": "stretch_width", "margin": 0, "gap": "0 .8rem", "align_items": "flex-end"}
-        asked = pn.FlexBox(self.text, self.run, self.fires, self.token, self.without, **line)
-        likely = pn.FlexBox(*map(framed, self.likely), sizing_mode="stretch_width", margin=0, gap="0 .8rem")
+        asked = pn.FlexBox(self.text, self.run, self.fires, self.token, **line)
+        likely = pn.FlexBox(*map(framed, self.likely), sizing_mode="stretch_width", margin=0, gap=".8rem")
+        wide = {"sizing_mode": "stretch_width", "margin": 0}
         return {
-            "prompt": pn.Column(self.head, asked, self.note, likely, self.said, sizing_mode="stretch_width", margin=0),
-            "fires": pn.Column(framed(self.picture), sizing_mode="stretch_width", margin=0),
-            "live": pn.Column(framed(self.pattern), sizing_mode="stretch_width", margin=0),
+            "prompt": pn.Column(self.head, asked, self.note, **wide),
+            "fires": pn.Column(framed(self.picture), **wide),
+            "live": pn.Column(framed(self.pattern), **wide),
+            # below the grid: it comes later, and nothing may move under the reader's pointer
+            "next": pn.Column(self.without, self.said, likely, **wide),
         }
 
     def open(self, tree: xr.DataTree | None, wanted: Selection) -> None:

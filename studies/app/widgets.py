@@ -128,6 +128,7 @@ TEMPLATE = _template("""<main>
 <section aria-label="The circuit">{{ embed(roots.circuit) }}</section>
 <section class="card" aria-label="Try a prompt">{{ embed(roots.prompt) }}
 <div class="two"><div>{{ embed(roots.fires) }}</div><div>{{ embed(roots.live) }}</div></div>
+{{ embed(roots.next) }}
 </section>
 </main>
 <footer>{{ embed(roots.files) }}</footer>

@@ -177,15 +177,22 @@ window.axisOf = name => {
     : Object.values(axis.major_label_overrides));
 };
 window.titleOf = name => { const one = inside(name).model.title; return one ? one.text : ""; };
-window.likely = () => figures().filter(view => rootOf(view) == "prompt" && sourceOf(view, "rank")).map(view => {
+window.likely = () => figures().filter(view => rootOf(view) == "next" && sourceOf(view, "rank")).map(view => {
   const data = sourceOf(view, "rank").data, title = view.model.title;
   return [title ? title.text : "", Object.fromEntries(Array.from(data.token, (one, at) => [one, data.value[at]]))];
 });
 window.cellAt = (name, layer, head) => {
-  const view = inside(name), box = view.canvas_view.el.getBoundingClientRect();
-  view.el.scrollIntoView({block: "center"});
-  const now = view.canvas_view.el.getBoundingClientRect();
+  const view = inside(name), now = view.canvas_view.el.getBoundingClientRect();
   return [now.left + view.frame.x_scale.compute(head), now.top + view.frame.y_scale.compute(layer)];
+};
+window.restingAt = async (...cell) => {
+  const pause = () => new Promise(done => setTimeout(done, 60));
+  inside(cell[0]).el.scrollIntoView({block: "center"});
+  await pause();
+  const [x, y] = cellAt(...cell);
+  await pause();
+  const [left, top] = cellAt(...cell);
+  return idle() && x == left && y == top ? [x, y] : null;
 };
 window.deep = selector => {
   const found = [];
@@ -226,7 +233,8 @@ class Page:
         self.tab.wait(f"deep('h2').some(one => one.textContent.startsWith({json.dumps(name)}))", f"the heading {name}")
 
     def click(self, part, layer, head):
-        self.tab.click(*self.tab.evaluate(f"cellAt({json.dumps(part)}, {layer}, {head})"))
+        """Click on a cell of a head grid, once it has come to rest: what is drawn later may move it."""
+        self.tab.click(*self.tab.wait(f"restingAt({json.dumps(part)}, {layer}, {head})"))
 
     def shows(self, part, wanted):
         """Wait until a head grid shows these numbers, ``(layer, head)``; pictures keep five digits."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import threading
 import time
 import weakref
 from urllib.parse import quote
@@ -15,7 +16,7 @@ import headwise as hw
 from headwise.interventions import Head, Layer
 from headwise.metrics import prefix_matching, previous_token
 from headwise.studies import Prompts, RepeatedTokens, capture, measure
-from headwise.studies.app import head_facts
+from headwise.studies.app import firing, head_facts
 from headwise.studies.app.folder import Folder
 from tests.support import browser
 from tests.support.app import (
@@ -149,6 +150,37 @@ def test_the_next_tokens_with_the_picked_head_and_without_it(page, words_model):
     page.tab.wait("likely().length == 0")
     page.fill("Next token, without", "")
     says(1, "without L1H2", hw.ZeroAblate("L1H2"))
+
+
+@needs_browser
+def test_what_comes_later_does_not_move_the_grid(chromium, folder, tree, monkeypatch):
+    names = {str(name) for name in tree["patterns"]["shown"].values}
+    other = next(head for head in range(8) if f"L0H{head}" not in names)
+    held = {name: threading.Event() for name in ("likely", "fire_study")}
+
+    def later(name, real):
+        return lambda *arguments: held[name].wait(60) and real(*arguments)
+
+    for name in held:
+        monkeypatch.setattr(firing, name, later(name, getattr(firing, name)))
+    with in_this_process(folder) as (_, url):
+        page = Page(chromium.tab(), url)
+        page.tab.size(390, 800, touch=True)
+        place = "inside('fires').canvas_view.el.getBoundingClientRect().top + scrollY"
+        page.open("?prompt=apple%20banana%20apple").tab.wait("!!inside('fires') && !!inside('pattern')")
+        before = page.tab.wait(place)
+        held["likely"].set()
+        page.tab.wait("likely().length == 2")
+        assert page.tab.evaluate(place) == before
+        page.click("fires", 0, other)
+        page.says("Computing the patterns")
+        page.tab.wait(f"titleOf('live').startsWith('L0H{other}')")
+        before = page.tab.evaluate(place)
+        held["fire_study"].set()
+        page.says("Computed now")
+        page.tab.wait(f"titleOf('pattern').startsWith('L0H{other}')")
+        assert abs(page.tab.evaluate(place) - before) < 30  # a line of words more or less
+        page.tab.close()
 
 
 @needs_browser
