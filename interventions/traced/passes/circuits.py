@@ -43,10 +43,14 @@ def run_circuits(
     values = {name: value.clone() for name, value in spec["base_attended"].items()}
     reading, layers = model["heads"] + 2 * model["kv_heads"], spec["layers"]
     at: Any = slice(0, spec["stop"])
-    sent = carried(spec, (0, "input"), at)[:, None]
+    fed = carried(spec, (0, "input"), at)
+    sent = fed.new_empty(1 + layers * (model["heads"] + 1), *fed.shape)
+    sent[0] = fed
     for layer in range(spec["blocks"]):
-        first = layer * (reading + 1)
-        streams = read_streams(spec, slice(first, first + reading), sent, carried(spec, (layer, "resid_pre"), at), at)
+        first, before = layer * (reading + 1), 1 + layer * (model["heads"] + 1)
+        own = before + model["heads"]
+        stream = carried(spec, (layer, "resid_pre"), at)
+        streams = read_streams(spec, slice(first, first + reading), sent[:before], stream, at)
         z = z_of_sides(model, base, spec, layer, sides_of(model, spec, layer, streams), keep, values)
         if ends_in_attention(spec, layer, keep):
             return values
@@ -54,17 +58,16 @@ def run_circuits(
             at = spec["out"]
             sent = sent[:, :, at]
         z = apply_writes(z, (layer, "z"), spec, keep)
-        heads = sent_by_heads(model, layer, z - carried(spec, (layer, "z"), at))
-        entered = (layer, "resid_pre" if model["parallel"] else "resid_mid")
-        after = torch.cat([sent, heads], 1)
+        send_by_heads(model, layer, z - carried(spec, (layer, "z"), at), sent[before:own])
+        entered = carried(spec, (layer, "resid_pre" if model["parallel"] else "resid_mid"), at)
         last = slice(first + reading, first + reading + 1)
-        mid = read_streams(spec, last, sent if model["parallel"] else after, carried(spec, entered, at), at)
-        mlp_out = mlp_with_writes(model, base, spec, layer, mid[:, 0], keep)
+        mid = read_streams(spec, last, sent[: before if model["parallel"] else own], entered, at)[0]
+        mlp_out = mlp_with_writes(model, base, spec, layer, mid, keep)
         mlp_out = apply_writes(mlp_out, (layer, "mlp_out"), spec, keep)
-        sent = torch.cat([after, (mlp_out - carried(spec, (layer, "mlp_out"), at))[:, None]], 1)
+        torch.sub(mlp_out, carried(spec, (layer, "mlp_out"), at), out=sent[own])
     if spec["logits"]["kernels"] or (layers, "stream") in keep:
         stream = carried(spec, (layers - 1, "resid_post"), at)
-        hidden = read_streams(spec, slice(layers * (reading + 1), None), sent, stream, at)[:, 0]
+        hidden = read_streams(spec, slice(layers * (reading + 1), None), sent, stream, at)[0]
         hidden = apply_writes(hidden, (layers, "stream"), spec, keep)
     if spec["logits"]["kernels"]:
         values.update(logits_kernels(model["norm"](hidden), model["unembed"], spec["logits"], spec["examples"]))
@@ -81,7 +84,7 @@ def sides_of(
     model : ModelParts
     spec : ResolvedPass
     layer : int
-    streams : tensor (row, receiver, position, d_model)
+    streams : tensor (receiver, row, position, d_model)
         Of q of each head, then of k and of v of each key-value head.
 
     Returns
@@ -92,19 +95,19 @@ def sides_of(
     module, size, heads = model["blocks"][layer], model["d_head"], model["heads"]
     read = normed(module, model["paths"].get("norm_1"), streams)
     made = [
-        project(model, module, read[:, number], slice(number * size, (number + 1) * size))
-        for number in range(read.shape[1])
+        project(model, module, one, slice(number * size, (number + 1) * size)) for number, one in enumerate(read)
     ]
     q = torch.cat(made[:heads], -1)
     k, v = (torch.cat(some, -1) for some in (made[heads : heads + model["kv_heads"]], made[-model["kv_heads"] :]))
     return q[:, spec["out"]] if asks_in_part(spec, layer) else q, k, v
 
 
-def sent_by_heads(model: ModelParts, layer: int, change: torch.Tensor) -> torch.Tensor:
-    """What a change of ``z`` changes of what each head writes ``(row, head, position, d_model)``."""
+def send_by_heads(model: ModelParts, layer: int, change: torch.Tensor, sent: torch.Tensor) -> None:
+    """Put what a change of ``z`` changes of what each head writes into ``sent`` ``(head, row, position, d_model)``."""
     size = model["d_head"]
-    columns = [slice(head * size, (head + 1) * size) for head in range(model["heads"])]
-    return torch.stack([combine(model, model["blocks"][layer], change[..., own], own) for own in columns], 1)
+    for head in range(model["heads"]):
+        own = slice(head * size, (head + 1) * size)
+        sent[head] = combine(model, model["blocks"][layer], change[..., own], own)
 
 
 def read_streams(
@@ -117,7 +120,7 @@ def read_streams(
     spec : ResolvedPass
     receivers : slice
         Among those of the graph.
-    sent : tensor (row, sender, position, d_model)
+    sent : tensor (sender, row, position, d_model)
         What the senders before them write, less what they wrote in the run that other edges carry.
     stream : tensor (row, position, d_model)
         Of that run.
@@ -126,18 +129,18 @@ def read_streams(
 
     Returns
     -------
-    tensor (row, receiver, position, d_model)
+    tensor (receiver, row, position, d_model)
     """
-    made = []
+    number = len(spec["circuits"][0]["kept"][receivers])
+    streams = stream.expand(number, *stream.shape).contiguous()
     for rows, circuits in by_condition(spec):
-        kept = [circuit["kept"][receivers, : sent.shape[1]].to(stream.dtype) for circuit in circuits]
-        value = sent[rows]
+        kept = [circuit["kept"][receivers, : len(sent)].to(stream.dtype) for circuit in circuits]
+        value, read = sent[:, rows], streams[:, rows]
         if len(circuits) == 1 and circuits[0]["positions"] is None:
-            brought = (kept[0] @ value.flatten(2)).reshape(len(value), -1, *value.shape[2:])
+            read.view(number, -1).addmm_(kept[0], value.view(len(sent), -1))
         else:
-            brought = torch.einsum("prs,nspd->nrpd", weights_by_position(circuits, kept, spec["stop"])[at], value)
-        made.append(stream[rows][:, None] + brought)
-    return made[0] if len(made) == 1 else torch.cat(made)
+            read += torch.einsum("prs,snpd->rnpd", weights_by_position(circuits, kept, spec["stop"])[at], value)
+    return streams
 
 
 def weights_by_position(circuits: list[CircuitRows], kept: list[torch.Tensor], length: int) -> torch.Tensor:
