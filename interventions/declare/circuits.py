@@ -53,9 +53,10 @@ class Circuit(Edit):
     stay. The empty circuit gives the run `source`, and the circuit of all edges the run that is intervened on. An edge
     of a circuit can be kept and still carry nothing new, where nothing reaches its sender: see `Graph.prune`.
 
-    Edges are in forward order whatever the order they were given in. ``a | b``, ``a & b`` and ``a - b`` are circuits of
-    the edges in either, in both, and in the first only. ``len(circuit)``, ``edge in circuit`` and iteration are those
-    of the edges. Whether a model has an edge is seen when the model is known: see `Graph`.
+    Edges are in forward order whatever the order they were given in. ``a | b``, ``a & b``, ``a - b`` and ``a ^ b`` are
+    circuits of the edges in either, in both, in the first only and in one only; ``a <= b`` says whether `b` has all
+    edges of `a`. ``len(circuit)``, ``edge in circuit`` and iteration are those of the edges. Whether a model has an
+    edge is seen when the model is known: see `Graph`.
 
     Beside a circuit, what heads and MLPs read and write can be changed too: sites in attention from ``q`` to ``z``, and
     ``mlp_in`` to ``mlp_out``. Two circuits at different positions compose: ``Circuit(early, positions=[0, 1]) +
@@ -63,8 +64,8 @@ class Circuit(Edit):
 
     Parameters
     ----------
-    edges : iterable of (sender, receiver), or of text such as ``"a0.h3->a1.h1<k>"``
-        Senders are ``input``, heads ``a<layer>.h<head>`` and MLPs ``m<layer>``. Receivers are ``a<layer>.h<head><q>``,
+    edges : Circuit, or iterable of (sender, receiver), or of text such as ``"a0.h3->a1.h1<k>"``
+        Of a circuit, only its edges count. Senders are ``input``, heads ``a<layer>.h<head>`` and MLPs ``m<layer>``. Receivers are ``a<layer>.h<head><q>``,
         ``<k>`` and ``<v>`` (of a key-value head, where heads share them), ``m<layer>`` and ``logits``.
     source : str
         The run that all other edges carry the values of; ``"mean"`` for means over the reference draw of the task, one
@@ -112,12 +113,16 @@ class Circuit(Edit):
             raise DeclarationError(f"Circuit takes a list of edges, got {edges!r}; one edge is {EXAMPLE}")
         if not isinstance(source, str):
             raise DeclarationError(f"source={source!r}: give the name of a run, such as 'corrupted', or 'mean'")
-        found = {as_edge(edge) for edge in edges}
-        object.__setattr__(self, "edges", tuple(sorted(found, key=edge_order)))
-        object.__setattr__(self, "source", source)
+        if isinstance(edges, Circuit):  # they are checked and in order
+            ordered, found = edges.edges, edges._set  # type: ignore[attr-defined]
+        else:
+            found = frozenset(map(as_edge, edges))
+            ordered = tuple(sorted(found, key=edge_order))
         places = None if positions is None else several_places(positions)
+        object.__setattr__(self, "edges", ordered)
+        object.__setattr__(self, "source", source)
         object.__setattr__(self, "positions", Site(Component.resid_pre, 0, positions=places).positions)
-        object.__setattr__(self, "_set", frozenset(found))
+        object.__setattr__(self, "_set", found)
 
     @property
     def site(self) -> Site:
@@ -136,7 +141,7 @@ class Circuit(Edit):
         return (Site(Component.embed, 0), *sites, Site(Component.resid_post, shape.layers - 1))
 
     @classmethod
-    def top(cls, scores: Any, n: int, by: str = ABS, better: str | None = None) -> Circuit:
+    def top(cls, scores: Any, n: int, by: str = ABS, better: str | None = None, source: str | None = None) -> Circuit:
         """The `n` edges with the largest scores.
 
         Of equal scores, the edge whose receiver comes first in a forward pass wins, then the one whose sender does.
@@ -154,6 +159,9 @@ class Circuit(Edit):
             most positive where lower is better, as of a loss.
         better : {"higher", "lower"}, optional
             Which way the metric is better; the attribute ``better`` of the scores where left out.
+        source : str, optional
+            That of the circuit; where left out, the attribute ``source`` of the scores, so that the circuit carries
+            what they were measured with, or ``"corrupted"`` where they have none.
 
         Returns
         -------
@@ -173,18 +181,19 @@ class Circuit(Edit):
         >>> hw.Circuit.top(scores, 1), hw.Circuit.top(scores, 1, by="signed", better="higher")
         (Circuit(1 edge: input->logits), Circuit(1 edge: m0->logits))
         """
-        array = _one_array(scores)
+        array = one_score(scores)
         sign = sign_of(array, by, better)
-        edges, values = _named(array), np.asarray(array.values, dtype=np.float64)
+        edges, values = _named(array)
+        carried = array.attrs.get("source", CORRUPTED) if source is None else source
         count = whole(n, "n, the number of edges,")
         if count > len(edges):
             raise DeclarationError(f"n={count}: these are scores of {len(edges)} edges, so n can be 0 to {len(edges)}")
         first = -np.abs(values) if by == ABS else sign * values
         ranked = sorted(zip(first, map(edge_order, edges), edges, strict=True))
-        return cls(edge for *_, edge in ranked[:count])
+        return cls([edge for *_, edge in ranked[:count]], carried)
 
     def __contains__(self, edge: object) -> bool:
-        return as_edge(edge) in self._set  # type: ignore[attr-defined]
+        return isinstance(edge, str | tuple) and as_edge(edge) in self._set  # type: ignore[attr-defined]
 
     def __iter__(self) -> Iterator[Edge]:
         return iter(self.edges)
@@ -200,6 +209,12 @@ class Circuit(Edit):
 
     def __sub__(self, other: Circuit) -> Circuit:
         return self._with(other, frozenset.difference)
+
+    def __xor__(self, other: Circuit) -> Circuit:
+        return self._with(other, frozenset.symmetric_difference)
+
+    def __le__(self, other: Circuit) -> bool:
+        return len(self - other) == 0 if isinstance(other, Circuit) else NotImplemented
 
     def _with(self, other: Circuit, combine: Callable[..., frozenset[Edge]]) -> Circuit:
         if not isinstance(other, Circuit):
@@ -220,6 +235,8 @@ EXAMPLE = "'a0.h3->a1.h1<k>' or ('a0.h3', 'a1.h1<k>')"
 
 def as_edge(given: object) -> Edge:
     """An edge from text or a pair of names, or an error that says what is possible."""
+    if type(given) is Edge:
+        return _checked(*given)
     if isinstance(given, str):
         pair: tuple[Any, ...] = tuple(name.strip() for name in given.split("->"))
     else:
@@ -246,6 +263,7 @@ def _checked(sender: str, receiver: str) -> Edge:
     return edge
 
 
+@lru_cache(maxsize=2**17)
 def edge_order(edge: Edge) -> tuple[Order, Order]:
     """What edges are sorted by: the receiver in forward order, then the sender."""
     return place_of(edge.receiver), place_of(edge.sender)
@@ -312,7 +330,7 @@ def _counted(edges: tuple[Edge, ...]) -> str:
     return f"{len(edges)} edge{'s' * (len(edges) != 1)}{': ' * bool(edges)}{', '.join(shown)}"
 
 
-def _one_array(scores: Any) -> Any:
+def one_score(scores: Any) -> Any:
     """The DataArray of scores; that of a Dataset with one variable along ``edge``."""
     if hasattr(scores, "data_vars"):
         along = [name for name, array in scores.data_vars.items() if "edge" in array.dims]
@@ -327,8 +345,8 @@ def _one_array(scores: Any) -> Any:
     return scores
 
 
-def _named(array: Any) -> tuple[Edge, ...]:
-    """The edges that scores are of, checked."""
+def _named(array: Any) -> tuple[tuple[Edge, ...], np.ndarray[Any, Any]]:
+    """The edges that scores are of, and the numbers, checked."""
     dims = tuple(map(str, array.dims))
     if "edge" not in dims or not {"sender", "receiver"} <= {*map(str, array.coords)}:
         raise DeclarationError(
@@ -344,10 +362,13 @@ def _named(array: Any) -> tuple[Edge, ...]:
     if len(set(edges)) < len(edges):
         twice = [edge for edge in dict.fromkeys(edges) if edges.count(edge) > 1][:SHOWN]
         raise DeclarationError(f"Circuit.top takes one score of each edge: {choices(twice)} come more than once")
-    missing = tuple(edge for edge, value in zip(edges, array.values, strict=True) if np.isnan(value))
+    if array.dtype.kind not in "iuf":
+        raise DeclarationError(f"Circuit.top takes numbers as scores: these are of the type {array.dtype}")
+    values = np.asarray(array.values, dtype=np.float64)
+    missing = tuple(edge for edge, value in zip(edges, values, strict=True) if np.isnan(value))
     if missing:
         raise DeclarationError(
             f"of {len(edges)} scores are NaN those of {_counted(missing)}; where they should not count, fill them, as "
             "in scores.fillna(0)"
         )
-    return edges
+    return edges, values

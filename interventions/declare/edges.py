@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from ...errors import DeclarationError
-from .circuits import INPUT, Circuit, Edge, place_of
+from .circuits import CORRUPTED, INPUT, Circuit, Edge, place_of
 from .circuits import LOGITS as OUTPUT
 from .components import Component
 from .graph import Graph, HasShape
@@ -27,14 +27,15 @@ class EdgePatches:
     Parameters
     ----------
     edges : Circuit or iterable of edges, optional
-        See `Circuit`, of which only its edges count; all edges of the model when left out, see `Graph`.
+        Of a `Circuit` of all positions, its edges; all edges of the model when left out, see `Graph`.
     source : str
         Name of the run; ``"mean"`` for means over the reference draw of the task, one for each position.
 
     Raises
     ------
     DeclarationError
-        Something is no edge, there is none, or `source` is no name. Whether a model has the edges is seen when the
+        Something is no edge, there is none, `source` is no name, or a circuit is one at some positions or has another
+        source. Whether a model has the edges is seen when the
         model is known.
 
     Examples
@@ -56,6 +57,11 @@ class EdgePatches:
         some = None if edges is None else Circuit(edges)
         if some is not None and not len(some):
             raise DeclarationError("EdgePatches of no edge: leave edges out for all edges of the model")
+        if isinstance(edges, Circuit) and (edges.positions is not None or edges.source not in (CORRUPTED, source)):
+            raise DeclarationError(
+                f"{edges!r}: edges are patched at all positions, with source={source!r}; for its edges alone give "
+                "edges=circuit.edges"
+            )
         object.__setattr__(self, "edges", some)
         object.__setattr__(self, "source", check_source(source))
 

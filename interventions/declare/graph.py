@@ -148,11 +148,14 @@ class Graph:
     def prune(self, circuit: Circuit) -> Circuit:
         """The circuit without edges that nothing flows through: of nodes without inputs or without outputs.
 
-        ``input`` counts as fed, and ``logits`` as present. Nodes go until nothing changes.
+        ``input`` counts as fed, and ``logits`` as present. Nodes go until nothing changes. Where edges outside carry
+        another run, the pruned circuit computes the same; where they carry means, it is another circuit, since a part
+        that reads only means does not write the mean of what it writes. Benchmarks prune both.
 
         Parameters
         ----------
         circuit : Circuit
+            Of all positions.
 
         Returns
         -------
@@ -161,9 +164,15 @@ class Graph:
         Raises
         ------
         DeclarationError
-            An edge is not one of this graph.
+            An edge is not one of this graph, or the circuit is one at some positions: at all others every edge is kept,
+            so that something reaches every node.
         """
         self.check(circuit)
+        if circuit.positions is not None:
+            raise DeclarationError(
+                f"{circuit!r} cannot be pruned: at all other positions every edge is kept, so something reaches every "
+                "node; prune a circuit of all positions first"
+            )
         feeds = {receiver: frozenset(self.nodes_of(receiver)) for _, receiver in circuit}
         edges = set(circuit)
         while True:
@@ -171,7 +180,7 @@ class Graph:
             alive = ({sender for sender, _ in edges} & fed) | {LOGITS}
             kept = {edge for edge in edges if edge.sender in alive and feeds[edge.receiver] & alive}
             if kept == edges:
-                return Circuit(kept, circuit.source, circuit.positions)
+                return Circuit(kept, circuit.source)
             edges = kept
 
     def between(self, nodes: Iterable[str]) -> Circuit:
@@ -202,13 +211,14 @@ class Graph:
         """Refuse a circuit that has an edge which this graph has not."""
         if not isinstance(circuit, Circuit):
             raise DeclarationError(f"{circuit!r} is no Circuit; of edges, Circuit([...]) makes one")
-        unknown = [edge for edge in circuit if edge not in _edges_of(self)]
-        if unknown:
+        known = _edges_of(self)
+        if not known.issuperset(circuit.edges):
+            unknown = [edge for edge in circuit if edge not in known]
             more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
             raise DeclarationError(f"no edge {choices(unknown[:3])}{more} in {self!r}: {self._possible()}")
 
     def __contains__(self, edge: object) -> bool:
-        return as_edge(edge) in _edges_of(self)
+        return isinstance(edge, str | tuple) and as_edge(edge) in _edges_of(self)
 
     def __len__(self) -> int:
         return sum(len(self.senders_of(receiver)) for receiver in self.receivers)

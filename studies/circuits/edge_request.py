@@ -68,6 +68,7 @@ class EdgeRequest:
             "long_name": f"change of {card.long_name} by one edge that carries {carried}",
             "units": card.units,
             "metric": card.name,
+            "source": source,
             **({"better": card.better} if card.better else {}),
         }
         return values.transpose("edge", "example").assign_attrs(attrs).rename("score")

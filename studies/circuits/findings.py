@@ -54,7 +54,7 @@ def _circuit(tree: xr.DataTree) -> Iterator[str]:
     n, left = int(ds.attrs["n"]), ds.sizes["edge"]
     metric, empty, whole = _ends(tree)
     source = json.loads(tree.attrs["study"]).get("source", "corrupted")
-    source = "mean over other prompts" if source == "mean" else f"{source} run"
+    source = "means over the reference prompts" if source == "mean" else f"{source} run"
     between = f"of the change of the {metric} between the {source} ({empty}) and the whole model ({whole})"
     asked = bool(ds.attrs.get("asked", 0))
     if left == every:

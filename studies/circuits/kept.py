@@ -279,7 +279,7 @@ def one_circuit(
     graph = behaviour.graph
     circuit = graph.prune(Circuit.top(scores, n))
     (random,) = zip(*random_circuits(graph, [len(circuit)], draws, seed), strict=True) if draws else ((),)
-    found = behaviour.of([circuit, Circuit(graph.edges) - circuit, *map(graph.prune, random)])
+    found = behaviour.of([circuit, Circuit(graph.edges, circuit.source) - circuit, *map(graph.prune, random)])
     values = found["value"]
     ds = found[["empty", "whole"]].assign(
         faithfulness_value=values.isel(circuit=0),

@@ -8,6 +8,7 @@ key and a value of its own there, also where heads share them in the model.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,7 +17,7 @@ import numpy as np
 import xarray as xr
 
 from ...errors import DeclarationError, ResultError, choices, first_line
-from ...interventions.declare.circuits import Circuit
+from ...interventions.declare.circuits import Circuit, one_score
 from ...interventions.declare.codec import read_json
 from ...interventions.declare.graph import Graph
 from .edges import edges_of
@@ -88,7 +89,9 @@ def read_mib(path: str | Path) -> MibCircuit:
     return MibCircuit(graph, Circuit(inside), _scores(graph, scores))
 
 
-def write_mib(path: str | Path, model: Model, circuit: Circuit, scores: xr.DataArray | None = None) -> Path:
+def write_mib(
+    path: str | Path, model: Model, circuit: Circuit, scores: xr.DataArray | xr.Dataset | None = None
+) -> Path:
     """Write a circuit as a JSON file of MIB.
 
     Parameters
@@ -97,7 +100,8 @@ def write_mib(path: str | Path, model: Model, circuit: Circuit, scores: xr.DataA
     model : Model
         The circuit is one of it.
     circuit : Circuit
-    scores : DataArray (edge), optional
+        Of all positions; the file does not say its source.
+    scores : DataArray (edge), or Dataset with one such variable, optional
         Of each edge, with the coordinates ``sender`` and ``receiver``; as MIB has them, high where an edge belongs to
         the circuit. 1 for edges of the circuit and 0 for others where left out.
 
@@ -108,8 +112,8 @@ def write_mib(path: str | Path, model: Model, circuit: Circuit, scores: xr.DataA
     Raises
     ------
     DeclarationError
-        The circuit is not one of the model, a score of an edge is missing, or heads of the model share keys and values,
-        which such a file cannot say.
+        The circuit is not one of the model, a score of an edge is missing or infinite, or such a file cannot say it: a
+        circuit at some positions, and heads that share keys and values.
     ResultError
         The file cannot be written.
 
@@ -128,12 +132,15 @@ def write_mib(path: str | Path, model: Model, circuit: Circuit, scores: xr.DataA
             f"files of MIB give each head a key and a value of its own: the {graph.heads} heads of {graph!r} share "
             f"{graph.kv_heads}, so its circuits cannot be written as one"
         )
+    if circuit.positions is not None:
+        raise DeclarationError(f"files of MIB hold circuits of all positions: {circuit!r} cannot be written as one")
     values = {edge: float(edge in circuit) for edge in graph.edges}
     if scores is not None:
         Circuit.top(scores, 0)  # refuses scores that are not one number for each edge
-        values = dict(zip(edges_of(scores), map(float, scores.values), strict=True))
-        if missing := [edge for edge in graph.edges if edge not in values]:
-            raise DeclarationError(f"no score of {len(missing)} edges, such as {missing[0]}")
+        array = one_score(scores)
+        values = dict(zip(edges_of(array), map(float, array.values), strict=True))
+        if missing := [edge for edge in graph.edges if not math.isfinite(values.get(edge, math.nan))]:
+            raise DeclarationError(f"no score, or no finite one, of {len(missing)} edges, such as {missing[0]}")
     alive = {*graph.nodes(graph.prune(circuit))}
     cfg = {"n_layers": graph.layers, "n_heads": graph.heads, "parallel_attn_mlp": graph.parallel}
     data: dict[str, Any] = {

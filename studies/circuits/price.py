@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,7 +15,7 @@ from ..analyses.prices import Price, total
 from ..measuring.request import set_up
 from ..output.progress import duration
 from ..tasks.tasks import Task
-from .at_random import KINDS, random_circuits
+from .at_random import KINDS
 from .curves import circuit_sizes
 from .edge_scores import ESTIMATORS, SAMPLE
 from .kept import SELECTIONS, Behaviour
@@ -138,32 +138,29 @@ def price_circuit(study: Asked, model: Model, *, timed: bool = True) -> CircuitP
         cost = replace(asked.plan, speed=speed).cost()
         return Price(asked.plan.steps, cost.total / forward, cost.seconds)
 
-    sizes = {"curve": circuit_sizes(graph).values.tolist(), "numbers": circuit_sizes(graph, "edges").values.tolist()}
-    one = {name: random_circuits(graph, some, 1, study.seed)[0] for name, some in sizes.items()}
-    heads = behaviour.heads
-    some = heads[: max(1, len(heads) // LEFT)]
-    searched = [behaviour.between(heads[:-1])] * (2 * len(heads) + 1)
-    searched += [behaviour.between(some[:size]) for size in range(len(some)) for _ in range(size + 1)]
-    circuits = {
-        "curve": one["curve"] * len(SELECTIONS),
-        "numbers": one["numbers"] * len(SELECTIONS),
-        "random": one["curve"] * study.draws * len(KINDS),
-        "circuit": [graph.prune(Circuit(graph.edges)), *one["numbers"][-2:-1] * (study.draws + 2)],
-        "nodes": [*searched, *[behaviour.between(some)] * (2 * study.draws + 4)],
+    shares, numbers = circuit_sizes(graph).size, circuit_sizes(graph, "edges").size
+    heads = len(behaviour.heads)
+    some = max(1, heads // LEFT)
+    counts = {
+        "curve": shares * len(SELECTIONS),
+        "numbers": numbers * len(SELECTIONS),
+        "random": shares * study.draws * len(KINDS),
+        "circuit": study.draws + 3,
+        "nodes": 2 * heads + 1 + some * (some + 1) // 2 + 2 * study.draws + 4,
     }
     alone = price(plain)
     each = math.nan if alone.seconds is None else alone.seconds / max(alone.forwards, 1e-9)
     stages = {"edges": _edges(study, behaviour, price, each)} | {
-        name: price(_plan(behaviour, _named(behaviour, some))) for name, some in circuits.items()
+        name: price(_plan(behaviour, _circuits(behaviour, number))) for name, number in counts.items()
     }
     if len(study.task.draw(model).lengths) > 1:
         stages["inclusion"] = Price(seconds=None if speed is None else 0.0)  # no pass: scores are there
-    counts = {name: len(some) for name, some in circuits.items()}
     return CircuitPlan(model.name, len(study.task.draw(model).lengths), len(graph), counts, stages)
 
 
-def _named(behaviour: Behaviour, circuits: Sequence[Circuit]) -> dict[str, Any]:
-    return {str(at): Circuit(one.edges, source=behaviour.source) for at, one in enumerate(circuits)}
+def _circuits(behaviour: Behaviour, number: int) -> dict[str, Any]:
+    """So many circuits: what one costs does not depend on its edges."""
+    return {str(at): Circuit(source=behaviour.source) for at in range(number)}
 
 
 def _slopes(study: Asked, layers: int) -> tuple[int, int]:
@@ -193,7 +190,7 @@ def _edges(study: Asked, behaviour: Behaviour, price: Callable[[Any], Price], fo
         Of an estimate: of the runs as they are, of its ways there and back, and of the edges that are scored exactly.
     """
     every = EdgePatches(source=behaviour.source)
-    ends = price(_plan(behaviour, _named(behaviour, [Circuit(), Circuit(behaviour.graph.edges)])))
+    ends = price(_plan(behaviour, _circuits(behaviour, 2)))
     if study.estimator == "exact":
         return ends + price(_plan(behaviour, every))
     prompts = len(study.task.draw(behaviour.model).lengths)

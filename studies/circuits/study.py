@@ -276,7 +276,7 @@ class CircuitStudy:
         if edges.sizes["example"] > 1:
             stage("inclusion", lambda: self._inclusion(edges["score"], n))
         tree = xr.DataTree.from_dict({f"/{name}": part for name, part in parts.items()})
-        graph, circuit = behaviour.graph, Circuit(edges_of(found))
+        graph, circuit = behaviour.graph, Circuit(edges_of(found), self.source)
         more = {
             "seconds": round(sum(seconds.values()), 3),
             "seconds_by_stage": json.dumps(seconds),

@@ -22,7 +22,7 @@ PLACES = {
 """Parts of a model, and the components of sites that are theirs."""
 KINDS = {
     "ZeroAblate": "Zero ablation takes zeros for the absence of a part: the model may never have zeros there.",
-    "MeanAblate": "Mean ablation takes a mean over other prompts for the absence of a part: what all prompts share "
+    "MeanAblate": "Mean ablation takes a mean over reference prompts for the absence of a part: what all prompts share "
     "stays.",
     "ResampleAblate": "Resample ablation takes what another prompt has for the absence of a part: what two prompts "
     "have in common stays.",

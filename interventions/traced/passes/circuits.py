@@ -94,9 +94,7 @@ def sides_of(
     """
     module, size, heads = model["blocks"][layer], model["d_head"], model["heads"]
     read = normed(module, model["paths"].get("norm_1"), streams)
-    made = [
-        project(model, module, one, slice(number * size, (number + 1) * size)) for number, one in enumerate(read)
-    ]
+    made = [project(model, module, one, slice(number * size, (number + 1) * size)) for number, one in enumerate(read)]
     q = torch.cat(made[:heads], -1)
     k, v = (torch.cat(some, -1) for some in (made[heads : heads + model["kv_heads"]], made[-model["kv_heads"] :]))
     return q[:, spec["out"]] if asks_in_part(spec, layer) else q, k, v

@@ -71,8 +71,14 @@ def test_circuits_are_sets_in_forward_order():
     assert (one | other, len(one | other)) == (hw.Circuit([*one, *other]), 4)
     assert one & other == hw.Circuit(["m1->logits"])
     assert (one - other).edges == one.edges[:2]
+    assert one ^ other == (one | other) - hw.Circuit(["m1->logits"])
+    assert (one <= one, one & other <= one, one <= other, hw.Circuit() <= one) == (True, True, False, True)
     assert "m1->logits" in one
     assert ("m0", "logits") not in one
+    assert None not in one
+    assert 7 not in hw.Graph(2, 4)
+    with pytest.raises(hw.errors.DeclarationError, match="is no edge"):
+        assert "a mistyped edge" not in one
     assert hw.Graph(2, 4).nodes(one) == ("input", "a0.h3", "a1.h1", "m1", "logits")
     assert hw.Graph(2, 4, kv_heads=2).nodes(hw.Circuit(["m0->a1.h1<k>"])) == ("m0", "a1.h2", "a1.h3")
     assert len(hw.Circuit()) == 0
@@ -118,6 +124,16 @@ def test_what_is_no_edge_is_refused(edge, says):
         hw.Circuit([edge])
 
 
+def test_patches_of_edges_take_the_edges_of_a_circuit_of_all_positions_and_the_same_source():
+    edges = ["m1->logits", "input->a0.h3<v>"]
+    same = hw.EdgePatches(edges, source="mean")
+    assert same == hw.EdgePatches(hw.Circuit(edges), source="mean")
+    assert same == hw.EdgePatches(hw.Circuit(edges, source="mean"), source="mean")
+    for circuit in (hw.Circuit(edges, source="mean"), hw.Circuit(edges, positions=[1])):
+        with pytest.raises(hw.errors.DeclarationError, match="for its edges alone give edges=circuit[.]edges"):
+            hw.EdgePatches(circuit)
+
+
 def test_a_circuit_takes_a_list():
     with pytest.raises(hw.errors.DeclarationError, match="takes a list of edges"):
         hw.Circuit("input->m0")
@@ -135,6 +151,13 @@ def test_top_takes_the_largest_change_or_the_worst():
     assert hw.Circuit.top(of_a_loss, 2, by="signed", better="higher") == worst
     assert hw.Circuit.top(scores, 5) == hw.Circuit(SCORES)
     assert hw.Circuit.top(scores.to_dataset(name="exact"), 3) == hw.Circuit.top(scores, 3)
+
+
+def test_top_carries_what_the_scores_were_measured_with():
+    scores = scores_of(SCORES).assign_attrs(source="mean")
+    assert hw.Circuit.top(scores, 1) == hw.Circuit(["a0.h1->logits"], source="mean")
+    assert hw.Circuit.top(-scores.expand_dims(example=2).mean("example"), 1).source == "mean"
+    assert hw.Circuit.top(scores, 1, source="other").source == "other"
 
 
 def test_of_equal_scores_the_first_receiver_wins_whatever_the_order_of_the_array():
@@ -161,6 +184,7 @@ def test_of_equal_scores_the_first_receiver_wins_whatever_the_order_of_the_array
         (xr.Dataset({"a": scores_of(SCORES), "b": scores_of(SCORES)}), {}, "this Dataset has a and b; give one"),
         (xr.Dataset(), {}, "none along the dim edge"),
         ([1.0, 2.0], {}, "takes a DataArray"),
+        (scores_of(SCORES).astype(str), {}, "takes numbers as scores: these are of the type <U"),
     ],
 )
 def test_top_refuses(scores, more, says):
@@ -220,6 +244,7 @@ def test_a_graph_refuses_what_it_has_not():
         (lambda: graph.senders_of("a2.h0<q>"), "no receiver 'a2.h0<q>'"),
         (lambda: graph.between(["a0.h7"]), "no node a0.h7: possible are a0.h0 to a1.h3"),
         (lambda: graph.check(["input->m0"]), "is no Circuit"),
+        (lambda: graph.prune(hw.Circuit(["input->m0"], positions=[3])), "cannot be pruned: at all other positions"),
         (lambda: hw.Graph.of("words-2l"), "takes a model, such as load"),
         (lambda: hw.Graph(0, 2), "layers must be 1 or more"),
         (lambda: hw.Graph(1, 4, kv_heads=3), "kv_heads=3 does not divide heads=4"),

@@ -235,6 +235,21 @@ def test_a_file_of_mib_is_read_and_written(tmp_path, small):
     assert hw.Circuit.top(-without.scores, len(circuit), by="signed", better="higher") == circuit
 
 
+def test_a_file_of_mib_is_written_from_a_dataset_and_refuses_what_it_cannot_say(tmp_path, small):
+    scores = edge_scores(graph=hw.Graph.of(small)).mean("example")
+    circuit = hw.Circuit.top(scores, 12)
+    path = hw.write_mib(tmp_path / "one.json", small, circuit, -scores.to_dataset(name="score"))
+    np.testing.assert_array_equal(hw.read_mib(path).scores.values, -scores.values)
+    for given, more, says in (
+        (hw.Circuit(circuit, positions=[1]), scores, "hold circuits of all positions"),
+        (circuit, scores.where(scores < scores.max(), np.inf), "no finite one, of 1 edges"),
+        (circuit, scores.isel(edge=slice(3)), r"of \d+ edges, such as"),
+    ):
+        with pytest.raises(DeclarationError, match=says):
+            hw.write_mib(tmp_path / "two.json", small, given, more)
+    assert not (tmp_path / "two.json").exists()
+
+
 def test_a_file_written_by_hand_is_read(tmp_path):
     edges = {"input->a0.h0<q>": {"score": 0.5, "in_graph": True}, "m0->logits": {"in_graph": False}}
     cfg = {"n_layers": 1, "n_heads": 2, "parallel_attn_mlp": True, "d_model": 8}
@@ -280,5 +295,5 @@ def test_files_that_cannot_be_read_or_written(tmp_path, small):
     with pytest.raises(DeclarationError, match=r"no edge a0[.]h9->logits"):
         hw.write_mib(tmp_path / "one.json", small, hw.Circuit(["a0.h9->logits"]))
     some = edge_scores(graph=hw.Graph.of(small)).mean("example")[1:]
-    with pytest.raises(DeclarationError, match=r"no score of 1 edges, such as input->a0[.]h0<q>"):
+    with pytest.raises(DeclarationError, match=r"no score, or no finite one, of 1 edges, such as input->a0[.]h0<q>"):
         hw.write_mib(tmp_path / "one.json", small, hw.Circuit(), some)

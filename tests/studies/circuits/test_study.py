@@ -197,7 +197,8 @@ def test_means_in_the_place_of_the_corrupted_run(words_model):
     study = hw.CircuitStudy(TASK, source="mean", n=40, draws=1, resamples=2)
     tree = study.run(words_model, False)
     circuit = hw.from_json(tree.attrs["circuit"])
-    ends = {"empty": hw.Circuit(source="mean"), "circuit": hw.Circuit(circuit.edges, source="mean")}
+    assert circuit.source == "mean"
+    ends = {"empty": hw.Circuit(source="mean"), "circuit": circuit}
     ds = hw.measure(words_model, TASK, ends, "logit_diff")
     empty, here = ds["logit_diff"].mean("example").values
     whole = float(ds["baseline_logit_diff"].sel(run="clean").mean())

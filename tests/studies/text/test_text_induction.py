@@ -312,7 +312,7 @@ def test_the_command_prints_and_writes(study, tmp_path, capsys, monkeypatch):
         "dog cat house tree dog",
         "headwise text --model words-2l --text ",
         "tree = hw.TextInduction(text=",
-        "Mean ablation takes a mean over other prompts",
+        "Mean ablation takes a mean over reference prompts",
     ):
         assert html.escape(words, quote=False) in report, words
     assert main([*given, "--prompts", str(potter), "--json"]) == 0
