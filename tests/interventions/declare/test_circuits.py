@@ -130,7 +130,7 @@ def test_patches_of_edges_take_the_edges_of_a_circuit_of_all_positions_and_the_s
     assert same == hw.EdgePatches(hw.Circuit(edges), source="mean")
     assert same == hw.EdgePatches(hw.Circuit(edges, source="mean"), source="mean")
     for circuit in (hw.Circuit(edges, source="mean"), hw.Circuit(edges, positions=[1])):
-        with pytest.raises(hw.errors.DeclarationError, match="for its edges alone give edges=circuit[.]edges"):
+        with pytest.raises(hw.errors.DeclarationError, match=r"for its edges alone give edges=circuit[.]edges"):
             hw.EdgePatches(circuit)
 
 
