@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import xarray as xr
 
+from ...metrics.intervals import few_prompts
 from ..analyses.conclusion import Finding
 from ..output.phrases import count, listed, percent, rounded
 from .at_random import ANY, CONNECTED
@@ -22,7 +23,7 @@ REAL = 0.05
 
 
 def conclude(tree: xr.DataTree) -> list[Finding]:
-    """The findings of a result of `CircuitStudy`; the summary holds those of the circuit, and the first of others."""
+    """The findings of a result of `CircuitStudy`; the summary holds those of the circuit and of edges, and the first of others."""
     told = {
         "circuit": [*_circuit(tree)],
         "curve": [*_curve(tree)],
@@ -30,7 +31,8 @@ def conclude(tree: xr.DataTree) -> list[Finding]:
         "nodes": [*_nodes(tree)],
         "inclusion": [*_inclusion(tree)],
     }
-    first = told["circuit"] + [texts[0] for name, texts in told.items() if texts and name != "circuit"]
+    whole = ("circuit", "edges")
+    first = [text for name, texts in told.items() for text in (texts if name in whole else texts[:1])]
     groups = {"summary": first} | told | {"limits": [*_limits(tree)]}
     return [Finding(group, text) for group, texts in groups.items() for text in texts]
 
@@ -91,6 +93,8 @@ def _circuit(tree: xr.DataTree) -> Iterator[str]:
         )
     if "on_others" in ds:
         yield f"On prompts that played no part in choosing it, the circuit keeps {_interval(ds, 'on_others')}."
+    if few := few_prompts(tree["edges"].sizes["example"]):
+        yield f"{few}."
 
 
 def _share(tree: xr.DataTree) -> str:
@@ -134,12 +138,14 @@ def _edges(tree: xr.DataTree) -> Iterator[str]:
     half = int(np.searchsorted(np.cumsum(size), total / 2) + 1) if total else 0
     estimator = str(tree["edges"].attrs.get("estimator", "exact"))
     how = "exactly" if estimator == "exact" else f"by an estimate ({estimator})"
+    if verified := int(tree["edges"].attrs.get("verified", 0)):
+        how += f", the {verified} with the largest estimates exactly"
     yield (
         f"Scored {how}, the largest of {len(order)} edges are {listed(named)}; {count(half, 'edge')} "
         f"{'holds' if half == 1 else 'hold'} half of the sum of absolute scores."
     )
-    if verified := tree["edges"].attrs.get("verification"):
-        yield str(verified)
+    if verified:
+        yield str(tree["edges"].attrs["verification"])
 
 
 def _nodes(tree: xr.DataTree) -> Iterator[str]:

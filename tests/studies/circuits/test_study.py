@@ -214,7 +214,10 @@ def test_what_was_verified_of_an_estimate_is_said(words_model):
     told = {}
     for one in conclude(tree):
         told.setdefault(one.group, []).append(one.text)
-    assert told["edges"][0].startswith("Scored by an estimate (eap-ig, 5 steps), the largest of 310 edges are input->")
+    how = "Scored by an estimate (eap-ig, 5 steps), the 20 with the largest estimates exactly"
+    assert told["edges"][0].startswith(f"{how}, the largest of 310 edges are input->")
+    assert told["edges"][1] in told["summary"]
+    assert any(text.startswith("95% intervals over 4 prompts only") for text in told["summary"])
     assert told["edges"][1].startswith("The scores of the 20 edges with the largest estimates are exact.")
     assert any(
         text.startswith("Scores are estimates (eap-ig), but for those that were verified") for text in told["limits"]
