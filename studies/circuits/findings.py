@@ -23,7 +23,7 @@ REAL = 0.05
 
 
 def conclude(tree: xr.DataTree) -> list[Finding]:
-    """The findings of a result of `CircuitStudy`; the summary holds those of the circuit and of edges, and the first of others."""
+    """The findings of a result of `CircuitStudy`; the summary holds those of circuit and edges, the first of others."""
     told = {
         "circuit": [*_circuit(tree)],
         "curve": [*_curve(tree)],
@@ -35,6 +35,14 @@ def conclude(tree: xr.DataTree) -> list[Finding]:
     first = [text for name, texts in told.items() for text in (texts if name in whole else texts[:1])]
     groups = {"summary": first} | told | {"limits": [*_limits(tree)]}
     return [Finding(group, text) for group, texts in groups.items() for text in texts]
+
+
+def worse(way: str) -> str:
+    """What is said where a whole model is worse than without edges, by a metric that is better the other way."""
+    return (
+        "the whole model is worse than the empty circuit, and the behaviour is that it is worse: signed selection "
+        f"takes {way} for better; if that is not meant, swap answers and distractors, or take another corrupted run"
+    )
 
 
 def _interval(ds: xr.Dataset, name: str, form: str = ".2f") -> str:
@@ -59,6 +67,8 @@ def _circuit(tree: xr.DataTree) -> Iterator[str]:
     source = "means over the reference prompts" if source == "mean" else f"{source} run"
     between = f"of the change of the {metric} between the {source} ({empty}) and the whole model ({whole})"
     asked = bool(ds.attrs.get("asked", 0))
+    if tree["edges"].attrs.get("reverse"):
+        yield f"By the {metric}, {worse(str(tree['edges']['score'].attrs['better']))}."
     if left == every:
         yield (
             f"A circuit of all {every} edges was asked for: it is the whole model, and keeps all {between}."
@@ -93,8 +103,8 @@ def _circuit(tree: xr.DataTree) -> Iterator[str]:
         )
     if "on_others" in ds:
         yield f"On prompts that played no part in choosing it, the circuit keeps {_interval(ds, 'on_others')}."
-    if few := few_prompts(tree["edges"].sizes["example"]):
-        yield f"{few}."
+    if said := few_prompts(tree["edges"].sizes["example"]):
+        yield f"{said}."
 
 
 def _share(tree: xr.DataTree) -> str:
