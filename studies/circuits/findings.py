@@ -78,8 +78,8 @@ def _circuit(tree: xr.DataTree) -> Iterator[str]:
         return
     few = 1 / (1 + ds.sizes["draw"]) > REAL
     by_chance = ds.sizes["draw"] and not few and float(ds["p"]) > REAL
-    if by_chance or (left > every / 2 and not asked):
-        size = f"this one has {left} of {every} edges" if left > every / 2 and not asked else ""
+    if by_chance or (n > every / 2 and not asked):
+        size = f"this one has {n} of {every} edges" if n > every / 2 and not asked else ""
         chance = f"random circuits of as many {CONNECTED} may keep as much (p = {float(ds['p']):.3f})"
         why = listed([*filter(None, [size, chance * bool(by_chance)])])
         yield f"No small circuit was found by these scores: {why}."
@@ -88,6 +88,12 @@ def _circuit(tree: xr.DataTree) -> Iterator[str]:
         f"Of {every} edges, a circuit of {count(n, 'edge')}{connected} keeps a share of "
         f"{_interval(ds, 'faithfulness')} {between}; all other edges together keep {_interval(ds, 'complement')}."
     )
+    size = np.abs(tree["edges"]["score"].mean("example").values)
+    if without := n - int(np.count_nonzero(np.sort(size)[-n:] if n else size[:0])):
+        yield (
+            f"Of these {count(n, 'edge')}, {without} have a score of exactly 0: they are in by their place in the "
+            "model, not by what they do."
+        )
     if ds.sizes["draw"]:
         random, p = ds["random"].values, float(ds["p"])
         yield (

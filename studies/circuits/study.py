@@ -31,7 +31,7 @@ from . import kept, nodes
 from .edge_scores import check_options, edge_scores
 from .edges import edges_of
 from .findings import conclude, worse
-from .inclusion import edge_inclusion
+from .inclusion import MOST_RESAMPLES, edge_inclusion
 from .price import CircuitPlan, price_circuit
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class CircuitStudy:
             raise DeclarationError(f"share={self.share}: a share of the behaviour lies above 0 and at most at 1")
         bounds = {
             "draws": ("draws, the random circuits of each size,", 1, MOST_DRAWS),
-            "resamples": ("resamples", 2, 100_000),
+            "resamples": ("resamples", 2, MOST_RESAMPLES),
             "seed": ("a seed", 0, LARGEST_SEED),
             "then_exact": ("then_exact, the edges that are measured,", 0, None),
         }

@@ -143,8 +143,13 @@ def test_random_circuits_grow_are_connected_and_the_same_for_a_seed():
             for draw in drawn:
                 assert [len(circuit) for circuit in draw] == sizes
                 assert all(len(small - large) == 0 for small, large in itertools.pairwise(draw))
-        for draw in random_circuits(graph, sizes, 20, 0):
-            assert min(len(graph.prune(circuit)) - len(circuit) for circuit in draw[1:]) >= -1
+        for size in (1, 2, 3, 4, 5, 9, 20):
+            for (circuit,) in random_circuits(graph, [size], 200, 0):
+                assert (graph.prune(circuit), len(circuit)) == (circuit, size)
+        for draw in random_circuits(graph, [1, *sizes], 40, 0):
+            assert all(graph.prune(circuit) == circuit for circuit in draw)
+        drawn = {circuit for (circuit,) in random_circuits(graph, [2], 200, 0)}
+        assert len(drawn) > 10
     first = {edge for draw in random_circuits(hw.Graph(2, 8), [40], 100, 0) for circuit in draw for edge in circuit}
     assert len(first) == 310  # every edge can come
 

@@ -253,3 +253,15 @@ def test_the_smallest_number_is_found_by_halving_what_is_between(words_model, mo
     assert {46, 47} <= {*asked} <= {*range(31, 50)}  # between 31 (a share of 0.1) and 50
     tried = dict(zip(found["tried_edges"].values.tolist(), found["tried"].values.tolist(), strict=True))
     assert (tried[46], tried[47]) == (0.046, 0.95)
+
+
+def test_edges_without_a_score_are_not_told_as_found(words_model):
+    tree = hw.CircuitStudy(TASK, "accuracy", n=250, **FEW).run(words_model, False)
+    nothing = int((tree["edges"]["score"].mean("example") == 0).sum())
+    assert nothing > 60
+    left = 250 - (310 - nothing)
+    assert f"Of these 250 edges, {left} have a score of exactly 0: they are in by their place" in str(
+        told(tree, "summary")
+    )
+    tree["circuit"].attrs["asked"] = 0
+    assert "this one has 250 of 310 edges" in told(tree, "summary")[0]
