@@ -65,7 +65,7 @@ class EdgeRequest:
         card, source = self.metric.card, self.what.source
         carried = "means over the reference draw" if source == MEAN else f"the {source} run"
         attrs = {
-            "long_name": f"change of {card.long_name} by one edge that carries {carried}",
+            "long_name": f"change of {card.long_name}{',' * (',' in card.long_name)} by one edge that carries {carried}",
             "units": card.units,
             "metric": card.name,
             "source": source,
