@@ -65,8 +65,9 @@ class Circuit(Edit):
     Parameters
     ----------
     edges : Circuit, or iterable of (sender, receiver), or of text such as ``"a0.h3->a1.h1<k>"``
-        Of a circuit, only its edges count. Senders are ``input``, heads ``a<layer>.h<head>`` and MLPs ``m<layer>``. Receivers are ``a<layer>.h<head><q>``,
-        ``<k>`` and ``<v>`` (of a key-value head, where heads share them), ``m<layer>`` and ``logits``.
+        Of a circuit, only its edges count. Senders are ``input``, heads ``a<layer>.h<head>`` and MLPs ``m<layer>``.
+        Receivers are ``a<layer>.h<head><q>``, ``<k>`` and ``<v>`` (of a key-value head, where heads share them),
+        ``m<layer>`` and ``logits``.
     source : str
         The run that all other edges carry the values of; ``"mean"`` for means over the reference draw of the task, one
         for each position.

@@ -336,8 +336,8 @@ class CircuitStudy:
             needed = {"clean", *([] if self.source == MEAN else [self.source])}
             if task is not None and (lacking := needed - {*task.draw(model).runs}):
                 raise DeclarationError(
-                    f"{name} has no run {choices(lacking)}, which edges outside of a circuit carry; source={MEAN!r} takes "
-                    f"means over reference prompts instead{''.join(map(how_to_have, sorted(lacking)))}"
+                    f"{name} has no run {choices(lacking)}, which edges outside of a circuit carry; source={MEAN!r} "
+                    f"takes means over reference prompts instead{''.join(map(how_to_have, sorted(lacking)))}"
                 )
 
     def _about(self, model: Model) -> dict[str, str]:

@@ -252,7 +252,8 @@ def _print_summary(tree: xr.DataTree) -> None:
     print_table(lambda wide: table, PLAIN_WIDTH)
     which = "all" if len(order) == circuit.sizes["edge"] else f"the {len(order)} strongest of {circuit.sizes['edge']}"
     again = " Chosen again: in how many circuits of prompts drawn again the edge is." if often else ""
-    put(fill(f"These are {which} edges of the circuit. {score_in_words(circuit['score'], metric_in_words(tree))}{again}"))
+    score = score_in_words(circuit["score"], metric_in_words(tree))
+    put(fill(f"These are {which} edges of the circuit. {score}{again}"))
     put()
     findings = json.loads(tree.attrs["conclusion"])
     for finding in findings:

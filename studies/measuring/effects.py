@@ -73,6 +73,9 @@ def effect_interval(ds: xr.Dataset, name: str, level: float = 0.95) -> dict[str,
 def normalized(ds: xr.Dataset, name: str) -> xr.DataArray:
     """``(x - corrupted) / (clean - corrupted)`` as a ratio of means over examples: 0 is corrupted, 1 is clean.
 
+    Means are taken already: the result has no dim ``example``. Of a `Circuit` with ``source="mean"``, 0 is still the
+    corrupted run and not the empty circuit: measure that beside it, as ``circuit - circuit``, and take it for 0.
+
     Parameters
     ----------
     ds : Dataset
