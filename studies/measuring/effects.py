@@ -106,7 +106,11 @@ def normalized(ds: xr.Dataset, name: str) -> xr.DataArray:
     values, baseline = _measured(ds, name)
     for run in ("clean", "corrupted"):
         if run not in baseline["run"]:
-            raise UnknownNameError(f"normalized needs the run {run!r}: this task has {choices(baseline['run'].values)}")
+            from ...interventions.plan.validate import how_to_have
+
+            raise UnknownNameError(
+                f"normalized needs the run {run!r}: this task has {choices(baseline['run'].values)}{how_to_have(run)}"
+            )
     ratio: xr.DataArray = xr.apply_ufunc(
         ratio_of_means,
         values,

@@ -155,8 +155,9 @@ def test_the_page_on_circuits_runs_as_written(tmp_path, monkeypatch):
     page = (ROOT / "docs" / "circuits.md").read_text()
     space = {}
     for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-        less = block.replace("n=32, length=25", "n=4, length=8").replace('"logit_diff").run', '"logit_diff", draws=1).run')
-        exec(compile(less, "circuits.md", "exec"), space)
+        few = block.replace("n=32, length=25", "n=4, length=8")
+        few = few.replace('"logit_diff").run', '"logit_diff", draws=1).run')
+        exec(compile(few, "circuits.md", "exec"), space)
     assert space["circuit"] == hw.Circuit.top(space["edges"].mean("example"), n=33)
     assert hw.from_json((tmp_path / "task.json").read_text()) == space["own"]
     last = {"by label": space["last"], "by number": hw.Circuit(space["circuit"], positions=[4])}
