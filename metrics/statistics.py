@@ -15,6 +15,8 @@ from .intervals import within_noise
 
 Array = np.ndarray[Any, Any]
 HeadSet = tuple[tuple[int, int], ...]
+SETS_AT_ONCE = 500
+"""Sets of `jaccard_overlap` whose overlap is worked out together."""
 SHARP = 0.25
 """Standard error of means, as a share of what they differ by, up to which their order is taken for known."""
 
@@ -290,9 +292,12 @@ def jaccard_overlap(member: Array) -> float:
     member : array (set, element) of bool
         Two sets or more.
     """
-    rows = np.asarray(member, dtype=np.float64)
-    both = rows @ rows.T
-    sizes = np.diag(both)
-    either = sizes[:, None] + sizes[None] - both
-    ratio = np.where(either == 0, 1.0, both / np.where(either == 0, 1.0, either))
-    return float(ratio[np.triu_indices(len(rows), 1)].mean())
+    rows = np.asarray(member, dtype=bool)
+    count, sizes, total = len(rows), rows.sum(axis=-1, dtype=np.float64), 0.0
+    for at in range(0, count, SETS_AT_ONCE):
+        some = rows[at : at + SETS_AT_ONCE].astype(np.float32)  # counts up to 2**24 are exact
+        for other in range(0, count, SETS_AT_ONCE):
+            both = (some @ rows[other : other + SETS_AT_ONCE].T.astype(np.float32)).astype(np.float64)
+            either = sizes[at : at + SETS_AT_ONCE, None] + sizes[None, other : other + SETS_AT_ONCE] - both
+            total += float(np.where(either == 0, 1.0, both / np.where(either == 0, 1.0, either)).sum())
+    return (total - count) / (count * (count - 1))  # without those of each set with itself

@@ -5,7 +5,7 @@ The traces are in `traced/edges`; `gradients` runs them, as it runs the estimate
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -20,7 +20,6 @@ from ..plan.passes import ExampleChunk
 from ..plan.plan import Plan
 from ..traced.specs import EdgeEstimateSpec, ReadSite, RunSpec
 from .activations import point_of
-from .cache import CompiledMetric
 
 BYTES = 4
 WITH_SLOPES = 6
@@ -34,14 +33,13 @@ def places_of_conditions(plan: Plan) -> torch.Tensor:
     return torch.tensor([place[edge_of(path)] for path in paths])
 
 
-def check_edges_estimable(plan: Plan, readers: Sequence[CompiledMetric], estimator: str) -> None:
-    """Refuse a model or a metric that an estimator of edge scores cannot take.
+def check_edges_estimable(plan: Plan, estimator: str) -> None:
+    """Refuse a model that an estimator of edge scores cannot take.
 
     Parameters
     ----------
     plan : Plan
         Its conditions are edges.
-    readers : sequence of CompiledMetric
     estimator : str
 
     Raises
@@ -62,12 +60,6 @@ def check_edges_estimable(plan: Plan, readers: Sequence[CompiledMetric], estimat
             f"estimator='atp*': in {plan.model} a norm of q and k runs over all heads at once, so that no pattern is "
             "made anew for one head alone; possible are the other estimators"
         )
-    for reader in readers:
-        if reader.needs_base and not estimator.startswith("eap-ig"):
-            raise DeclarationError(
-                f"{reader.name} is least at the base run, where its slope is 0 whatever is done: use "
-                "estimator='eap-ig', 'eap-ig-activations' or 'exact'"
-            )
 
 
 def runs_read(plan: Plan, runs: list[RunSpec]) -> list[RunSpec]:

@@ -81,7 +81,7 @@ def run_estimate(
     ModelError
         Even a single prompt needs more memory than there is.
     """
-    check_plan_estimable(plan, readers, steps, edges)
+    check_plan_estimable(plan, edges)
     check_readers(plan, readers)
     outcome, done = Outcome(plan, readers, positions), 0
     chunks = list(chunks_of_edges(plan, edges) if edges else chunks_of(plan, steps or 1))
@@ -163,12 +163,12 @@ def estimate_chunks(
         yield chunk, runs, change
 
 
-def check_plan_estimable(plan: Plan, readers: Sequence[CompiledMetric], steps: int | None, edges: str = "") -> None:
-    """Refuse what has no estimate: knocked-out attention, paths, values written twice, slopes that must be 0.
+def check_plan_estimable(plan: Plan, edges: str = "") -> None:
+    """Refuse what has no estimate: knocked-out attention, paths, values written twice.
 
     Parameters
     ----------
-    plan, readers, steps, edges
+    plan, edges
         As for `run_estimate`.
 
     Raises
@@ -177,7 +177,7 @@ def check_plan_estimable(plan: Plan, readers: Sequence[CompiledMetric], steps: i
         The text says what is possible.
     """
     if edges:
-        check_edges_estimable(plan, readers, edges)
+        check_edges_estimable(plan, edges)
         return
     for edits in plan.conditions:
         for edit in edits:
@@ -194,12 +194,6 @@ def check_plan_estimable(plan: Plan, readers: Sequence[CompiledMetric], steps: i
                         f"{one.edit!r} and {other.edit!r} write to one place one after the other, which has no "
                         "gradient estimate; measure it with estimator='exact'"
                     )
-    for reader in readers:
-        if reader.needs_base and steps is None:
-            raise DeclarationError(
-                f"{reader.name} is least at the base run, where its slope is 0 whatever is done: use "
-                "estimator='integrated' or 'exact'"
-            )
 
 
 def _meet(one: Write, other: Write) -> bool:

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from ...errors import MOST_DRAWS, MOST_STEPS, DeclarationError, HeadwiseError, ModelError, ResultError, whole
-from ...interventions.base.hashing import short_hash
 from ...interventions.declare import codec
 from ...interventions.declare.sites import Head
 from ..measuring import context
 from ..storage import unfinished
-from ..storage.provenance import as_attrs, exact_facts, provenance
+from ..storage.provenance import as_attrs, inputs_of, provenance
 from ..storage.registry import TASKS
 from ..tasks.tasks import RepeatedTokens
 from . import ablation, attribution, behaviour, composition, heads, patching, word_lists
@@ -201,7 +200,7 @@ class InductionStudy:
         with unfinished.keeping(out, resume) as kept, begin(model, check=False, anew=True, ledger=kept) as call:
             about = {"title": self._title(model), "study": self.to_json(), "task": self._task()}
             kept.describe(provenance(model, call.identity) | about, call.identity)
-            inputs = short_hash(self.to_json(), json.dumps(exact_facts(model, call.identity)))
+            inputs = inputs_of(model, call.identity, self.to_json())
             if (there := kept.finished(inputs, call.identity)) is not None:
                 return there
 

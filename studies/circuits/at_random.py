@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,8 +31,9 @@ def random_circuits(
     seed : int
         The same seed draws the same circuits.
     kind : {"connected edges", "any edges"}
-        Ways from the input to the logits, through edges that are drawn, until there are as many edges; an edge beside
-        them fills up what is too little for a way. Or edges drawn one by one.
+        Ways from the input to the logits, through edges that are drawn, until there are as many edges; what is too
+        little for a long way is filled up with edges between parts that are there, or with ways through one part. So
+        nothing is pruned, but where a circuit of ``input->logits`` alone grows by one edge. Or edges drawn one by one.
 
     Returns
     -------
@@ -74,7 +75,9 @@ class _Growing:
             while (left := size - len(self.edges)) > 0:
                 edge = self.graph.edges[self.random.integers(len(self.graph.edges))]
                 way, nodes = self._way(edge)
-                if edge in self.edges or len(way - self.edges) > left:
+                more = len(way - self.edges)
+                stuck = left - more == 1 and not self._inside(way, nodes)
+                if edge in self.edges or more > left or stuck:
                     tries += 1
                     if tries > TRIES:
                         self._fill(left)
@@ -100,16 +103,25 @@ class _Growing:
             node = self._one(self.graph.nodes_of(receiver))
         return way, nodes
 
-    def _fill(self, left: int) -> None:
-        """Add edges between nodes that are there; any, where there are too few."""
-        free = [edge for edge in self.graph.edges if edge not in self.edges]
-        inside = [
+    def _inside(self, edges: Collection[Edge] = (), nodes: Collection[str] = ()) -> list[Edge]:
+        """The edges that are free between nodes that are there, with these edges and nodes."""
+        there, taken = self.nodes.union(nodes), self.edges.union(edges)
+        return [
             edge
-            for edge in free
-            if edge.sender in self.nodes and self.nodes.intersection(self.graph.nodes_of(edge.receiver))
+            for edge in self.graph.edges
+            if edge not in taken and edge.sender in there and there.intersection(self.graph.nodes_of(edge.receiver))
         ]
-        some = inside if len(inside) >= left else free
-        self.edges |= {some[at] for at in self.random.permutation(len(some))[:left]}
+
+    def _fill(self, left: int) -> None:
+        """Add edges between nodes that are there; where they are too few, a way through one node, or any edge."""
+        inside, new = self._inside(), [node for node in self.graph.senders if node not in self.nodes]
+        if len(inside) >= left or left == 1:
+            some = inside or [edge for edge in self.graph.edges if edge not in self.edges]
+            self.edges |= {some[at] for at in self.random.permutation(len(some))[:left]}
+            return
+        node = self._one(new)
+        self.nodes.add(node)
+        self.edges |= {Edge(INPUT, self._one(self.inputs[node])), Edge(node, LOGITS)}
 
     def _one(self, several: Sequence[str]) -> str:
         return several[int(self.random.integers(len(several)))]

@@ -91,7 +91,8 @@ def circuit_curve(
     -------
     Dataset
         ``faithfulness(..., share or edges)``; ``cpr``, ``cmd``, ``cpr_log``, ``cmd_log`` ``(...)``; and each of them
-        with ``_low`` and ``_high`` (if any), NaN where the model and the empty circuit are within noise of each other.
+        with ``_low`` and ``_high`` (if any), NaN where the model and the empty circuit are within noise of each other;
+        the low end of a distance is 0 where it would be below.
 
     Raises
     ------

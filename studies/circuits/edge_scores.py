@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import xarray as xr
 
 from ...errors import LARGEST_SEED, MOST_STEPS, DeclarationError, choices, whole
-from ...interventions.base.hashing import data_hash, short_hash
 from ...interventions.declare.circuits import Circuit, Edge
 from ...interventions.declare.codec import encode
 from ...interventions.declare.edges import EdgePatches
@@ -21,7 +20,7 @@ from ..measuring import context
 from ..measuring.labels import check_is_model, task_json
 from ..measuring.request import chosen_metrics
 from ..storage import unfinished
-from ..storage.provenance import exact_facts, provenance
+from ..storage.provenance import inputs_of, provenance
 from ..storage.registry import TASKS
 from ..tasks.prompts import rendered
 from .edge_estimates import estimating
@@ -185,16 +184,13 @@ def edge_scores(
         return scored()
     from ...interventions.begin import begin
 
-    batch = task.draw(model)
     with (
         unfinished.keeping(out, resume) as kept,
         context.using(store=kept),
         begin(model, check=False, anew=True, ledger=kept) as call,
     ):
         kept.describe(provenance(model, call.identity) | attrs, call.identity)
-        drawn = data_hash([dict(batch.runs), batch.lengths, batch.scored, batch.targets, batch.distractors])
-        numbers = json.dumps(exact_facts(model, call.identity))
-        inputs = short_hash(json.dumps(attrs), drawn, data_hash(chosen), numbers)
+        inputs = inputs_of(model, call.identity, json.dumps(attrs), tasks=[task], metrics=[chosen])
         if (there := kept.finished(inputs, call.identity)) is not None:
             return there.to_dataset()
         result = scored().assign_attrs(inputs=inputs)

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from ...interventions.declare.changes import MEAN
+from ...metrics.intervals import few_prompts
 from ..analyses.conclusion import Finding
 from ..output.phrases import count, listed, percent, rounded
 from .at_random import ANY, CONNECTED
@@ -23,7 +24,7 @@ REAL = 0.05
 
 
 def conclude(tree: xr.DataTree) -> list[Finding]:
-    """The findings of a result of `CircuitStudy`; the summary holds those of the circuit, and the first of others."""
+    """The findings of a result of `CircuitStudy`; the summary holds those of circuit and edges, the first of others."""
     told = {
         "circuit": [*_circuit(tree)],
         "curve": [*_curve(tree)],
@@ -31,7 +32,8 @@ def conclude(tree: xr.DataTree) -> list[Finding]:
         "nodes": [*_nodes(tree)],
         "inclusion": [*_inclusion(tree)],
     }
-    first = told["circuit"] + [texts[0] for name, texts in told.items() if texts and name != "circuit"]
+    whole = ("circuit", "edges")
+    first = [text for name, texts in told.items() for text in (texts if name in whole else texts[:1])]
     groups = {"summary": first} | told | {"limits": [*_limits(tree)]}
     return [Finding(group, text) for group, texts in groups.items() for text in texts]
 
@@ -45,6 +47,14 @@ def score_in_words(scores: xr.DataArray, metric: str) -> str:
     return (
         f"Score: how much the {metric} changes{unit} where this edge alone carries {carried}"
         f"{f'; {sign}, the edge matters' if sign else ''}."
+    )
+
+
+def worse(way: str) -> str:
+    """What is said where a whole model is worse than without edges, by a metric that is better the other way."""
+    return (
+        "the whole model is worse than the empty circuit, and the behaviour is that it is worse: signed selection "
+        f"takes {way} for better; if that is not meant, swap answers and distractors, or take another corrupted run"
     )
 
 
@@ -75,6 +85,8 @@ def _circuit(tree: xr.DataTree) -> Iterator[str]:
     source = "means over the reference prompts" if source == "mean" else f"{source} run"
     between = f"of the change of the {metric} between the {source} ({empty}) and the whole model ({whole})"
     asked = bool(ds.attrs.get("asked", 0))
+    if tree["edges"].attrs.get("reverse"):
+        yield f"By the {metric}, {worse(str(tree['edges']['score'].attrs['better']))}."
     if left == every:
         yield (
             f"A circuit of all {every} edges was asked for: it is the whole model, and keeps all {between}."
@@ -84,8 +96,8 @@ def _circuit(tree: xr.DataTree) -> Iterator[str]:
         return
     few = 1 / (1 + ds.sizes["draw"]) > REAL
     by_chance = ds.sizes["draw"] and not few and float(ds["p"]) > REAL
-    if by_chance or (left > every / 2 and not asked):
-        size = f"this one has {left} of {every} edges" if left > every / 2 and not asked else ""
+    if by_chance or (n > every / 2 and not asked):
+        size = f"this one has {n} of {every} edges" if n > every / 2 and not asked else ""
         chance = f"random circuits of as many {CONNECTED} may keep as much (p = {float(ds['p']):.3f})"
         why = listed([*filter(None, [size, chance * bool(by_chance)])])
         yield f"No small circuit was found by these scores: {why}."
@@ -94,6 +106,12 @@ def _circuit(tree: xr.DataTree) -> Iterator[str]:
         f"Of {every} edges, a circuit of {count(n, 'edge')}{connected} keeps a share of "
         f"{_interval(ds, 'faithfulness')} {between}; all other edges together keep {_interval(ds, 'complement')}."
     )
+    size = np.abs(tree["edges"]["score"].mean("example").values)
+    if without := n - int(np.count_nonzero(np.sort(size)[-n:] if n else size[:0])):
+        yield (
+            f"Of these {count(n, 'edge')}, {without} have a score of exactly 0: they are in by their place in the "
+            "model, not by what they do."
+        )
     if ds.sizes["draw"]:
         random, p = ds["random"].values, float(ds["p"])
         yield (
@@ -109,6 +127,8 @@ def _circuit(tree: xr.DataTree) -> Iterator[str]:
         )
     if "on_others" in ds:
         yield f"On prompts that played no part in choosing it, the circuit keeps {_interval(ds, 'on_others')}."
+    if said := few_prompts(tree["edges"].sizes["example"]):
+        yield f"{said}."
 
 
 def _share(tree: xr.DataTree) -> str:
@@ -152,12 +172,14 @@ def _edges(tree: xr.DataTree) -> Iterator[str]:
     half = int(np.searchsorted(np.cumsum(size), total / 2) + 1) if total else 0
     estimator = str(tree["edges"].attrs.get("estimator", "exact"))
     how = "exactly" if estimator == "exact" else f"by an estimate ({estimator})"
+    if verified := int(tree["edges"].attrs.get("verified", 0)):
+        how += f", the {verified} with the largest estimates exactly"
     yield (
         f"Scored {how}, the largest of {len(order)} edges are {listed(named)}; {count(half, 'edge')} "
         f"{'holds' if half == 1 else 'hold'} half of the sum of absolute scores."
     )
-    if verified := tree["edges"].attrs.get("verification"):
-        yield str(verified)
+    if verified:
+        yield str(tree["edges"].attrs["verification"])
 
 
 def _nodes(tree: xr.DataTree) -> Iterator[str]:

@@ -7,19 +7,22 @@ import warnings
 import numpy as np
 import xarray as xr
 
-from ...errors import AdviceWarning, DeclarationError, choices, whole
+from ...errors import LARGEST_SEED, AdviceWarning, DeclarationError, choices, whole
 from ...interventions.declare.circuits import ABS, Circuit, edge_order, sign_of
 from ...metrics.statistics import jaccard_overlap
 from .edges import edge_coords, edges_of
 
 STABLE = 0.8
 """Jaccard overlap below which a circuit is said to depend on the prompts."""
+MOST_RESAMPLES = 10_000
 LEAST_SCORES = 2_000_000
 """Scores of resamples that are held at once."""
 
 
 def edge_inclusion(scores: xr.DataArray, n: int, by: str = ABS, *, resamples: int = 200, seed: int = 0) -> xr.Dataset:
     """How often each edge is among the `n` of `Circuit.top`, where prompts are drawn again with replacement.
+
+    Of equal scores at the end of a circuit any may be in: in each draw other ones, so that they do not pass for sure.
 
     Parameters
     ----------
@@ -69,7 +72,7 @@ def edge_inclusion(scores: xr.DataArray, n: int, by: str = ABS, *, resamples: in
     examples = scores.sizes["example"]
     if examples < 2:
         raise DeclarationError("edge_inclusion draws prompts again, so it needs two or more: there is 1")
-    draws = whole(resamples, "resamples", low=2, high=100_000)
+    draws, seed = whole(resamples, "resamples", low=2, high=MOST_RESAMPLES), whole(seed, "a seed", high=LARGEST_SEED)
     mean = scores.mean("example", skipna=False, keep_attrs=True)
     chosen = Circuit.top(mean, n, by)
     pairs = edges_of(scores)
@@ -80,10 +83,11 @@ def edge_inclusion(scores: xr.DataArray, n: int, by: str = ABS, *, resamples: in
     sign = sign_of(scores, by)
     member = np.zeros((draws, len(pairs)), dtype=bool)
     size = max(1, LEAST_SCORES // len(pairs))
+    lots = np.random.default_rng((seed, 1))
     for start in range(0, draws, size):
         means = counts[start : start + size] @ values.T
         first = -np.abs(means) if by == ABS else sign * means
-        taken = np.argsort(first, axis=-1, kind="stable")[:, :count]
+        taken = np.lexsort((lots.random(first.shape), first), axis=-1)[:, :count]  # of equal scores, any
         np.put_along_axis(member[start : start + size], taken, True, axis=-1)
     overlap = jaccard_overlap(member)
     found = xr.Dataset(

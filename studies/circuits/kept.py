@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,11 +28,10 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 SELECTIONS = (SIGNED, ABS)
-NONE, WHOLE = "none", "all"
-"""Names of the empty circuit and of the whole model among conditions."""
 CLEAN = "clean"
 BETWEEN = 29
-"""Numbers of edges that are tried between two numbers of the grid."""
+"""Numbers of edges that are tried between two that are known, and again between two of these, until they are next to
+each other."""
 WRONG = 1e-3
 """Share of the values by which the empty circuit or the whole one may differ from its run, in single precision."""
 
@@ -48,12 +47,15 @@ class Behaviour:
     metric : Metric
     source : str
         What edges outside of a circuit carry.
+    known : dict
+        Values ``(example)`` of each circuit that was measured.
     """
 
     model: Model
     task: Task
     metric: Metric
     source: str
+    known: dict[Circuit, xr.DataArray] = field(default_factory=dict, repr=False)
 
     @property
     def graph(self) -> Graph:
@@ -66,7 +68,7 @@ class Behaviour:
         return tuple(name for name in self.graph.senders if name.startswith("a"))
 
     def of(self, circuits: Sequence[Circuit]) -> xr.Dataset:
-        """Measure circuits, each of them once, in one call.
+        """Measure circuits: each of them once, and those that were not yet in one call.
 
         Parameters
         ----------
@@ -83,32 +85,33 @@ class Behaviour:
         ModelError
             The whole model as a circuit is not the clean run, or the empty circuit not the run `source`.
         """
-        graph = self.graph
-        each = [Circuit(one.edges, source=self.source) for one in (Circuit(), Circuit(graph.edges), *circuits)]
-        names: dict[Circuit, str] = {}
-        for one in each:
-            names.setdefault(one, (NONE, WHOLE)[len(names)] if len(names) < 2 else str(len(names) - 2))
-        what = {name: one for one, name in names.items()}
-        ds = measure(self.model, self.task, what, [self.metric], runs="all")
-        values = ds[self.metric.name].transpose("condition", "example")
-        found = np.stack([values.sel(condition=names[one]).values for one in each])
-        attrs = {name: values.attrs[name] for name in ("units", "metric", "references") if name in values.attrs}
-        label = str(values.attrs.get("long_name", self.metric.name))
-        made = xr.Dataset(
+        ends = Circuit(source=self.source), Circuit(self.graph.edges, self.source)
+        each = [*ends, *(Circuit(one, self.source) for one in circuits)]
+        begun = bool(self.known)
+        new = [one for one in dict.fromkeys(each) if one not in self.known]
+        if new:
+            what = {str(at): one for at, one in enumerate(new)}
+            ds = measure(self.model, self.task, what, [self.metric], runs="all")
+            values = ds[self.metric.name].transpose("condition", "example")
+            self.known.update(zip(new, values, strict=True))
+            if not begun:
+                self._check(self.known[ends[0]], self.known[ends[1]], ds[f"baseline_{self.metric.name}"])
+        found, about = np.stack([self.known[one].values for one in each]), self.known[ends[0]].attrs
+        attrs = {name: about[name] for name in ("units", "metric", "references") if name in about}
+        label = str(about.get("long_name", self.metric.name))
+        return xr.Dataset(
             {
                 "value": (("circuit", "example"), found[2:], attrs | {"long_name": f"{label} of the circuit"}),
                 "empty": ("example", found[0], attrs | {"long_name": f"{label} of the empty circuit"}),
                 "whole": ("example", found[1], attrs | {"long_name": f"{label} of the whole model"}),
             }
         )
-        self._check(made, ds[f"baseline_{self.metric.name}"])
-        return made
 
-    def _check(self, made: xr.Dataset, runs: xr.DataArray) -> None:
+    def _check(self, empty: xr.DataArray, whole: xr.DataArray, runs: xr.DataArray) -> None:
         """Refuse circuits that do not end where they must."""
-        ends = {"whole": CLEAN} | ({} if self.source == MEAN else {"empty": self.source})
-        for name, run in ends.items():
-            values, wanted = made[name].values, runs.sel(run=run).values
+        ends = {"whole": (whole, CLEAN)} | ({} if self.source == MEAN else {"empty": (empty, self.source)})
+        for name, (found, run) in ends.items():
+            values, wanted = found.values, runs.sel(run=run).values
             size = max(float(np.abs(runs.values).max()), 1e-6)
             loose = 1.0 if self.model.dtype == "float32" else 100.0
             if not np.abs(values - wanted).max() <= WRONG * loose * size:
@@ -117,11 +120,16 @@ class Behaviour:
                     f"the {run} run one of {wanted.mean():.5g}: its edges do not add up to what it reads"
                 )
 
-    def gap(self, found: xr.Dataset) -> float:
-        """Mean of the whole model less that of the empty circuit, of what `of` gave; refused where there is none."""
+    def gap(self) -> float:
+        """Mean of the whole model less that of the empty circuit; refused where there is none."""
+        found = self.of([])
         empty, model = found["empty"].values, found["whole"].values
         faithfulness(model, empty, model)
         return float(np.mean(model - empty))
+
+    def on(self, task: Task) -> Behaviour:
+        """The same of other prompts."""
+        return Behaviour(self.model, task, self.metric, self.source)
 
     def kept(self, found: xr.Dataset) -> Array:
         """Faithfulness ``(circuit)`` of what `of` gave."""
@@ -221,41 +229,50 @@ def _along(found: xr.Dataset, sizes: xr.DataArray, dims: tuple[str, ...], coords
     return xr.DataArray(values, coords=coords | dict(sizes.coords), dims=names, name=name, attrs=attrs)
 
 
-def smallest(behaviour: Behaviour, scores: xr.DataArray, numbers: xr.Dataset, share: float) -> xr.Dataset:
+def smallest(behaviour: Behaviour, scores: xr.DataArray, curves: Sequence[xr.Dataset], share: float) -> xr.Dataset:
     """The smallest number of edges whose circuit, chosen by absolute scores, keeps a share of the behaviour.
 
-    Between the numbers of the grid where it is reached, up to `BETWEEN` numbers are tried.
+    The first number of the curves that is enough is looked for, then `BETWEEN` numbers between it and the one before,
+    and so on, until the number before the first that is enough is one less.
 
     Parameters
     ----------
     behaviour : Behaviour
     scores : DataArray (edge)
-    numbers : Dataset
-        What `curve` gives over numbers of edges.
+    curves : sequence of Dataset
+        What `curve` gives, over shares and over numbers of edges.
     share : float
 
     Returns
     -------
     Dataset
-        ``tried (tried_edges)``: faithfulness of circuits of so many edges. The last one keeps the share. The attribute
-        `n` is the first number that does.
+        ``tried (tried_edges)``: faithfulness of circuits of so many edges. The attribute `n` is the first number that
+        keeps the share.
     """
-    known = numbers["faithfulness"].sel(selection=ABS).values
-    sizes = numbers["edges"].values.astype(int)
-    at = int(np.flatnonzero(np.append(known[:-1] >= share, True))[0])
-    low, high = int(sizes[at - 1]) if at else 0, int(sizes[at])
-    tried = np.unique(np.linspace(low, high, BETWEEN + 2).round().astype(int))[1:]
-    graph = behaviour.graph
-    kept = behaviour.kept(behaviour.of([graph.prune(Circuit.top(scores, int(n))) for n in tried]))
-    kept[-1] = known[at]
+    graph, known = behaviour.graph, {0: 0.0}
+    for ds in curves:
+        kept = ds["faithfulness"].sel(selection=ABS).values
+        known |= dict(zip(ds["edges"].values.astype(int).tolist(), kept.tolist(), strict=True))
+    known[len(graph)] = max(known[len(graph)], share)  # the whole model keeps all of it
+    tried: dict[int, float] = {}
+    while True:
+        sizes = sorted(known)
+        at = next(at for at, size in enumerate(sizes) if known[size] >= share)
+        low, high = sizes[max(at - 1, 0)], sizes[at]
+        tried[high] = known[high]
+        if high - low <= 1:
+            break
+        new = [int(n) for n in np.unique(np.linspace(low, high, BETWEEN + 2).round()) if low < n < high]
+        kept = behaviour.kept(behaviour.of([graph.prune(Circuit.top(scores, n)) for n in new]))
+        tried |= (more := dict(zip(new, kept.tolist(), strict=True)))
+        known |= more
     words = {"units": "1", "long_name": "share of the behaviour that a circuit keeps"}
-    ds = xr.Dataset({"tried": ("tried_edges", kept, words)}, coords={"tried_edges": tried})
-    first = int(np.flatnonzero(np.append(kept[:-1] >= share, True))[0])
-    return ds.assign_attrs(n=int(tried[first]))
+    values = ("tried_edges", [tried[size] for size in sorted(tried)], words)
+    return xr.Dataset({"tried": values}, coords={"tried_edges": sorted(tried)}).assign_attrs(n=high)
 
 
 def one_circuit(
-    behaviour: Behaviour, scores: xr.DataArray, n: int, draws: int, seed: int, others: Task | None
+    behaviour: Behaviour, scores: xr.DataArray, n: int, draws: int, seed: int, others: Behaviour | None
 ) -> xr.Dataset:
     """The circuit of `n` edges, all that is outside of it, and random circuits of as many connected edges.
 
@@ -267,8 +284,8 @@ def one_circuit(
         Edges before it is pruned.
     draws, seed : int
         Of random circuits.
-    others : Task, optional
-        Other prompts that it is judged on.
+    others : Behaviour, optional
+        That of other prompts, which it is judged on.
 
     Returns
     -------
@@ -297,7 +314,7 @@ def one_circuit(
         metric = str(values.attrs.get("long_name", "")).removesuffix(" of the circuit")
         ds[f"{name}_value"].attrs["long_name"] = f"{metric} of {words}"
     if others is not None:
-        judged = Behaviour(behaviour.model, others, behaviour.metric, behaviour.source).of([circuit])
+        judged = others.of([circuit])
         judged = with_interval(
             judged.assign(on_others_value=judged["value"].isel(circuit=0)),
             "on_others",

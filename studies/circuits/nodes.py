@@ -43,7 +43,6 @@ def node_circuits(behaviour: Behaviour, share: float, draws: int, seed: int) -> 
     enough = np.flatnonzero(grown >= share)
     found = {BY_SCORE: order[: int(enough[0])] if len(enough) else order}
     found[GREEDY], greedy = _greedy(behaviour, found[BY_SCORE], share, len(heads))
-    greedy[len(found[BY_SCORE])] = grown[len(found[BY_SCORE])]
 
     sets = [sorted(found[name], key=heads.index) for name in SETS]
     beside = [_some(heads, len(one), draws, seed) for one in sets]
@@ -86,6 +85,7 @@ def node_circuits(behaviour: Behaviour, share: float, draws: int, seed: int) -> 
 def _greedy(behaviour: Behaviour, begin: list[str], share: float, most: int) -> tuple[list[str], Array]:
     """The heads that are left, and what was kept by each number of heads on the way, as far as it was measured."""
     left, path = list(begin), np.full(most + 1, np.nan)
+    (path[len(left)],) = behaviour.kept(behaviour.of([behaviour.between(left)]))
     while left:
         kept = behaviour.kept(behaviour.of([behaviour.between([one for one in left if one != head]) for head in left]))
         best = int(kept.argmax())

@@ -18,7 +18,7 @@ from ..tasks.tasks import Task
 from .at_random import KINDS
 from .curves import circuit_sizes
 from .edge_scores import ESTIMATORS, SAMPLE
-from .kept import SELECTIONS, Behaviour
+from .kept import BETWEEN, SELECTIONS, Behaviour
 
 if TYPE_CHECKING:
     from ...interventions.models.model import Model
@@ -55,6 +55,10 @@ class Asked(Protocol):
     @property
     def source(self) -> str:
         """What edges outside of a circuit carry."""
+
+    @property
+    def n(self) -> int | None:
+        """Edges of the circuit that is looked at, if it was asked for."""
 
     @property
     def draws(self) -> int:
@@ -145,7 +149,7 @@ def price_circuit(study: Asked, model: Model, *, timed: bool = True) -> CircuitP
         "curve": shares * len(SELECTIONS),
         "numbers": numbers * len(SELECTIONS),
         "random": shares * study.draws * len(KINDS),
-        "circuit": study.draws + 3,
+        "circuit": study.draws + 3 + (BETWEEN if study.n is None else 0),
         "nodes": 2 * heads + 1 + some * (some + 1) // 2 + 2 * study.draws + 4,
     }
     alone = price(plain)

@@ -13,26 +13,26 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from ...errors import LARGEST_SEED, MOST_DRAWS, AdviceWarning, DeclarationError, choices, whole
-from ...interventions.base.hashing import short_hash
 from ...interventions.declare import codec
 from ...interventions.declare.changes import MEAN
 from ...interventions.declare.circuits import ABS, BETTER, Circuit
+from ...interventions.declare.edges import EdgePatches
 from ...interventions.declare.graph import Graph
 from ...interventions.declare.sites import LEFT_OUT
 from ...interventions.plan.validate import how_to_have
 from ...metrics.card import Metric
 from ..measuring import context
 from ..measuring.labels import task_json
-from ..measuring.request import chosen_metrics
+from ..measuring.request import check_estimable, chosen_metrics
 from ..storage import unfinished
-from ..storage.provenance import as_attrs, exact_facts, provenance
-from ..storage.registry import TASKS, metric_of
+from ..storage.provenance import as_attrs, inputs_of, provenance
+from ..storage.registry import TASKS, metric_of, written_name
 from ..tasks.tasks import RepeatedTokens, Task
 from . import kept, nodes
 from .edge_scores import check_options, edge_scores
 from .edges import edges_of
-from .findings import conclude
-from .inclusion import edge_inclusion
+from .findings import conclude, worse
+from .inclusion import MOST_RESAMPLES, edge_inclusion
 from .price import CircuitPlan, price_circuit
 
 if TYPE_CHECKING:
@@ -60,9 +60,10 @@ class CircuitStudy:
     run: edges outside of a circuit carry the values of `source`. *Faithfulness* is the share of the behaviour that
     is kept, ``(m(circuit) - m(empty)) / (m(model) - m(empty))`` of mean metrics; see `headwise.circuit_curve`. The
     circuit that is looked at closely is that of the smallest number of edges, by absolute scores and pruned, that keeps
-    `share`: the first such number of 1, 2, 5, 10, 20, ..., and of 29 between it and the one before. Of a metric that is
-    neither better higher nor lower, such as a divergence, the behaviour is what the whole model has: higher counts as
-    better where its mean is above that of the empty circuit, and else lower.
+    `share`: the first of the numbers of the curves that does, of 29 between it and the one before, and so on, until the
+    number before it is one less. The behaviour is what the whole model has more of than the empty circuit: signed
+    selection takes higher for better where the mean of the whole model is above that of the empty circuit, and else
+    lower; that this is not the way in which the metric is better is warned of.
 
     Parameters
     ----------
@@ -134,7 +135,7 @@ class CircuitStudy:
             raise DeclarationError(f"share={self.share}: a share of the behaviour lies above 0 and at most at 1")
         bounds = {
             "draws": ("draws, the random circuits of each size,", 1, MOST_DRAWS),
-            "resamples": ("resamples", 2, 100_000),
+            "resamples": ("resamples", 2, MOST_RESAMPLES),
             "seed": ("a seed", 0, LARGEST_SEED),
             "then_exact": ("then_exact, the edges that are measured,", 0, None),
         }
@@ -144,7 +145,8 @@ class CircuitStudy:
         for name in ("n", "steps"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, whole(getattr(self, name), name, low=1))
-        check_options(self.estimator, self.steps, self.then_exact)
+        found_steps = check_options(self.estimator, self.steps, self.then_exact).steps
+        check_estimable(found, self.estimator, self.steps or found_steps or 1, False, EdgePatches())
 
     def plan(self, model: Model, *, timed: bool = True) -> CircuitPlan:
         """What `run` would do on a model, stage by stage, without doing it.
@@ -226,7 +228,9 @@ class CircuitStudy:
         with unfinished.keeping(out, resume) as store, begin(model, check=False, anew=True, ledger=store) as call:
             about = self._about(model)
             store.describe(provenance(model, call.identity) | about, call.identity)
-            inputs = short_hash(json.dumps(about), json.dumps(exact_facts(model, call.identity)))
+            assert isinstance(self.metric, Metric)
+            tasks = [task for task in (self.task, self._others) if task is not None]
+            inputs = inputs_of(model, call.identity, json.dumps(about), tasks=tasks, metrics=[self.metric])
             if (there := store.finished(inputs, call.identity)) is not None:
                 return there
 
@@ -265,19 +269,26 @@ class CircuitStudy:
             return parts[name]
 
         assert isinstance(self.metric, Metric)
-        behaviour = kept.Behaviour(model, self.task, self.metric, self.source)
-        edges = stage("edges", lambda: self._edges(behaviour))
+        metric = self.metric
+
+        def behaviour() -> kept.Behaviour:
+            """One for each stage: what is measured in a stage must not depend on which stages were stored."""
+            return kept.Behaviour(model, self.task, metric, self.source)
+
+        edges = stage("edges", lambda: self._edges(behaviour()))
         scores = edges["score"].mean("example", keep_attrs=True)
-        stage("curve", lambda: kept.curve(behaviour, scores, "share"))
-        numbers = stage("numbers", lambda: kept.curve(behaviour, scores, "edges"))
-        stage("random", lambda: kept.drawn(behaviour, self.draws, self.seed))
-        found = stage("circuit", lambda: self._circuit(behaviour, scores, numbers))
+        curves = [
+            stage("curve", lambda: kept.curve(behaviour(), scores, "share")),
+            stage("numbers", lambda: kept.curve(behaviour(), scores, "edges")),
+        ]
+        stage("random", lambda: kept.drawn(behaviour(), self.draws, self.seed))
+        found = stage("circuit", lambda: self._circuit(behaviour(), scores, curves))
         n = int(found.attrs["n"])
-        stage("nodes", lambda: nodes.node_circuits(behaviour, self.share, self.draws, self.seed))
+        stage("nodes", lambda: nodes.node_circuits(behaviour(), self.share, self.draws, self.seed))
         if edges.sizes["example"] > 1:
             stage("inclusion", lambda: self._inclusion(edges["score"], n))
         tree = xr.DataTree.from_dict({f"/{name}": part for name, part in parts.items()})
-        graph, circuit = behaviour.graph, Circuit(edges_of(found), self.source)
+        graph, circuit = Graph.of(model), Circuit(edges_of(found), self.source)
         more = {
             "seconds": round(sum(seconds.values()), 3),
             "seconds_by_stage": json.dumps(seconds),
@@ -291,8 +302,12 @@ class CircuitStudy:
 
     def _edges(self, behaviour: kept.Behaviour) -> xr.Dataset:
         """Scores, with the way in which the metric is better; refused where there is nothing to keep."""
-        ends = behaviour.of([])
-        gap = behaviour.gap(ends)
+        way = BETTER[0] if behaviour.gap() > 0 else BETTER[1]
+        if self.others is not None:
+            try:
+                behaviour.on(self.others).gap()
+            except DeclarationError as error:
+                raise DeclarationError(f"others: {error}") from None
         scored = edge_scores(
             behaviour.model,
             self.task,
@@ -302,15 +317,22 @@ class CircuitStudy:
             steps=self.steps,
             then_exact=self.then_exact,
         )
-        if scored["score"].attrs.get("better") not in BETTER:
-            scored["score"].attrs["better"] = BETTER[0] if gap > 0 else BETTER[1]
-        return scored
+        reverse = {*BETTER} - {way} == {scored["score"].attrs.get("better")}
+        if reverse:
+            warnings.warn(f"by {behaviour.metric.name}, {worse(way)}", AdviceWarning, stacklevel=2)
+        scored["score"].attrs["better"] = way
+        return scored.assign_attrs(reverse=int(reverse))
 
-    def _circuit(self, behaviour: kept.Behaviour, scores: xr.DataArray, numbers: xr.Dataset) -> xr.Dataset:
+    def _circuit(self, behaviour: kept.Behaviour, scores: xr.DataArray, curves: list[xr.Dataset]) -> xr.Dataset:
         tried = xr.Dataset(attrs={"n": self.n})
         if self.n is None:
-            tried = kept.smallest(behaviour, scores, numbers, self.share)
-        found = kept.one_circuit(behaviour, scores, int(tried.attrs["n"]), self.draws, self.seed, self._others)
+            tried = kept.smallest(behaviour, scores, curves, self.share)
+        others = None if self._others is None else behaviour.on(self._others)
+        try:
+            others and others.gap()
+        except DeclarationError:  # those of the next seed have none; those that were given were looked at first
+            others = None
+        found = kept.one_circuit(behaviour, scores, int(tried.attrs["n"]), self.draws, self.seed, others)
         return found.assign(tried.data_vars).assign_attrs(asked=int(self.n is not None))
 
     def _inclusion(self, scores: xr.DataArray, n: int) -> xr.Dataset:
@@ -327,6 +349,7 @@ class CircuitStudy:
 
     def _check(self, model: Model) -> None:
         """Refuse what a model or a task cannot have, before any pass."""
+        model.check_laid_open("CircuitStudy")
         graph = Graph.of(model)
         if self.n is not None and self.n > len(graph):
             raise DeclarationError(f"n={self.n}: {model.name} has {len(graph)} edges, so n can be 1 to {len(graph)}")
@@ -356,10 +379,16 @@ class CircuitStudy:
             return json.dumps({"type": "CircuitStudy", "repr": repr(self)})
 
     def to_json(self) -> str:
-        """The study as JSON text; the metric by its name."""
+        """The study as JSON text; the metric by its name.
+
+        Raises
+        ------
+        DeclarationError
+            A task or a metric of your own cannot be written.
+        """
         assert isinstance(self.metric, Metric)
         data = {name: codec.encode(value, TASKS) for name, value in codec.written(self).items() if name != "metric"}
-        return json.dumps({"type": "CircuitStudy", **data, "metric": self.metric.name})
+        return json.dumps({"type": "CircuitStudy", **data, "metric": written_name(self.metric)})
 
     @classmethod
     def from_json(cls, text: str) -> CircuitStudy:

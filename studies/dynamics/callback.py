@@ -24,7 +24,7 @@ from ..storage.files import check_writable
 from ..storage.reading import Result
 from .schedule import Schedule
 from .series import Series
-from .study import PREFIX, as_study, copy_of, head_scores, measurable, scalars
+from .study import PREFIX, as_study, copy_of, head_scores, measurable, scalars, series_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -150,7 +150,7 @@ class StudyCallback(L.Callback):  # type: ignore[misc]
         self.seen = trainer.global_step
         text = self.study.to_json()
         about = {"study": text, "training": self.training, "weights": self.weights}
-        self._series = Series(self.out, short_hash(text, self.training), about)
+        self._series = Series(self.out, series_key(self.study, self.training), about)
         with self._alone(trainer) as mine:
             if mine:
                 self.done = self._series.begin(None if self.resumed is None else trainer.global_step)

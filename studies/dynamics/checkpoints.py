@@ -14,7 +14,6 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from ...errors import DeclarationError, ModelError, UnknownNameError, choices, first_line, whole
-from ...interventions.base.hashing import short_hash
 from ...interventions.load import load
 from ...interventions.models.checkpoints import checkpoint_steps
 from ...interventions.models.model import Model
@@ -22,6 +21,7 @@ from ...interventions.models.turns import making
 from ..output.progress import Progress
 from ..storage.reading import Result
 from .series import Series, joined
+from .study import series_key
 
 if TYPE_CHECKING:
     from .study import Study
@@ -93,7 +93,7 @@ def over_checkpoints(
     done: list[int] = []
     if out is not None:
         text = study.to_json()
-        series = Series(out, short_hash(text, name), {"study": text, "model": name})
+        series = Series(out, series_key(study, name), {"study": text, "model": name})
         done = series.begin(max(chosen) if resume else None)
     results: dict[int, Result] = {}
     with Progress("checkpoints", progress, unit="checkpoints", total=len(chosen)) as bar:

@@ -10,12 +10,11 @@ from typing import Any
 from lightning.pytorch.utilities.seed import isolate_rng
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
-from ...interventions.base.hashing import short_hash
 from ...interventions.load import load
 from ..storage.files import check_writable
 from .schedule import Schedule
 from .series import Series
-from .study import Study, as_study, copy_of, scalars
+from .study import Study, as_study, copy_of, scalars, series_key
 
 
 class TrainerStudyCallback(TrainerCallback):  # type: ignore[misc]
@@ -71,7 +70,7 @@ class TrainerStudyCallback(TrainerCallback):  # type: ignore[misc]
         if not state.is_world_process_zero:
             return
         text = self.study.to_json()
-        self.series = Series(self.out, short_hash(text, os.path.abspath(args.output_dir or "")), {"study": text})
+        self.series = Series(self.out, series_key(self.study, os.path.abspath(args.output_dir or "")), {"study": text})
         self.done = self.series.begin(state.global_step or None)
         if self.schedule.due_at_start(state.global_step):
             self._measure(state, more["model"])

@@ -11,6 +11,7 @@ import xarray as xr
 from transformers import PreTrainedModel
 
 from ...errors import DeclarationError
+from ...interventions.base.hashing import data_hash, short_hash
 from ...interventions.declare.codec import read_json
 from ..analyses.induction import InductionStudy
 from ..measuring.declared import Sweep
@@ -31,6 +32,12 @@ class Study(Protocol):
 
     def to_json(self) -> str:
         """The study as text."""
+
+
+def series_key(study: Study, *more: str) -> str:
+    """What tells the series of a study apart: its text, what its metrics do, and `more`."""
+    metrics = [getattr(study, name, None) for name in ("metrics", "metric")]
+    return short_hash(study.to_json(), data_hash(metrics), *more)
 
 
 def as_study(given: Any) -> Study:

@@ -15,7 +15,7 @@ from ...errors import DeclarationError
 from ...interventions.declare.codec import decode, encode, read_json
 from ...metrics.card import Metric
 from ...metrics.outputs import loss
-from ..storage.registry import TASKS, metric_of
+from ..storage.registry import TASKS, metric_of, written_name
 from ..tasks.tasks import Task
 from .measure import measure, plan
 from .request import What, check_estimable, check_what, chosen_metrics
@@ -118,11 +118,15 @@ class Sweep:
         return plan(model, self.task, self.what, self.metrics, base=self.base, runs=self.runs, timed=timed)
 
     def to_json(self) -> str:
-        """The sweep as JSON text; metrics by their names."""
+        """The sweep as JSON text; metrics by their names.
+
+        Raises
+        ------
+        DeclarationError
+            A task or a metric of your own cannot be written.
+        """
         data = {name: encode(value, TASKS) for name, value in vars(self).items() if name != "metrics"}
-        return json.dumps(
-            {"type": "Sweep", **data, "metrics": [metric.name for metric in chosen_metrics(self.metrics)]}
-        )
+        return json.dumps({"type": "Sweep", **data, "metrics": list(map(written_name, chosen_metrics(self.metrics)))})
 
     @classmethod
     def from_json(cls, text: str) -> Sweep:

@@ -337,7 +337,7 @@ def check_estimable(
     DeclarationError, UnknownNameError
         The text says what is possible.
     """
-    from ...interventions.plan.estimators import check_estimator
+    from ...interventions.plan.estimators import EDGE_ESTIMATORS, ESTIMATORS, STEPPED, check_estimator
 
     check_estimator(estimator, steps, isinstance(what, EdgePatches))
     if estimator == "exact":
@@ -350,5 +350,12 @@ def check_estimable(
             )
         if metric.over != "mean":
             raise DeclarationError(f"{metric.card.long_name}: there is only estimator='exact'")
+        if metric.needs_base and estimator not in STEPPED:
+            known = EDGE_ESTIMATORS if isinstance(what, EdgePatches) else ESTIMATORS
+            possible = choices(repr(name) for name in known if name in STEPPED)
+            raise DeclarationError(
+                f"{metric.name} is least at the base run, where its slope is 0 whatever is done: use "
+                f"estimator={possible} or 'exact'"
+            )
     if per_position:
         raise DeclarationError(f"per_position=True: estimator={estimator!r} gives the mean over scored positions only")

@@ -123,7 +123,7 @@ class SweepRun:
 
         engine.check_readers(self.setup.plan, self.readers)
         if self.estimator != "exact":
-            gradients.check_plan_estimable(self.setup.plan, self.readers, self._steps, self._edges)
+            gradients.check_plan_estimable(self.setup.plan, self._edges)
 
     def check_model(self, call: Call) -> None:
         """Run the self-check, unless this very model has passed it."""

@@ -163,7 +163,7 @@ def _ways(ran: Ran) -> Iterator[str]:
     alone = [kind for kind in ran.kinds if kind in ABLATIONS] == ["ZeroAblate"]  # which stands in what was not tested
     if ran.record.study.get("type") == "CircuitStudy":
         means = ran.record.study.get("source") == "mean"
-        carried = "means over other prompts" if means else "the values of another run"
+        carried = "means over the reference prompts" if means else "the values of another run"
         common = "all of these" if means else "both runs"
         yield f"Edges outside of a circuit carry {carried}: what {common} have in common, they carry too."
         yield METRICS.get(str(ran.record.study.get("metric")), "")

@@ -29,7 +29,7 @@ def lead(tree: xr.DataTree) -> str:
     """What circuits were compared with, in a sentence."""
     ds, edges = tree["curve"].to_dataset(), tree.attrs.get("graph_edges", "?")
     source = json_in(tree.attrs, "study", dict).get("source", "corrupted")
-    outside = "means over other prompts" if source == "mean" else f"the values of the {source} run"
+    outside = "means over the reference prompts" if source == "mean" else f"the values of the {source} run"
     name = str(ds["whole"].attrs.get("long_name", "metric")).removesuffix(" of the whole model").partition(",")[0]
     whole, empty = (float(ds[one].mean()) for one in ("whole", "empty"))
     return (

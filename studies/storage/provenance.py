@@ -5,22 +5,22 @@ from __future__ import annotations
 import json
 import platform
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from ...interventions.base.hashing import data_hash
+from ...interventions.base.hashing import data_hash, short_hash
 from ...version import version
 
 if TYPE_CHECKING:
     from ...interventions.models.identity import Identity
     from ...interventions.models.model import Model
-    from ...metrics.card import Card
+    from ...metrics.card import Card, Metric
 
 SCHEMA = "1"
-NUMBERS = "2"
+NUMBERS = "3"
 """Changes when headwise computes any number otherwise than before, so that old parts are not mixed with new ones."""
 LIBRARIES = ("torch", "transformers", "nnsight", "numpy", "xarray")
 
@@ -55,6 +55,32 @@ def exact_facts(model: Model, identity: Identity) -> dict[str, Any]:
     """What the numbers of a model depend on, beside the prompts, as far as it can be hashed into names."""
     table = data_hash(model.family)  # which says how headwise reads the model
     return {"numbers": NUMBERS, "table": table, **identity.exact, "device": model.place, "versions": versions()}
+
+
+def inputs_of(
+    model: Model, identity: Identity, *asked: str, tasks: Sequence[Any] = (), metrics: Sequence[Metric] = ()
+) -> str:
+    """A hash of all that a result depends on, by which a file knows whether it holds what is asked for.
+
+    Names do not tell tasks and metrics of one's own apart, so what they give and do is in it.
+
+    Parameters
+    ----------
+    model : Model
+    identity : Identity
+        Of the model when the call began.
+    *asked : str
+        What was asked for, as text.
+    tasks : sequence of Task
+        The prompts that they draw, and their reference prompts, count.
+    metrics : sequence of Metric
+
+    Returns
+    -------
+    str
+    """
+    drawn = [(task.draw(model), task.reference(model) if hasattr(task, "reference") else None) for task in tasks]
+    return short_hash(*asked, data_hash(drawn), data_hash(list(metrics)), json.dumps(exact_facts(model, identity)))
 
 
 @cache

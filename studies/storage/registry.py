@@ -8,7 +8,8 @@ from collections import ChainMap
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ...errors import UnknownNameError, choices
+from ...errors import DeclarationError, UnknownNameError, choices
+from ...interventions.base.hashing import data_hash
 from ...interventions.declare import codec
 from ...interventions.declare.codec import TABLE
 from ..tasks.chat import Chat
@@ -95,6 +96,23 @@ def known_metric(name: str) -> tuple[str, Metric] | None:
         early, late = int(match[1]), int(match[2])
         return (f"in_context({early}, {late})", in_context(early, late)) if 2 <= early < late else None
     return metric_names().get(name)
+
+
+def written_name(metric: Metric) -> str:
+    """The name of a metric, as JSON holds it.
+
+    Raises
+    ------
+    DeclarationError
+        A metric that ships with headwise has this name and is another one, which would be taken for it.
+    """
+    known = known_metric(metric.name)
+    if known and known[1] is not metric and data_hash(known[1]) != data_hash(metric):
+        raise DeclarationError(
+            f"a metric of your own is called {metric.name!r}, like hw.metrics.{known[0]}: JSON holds its name only, so "
+            "give it another one, as in dataclasses.replace(metric, card=dataclasses.replace(metric.card, name='mine'))"
+        )
+    return metric.name
 
 
 def bounds_of(values: xr.DataArray) -> tuple[float, float]:

@@ -13,14 +13,13 @@ import numpy as np
 import xarray as xr
 
 from ...errors import LARGEST_SEED, MOST_DRAWS, MOST_PROMPTS, MOST_STEPS, DeclarationError, whole
-from ...interventions.base.hashing import short_hash
 from ...interventions.declare import codec
 from ...interventions.declare.sites import LEFT_OUT, Head
 from ..analyses.heads import check_room, check_untrained
 from ..analyses.induction import ALPHA
 from ..measuring import context as running
 from ..storage import unfinished
-from ..storage.provenance import as_attrs, exact_facts, provenance
+from ..storage.provenance import as_attrs, inputs_of, provenance
 from . import measured, own_prompts
 from .findings import conclude
 from .measured import BINS, Text
@@ -249,7 +248,7 @@ class TextInduction:
         with unfinished.keeping(out, resume) as kept, begin(model, check=False, anew=True, ledger=kept) as call:
             about = self._about(model, text.cut)
             kept.describe(provenance(model, call.identity) | about, call.identity)
-            inputs = short_hash(json.dumps(about), *lines, json.dumps(exact_facts(model, call.identity)))
+            inputs = inputs_of(model, call.identity, json.dumps(about), *lines)
             if (there := kept.finished(inputs, call.identity)) is not None:
                 return there
 

@@ -105,3 +105,12 @@ def test_jaccard_overlap():
     member = np.array([[1, 1, 0, 0], [0, 1, 1, 0], [1, 1, 0, 0]], dtype=bool)
     assert jaccard_overlap(member) == pytest.approx((1 / 3 + 1 + 1 / 3) / 3)
     assert jaccard_overlap(np.zeros((2, 4), dtype=bool)) == 1
+
+
+def test_the_overlap_of_many_sets_is_that_of_their_pairs():
+    member = np.random.default_rng(0).random((1203, 40)) < 0.3
+    member[:5] = False
+    sizes, both = member.sum(-1), member.astype(int) @ member.T.astype(int)
+    either = sizes[:, None] + sizes[None] - both
+    ratio = np.where(either == 0, 1.0, both / np.maximum(either, 1))
+    assert jaccard_overlap(member) == pytest.approx(ratio[np.triu_indices(1203, 1)].mean(), abs=1e-12)

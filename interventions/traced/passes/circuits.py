@@ -101,7 +101,15 @@ def sides_of(
 
 
 def send_by_heads(model: ModelParts, layer: int, change: torch.Tensor, sent: torch.Tensor) -> None:
-    """Put what a change of ``z`` changes of what each head writes into ``sent`` ``(head, row, position, d_model)``."""
+    """Put what a change of ``z`` changes of what each head writes where the senders lie.
+
+    Parameters
+    ----------
+    model : ModelParts
+    layer : int
+    change : tensor (row, position, head * d_head)
+    sent : tensor (head, row, position, d_model)
+    """
     size = model["d_head"]
     for head in range(model["heads"]):
         own = slice(head * size, (head + 1) * size)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from scipy import stats
 
 import headwise as hw
 from headwise.errors import AdviceWarning, DeclarationError, ResultError
@@ -183,6 +184,22 @@ def test_inclusion_is_how_often_top_takes_an_edge(by):
     assert float(found["jaccard"]) == pytest.approx(sum(overlaps) / len(overlaps))
     chosen = hw.Circuit.top(scores.mean("example", keep_attrs=True), 4, by)
     assert {name for name, inside in zip(names, found["in_circuit"].values, strict=True) if inside} == set(chosen)
+
+
+def test_equal_scores_do_not_pass_for_sure():
+    graph, n = hw.Graph(2, 8), 20
+    nothing = edge_scores(examples=4, graph=graph) * 0
+    with pytest.warns(AdviceWarning, match="which edges are in depends on"):
+        found = hw.edge_inclusion(nothing, n, resamples=400)
+    both = np.arange(n + 1)
+    by_chance = float((stats.hypergeom(310, n, n).pmf(both) * both / (2 * n - both)).sum())
+    assert float(found["jaccard"]) == pytest.approx(by_chance, abs=2e-3)
+    assert float(found["inclusion"].max()) < 0.15
+    some = nothing.copy()
+    some[:5] = 1.0  # as sure as can be: the other 15 are any
+    with pytest.warns(AdviceWarning):
+        found = hw.edge_inclusion(some, n, resamples=400)
+    assert (found["inclusion"].values >= 1).sum() == 5
 
 
 def test_stable_circuits_do_not_warn():

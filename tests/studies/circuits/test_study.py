@@ -88,8 +88,10 @@ def test_the_circuit_is_the_smallest_that_was_tried_and_keeps_the_share(tree, or
     assert float(part["complement"]) == pytest.approx(oracle(hw.Circuit(graph.edges) - circuit), abs=1e-4)
     tried = dict(zip(part["tried_edges"].values.tolist(), part["tried"].values.tolist(), strict=True))
     assert tried[n] >= 0.9 > max(value for size, value in tried.items() if size < n)
-    below = tree["numbers"]["faithfulness"].sel(selection="abs").values[tree["numbers"]["edges"].values < min(tried)]
-    assert (below < 0.9).all()
+    assert n == 1 or tried.get(n - 1, 0) < 0.9  # the number before it was tried
+    for name in ("curve", "numbers"):
+        one = tree[name].to_dataset()
+        assert (one["faithfulness"].sel(selection="abs").values[one["edges"].values < n] < 0.9).all()
     where = dict(zip(edges_of(tree["edges"]).edges, range(310), strict=True))
     assert part["score"].values == pytest.approx(scores.values[[where[edge] for edge in circuit]])
     p = (1 + int((part["random"] >= part["faithfulness"]).sum())) / 4
@@ -141,8 +143,13 @@ def test_random_circuits_grow_are_connected_and_the_same_for_a_seed():
             for draw in drawn:
                 assert [len(circuit) for circuit in draw] == sizes
                 assert all(len(small - large) == 0 for small, large in itertools.pairwise(draw))
-        for draw in random_circuits(graph, sizes, 20, 0):
-            assert min(len(graph.prune(circuit)) - len(circuit) for circuit in draw[1:]) >= -1
+        for size in (1, 2, 3, 4, 5, 9, 20):
+            for (circuit,) in random_circuits(graph, [size], 200, 0):
+                assert (graph.prune(circuit), len(circuit)) == (circuit, size)
+        for draw in random_circuits(graph, [1, *sizes], 40, 0):
+            assert all(graph.prune(circuit) == circuit for circuit in draw)
+        drawn = {circuit for (circuit,) in random_circuits(graph, [2], 200, 0)}
+        assert len(drawn) > 10
     first = {edge for draw in random_circuits(hw.Graph(2, 8), [40], 100, 0) for circuit in draw for edge in circuit}
     assert len(first) == 310  # every edge can come
 
@@ -214,7 +221,10 @@ def test_what_was_verified_of_an_estimate_is_said(words_model):
     told = {}
     for one in conclude(tree):
         told.setdefault(one.group, []).append(one.text)
-    assert told["edges"][0].startswith("Scored by an estimate (eap-ig, 5 steps), the largest of 310 edges are input->")
+    how = "Scored by an estimate (eap-ig, 5 steps), the 20 with the largest estimates exactly"
+    assert told["edges"][0].startswith(f"{how}, the largest of 310 edges are input->")
+    assert told["edges"][1] in told["summary"]
+    assert any(text.startswith("95% intervals over 4 prompts only") for text in told["summary"])
     assert told["edges"][1].startswith("The scores of the 20 edges with the largest estimates are exact.")
     assert any(
         text.startswith("Scores are estimates (eap-ig), but for those that were verified") for text in told["limits"]
