@@ -294,7 +294,7 @@ def _read(
         if keys:
             raise ModelError(f"the weights of {name} {words} {len(keys)} tensors ({', '.join(keys[:3])}): is it whole?")
     if len(tokenizer) < 2:
-        raise ModelError(f"{name} has no tokenizer: save one beside the weights, or give tokenizer=")
+        raise ModelError(f"{name} has no tokenizer: save one beside the weights, or give hw.load its tokenizer=")
     module.config.pad_token_id = None  # prompts are never padded, so no token stands for padding
     return module, tokenizer
 

@@ -27,6 +27,8 @@ SIGNED, ABS = "signed", "abs"
 SHOWN = 3
 """Edges that the repr of a circuit and errors show."""
 _NAME = re.compile(r"a(0|[1-9]\d{0,5})\.h(0|[1-9]\d{0,5})(?:<([qkv])>)?|m(0|[1-9]\d{0,5})")
+_ELSEWHERE = re.compile(r"^L?(\d{1,6})(?:H|\.)(\d{1,6})(?:\.([qkv]))?$")
+"""A head, as sites are written."""
 _AFTER_ALL = 2**31
 CORRUPTED = "corrupted"
 BETTER = ("higher", "lower")
@@ -247,9 +249,17 @@ def as_edge(given: object) -> Edge:
     return _checked(str(pair[0]), str(pair[1]))
 
 
+def _named_here(found: re.Match[str]) -> str:
+    """``L1H2.k`` or ``1.2.k``, as sites are written, in the names of edges."""
+    layer, head, which = found.groups()
+    return f"a{layer}.h{head}{f'<{which}>' if which else ''}"
+
+
 @lru_cache(maxsize=2**17)
 def _checked(sender: str, receiver: str) -> Edge:
     edge = Edge(sender, receiver)
+    if (meant := Edge(_ELSEWHERE.sub(_named_here, sender), _ELSEWHERE.sub(_named_here, receiver))) != edge:
+        raise DeclarationError(f"{edge}: edges name parts otherwise than sites: is {str(meant)!r} meant?")
     if place_of(edge.sender) is None or edge.sender == LOGITS or edge.sender.endswith(">"):
         raise DeclarationError(
             f"{edge}: {edge.sender!r} cannot send; possible are {INPUT}, heads such as a0.h3 and MLPs such as m1"

@@ -194,7 +194,8 @@ def explain(plan: Schedule) -> str:
             _row(
                 "work",
                 f"{found.share:.3f}",
-                f"of the naive way: {found.total / found.forward:.4g} instead of {found.naive / found.forward:.4g} "
+                f"of the naive way: {_passes(found.total / found.forward)} instead of "
+                f"{_passes(found.naive / found.forward)} "
                 "passes of a prompt",
             ),
             _row("", "", f"{_flops(found.total)} instead of {_flops(found.naive)}"),
@@ -247,6 +248,11 @@ def _row(name: str, figure: object, words: str) -> str:
 
 def _count(number: int, word: str) -> str:
     return f"{number} {word}{'' if number == 1 else 's'}"
+
+
+def _passes(number: float) -> str:
+    """``51.07``, ``49,900``: four digits, and never a power of ten."""
+    return f"{number:,.0f}" if number >= 1000 else f"{number:.4g}"
 
 
 def _flops(number: float) -> str:

@@ -20,7 +20,7 @@ from .explain import Cost, cost_of, explain
 from .passes import Packer
 from .reads import Inside, Read, positions_needed, writes_seen
 from .schedule import Schedule, sources
-from .validate import check_beside, check_condition, check_edit, check_read, check_site
+from .validate import check_beside, check_condition, check_edit, check_read, check_site, how_to_have
 from .writes import Write, alike_in_groups, writes_of
 
 
@@ -102,7 +102,7 @@ def make_plan(
         Something is out of range; the text says what is possible.
     """
     if base not in runs:
-        raise UnknownNameError(f"base={base!r}: the task has the runs {choices(runs)}")
+        raise UnknownNameError(f"base={base!r}: the task has the runs {choices(runs)}{how_to_have(base)}")
     asked = runs if measured is None else measured
     for run in asked:
         if run not in runs:

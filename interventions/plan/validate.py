@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from ...errors import DeclarationError, UnknownNameError, choices
 from ..base.shape import Group, Shape
-from ..declare.circuits import Circuit
+from ..declare.circuits import CORRUPTED, Circuit
 from ..declare.components import Component
 from ..declare.edits import Edit, check_disjoint
 from ..declare.graph import Graph
@@ -14,6 +14,11 @@ from ..declare.paths import AFTER, PathPatch
 from ..declare.sites import Logits, Place, Site
 from ..declare.steering import Knockout
 from .writes import keys_in, keys_seen, positions_in, queries_in
+
+GIVE_CORRUPTED = (
+    "give the task a corrupted run, as in Prompts(..., corrupted=[...]): for each prompt, another one of as many tokens"
+)
+"""How a task of one's own gets the run that most comparisons are with."""
 
 
 def check_site(site: Site, model: str, shape: Shape, groups: Sequence[Group]) -> None:
@@ -94,6 +99,11 @@ def check_places(places: Iterable[Place], what: str, group: Group) -> None:
             )
 
 
+def how_to_have(run: str) -> str:
+    """What an error adds on how a task gets a run that it lacks; nothing of runs that have no usual name."""
+    return f"; {GIVE_CORRUPTED}" if run == CORRUPTED else ""
+
+
 def check_edit(edit: Edit, model: str, shape: Shape, groups: Sequence[Group], runs: Sequence[str]) -> None:
     """Refuse an edit whose site, source run or value does not fit.
 
@@ -123,7 +133,7 @@ def check_edit(edit: Edit, model: str, shape: Shape, groups: Sequence[Group], ru
         if why := dict(shape.read_only).get(str(edit.site.component)):
             raise DeclarationError(f"{edit!r}: {edit.site.component} of {model} can be read, and not written: {why}")
     if edit.run is not None and edit.run not in runs:
-        raise UnknownNameError(f"{edit!r}: the task has the runs {choices(runs)}")
+        raise UnknownNameError(f"{edit!r}: the task has the runs {choices(runs)}{how_to_have(edit.run)}")
     if isinstance(edit, PathPatch):
         if shape.called:
             raise DeclarationError(f"{edit!r}: paths go through parts of blocks, and those of {model} are called whole")

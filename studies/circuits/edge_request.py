@@ -64,8 +64,9 @@ class EdgeRequest:
         """Scores ``(edge, example)`` with the attributes that say what they are."""
         card, source = self.metric.card, self.what.source
         carried = "means over the reference draw" if source == MEAN else f"the {source} run"
+        comma = "," if "," in card.long_name else ""
         attrs = {
-            "long_name": f"change of {card.long_name} by one edge that carries {carried}",
+            "long_name": f"change of {card.long_name}{comma} by one edge that carries {carried}",
             "units": card.units,
             "metric": card.name,
             "source": source,

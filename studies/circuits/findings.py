@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import xarray as xr
 
+from ...interventions.declare.changes import MEAN
 from ...metrics.intervals import few_prompts
 from ..analyses.conclusion import Finding
 from ..output.phrases import count, listed, percent, rounded
@@ -37,6 +38,18 @@ def conclude(tree: xr.DataTree) -> list[Finding]:
     return [Finding(group, text) for group, texts in groups.items() for text in texts]
 
 
+def score_in_words(scores: xr.DataArray, metric: str) -> str:
+    """What scores of edges are, as a caption says it; `metric` in words."""
+    units, source = (str(scores.attrs.get(name, "")) for name in ("units", "source"))
+    unit = f" ({units})" if units not in ("", "1") else ""
+    carried = "the means over the reference prompts" if source == MEAN else f"the values of the {source or 'other'} run"
+    sign = {"higher": "below 0", "lower": "above 0"}.get(str(scores.attrs.get("better")))
+    return (
+        f"Score: how much the {metric} changes{unit} where this edge alone carries {carried}"
+        f"{f'; {sign}, the edge matters' if sign else ''}."
+    )
+
+
 def worse(way: str) -> str:
     """What is said where a whole model is worse than without edges, by a metric that is better the other way."""
     return (
@@ -55,8 +68,13 @@ def _ends(tree: xr.DataTree) -> tuple[str, str, str]:
     """The metric in words, and its mean in the empty circuit and in the whole model."""
     ds = tree["curve"].to_dataset()
     empty, whole = (rounded(ds[name].mean(), ".2f") for name in ("empty", "whole"))
-    name = str(ds["empty"].attrs.get("long_name", "metric")).removesuffix(" of the empty circuit").partition(",")[0]
-    return name, empty, whole
+    return metric_in_words(tree), empty, whole
+
+
+def metric_in_words(tree: xr.DataTree) -> str:
+    """The metric that circuits of a result are judged by, without what is added to its name: ``logit difference``."""
+    told = str(tree["curve"]["empty"].attrs.get("long_name", "metric"))
+    return told.removesuffix(" of the empty circuit").partition(",")[0]
 
 
 def _circuit(tree: xr.DataTree) -> Iterator[str]:

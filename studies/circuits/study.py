@@ -19,6 +19,7 @@ from ...interventions.declare.circuits import ABS, BETTER, Circuit
 from ...interventions.declare.edges import EdgePatches
 from ...interventions.declare.graph import Graph
 from ...interventions.declare.sites import LEFT_OUT
+from ...interventions.plan.validate import how_to_have
 from ...metrics.card import Metric
 from ..measuring import context
 from ..measuring.labels import task_json
@@ -357,7 +358,10 @@ class CircuitStudy:
         for name, task in (("task", self.task), ("others", self._others)):
             needed = {"clean", *([] if self.source == MEAN else [self.source])}
             if task is not None and (lacking := needed - {*task.draw(model).runs}):
-                raise DeclarationError(f"{name} has no run {choices(lacking)}, which edges outside of a circuit carry")
+                raise DeclarationError(
+                    f"{name} has no run {choices(lacking)}, which edges outside of a circuit carry; source={MEAN!r} "
+                    f"takes means over reference prompts instead{''.join(map(how_to_have, sorted(lacking)))}"
+                )
 
     def _about(self, model: Model) -> dict[str, str]:
         """What was asked for, as attributes."""

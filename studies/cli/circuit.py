@@ -252,6 +252,7 @@ def _print_summary(tree: xr.DataTree) -> None:
 
     from ..catalogue.listing import cell
     from ..circuits.edges import edges_of
+    from ..circuits.findings import metric_in_words, score_in_words
 
     circuit = tree["circuit"].to_dataset()
     order = abs(circuit["score"]).argsort().values[::-1][:SHOWN]
@@ -270,7 +271,9 @@ def _print_summary(tree: xr.DataTree) -> None:
         table.add_row(cell(str(edge)), rounded(circuit["score"].values[at], "+.3f"), again)
     print_table(lambda wide: table, PLAIN_WIDTH)
     which = "all" if len(order) == circuit.sizes["edge"] else f"the {len(order)} strongest of {circuit.sizes['edge']}"
-    put(fill(f"{which} edges of the circuit; score: change where the edge alone carries what all edges outside carry"))
+    again = " Chosen again: in how many circuits of prompts drawn again the edge is." if often else ""
+    score = score_in_words(circuit["score"], metric_in_words(tree))
+    put(fill(f"These are {which} edges of the circuit. {score}{again}"))
     put()
     findings = json.loads(tree.attrs["conclusion"])
     for finding in findings:

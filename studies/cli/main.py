@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
-from ...errors import HeadwiseError
+from ...errors import AdviceWarning, HeadwiseError, ResultWarning, ServerWarning
 from ...version import version
 from . import app, circuit, completion, dynamics, induction, plan, plot, report, rerun, results, text, train
 from .shared import Help, OutputError, Parser, fill, say, take_output, written
@@ -28,6 +29,8 @@ EXAMPLES = """examples:
 
 `headwise COMMAND --help` says what a command can do.
 """
+OURS = (AdviceWarning, ResultWarning, ServerWarning)
+"""Warnings that a user of the command line reads as a sentence, without the place in the code that gave them."""
 PIPE_CLOSED = 141
 """Status when the reader of the output has gone, as in ``headwise results ls | head``: as of other commands."""
 
@@ -41,6 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         argcomplete.autocomplete(parser)
     try:
         take_output()
+        usual = warnings.formatwarning
+        warnings.formatwarning = lambda message, category, *place: (
+            f"headwise: {message}\n" if isinstance(message, OURS) else usual(message, category, *place)
+        )
         try:
             options = parser.parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
             if options.command is None:
@@ -48,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return 2
             return int(options.run(options))
         finally:
+            warnings.formatwarning = usual
             with written():  # here, where it can be seen that nobody reads it, or that its disk is full
                 sys.stdout.flush()
     except BrokenPipeError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,11 +11,12 @@ from ...errors import AdviceWarning
 from ..storage.attributes import json_in
 from ..storage.record import edits_in
 
+PACKAGE = __name__.partition(".")[0]
 ABLATIONS = {"ZeroAblate": "zero", "MeanAblate": "mean", "ResampleAblate": "resample"}
 """Interventions that replace a site by what says nothing of the prompt."""
 PROBABILITY = (
     "Patching is measured by prob alone: a probability is near 0 on a corrupted run, so it hides what lowers the "
-    "answer and what adds to it little by little. Give logit_diff beside it (Zhang & Nanda 2023)."
+    "answer and what adds to it little by little. Measure logit_diff too (Zhang & Nanda 2023)."
 )
 ZEROS = (
     "Zero ablation alone: zeros may be far from all that the model ever has there, so that a part of the effect can "
@@ -43,8 +45,14 @@ def advice(attrs: Mapping[Any, Any]) -> list[str]:
     return found + ([ZEROS] if kinds == {"zero"} else [])
 
 
-def warn(found: Iterable[str], claimed: bool, stacklevel: int) -> None:
-    """Warn of what `advice` found; of zero ablation alone where a claim is made, by random heads beside it."""
+def warn(found: Iterable[str], claimed: bool) -> None:
+    """Warn of what `advice` found; of zero ablation alone where a claim is made, by random heads beside it.
+
+    The warning names the line that called this package, whichever function it called.
+    """
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == PACKAGE:
+        level, frame = level + 1, frame.f_back
     for text in found:
         if text != ZEROS or claimed:
-            warnings.warn(text, AdviceWarning, stacklevel=stacklevel + 1)
+            warnings.warn(text, AdviceWarning, stacklevel=level)

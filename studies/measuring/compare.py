@@ -10,7 +10,8 @@ import numpy as np
 import xarray as xr
 
 from ...errors import DeclarationError, choices
-from ...interventions.plan.estimators import ESTIMATORS
+from ...interventions.declare.edges import EdgePatches
+from ...interventions.plan.estimators import EDGE_ESTIMATORS, ESTIMATORS, STEPPED
 from ...metrics.card import Metric
 from ...metrics.statistics import benjamini_hochberg, rank_correlation, strongest_shared, t_test
 from ..tasks.tasks import Task
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
+STEPS, EDGE_STEPS = 8, 5
+"""Steps of an estimate where none are given; of edges, as MIB takes them."""
 WORST = 5
 """How many of the worst misses are kept."""
 NOISE = 0.05
@@ -42,8 +45,8 @@ def compare_estimates(
     what: What,
     metric: Metric | str,
     *,
-    estimators: Sequence[str] = ("gradient", "integrated"),
-    steps: int = 8,
+    estimators: Sequence[str] | None = None,
+    steps: int | None = None,
     base: str = "clean",
     exact: xr.Dataset | None = None,
 ) -> xr.Dataset:
@@ -57,17 +60,17 @@ def compare_estimates(
     ----------
     model : Model
     task : Task
-    what : Intervention, mapping of names to interventions, sequence of interventions, or Grid
-        Ablations, `Patch`, `Add`, `Scale`, `ProjectOut` and their compositions have estimates.
+    what : Intervention, mapping of names to interventions, sequence of interventions, Grid, or EdgePatches
+        Ablations, `Patch`, `Add`, `Scale`, `ProjectOut` and their compositions have estimates; edges have their own.
     metric : Metric or str
         One that changes smoothly, such as ``"loss"`` or ``"logit_diff"``.
-    estimators : sequence of str
+    estimators : sequence of str, optional
         ``"gradient"``, the slope at the base run (attribution patching); ``"integrated"``, the mean slope on the way
         from old to new, where all sites of one layer and component move together: it shares what they do jointly among
         them, so it depends on what else is in `what`, and is no estimate of each alone where they stand in for each
-        other.
-    steps : int
-        Of the integrated estimate.
+        other. Both when left out. Of edges, those of `edge_scores`: ``"eap"`` and ``"eap-ig"`` when left out.
+    steps : int, optional
+        Of estimates that take some; when left out 8, and of edges 5, as in MIB.
     base : str
         The run that is intervened on.
     exact : Dataset, optional
@@ -108,6 +111,12 @@ def compare_estimates(
     >>> ds["estimate"].dims, bool(ds["rank_correlation"].item() > 0.9)
     (('estimator', 'head'), True)
 
+    Of edges, which one an estimator misses most:
+
+    >>> ds = hw.compare_estimates(model, task, hw.EdgePatches(), "logit_diff", estimators=["eap"])
+    >>> ds["worst"].sel(place=1).item()
+    'input->a0.h3<v>'
+
     References
     ----------
     Nanda 2023, Attribution patching: activation patching at industrial scale. Syed et al. 2023, Attribution patching
@@ -117,7 +126,10 @@ def compare_estimates(
     former.
     """
     (metric,) = chosen_metrics([metric])
-    names = _names(estimators, metric, steps)
+    of_edges = isinstance(what, EdgePatches)
+    if steps is None:
+        steps = EDGE_STEPS if of_edges else STEPS
+    names = _names(estimators, metric, steps, of_edges)
     axes, interventions = conditions(what, model)
     if not interventions:
         raise DeclarationError(
@@ -155,7 +167,7 @@ def compared(estimates: Mapping[str, xr.Dataset], exact: xr.Dataset, metric: Met
     not_shared = ("estimator", "seconds", "float32_deviation")
     result.attrs = {name: value for name, value in like.attrs.items() if name not in not_shared}
     result.attrs["estimators"] = json.dumps(list(estimates))
-    return result.assign_attrs(steps=steps) if "integrated" in estimates else result
+    return result.assign_attrs(steps=steps) if {*STEPPED} & {*estimates} else result
 
 
 SOURCES = {
@@ -245,13 +257,29 @@ def _without_rounding(values: Array, baseline: xr.DataArray) -> Array:
     return real
 
 
-def _names(estimators: Sequence[str], metric: Metric, steps: int) -> list[str]:
-    """The estimators as a list, refused where there is none to compare with the exact one."""
+def _names(estimators: Sequence[str] | None, metric: Metric, steps: int, of_edges: bool) -> list[str]:
+    """The estimators as a list, refused where there is none to compare with the exact one.
+
+    Parameters
+    ----------
+    estimators : sequence of str, optional
+        Those that were asked for.
+    metric : Metric
+    steps : int
+    of_edges : bool
+        Whether edges are estimated, which have estimators of their own.
+
+    Returns
+    -------
+    list of str
+    """
+    if estimators is None:
+        estimators = ("eap", "eap-ig") if of_edges else ("gradient", "integrated")
     names = [estimators] if isinstance(estimators, str) else list(estimators)
     for name in names:
-        check_estimable([metric], name, steps, False)
+        check_estimable([metric], name, steps, False, EdgePatches() if of_edges else None)
     if not names or "exact" in names or len(set(names)) < len(names):
-        possible = choices(name for name in ESTIMATORS if name != "exact")
+        possible = choices(name for name in (EDGE_ESTIMATORS if of_edges else ESTIMATORS) if name != "exact")
         raise DeclarationError(f"estimators={estimators!r}: name each once, possible are {possible}")
     return names
 

@@ -73,6 +73,9 @@ def effect_interval(ds: xr.Dataset, name: str, level: float = 0.95) -> dict[str,
 def normalized(ds: xr.Dataset, name: str) -> xr.DataArray:
     """``(x - corrupted) / (clean - corrupted)`` as a ratio of means over examples: 0 is corrupted, 1 is clean.
 
+    Means are taken already: the result has no dim ``example``. Of a `Circuit` with ``source="mean"``, 0 is still the
+    corrupted run and not the empty circuit: measure that beside it, as ``circuit - circuit``, and take it for 0.
+
     Parameters
     ----------
     ds : Dataset
@@ -103,7 +106,11 @@ def normalized(ds: xr.Dataset, name: str) -> xr.DataArray:
     values, baseline = _measured(ds, name)
     for run in ("clean", "corrupted"):
         if run not in baseline["run"]:
-            raise UnknownNameError(f"normalized needs the run {run!r}: this task has {choices(baseline['run'].values)}")
+            from ...interventions.plan.validate import how_to_have
+
+            raise UnknownNameError(
+                f"normalized needs the run {run!r}: this task has {choices(baseline['run'].values)}{how_to_have(run)}"
+            )
     ratio: xr.DataArray = xr.apply_ufunc(
         ratio_of_means,
         values,

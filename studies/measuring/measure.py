@@ -179,7 +179,7 @@ def measure(
         check_executor(model, executor, estimator)
         sweep = SweepRun(model, task, what, setup, base, per_position, estimator, steps, check)
         sweep.check_request()
-        warn(sweep.advice, claimed=controls > 0, stacklevel=2)
+        warn(sweep.advice, claimed=controls > 0)
         executor, quiet = executor or execution.executor_for(model), execution.quiet
 
         def spread(call: Call) -> Callable[..., None] | None:

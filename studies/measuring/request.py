@@ -14,6 +14,7 @@ from ...interventions.declare.edits import Edit, Intervention
 from ...interventions.declare.grid import Grid
 from ...interventions.declare.steering import Knockout
 from ...interventions.plan.plan import Plan, make_plan
+from ...interventions.plan.validate import how_to_have
 from ...metrics.card import Metric
 from ...metrics.outputs import of_answer
 from ..storage.registry import metric_of
@@ -165,7 +166,12 @@ def set_up(
     declared = task_json(task)
     batch = task.draw(model)
     if isinstance(what, EdgePatches) and what.source not in (*batch.runs, MEAN):
-        raise UnknownNameError(f"source={what.source!r}: possible are {choices([*batch.runs, MEAN])}")
+        possible = [*(run for run in batch.runs if run != base), MEAN]
+        are = "are" if len(possible) > 1 else "is"
+        raise UnknownNameError(
+            f"source={what.source!r}: the task has no such run, possible {are} {choices(possible)}"
+            f"{how_to_have(what.source)}"
+        )
     measured = _asked(runs, what, batch.runs)
     chosen, batch = for_answers(chosen, batch, per_position)
     plan = make_plan(

@@ -9,6 +9,7 @@ from ...interventions.declare.circuits import Circuit
 from ...interventions.declare.graph import Graph
 from .. import plots
 from ..circuits.edges import edges_of
+from ..circuits.findings import metric_in_words, score_in_words
 from ..output.page import Page, folded, number, table
 from ..output.phrases import count
 from ..storage.attributes import json_in
@@ -93,11 +94,8 @@ def _edge_tables(ds: xr.Dataset, tree: xr.DataTree) -> list[str]:
         again = number(100 * float(often.get(edges[at], np.nan)), ".0f")
         rows.append((str(edges[at]), number(float(ds["score"].values[at]), "+.3f"), again))
     head = ("edge", "score", "again, %")
-    units = str(ds["score"].attrs.get("units", "1"))
-    caption = (
-        f"Score: change of the metric{'' if units == '1' else f' ({units})'} where the edge alone carries what "
-        "edges outside of a circuit carry; again: in how many circuits of prompts drawn again it is."
-    )
+    said = score_in_words(ds["score"], metric_in_words(tree))
+    caption = f"{said}{' Again: in how many circuits of prompts drawn again the edge is.' if often else ''}"
     if len(rows) <= SHOWN:
         return [table(head, rows, caption=caption)]
     return [

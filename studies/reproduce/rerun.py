@@ -332,7 +332,8 @@ def _how(record: Record, stored: xr.DataTree) -> Repeat:
         each, more = (1 + len(CONTROLS) * options.get("controls", 0), RUNS) if exact else (0, RUNS + 4 * steps)
     check_what(changed)
     if record.kind not in ("capture", "edge_scores", *LOOKS):
-        check_estimator(options.get("estimator", "integrated"), steps, isinstance(what, EdgePatches))
+        of_edges = isinstance(what, EdgePatches)
+        check_estimator(options.get("estimator", "eap-ig" if of_edges else "integrated"), steps, of_edges)
     if record.kind != "estimates":
         consent.check_held(task, root)
 

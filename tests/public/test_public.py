@@ -150,6 +150,24 @@ def test_the_readme_finds_a_circuit():
     assert {"curve", "circuit", "nodes", "inclusion"} <= {*space["study"].children}
 
 
+def test_the_page_on_circuits_runs_as_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "circuits.md").read_text()
+    space = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        few = block.replace("n=32, length=25", "n=4, length=8")
+        few = few.replace('"logit_diff").run', '"logit_diff", draws=1).run')
+        exec(compile(few, "circuits.md", "exec"), space)
+    assert space["circuit"] == hw.Circuit.top(space["edges"].mean("example"), n=33)
+    assert hw.from_json((tmp_path / "task.json").read_text()) == space["own"]
+    last = {"by label": space["last"], "by number": hw.Circuit(space["circuit"], positions=[4])}
+    by_label, by_number = hw.measure(space["model"], space["own"], last, "logit_diff")["logit_diff"].values
+    np.testing.assert_array_equal(by_label, by_number)
+    m = hw.measure(space["model"], space["task"], space["circuit"], "logit_diff")
+    np.testing.assert_allclose(space["f"], hw.normalized(m, "logit_diff"), atol=1e-6)
+    assert 0.5 < float(space["f"]) < 1
+
+
 def test_the_script_that_looks_inside_runs_as_written():
     from headwise import Head, Neuron, ZeroAblate
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import types
 
 import numpy as np
@@ -264,3 +265,16 @@ def test_a_stream_that_is_no_sum_of_heads_and_mlps_has_no_graph(small_model, fac
     shape = dataclasses.replace(small_model.shape, **facts)
     with pytest.raises(hw.errors.DeclarationError, match=says):
         hw.Graph.of(types.SimpleNamespace(shape=shape))
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("L0H3->L1H1.k", "a0.h3->a1.h1<k>"),
+        ("L0H3->m1", "a0.h3->m1"),
+        (("0.3", "1.1.v"), "a0.h3->a1.h1<v>"),
+    ],
+)
+def test_names_of_sites_are_translated_in_what_refuses_them(given, meant):
+    with pytest.raises(hw.errors.DeclarationError, match=re.escape(f"is {meant!r} meant?")):
+        hw.Circuit([given])

@@ -3,13 +3,15 @@
 import html
 import json
 import re
+import sys
+import warnings
 
 import holoviews as hv
 import numpy as np
 import pytest
 
 import headwise as hw
-from headwise.errors import UnknownNameError
+from headwise.errors import AdviceWarning, UnknownNameError
 from headwise.studies.app import variables
 from headwise.studies.cli.main import main
 from tests.support.elements import labelled, of_type
@@ -44,6 +46,26 @@ def test_the_command_prints_what_it_found(file, tree, capsys):
     for one in json.loads(tree.attrs["conclusion"]):
         assert (one["text"] in flat) == (one["group"] == "summary" or one["text"] in flat)
     assert f"keeps a share of {float(part['faithfulness']):.2f} (95%: " in flat
+    score = "how much the logit difference changes (logit) where this edge alone carries the values of the corrupted"
+    page = " ".join(html.unescape(file.with_suffix(".html").read_text()).split())
+    for shown, again in ((flat, "Chosen again"), (page, "Again")):
+        assert f"Score: {score} run; below 0, the edge matters. {again}: in how many circuits of prompts drawn" in shown
+
+
+def test_the_command_gives_advice_as_a_sentence(tmp_path, capsys):
+    def show(message, category, *place):
+        """As Python does where no test records warnings."""
+        sys.stderr.write(warnings.formatwarning(message, category, *place[:2]))
+
+    few = ["--edges", "5", "--estimator", "eap"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", AdviceWarning)
+        warnings.showwarning = show
+        assert main([*GIVEN, *few, "--metric", "prob", "--out", str(tmp_path / "prob.nc")]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "by prob alone" in line]
+    assert len(said) == 1
+    assert said[0].startswith("headwise: Patching is measured by prob alone")
+    assert "AdviceWarning" not in said[0]
 
 
 def test_the_command_gives_figures(file, tree, capsys):

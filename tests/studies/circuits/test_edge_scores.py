@@ -195,7 +195,7 @@ REFUSED = {
     "no edge m7->logits in Graph": {"edges": ["m7->logits"]},
     "EdgePatches of no edge": {"edges": []},
     "m1->m0: m1 does not come before m0": {"edges": ["m1->m0"]},
-    "source='dirty': possible are clean, corrupted and mean": {"source": "dirty"},
+    "source='dirty': the task has no such run, possible are corrupted and mean": {"source": "dirty"},
     "source=3": {"source": 3},
     "induction is no metric of logits": {"metric": "induction"},
     "edge_scores takes one metric": {"metric": ["loss", "logit_diff"]},

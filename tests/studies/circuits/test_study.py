@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 
 import headwise as hw
-from headwise.errors import DeclarationError, ModelError, ResultError
+from headwise.errors import DeclarationError, HeadwiseError, ModelError, ResultError, UnknownNameError
 from headwise.studies.circuits import kept
 from headwise.studies.circuits.at_random import ANY, CONNECTED, random_circuits
 from headwise.studies.circuits.findings import conclude
@@ -324,5 +324,15 @@ def test_what_a_model_or_a_task_lacks_is_refused_before_any_pass(words_model):
     text = hw.Prompts(["apple banana apple"], answers=["banana"], distractors=["cherry"])
     with pytest.raises(DeclarationError, match="task has no run corrupted, which edges outside of a circuit carry"):
         hw.CircuitStudy(text).run(words_model)
+    for ask in (
+        hw.CircuitStudy(text).run,
+        lambda model: hw.edge_scores(model, text, "logit_diff"),
+        lambda model: hw.measure(model, text, hw.Circuit(), "logit_diff"),
+        lambda model: hw.measure(model, text, hw.ZeroAblate(hw.Head(0, 1)), "logit_diff", base="corrupted"),
+    ):
+        with pytest.raises(HeadwiseError, match=re.escape("as in Prompts(..., corrupted=[...])")):
+            ask(words_model)
+    with pytest.raises(UnknownNameError, match="source='corrupted': the task has no such run, possible is mean; give"):
+        hw.edge_scores(words_model, text, "logit_diff", estimator="eap")
     with pytest.raises(DeclarationError, match="does not hold a CircuitStudy"):
         hw.CircuitStudy.from_json('{"type": "Sweep"}')

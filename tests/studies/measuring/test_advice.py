@@ -97,3 +97,14 @@ def test_runs_of_ones_own_count_as_corrupted_runs(words_model):
     task = Prompts(["apple banana"], answers=["cherry"], runs={"other": ["dog banana"]})
     with pytest.warns(AdviceWarning, match="prob alone"):
         measure(words_model, task, Patch(Head(0, 3), source="other"), "prob")
+
+
+def test_advice_names_the_line_that_asked(words_model):
+    task = hw.RepeatedTokens(n=2, length=4)
+    for ask in (
+        lambda: hw.measure(words_model, task, hw.Patch(hw.Head(0, 3)), "prob"),
+        lambda: hw.edge_scores(words_model, task, "prob", edges=["m1->logits"]),
+    ):
+        with pytest.warns(hw.errors.AdviceWarning, match="Measure logit_diff too") as told:
+            ask()
+        assert [one.filename for one in told] == [__file__]

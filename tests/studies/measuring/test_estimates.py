@@ -19,6 +19,7 @@ from tests.interventions.run.test_gradients import linear_model
 from tests.oracles.planted import INDUCTION, LENGTH, PREVIOUS
 
 TASK = RepeatedTokens(n=6, length=7, seed=2)
+EDGES = hw.EdgePatches(["input->a0.h3<v>", "a0.h3->a1.h1<k>", "m1->logits", "a1.h1->logits", "m0->a1.h0<v>", "m0->m1"])
 
 
 def effects(values, spread=0.1, examples=16):
@@ -292,3 +293,36 @@ def test_a_flat_slope_is_named_with_what_it_does_not_see(built):
     assert f"gradient estimates have {size}% of the size of the exact changes and integrated ones 100%" in text
     assert "at the run itself (loss 2.00 nats) the slope is flat" in text
     assert text.endswith("The gradient sees 10% of what q changes, 20% of what k changes and 40% of what v changes.")
+
+
+def test_estimates_of_edges_are_those_of_edge_scores(words_model):
+    ds = compare_estimates(words_model, TASK, EDGES, logit_diff)
+    assert (ds["estimator"].values.tolist(), ds.attrs["steps"]) == (["eap", "eap-ig"], 5)
+
+    def scores(estimator):
+        found = hw.edge_scores(words_model, TASK, "logit_diff", estimator=estimator, edges=EDGES.edges)
+        return found["score"].mean("example").sel(edge=ds["edge"]).values
+
+    exact, estimates = scores("exact"), np.array([scores("eap"), scores("eap-ig")])
+    np.testing.assert_allclose(ds["exact"], exact, atol=1e-5)
+    np.testing.assert_allclose(ds["estimate"], estimates, atol=1e-5)
+    worst = np.argmax(abs(estimates - exact), axis=1)
+    assert ds["worst"].sel(place=1).values.tolist() == ds["edge"].values[worst].tolist()
+    np.testing.assert_allclose(ds["rank_correlation"], [stats.spearmanr(one, exact)[0] for one in estimates])
+    again = compare_estimates(
+        words_model, TASK, EDGES, logit_diff, exact=measure(words_model, TASK, EDGES, logit_diff), estimators="relp"
+    )
+    np.testing.assert_array_equal(again["exact"], ds["exact"])
+    assert "steps" not in again.attrs
+    for given, says in (
+        ({"estimators": ["gradient"]}, "'gradient' estimates interventions: possible of edges are exact, eap"),
+        ({"estimators": ["exact"]}, "name each once, possible are eap, eap-ig, eap-ig-activations, atp"),
+        ({"metric": accuracy}, "accuracy has no gradient estimate"),
+    ):
+        with pytest.raises(DeclarationError, match=says):
+            compare_estimates(words_model, TASK, EDGES, **({"metric": logit_diff} | given))
+
+
+def test_a_file_with_estimates_of_edges_is_repeated(words_model, tmp_path):
+    file = hw.write_netcdf(compare_estimates(words_model, TASK, EDGES, logit_diff, steps=2), tmp_path / "edges.nc")
+    assert hw.rerun(file).agrees
