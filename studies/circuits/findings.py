@@ -106,8 +106,8 @@ def _circuit(tree: xr.DataTree) -> Iterator[str]:
         f"Of {every} edges, a circuit of {count(n, 'edge')}{connected} keeps a share of "
         f"{_interval(ds, 'faithfulness')} {between}; all other edges together keep {_interval(ds, 'complement')}."
     )
-    size = np.abs(tree["edges"]["score"].mean("example").values)
-    if without := n - int(np.count_nonzero(np.sort(size)[-n:] if n else size[:0])):
+    scored = int(np.count_nonzero(tree["edges"].to_dataset()["score"].mean("example").values))
+    if (without := n - scored) > 0:
         yield (
             f"Of these {count(n, 'edge')}, {without} have a score of exactly 0: they are in by their place in the "
             "model, not by what they do."

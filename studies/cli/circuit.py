@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 SHOWN = 12
 """Edges of the table."""
 REPEATED, TEXT = "repeated", "text"
-CONTEXT, METRIC = 64, "logit_diff"
+METRIC, N, LENGTH, CONTEXT = "logit_diff", 32, 25, 64
+OF_TASKS = {"text": (TEXT,), "n": (REPEATED, TEXT), "length": (REPEATED,), "context": (TEXT,)}
+"""The tasks that an option goes with."""
 EXAMPLES = """  headwise circuit                                   the shipped model
   headwise circuit --model code-4l --task text       on text it has not read
   headwise circuit --task prompts.txt --model gpt2 --estimator eap-ig
@@ -73,8 +75,10 @@ def add(commands: Any) -> None:
     add_model(parser)
     parser.add_argument("--task", default=REPEATED, help="prompts, see below (default: %(default)s)")
     parser.add_argument("--text", metavar="PATH", help="file or folder of text, of --task text")
-    parser.add_argument("--n", type=int, default=32, help="prompts (default: %(default)s)")
-    parser.add_argument("--length", type=int, default=25, help="tokens in the half that repeats (default: %(default)s)")
+    parser.add_argument("--n", type=int, default=N, help="prompts that are drawn (default: %(default)s)")
+    parser.add_argument(
+        "--length", type=int, default=LENGTH, help="tokens in the half that repeats (default: %(default)s)"
+    )
     parser.add_argument("--context", type=int, help=f"tokens of a prompt from text (default: {CONTEXT})")
     parser.add_argument("--metric", help=f"what is kept (default: {METRIC})")
     parser.add_argument("--estimator", default="exact", help="exact, or how edges are estimated (default: %(default)s)")
@@ -88,8 +92,13 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--edges", type=int, metavar="N", help="edges of the circuit (default: as many as are needed)")
     parser.add_argument("--draws", type=int, default=20, help="random circuits of each size (default: %(default)s)")
+    parser.add_argument(
+        "--resamples", type=int, default=200, help="draws of prompts, for how sure edges are (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of all that is drawn (default: %(default)s)")
-    parser.add_argument("--out", help="NetCDF file to write (default: results/circuit-MODEL.nc)")
+    parser.add_argument(
+        "--out", help="NetCDF file to write (default: results/circuit-MODEL.nc, with what is not a default in its name)"
+    )
     parser.add_argument("--plan", action="store_true", help="say what each stage would cost, and run nothing")
     parser.add_argument("--fresh", action="store_true", help="run everything again, whatever is there")
     add_json(parser, "print the figures, the circuit and findings as JSON; with --plan the cost of each stage")
@@ -111,7 +120,7 @@ def run(options: argparse.Namespace) -> int:
         else:
             put(plan)
         return 0
-    out = Path(options.out or f"results/circuit-{_stem(options)}.nc")
+    out = Path(options.out or f"results/circuit-{_name(options)}.nc")
     if out.suffix != ".nc":
         raise DeclarationError(f"--out {out}: end it in .nc; the report beside it gets the same name in .html")
     out = check_writable(out)
@@ -148,11 +157,19 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _name(options: argparse.Namespace) -> str:
+    """What the file is called by: the model, and what is asked for that is not the default."""
+    usual = {"task": REPEATED, "metric": METRIC, "source": "corrupted", "estimator": "exact"}
+    asked = [Path(str(getattr(options, name) or usual[name])).stem for name in usual]
+    more = [name.replace("*", "-star") for name, known in zip(asked, usual.values(), strict=True) if name != known]
+    return "-".join([_stem(options), *more])
+
+
 def _study(options: argparse.Namespace, model: Model) -> CircuitStudy:
     """The study that the options ask for."""
     from ..circuits.study import CircuitStudy
 
-    names = ("estimator", "source", "share", "draws", "seed", "then_exact")
+    names = ("estimator", "source", "share", "draws", "resamples", "seed", "then_exact")
     given = {name: getattr(options, name) for name in names}
     task, others = _task(options, model)
     given["steps"] = options.ig_steps
@@ -165,12 +182,15 @@ def _task(options: argparse.Namespace, model: Model) -> tuple[Any, Any]:
     from ..tasks.tasks import RepeatedTokens
     from ..text.recurring import line_prompts, recurring_prompts
 
-    if options.text is not None and options.task != TEXT:
-        raise DeclarationError(f"--text {options.text}: it goes with --task {TEXT}")
+    kind = options.task if options.task in (REPEATED, TEXT) else "FILE"
+    for name, kinds in OF_TASKS.items():
+        if (given := getattr(options, name)) not in (None, N, LENGTH) and kind not in kinds:
+            raise DeclarationError(f"--{name} {given}: it goes with --task {' or '.join(kinds)}")
     if options.task == REPEATED:
         return RepeatedTokens(n=options.n, length=options.length, seed=options.seed), None
     if options.task == TEXT:
-        size = {"n": options.n, "context": options.context or CONTEXT, "seed": options.seed}
+        context = CONTEXT if options.context is None else options.context
+        size = {"n": options.n, "context": context, "seed": options.seed}
         task = recurring_prompts(model, options.text, **size)
         try:
             return task, recurring_prompts(model, options.text, **size, first=options.n)

@@ -103,12 +103,24 @@ def test_tasks_of_the_command(tmp_path, capsys, monkeypatch):
         )
     assert json.loads(hw.open_result("task.json.nc").attrs["task"]) == json.loads(hw.to_json(task))
     assert hw.rerun("task.json.nc").agrees
+    assert main(["circuit", "--task", "task.json", "--source", "mean", *few, "--resamples", "7"]) == 0
+    (found,) = (tmp_path / "results").glob("*.nc")
+    assert found.name == "circuit-words-2l-task-mean-eap.nc"
+    assert hw.open_result(found)["inclusion"].attrs["resamples"] == 7
     capsys.readouterr()
     for given, says in (
         (["--task", "nothing"], "--task nothing: possible are repeated, text, and a file with a task or prompts"),
         (["--task", "text"], "words-2l has no folder held_out with text that it has not read"),
         (["--text", "notes"], "--text notes: it goes with --task text"),
         (["--metric", "nothing"], "there is no metric 'nothing'"),
+        (["--context", "12"], "--context 12: it goes with --task text"),
+        (["--task", "task.json", "--n", "4"], "--n 4: it goes with --task repeated or text"),
+        (["--task", "text", "--length", "9"], "--length 9: it goes with --task repeated"),
+        (
+            ["--task", "text", "--text", "prompts.txt", "--context", "0"],
+            "context, the tokens of a prompt, must be 4 or more, got 0",
+        ),
+        (["--resamples", "1"], "resamples must be 2 or more"),
         (["--out", "circuit.html"], "--out circuit.html: end it in .nc"),
     ):
         assert main(["circuit", *given]) == 1
