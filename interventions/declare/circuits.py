@@ -340,9 +340,7 @@ def one_score(scores: Any, what: str = "Circuit.top") -> Any:
             raise DeclarationError(f"{what} takes one score of each edge: this Dataset has {found}")
         scores = scores[along[0]]
     if not hasattr(scores, "dims") or not hasattr(scores, "coords"):
-        raise DeclarationError(
-            f"{what} takes a DataArray of scores with the dim edge, got {type(scores).__name__}"
-        )
+        raise DeclarationError(f"{what} takes a DataArray of scores with the dim edge, got {type(scores).__name__}")
     return scores
 
 

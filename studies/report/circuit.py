@@ -112,8 +112,8 @@ def _curve(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
     page.figure(
         plots.circuit_curve(ds, random)
         + plots.circuit_curve(tree["numbers"].to_dataset(), by_edges(random), title="by number of edges"),
-        "How much circuits of growing size keep, with 95% intervals. Blue, solid: of the edges without which the metric "
-        "gets worst (signed); orange, dashed: of those that change it most either way (absolute); grey: random "
+        "How much circuits of growing size keep, with 95% intervals. Blue, solid: of the edges without which the "
+        "metric gets worst (signed); orange, dashed: of those that change it most either way (absolute); grey: random "
         "connected circuits. 0 is no edge at all, 1 the whole model. Left at MIB's shares, right by number of edges.",
     )
     rows = []

@@ -28,7 +28,7 @@ Nodes = dict[str, tuple[float, int, str]]
 """Place of each node, across (0 to 1) and up, and the label of its row."""
 WIDTH, ROW, AT_ONCE, NODE = 620, 62, 12, 11
 """Pixels: width of the figure, height of a row; nodes of a row whose names stand side by side; pixels of a node."""
-KEY = {"margin": 12, "padding": 0, "spacing": 6, "border_line_alpha": 0, "background_fill_alpha": 0}
+KEY = {"margin": 0, "padding": 10, "spacing": 6, "border_line_alpha": 0, "background_fill_alpha": 0}
 """How the legend looks: below the frame and clear of it."""
 
 
@@ -42,10 +42,11 @@ def circuit_graph(
 ) -> Any:
     """The edges of a circuit between its heads and MLPs, from the input at the bottom to the logits at the top.
 
-    Each edge runs upwards, and bends past nodes that it does not touch. It is as wide as its score is far from 0, dashed
-    where it works against the behaviour, and coloured by what reads it: q, k or v of a head, or anything else. It works against the behaviour where its score is above 0, or below
-    0 where the attribute ``better`` of the scores is ``"lower"``, as that of a loss is. Of more than `most` edges,
-    those with the largest scores are drawn, and the title says how many are not.
+    Each edge runs upwards, and bends past nodes that it does not touch. It is as wide as its score is far from 0,
+    dashed where it works against the behaviour, and coloured by what reads it: q, k or v of a head, or anything else.
+    It works against the behaviour where its score is above 0, or below 0 where the
+    attribute ``better`` of the scores is ``"lower"``, as that of a loss is. Of more than `most` edges, those with the
+    largest scores are drawn, and the title says how many are not.
 
     Parameters
     ----------
@@ -93,7 +94,7 @@ def circuit_graph(
         width=WIDTH,
         height=130 + ROW * len(rows),
         xaxis=None,
-        ylabel="each edge runs upwards \N{RIGHTWARDS ARROW}",
+        ylabel="layers: each edge runs upwards \N{RIGHTWARDS ARROW}",
         yticks=[(row, label) for row, label in rows.items()],
         xlim=(-0.06, 1.06),
         ylim=(-0.5, len(rows) - 0.5),
@@ -128,7 +129,7 @@ def _nodes(names: set[str]) -> Nodes:
     for row, place in enumerate(sorted(set(places.values()))):
         here = sorted((name for name in places if places[name] == place), key=place_of)
         ends = place[0] in (place_of(INPUT)[0], place_of(LOGITS)[0])
-        label = here[0] if ends else f"layer {place[0]}: {'MLP' if place[1] else 'heads'}"
+        label = here[0] if ends else f"{'MLP' if place[1] else 'heads'} {place[0]}"
         aside = 0.03 * (row % 3 - 1) if len(here) > 1 else 0.06 * (row % 3 - 1)  # an edge past a node is seen beside it
         for number, name in enumerate(here):
             nodes[name] = (0.05 + 0.9 * (number + 0.5) / len(here) + aside, row, label)
