@@ -90,8 +90,8 @@ def effects_table(effects: Sequence[Effect], lost: tuple[str, float] | None = No
     """
     if not effects and lost is not None:
         words = escape(lost[0])
-        rows = f"<tr><td>{words[:1].upper()}{words[1:]}</td>{_cell(lost[1], '+.3f')}</tr>"
-        return f"<h3>Without it</h3><table><tbody>{rows}</tbody></table>"
+        row = f"<tr><td>{words[:1].upper()}{words[1:]}</td>{_cell(lost[1], '+.3f')}</tr>"
+        return f"<h3>Without it</h3><table><tbody>{row}</tbody></table>"
     if not effects:
         return '<p class="soft">This file measures no intervention on single heads.</p>'
     parts = []
