@@ -341,18 +341,16 @@ def _counted(edges: tuple[Edge, ...]) -> str:
     return f"{len(edges)} edge{'s' * (len(edges) != 1)}{': ' * bool(edges)}{', '.join(shown)}"
 
 
-def one_score(scores: Any) -> Any:
+def one_score(scores: Any, what: str = "Circuit.top") -> Any:
     """The DataArray of scores; that of a Dataset with one variable along ``edge``."""
     if hasattr(scores, "data_vars"):
         along = [name for name, array in scores.data_vars.items() if "edge" in array.dims]
         if len(along) != 1:
             found = f"{choices(along)}; give one, such as ds[{str(along[0])!r}]" if along else "none along the dim edge"
-            raise DeclarationError(f"Circuit.top takes one score of each edge: this Dataset has {found}")
+            raise DeclarationError(f"{what} takes one score of each edge: this Dataset has {found}")
         scores = scores[along[0]]
     if not hasattr(scores, "dims") or not hasattr(scores, "coords"):
-        raise DeclarationError(
-            f"Circuit.top takes a DataArray of scores with the dim edge, got {type(scores).__name__}"
-        )
+        raise DeclarationError(f"{what} takes a DataArray of scores with the dim edge, got {type(scores).__name__}")
     return scores
 
 

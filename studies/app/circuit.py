@@ -14,6 +14,8 @@ from .widgets import PARTS, framed, html, picture
 
 NEEDED = {"circuit", "curve", "numbers", "random"}
 """Groups of a result of `CircuitStudy`."""
+GRAPH, CURVE = 640, 540
+"""Pixels that the pictures are wide at most."""
 CARD = """
 :host { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .9rem 1rem;
   margin-bottom: 1rem; }
@@ -30,8 +32,14 @@ class CircuitView:
 
     def __init__(self) -> None:
         self.found = html()
-        self.graph, self.curve = picture(), picture()
-        row = pn.FlexBox(framed(self.graph), framed(self.curve), sizing_mode="stretch_width", gap=".8rem", margin=0)
+        self.graph, self.curve = picture(wide=True), picture(wide=True)
+        row = pn.FlexBox(
+            framed(self.graph, width=GRAPH),
+            framed(self.curve, width=CURVE),
+            sizing_mode="stretch_width",
+            gap=".8rem",
+            margin=0,
+        )
         self.view = pn.Column(
             self.found, row, sizing_mode="stretch_width", margin=0, visible=False, stylesheets=[PARTS, CARD]
         )
@@ -51,9 +59,11 @@ class CircuitView:
         held = tree["circuit"].to_dataset()
         circuit = circuit_of(held)
         if circuit:
-            self.graph.object = drawn(plots.circuit_graph(circuit, held["score"], graph=graph_of(tree)))
+            self.graph.object = drawn(plots.circuit_graph(circuit, held["score"], graph=graph_of(tree)), wide=True)
         random = by_edges(tree["random"].to_dataset().sel(kind="connected edges"))
-        self.curve.object = drawn(plots.circuit_curve(tree["numbers"].to_dataset(), random, title="by number of edges"))
+        self.curve.object = drawn(
+            plots.circuit_curve(tree["numbers"].to_dataset(), random, title="by number of edges"), wide=True
+        )
         told = [one for one in json_in(tree.attrs, "conclusion", list) if isinstance(one, dict)]
         said = [str(one.get("text", "")) for one in told if one.get("group") == "summary"]
         self.found.object = sentences.circuit(said)

@@ -17,12 +17,14 @@ MARK = "picked head"
 """Name of the outline around the picked head."""
 
 
-def drawn(element: Any) -> Any:
-    """A HoloViews element as a Bokeh figure."""
+def drawn(element: Any, *, wide: bool = False) -> Any:
+    """A HoloViews element as a Bokeh figure; a wide one is as wide as its place."""
     apart = Document()  # else HoloViews ties every figure that it ever drew to the session
     with patch_curdoc(apart):
         figure = rendered(element)
     figure.toolbar_location = "above"
+    if wide:
+        figure.update(sizing_mode="stretch_width", min_width=280)
     return figure
 
 

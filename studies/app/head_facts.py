@@ -179,6 +179,16 @@ def _effects(name: str, change: xr.DataArray, ds: xr.Dataset, head: Head) -> lis
     return found
 
 
+def lost(tree: xr.DataTree, head: Head) -> tuple[str, float] | None:
+    """What a study of a circuit found to be lost without the head, in words and as a number; None where it did not."""
+    for _, ds in datasets(tree):
+        if "lost" in ds and {*ds["lost"].dims} == {*HEAD}:
+            found = _at(ds["lost"], head)
+            if found is not None:
+                return str(ds["lost"].attrs.get("long_name", "lost without the head")), float(found)
+    return None
+
+
 def partners(tree: xr.DataTree, head: Head, top: int = 3) -> dict[tuple[str, str], list[Partner]]:
     """The heads that compose most strongly with `head`, by direction and kind.
 

@@ -23,7 +23,6 @@ from .widgets import PARTS, beside, button, framed, html, picture, select
 
 EXAMPLE = "apple banana cherry apple banana"
 NOTHING = {
-    "prefix_matching": "No token of this prompt comes back, so there is nothing to match: type a word twice.",
     TOKEN: "No token comes after this one.",
 }
 
@@ -224,7 +223,10 @@ class PromptView:
             self._grid = HeadGrid(plots.head_grid(values, limits=(0, 1)), self._head, self._pick)
             self.picture.object = self._grid.figure
             if not np.isfinite(values.values).any():
-                self._say(NOTHING.get(self.fires.value, "Nothing in this prompt is of that kind."))
+                if self.fires.value == "prefix_matching":
+                    self._say(sentences.nothing_comes_back(self._fired.tokens[0]))
+                else:
+                    self._say(NOTHING.get(self.fires.value, "Nothing in this prompt is of that kind."))
             elif self._fired.differs:
                 self._say(self._fired.differs)
 

@@ -205,7 +205,9 @@ class Session:
         with self._in_words():
             self.heading.object = sentences.heading(name, head_facts.role(self.tree, head))
             about = head_facts.scores(self.tree, head), head_facts.effects(self.tree, head)
-            self.facts.object = sentences.effects_table(about[1]) + sentences.scores_table(about[0])
+            self.facts.object = sentences.effects_table(
+                about[1], head_facts.lost(self.tree, head)
+            ) + sentences.scores_table(about[0])
             self.partners.objects = self._partners(head)
         self.pattern.show(name)
         self.prompt.show(name)

@@ -83,8 +83,15 @@ def _few(shown: Sequence[Score | Effect]) -> str:
     return "".join(f'<p class="soft">{escape(words)}.</p>' for words in said if words)
 
 
-def effects_table(effects: Sequence[Effect]) -> str:
-    """What intervening on a head changes, with 95% intervals, each metric on a scale of its own."""
+def effects_table(effects: Sequence[Effect], lost: tuple[str, float] | None = None) -> str:
+    """What intervening on a head changes, with 95% intervals, each metric on a scale of its own.
+
+    Where nothing was measured prompt by prompt, `lost` is said: what goes without the head, in words and as a number.
+    """
+    if not effects and lost is not None:
+        words = escape(lost[0])
+        row = f"<tr><td>{words[:1].upper()}{words[1:]}</td>{_cell(lost[1], '+.3f')}</tr>"
+        return f"<h3>Without it</h3><table><tbody>{row}</tbody></table>"
     if not effects:
         return '<p class="soft">This file measures no intervention on single heads.</p>'
     parts = []
@@ -168,6 +175,18 @@ def files(listed: Sequence[Listed], folder: str) -> str:
         return ""
     many = "1 file cannot be shown" if len(bad) == 1 else f"{len(bad)} files cannot be shown"
     return f"<details><summary>{many}</summary>{_reasons(bad)}</details>"
+
+
+def nothing_comes_back(tokens: Sequence[str]) -> str:
+    """Why there is nothing to match in a prompt, of which no token comes back."""
+    forms: dict[str, set[str]] = {}
+    for token in tokens:
+        forms.setdefault(token.strip(), set()).add(token)
+    twice = [word for word, some in forms.items() if word and len(some) > 1]
+    if twice:
+        why = f"{short(twice[0])} with a space before it is another token than without"
+        return f"No token of this prompt comes back ({why}), so there is nothing to match."
+    return "No token of this prompt comes back, so there is nothing to match: type a word twice."
 
 
 def _reasons(bad: Sequence[Listed]) -> str:

@@ -176,14 +176,22 @@ def html(text: str = "") -> Any:
     return pn.pane.HTML(text, sizing_mode="stretch_width", margin=0, stylesheets=[PARTS])
 
 
-def picture() -> Any:
-    """A place for a figure."""
-    return pn.pane.Bokeh(None, margin=0)
+def picture(*, wide: bool = False) -> Any:
+    """A place for a figure; a wide one takes the width that there is."""
+    return pn.pane.Bokeh(None, margin=0, **({"sizing_mode": "stretch_width"} if wide else {}))
 
 
-def framed(part: Any) -> Any:
-    """A picture on white, which its colours are made for; one that is too wide scrolls in its own box."""
-    frame = pn.Column(part, margin=0, stylesheets=[FIGURE], visible=part.object is not None)
+def framed(part: Any, *, width: int | None = None) -> Any:
+    """A picture on white, which its colours are made for; one that is too wide scrolls in its own box.
+
+    With a `width`, for a picture that is wide, the box is as wide as there is room, and at most so many pixels.
+    """
+    look: dict[str, Any] = {"stylesheets": [FIGURE]}
+    if width is not None:
+        wide = ":host { width: 100%; box-sizing: border-box; }"
+        look = {"stylesheets": [FIGURE, wide], "sizing_mode": "stretch_width", "max_width": width}
+        look |= {"styles": {"flex": f"1 1 {width}px", "min-width": "0"}}
+    frame = pn.Column(part, margin=0, visible=part.object is not None, **look)
     part.param.watch(lambda event: frame.param.update(visible=event.new is not None), "object")
     return frame
 

@@ -55,9 +55,9 @@ def _circuit(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
         scores = ds["score"]
         page.figure(
             plots.circuit_graph(circuit, scores, graph=graph_of(tree)),
-            "The circuit, from the input at the bottom to the logits at the top. An edge is as wide as its score is "
-            f"far from 0, and dashed where {_against(scores)}; its colour says what reads it. Hover for its name and "
-            "score.",
+            "The circuit, from the input at the bottom to the logits at the top: each edge runs upwards. An edge is as "
+            f"wide as its score is far from 0, and dashed where {_against(scores)}; its colour says what reads it, and "
+            "nothing of its sign. Hover for its name and score.",
         )
     else:
         page.add("<p>The circuit has no edge.</p>")
@@ -110,9 +110,9 @@ def _curve(page: Page, ds: xr.Dataset, tree: xr.DataTree) -> None:
     page.figure(
         plots.circuit_curve(ds, random)
         + plots.circuit_curve(tree["numbers"].to_dataset(), by_edges(random), title="by number of edges"),
-        "How much circuits of growing size keep: those of the edges without which the metric gets worst (signed), and "
-        "of those that change it most either way (absolute), with 95% intervals; grey, random connected circuits. 0 is "
-        "no edge at all, 1 the whole model. Left at MIB's shares, right by number of edges.",
+        "How much circuits of growing size keep, with 95% intervals. Blue, solid: of the edges without which the "
+        "metric gets worst (signed); orange, dashed: of those that change it most either way (absolute); grey: random "
+        "connected circuits. 0 is no edge at all, 1 the whole model. Left at MIB's shares, right by number of edges.",
     )
     rows = []
     for name, words in (

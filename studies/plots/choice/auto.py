@@ -14,7 +14,6 @@ from ..ablation import sets_against_null
 from ..attention import attention
 from ..attention_viewer import MOST, attention_viewer
 from ..circuits.curves import circuit_curve, edge_inclusion
-from ..circuits.graph import MOST as MOST_EDGES
 from ..circuits.graph import circuit_graph
 from ..composition import composition_matrix
 from ..curves import along, ranked_conditions
@@ -215,7 +214,7 @@ def _edges(ds: xr.Dataset, variable: str, title: str) -> Any:
         return edge_inclusion(ds, title=title)
     values = ds[variable]
     mean = values.mean("example", keep_attrs=True) if "example" in values.dims else values
-    return circuit_graph(Circuit.top(mean, min(MOST_EDGES, mean.size)), mean, title=title)
+    return circuit_graph(Circuit.top(mean, mean.size), mean, title=title)  # which says how many it leaves out
 
 
 def _inside(ds: xr.Dataset, variable: str, title: str) -> Any:

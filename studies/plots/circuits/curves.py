@@ -15,6 +15,8 @@ from ..parts.style import BLUE, GREY, ORANGE, dimension, hover, overlay, styled
 
 LOOKS = ((BLUE, "solid", "circle"), (ORANGE, "dashed", "diamond"))
 CONNECTED = "connected edges"
+ENTRIES = 1000
+"""Elements up to which a figure has a legend; HoloViews leaves it out beyond 25, fewer than the curves of 20 draws."""
 TOP = 30
 TICKS = (0.001, 0.01, 0.1, 1.0)
 NAMED = {"signed": "signed selection", "abs": "absolute selection"}
@@ -36,8 +38,8 @@ def circuit_curve(ds: xr.Dataset, random: xr.Dataset | None = None, *, title: st
     Returns
     -------
     holoviews.Overlay
-        A ``Curve`` for each random draw; for each selection an ``Area`` (interval), a ``Curve`` and ``Points``
-        (``at``, ``value``; number of edges, interval); lines at 0 and 1.
+        A ``Curve`` for each random draw; for each selection an ``Area`` (interval), and, in one entry of the
+        legend, a ``Curve`` and ``Points`` (``at``, ``value``; number of edges, interval); lines at 0 and 1.
 
     Raises
     ------
@@ -83,10 +85,11 @@ def circuit_curve(ds: xr.Dataset, random: xr.Dataset | None = None, *, title: st
         tips = hover(shown, text, (across.label, "@at"), ("edges", "@edges"))
         parts += [
             styled(hv.Area((at, low, high), across, [shown, "high"]), color=colour, alpha=0.2, line_alpha=0),
-            styled(hv.Curve((at, values), across, shown), color=colour, line_dash=dash, line_width=2),
+            styled(hv.Curve((at, values), across, shown, label=name), color=colour, line_dash=dash, line_width=2),
             dots(table, [across, shown], name, (colour, marker), 7, **tips),
         ]
-        reach += [float(np.nanmax(values)), float(np.nanmin(values))]
+        for ends_of in (values, low, high):
+            reach += [float(np.nanmax(ends_of)), float(np.nanmin(ends_of))]
     if not title and along == "edges":
         title = "by number of edges"
     elif not title and ds["cpr"].ndim == ds["cmd"].ndim == 0:
@@ -100,7 +103,7 @@ def circuit_curve(ds: xr.Dataset, random: xr.Dataset | None = None, *, title: st
     ends = (min(reach) - 0.08, max(reach) + 0.12)
     if along == "share":
         axes["xticks"] = [(share, f"{share:.1%}".replace(".0%", "%")) for share in TICKS if at.min() <= share]
-    legend = {"show_legend": split or random is not None, "legend_cols": 2}
+    legend = {"show_legend": split or random is not None, "legend_cols": 2, "legend_limit": ENTRIES}
     return overlay(parts, title=title, width=520, height=360, ylim=ends, **axes, **legend)
 
 

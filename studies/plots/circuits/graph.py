@@ -9,24 +9,27 @@ import numpy as np
 import xarray as xr
 
 from ....errors import DeclarationError, whole
-from ....interventions.declare.circuits import INPUT, LOGITS, Circuit, Edge, as_edge, node_of, place_of
+from ....interventions.declare.circuits import INPUT, LOGITS, Circuit, Edge, as_edge, node_of, one_score, place_of
 from ....interventions.declare.graph import Graph
 from ..parts.dots import dots, shift
 from ..parts.inputs import array_of
-from ..parts.style import BLUE, GREEN, GREY, INK, ORANGE, dimension, hover, overlay, styled
+from ..parts.style import BLUE, INK, ORANGE, PURPLE, dimension, hover, overlay, styled
+from .bends import others_of, way
 
 MOST = 100
 """How many edges are drawn."""
 THINNEST, THICKEST = 1.0, 7.0
-PARTS = {"q": ("read as query", BLUE), "k": ("read as key", ORANGE), "v": ("read as value", GREEN)}
+PARTS = {"q": ("read as query", BLUE), "k": ("read as key", ORANGE), "v": ("read as value", PURPLE)}
 AGAINST, ABOVE = "dashed: against the behaviour", "dashed: score above 0"
-OTHERS = ("by MLP or logits", GREY)
-PORTS = {"q": -0.01, "k": 0.0, "v": 0.01}
-"""Where on a head an edge into its q, k or v ends, as a share of the width."""
+OTHERS = ("by MLP or logits", "#5f5f5f")
+PORTS = {"q": -0.006, "k": 0.0, "v": 0.006}
+"""Where within a head an edge into its q, k or v ends, as a share of the width."""
 Nodes = dict[str, tuple[float, int, str]]
 """Place of each node, across (0 to 1) and up, and the label of its row."""
-WIDTH, ROW, AT_ONCE = 620, 62, 12
-"""Pixels: width of the figure, height of a row; and nodes of a row whose names stand side by side."""
+WIDTH, ROW, AT_ONCE, NODE = 620, 62, 12, 11
+"""Pixels: width of the figure, height of a row; nodes of a row whose names stand side by side; pixels of a node."""
+KEY = {"margin": 0, "padding": 10, "spacing": 6, "border_line_alpha": 0, "background_fill_alpha": 0}
+"""How the legend looks: below the frame and clear of it."""
 
 
 def circuit_graph(
@@ -39,17 +42,19 @@ def circuit_graph(
 ) -> Any:
     """The edges of a circuit between its heads and MLPs, from the input at the bottom to the logits at the top.
 
-    An edge is as wide as its score is far from 0, dashed where it works against the behaviour, and coloured by what
-    reads it: q, k or v of a head, or anything else. It works against the behaviour where its score is above 0, or below
-    0 where the attribute ``better`` of the scores is ``"lower"``, as that of a loss is. Of more than `most` edges,
-    those with the largest scores are drawn, and the title says how many are not.
+    Each edge runs upwards, and bends past nodes that it does not touch. It is as wide as its score is far from 0,
+    dashed where it works against the behaviour, and coloured by what reads it: q, k or v of a head, or anything else.
+    It works against the behaviour where its score is above 0, or below 0 where the
+    attribute ``better`` of the scores is ``"lower"``, as that of a loss is. Of more than `most` edges, those with the
+    largest scores are drawn, and the title says how many are not.
 
     Parameters
     ----------
     circuit : Circuit
         Pruned, as `Graph.prune` does, to see what is connected.
-    scores : DataArray (edge[, example]), or Dataset with one such variable, optional
-        With the coordinates ``sender`` and ``receiver``; edges without a score are the thinnest.
+    scores : DataArray (edge[, example]), or Dataset with one variable along ``edge``, optional
+        With the coordinates ``sender`` and ``receiver``; edges without a score are the thinnest. As `Circuit.top` does,
+        it takes the result of `headwise.edge_scores` as it is.
     graph : Graph, optional
         Of the model. Needed where heads share keys and values: an edge into k or v then ends at each head that shares
         it, and else at the head of that number.
@@ -59,8 +64,8 @@ def circuit_graph(
     Returns
     -------
     holoviews.Overlay
-        ``Segments`` for each kind of reader (one for each edge; ``value``, ``edge``, ``width``), ``Points`` for the
-        nodes (``at``, ``row``; name) and ``Labels``.
+        ``Path`` for each kind of reader and each sign (a line for each edge; ``value``, ``edge``, ``width``), a
+        ``Curve`` for each entry of the legend on them, ``Points`` for the nodes (``at``, ``row``; name) and ``Labels``.
 
     Raises
     ------
@@ -89,11 +94,12 @@ def circuit_graph(
         width=WIDTH,
         height=130 + ROW * len(rows),
         xaxis=None,
-        ylabel="",
+        ylabel="layers: each edge runs upwards \N{RIGHTWARDS ARROW}",
         yticks=[(row, label) for row, label in rows.items()],
         xlim=(-0.06, 1.06),
         ylim=(-0.5, len(rows) - 0.5),
         legend_cols=2,
+        legend_opts=KEY | {"label_text_font_size": "12px"},
     )
 
 
@@ -101,6 +107,8 @@ def _scores(scores: Any) -> tuple[dict[Edge, float], Any, str | None]:
     """The score of each edge, what scores are, and which way their metric is better."""
     if scores is None:
         return {}, hv.Dimension("value", label="score"), None
+    if isinstance(scores, xr.Dataset) and any("edge" in one.dims for one in scores.values()):
+        scores = one_score(scores, "circuit_graph")
     array = array_of(scores, "circuit_graph", ("edge",))
     if not {"sender", "receiver"} <= {*array.coords} or not {*array.dims} <= {"edge", "example"}:
         raise DeclarationError(
@@ -121,7 +129,7 @@ def _nodes(names: set[str]) -> Nodes:
     for row, place in enumerate(sorted(set(places.values()))):
         here = sorted((name for name in places if places[name] == place), key=place_of)
         ends = place[0] in (place_of(INPUT)[0], place_of(LOGITS)[0])
-        label = "" if ends or (place[1] and (place[0], 0) in places.values()) else f"layer {place[0]}"
+        label = here[0] if ends else f"{'MLP' if place[1] else 'heads'} {place[0]}"
         aside = 0.03 * (row % 3 - 1) if len(here) > 1 else 0.06 * (row % 3 - 1)  # an edge past a node is seen beside it
         for number, name in enumerate(here):
             nodes[name] = (0.05 + 0.9 * (number + 0.5) / len(here) + aside, row, label)
@@ -149,46 +157,45 @@ def _edges(
 
     Returns
     -------
-    list of Segments
-        At last, what the legend says of dashes, if there are any.
+    list of Path and Curve
+        The curves, which are nowhere, are entries of the legend: a solid line for each kind of reader, and at last what
+        a dashed line says, if there is any.
     """
     shown, better = what
     sign, dashes = -1 if better == "lower" else 1, False
     largest = max((abs(values.get(edge, 0.0)) for edge in drawn), default=0.0) or 1.0
-    parts = []
+    parts, said = [], []
     for kind in (*PARTS, ""):
         name, colour = PARTS.get(kind, OTHERS)
+        of_kind = [edge for edge in reversed(drawn) if (edge.receiver[-2] if edge.receiver[-1] == ">" else "") == kind]
         for against in (False, True):
-            here = [
-                (edge, reader)
-                for edge in reversed(drawn)
-                for reader in readers[edge]
-                if (edge.receiver[-2] if edge.receiver.endswith(">") else "") == kind
-                and (sign * values.get(edge, 0.0) > 0) == against
-            ]
-            if not here:
-                continue
-            ends = [(nodes[edge.sender], nodes[reader]) for edge, reader in here]
-            score = [values.get(edge, float("nan")) for edge, _ in here]
-            table: dict[str, Any] = {
-                "x0": [start[0] for start, _ in ends],
-                "y0": [float(start[1]) for start, _ in ends],
-                "x1": [end[0] + PORTS.get(kind, 0.0) for _, end in ends],
-                "y1": [end[1] - 0.07 for _, end in ends],
-                "value": score,
-                "edge": [str(edge) for edge, _ in here],
-                "width": THINNEST + (THICKEST - THINNEST) * np.nan_to_num(np.abs(score)) / largest,
-            }
-            lines = hv.Segments(table, ["x0", "y0", "x1", "y1"], [shown, "edge", "width"], label=name)
-            name, dashes = "", dashes or against  # a kind stands in the legend once
-            look = {"color": colour, "alpha": 0.75, "line_dash": "dashed" if against else "solid"}
-            tips = hover(shown, "@value{+0.0000}", ("edge", "@edge"))
-            parts.append(styled(lines, line_width=hv.dim("width"), **look, **tips))
+            lines = []
+            for edge in (edge for edge in of_kind if (sign * values.get(edge, 0.0) > 0) == against):
+                score = values.get(edge, float("nan"))
+                width = THINNEST + (THICKEST - THINNEST) * float(np.nan_to_num(abs(score))) / largest
+                table = {"value": score, "edge": str(edge), "width": width}
+                for reader in readers[edge]:
+                    start, end = nodes[edge.sender], nodes[reader]
+                    ends = ((start[0], float(start[1])), (end[0] + PORTS.get(kind, 0.0), float(end[1])))
+                    x, y = way(*ends, others_of(nodes, (edge.sender, reader)), width)
+                    lines.append({"x": x, "y": y, **table})
+            if lines:
+                dashes = dashes or against
+                look = {"color": colour, "alpha": 0.75, "line_dash": "dashed" if against else "solid"}
+                tips = hover(shown, "@value{+0.0000}", ("edge", "@edge"))
+                paths = hv.Path(lines, ["x", "y"], [shown, "edge", "width"])
+                parts.append(styled(paths, line_width=hv.dim("width"), **look, **tips))
+        if of_kind:
+            said.append(_entry(name, color=colour, line_width=5))
     if dashes:
-        nowhere = ([float("nan")], [float("nan")])
-        said = hv.Curve(nowhere, "x0", "y0", label=AGAINST if better else ABOVE)
-        parts.append(styled(said, color=INK, line_dash="dashed", line_width=2))
-    return parts
+        said.append(_entry(AGAINST if better else ABOVE, color=INK, line_dash="dashed", line_width=2))
+    return [*parts, *said]
+
+
+def _entry(label: str, **look: Any) -> Any:
+    """An entry of the legend: a line that is nowhere."""
+    nowhere = ([float("nan")], [float("nan")])
+    return styled(hv.Curve(nowhere, "x", "y", label=label), **look)
 
 
 def _boxes(nodes: Nodes, readers: dict[Edge, tuple[str, ...]]) -> list[Any]:
@@ -208,7 +215,7 @@ def _boxes(nodes: Nodes, readers: dict[Edge, tuple[str, ...]]) -> list[Any]:
         table |= {"name": here, "reads": [reads[name] for name in here], "sends": [sends[name] for name in here]}
         tips = [("node", "@name"), ("edges read", "@reads"), ("edges sent", "@sends")]
         if here:
-            parts.append(dots(table, ["at", "row"], label, look, 9, tools=["hover"], hover_tooltips=tips))
+            parts.append(dots(table, ["at", "row"], label, look, NODE, tools=["hover"], hover_tooltips=tips))
     return parts
 
 

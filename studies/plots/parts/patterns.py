@@ -201,7 +201,19 @@ def _tokens(ds: xr.Dataset, values: xr.DataArray) -> dict[int, str]:
         return {}
     texts = ds["token"].values
     at = numbers_of(values, dim) if dim in values.dims else numbers_of(ds["token"], dim)
-    return {int(place): visible(str(text)) for place, text in zip(at, texts, strict=True)}
+    shown = _told_apart([str(text) for text in texts])
+    return {int(place): text for place, text in zip(at, shown, strict=True)}
+
+
+def _told_apart(tokens: list[str]) -> list[str]:
+    """Tokens as they are seen; where two of them differ by the space around them, spaces are drawn as signs."""
+    forms: dict[str, set[str]] = {}
+    for token in tokens:
+        forms.setdefault(visible(token), set()).add(token)
+    return [
+        visible(token) if len(forms[visible(token)]) == 1 else token.replace(" ", "␣").translate(SIGNS)
+        for token in tokens
+    ]
 
 
 def visible(token: str) -> str:

@@ -10,6 +10,7 @@ import xarray as xr
 import headwise as hw
 from headwise.errors import DeclarationError, UnknownNameError
 from headwise.studies import plots
+from headwise.studies.plots.circuits import bends
 from tests.support.elements import labelled, of_type, option
 
 GRAPH = hw.Graph(2, 3)
@@ -31,21 +32,33 @@ def scores_of(values):
     return xr.DataArray(list(values.values()), coords=names, dims="edge", name="exact", attrs=attrs)
 
 
+def paths(picture):
+    return [part for part in of_type(picture, hv.Path) if part.vdims]
+
+
 def segments(picture):
-    return {edge: part for part in of_type(picture, hv.Segments) for edge in part["edge"]}
+    return {one["edge"]: part for part in paths(picture) for one in part.data}
 
 
-def row(part, edge):
-    return list(part["edge"]).index(edge)
+def line(picture, edge):
+    (found,) = [one for part in paths(picture) for one in part.data if one["edge"] == edge]
+    return found
+
+
+def legend(picture):
+    """Labels of the lines of the legend, with their dash, colour and width."""
+    entries = [part for part in of_type(picture, hv.Curve) if np.isnan(part.dimension_values(0)).all()]
+    return {
+        part.label: [option(part, name, "style") for name in ("line_dash", "color", "line_width")] for part in entries
+    }
 
 
 def test_a_circuit_is_drawn_with_an_edge_for_each_of_its_edges():
     drawn = plots.circuit_graph(hw.Circuit(SCORES), scores_of(SCORES))
     found = segments(drawn)
     assert {*found} == {*SCORES}
-    values = {edge: float(part["value"][row(part, edge)]) for edge, part in found.items()}
-    assert values == SCORES
-    widths = {edge: float(part["width"][row(part, edge)]) for edge, part in found.items()}
+    assert {edge: line(drawn, edge)["value"] for edge in SCORES} == SCORES
+    widths = {edge: line(drawn, edge)["width"] for edge in SCORES}
     assert widths["input->a0.h1<v>"] == 7
     assert widths["m0->a1.h2<k>"] == widths["m0->a1.h2<q>"] == 1 + 6 * 0.25
     colours = {edge: option(part, "color", "style") for edge, part in found.items()}
@@ -63,10 +76,16 @@ def test_edges_that_work_against_the_behaviour_are_dashed_and_the_legend_has_eve
     dashes = {edge: option(part, "line_dash", "style") for edge, part in segments(drawn).items()}
     wanted = {edge for edge, value in SCORES.items() if against * value > 0}
     assert {edge for edge, dash in dashes.items() if dash == "dashed"} == wanted
-    labels = [part.label for part in of_type(drawn, hv.Segments) if part.label]
-    assert sorted(labels) == ["by MLP or logits", "read as key", "read as query", "read as value"]
     said = "dashed: against the behaviour" if better else "dashed: score above 0"
-    assert [part.label for part in of_type(drawn, hv.Curve)] == [said]
+    entries = legend(drawn)
+    assert [label for label, (dash, *_) in entries.items() if dash == "dashed"] == [said]
+    readers = {label: look for label, look in entries.items() if label != said}
+    assert [*readers] == ["read as query", "read as key", "read as value", "by MLP or logits"]
+    assert all(width == 5 for *_, width in readers.values())
+    assert len({colour for _, colour, _ in readers.values()}) == 4
+    edge = segments(drawn)["m0->a1.h2<k>"]
+    assert readers["read as key"][1] == option(edge, "color", "style")
+    assert not any(part.label for part in paths(drawn))  # else a dashed first edge would dash its entry
     hv.render(drawn, backend="bokeh")
 
 
@@ -78,7 +97,7 @@ def test_nodes_stand_in_forward_order_from_the_bottom():
     order = ["input", "a0.h1", "m0", "a1.h2", "logits"]
     assert sorted(heights, key=heights.get) == order
     assert sorted(name for part in of_type(drawn, hv.Labels) for name in part["name"]) == sorted(order)
-    assert option(drawn, "yticks") == [(0, ""), (1, "layer 0"), (2, ""), (3, "layer 1"), (4, "")]
+    assert option(drawn, "yticks") == [(0, "input"), (1, "heads 0"), (2, "MLP 0"), (3, "heads 1"), (4, "logits")]
     read = labelled(drawn, "head")
     counts = dict(zip(read["name"], zip(read["reads"], read["sends"], strict=True), strict=True))
     assert counts == {"a0.h1": (1, 1), "a1.h2": (3, 1)}
@@ -90,7 +109,7 @@ def test_an_edge_into_a_shared_key_ends_at_each_head_that_shares_it():
     heads = labelled(drawn, "head")
     assert list(heads["name"]) == ["a1.h1", "a1.h2", "a1.h3"]
     assert list(heads["reads"]) == [1, 1, 1]
-    assert len(segments(drawn)["m0->a1.h1<k>"]) == 2
+    assert sum(one["edge"] == "m0->a1.h1<k>" for part in paths(drawn) for one in part.data) == 2
     alone = plots.circuit_graph(circuit)
     assert list(labelled(alone, "head")["reads"]) == [2]
     with pytest.raises(DeclarationError, match=r"no edge m0->a1[.]h1<k>"):
@@ -136,11 +155,13 @@ def test_a_curve_has_its_intervals_and_random_circuits_behind_it(by):
     ds, random = curve(by=by, selection=["signed", "abs"]), curve(1, None, by, draw=range(3))
     drawn = plots.circuit_curve(ds, random)
     for name, selection in (("signed selection", "signed"), ("absolute selection", "abs")):
-        part = labelled(drawn, name)
+        (part,) = [one for one in of_type(drawn, hv.Points) if one.label == name]
         np.testing.assert_allclose(part["value"], ds["faithfulness"].sel(selection=selection))
         np.testing.assert_allclose(part["low"], ds["faithfulness_low"].sel(selection=selection))
         np.testing.assert_allclose(part["at"], ds[by])
         np.testing.assert_allclose(part["edges"], ds["edges"])
+        (behind,) = [one for one in of_type(drawn, hv.Curve) if one.label == name and not isinstance(one, hv.Area)]
+        np.testing.assert_allclose(behind.dimension_values(1), part["value"])
     curves = [part for part in of_type(drawn, hv.Curve) if not isinstance(part, hv.Area)]
     assert len(curves) == 3 + 2
     for number in range(3):
@@ -188,16 +209,64 @@ def test_pictures_of_circuits_render(draw):
 
 
 def test_the_picture_of_edges_and_of_faithfulness_is_chosen():
+    large = hw.Graph(2, 6)
     random = np.random.default_rng(0)
-    values = {str(edge): float(value) for edge, value in zip(GRAPH.edges, random.normal(size=len(GRAPH)), strict=True)}
+    values = {str(edge): float(value) for edge, value in zip(large.edges, random.normal(size=len(large)), strict=True)}
     each = scores_of(values).expand_dims(example=2)
+    assert option(plots.picture(each), "title") == f"the 100 strongest of {len(large)} edges"
     assert {*segments(plots.picture(each))} == {*sorted(values, key=lambda edge: -abs(values[edge]))[:100]}
     assert {*segments(plots.picture(scores_of(SCORES)))} == {*SCORES}
     often = plots.picture(included(), "inclusion")
     assert list(labelled(often, "not in it")["edge"]) == ["m0->a1.h2<k>", "m0->a1.h2<q>"]
     ds = curve(selection=["signed", "abs"])
-    assert labelled(plots.picture(ds, "faithfulness"), "signed selection")["value"] == pytest.approx(
-        ds["faithfulness"].sel(selection="signed").values
-    )
+    (signed,) = [
+        one for one in of_type(plots.picture(ds, "faithfulness"), hv.Points) if one.label == "signed selection"
+    ]
+    assert signed["value"] == pytest.approx(ds["faithfulness"].sel(selection="signed").values)
     alone = plots.picture(ds, "faithfulness", selection="abs")
     assert [len(part) for part in of_type(alone, hv.Points)] == [10]
+
+
+def test_edges_end_at_their_nodes_and_pass_by_all_others():
+    values = {**SCORES, "input->a1.h2<v>": -1.0, "input->logits": 0.3, "a0.h1->logits": -0.2}
+    drawn = plots.circuit_graph(hw.Circuit(values), scores_of(values))
+    at = {}
+    for part in of_type(drawn, hv.Points):
+        at |= {name: place for name, *place in zip(part["name"], part["at"], part["row"], strict=True)}
+    pixels = np.array([bends.ACROSS, bends.UP])
+    for edge in values:
+        one = line(drawn, edge)
+        way = np.stack([one["x"], one["y"]], axis=-1)
+        sender, receiver = edge.split("->")
+        receiver = receiver.partition("<")[0]
+        for end, node in ((way[0], sender), (way[-1], receiver)):
+            assert np.linalg.norm((end - at[node]) * pixels) < bends.RADIUS
+        fine = np.concatenate([np.linspace(a, b, 50) for a, b in zip(way[:-1], way[1:], strict=True)])
+        for node in {*at} - {sender, receiver}:
+            assert np.linalg.norm((fine - at[node]) * pixels, axis=-1).min() > bends.RADIUS + one["width"] / 2, (
+                edge,
+                node,
+            )
+
+
+def test_a_curve_keeps_its_legend_with_many_random_circuits_and_its_axis_shows_all_intervals():
+    ds = curve(selection=["signed", "abs"])
+    ds["faithfulness_high"] = ds["faithfulness_high"] + 1.5
+    drawn = plots.circuit_curve(ds, curve(1, None, draw=range(40)))
+    entries = {item.label["value"]: item.renderers for item in hv.render(drawn, backend="bokeh").legend[0].items}
+    assert {*entries} == {"random circuits", "signed selection", "absolute selection"}
+    dashes = {name: {str(getattr(one.glyph, "line_dash", [])) for one in some} for name, some in entries.items()}
+    assert dashes["signed selection"] == {"[]"}
+    assert "[6]" in dashes["absolute selection"]
+    low, high = option(drawn, "ylim")
+    assert low < float(ds["faithfulness_low"].min())
+    assert high > float(ds["faithfulness_high"].max())
+
+
+def test_the_result_of_edge_scores_is_drawn_as_it_is():
+    scores = scores_of(SCORES)
+    ds = xr.Dataset({"baseline_logit_diff": ("example", [1.0, 2.0]), "score": scores.expand_dims(example=2)})
+    assert {*segments(plots.circuit_graph(hw.Circuit(SCORES), ds))} == {*SCORES}
+    assert line(plots.circuit_graph(hw.Circuit(SCORES), ds), "input->m0")["value"] == 0.5
+    with pytest.raises(DeclarationError, match="circuit_graph takes one score of each edge"):
+        plots.circuit_graph(hw.Circuit(SCORES), ds.assign(other=scores))
