@@ -51,9 +51,9 @@ class Opened:
         with torch.no_grad():
             return raw_edges.forward(self.exact, self.runs[run], keep, other, fixed).logits.numpy()
 
-    def captured(self, what: Any, base: str = "clean") -> np.ndarray[Any, Any]:
+    def captured(self, what: Any, base: str = "clean", **options: Any) -> np.ndarray[Any, Any]:
         """The same as headwise has them."""
-        return hw.capture(self.model, TASK, "logits", what=what, run=base)["logits"].values
+        return hw.capture(self.model, TASK, "logits", what=what, run=base, **options)["logits"].values
 
     def some(self, seed: int, share: float = 0.5) -> hw.Circuit:
         """A random circuit."""
@@ -94,6 +94,15 @@ def test_circuits_in_one_pass_are_those_of_the_oracle(opened: Opened) -> None:
     for values, circuit in zip(found, circuits.values(), strict=True):
         np.testing.assert_allclose(values, opened.logits(raw_edges.kept_only([*circuit]), other), **NEAR)
     assert np.abs(found[0] - found[1]).max() > 0.01
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 8])
+def test_a_pass_leaves_what_the_next_one_reads(opened: Opened, batch_size: int) -> None:
+    circuits = {str(seed): opened.some(seed) for seed in range(5)}
+    found = opened.captured(circuits, batch_size=batch_size)
+    other = opened.sent(opened.runs["corrupted"])
+    for values, circuit in zip(found, circuits.values(), strict=True):
+        np.testing.assert_allclose(values, opened.logits(raw_edges.kept_only([*circuit]), other), **NEAR)
 
 
 def test_circuits_of_the_shipped_model_are_those_of_the_oracle_to_what_float32_holds(words_model: hw.Model) -> None:

@@ -138,7 +138,7 @@ def read_streams(
     tensor (receiver, row, position, d_model)
     """
     number = len(spec["circuits"][0]["kept"][receivers])
-    streams = stream.expand(number, *stream.shape).contiguous()
+    streams = stream.repeat(number, 1, 1, 1)  # always a copy: what other edges carry is read by the next pass too
     for rows, circuits in by_condition(spec):
         kept = [circuit["kept"][receivers, : len(sent)].to(stream.dtype) for circuit in circuits]
         value, read = sent[:, rows], streams[:, rows]

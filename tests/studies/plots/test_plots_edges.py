@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import holoviews as hv
 import numpy as np
 import pytest
@@ -241,7 +243,7 @@ def test_edges_end_at_their_nodes_and_pass_by_all_others():
         receiver = receiver.partition("<")[0]
         for end, node in ((way[0], sender), (way[-1], receiver)):
             assert np.linalg.norm((end - at[node]) * pixels) < bends.RADIUS
-        fine = np.concatenate([np.linspace(a, b, 50) for a, b in zip(way[:-1], way[1:], strict=True)])
+        fine = np.concatenate([np.linspace(a, b, 50) for a, b in itertools.pairwise(way)])
         for node in {*at} - {sender, receiver}:
             assert np.linalg.norm((fine - at[node]) * pixels, axis=-1).min() > bends.RADIUS + one["width"] / 2, (
                 edge,
