@@ -170,7 +170,7 @@ def test_attention_boxes_stand_around_the_expected_keys():
     assert held[2, 1] == 0.5
     assert np.isnan(held[0, 2])
     assert option(drawn, "invert_yaxis") is True
-    assert option(drawn, "xticks") == [(0, "a"), (1, "bb"), (2, "a")]
+    assert option(drawn, "xticks") == [(0, "␣a"), (1, "bb"), (2, "a")]  # which differ by a space
     assert option(drawn, "title") == "L0H3: 38% in previous-token boxes"
     tokens = dict(zip(zip(grid["query"], grid["key"], strict=True), grid["to_token"], strict=True))
     assert tokens[2, 1] == "bb"
