@@ -14,6 +14,7 @@ from ..analyses.conclusion import Finding
 from ..output.phrases import count, listed, percent, rounded
 from .at_random import ANY, CONNECTED
 from .inclusion import unstable
+from .kept import worse
 from .nodes import BY_SCORE, GREEDY
 
 SHOWN = 5
@@ -47,14 +48,6 @@ def score_in_words(scores: xr.DataArray, metric: str) -> str:
     return (
         f"Score: how much the {metric} changes{unit} where this edge alone carries {carried}"
         f"{f'; {sign}, the edge matters' if sign else ''}."
-    )
-
-
-def worse(way: str) -> str:
-    """What is said where a whole model is worse than without edges, by a metric that is better the other way."""
-    return (
-        "the whole model is worse than the empty circuit, and the behaviour is that it is worse: signed selection "
-        f"takes {way} for better; if that is not meant, swap answers and distractors, or take another corrupted run"
     )
 
 

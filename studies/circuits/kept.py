@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -9,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from ...errors import ModelError
+from ...errors import AdviceWarning, ModelError
 from ...interventions.declare.changes import MEAN
-from ...interventions.declare.circuits import ABS, SIGNED, Circuit
+from ...interventions.declare.circuits import ABS, BETTER, SIGNED, Circuit
 from ...interventions.declare.graph import Graph
 from ...metrics.card import Metric
 from ...metrics.faithfulness import faithfulness
@@ -21,6 +22,7 @@ from ..measuring.measure import measure
 from ..tasks.tasks import Task
 from .at_random import CONNECTED, KINDS, random_circuits
 from .curves import circuit_curve, circuit_sizes
+from .edge_scores import edge_scores
 from .edges import edge_coords, edges_of
 
 if TYPE_CHECKING:
@@ -139,6 +141,42 @@ class Behaviour:
         """All edges between some heads and all MLPs."""
         mlps = [name for name in self.graph.senders if name.startswith("m")]
         return self.graph.between([*heads, *mlps])
+
+
+def scored(behaviour: Behaviour, **options: Any) -> xr.Dataset:
+    """Scores of all edges, whose attribute ``better`` is the way in which the whole model differs from no edge.
+
+    Parameters
+    ----------
+    behaviour : Behaviour
+    **options
+        Of `edge_scores`.
+
+    Returns
+    -------
+    Dataset
+        What `edge_scores` gives; the attribute `reverse` is 1 where the metric is better the other way.
+
+    Warns
+    -----
+    AdviceWarning
+        The metric is better the other way.
+    """
+    way = BETTER[0] if behaviour.gap() > 0 else BETTER[1]
+    found = edge_scores(behaviour.model, behaviour.task, behaviour.metric, source=behaviour.source, **options)
+    reverse = found["score"].attrs.get("better") in {*BETTER} - {way}
+    if reverse:
+        warnings.warn(f"by {behaviour.metric.name}, {worse(way)}", AdviceWarning, stacklevel=2)
+    found["score"].attrs["better"] = way
+    return found.assign_attrs(reverse=int(reverse))
+
+
+def worse(way: str) -> str:
+    """What is said where a whole model is worse than without edges, by a metric that is better the other way."""
+    return (
+        "the whole model is worse than the empty circuit, and the behaviour is that it is worse: signed selection "
+        f"takes {way} for better; if that is not meant, swap answers and distractors, or take another corrupted run"
+    )
 
 
 def with_interval(ds: xr.Dataset, name: str, words: str, *, level: float = 0.95) -> xr.Dataset:

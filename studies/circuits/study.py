@@ -15,7 +15,7 @@ import xarray as xr
 from ...errors import LARGEST_SEED, MOST_DRAWS, AdviceWarning, DeclarationError, choices, whole
 from ...interventions.declare import codec
 from ...interventions.declare.changes import MEAN
-from ...interventions.declare.circuits import ABS, BETTER, Circuit
+from ...interventions.declare.circuits import ABS, Circuit
 from ...interventions.declare.edges import EdgePatches
 from ...interventions.declare.graph import Graph
 from ...interventions.declare.sites import LEFT_OUT
@@ -29,9 +29,9 @@ from ..storage.provenance import as_attrs, inputs_of, provenance
 from ..storage.registry import TASKS, metric_of, written_name
 from ..tasks.tasks import RepeatedTokens, Task
 from . import kept, nodes
-from .edge_scores import check_options, edge_scores
+from .edge_scores import check_options
 from .edges import edges_of
-from .findings import conclude, worse
+from .findings import conclude
 from .inclusion import MOST_RESAMPLES, edge_inclusion
 from .price import CircuitPlan, price_circuit
 
@@ -301,27 +301,13 @@ class CircuitStudy:
         return tree
 
     def _edges(self, behaviour: kept.Behaviour) -> xr.Dataset:
-        """Scores, with the way in which the metric is better; refused where there is nothing to keep."""
-        way = BETTER[0] if behaviour.gap() > 0 else BETTER[1]
+        """Scores; refused before them where there is nothing to keep, on these prompts or on others that were given."""
         if self.others is not None:
             try:
                 behaviour.on(self.others).gap()
             except DeclarationError as error:
                 raise DeclarationError(f"others: {error}") from None
-        scored = edge_scores(
-            behaviour.model,
-            self.task,
-            self.metric,
-            source=self.source,
-            estimator=self.estimator,
-            steps=self.steps,
-            then_exact=self.then_exact,
-        )
-        reverse = {*BETTER} - {way} == {scored["score"].attrs.get("better")}
-        if reverse:
-            warnings.warn(f"by {behaviour.metric.name}, {worse(way)}", AdviceWarning, stacklevel=2)
-        scored["score"].attrs["better"] = way
-        return scored.assign_attrs(reverse=int(reverse))
+        return kept.scored(behaviour, estimator=self.estimator, steps=self.steps, then_exact=self.then_exact)
 
     def _circuit(self, behaviour: kept.Behaviour, scores: xr.DataArray, curves: list[xr.Dataset]) -> xr.Dataset:
         tried = xr.Dataset(attrs={"n": self.n})

@@ -159,6 +159,8 @@ def test_the_page_on_circuits_runs_as_written(tmp_path, monkeypatch):
         few = few.replace('"logit_diff").run', '"logit_diff", draws=1).run')
         exec(compile(few, "circuits.md", "exec"), space)
     assert space["circuit"] == hw.Circuit.top(space["edges"].mean("example"), n=33)
+    assert (tmp_path / "circuit.html").is_file()
+    assert {*space["study"].children} <= {*re.findall(r"^\| `(\w+)`", page, re.MULTILINE)} | {"numbers"}
     assert hw.from_json((tmp_path / "task.json").read_text()) == space["own"]
     last = {"by label": space["last"], "by number": hw.Circuit(space["circuit"], positions=[4])}
     by_label, by_number = hw.measure(space["model"], space["own"], last, "logit_diff")["logit_diff"].values

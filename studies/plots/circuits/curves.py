@@ -63,7 +63,7 @@ def circuit_curve(ds: xr.Dataset, random: xr.Dataset | None = None, *, title: st
             label = "random circuits" if number == 0 else ""
             curve = hv.Curve((numbers_of(drawn, along).astype(float), values), across, shown, label=label)
             parts.append(styled(curve, color=GREY, alpha=0.5, line_width=1))
-            reach += [float(np.nanmax(values)), float(np.nanmin(values))]
+            reach += [*values]
     split = "selection" in ds["faithfulness"].dims
     for number, label in enumerate(labels_of(ds["faithfulness"], "selection") if split else [""]):
         here = ds.isel(selection=number) if split else ds
@@ -88,8 +88,7 @@ def circuit_curve(ds: xr.Dataset, random: xr.Dataset | None = None, *, title: st
             styled(hv.Curve((at, values), across, shown, label=name), color=colour, line_dash=dash, line_width=2),
             dots(table, [across, shown], name, (colour, marker), 7, **tips),
         ]
-        for ends_of in (values, low, high):
-            reach += [float(np.nanmax(ends_of)), float(np.nanmin(ends_of))]
+        reach += [*values, *low, *high]
     if not title and along == "edges":
         title = "by number of edges"
     elif not title and ds["cpr"].ndim == ds["cmd"].ndim == 0:
@@ -100,7 +99,7 @@ def circuit_curve(ds: xr.Dataset, random: xr.Dataset | None = None, *, title: st
         "logx": True,
         "xlim": (at.min() * 0.8, 1.25 * at.max()),
     }
-    ends = (min(reach) - 0.08, max(reach) + 0.12)
+    ends = (float(np.nanmin(reach)) - 0.08, float(np.nanmax(reach)) + 0.12)  # of one prompt there are no intervals
     if along == "share":
         axes["xticks"] = [(share, f"{share:.1%}".replace(".0%", "%")) for share in TICKS if at.min() <= share]
     legend = {"show_legend": split or random is not None, "legend_cols": 2, "legend_limit": ENTRIES}

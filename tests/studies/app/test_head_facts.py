@@ -33,6 +33,13 @@ def test_variables_by_head_are_offered_with_their_other_dims(tree):
     assert variables.usual(variables.variables(tree)).key == "heads/induction"
 
 
+def test_what_a_study_of_a_circuit_found_to_be_lost_is_that_of_the_head():
+    numbers = xr.DataArray([[0.1, 0.2], [0.3, 0.4]], dims=("layer", "head"), coords={"layer": [0, 1], "head": [0, 1]})
+    found = xr.DataTree.from_dict({"/nodes": xr.Dataset({"lost": numbers.assign_attrs(long_name="share lost")})})
+    assert head_facts.lost(found, Head(1, 0)) == ("share lost", 0.3)
+    assert head_facts.lost(xr.DataTree.from_dict({"/a": xr.Dataset({"b": numbers})}), Head(1, 0)) is None
+
+
 def test_values_are_effects_values_and_shares(tree):
     ds, one = tree["ablation"].to_dataset(), named(tree, "ablation/loss")
     wanted = hw.effect(ds, "loss").sel(ablation="mean").mean("example")

@@ -33,6 +33,19 @@ def test_texts_of_files_are_escaped():
     ) + sentences.prompt_heading("<script>")
 
 
+def test_a_prompt_without_a_token_that_comes_back_says_why():
+    assert "type a word twice" in sentences.nothing_comes_back(["apple", "pear"])
+    said = sentences.nothing_comes_back(["self", ".", " self"])
+    assert "self with a space before it is another token than without" in said
+
+
+def test_what_is_lost_without_a_head_is_said_where_nothing_else_is():
+    effect = head_facts.Effect("loss", "zero", "nat", 0.5, 0.4, 0.6)
+    row = "<td>Share that is lost</td><td class=n>+0.959</td>"
+    assert row in sentences.effects_table([], ("share that is lost", 0.9591))
+    assert "0.959" not in sentences.effects_table([effect], ("share that is lost", 0.9591))
+
+
 def test_intervals_are_drawn_where_their_numbers_are():
     drawn = sentences.interval(0.5, 0.25, 0.75, 0.0, 1.0, mark=0.0)
     assert 'cx="50.00%"' in drawn

@@ -1,8 +1,5 @@
 """The script of issue 19, as it is written there, and that of the page on circuits."""
 
-import re
-from pathlib import Path
-
 import pytest
 
 import headwise as hw
@@ -30,16 +27,3 @@ def test_the_script_runs_as_written():
     assert float(study["random"]["cmd"].sel(kind="any edges").mean()) == pytest.approx(0.748, abs=0.01)
     assert float(study["circuit"]["faithfulness"]) >= 0.9
     assert float(study["circuit"]["p"]) == pytest.approx(1 / 21)
-
-
-def test_the_page_on_circuits_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    page = (Path(hw.__file__).parent / "docs" / "circuits.md").read_text()
-    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    block = block.replace("n=32, length=25", "n=4, length=8").replace('"logit_diff").run', '"logit_diff", draws=1).run')
-    space = {}
-    exec(compile(block, "circuits.md", "exec"), space)
-    assert (tmp_path / "circuit.html").is_file()
-    assert len(space["circuit"]) == 33
-    tables = {*re.findall(r"^\| `(\w+)`", page, re.MULTILINE)} | {"numbers"}
-    assert {*space["study"].children} <= tables

@@ -255,6 +255,16 @@ def test_the_smallest_number_is_found_by_halving_what_is_between(words_model, mo
     assert (tried[46], tried[47]) == (0.046, 0.95)
 
 
+def test_one_prompt_has_no_intervals_and_is_drawn(words_model):
+    tree = hw.CircuitStudy(hw.RepeatedTokens(n=1, length=8), n=20, **FEW).run(words_model, False)
+    curve = tree["curve"].to_dataset()
+    assert np.isnan(curve["cpr_low"])
+    low, high = hw.plots.circuit_curve(curve).opts.get("plot").kwargs["ylim"]
+    values = curve["faithfulness"].values
+    assert low < values.min() < values.max() < high
+    assert "inclusion" not in tree.children
+
+
 def test_edges_without_a_score_are_not_told_as_found(words_model):
     tree = hw.CircuitStudy(TASK, "accuracy", n=250, **FEW).run(words_model, False)
     nothing = int((tree["edges"]["score"].mean("example") == 0).sum())
