@@ -18,6 +18,8 @@ EDGE_ESTIMATORS = ("exact", "eap", "eap-ig", "eap-ig-activations", "atp*", "relp
 """Those of edge scores, see `edge_scores`."""
 STEPPED = ("integrated", "eap-ig", "eap-ig-activations")
 """Estimators that take steps."""
+EDGE_STEPS = 5
+"""Steps of an estimate of edges where none are given, as MIB takes them."""
 THERE_AND_BACK = 3
 """Work of a pass whose slopes are wanted, as a multiple of the pass."""
 

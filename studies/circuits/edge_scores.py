@@ -14,7 +14,7 @@ from ...errors import LARGEST_SEED, MOST_STEPS, DeclarationError, choices, whole
 from ...interventions.declare.circuits import Circuit, Edge
 from ...interventions.declare.codec import encode
 from ...interventions.declare.edges import EdgePatches
-from ...interventions.plan.estimators import EDGE_ESTIMATORS, STEPPED, said
+from ...interventions.plan.estimators import EDGE_ESTIMATORS, EDGE_STEPS, STEPPED, said
 from ...metrics.card import Metric
 from ..measuring import context
 from ..measuring.labels import check_is_model, task_json
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from ...interventions.models.model import Model
     from ..tasks.tasks import Task
 
-STEPS, SAMPLE = 5, 50
-"""Steps where none are given, as MIB takes them; and edges that are drawn where some are verified."""
+SAMPLE = 50
+"""Edges that are drawn where some are verified."""
 Edges = Circuit | Iterable[Edge | tuple[str, str] | str]
 ASKED = "edge_scores"
 """Attribute that holds the options of the call as JSON."""
@@ -47,7 +47,9 @@ class Estimator(NamedTuple):
 
 
 ESTIMATORS: dict[str, Estimator] = {
-    name: Estimator(EdgeRequest.exactly if name == "exact" else estimating(name), STEPS if name in STEPPED else None)
+    name: Estimator(
+        EdgeRequest.exactly if name == "exact" else estimating(name), EDGE_STEPS if name in STEPPED else None
+    )
     for name in EDGE_ESTIMATORS
 }
 """The ways of scoring, by their names."""

@@ -314,10 +314,11 @@ class CircuitStudy:
         if self.n is None:
             tried = kept.smallest(behaviour, scores, curves, self.share)
         others = None if self._others is None else behaviour.on(self._others)
-        try:
-            others and others.gap()
-        except DeclarationError:  # those of the next seed have none; those that were given were looked at first
-            others = None
+        if others is not None:
+            try:
+                others.gap()
+            except DeclarationError:  # those of the next seed have none; those that were given were looked at first
+                others = None
         found = kept.one_circuit(behaviour, scores, int(tried.attrs["n"]), self.draws, self.seed, others)
         return found.assign(tried.data_vars).assign_attrs(asked=int(self.n is not None))
 

@@ -37,8 +37,13 @@ SHOWN = 12
 """Edges of the table."""
 REPEATED, TEXT = "repeated", "text"
 METRIC, N, LENGTH, CONTEXT = "logit_diff", 32, 25, 64
-OF_TASKS = {"text": (TEXT,), "n": (REPEATED, TEXT), "length": (REPEATED,), "context": (TEXT,)}
-"""The tasks that an option goes with."""
+OF_TASKS = {
+    "text": (None, (TEXT,)),
+    "n": (N, (REPEATED, TEXT)),
+    "length": (LENGTH, (REPEATED,)),
+    "context": (None, (TEXT,)),
+}
+"""Options that not every task has: the default, and the tasks that they go with."""
 EXAMPLES = """  headwise circuit                                   the shipped model
   headwise circuit --model code-4l --task text       on text it has not read
   headwise circuit --task prompts.txt --model gpt2 --estimator eap-ig
@@ -183,8 +188,8 @@ def _task(options: argparse.Namespace, model: Model) -> tuple[Any, Any]:
     from ..text.recurring import line_prompts, recurring_prompts
 
     kind = options.task if options.task in (REPEATED, TEXT) else "FILE"
-    for name, kinds in OF_TASKS.items():
-        if (given := getattr(options, name)) not in (None, N, LENGTH) and kind not in kinds:
+    for name, (usual, kinds) in OF_TASKS.items():
+        if (given := getattr(options, name)) != usual and kind not in kinds:
             raise DeclarationError(f"--{name} {given}: it goes with --task {' or '.join(kinds)}")
     if options.task == REPEATED:
         return RepeatedTokens(n=options.n, length=options.length, seed=options.seed), None

@@ -11,7 +11,7 @@ import xarray as xr
 
 from ...errors import DeclarationError, choices
 from ...interventions.declare.edges import EdgePatches
-from ...interventions.plan.estimators import EDGE_ESTIMATORS, ESTIMATORS, STEPPED
+from ...interventions.plan.estimators import EDGE_ESTIMATORS, EDGE_STEPS, ESTIMATORS, STEPPED
 from ...metrics.card import Metric
 from ...metrics.statistics import benjamini_hochberg, rank_correlation, strongest_shared, t_test
 from ..tasks.tasks import Task
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
-STEPS, EDGE_STEPS = 8, 5
-"""Steps of an estimate where none are given; of edges, as MIB takes them."""
+STEPS = 8
+"""Steps of an estimate of interventions where none are given."""
 WORST = 5
 """How many of the worst misses are kept."""
 NOISE = 0.05

@@ -115,6 +115,7 @@ def test_tasks_of_the_command(tmp_path, capsys, monkeypatch):
         (["--metric", "nothing"], "there is no metric 'nothing'"),
         (["--context", "12"], "--context 12: it goes with --task text"),
         (["--task", "task.json", "--n", "4"], "--n 4: it goes with --task repeated or text"),
+        (["--task", "task.json", "--n", "25"], "--n 25: it goes with --task repeated or text"),
         (["--task", "text", "--length", "9"], "--length 9: it goes with --task repeated"),
         (
             ["--task", "text", "--text", "prompts.txt", "--context", "0"],

@@ -1,5 +1,7 @@
 """A study over checkpoints: of the shipped model, of folders, of files of Lightning, and of models in hand."""
 
+import dataclasses
+
 import lightning as L
 import numpy as np
 import pytest
@@ -51,6 +53,24 @@ def test_what_is_done_is_not_done_again(tmp_path):
     more = hw.over_checkpoints("words-2l", study, [0, 448, 512, 2000], out=tmp_path / "a.nc")
     assert runs[4:] == [448]
     xr.testing.assert_equal(more["loss"].sel(step=[0, 512, 2000]), found["loss"])
+
+
+def test_a_metric_that_does_something_else_is_measured_anew(tmp_path):
+    def metric(times):
+        def kernel(*arguments, **named):
+            return times * hw.metrics.loss.kernel(*arguments, **named)
+
+        card = dataclasses.replace(hw.metrics.loss.card, name="mine")
+        return dataclasses.replace(hw.metrics.loss, card=card, kernel=kernel)
+
+    once, thrice = (
+        hw.over_checkpoints("words-2l", hw.Sweep(STUDY.task, metrics=metric(times)), [0, 512], out=tmp_path / "a.nc")
+        for times in (1, 3)
+    )
+    np.testing.assert_allclose(thrice["mine"], 3 * once["mine"], rtol=1e-6)
+    named_alike = dataclasses.replace(metric(2), card=hw.metrics.loss.card)
+    with pytest.raises(DeclarationError, match=r"a metric of your own is called 'loss', like hw[.]metrics[.]loss"):
+        hw.Sweep(STUDY.task, metrics=named_alike).to_json()
 
 
 def test_the_passes_of_checkpoints_run_on_an_executor(tmp_path):
